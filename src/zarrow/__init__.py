@@ -1,0 +1,11 @@
+"""zarrow: a hybrid store for what a model's ``predict`` yields.
+
+Narrow columns stream into Parquet, wide vectors into Zarr v3 arrays, and neither is ever held in RAM.
+See `Writer` for the way in, `open` and `Store` for the way out, ``zarrow.lightning.PredictionWriter`` for
+the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk.
+"""
+
+from zarrow.store import Store, open
+from zarrow.writer import Durability, Writer
+
+__all__ = ["Durability", "Store", "Writer", "open"]

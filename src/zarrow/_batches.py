@@ -1,0 +1,383 @@
+"""Is what the caller hands over a batch of this store, and if not, what exactly is wrong?
+
+`infer_spec` learns from the first batch what the store is; `BatchReader` turns every batch into the two
+things that the write path takes: the table's rows as an encapsulated Arrow message, and one contiguous
+little-endian array per vector. All checks happen here, before the first byte is written, so a rejected
+batch leaves everything as it was. Nothing is cast unless the cast only changes the representation (byte
+order, ``string`` and ``large_string``, bfloat16 widened to float32).
+
+torch is not imported: a tensor is recognised by what it can do.
+
+Place: tier 2, used by `writer` and `_open_segment`. Pure.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zarrow import layout
+from zarrow.errors import BatchError, InvalidInputError
+from zarrow.layout import RESERVED_COLUMNS, ZARR_DTYPES, ArraySpec, StoreSpec
+
+__all__ = ["Batch", "BatchReader", "infer_spec", "to_host"]
+
+Columns = Any
+"""A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
+names to 1-D arrays, tensors or sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows on their way to disk.
+
+    Parameters
+    ----------
+    rows : int
+        How many.
+    payload : pyarrow.Buffer
+        The table's rows, of the wire schema, as an encapsulated record batch message.
+    schema : pyarrow.Schema
+        The wire schema.
+    arrays : tuple of array, shapes (rows, *row_shape)
+        In the order of the store's spec; contiguous, little-endian.
+    """
+
+    rows: int
+    payload: pa.Buffer
+    schema: pa.Schema
+    arrays: tuple[npt.NDArray[Any], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        return int(self.payload.size) + sum(rows.nbytes for rows in self.arrays)
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Return rows `start` to `stop`."""
+        if start == 0 and stop == self.rows:
+            return self
+        table = pa.ipc.read_record_batch(self.payload, self.schema).slice(start, stop - start)
+        return Batch(
+            stop - start, table.serialize(), self.schema, tuple(rows[start:stop] for rows in self.arrays)
+        )
+
+
+def to_host(values: Any) -> Any:
+    """Return a tensor as a numpy array; leave everything else alone.
+
+    A bfloat16 tensor is widened to float32, which holds all its values.
+
+    Parameters
+    ----------
+    values : torch.Tensor or anything
+        On any device, requiring grad or not.
+
+    Returns
+    -------
+    array or anything
+        On the host; shares memory with a tensor that was there.
+    """
+    if not (hasattr(values, "detach") and hasattr(values, "cpu")):
+        return values
+    tensor = values.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _as_array(values: Any) -> npt.NDArray[Any]:
+    array = np.asarray(to_host(values))
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    return array
+
+
+def _as_record_batch(columns: Columns, rows: int | None, schema: pa.Schema | None) -> pa.RecordBatch:
+    """Return the caller's columns as one record batch, types as they are."""
+    if columns is None:
+        columns = {}
+    if isinstance(columns, pa.RecordBatch):
+        return columns
+    if isinstance(columns, Mapping):
+        converted = {}
+        for name, values in columns.items():
+            if not isinstance(values, pa.Array | pa.ChunkedArray):
+                values = _as_column(name, to_host(values), schema)
+            converted[name] = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        lengths = {name: len(values) for name, values in converted.items()}
+        if len(set(lengths.values())) > 1:
+            raise BatchError(f"columns must have one length, got {lengths}")
+        if not converted:
+            return pa.record_batch([pa.nulls(rows or 0)], names=["_"]).select([])
+        return pa.record_batch(list(converted.values()), names=list(converted))
+    try:
+        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise BatchError(
+            "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping of names to "
+            f"values, got {type(columns).__name__}: {error}"
+        ) from error
+    if not table.num_columns:
+        return _as_record_batch({}, rows if rows is not None else table.num_rows, schema)
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array:
+    if isinstance(values, np.ndarray) and values.ndim != 1:
+        raise BatchError(
+            f"column {name!r}: a column has one value per row, got shape {values.shape}: hand it over as an array"
+        )
+    if isinstance(values, np.ndarray) and not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    # A plain sequence has no type of its own, so the store's may decide; an array's is never overruled.
+    known = schema is not None and name in schema.names and not hasattr(values, "dtype")
+    try:
+        return pa.array(values, type=schema.field(name).type if known and schema is not None else None)
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise BatchError(f"column {name!r}: not a column: {error}") from error
+
+
+def infer_spec(
+    columns: Columns,
+    arrays: Mapping[str, Any],
+    *,
+    keys: Sequence[str] = (),
+    segment_rows: int | None = None,
+    codecs: Callable[[str, str], tuple[dict[str, Any], ...]],
+    schema: pa.Schema | None = None,
+    declared: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> StoreSpec:
+    """Return what a store is, from its declaration and, for what that leaves open, its first batch.
+
+    Parameters
+    ----------
+    columns : Table, RecordBatch, frame or mapping
+        The first batch's columns.
+    arrays : mapping of str to array, shapes (rows, *row_shape)
+        Its arrays.
+    keys : sequence of str
+        The key columns.
+    segment_rows : int, optional
+        Rows of a segment; by default the widest shard has 48 to 96 MiB.
+    codecs : callable of (array name, dtype) to tuple of dict
+        Says how an array is encoded.
+    schema : pyarrow.Schema, optional
+        The columns, if declared.
+    declared : mapping of str to (row shape, dtype), optional
+        The arrays, if declared.
+    provenance : mapping, optional
+        Where the rows come from.
+
+    Returns
+    -------
+    StoreSpec
+        With a new uuid.
+    """
+    shapes = dict(declared) if declared is not None else {}
+    if declared is None:
+        for name, values in arrays.items():
+            rows = _as_array(values)
+            shapes[name] = (rows.shape[1:], rows.dtype.name)
+    if schema is None:
+        schema = _as_record_batch(columns, None, None).schema
+    schema = schema.remove_metadata()
+    widest = max(
+        (
+            layout.ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1).row_bytes
+            for name, (shape, dtype) in shapes.items()
+        ),
+        default=None,
+    )
+    rows_per_segment = layout.default_segment_rows(widest) if segment_rows is None else segment_rows
+    if not layout.is_power_of_two(rows_per_segment):
+        raise InvalidInputError(f"segment_rows must be a power of two, got {rows_per_segment!r}")
+    specs = []
+    for name, (shape, dtype) in shapes.items():
+        spec = ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1)
+        chunk_rows = layout.default_chunk_rows(spec.row_bytes, rows_per_segment)
+        specs.append(
+            ArraySpec(
+                name=name, row_shape=shape, dtype=dtype, chunk_rows=chunk_rows, codecs=codecs(name, dtype)
+            )
+        )
+    # A key column is never null, which Parquet then knows too.
+    fields = [column.with_nullable(column.nullable and column.name not in keys) for column in schema]
+    return StoreSpec(
+        uuid=uuids.uuid4().hex,
+        segment_rows=rows_per_segment,
+        schema=pa.schema(fields),
+        arrays=tuple(specs),
+        keys=tuple(keys),
+        provenance=dict(provenance or {}),
+    )
+
+
+class BatchReader:
+    """Checks batches against a store's spec.
+
+    Parameters
+    ----------
+    spec : StoreSpec
+        The store.
+    """
+
+    def __init__(self, spec: StoreSpec) -> None:
+        self._spec = spec
+        self._wire = spec.wire_schema
+        self._names = [array.name for array in spec.arrays]
+
+    def read(
+        self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool, number: int
+    ) -> Batch:
+        """Return a batch that the write path can take.
+
+        Parameters
+        ----------
+        columns : Table, RecordBatch, frame or mapping
+            The narrow columns.
+        arrays : mapping of str to array, shapes (rows, *row_shape)
+            The vectors.
+        sample_index : int array, shape (rows,), or None
+            Where in the dataset the rows come from.
+        copy : bool
+            Whether the caller keeps the arrays' memory.
+        number : int
+            The how-manieth batch, for messages.
+
+        Returns
+        -------
+        Batch
+            Sharing no memory with the caller's, unless `copy` is False.
+
+        Raises
+        ------
+        BatchError
+            It names batch, column or array, what was expected, what came, and what to do.
+        """
+        try:
+            return self._read(columns, arrays, sample_index, copy=copy)
+        except BatchError as error:
+            raise BatchError(f"batch {number}: {error}; nothing of it was written") from error.__cause__
+
+    def _read(self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool) -> Batch:
+        if arrays.keys() != set(self._names):
+            raise BatchError(f"arrays must be {self._names}, got {list(arrays)}")
+        given = [_as_array(arrays[name]) for name in self._names]
+        for spec, rows in zip(self._spec.arrays, given, strict=True):
+            self._check_array(spec, rows)
+        lengths = {len(rows) for rows in given}
+        table = _as_record_batch(columns, min(lengths, default=None), self._spec.schema)
+        if sample_index is not None:
+            sample_index = _check_sample_index(sample_index)
+            lengths.add(len(sample_index))
+        if table.num_columns or not lengths:
+            lengths.add(table.num_rows)
+        if len(lengths) > 1:
+            found = dict(zip(self._names, map(len, given), strict=True))
+            index = "" if sample_index is None else f", sample_index {len(sample_index)}"
+            raise BatchError(f"columns and arrays must have one length, got columns {table.num_rows}, {found}{index}")
+        count = lengths.pop()
+        payload = self._check_table(table, sample_index, count).serialize()
+        return Batch(
+            count,
+            payload,
+            self._wire,
+            tuple(_own(spec, rows, copy=copy) for spec, rows in zip(self._spec.arrays, given, strict=True)),
+        )
+
+    @staticmethod
+    def _check_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
+        if rows.shape[1:] != spec.row_shape or rows.ndim != len(spec.row_shape) + 1:
+            expected = f"(rows, {', '.join(map(str, spec.row_shape))})"
+            raise BatchError(f"array {spec.name!r}: expected shape {expected}, got {rows.shape}: reshape it")
+        if rows.dtype.name != spec.dtype:
+            raise BatchError(
+                f"array {spec.name!r}: expected dtype {spec.dtype}, got {rows.dtype.name}: "
+                "cast it yourself if that loses nothing"
+            )
+
+    def _check_table(self, table: pa.RecordBatch, sample_index: Any, count: int) -> pa.RecordBatch:
+        """Return the table's rows, of the wire schema."""
+        schema = self._spec.schema
+        names = table.schema.names
+        if names != schema.names:
+            for name in names:
+                if name in RESERVED_COLUMNS:
+                    raise BatchError(
+                        f"column {name!r}: the name is the store's own: rename it, or use sample_index="
+                    )
+                if names.count(name) > 1:
+                    raise BatchError(f"column {name!r} stands there more than once")
+            if set(names) != set(schema.names):
+                missing = [name for name in schema.names if name not in names]
+                unknown = [name for name in names if name not in schema.names]
+                raise BatchError(f"columns must be {schema.names}; missing {missing}, unknown {unknown}")
+        values = []
+        for column, wire in zip(schema, self._wire, strict=False):
+            data = table.column(column.name)
+            if data.type != wire.type:
+                data = _represent(data, wire.type, column)
+            if data.null_count and not column.nullable:
+                row = int(np.flatnonzero(np.asarray(data.is_null()))[0])
+                kind = "key" if column.name in self._spec.keys else "column that was declared not nullable"
+                raise BatchError(f"{kind} {column.name!r}: expected a value, got null in row {row} of the batch")
+            if column.name in self._spec.keys and pa.types.is_floating(data.type):
+                bad = np.flatnonzero(np.isnan(data.to_numpy(zero_copy_only=False)))
+                if bad.size:
+                    raise BatchError(f"key {column.name!r}: expected a number, got NaN in row {bad[0]} of the batch")
+            values.append(data)
+        values.append(pa.nulls(count, pa.int64()) if sample_index is None else pa.array(sample_index))
+        return pa.RecordBatch.from_arrays(values, schema=self._wire)
+
+
+def _check_sample_index(values: Any) -> npt.NDArray[np.int64]:
+    index = np.asarray(to_host(values))
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise BatchError(
+            f"sample_index must be one integer per row, got shape {index.shape} of {index.dtype.name}"
+        )
+    if index.size and (index.min() < 0 or index.max() >= 2**63):
+        raise BatchError(f"sample_index must lie in 0..2**63-1, got {index.min()}..{index.max()}")
+    return index.astype(np.int64)
+
+
+_REPRESENTATIONS: tuple[tuple[Callable[[pa.DataType], bool], ...], ...] = (
+    (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    (pa.types.is_list, pa.types.is_large_list),
+)
+
+
+def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Array:
+    """Return a column in another representation of the same values, or raise."""
+    have = data.type
+    if pa.types.is_dictionary(have):
+        have = have.value_type
+    same = have == wanted or any(
+        any(is_kind(have) for is_kind in family) and any(is_kind(wanted) for is_kind in family)
+        for family in _REPRESENTATIONS
+    )
+    if pa.types.is_list(have) or pa.types.is_large_list(have):
+        same = same and have.value_type == wanted.value_type
+    if not same and not (pa.types.is_null(have) and column.nullable):
+        raise BatchError(
+            f"column {column.name!r}: expected {column.type}, got {data.type}: "
+            "cast it yourself if that loses nothing"
+        )
+    return pc.cast(data, wanted)
+
+
+def _own(spec: ArraySpec, rows: npt.NDArray[Any], *, copy: bool) -> npt.NDArray[Any]:
+    """Return rows that the write path may keep: contiguous, little-endian, nobody else's."""
+    wanted = ZARR_DTYPES[spec.dtype]
+    if not copy and rows.flags.c_contiguous and rows.dtype == wanted:
+        return rows
+    return np.array(rows, wanted, order="C", copy=True)

@@ -1,0 +1,302 @@
+"""How is an inner chunk encoded, and which codecs may an array have?
+
+An array's codecs are a Zarr v3 chain: any array-to-array codecs, one array-to-bytes codec, any
+bytes-to-bytes codecs. They stand in the metadata as the Zarr specification and the zarr-extensions
+registry write them, so that stock readers decode the chunks; here the same chain is run by numcodecs
+directly, one chunk at a time and without loading zarr.
+
+Only the codecs listed here are run: the names come from a file, and a store may be hostile.
+
+Place: tier 2, used by `_shards` and `store`. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+
+from zarrow._checksum import crc32c
+from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError
+from zarrow.layout import PLAIN, ZARR_DTYPES, ArraySpec
+
+__all__ = ["ChunkCodec", "normalize"]
+
+Codec = Mapping[str, Any]
+
+_BLOSC_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+_ARRAY_TO_ARRAY = ("numcodecs.bitround",)
+_ARRAY_TO_BYTES = ("bytes", "numcodecs.pcodec")
+_BYTES_TO_BYTES = (
+    "blosc",
+    "crc32c",
+    "gzip",
+    "zstd",
+    "numcodecs.shuffle",
+)
+ALLOWED = (*_ARRAY_TO_ARRAY, *_ARRAY_TO_BYTES, *_BYTES_TO_BYTES)
+
+
+def _blosc(cname: str, shuffle: str, clevel: int = 5) -> dict[str, Any]:
+    return {
+        "name": "blosc",
+        "configuration": {"cname": cname, "clevel": clevel, "shuffle": shuffle, "blocksize": 0},
+    }
+
+
+PRESETS: dict[str, tuple[Codec, ...]] = {
+    "none": (),
+    "crc32c": ({"name": "crc32c"},),
+    "blosc": (_blosc("lz4", "bitshuffle"),),
+    "blosc-lz4-bitshuffle": (_blosc("lz4", "bitshuffle"),),
+    "blosc-zstd-bitshuffle": (_blosc("zstd", "bitshuffle"),),
+    "zstd": ({"name": "zstd", "configuration": {"level": 3, "checksum": False}},),
+    "pcodec": ({"name": "numcodecs.pcodec", "configuration": {}},),
+}
+"""Names that stand for a chain."""
+
+
+def normalize(codecs: str | Codec | Iterable[Any] | None, dtype: str) -> tuple[dict[str, Any], ...]:
+    """Return an array's codecs as Zarr v3 metadata writes them.
+
+    Parameters
+    ----------
+    codecs : None, str, dict, zarr codec, or a sequence of them
+        None is plain bytes. A string names a preset (`PRESETS`); a dict is a codec as it stands in a
+        ``zarr.json``; anything with ``to_dict()``, as zarr's own codec objects have, is asked for that.
+        ``bytes`` is put in where no array-to-bytes codec is named.
+    dtype : str
+        The array's data type, which blosc and shuffle want the size of.
+
+    Returns
+    -------
+    tuple of dict
+        The chain, checked.
+
+    Raises
+    ------
+    InvalidInputError
+        If a codec is unknown, or stands where it cannot.
+
+    Examples
+    --------
+    >>> [codec["name"] for codec in normalize("zstd", "float32")]
+    ['bytes', 'zstd']
+    """
+    if codecs is None:
+        return PLAIN
+    given = [codecs] if isinstance(codecs, str | Mapping) or hasattr(codecs, "to_dict") else list(codecs)
+    chain: list[Codec] = []
+    for codec in given:
+        if isinstance(codec, str):
+            if codec not in PRESETS:
+                raise InvalidInputError(f"codecs must be of {', '.join(PRESETS)} or Zarr v3 codecs, got {codec!r}")
+            chain.extend(PRESETS[codec])
+        else:
+            chain.append(codec if isinstance(codec, Mapping) else codec.to_dict())
+    itemsize = ZARR_DTYPES[dtype].itemsize
+    checked = [_normalize_one(codec, itemsize) for codec in chain]
+    if not any(codec["name"] in _ARRAY_TO_BYTES for codec in checked):
+        before = sum(codec["name"] in _ARRAY_TO_ARRAY for codec in checked)
+        checked.insert(before, PLAIN[0])
+    stages = [_stage(codec["name"]) for codec in checked]
+    if stages != sorted(stages) or stages.count(1) != 1:
+        names = [codec["name"] for codec in checked]
+        raise InvalidInputError(
+            f"codecs must be array-to-array, then one array-to-bytes, then bytes-to-bytes, got {names}"
+        )
+    chain_spec = tuple(checked)
+    probe = ArraySpec(name="probe", row_shape=(4,), dtype=dtype, chunk_rows=4, codecs=chain_spec)
+    codec = ChunkCodec(probe)
+    try:
+        codec.decode(codec.encode(np.zeros((4, 4), ZARR_DTYPES[dtype])), "probe")
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(f"codecs {codecs!r} cannot encode {dtype}: {error}") from error
+    return chain_spec
+
+
+def _stage(name: str) -> int:
+    return 0 if name in _ARRAY_TO_ARRAY else 1 if name in _ARRAY_TO_BYTES else 2
+
+
+def _plain_value(value: Any) -> Any:
+    return getattr(value, "value", value)  # enumerations of zarr's codec objects
+
+
+def _normalize_one(codec: Codec, itemsize: int) -> dict[str, Any]:
+    name = codec.get("name")
+    if name not in ALLOWED:
+        raise InvalidInputError(f"codec {name!r} is not one that zarrow runs: use one of {', '.join(ALLOWED)}")
+    configuration = {key: _plain_value(value) for key, value in (codec.get("configuration") or {}).items()}
+    if name == "blosc":
+        configuration["typesize"] = itemsize
+        if _BLOSC_SHUFFLES.get(configuration.setdefault("shuffle", "bitshuffle")) is None:
+            raise InvalidInputError(
+                f"blosc's shuffle must be one of {', '.join(_BLOSC_SHUFFLES)}, got {configuration['shuffle']!r}"
+            )
+        configuration = {"cname": "lz4", "clevel": 5, "blocksize": 0, **configuration}
+    elif name == "zstd":
+        configuration = {"level": 3, "checksum": False, **configuration}
+    elif name == "gzip":
+        configuration = {"level": 5, **configuration}
+    elif name == "numcodecs.shuffle":
+        configuration = {"elementsize": itemsize, **configuration}
+    elif name == "bytes":
+        if configuration.get("endian", "little") != "little":
+            raise InvalidInputError("arrays are stored little-endian; codec 'bytes' must not say otherwise")
+        configuration = {"endian": "little"}
+    return {"name": name, "configuration": configuration} if configuration else {"name": name}
+
+
+@lru_cache(maxsize=64)
+def _numcodec(kind: str, *items: tuple[str, Any]) -> Any:
+    try:
+        return numcodecs.get_codec({"id": kind, **dict(items)})
+    except (ValueError, ImportError) as error:
+        if kind == "pcodec":
+            raise MissingExtraError("codec 'pcodec' needs the package pcodec: pip install pcodec") from error
+        raise
+
+
+def _runner(codec: Codec) -> Any:
+    """Return the numcodecs codec that runs a Zarr v3 one."""
+    name, configuration = codec["name"], dict(codec.get("configuration") or {})
+    if name == "blosc":
+        configuration["shuffle"] = _BLOSC_SHUFFLES[configuration["shuffle"]]
+    if name == "crc32c":
+        configuration = {"location": "end"}
+    kind = name.removeprefix("numcodecs.")
+    if kind == "crc32c":
+        return _Crc32c()
+    return _numcodec(kind, *sorted(configuration.items()))
+
+
+class _Crc32c:
+    """Zarr v3's crc32c codec: the checksum behind the bytes."""
+
+    def encode(self, data: Any) -> bytes:
+        raw = bytes(memoryview(data).cast("B"))
+        return raw + crc32c(raw).to_bytes(4, "little")
+
+    def decode(self, data: Any) -> bytes:
+        raw = bytes(memoryview(data).cast("B"))
+        if len(raw) < 4 or crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+            raise CorruptionError("the crc32c in the chunk does not hold")
+        return raw[:-4]
+
+
+class ChunkCodec:
+    """Encodes and decodes the chunks of one array.
+
+    Parameters
+    ----------
+    array : ArraySpec
+        The array.
+
+    Raises
+    ------
+    InvalidInputError
+        If the array has a codec that is not run.
+    """
+
+    def __init__(self, array: ArraySpec) -> None:
+        self._array = array
+        for codec in array.codecs:
+            if codec.get("name") not in ALLOWED:
+                raise InvalidInputError(
+                    f"array {array.name!r}: codec {codec.get('name')!r} is not one that zarrow runs"
+                )
+        split = [codec for codec in array.codecs if codec["name"] not in ("bytes",)]
+        self._filters: Sequence[Any] = [_runner(codec) for codec in split if _stage(codec["name"]) == 0]
+        packers = [codec for codec in split if _stage(codec["name"]) == 1]
+        self._packer: Any = _runner(packers[0]) if packers else None
+        self._compressors: Sequence[Any] = [_runner(codec) for codec in split if _stage(codec["name"]) == 2]
+
+    def encode(self, chunk: npt.NDArray[Any]) -> bytes:
+        """Return a chunk's stored bytes.
+
+        Parameters
+        ----------
+        chunk : array, shape (chunk_rows, *row_shape)
+            The rows, contiguous.
+
+        Returns
+        -------
+        bytes
+            What lies in the shard.
+        """
+        data: Any = chunk
+        for step in self._filters:
+            data = np.asarray(step.encode(data)).view(self._array.numpy_dtype).reshape(chunk.shape)
+        if self._packer is not None:
+            data = self._packer.encode(data)
+        for step in self._compressors:
+            data = step.encode(data)
+        return bytes(data) if not isinstance(data, np.ndarray) else data.tobytes()
+
+    def decode(self, data: Any, path: str) -> npt.NDArray[Any]:
+        """Return a chunk's rows.
+
+        Parameters
+        ----------
+        data : bytes-like
+            The stored bytes.
+        path : str
+            For messages.
+
+        Returns
+        -------
+        array, shape (chunk_rows, *row_shape)
+            The rows.
+
+        Raises
+        ------
+        CorruptionError
+            If the bytes do not decode to a chunk; what a header declares is checked before it is inflated.
+        """
+        array = self._array
+        try:
+            for step in reversed(self._compressors):
+                _refuse_bomb(step, data, array.chunk_bytes)
+                data = step.decode(data)
+            if self._packer is not None:
+                data = self._packer.decode(data)
+            rows = np.frombuffer(memoryview(data).cast("B"), array.numpy_dtype)
+            return rows.reshape(array.chunk_rows, *array.row_shape)
+        except CorruptionError as error:
+            raise CorruptionError(f"{path}: {error}") from None
+        except Exception as error:  # codecs raise RuntimeError, ValueError, TypeError, …: all mean the same
+            raise CorruptionError(f"{path}: a chunk cannot be decoded: {error}") from error
+
+
+def _refuse_bomb(step: Any, data: Any, chunk_bytes: int) -> None:
+    """Raise if a compressed chunk declares to be larger than a chunk (and its checksums) can be."""
+    declared = _declared_size.get(getattr(step, "codec_id", ""), lambda _: None)(memoryview(data).cast("B"))
+    if declared is not None and declared > 2 * chunk_bytes + 4096:
+        raise CorruptionError(f"a chunk of {chunk_bytes} bytes declares {declared}")
+
+
+def _blosc_size(view: memoryview) -> int | None:
+    return int.from_bytes(view[4:8], "little") if len(view) >= 16 else None
+
+
+def _zstd_size(view: memoryview) -> int | None:
+    """Return the content size that a zstd frame declares (RFC 8878, section 3.1.1.1)."""
+    if len(view) < 6:
+        return None
+    descriptor = view[4]
+    single_segment = descriptor >> 5 & 1
+    width = (1 if single_segment else 0, 2, 4, 8)[descriptor >> 6]
+    if not width:
+        return None
+    start = 5 + (0 if single_segment else 1) + (0, 1, 2, 4)[descriptor & 3]
+    return int.from_bytes(view[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+_declared_size: dict[str, Callable[[memoryview], int | None]] = {"blosc": _blosc_size, "zstd": _zstd_size}

@@ -1,0 +1,376 @@
+"""How do bytes get onto a disk so that they stay there?
+
+The only place that writes, syncs, links, renames, removes and locks. Everything goes through `calls`,
+a table of the operating system's calls: tests put another table there, which records, tears, fails or
+dies, and thereby reach every durable step of the library.
+
+Rules that hold here for everybody:
+
+* a write is repeated until all bytes are out, and a write of nothing is an error, never a loop;
+* an fsync is never repeated: after one that failed the kernel may have dropped the bytes;
+* a small document appears whole or not at all: it is written under a scratch name, synced, then linked
+  (`publish`: only if nobody was first) or renamed (`replace`) into place, and the directory is synced.
+
+Place: tier 1. Must not know what a segment is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zarrow.errors import CorruptionError
+
+__all__ = [
+    "FileLock",
+    "calls",
+    "create",
+    "exchange",
+    "link",
+    "make_dir",
+    "publish",
+    "read",
+    "remove",
+    "remove_tree",
+    "replace",
+    "scratch_name",
+    "start_writeback",
+    "sync",
+    "sync_dir",
+    "truncate",
+    "write",
+]
+
+_RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Calls:
+    """The operating system's calls that change a disk, one method each."""
+
+    def open(self, path: str, flags: int, mode: int = 0o666) -> int:
+        """Open a file that will be written."""
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        """Write some of `data` at `offset`."""
+        return os.pwrite(fd, data, offset)
+
+    def ftruncate(self, fd: int, size_bytes: int) -> None:
+        """Set a file's size."""
+        os.ftruncate(fd, size_bytes)
+
+    def fsync(self, fd: int) -> None:
+        """Wait until a file's bytes, its size included, are on the disk."""
+        if sys.platform == "darwin":  # there fsync stops at the drive's cache
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(fd)
+
+    def fsync_dir(self, path: str) -> None:
+        """Wait until a directory's entries are on the disk."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory that was not there."""
+        os.mkdir(path)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name that was not there."""
+        os.link(source, target)
+
+    def rename(self, source: str, target: str) -> None:
+        """Move a file or directory over `target`."""
+        os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Remove a file's name."""
+        os.unlink(path)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
+
+
+calls = Calls()
+"""The table in use; tests replace it."""
+
+
+def create(path: Path, *, exist_ok: bool = False) -> int:
+    """Create a file for reading and writing and return its descriptor.
+
+    Raises
+    ------
+    FileExistsError
+        If it is there already, unless `exist_ok`.
+    """
+    return calls.open(str(path), os.O_RDWR | os.O_CREAT | (0 if exist_ok else os.O_EXCL))
+
+
+def write(fd: int, data: Any, offset: int) -> None:
+    """Write all of `data` (a contiguous buffer) at `offset`: accepted on return."""
+    with memoryview(data) as whole, whole.cast("B") as view:
+        done = 0
+        while done < len(view):
+            count = calls.pwrite(fd, view[done:], offset + done)
+            if count <= 0:
+                raise OSError(errno.EIO, "the file system wrote nothing and reported no error")
+            done += count
+
+
+def truncate(fd: int, size_bytes: int) -> None:
+    """Set a file's size."""
+    calls.ftruncate(fd, size_bytes)
+
+
+def start_writeback(fd: int, offset: int, size_bytes: int) -> None:
+    """Ask the kernel to start writing a range out, without waiting: so that `sync` finds little to do.
+
+    It promises nothing, so a platform without the call is no error.
+    """
+    if hasattr(_libc, "sync_file_range"):
+        _libc.sync_file_range(
+            fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+        )
+
+
+def sync(fd: int) -> None:
+    """Make a file's bytes durable."""
+    calls.fsync(fd)
+
+
+def sync_dir(path: Path) -> None:
+    """Make a directory's entries durable."""
+    calls.fsync_dir(str(path))
+
+
+def make_dir(path: Path, *, exist_ok: bool = False) -> None:
+    """Make a directory; its entry in the parent is not synced.
+
+    Raises
+    ------
+    FileExistsError
+        If it is there already, unless `exist_ok` and it is a directory.
+    """
+    try:
+        calls.mkdir(str(path))
+    except FileExistsError:
+        if not exist_ok or not path.is_dir():
+            raise
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; `FileExistsError` if that name is taken."""
+    calls.link(str(source), str(target))
+
+
+def rename(source: Path, target: Path) -> None:
+    """Move a file or directory over `target`."""
+    calls.rename(str(source), str(target))
+
+
+def remove(path: Path, *, missing_ok: bool = True) -> None:
+    """Remove a file's name."""
+    try:
+        calls.unlink(str(path))
+    except FileNotFoundError:
+        if not missing_ok:
+            raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it; links in it are removed, not followed."""
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path))
+        else:
+            remove(Path(entry.path))
+    with contextlib.suppress(FileNotFoundError):
+        calls.rmdir(str(path))
+
+
+def scratch_name(scratch: Path) -> Path:
+    """Return a path in `scratch` that nobody else uses; the next writer removes what is left there."""
+    return scratch / f"tmp-{secrets.token_hex(8)}"
+
+
+@contextlib.contextmanager
+def _written(data: bytes, scratch: Path) -> Iterator[Path]:
+    path = scratch_name(scratch)
+    fd = create(path)
+    try:
+        try:
+            write(fd, data, 0)
+            sync(fd)
+        finally:
+            os.close(fd)
+        yield path
+    finally:
+        remove(path)
+
+
+def publish(path: Path, data: bytes, *, scratch: Path) -> None:
+    """Put a small file in place if nobody was first: visible at once, durable on return.
+
+    Parameters
+    ----------
+    path : Path
+        Where.
+    data : bytes
+        What.
+    scratch : Path
+        A directory of the same file system for the name it has before.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file of that name.
+    """
+    with _written(data, scratch) as written:
+        link(written, path)
+    sync_dir(path.parent)
+
+
+def replace(path: Path, data: bytes, *, scratch: Path) -> None:
+    """Put a small file in place of what is there: whole at every instant, durable on return."""
+    with _written(data, scratch) as written:
+        rename(written, path)
+    sync_dir(path.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two directories, atomically where the platform can (Linux)."""
+    if hasattr(_libc, "renameat2"):
+        at_cwd = -100
+        if not _libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), _RENAME_EXCHANGE):
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), str(one), None, str(other))
+    aside = other.with_name(f"{other.name}.{secrets.token_hex(4)}")
+    rename(other, aside)
+    rename(one, other)
+    rename(aside, one)
+
+
+def read(path: Path, *, limit_bytes: int = 1 << 30) -> bytes:
+    """Return a file's content.
+
+    Raises
+    ------
+    CorruptionError
+        If it is larger than `limit_bytes`: no document of ours is.
+    FileNotFoundError
+        If it is not there.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes > limit_bytes:
+            raise CorruptionError(f"{path}: a document of {size_bytes} bytes, at most {limit_bytes} are allowed")
+        pieces = []
+        while piece := os.read(fd, max(size_bytes, 1)):
+            size_bytes -= len(piece)
+            pieces.append(piece)
+            if size_bytes <= 0:
+                break
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free on the file system of `path`."""
+    return shutil.disk_usage(path).free
+
+
+class FileLock:
+    """A lock on a file that ends with the process that holds it, however that ends.
+
+    The file says who holds it. A courtesy to users: that no rows are lost or doubled rests on `publish`.
+
+    Parameters
+    ----------
+    path : Path
+        The file; made if it is not there.
+    shared : bool
+        Whether other holders of a shared lock are welcome.
+    holder : bytes
+        What to write into the file.
+    """
+
+    def __init__(self, path: Path, *, shared: bool = False, holder: bytes = b"") -> None:
+        self.path = path
+        self.shared = shared
+        self._holder = holder
+        self._fd = -1
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free, and tell whether it was."""
+        while True:
+            fd = create(self.path, exist_ok=True)
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except BaseException:
+                os.close(fd)
+                raise
+            # Its last holder may have removed the file between our open and our lock.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(self.path)):
+                    self._fd = fd
+                    if self._holder:
+                        truncate(fd, 0)
+                        write(fd, self._holder, 0)
+                    return True
+            os.close(fd)
+
+    def convert(self, *, shared: bool) -> bool:
+        """Make a lock that is held shared or exclusive, and tell whether others allowed it."""
+        try:
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        self.shared = shared
+        return True
+
+    def holder(self) -> bytes:
+        """Return what the last exclusive holder wrote into the file."""
+        try:
+            return read(self.path)
+        except FileNotFoundError:
+            return b""
+
+    def release(self, *, remove_file: bool = False) -> None:
+        """Give the lock back; more than once does no harm."""
+        if self._fd >= 0:
+            if remove_file:
+                remove(self.path)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

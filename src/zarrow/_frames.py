@@ -1,0 +1,308 @@
+"""How is one batch written down so that it is found again whole or not at all?
+
+A frame is the journal's record of the part of a batch that lies in one segment. It is appended to
+``table.frames`` after the batch's row bytes were written, so a frame that is there vouches for them: it
+carries their crc32c, its own, and the number of rows that were durable when it was written.
+
+What a reader does with a frame that does not check out depends on that last number (`scan`):
+
+* the bytes after the last good frame are a *torn tail* — a batch that was never accepted, or, after a
+  power cut, one that was never durable — and are dropped;
+* unless some later frame says that the rows were durable: then the disk has changed them, and that is
+  `CorruptionError`.
+
+The layout, all little-endian, is in ``FORMAT.md``. Nothing in a frame is used before its checksum holds;
+the Arrow payload least of all, for a damaged one can crash the process that parses it.
+
+Place: tier 2, used by `_open_segment` and `verify`. Pure. Must not import its siblings.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow._checksum import crc32c
+from zarrow.errors import CorruptionError
+
+__all__ = ["ArrayEntry", "Chunk", "Frame", "encode", "parse_payload", "scan"]
+
+MAGIC = b"ZARROWF1"
+_HEAD = struct.Struct("<8sQ16sQQIIQ")
+"""magic, frame size, store uuid, first row, durable rows, rows, arrays, payload size"""
+_ENTRY = struct.Struct("<IIII")
+"""per array: crc32c of the rows, crc32c of the tail, side of the tail, chunks that became full"""
+_CHUNK = struct.Struct("<QI")
+"""per chunk that became full: encoded size, crc32c of the encoded bytes"""
+_CRC = struct.Struct("<I")
+_ALIGNMENT = 8
+MAX_FRAME_BYTES = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """An encoded chunk that was appended to a compressed array's shard: its size in bytes and crc32c."""
+
+    size_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayEntry:
+    """What a frame says of one array.
+
+    Parameters
+    ----------
+    rows_crc32c : int
+        The crc32c of the batch's row bytes.
+    tail_crc32c : int
+        Compressed arrays: the crc32c of all rows of the unfinished chunk, which lie in a tail file.
+    tail_side : int
+        Which of the two tail files.
+    chunks : tuple of Chunk
+        The chunks that this batch completed.
+    """
+
+    rows_crc32c: int
+    tail_crc32c: int = 0
+    tail_side: int = 0
+    chunks: tuple[Chunk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame.
+
+    Parameters
+    ----------
+    first_row : int
+        Of the batch, counted from the open segment's beginning.
+    rows : int
+        Rows of the batch; 0 in a frame that only tells how many rows are durable.
+    durable_rows : int
+        Rows of the open segment that were synced when the frame was written.
+    arrays : tuple of ArrayEntry
+        In the order of the store's spec.
+    payload : bytes-like
+        The table's rows: an encapsulated Arrow record batch message without its schema.
+    """
+
+    first_row: int
+    rows: int
+    durable_rows: int
+    arrays: tuple[ArrayEntry, ...]
+    payload: pa.Buffer
+
+    @property
+    def stop(self) -> int:
+        """The row after the batch's last."""
+        return self.first_row + self.rows
+
+
+def encode(
+    uuid: bytes,
+    first_row: int,
+    rows: int,
+    durable_rows: int,
+    arrays: Sequence[ArrayEntry],
+    payload: pa.Buffer | bytes,
+) -> bytes:
+    """Return the bytes of a frame.
+
+    Parameters
+    ----------
+    uuid : bytes
+        The 16 bytes of the store's uuid.
+    first_row, rows, durable_rows, arrays, payload
+        As in `Frame`.
+
+    Returns
+    -------
+    bytes
+        A multiple of 8 long.
+    """
+    pieces = [b""]
+    for entry in arrays:
+        pieces.append(
+            _ENTRY.pack(entry.rows_crc32c, entry.tail_crc32c, entry.tail_side, len(entry.chunks))
+        )
+        pieces.extend(_CHUNK.pack(chunk.size_bytes, chunk.crc32c) for chunk in entry.chunks)
+    view = memoryview(payload)
+    pieces.append(view)  # type: ignore[arg-type]
+    size = _HEAD.size + sum(map(len, pieces)) + _CRC.size
+    padding = -size % _ALIGNMENT
+    pieces.append(bytes(padding))
+    pieces[0] = _HEAD.pack(
+        MAGIC, size + padding, uuid, first_row, durable_rows, rows, len(arrays), len(view)
+    )
+    body = b"".join(pieces)
+    return body + _CRC.pack(crc32c(body))
+
+
+def _decode(buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int) -> tuple[Frame, int] | None:
+    """Return the frame at `offset` and where it ends, or None if there is no sound frame."""
+    if offset + _HEAD.size + _CRC.size > len(view):
+        return None
+    magic, size, owner, first_row, durable_rows, rows, count, payload_size = _HEAD.unpack_from(view, offset)
+    if magic != MAGIC or owner != uuid or not _HEAD.size < size <= min(len(view) - offset, MAX_FRAME_BYTES):
+        return None
+    end = offset + size
+    body = np.frombuffer(view[offset : end - _CRC.size], np.uint8)
+    if _CRC.unpack_from(view, end - _CRC.size)[0] != crc32c(body):
+        return None
+    # The checksum holds: what does not fit from here on was written so.
+    if count != arrays:
+        raise CorruptionError(f"a frame for {count} arrays in a store of {arrays}")
+    position = offset + _HEAD.size
+    entries = []
+    for _ in range(count):
+        rows_crc, tail_crc, side, chunks = _ENTRY.unpack_from(view, position)
+        position += _ENTRY.size
+        if position + chunks * _CHUNK.size > end:
+            raise CorruptionError("a frame lists more chunks than it has room for")
+        entries.append(
+            ArrayEntry(
+                rows_crc,
+                tail_crc,
+                side,
+                tuple(
+                    Chunk(*_CHUNK.unpack_from(view, position + index * _CHUNK.size)) for index in range(chunks)
+                ),
+            )
+        )
+        position += chunks * _CHUNK.size
+    if position + payload_size > end - _CRC.size:
+        raise CorruptionError("a frame's payload does not fit into it")
+    frame = Frame(first_row, rows, durable_rows, tuple(entries), buffer.slice(position, payload_size))
+    return frame, end
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a journal holds.
+
+    Parameters
+    ----------
+    frames : tuple of Frame
+        The sound frames, in order, without gap.
+    ends : tuple of int
+        Where each of them ends, in bytes.
+    torn_bytes : int
+        Bytes after the last of them, which count for nothing.
+    """
+
+    frames: tuple[Frame, ...]
+    ends: tuple[int, ...]
+    torn_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that the frames vouch for."""
+        return self.frames[-1].stop if self.frames else 0
+
+    @property
+    def durable_rows(self) -> int:
+        """Rows that some frame calls durable."""
+        return max((frame.durable_rows for frame in self.frames), default=0)
+
+
+def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: str) -> Scan:
+    """Read a journal up to its torn tail.
+
+    Parameters
+    ----------
+    buffer : pyarrow.Buffer
+        The file's content, perhaps mapped.
+    uuid : bytes
+        The 16 bytes of the store's uuid.
+    arrays : int
+        How many arrays the store has.
+    segment_rows : int
+        Rows that a segment may have.
+    path : str
+        For messages.
+
+    Returns
+    -------
+    Scan
+        The sound frames; their payloads point into `buffer`.
+
+    Raises
+    ------
+    CorruptionError
+        If a frame is damaged whose rows were durable, or if frames contradict each other.
+    """
+    view = memoryview(buffer)
+    frames: list[Frame] = []
+    ends: list[int] = []
+    offset = rows = 0
+    try:
+        while (found := _decode(buffer, view, offset, uuid, arrays)) is not None:
+            frame, offset = found
+            if frame.first_row != rows or frame.stop > segment_rows or frame.durable_rows > rows:
+                raise CorruptionError(
+                    f"a frame of rows {frame.first_row} to {frame.stop}, {frame.durable_rows} of them durable, "
+                    f"follows {rows} rows in a segment of {segment_rows}"
+                )
+            rows = frame.stop
+            frames.append(frame)
+            ends.append(offset)
+        for later in _resync(buffer, view, offset + 1, uuid, arrays):
+            if later.durable_rows > rows:
+                raise CorruptionError(
+                    f"the frame at byte {offset} (row {rows} of the open segment) is damaged, "
+                    f"though {later.durable_rows} rows were durable"
+                )
+    except CorruptionError as error:
+        raise CorruptionError(f"{path}: {error}") from None
+    return Scan(tuple(frames), tuple(ends), len(view) - offset)
+
+
+def _resync(
+    buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int
+) -> Iterator[Frame]:
+    """Yield the sound frames behind a damaged one; frames begin at multiples of 8."""
+    if offset + _HEAD.size > len(view):
+        return
+    start = offset + -offset % _ALIGNMENT
+    words: npt.NDArray[np.uint64] = np.frombuffer(
+        view[start : len(view) - (len(view) - start) % _ALIGNMENT], "<u8"
+    )
+    for index in np.flatnonzero(words == np.frombuffer(MAGIC, "<u8")[0]):
+        found = _decode(buffer, view, start + int(index) * _ALIGNMENT, uuid, arrays)
+        if found is not None:
+            yield found[0]
+
+
+def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
+    """Return a frame's rows of the table.
+
+    Parameters
+    ----------
+    frame : Frame
+        A frame of `scan`, so that its checksum is known to hold.
+    wire_schema : pyarrow.Schema
+        The schema that the payload was written with.
+
+    Returns
+    -------
+    pyarrow.RecordBatch
+        The rows, pointing into the frame's buffer.
+
+    Raises
+    ------
+    CorruptionError
+        If they are not as many as the frame says.
+    """
+    try:
+        batch = pa.ipc.read_record_batch(pa.py_buffer(frame.payload), wire_schema)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptionError(f"a frame's payload is no record batch: {error}") from error
+    if batch.num_rows != frame.rows:
+        raise CorruptionError(f"a frame of {frame.rows} rows holds {batch.num_rows}")
+    return batch

@@ -1,0 +1,464 @@
+"""How does a batch become safe before its segment is full?
+
+An open segment is a directory under ``open/``: the files that will become its shards, the journal of its
+table rows, a lock, and a note of who fills it. Making the directory claims its name; names are taken from
+the clock and never used twice. A batch is appended in this order:
+
+1. row bytes into the shard files (`_shards`);
+2. its frame into ``table.frames`` (`_frames`).
+
+With the frame written the rows are *accepted*: they survive the death of the process. The crash that the
+order prevents: a frame that vouches for bytes which were never written. `OpenSegment.sync` makes them
+*durable*, shards first and frames last, for the same reason.
+
+`read` finds out what an open segment holds, for recovery, for live readers and for `verify`: the longest
+prefix of frames whose row bytes are all there. It needs no disk space and no write permission.
+
+Place: tier 3, between the engines and `_seal`, `writer`, `store`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import _files, _frames, _shards, layout
+from zarrow._batches import Batch
+from zarrow._codecs import ChunkCodec
+from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow.layout import Owner, ShardFacts, StoreSpec
+
+__all__ = ["OpenRows", "OpenSegment", "discard", "open_shard", "read", "slots"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRows:
+    """What an open segment holds.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory.
+    owner : Owner
+        Who filled it.
+    frames : tuple of Frame
+        The accepted frames.
+    size_bytes : int
+        Where the last of them ends.
+    torn_bytes : int
+        Bytes of the journal that count for nothing.
+    """
+
+    path: Path
+    owner: Owner
+    frames: tuple[_frames.Frame, ...]
+    size_bytes: int
+    torn_bytes: int
+
+    @property
+    def slot(self) -> str:
+        """The open segment's name."""
+        return self.path.name
+
+    @property
+    def rows(self) -> int:
+        """Accepted rows."""
+        return self.frames[-1].stop if self.frames else 0
+
+    @property
+    def durable_rows(self) -> int:
+        """Rows that are known to be durable."""
+        return max((frame.durable_rows for frame in self.frames), default=0)
+
+    def batches(self, spec: StoreSpec, start: int = 0, stop: int | None = None) -> list[pa.RecordBatch]:
+        """Return the table rows `start` to `stop`, of the wire schema."""
+        stop = self.rows if stop is None else stop
+        found = []
+        for frame in self.frames:
+            low, high = max(start, frame.first_row), min(stop, frame.stop)
+            if low < high:
+                batch = _frames.parse_payload(frame, spec.wire_schema)
+                found.append(batch.slice(low - frame.first_row, high - low))
+        return found
+
+
+    def vectors(self, spec: StoreSpec, array: int, start: int, stop: int) -> Iterator[npt.NDArray[Any]]:
+        """Yield the rows `start` to `stop` of an array, a chunk at a time at most."""
+        facts = spec.arrays[array]
+        if facts.is_plain:
+            yield from _blocks(self._rows_of(facts), start, stop, facts.chunk_rows)
+            return
+        codec = ChunkCodec(facts)
+        data = np.memmap(self.path / layout.rows_name(facts.name), np.uint8, "r") if start < stop else None
+        first = offset = 0
+        for frame in self.frames:
+            for chunk in frame.arrays[array].chunks:
+                low, high = max(start, first), min(stop, first + facts.chunk_rows)
+                if low < high and data is not None:
+                    rows = codec.decode(data[offset : offset + chunk.size_bytes].tobytes(), str(self.path))
+                    yield rows[low - first : high - first]
+                first += facts.chunk_rows
+                offset += chunk.size_bytes
+        if max(start, first) < stop:
+            tail = _shards.read_tail(self.path, facts, self.frames[-1].arrays[array].tail_side, stop - first)
+            yield tail[max(start, first) - first :]
+
+    def _rows_of(self, array: layout.ArraySpec) -> npt.NDArray[Any]:
+        """Return all rows of an array of plain bytes, mapped."""
+        shape = (self.rows, *array.row_shape)
+        if not self.rows:
+            return np.empty(shape, array.numpy_dtype)
+        return np.memmap(self.path / layout.rows_name(array.name), array.numpy_dtype, "r", shape=shape)
+
+
+def _blocks(rows: npt.NDArray[Any], start: int, stop: int, size: int) -> Iterator[npt.NDArray[Any]]:
+    for low in range(start, stop, size):
+        yield rows[low : min(low + size, stop)]
+
+
+def slots(root: Path) -> list[Path]:
+    """Return the directories of the open segments, oldest first."""
+    try:
+        with os.scandir(root / layout.OPEN_DIR) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if layout.is_slot(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
+    except FileNotFoundError:
+        return []
+    return [root / layout.OPEN_DIR / name for name in sorted(names)]
+
+
+def read(path: Path, spec: StoreSpec) -> OpenRows | None:
+    """Find out what an open segment holds, without writing.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory.
+    spec : StoreSpec
+        The store.
+
+    Returns
+    -------
+    OpenRows or None
+        None if it is gone, or was never finished being made, so that no row can have got in.
+
+    Raises
+    ------
+    CorruptionError
+        If rows that were durable are damaged.
+    """
+    try:
+        owner = Owner.decode(_files.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
+        journal = pa.py_buffer(_files.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES))
+    except FileNotFoundError:
+        return None
+    found = _frames.scan(
+        journal, bytes.fromhex(spec.uuid), len(spec.arrays), spec.segment_rows, str(path / layout.FRAMES)
+    )
+    counts = [frame.rows for frame in found.frames]
+    checks = [
+        _shards.sound_frames(path, array, [frame.arrays[index] for frame in found.frames], counts)
+        for index, array in enumerate(spec.arrays)
+    ]
+    sound = len(found.frames)
+    while sound and not all(check(sound) for check in checks):
+        sound -= 1
+    rows = found.frames[sound - 1].stop if sound else 0
+    if found.durable_rows > rows:
+        # The directory may have been sealed and removed while it was read.
+        if not path.exists():
+            return None
+        raise CorruptionError(
+            f"{path}: the row bytes of row {rows} of the open segment are damaged, "
+            f"though {found.durable_rows} rows were durable"
+        )
+    end = found.ends[sound - 1] if sound else 0
+    torn = found.torn_bytes + (found.ends[-1] - end if found.ends else 0)
+    return OpenRows(path, owner, found.frames[:sound], end, torn)
+
+
+class OpenSegment:
+    """An open segment that this process fills.
+
+    Use `create` or `adopt`.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory, which exists.
+    spec : StoreSpec
+        The store.
+    lock : FileLock
+        Held.
+    create : bool
+        Whether its files must not be there yet.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, lock: _files.FileLock, *, create: bool) -> None:
+        self.path = path
+        self.spec = spec
+        self.durable_rows = 0
+        self._lock = lock
+        self._uuid = bytes.fromhex(spec.uuid)
+        self._rows = 0
+        self._shards: list[_shards.Shard] = []
+        self._frames_fd = -1
+        try:
+            for array in spec.arrays:
+                self._shards.append(open_shard(path, array, spec.segment_rows, create=create))
+            self._frames_fd = _files.create(path / layout.FRAMES, exist_ok=not create)
+        except BaseException:
+            self.close()
+            raise
+        self._frames_bytes = 0
+
+    @classmethod
+    def create(cls, root: Path, spec: StoreSpec, owner: Owner) -> OpenSegment:
+        """Claim a new open segment: its directory is durable on return, so that no row precedes it.
+
+        Parameters
+        ----------
+        root : Path
+            The store.
+        spec : StoreSpec
+            What the store is.
+        owner : Owner
+            Who will fill it.
+
+        Returns
+        -------
+        OpenSegment
+            Empty.
+        """
+        number = time.time_ns()
+        while True:
+            path = root / layout.slot_dir(f"{number:016x}")
+            try:
+                _files.make_dir(path)
+                break
+            except FileExistsError:
+                number += 1
+        lock = _files.FileLock(path / layout.LOCK)
+        if not lock.acquire():
+            raise StoreLockedError(f"{path}: another writer cleaned this open segment away as it was made")
+        try:
+            segment = cls(path, spec, lock, create=True)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            _files.publish(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
+            _files.sync_dir(path.parent)
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+
+    @classmethod
+    def build(cls, root: Path, scratch: Path, spec: StoreSpec) -> OpenSegment:
+        """Make an open segment that nobody sees until `enter` gives it its name.
+
+        Parameters
+        ----------
+        root : Path
+            The store.
+        scratch : Path
+            The directory to make it in, which is not there yet.
+        spec : StoreSpec
+            What the store is.
+
+        Returns
+        -------
+        OpenSegment
+            Empty.
+        """
+        _files.make_dir(scratch)
+        lock = _files.FileLock(scratch / layout.LOCK)
+        lock.acquire()
+        return cls(scratch, spec, lock, create=True)
+
+    def enter(self, root: Path, owner: Owner) -> None:
+        """Make an open segment that was built aside one of the store, with all its rows: durable on return.
+
+        Parameters
+        ----------
+        root : Path
+            The store.
+        owner : Owner
+            Who fills it.
+        """
+        self.sync()
+        _files.publish(self.path / layout.OWNER_JSON, owner.encode(), scratch=self.path)
+        number = time.time_ns()
+        while (root / layout.slot_dir(f"{number:016x}")).exists():
+            number += 1
+        path = root / layout.slot_dir(f"{number:016x}")
+        _files.rename(self.path, path)
+        _files.sync_dir(path.parent)
+        self.path = path
+
+    @classmethod
+    def adopt(cls, found: OpenRows, spec: StoreSpec, owner: Owner, lock: _files.FileLock) -> OpenSegment:
+        """Go on filling an open segment whose writer is dead.
+
+        Parameters
+        ----------
+        found : OpenRows
+            What it holds, read while the lock was held.
+        spec : StoreSpec
+            The store.
+        owner : Owner
+            Who goes on.
+        lock : FileLock
+            Its lock, held; it is given up with the segment.
+
+        Returns
+        -------
+        OpenSegment
+            With the rows of `found`; bytes behind them are cut off.
+        """
+        segment = cls(found.path, spec, lock, create=False)
+        try:
+            counts = [frame.rows for frame in found.frames]
+            for index, shard in enumerate(segment._shards):
+                shard.restore([frame.arrays[index] for frame in found.frames], counts)
+            segment._rows = found.rows
+            segment.durable_rows = found.durable_rows
+            segment._frames_bytes = found.size_bytes
+            _files.truncate(segment._frames_fd, found.size_bytes)
+            _files.replace(
+                found.path / layout.OWNER_JSON,
+                owner.encode(),
+                scratch=found.path.parent,
+            )
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+
+    @property
+    def slot(self) -> str:
+        """Its name."""
+        return self.path.name
+
+    @property
+    def rows(self) -> int:
+        """Accepted rows."""
+        return self._rows
+
+    @property
+    def room(self) -> int:
+        """Rows that it still takes."""
+        return self.spec.segment_rows - self._rows
+
+    def append(self, batch: Batch) -> None:
+        """Append rows: accepted on return.
+
+        Parameters
+        ----------
+        batch : Batch
+            At most `room` rows.
+
+        Raises
+        ------
+        OSError
+            If the operating system refuses; the segment must not be appended to again.
+        """
+        assert batch.rows <= self.room
+        if any(shard.needs_sync(batch.rows) for shard in self._shards):
+            self.sync()
+        entries = [
+            _entry(shard.append(rows)) for shard, rows in zip(self._shards, batch.arrays, strict=True)
+        ]
+        self._write_frame(batch.rows, entries, batch.payload)
+        self._rows += batch.rows
+
+    def _write_frame(self, rows: int, entries: Sequence[_frames.ArrayEntry], payload: pa.Buffer | bytes) -> None:
+        frame = _frames.encode(self._uuid, self._rows, rows, self.durable_rows, entries, payload)
+        _files.write(self._frames_fd, frame, self._frames_bytes)
+        self._frames_bytes += len(frame)
+
+    def sync(self) -> None:
+        """Make all rows durable.
+
+        A frame without rows then says so, lest rot in the last batch be taken for a torn tail; should a
+        power cut take that frame, nothing is lost but the proof.
+        """
+        if self.durable_rows == self._rows:
+            return
+        for shard in self._shards:
+            shard.sync()
+        _files.sync(self._frames_fd)
+        self.durable_rows = self._rows
+        for shard in self._shards:
+            shard.frames_synced()
+        nothing = [
+            _entry(shard.append(np.empty((0, *shard.array.row_shape), shard.array.numpy_dtype)))
+            for shard in self._shards
+        ]
+        self._write_frame(0, nothing, b"")
+
+    def seal_shards(self) -> dict[str, ShardFacts]:
+        """Turn the files into shards, in place, and make them and the journal durable.
+
+        Returns
+        -------
+        dict of str to ShardFacts
+            For the record.
+        """
+        _files.sync(self._frames_fd)
+        return {shard.array.name: shard.seal() for shard in self._shards}
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Return the table's rows, of the wire schema, read back from the journal and checked."""
+        path = self.path / layout.FRAMES
+        found = _frames.scan(
+            pa.py_buffer(_files.read(path, limit_bytes=_frames.MAX_FRAME_BYTES)),
+            self._uuid,
+            len(self.spec.arrays),
+            self.spec.segment_rows,
+            str(path),
+        )
+        if found.rows != self._rows:
+            raise CorruptionError(f"{path}: {self._rows} rows were appended, {found.rows} came back")
+        return [_frames.parse_payload(frame, self.spec.wire_schema) for frame in found.frames if frame.rows]
+
+    def close(self, *, keep_lock: bool = False) -> None:
+        """Close the files and, unless it is kept, give the lock up; the rows stay."""
+        for shard in self._shards:
+            shard.close()
+        if self._frames_fd >= 0:
+            os.close(self._frames_fd)
+            self._frames_fd = -1
+        if not keep_lock:
+            self._lock.release()
+
+
+def discard(path: Path) -> None:
+    """Remove an open segment that no longer counts: gone for readers at one instant."""
+    aside = _files.scratch_name(path.parent)
+    _files.rename(path, aside)
+    _files.remove_tree(aside)
+
+
+def open_shard(path: Path, array: layout.ArraySpec, segment_rows: int, *, create: bool) -> _shards.Shard:
+    """Return the shard file of an array in a directory: new, or one that is there."""
+    if array.is_plain:
+        return _shards.PlainShard(path, array, segment_rows, create=create)
+    return _shards.EncodedShard(path, array, segment_rows, ChunkCodec(array), create=create)
+
+
+def _entry(facts: _shards.Appended) -> _frames.ArrayEntry:
+    chunks = tuple(_frames.Chunk(*chunk) for chunk in facts.chunks)
+    return _frames.ArrayEntry(facts.rows_crc32c, facts.tail_crc32c, facts.tail_side, chunks)

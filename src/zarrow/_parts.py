@@ -1,0 +1,207 @@
+"""How do a segment's batches become one Parquet row group, and how do they come back?
+
+A part is a Parquet file of one row group: the user's columns, then ``row`` and ``sample_index``
+(https://parquet.apache.org/docs/file-format/). It is written for readers that know nothing of us: zstd,
+statistics, page index, page checksums, bloom filters on the keys where pyarrow can write them, a
+dictionary for strings only (random floats grow by half in one).
+
+pyarrow ignores short writes of a Python file and its own files are out of our sight, so it is handed
+`_Sink`, whose ``write`` goes through `_files` until every byte is out, and sums the bytes on the way.
+
+Place: tier 2, used by `_seal`. Must not import its siblings. A crash leaves a scratch file in the open
+segment.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from zarrow import _files
+from zarrow._checksum import crc32c
+from zarrow.errors import InvalidInputError
+from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, PartFacts, StoreSpec
+
+__all__ = ["check_columns", "write_part"]
+
+_BUFFER_BYTES = 1 << 20
+_HAS_BLOOM_FILTERS = "bloom_filter_options" in inspect.signature(pq.ParquetWriter.__init__).parameters
+
+
+class _Sink(io.RawIOBase):
+    """A file that pyarrow can trust: every write is whole or raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = _files.create(path)
+        self._pending = bytearray()
+        self.size_bytes = 0
+        self.crc32c = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size_bytes + len(self._pending)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._pending += view
+        if len(self._pending) >= _BUFFER_BYTES:
+            self._drain()
+        return len(view)
+
+    def _drain(self) -> None:
+        data = bytes(self._pending)
+        _files.write(self._fd, data, self.size_bytes)
+        self.crc32c = crc32c(data, self.crc32c)
+        self.size_bytes += len(data)
+        self._pending.clear()
+
+    def flush(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        self._drain()
+        _files.sync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        super().close()
+
+
+def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
+    strings = [
+        column.name
+        for column in spec.schema
+        if pa.types.is_dictionary(column.type)
+        or pa.types.is_string(column.type)
+        or pa.types.is_large_string(column.type)
+        or pa.types.is_string_view(column.type)
+    ]
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "use_dictionary": strings,
+        "column_encoding": dict.fromkeys(RESERVED_COLUMNS, "DELTA_BINARY_PACKED"),
+        "write_page_index": True,
+        "write_page_checksum": True,
+        "store_schema": True,
+    }
+    keys = [key for key in spec.keys if not pa.types.is_boolean(spec.schema.field(key).type)]
+    if _HAS_BLOOM_FILTERS and keys and rows:
+        options["bloom_filter_options"] = {key: {"ndv": rows, "fpp": 0.05} for key in keys}
+    return options
+
+
+def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int) -> pa.Table:
+    """Return a segment's table as readers see it, from the batches of its frames.
+
+    Parameters
+    ----------
+    spec : StoreSpec
+        The store.
+    batches : sequence of pyarrow.RecordBatch
+        Of the wire schema, in order.
+    first_row : int
+        The row of the first.
+
+    Returns
+    -------
+    pyarrow.Table
+        Of the spec's `table_schema`, one chunk per column.
+    """
+    wire = pa.Table.from_batches(batches, spec.wire_schema).combine_chunks()
+    columns = []
+    for column in spec.schema:
+        values = wire[column.name]
+        if pa.types.is_dictionary(column.type):
+            values = pc.dictionary_encode(values).cast(column.type)
+        columns.append(values)
+    rows = pa.array(np.arange(first_row, first_row + wire.num_rows, dtype=np.int64))
+    return pa.Table.from_arrays([*columns, rows, wire[SAMPLE_INDEX]], schema=spec.table_schema)
+
+
+def to_wire(spec: StoreSpec, table: pa.Table) -> pa.Table:
+    """Return a part's table as its frames had it."""
+    wire = spec.wire_schema
+    return pa.Table.from_arrays(
+        [table[column.name].cast(column.type) for column in wire], schema=wire
+    ).combine_chunks()
+
+
+def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
+    """Write a part: durable on return, but not in place.
+
+    Parameters
+    ----------
+    path : Path
+        A scratch file that is not there yet.
+    spec : StoreSpec
+        The store.
+    table : pyarrow.Table
+        Of the spec's `table_schema`.
+
+    Returns
+    -------
+    PartFacts
+        For the record.
+    """
+    sink = _Sink(path)
+    try:
+        with pa.PythonFile(sink, mode="w") as file:
+            with pq.ParquetWriter(file, spec.table_schema, **_writer_options(spec, table.num_rows)) as writer:
+                writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            sink.sync()
+            return PartFacts(size_bytes=sink.size_bytes, crc32c=sink.crc32c)
+    finally:
+        sink.close()
+
+
+def check_columns(spec: StoreSpec) -> None:
+    """Raise if a column cannot be kept in a frame or in Parquet.
+
+    Parameters
+    ----------
+    spec : StoreSpec
+        The store.
+
+    Raises
+    ------
+    InvalidInputError
+        It names the column and the type.
+    """
+    for column in spec.schema:
+        if column.type.num_fields and _has_dictionary(column.type):
+            raise InvalidInputError(
+                f"column {column.name!r}: a dictionary inside of {column.type} is not supported: "
+                "cast it to its value type"
+            )
+        if column.name in spec.keys and (pa.types.is_nested(column.type) or pa.types.is_null(column.type)):
+            raise InvalidInputError(f"key {column.name!r}: a key must be a scalar type, got {column.type}")
+        try:
+            table = pa.schema([column]).empty_table()
+            with pq.ParquetWriter(pa.BufferOutputStream(), table.schema) as writer:
+                writer.write_table(table)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(
+                f"column {column.name!r}: Parquet cannot hold {column.type} ({error}): cast it"
+            ) from error
+
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    return any(
+        pa.types.is_dictionary(kind.field(index).type) or _has_dictionary(kind.field(index).type)
+        for index in range(kind.num_fields)
+    )
+
+

@@ -1,0 +1,549 @@
+"""How do rows become a Zarr shard without being written twice?
+
+A shard of the codec ``sharding_indexed`` is a file of encoded inner chunks with an index of their places
+at its end (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html). Chunks
+here hold whole rows and lie in row order, so that:
+
+* of plain bytes the data part *is* the rows: `PlainShard` appends them to the very file that will be the
+  shard; sealing pads the last chunk and writes the index;
+* of other codecs `EncodedShard` encodes each chunk when it is full and appends it. The rows of the
+  unfinished chunk lie in a *tail* file until then. There are two of those, used by turns: while the
+  first rows of a new chunk go into one, the other still holds what the last frame vouches for.
+
+Each class also reads its file back after a crash: `sound_frames` tells up to which frame the bytes are
+those that were written.
+
+Place: tier 2, used by `_open_segment`; `_index_*` also by readers. Must not import its siblings but for
+the codecs, which are handed in. A crash leaves bytes behind the accepted ones, which the next append
+overwrites.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrow import _files
+from zarrow._checksum import combine, crc32c, crc32c_of_zeros
+from zarrow.errors import CorruptionError
+from zarrow.layout import ArraySpec, SegmentRecord, ShardFacts, rows_name, shard_path, tail_name
+
+__all__ = ["EncodedShard", "PlainShard", "decode_index", "encode_index", "index_bytes"]
+
+WRITEBACK_BYTES = 8 << 20
+_NO_CHUNK = 2**64 - 1
+_ENTRY_BYTES = 16
+_CRC_BYTES = 4
+
+
+class Entry(Protocol):
+    """What of a frame's array entry is read here."""
+
+    @property
+    def rows_crc32c(self) -> int: ...
+    @property
+    def tail_crc32c(self) -> int: ...
+    @property
+    def tail_side(self) -> int: ...
+    @property
+    def chunks(self) -> Sequence[Any]: ...
+
+
+class Appended(NamedTuple):
+    """What a frame says of the rows that were appended to an array (`_frames.ArrayEntry`)."""
+
+    rows_crc32c: int
+    tail_crc32c: int = 0
+    tail_side: int = 0
+    chunks: Sequence[tuple[int, int]] = ()
+
+
+class Codec(Protocol):
+    """What of a chunk codec is used here."""
+
+    def encode(self, chunk: npt.NDArray[Any]) -> bytes: ...
+    def decode(self, data: Any, path: str) -> npt.NDArray[Any]: ...
+
+
+# The shard index
+
+
+def index_bytes(array: ArraySpec, segment_rows: int) -> int:
+    """Return the size of a shard's index.
+
+    >>> index_bytes(ArraySpec(name="e", row_shape=(4,), dtype="float32", chunk_rows=256), 1024)
+    68
+    """
+    return segment_rows // array.chunk_rows * _ENTRY_BYTES + _CRC_BYTES
+
+
+def encode_index(sizes: Sequence[int], chunks: int) -> bytes:
+    """Return the index of a shard.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Bytes of the chunks that are there; they lie one behind the other.
+    chunks : int
+        How many chunks the shard has room for.
+
+    Returns
+    -------
+    bytes
+        Offset and size of every chunk, uint64, all ones where there is none; then their crc32c.
+    """
+    table = np.full((chunks, 2), _NO_CHUNK, "<u8")
+    table[: len(sizes), 1] = sizes
+    table[: len(sizes), 0] = [0, *itertools.accumulate(sizes)][:-1] if sizes else []
+    entries = table.tobytes()
+    return entries + crc32c(entries).to_bytes(_CRC_BYTES, "little")
+
+
+def decode_index(data: bytes, path: str) -> npt.NDArray[np.uint64]:
+    """Return offsets and sizes of a shard's chunks.
+
+    Parameters
+    ----------
+    data : bytes
+        The index as it lies at the end of the shard.
+    path : str
+        For messages.
+
+    Returns
+    -------
+    uint64 array, shape (chunks, 2)
+        In bytes; all ones where there is no chunk.
+
+    Raises
+    ------
+    CorruptionError
+        If its checksum does not hold.
+    """
+    entries = data[:-_CRC_BYTES]
+    if crc32c(entries) != int.from_bytes(data[-_CRC_BYTES:], "little") or len(entries) % _ENTRY_BYTES:
+        raise CorruptionError(f"{path}: the shard index is damaged")
+    return np.frombuffer(entries, "<u8").reshape(-1, 2)
+
+
+def _bytes_of(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return rows.reshape(-1).view(np.uint8)
+
+
+class _ShardFile:
+    """The file that becomes the shard, and what both kinds do with it."""
+
+    def __init__(self, directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> None:
+        self.array = array
+        self.path = directory / rows_name(array.name)
+        self.rows = 0
+        self._chunks = segment_rows // array.chunk_rows
+        self._size_bytes = 0
+        self._written_back = 0
+        self._fd = _files.create(self.path, exist_ok=not create)
+
+    def _write(self, data: Any, size_bytes: int) -> None:
+        _files.write(self._fd, data, self._size_bytes)
+        self._size_bytes += size_bytes
+        if self._size_bytes - self._written_back >= WRITEBACK_BYTES:
+            _files.start_writeback(self._fd, self._written_back, self._size_bytes - self._written_back)
+            self._written_back = self._size_bytes
+
+    def _finish(self, sizes: Sequence[int], checksums: Sequence[int]) -> ShardFacts:
+        """Write the index behind the chunks and make the shard durable."""
+        index = encode_index(sizes, self._chunks)
+        _files.write(self._fd, index, self._size_bytes)
+        size_bytes = self._size_bytes + len(index)
+        _files.truncate(self._fd, size_bytes)  # a crash may have left bytes behind
+        _files.sync(self._fd)
+        return ShardFacts(
+            size_bytes=size_bytes, chunks_crc32c=tuple(checksums), index_crc32c=crc32c(index)
+        )
+
+    def sync(self) -> None:
+        """Make all rows durable."""
+        _files.sync(self._fd)
+
+    def needs_sync(self, rows: int) -> bool:
+        """Tell whether appending `rows` rows would overwrite durable bytes."""
+        return False
+
+    def frames_synced(self) -> None:
+        """Note that the frames of all rows are durable too."""
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class PlainShard(_ShardFile):
+    """A shard of plain bytes, filled in place.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the open segment.
+    array : ArraySpec
+        The array.
+    segment_rows : int
+        Rows of the full shard.
+    create : bool
+        Whether the file must not be there yet.
+    """
+
+    def __init__(self, directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> None:
+        super().__init__(directory, array, segment_rows, create=create)
+        self._checksums: list[int] = []
+        self._chunk_crc = 0
+        self._chunk_used = 0
+
+    def append(self, rows: npt.NDArray[Any]) -> Appended:
+        """Write rows behind those that are there: accepted when their frame is written.
+
+        Parameters
+        ----------
+        rows : array, shape (n, *row_shape)
+            Contiguous, of the array's dtype.
+
+        Returns
+        -------
+        Appended
+            What the frame says of them.
+        """
+        data = _bytes_of(rows)
+        self._write(data, data.size)
+        self.rows += len(rows)
+        return Appended(self._sum(data))
+
+    def _sum(self, data: npt.NDArray[np.uint8]) -> int:
+        """Sum bytes into the chunks' checksums; return the checksum of them all."""
+        whole = 0
+        start = 0
+        while start < data.size:
+            stop = min(data.size, start + self.array.chunk_bytes - self._chunk_used)
+            piece = crc32c(data[start:stop])
+            whole = combine(whole, piece, stop - start) if start else piece
+            self._chunk_crc = combine(self._chunk_crc, piece, stop - start) if self._chunk_used else piece
+            self._chunk_used += stop - start
+            if self._chunk_used == self.array.chunk_bytes:
+                self._checksums.append(self._chunk_crc)
+                self._chunk_crc = self._chunk_used = 0
+            start = stop
+        return whole
+
+    def restore(self, entries: Sequence[Entry], counts: Sequence[int]) -> None:
+        """Go on behind the rows of these frames, which `sound_frames` vouched for.
+
+        Parameters
+        ----------
+        entries : sequence of ArrayEntry
+            Of all accepted frames.
+        counts : sequence of int
+            The rows of each.
+        """
+        self.rows = sum(counts)
+        self._size_bytes = self.rows * self.array.row_bytes
+        self._sum(_mapped(self.path)[: self._size_bytes])
+
+    def seal(self) -> ShardFacts:
+        """Turn the file into a shard: pad the last chunk, write the index, sync.
+
+        Returns
+        -------
+        ShardFacts
+            For the record.
+        """
+        sizes = [self.array.chunk_bytes] * len(self._checksums)
+        checksums = list(self._checksums)
+        used, position = self._chunk_used, self._size_bytes
+        if used:
+            padding = self.array.chunk_bytes - used
+            self._write(bytes(padding), padding)
+            sizes.append(self.array.chunk_bytes)
+            checksums.append(combine(self._chunk_crc, crc32c_of_zeros(padding), padding))
+        facts = self._finish(sizes, checksums)
+        self._size_bytes = position
+        return facts
+
+
+class EncodedShard(_ShardFile):
+    """A shard of a codec chain, encoded chunk by chunk.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the open segment.
+    array : ArraySpec
+        The array.
+    segment_rows : int
+        Rows of the full shard.
+    codec : ChunkCodec
+        Encodes a chunk.
+    create : bool
+        Whether the files must not be there yet.
+    """
+
+    def __init__(
+        self, directory: Path, array: ArraySpec, segment_rows: int, codec: Codec, *, create: bool
+    ) -> None:
+        super().__init__(directory, array, segment_rows, create=create)
+        self._codec = codec
+        self._done: list[tuple[int, int]] = []
+        self._buffer = np.zeros((array.chunk_rows, *array.row_shape), array.numpy_dtype)
+        self._used = 0
+        self._side = 0
+        self._tail_crc = 0
+        self._tail_durable = [False, False]
+        self._tails = [
+            _files.create(directory / tail_name(array.name, side), exist_ok=not create) for side in (0, 1)
+        ]
+
+    def needs_sync(self, rows: int) -> bool:
+        """Tell whether appending `rows` rows would overwrite durable rows of a tail file.
+
+        The caller then syncs the whole open segment first: the rows are durable in their chunk by then,
+        but only frames that are durable too say so.
+        """
+        new_tail = self._used + rows > self.array.chunk_rows or not self._used
+        return new_tail and self._tail_durable[1 - self._side]
+
+    def append(self, rows: npt.NDArray[Any]) -> Appended:
+        """Encode the chunks that these rows complete and keep the rest in a tail file.
+
+        Parameters
+        ----------
+        rows : array, shape (n, *row_shape)
+            Contiguous, of the array's dtype.
+
+        Returns
+        -------
+        Appended
+            What the frame says of them.
+        """
+        chunk_rows, row_bytes = self.array.chunk_rows, self.array.row_bytes
+        first_done = len(self._done)
+        position, tail_start = 0, self._used
+        while position < len(rows):
+            if not self._used and len(rows) - position >= chunk_rows:
+                self._encode(rows[position : position + chunk_rows])
+                position += chunk_rows
+                tail_start = 0
+                continue
+            count = min(chunk_rows - self._used, len(rows) - position)
+            self._buffer[self._used : self._used + count] = rows[position : position + count]
+            self._used += count
+            position += count
+            if self._used == chunk_rows:
+                self._encode(self._buffer)
+                self._used = tail_start = 0
+        if self._used:
+            fresh = _bytes_of(self._buffer[tail_start : self._used])
+            if not tail_start:
+                # The other file still holds the rows that the last frame vouches for.
+                self._side = 1 - self._side
+                self._tail_durable[self._side] = False
+                self._tail_crc = 0
+            _files.write(self._tails[self._side], fresh, tail_start * row_bytes)
+            self._tail_crc = crc32c(fresh, self._tail_crc)
+        else:
+            self._tail_crc = 0
+        self.rows += len(rows)
+        return Appended(crc32c(_bytes_of(rows)), self._tail_crc, self._side, self._done[first_done:])
+
+    def _encode(self, chunk: npt.NDArray[Any]) -> None:
+        data = self._codec.encode(chunk)
+        self._write(data, len(data))
+        self._done.append((len(data), crc32c(data)))
+
+    def restore(self, entries: Sequence[Entry], counts: Sequence[int]) -> None:
+        """Go on behind the rows of these frames, which `sound_frames` vouched for."""
+        self._done = [(chunk.size_bytes, chunk.crc32c) for entry in entries for chunk in entry.chunks]
+        self._size_bytes = self._written_back = sum(size for size, _ in self._done)
+        self.rows = sum(counts)
+        self._used = self.rows % self.array.chunk_rows
+        if entries:
+            self._side, self._tail_crc = entries[-1].tail_side, entries[-1].tail_crc32c
+        if self._used:
+            self._buffer[: self._used] = read_tail(self.path.parent, self.array, self._side, self._used)
+        self._tail_durable = [True, True]  # perhaps: nobody knows what was synced before
+
+    def sync(self) -> None:
+        """Make all rows durable."""
+        _files.sync(self._fd)
+        if self._used:
+            _files.sync(self._tails[self._side])
+            self._tail_durable[self._side] = True
+
+    def frames_synced(self) -> None:
+        """Note that the rows of the idle tail file are durable in their chunk, as a durable frame says."""
+        self._tail_durable[1 - self._side] = False
+
+    def seal(self) -> ShardFacts:
+        """Turn the file into a shard: encode the last chunk, padded with zeros, write the index, sync."""
+        done = list(self._done)
+        position = self._size_bytes
+        if self._used:
+            chunk = self._buffer.copy()
+            chunk[self._used :] = 0
+            self._encode(chunk)
+        facts = self._finish([size for size, _ in self._done], [crc for _, crc in self._done])
+        self._done, self._size_bytes = done, position
+        return facts
+
+    def close(self) -> None:
+        """Close the files."""
+        super().close()
+        while self._tails:
+            os.close(self._tails.pop())
+
+
+Shard = PlainShard | EncodedShard
+
+
+def committed_rows(
+    root: Path, array: ArraySpec, segment_rows: int, record: SegmentRecord, codec: Codec
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield a committed segment's rows of one array, chunk by chunk, checked against its record.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    array : ArraySpec
+        The array.
+    segment_rows : int
+        Rows of a full segment.
+    record : SegmentRecord
+        The segment's.
+    codec : ChunkCodec
+        Decodes a chunk.
+
+    Yields
+    ------
+    array, shape (up to chunk_rows, *row_shape)
+        The rows.
+
+    Raises
+    ------
+    CorruptionError
+        If the shard is not the one that was committed.
+    """
+    path = root / shard_path(array.name, record.segment, len(array.row_shape))
+    facts = record.arrays[array.name]
+    if not facts.size_bytes:
+        return
+    data = _mapped(path)
+    if data.size != facts.size_bytes:
+        raise CorruptionError(f"{path}: {data.size} bytes, {facts.size_bytes} were committed")
+    index = data[data.size - index_bytes(array, segment_rows) :].tobytes()
+    if crc32c(index) != facts.index_crc32c:
+        raise CorruptionError(f"{path}: not the shard index that was committed")
+    places = decode_index(index, str(path))
+    for number, (start, checksum) in enumerate(
+        zip(range(0, record.rows, array.chunk_rows), facts.chunks_crc32c, strict=True)
+    ):
+        offset, size = (int(value) for value in places[number])
+        chunk = data[offset : offset + size]
+        if len(chunk) != size or crc32c(chunk) != checksum:
+            raise CorruptionError(
+                f"{path}: chunk {number} (rows {start} to {start + array.chunk_rows} of the segment) "
+                "is not what was committed"
+            )
+        rows = codec.decode(chunk, str(path))
+        yield rows[: record.rows - start]
+
+
+def _mapped(path: Path) -> npt.NDArray[np.uint8]:
+    """Return a file's bytes, mapped for reading; a file that is not there has none."""
+    try:
+        if os.stat(path).st_size:
+            return np.memmap(path, np.uint8, "r")
+    except FileNotFoundError:
+        pass
+    return np.empty(0, np.uint8)
+
+
+def read_tail(directory: Path, array: ArraySpec, side: int, rows: int) -> npt.NDArray[Any]:
+    """Return the rows of an unfinished chunk."""
+    data = _mapped(directory / tail_name(array.name, side))[: rows * array.row_bytes]
+    return data.view(array.numpy_dtype).reshape(rows, *array.row_shape)
+
+
+def sound_frames(
+    directory: Path, array: ArraySpec, entries: Sequence[Entry], counts: Sequence[int]
+) -> Callable[[int], bool]:
+    """Check an open segment's files of one array against its frames.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the open segment.
+    array : ArraySpec
+        The array.
+    entries : sequence of ArrayEntry
+        What every frame says of the array.
+    counts : sequence of int
+        The rows of every frame.
+
+    Returns
+    -------
+    callable of int to bool
+        Whether the bytes of the first so many frames are all there and as they were written.
+    """
+    data = _mapped(directory / rows_name(array.name))
+    if array.is_plain:
+        return _sound_plain(array, data, entries, counts)
+    return _sound_encoded(directory, array, data, entries, counts)
+
+
+def _sound_plain(
+    array: ArraySpec, data: npt.NDArray[np.uint8], entries: Sequence[Entry], counts: Sequence[int]
+) -> Callable[[int], bool]:
+    start = good = 0
+    for entry, count in zip(entries, counts, strict=True):
+        stop = start + count * array.row_bytes
+        if stop > data.size or crc32c(data[start:stop]) != entry.rows_crc32c:
+            break
+        start = stop
+        good += 1
+    return lambda frames: frames <= good
+
+
+def _sound_encoded(
+    directory: Path,
+    array: ArraySpec,
+    data: npt.NDArray[np.uint8],
+    entries: Sequence[Entry],
+    counts: Sequence[int],
+) -> Callable[[int], bool]:
+    chunks = [chunk for entry in entries for chunk in entry.chunks]
+    start = good = 0
+    for chunk in chunks:
+        stop = start + chunk.size_bytes
+        if stop > data.size or crc32c(data[start:stop]) != chunk.crc32c:
+            break
+        start = stop
+        good += 1
+    listed = [0, *itertools.accumulate(len(entry.chunks) for entry in entries)]
+    rows = [0, *itertools.accumulate(counts)]
+
+    def sound(frames: int) -> bool:
+        if listed[frames] > good or listed[frames] != rows[frames] // array.chunk_rows:
+            return False
+        used = rows[frames] % array.chunk_rows * array.row_bytes
+        if not used:
+            return True
+        entry = entries[frames - 1]
+        if entry.tail_side not in (0, 1):
+            return False
+        tail = _mapped(directory / tail_name(array.name, entry.tail_side))
+        return tail.size >= used and crc32c(tail[:used]) == entry.tail_crc32c
+
+    return sound

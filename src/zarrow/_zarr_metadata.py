@@ -1,0 +1,95 @@
+"""What does a Zarr v3 reader find?
+
+The ``zarr.json`` documents of the group and of its arrays, from a store's spec and its number of rows
+(https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html). They are derived: whoever commits a
+segment writes them anew, and nothing of ours reads them back but `verify`.
+
+The group carries the arrays' metadata too (consolidated), so that one atomic rename moves all arrays of
+a store to their new shape and xarray never sees one array longer than another.
+
+Place: tier 1; pure.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from zarrow.layout import FORMAT_VERSION, ROW, ArraySpec, StoreSpec
+
+__all__ = ["array_json", "dimension_names", "group_json"]
+
+
+def dimension_names(array: ArraySpec) -> tuple[str, ...]:
+    """Return the names of an array's axes.
+
+    >>> dimension_names(ArraySpec(name="e", row_shape=(4,), dtype="float32", chunk_rows=1))
+    ('row', 'e_dim')
+    >>> dimension_names(ArraySpec(name="e", row_shape=(2, 4), dtype="float32", chunk_rows=1))
+    ('row', 'e_dim0', 'e_dim1')
+    """
+    if len(array.row_shape) == 1:
+        return (ROW, f"{array.name}_dim")
+    return (ROW, *(f"{array.name}_dim{axis}" for axis in range(len(array.row_shape))))
+
+
+def _array_metadata(spec: StoreSpec, array: ArraySpec, rows: int) -> dict[str, Any]:
+    fill_value: bool | int | float = 0
+    if array.dtype == "bool":
+        fill_value = False
+    elif array.dtype.startswith("float"):
+        fill_value = 0.0
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [rows, *array.row_shape],
+        "data_type": array.dtype,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [spec.segment_rows, *array.row_shape]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill_value,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [array.chunk_rows, *array.row_shape],
+                    "codecs": list(array.codecs),
+                    "index_codecs": [
+                        {"name": "bytes", "configuration": {"endian": "little"}},
+                        {"name": "crc32c"},
+                    ],
+                    "index_location": "end",
+                },
+            }
+        ],
+        "attributes": {},
+        "dimension_names": list(dimension_names(array)),
+        "storage_transformers": [],
+    }
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def array_json(spec: StoreSpec, array: ArraySpec, rows: int) -> bytes:
+    """Return the ``zarr.json`` of an array of `rows` rows."""
+    return _encode(_array_metadata(spec, array, rows))
+
+
+def group_json(spec: StoreSpec, rows: int) -> bytes:
+    """Return the ``zarr.json`` of the group whose arrays have `rows` rows."""
+    return _encode(
+        {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {"zarrow": {"format": FORMAT_VERSION, "uuid": spec.uuid}},
+            "consolidated_metadata": {
+                "kind": "inline",
+                "must_understand": False,
+                "metadata": {array.name: _array_metadata(spec, array, rows) for array in spec.arrays},
+            },
+        }
+    )

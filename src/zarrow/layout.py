@@ -1,0 +1,752 @@
+"""What lies where in a store, and what is written down about it?
+
+Names and paths, and the facts that the JSON documents hold: the store's spec (``zarrow.json``), the
+commit record of a segment (``segments/*.json``), the claim of a segment number, the manifest. Pure:
+bytes in, bytes out, nothing here touches a disk. The words are defined in ``FORMAT.md`` beside this
+file, which says the same to an implementer in another language.
+
+Every document is one JSON object whose last member is the crc32c of the bytes before it, so that a
+flipped bit is never mistaken for a fact.
+
+Place: tier 1, imported by every module. Must not import any other module of zarrow but `errors` and
+`_checksum`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from zarrow._checksum import crc32c
+from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
+
+__all__ = ["ArraySpec", "Claim", "Manifest", "SegmentRecord", "Source", "StoreSpec"]
+
+FORMAT_VERSION = 1
+
+STORE_JSON = "zarrow.json"
+MANIFEST_JSON = "manifest.json"
+ARRAYS_DIR = "embeddings.zarr"
+TABLE_DIR = "table"
+SEGMENTS_DIR = "segments"
+INDEX_DIR = "index"
+OPEN_DIR = "open"
+SCRATCH_PREFIX = "tmp-"
+OWNER_JSON = "owner.json"
+LOCK = "lock"
+FRAMES = "table.frames"
+PART = "part.parquet"
+
+ROW = "row"
+SAMPLE_INDEX = "sample_index"
+RESERVED_COLUMNS = (ROW, SAMPLE_INDEX)
+
+MEBIBYTE = 1 << 20
+PAGE_BYTES = 4096
+MAX_SHARD_BYTES = 96 * MEBIBYTE
+MIN_SEGMENT_ROWS = 1024
+TABLE_ONLY_SEGMENT_ROWS = 65_536
+TARGET_CHUNK_BYTES = MEBIBYTE
+MAX_SEGMENTS = 10**8
+"""Part and record names have eight digits, so that they sort as their numbers do."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_SLOT = re.compile(r"[0-9a-f]{16}\Z")
+_CHECKSUM = re.compile(rb',"crc32c":"([0-9a-f]{8})"\}\n\Z')
+_CHECKSUM_BYTES = len(b',"crc32c":"00000000"}\n')
+
+ZARR_DTYPES = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+    )
+}
+"""Zarr v3 core data types that an array may have (bfloat16 is widened before it gets here)."""
+
+PLAIN: tuple[dict[str, Any], ...] = ({"name": "bytes", "configuration": {"endian": "little"}},)
+"""The default codecs: a chunk's stored bytes are its rows, in order."""
+
+
+# Names and paths, relative to the store's root, with forward slashes
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it may name an array, else raise `InvalidInputError`.
+
+    Array names become directories: the rule keeps them portable and inside the store.
+
+    Parameters
+    ----------
+    name : str
+        The name.
+    what : str
+        What it names, for the message.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Raises
+    ------
+    InvalidInputError
+        If the name is not of the form ``[A-Za-z0-9_-]{1,64}``.
+
+    Examples
+    --------
+    >>> check_name("query_embed", "an array")
+    'query_embed'
+    >>> check_name("../x", "an array")
+    Traceback (most recent call last):
+    zarrow.errors.InvalidInputError: the name of an array must match [A-Za-z0-9_-]{1,64}, got '../x': rename it
+    """
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise InvalidInputError(f"the name of {what} must match [A-Za-z0-9_-]{{1,64}}, got {name!r}: rename it")
+    return name
+
+
+def is_slot(name: str) -> bool:
+    """Tell whether `name` is that of an open segment's directory."""
+    return bool(_SLOT.match(name))
+
+
+def array_dir(array: str) -> str:
+    """Return the directory of an array."""
+    return f"{ARRAYS_DIR}/{array}"
+
+
+def shard_path(array: str, segment: int, row_ndim: int) -> str:
+    """Return the path of an array's shard: Zarr's default chunk key encoding.
+
+    >>> shard_path("query_embed", 5, 1)
+    'embeddings.zarr/query_embed/c/5/0'
+    """
+    return f"{ARRAYS_DIR}/{array}/c/{segment}" + "/0" * row_ndim
+
+
+def part_path(segment: int) -> str:
+    """Return the path of a segment's Parquet part.
+
+    >>> part_path(5)
+    'table/part-00000005.parquet'
+    """
+    return f"{TABLE_DIR}/part-{segment:08d}.parquet"
+
+
+def record_path(segment: int) -> str:
+    """Return the path of a segment's commit record."""
+    return f"{SEGMENTS_DIR}/{segment:08d}.json"
+
+
+def claim_path(segment: int) -> str:
+    """Return the path of the claim of a segment number."""
+    return f"{SEGMENTS_DIR}/{segment:08d}.claim"
+
+
+def slot_dir(slot: str) -> str:
+    """Return the directory of an open segment."""
+    return f"{OPEN_DIR}/{slot}"
+
+
+def rows_name(array: str) -> str:
+    """Return the name of the file of an open segment that becomes the array's shard."""
+    return f"{array}.rows"
+
+
+def tail_name(array: str, side: int) -> str:
+    """Return the name of one of the two files that hold the rows of a compressed array's unfinished chunk."""
+    return f"{array}.tail{side}"
+
+
+# JSON documents that carry their own checksum
+
+
+def encode_document(body: Mapping[str, Any]) -> bytes:
+    r"""Return `body` as JSON with its checksum as last member.
+
+    >>> encode_document({"rows": 3})
+    X
+    """
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()[:-1]
+    return text + b',"crc32c":"%08x"}\n' % crc32c(text)
+
+
+def decode_document(data: bytes, path: str) -> dict[str, Any]:
+    """Return the body of a document whose checksum holds.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    path : str
+        Its path, for the message.
+
+    Returns
+    -------
+    dict
+        The object, without its checksum.
+
+    Raises
+    ------
+    CorruptionError
+        If the checksum is missing or wrong.
+    """
+    found = _CHECKSUM.search(data[-_CHECKSUM_BYTES:])
+    text = data[:-_CHECKSUM_BYTES]
+    if not found or crc32c(text) != int(found[1], 16):
+        raise CorruptionError(f"{path}: its checksum does not hold, so nothing in it can be believed")
+    body = json.loads(text + b"}")
+    if not isinstance(body, dict):
+        raise CorruptionError(f"{path}: not a JSON object")
+    return body
+
+
+# Specs and facts
+
+
+def _codec_tuple(codecs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(json.dumps(dict(codec))) for codec in codecs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySpec:
+    """What one array of a store is.
+
+    Parameters
+    ----------
+    name : str
+        Its name and directory.
+    row_shape : tuple of int
+        The shape of one row, e.g. ``(768,)`` or ``(layers, hidden)``; at least one axis.
+    dtype : str
+        A Zarr v3 core data type, e.g. ``"float32"``; stored little-endian.
+    chunk_rows : int
+        Rows of an inner chunk; a power of two.
+    codecs : tuple of dict
+        The inner codecs as Zarr v3 writes them; the default is plain bytes, in row order.
+
+    Raises
+    ------
+    InvalidInputError
+        If a value breaks a rule of the format.
+
+    Examples
+    --------
+    >>> spec = ArraySpec(name="query_embed", row_shape=(768,), dtype="float32", chunk_rows=256)
+    >>> spec.row_bytes, spec.is_plain
+    (3072, True)
+    """
+
+    name: str
+    row_shape: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+    codecs: tuple[dict[str, Any], ...] = PLAIN
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "an array")
+        object.__setattr__(self, "row_shape", tuple(int(axis) for axis in self.row_shape))
+        object.__setattr__(self, "codecs", _codec_tuple(self.codecs))
+        if not self.row_shape or any(not 0 < axis < 2**31 for axis in self.row_shape):
+            raise InvalidInputError(
+                f"array {self.name!r}: a row must have at least one axis, each at least 1 long, "
+                f"got shape {self.row_shape}: one value per row is a column of the table"
+            )
+        if self.dtype not in ZARR_DTYPES:
+            raise InvalidInputError(
+                f"array {self.name!r}: dtype must be one of {', '.join(ZARR_DTYPES)}, got {self.dtype}: cast it"
+            )
+        if not is_power_of_two(self.chunk_rows):
+            raise InvalidInputError(
+                f"array {self.name!r}: chunk_rows must be a power of two, got {self.chunk_rows}"
+            )
+        if not self.codecs:
+            raise InvalidInputError(f"array {self.name!r}: codecs must not be empty; plain bytes is None")
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The little-endian numpy dtype."""
+        return ZARR_DTYPES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, uncompressed."""
+        return math.prod(self.row_shape) * self.numpy_dtype.itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one inner chunk, uncompressed."""
+        return self.chunk_rows * self.row_bytes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a shard's data are the rows themselves, in order."""
+        return len(self.codecs) == 1 and self.codecs[0].get("name") == "bytes"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as it stands in ``zarrow.json``."""
+        return {
+            "name": self.name,
+            "row_shape": list(self.row_shape),
+            "dtype": self.dtype,
+            "chunk_rows": self.chunk_rows,
+            "codecs": list(self.codecs),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> ArraySpec:
+        """Return the spec that stands in ``zarrow.json``."""
+        return cls(
+            name=body["name"],
+            row_shape=tuple(body["row_shape"]),
+            dtype=body["dtype"],
+            chunk_rows=body["chunk_rows"],
+            codecs=tuple(body["codecs"]),
+        )
+
+
+def is_power_of_two(number: int) -> bool:
+    """Tell whether `number` is 1, 2, 4, 8, …"""
+    return isinstance(number, int) and number > 0 and not number & (number - 1)
+
+
+def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
+    """Return the rows of a chunk of about 1 MiB, at most a segment.
+
+    >>> default_chunk_rows(768 * 4, 32768)
+    256
+    """
+    return min(segment_rows, _floor_power_of_two(TARGET_CHUNK_BYTES // row_bytes))
+
+
+def default_segment_rows(widest_row_bytes: int | None) -> int:
+    """Return the rows of a segment whose widest shard has 48 to 96 MiB.
+
+    >>> default_segment_rows(768 * 4)
+    32768
+    >>> default_segment_rows(10**6), default_segment_rows(None)
+    (1024, 65536)
+    """
+    if widest_row_bytes is None:
+        return TABLE_ONLY_SEGMENT_ROWS
+    rows = _floor_power_of_two(MAX_SHARD_BYTES // widest_row_bytes)
+    return min(max(rows, MIN_SEGMENT_ROWS), 1 << 20)
+
+
+def _floor_power_of_two(number: int) -> int:
+    return 1 << (max(number, 1).bit_length() - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSpec:
+    """What a store is: written once, when the first batch (or the caller) has told, and never changed.
+
+    Parameters
+    ----------
+    uuid : str
+        32 hex digits; names the store, salts its frames.
+    segment_rows : int
+        Rows of a segment; a power of two.
+    schema : pyarrow.Schema
+        The user's columns, without ``row`` and ``sample_index``.
+    arrays : tuple of ArraySpec
+        The arrays, in the order in which frames list them.
+    keys : tuple of str
+        The columns that name a row.
+    provenance : dict
+        Where the rows come from: JSON values.
+
+    Raises
+    ------
+    InvalidInputError
+        If a value breaks a rule of the format.
+
+    Examples
+    --------
+    >>> spec = StoreSpec(uuid="0" * 32, segment_rows=1024, schema=pa.schema({"id": pa.int64()}))
+    >>> StoreSpec.decode(spec.encode(), "zarrow.json") == spec
+    True
+    """
+
+    uuid: str
+    segment_rows: int
+    schema: pa.Schema
+    arrays: tuple[ArraySpec, ...] = ()
+    keys: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrays", tuple(self.arrays))
+        object.__setattr__(self, "keys", tuple(self.keys))
+        if not is_power_of_two(self.segment_rows):
+            raise InvalidInputError(f"segment_rows must be a power of two, got {self.segment_rows}")
+        columns = self.schema.names
+        names = [*columns, *(array.name for array in self.arrays)]
+        for name in names:
+            if name in RESERVED_COLUMNS:
+                raise InvalidInputError(
+                    f"column or array {name!r}: the names {' and '.join(RESERVED_COLUMNS)} are the store's own: "
+                    "rename it, or hand the dataset's index over as sample_index="
+                )
+            if names.count(name) > 1:
+                raise InvalidInputError(f"the name {name!r} stands for more than one column or array: rename one")
+        for key in self.keys:
+            if key not in columns:
+                raise InvalidInputError(f"key {key!r} is not a column; the columns are {columns}")
+        for array in self.arrays:
+            if self.segment_rows % array.chunk_rows:
+                raise InvalidInputError(
+                    f"array {array.name!r}: chunk_rows ({array.chunk_rows}) must divide "
+                    f"segment_rows ({self.segment_rows})"
+                )
+
+    def array(self, name: str) -> ArraySpec:
+        """Return the array of that name."""
+        return next(array for array in self.arrays if array.name == name)
+
+    @property
+    def table_schema(self) -> pa.Schema:
+        """The schema of a part: the user's columns, then ``row`` and ``sample_index``."""
+        return self.schema.append(pa.field(ROW, pa.int64(), nullable=False)).append(
+            pa.field(SAMPLE_INDEX, pa.int64())
+        )
+
+    @property
+    def wire_schema(self) -> pa.Schema:
+        """The schema of a frame's payload: dictionaries decoded, ``sample_index`` last."""
+        fields = [
+            column.with_type(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+            for column in self.schema
+        ]
+        return pa.schema([*fields, pa.field(SAMPLE_INDEX, pa.int64())])
+
+    def encode(self) -> bytes:
+        """Return the content of ``zarrow.json``."""
+        return encode_document(
+            {
+                "zarrow_format": FORMAT_VERSION,
+                "uuid": self.uuid,
+                "segment_rows": self.segment_rows,
+                "arrays": [array.to_json() for array in self.arrays],
+                "columns": [
+                    {"name": column.name, "type": str(column.type), "nullable": column.nullable}
+                    for column in self.schema
+                ],
+                "arrow_schema": b64encode(self.schema.serialize().to_pybytes()).decode(),
+                "keys": list(self.keys),
+                "provenance": self.provenance,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, path: str) -> StoreSpec:
+        """Return the spec that the content of a ``zarrow.json`` holds.
+
+        Raises
+        ------
+        CorruptionError
+            If the content is damaged.
+        NotAStoreError
+            If it is of a newer format, or of something else.
+        """
+        body = decode_document(data, path)
+        if body.get("zarrow_format") != FORMAT_VERSION:
+            raise NotAStoreError(
+                f"{path}: this zarrow reads format {FORMAT_VERSION}, got {body.get('zarrow_format')!r}: upgrade zarrow"
+            )
+        try:
+            return cls(
+                uuid=body["uuid"],
+                segment_rows=body["segment_rows"],
+                schema=pa.ipc.read_schema(pa.py_buffer(b64decode(body["arrow_schema"]))),
+                arrays=tuple(ArraySpec.from_json(array) for array in body["arrays"]),
+                keys=tuple(body["keys"]),
+                provenance=body["provenance"],
+            )
+        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Rows `start` to `stop` of an open segment, which became rows of a committed one.
+
+    >>> Source(slot="0" * 16, start=0, stop=512).rows
+    512
+    """
+
+    slot: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not is_slot(self.slot) or not 0 <= self.start <= self.stop:
+            raise InvalidInputError(f"not a source: {self.slot!r}[{self.start}:{self.stop}]")
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Segment `segment` will consist of these sources, and of nothing else.
+
+    It is durable before any file of the segment is put into place, so that whoever finds it can finish
+    the work, and it stays until the sources are gone.
+    """
+
+    segment: int
+    sources: tuple[Source, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the segment."""
+        return sum(source.rows for source in self.sources)
+
+    def encode(self) -> bytes:
+        """Return the content of the claim's file."""
+        return encode_document({"segment": self.segment, "sources": _sources_to_json(self.sources)})
+
+    @classmethod
+    def decode(cls, data: bytes, path: str) -> Claim:
+        """Return the claim that a file holds; `CorruptionError` if it is damaged."""
+        body = decode_document(data, path)
+        try:
+            return cls(segment=body["segment"], sources=_sources_from_json(body["sources"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+
+
+def _sources_to_json(sources: Sequence[Source]) -> list[list[str | int]]:
+    return [[source.slot, source.start, source.stop] for source in sources]
+
+
+def _sources_from_json(body: Any) -> tuple[Source, ...]:
+    return tuple(Source(slot=slot, start=start, stop=stop) for slot, start, stop in body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFacts:
+    """What a record knows of one shard file.
+
+    Parameters
+    ----------
+    size_bytes : int
+        The file's size; 0 where a segment without rows has no shard.
+    chunks_crc32c : tuple of int
+        The crc32c of the stored bytes of every chunk that has rows, in order.
+    index_crc32c : int
+        The crc32c of the whole shard index (entries and Zarr's own checksum).
+    """
+
+    size_bytes: int
+    chunks_crc32c: tuple[int, ...]
+    index_crc32c: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFacts:
+    """What a record knows of one Parquet part: its size in bytes and the crc32c of the whole file."""
+
+    size_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentRecord:
+    """The commit record of a segment: the moment it is in place, its rows are visible.
+
+    Parameters
+    ----------
+    segment : int
+        The segment's number; its first row is ``segment * segment_rows``.
+    rows : int
+        Its rows: ``segment_rows``, or fewer in the last one.
+    arrays : dict of str to ShardFacts
+        Its shards.
+    part : PartFacts
+        Its Parquet part.
+    sources : tuple of Source
+        The open segments that it was made of.
+
+    Examples
+    --------
+    >>> record = SegmentRecord(
+    ...     segment=0, rows=0, arrays={}, part=PartFacts(size_bytes=4, crc32c=1), sources=()
+    ... )
+    >>> SegmentRecord.decode(record.encode(), "segments/00000000.json") == record
+    True
+    """
+
+    segment: int
+    rows: int
+    arrays: dict[str, ShardFacts]
+    part: PartFacts
+    sources: tuple[Source, ...]
+
+    def encode(self) -> bytes:
+        """Return the content of the record's file."""
+        return encode_document(
+            {
+                "segment": self.segment,
+                "rows": self.rows,
+                "arrays": {
+                    name: {
+                        "size_bytes": facts.size_bytes,
+                        "index_crc32c": facts.index_crc32c,
+                        "chunks_crc32c": list(facts.chunks_crc32c),
+                    }
+                    for name, facts in self.arrays.items()
+                },
+                "part": {"size_bytes": self.part.size_bytes, "crc32c": self.part.crc32c},
+                "sources": _sources_to_json(self.sources),
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, path: str) -> SegmentRecord:
+        """Return the record that a file holds; `CorruptionError` if it is damaged."""
+        body = decode_document(data, path)
+        try:
+            return cls(
+                segment=body["segment"],
+                rows=body["rows"],
+                arrays={
+                    name: ShardFacts(
+                        size_bytes=facts["size_bytes"],
+                        index_crc32c=facts["index_crc32c"],
+                        chunks_crc32c=tuple(facts["chunks_crc32c"]),
+                    )
+                    for name, facts in body["arrays"].items()
+                },
+                part=PartFacts(size_bytes=body["part"]["size_bytes"], crc32c=body["part"]["crc32c"]),
+                sources=_sources_from_json(body["sources"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The store is complete, and this is all of it.
+
+    Small, so that a store of ten thousand segments opens by reading one file: what the records hold
+    beyond this is read where it is wanted, and must have the checksum that stands here.
+
+    Parameters
+    ----------
+    uuid : str
+        The store's.
+    rows : int
+        Rows of the store.
+    shard_bytes : dict of str to tuple of int
+        Per array the size of every shard file, in bytes.
+    part_bytes : tuple of int
+        The size of every part, in bytes.
+    records_crc32c : tuple of int
+        The crc32c of every record's file.
+    """
+
+    uuid: str
+    rows: int
+    shard_bytes: dict[str, tuple[int, ...]]
+    part_bytes: tuple[int, ...]
+    records_crc32c: tuple[int, ...]
+
+    @property
+    def segments(self) -> int:
+        """How many segments."""
+        return len(self.records_crc32c)
+
+    def encode(self) -> bytes:
+        """Return the content of ``manifest.json``."""
+        return encode_document(
+            {
+                "uuid": self.uuid,
+                "rows": self.rows,
+                "shard_bytes": {name: list(sizes) for name, sizes in self.shard_bytes.items()},
+                "part_bytes": list(self.part_bytes),
+                "records_crc32c": list(self.records_crc32c),
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, path: str) -> Manifest:
+        """Return the manifest that a file holds; `CorruptionError` if it is damaged."""
+        body = decode_document(data, path)
+        try:
+            return cls(
+                uuid=body["uuid"],
+                rows=body["rows"],
+                shard_bytes={name: tuple(sizes) for name, sizes in body["shard_bytes"].items()},
+                part_bytes=tuple(body["part_bytes"]),
+                records_crc32c=tuple(body["records_crc32c"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who fills an open segment.
+
+    Parameters
+    ----------
+    session : str
+        32 hex digits: one writer, from its opening to its end.
+    sequence : int
+        The how-manieth open segment of that session; rows of a later one follow those of an earlier.
+    host, pid, since : str, int, str
+        For messages: where the writer runs, and since when (ISO 8601, UTC).
+    reopens : int or None
+        The committed short segment whose rows this one starts with; while that segment's record stands,
+        this open segment does not count.
+    """
+
+    session: str
+    sequence: int
+    host: str
+    pid: int
+    since: str
+    reopens: int | None = None
+
+    def encode(self) -> bytes:
+        """Return the content of ``owner.json``."""
+        return encode_document(
+            {
+                "session": self.session,
+                "sequence": self.sequence,
+                "host": self.host,
+                "pid": self.pid,
+                "since": self.since,
+                "reopens": self.reopens,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, path: str) -> Owner:
+        """Return the owner that a file holds; `CorruptionError` if it is damaged."""
+        body = decode_document(data, path)
+        try:
+            return cls(**body)
+        except TypeError as error:
+            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+def this_host() -> str:
+    """Return this machine's name."""
+    return socket.gethostname()
