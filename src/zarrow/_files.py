@@ -101,6 +101,18 @@ class Calls:
         """Remove a file's name."""
         os.unlink(path)
 
+    def exchange(self, one: str, other: str) -> bool:
+        """Swap two names at one instant, and tell whether the platform can."""
+        if not hasattr(_libc, "renameat2"):
+            return False
+        at_cwd = -100
+        if not _libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), _RENAME_EXCHANGE):
+            return True
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS):
+            return False
+        raise OSError(number, os.strerror(number), one, None, other)
+
     def rmdir(self, path: str) -> None:
         """Remove an empty directory."""
         os.rmdir(path)
@@ -258,13 +270,8 @@ def replace(path: Path, data: bytes, *, scratch: Path) -> None:
 
 def exchange(one: Path, other: Path) -> None:
     """Swap two directories, atomically where the platform can (Linux)."""
-    if hasattr(_libc, "renameat2"):
-        at_cwd = -100
-        if not _libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), _RENAME_EXCHANGE):
-            return
-        number = ctypes.get_errno()
-        if number not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(number, os.strerror(number), str(one), None, str(other))
+    if calls.exchange(str(one), str(other)):
+        return
     aside = other.with_name(f"{other.name}.{secrets.token_hex(4)}")
     rename(other, aside)
     rename(one, other)
