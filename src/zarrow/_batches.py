@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from zarrow import layout
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow.layout import RESERVED_COLUMNS, ZARR_DTYPES, ArraySpec, StoreSpec
+from zarrow.layout import RESERVED_COLUMNS, ArraySpec, StoreSpec
 
 __all__ = ["Batch", "BatchReader", "infer_spec", "to_host"]
 
@@ -92,44 +92,47 @@ def to_host(values: Any) -> Any:
 
 
 def _as_array(values: Any) -> npt.NDArray[Any]:
-    array = np.asarray(to_host(values))
-    if array.dtype.name == "bfloat16":
+    array = values if type(values) is np.ndarray else np.asarray(to_host(values))
+    if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # ml_dtypes'
         array = array.astype(np.float32)
     return array
 
 
-def _as_record_batch(columns: Columns, rows: int | None, schema: pa.Schema | None) -> pa.RecordBatch:
-    """Return the caller's columns as one record batch, types as they are."""
+def _as_columns(columns: Columns, schema: pa.Schema | None) -> tuple[dict[str, pa.Array], int | None]:
+    """Return the caller's columns, types as they are, and their length; None if there are no columns."""
     if columns is None:
-        columns = {}
-    if isinstance(columns, pa.RecordBatch):
-        return columns
+        return {}, None
     if isinstance(columns, Mapping):
-        converted = {}
-        for name, values in columns.items():
-            if not isinstance(values, pa.Array | pa.ChunkedArray):
-                values = _as_column(name, to_host(values), schema)
-            converted[name] = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        lengths = {name: len(values) for name, values in converted.items()}
-        if len(set(lengths.values())) > 1:
-            raise BatchError(f"columns must have one length, got {lengths}")
-        if not converted:
-            return pa.record_batch([pa.nulls(rows or 0)], names=["_"]).select([])
-        return pa.record_batch(list(converted.values()), names=list(converted))
-    try:
-        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        raise BatchError(
-            "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping of names to "
-            f"values, got {type(columns).__name__}: {error}"
-        ) from error
-    if not table.num_columns:
-        return _as_record_batch({}, rows if rows is not None else table.num_rows, schema)
-    batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+        found = {name: _as_column(name, values, schema) for name, values in columns.items()}
+        lengths = {len(values) for values in found.values()}
+        if len(lengths) > 1:
+            raise BatchError(
+                f"columns must have one length, got { {name: len(values) for name, values in found.items()} }"
+            )
+        return found, lengths.pop() if lengths else None
+    if not isinstance(columns, pa.RecordBatch):
+        try:
+            table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise BatchError(
+                "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping of names "
+                f"to values, got {type(columns).__name__}: {error}"
+            ) from error
+        batches = table.combine_chunks().to_batches()
+        columns = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    names = columns.schema.names
+    for name in names:
+        if names.count(name) > 1:
+            raise BatchError(f"column {name!r} stands there more than once: rename one")
+    return dict(zip(names, columns.columns, strict=True)), columns.num_rows if names else None
 
 
 def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    values = to_host(values)
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise BatchError(
             f"column {name!r}: a column has one value per row, got shape {values.shape}: hand it over as an array"
@@ -187,7 +190,8 @@ def infer_spec(
             rows = _as_array(values)
             shapes[name] = (rows.shape[1:], rows.dtype.name)
     if schema is None:
-        schema = _as_record_batch(columns, None, None).schema
+        found, _ = _as_columns(columns, None)
+        schema = pa.schema([(name, values.type) for name, values in found.items()])
     schema = schema.remove_metadata()
     widest = max(
         (
@@ -233,6 +237,19 @@ class BatchReader:
         self._spec = spec
         self._wire = spec.wire_schema
         self._names = [array.name for array in spec.arrays]
+        self._arrays = [(array, array.numpy_dtype) for array in spec.arrays]
+        # Looked up once: asking Arrow takes a good part of the time that a batch takes.
+        self._columns = [
+            (
+                column.name,
+                wire.type,
+                column,
+                column.nullable,
+                column.name in spec.keys and pa.types.is_floating(wire.type),
+            )
+            for column, wire in zip(spec.schema, self._wire, strict=False)
+        ]
+        self._column_names = set(spec.schema.names)
 
     def read(
         self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool, number: int
@@ -268,85 +285,86 @@ class BatchReader:
             raise BatchError(f"batch {number}: {error}; nothing of it was written") from error.__cause__
 
     def _read(self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool) -> Batch:
-        if arrays.keys() != set(self._names):
+        if len(arrays) != len(self._names) or any(name not in arrays for name in self._names):
             raise BatchError(f"arrays must be {self._names}, got {list(arrays)}")
         given = [_as_array(arrays[name]) for name in self._names]
-        for spec, rows in zip(self._spec.arrays, given, strict=True):
-            self._check_array(spec, rows)
+        for (spec, dtype), rows in zip(self._arrays, given, strict=True):
+            if rows.shape[1:] != spec.row_shape or rows.ndim < 2 or rows.dtype != dtype:
+                _refuse_array(spec, rows)
+        table, length = _as_columns(columns, self._spec.schema)
         lengths = {len(rows) for rows in given}
-        table = _as_record_batch(columns, min(lengths, default=None), self._spec.schema)
+        if length is not None:
+            lengths.add(length)
         if sample_index is not None:
             sample_index = _check_sample_index(sample_index)
             lengths.add(len(sample_index))
-        if table.num_columns or not lengths:
-            lengths.add(table.num_rows)
         if len(lengths) > 1:
             found = dict(zip(self._names, map(len, given), strict=True))
             index = "" if sample_index is None else f", sample_index {len(sample_index)}"
-            raise BatchError(f"columns and arrays must have one length, got columns {table.num_rows}, {found}{index}")
-        count = lengths.pop()
-        payload = self._check_table(table, sample_index, count).serialize()
+            raise BatchError(f"columns and arrays must have one length, got columns {length}, {found}{index}")
+        count = lengths.pop() if lengths else 0
+        values = self._check_columns(table)
+        values.append(pa.nulls(count, pa.int64()) if sample_index is None else pa.array(sample_index))
         return Batch(
             count,
-            payload,
+            pa.RecordBatch.from_arrays(values, schema=self._wire).serialize(),
             self._wire,
-            tuple(_own(spec, rows, copy=copy) for spec, rows in zip(self._spec.arrays, given, strict=True)),
+            tuple(
+                _own(rows, dtype, copy=copy) for (_, dtype), rows in zip(self._arrays, given, strict=True)
+            ),
         )
 
-    @staticmethod
-    def _check_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
-        if rows.shape[1:] != spec.row_shape or rows.ndim != len(spec.row_shape) + 1:
-            expected = f"(rows, {', '.join(map(str, spec.row_shape))})"
-            raise BatchError(f"array {spec.name!r}: expected shape {expected}, got {rows.shape}: reshape it")
-        if rows.dtype.name != spec.dtype:
-            raise BatchError(
-                f"array {spec.name!r}: expected dtype {spec.dtype}, got {rows.dtype.name}: "
-                "cast it yourself if that loses nothing"
-            )
-
-    def _check_table(self, table: pa.RecordBatch, sample_index: Any, count: int) -> pa.RecordBatch:
-        """Return the table's rows, of the wire schema."""
-        schema = self._spec.schema
-        names = table.schema.names
-        if names != schema.names:
-            for name in names:
-                if name in RESERVED_COLUMNS:
+    def _check_columns(self, table: dict[str, pa.Array]) -> list[pa.Array]:
+        """Return the columns in the store's order, of the wire types."""
+        if table.keys() != self._column_names:
+            for name in RESERVED_COLUMNS:
+                if name in table:
                     raise BatchError(
                         f"column {name!r}: the name is the store's own: rename it, or use sample_index="
                     )
-                if names.count(name) > 1:
-                    raise BatchError(f"column {name!r} stands there more than once")
-            if set(names) != set(schema.names):
-                missing = [name for name in schema.names if name not in names]
-                unknown = [name for name in names if name not in schema.names]
-                raise BatchError(f"columns must be {schema.names}; missing {missing}, unknown {unknown}")
+            missing = [name for name, *_ in self._columns if name not in table]
+            unknown = [name for name in table if name not in self._column_names]
+            raise BatchError(
+                f"columns must be {self._spec.schema.names}; missing {missing}, unknown {unknown}"
+            )
         values = []
-        for column, wire in zip(schema, self._wire, strict=False):
-            data = table.column(column.name)
-            if data.type != wire.type:
-                data = _represent(data, wire.type, column)
-            if data.null_count and not column.nullable:
+        for name, kind, column, nullable, finite in self._columns:
+            data = table[name]
+            if data.type != kind:
+                data = _represent(data, kind, column)
+            if not nullable and data.null_count:
                 row = int(np.flatnonzero(np.asarray(data.is_null()))[0])
-                kind = "key" if column.name in self._spec.keys else "column that was declared not nullable"
-                raise BatchError(f"{kind} {column.name!r}: expected a value, got null in row {row} of the batch")
-            if column.name in self._spec.keys and pa.types.is_floating(data.type):
+                what = "key" if name in self._spec.keys else "column that was declared not nullable"
+                raise BatchError(f"{what} {name!r}: expected a value, got null in row {row} of the batch")
+            if finite:
                 bad = np.flatnonzero(np.isnan(data.to_numpy(zero_copy_only=False)))
                 if bad.size:
-                    raise BatchError(f"key {column.name!r}: expected a number, got NaN in row {bad[0]} of the batch")
+                    raise BatchError(f"key {name!r}: expected a number, got NaN in row {bad[0]} of the batch")
             values.append(data)
-        values.append(pa.nulls(count, pa.int64()) if sample_index is None else pa.array(sample_index))
-        return pa.RecordBatch.from_arrays(values, schema=self._wire)
+        return values
+
+
+def _refuse_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
+    """Raise what is wrong with an array; return if only its byte order is."""
+    if rows.shape[1:] != spec.row_shape or rows.ndim < 2:
+        expected = f"(rows, {', '.join(map(str, spec.row_shape))})"
+        raise BatchError(f"array {spec.name!r}: expected shape {expected}, got {rows.shape}: reshape it")
+    if rows.dtype.name != spec.dtype:
+        raise BatchError(
+            f"array {spec.name!r}: expected dtype {spec.dtype}, got {rows.dtype.name}: "
+            "cast it yourself if that loses nothing"
+        )
 
 
 def _check_sample_index(values: Any) -> npt.NDArray[np.int64]:
-    index = np.asarray(to_host(values))
+    index = values if type(values) is np.ndarray else np.asarray(to_host(values))
     if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
         raise BatchError(
             f"sample_index must be one integer per row, got shape {index.shape} of {index.dtype.name}"
         )
-    if index.size and (index.min() < 0 or index.max() >= 2**63):
+    if index.size and (int(index.min()) < 0 or (index.dtype.kind == "u" and int(index.max()) >= 2**63)):
         raise BatchError(f"sample_index must lie in 0..2**63-1, got {index.min()}..{index.max()}")
-    return index.astype(np.int64)
+    return index.astype(np.int64, copy=False)
 
 
 _REPRESENTATIONS: tuple[tuple[Callable[[pa.DataType], bool], ...], ...] = (
@@ -375,9 +393,8 @@ def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Arra
     return pc.cast(data, wanted)
 
 
-def _own(spec: ArraySpec, rows: npt.NDArray[Any], *, copy: bool) -> npt.NDArray[Any]:
+def _own(rows: npt.NDArray[Any], dtype: np.dtype[Any], *, copy: bool) -> npt.NDArray[Any]:
     """Return rows that the write path may keep: contiguous, little-endian, nobody else's."""
-    wanted = ZARR_DTYPES[spec.dtype]
-    if not copy and rows.flags.c_contiguous and rows.dtype == wanted:
+    if not copy and rows.flags.c_contiguous and rows.dtype == dtype:
         return rows
-    return np.array(rows, wanted, order="C", copy=True)
+    return np.array(rows, dtype, order="C", copy=True)

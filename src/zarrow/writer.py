@@ -98,10 +98,15 @@ class Durability:
 
 
 class _Queue:
-    """Batches between caller and thread, bounded in bytes; a callable among them is run in its turn."""
+    """Batches between caller and thread, bounded in bytes; a callable among them is run in its turn.
+
+    A caller who found it full is woken when an eighth is free, not after every batch: where the disk is
+    slower than the model, one batch in a few then waits, and the others do not.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
+        self._resume_bytes = limit_bytes - limit_bytes // 8
         self._items: deque[Batch | Callable[[], None]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -111,8 +116,10 @@ class _Queue:
         """Add an item, when there is room for it or nothing else is queued."""
         size = item.size_bytes if isinstance(item, Batch) else 0
         with self._changed:
-            while self._bytes and self._bytes + size > self._limit_bytes and not self.stopped:
+            limit = self._limit_bytes
+            while self._bytes and self._bytes + size > limit and not self.stopped:
                 self._changed.wait()
+                limit = self._resume_bytes
             self._items.append(item)
             self._bytes += size
             if len(self._items) == 1:
@@ -130,7 +137,8 @@ class _Queue:
         with self._changed:
             item = self._items.popleft()
             self._bytes -= item.size_bytes if isinstance(item, Batch) else 0
-            self._changed.notify_all()
+            if self._bytes <= self._resume_bytes:
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """Throw everything away and let every caller go."""
