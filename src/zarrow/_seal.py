@@ -363,7 +363,9 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead], owner: Owner) -> N
     pieces: list[list[Source]] = [[]]
     room = spec.segment_rows
     for slot, one in dead.items():
-        segment = OpenSegment.adopt(one.rows, spec, owner, one.lock)
+        # Its owner stays who filled it: if all had one owner, a crash here would leave open segments that
+        # look like one writer's with rows missing in between (`_drop_after_gap`).
+        segment = OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock)
         segment.sync()  # a claim stands for rows that no power cut takes
         segment.close(keep_lock=True)
         start = one.start
