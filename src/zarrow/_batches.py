@@ -309,9 +309,7 @@ class BatchReader:
             count,
             pa.RecordBatch.from_arrays(values, schema=self._wire).serialize(),
             self._wire,
-            tuple(
-                _own(rows, dtype, copy=copy) for (_, dtype), rows in zip(self._arrays, given, strict=True)
-            ),
+            tuple(_own(rows, dtype, copy=copy) for (_, dtype), rows in zip(self._arrays, given, strict=True)),
         )
 
     def _check_columns(self, table: dict[str, pa.Array]) -> list[pa.Array]:

@@ -94,7 +94,9 @@ def normalize(codecs: str | Codec | Iterable[Any] | None, dtype: str) -> tuple[d
     for codec in given:
         if isinstance(codec, str):
             if codec not in PRESETS:
-                raise InvalidInputError(f"codecs must be of {', '.join(PRESETS)} or Zarr v3 codecs, got {codec!r}")
+                raise InvalidInputError(
+                    f"codecs must be of {', '.join(PRESETS)} or Zarr v3 codecs, got {codec!r}"
+                )
             chain.extend(PRESETS[codec])
         else:
             chain.append(codec if isinstance(codec, Mapping) else codec.to_dict())
@@ -132,7 +134,9 @@ def _plain_value(value: Any) -> Any:
 def _normalize_one(codec: Codec, itemsize: int) -> dict[str, Any]:
     name = codec.get("name")
     if name not in ALLOWED:
-        raise InvalidInputError(f"codec {name!r} is not one that zarrow runs: use one of {', '.join(ALLOWED)}")
+        raise InvalidInputError(
+            f"codec {name!r} is not one that zarrow runs: use one of {', '.join(ALLOWED)}"
+        )
     configuration = {key: _plain_value(value) for key, value in (codec.get("configuration") or {}).items()}
     if name == "blosc":
         configuration["typesize"] = itemsize

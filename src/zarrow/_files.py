@@ -292,7 +292,9 @@ def read(path: Path, *, limit_bytes: int = 1 << 30) -> bytes:
     try:
         size_bytes = os.fstat(fd).st_size
         if size_bytes > limit_bytes:
-            raise CorruptionError(f"{path}: a document of {size_bytes} bytes, at most {limit_bytes} are allowed")
+            raise CorruptionError(
+                f"{path}: a document of {size_bytes} bytes, at most {limit_bytes} are allowed"
+            )
         pieces = []
         while piece := os.read(fd, max(size_bytes, 1)):
             size_bytes -= len(piece)

@@ -128,23 +128,21 @@ def encode(
     """
     pieces = [b""]
     for entry in arrays:
-        pieces.append(
-            _ENTRY.pack(entry.rows_crc32c, entry.tail_crc32c, entry.tail_side, len(entry.chunks))
-        )
+        pieces.append(_ENTRY.pack(entry.rows_crc32c, entry.tail_crc32c, entry.tail_side, len(entry.chunks)))
         pieces.extend(_CHUNK.pack(chunk.size_bytes, chunk.crc32c) for chunk in entry.chunks)
     view = memoryview(payload)
     pieces.append(view)  # type: ignore[arg-type]
     size = _HEAD.size + sum(map(len, pieces)) + _CRC.size
     padding = -size % _ALIGNMENT
     pieces.append(bytes(padding))
-    pieces[0] = _HEAD.pack(
-        MAGIC, size + padding, uuid, first_row, durable_rows, rows, len(arrays), len(view)
-    )
+    pieces[0] = _HEAD.pack(MAGIC, size + padding, uuid, first_row, durable_rows, rows, len(arrays), len(view))
     body = b"".join(pieces)
     return body + _CRC.pack(crc32c(body))
 
 
-def _decode(buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int) -> tuple[Frame, int] | None:
+def _decode(
+    buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int
+) -> tuple[Frame, int] | None:
     """Return the frame at `offset` and where it ends, or None if there is no sound frame."""
     if offset + _HEAD.size + _CRC.size > len(view):
         return None
@@ -171,7 +169,8 @@ def _decode(buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, array
                 tail_crc,
                 side,
                 tuple(
-                    Chunk(*_CHUNK.unpack_from(view, position + index * _CHUNK.size)) for index in range(chunks)
+                    Chunk(*_CHUNK.unpack_from(view, position + index * _CHUNK.size))
+                    for index in range(chunks)
                 ),
             )
         )
@@ -263,9 +262,7 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
     return Scan(tuple(frames), tuple(ends), len(view) - offset)
 
 
-def _resync(
-    buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int
-) -> Iterator[Frame]:
+def _resync(buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int) -> Iterator[Frame]:
     """Yield the sound frames behind a damaged one; frames begin at multiples of 8."""
     if offset + _HEAD.size > len(view):
         return

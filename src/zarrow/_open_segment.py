@@ -89,7 +89,6 @@ class OpenRows:
                 found.append(batch.slice(low - frame.first_row, high - low))
         return found
 
-
     def vectors(self, spec: StoreSpec, array: int, start: int, stop: int) -> Iterator[npt.NDArray[Any]]:
         """Yield the rows `start` to `stop` of an array, a chunk at a time at most."""
         facts = spec.arrays[array]
@@ -378,13 +377,13 @@ class OpenSegment:
         assert batch.rows <= self.room
         if any(shard.needs_sync(batch.rows) for shard in self._shards):
             self.sync()
-        entries = [
-            _entry(shard.append(rows)) for shard, rows in zip(self._shards, batch.arrays, strict=True)
-        ]
+        entries = [_entry(shard.append(rows)) for shard, rows in zip(self._shards, batch.arrays, strict=True)]
         self._write_frame(batch.rows, entries, batch.payload)
         self._rows += batch.rows
 
-    def _write_frame(self, rows: int, entries: Sequence[_frames.ArrayEntry], payload: pa.Buffer | bytes) -> None:
+    def _write_frame(
+        self, rows: int, entries: Sequence[_frames.ArrayEntry], payload: pa.Buffer | bytes
+    ) -> None:
         frame = _frames.encode(self._uuid, self._rows, rows, self.durable_rows, entries, payload)
         _files.write(self._frames_fd, frame, self._frames_bytes)
         self._frames_bytes += len(frame)

@@ -203,5 +203,3 @@ def _has_dictionary(kind: pa.DataType) -> bool:
         pa.types.is_dictionary(kind.field(index).type) or _has_dictionary(kind.field(index).type)
         for index in range(kind.num_fields)
     )
-
-

@@ -161,9 +161,7 @@ class _ShardFile:
         size_bytes = self._size_bytes + len(index)
         _files.truncate(self._fd, size_bytes)  # a crash may have left bytes behind
         _files.sync(self._fd)
-        return ShardFacts(
-            size_bytes=size_bytes, chunks_crc32c=tuple(checksums), index_crc32c=crc32c(index)
-        )
+        return ShardFacts(size_bytes=size_bytes, chunks_crc32c=tuple(checksums), index_crc32c=crc32c(index))
 
     def sync(self) -> None:
         """Make all rows durable."""

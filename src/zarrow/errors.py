@@ -134,9 +134,7 @@ class WriteFailedError(ZarrowError, OSError):
         Rows of this writer that survive a power cut.
     """
 
-    def __init__(
-        self, errno: int, message: str, *, accepted_rows: int = 0, durable_rows: int = 0
-    ) -> None:
+    def __init__(self, errno: int, message: str, *, accepted_rows: int = 0, durable_rows: int = 0) -> None:
         super().__init__(errno, message)
         self.accepted_rows = accepted_rows
         self.durable_rows = durable_rows

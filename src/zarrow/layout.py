@@ -66,9 +66,7 @@ _CHECKSUM_BYTES = len(b',"crc32c":"00000000"}\n')
 
 ZARR_DTYPES = {
     name: np.dtype(name).newbyteorder("<")
-    for name in (
-        "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
-    )
+    for name in ("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
 }
 """Zarr v3 core data types that an array may have (bfloat16 is widened before it gets here)."""
 
@@ -110,7 +108,9 @@ def check_name(name: str, what: str) -> str:
     zarrow.errors.InvalidInputError: the name of an array must match [A-Za-z0-9_-]{1,64}, got '../x': rename it
     """
     if not isinstance(name, str) or not _NAME.match(name):
-        raise InvalidInputError(f"the name of {what} must match [A-Za-z0-9_-]{{1,64}}, got {name!r}: rename it")
+        raise InvalidInputError(
+            f"the name of {what} must match [A-Za-z0-9_-]{{1,64}}, got {name!r}: rename it"
+        )
     return name
 
 
@@ -398,7 +398,9 @@ class StoreSpec:
                     "rename it, or hand the dataset's index over as sample_index="
                 )
             if names.count(name) > 1:
-                raise InvalidInputError(f"the name {name!r} stands for more than one column or array: rename one")
+                raise InvalidInputError(
+                    f"the name {name!r} stands for more than one column or array: rename one"
+                )
         for key in self.keys:
             if key not in columns:
                 raise InvalidInputError(f"key {key!r} is not a column; the columns are {columns}")

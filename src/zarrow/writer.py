@@ -230,7 +230,9 @@ class Writer:
         if durability in ("segment", "batch"):
             durability = Durability(batches=1 if durability == "batch" else None)
         if not isinstance(durability, Durability):
-            raise InvalidInputError(f"durability must be 'segment', 'batch' or Durability, got {durability!r}")
+            raise InvalidInputError(
+                f"durability must be 'segment', 'batch' or Durability, got {durability!r}"
+            )
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
         self.path = Path(os.path.abspath(path))
@@ -731,7 +733,9 @@ def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
 def _claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, _files.FileLock]:
     """Return the directory to write in, which exists and is ours, and the lock on it."""
     if not path.parent.is_dir():
-        raise WriteFailedError(errno.ENOENT, f"{path.parent}: no such directory: create it, then write the store")
+        raise WriteFailedError(
+            errno.ENOENT, f"{path.parent}: no such directory: create it, then write the store"
+        )
     root = path
     state = _state(path)
     if state == "other":
@@ -743,7 +747,9 @@ def _claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple
     if mode == "w" and state == "store":
         root = path.with_name(path.name + INCOMING_SUFFIX)
         if _state(root) == "other":
-            raise NotAStoreError(f"{root}: there is something that is no zarrow store, where the new one would grow")
+            raise NotAStoreError(
+                f"{root}: there is something that is no zarrow store, where the new one would grow"
+            )
     try:
         _files.make_dir(root, exist_ok=True)
         _files.sync_dir(root.parent)
