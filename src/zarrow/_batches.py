@@ -115,8 +115,8 @@ def _as_columns(columns: Columns, schema: pa.Schema | None) -> tuple[dict[str, p
             table = columns if isinstance(columns, pa.Table) else pa.table(columns)
         except (TypeError, ValueError, pa.ArrowException) as error:
             raise BatchError(
-                "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping of names "
-                f"to values, got {type(columns).__name__}: {error}"
+                "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping "
+                f"of names to values, got {type(columns).__name__}: {error}"
             ) from error
         batches = table.combine_chunks().to_batches()
         columns = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
@@ -135,7 +135,8 @@ def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array:
     values = to_host(values)
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise BatchError(
-            f"column {name!r}: a column has one value per row, got shape {values.shape}: hand it over as an array"
+            f"column {name!r}: a column has one value per row, got shape {values.shape}: "
+            "hand it over as an array"
         )
     if isinstance(values, np.ndarray) and not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))

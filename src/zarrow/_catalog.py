@@ -25,8 +25,9 @@ from pathlib import Path
 
 from zarrow import _files, _zarr_metadata, layout
 from zarrow._checksum import crc32c
+from zarrow._records import Claim, Manifest, SegmentRecord, Source
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
-from zarrow.layout import Claim, Manifest, SegmentRecord, StoreSpec
+from zarrow.layout import StoreSpec
 
 __all__ = ["Snapshot", "claim", "commit", "create", "publish_shape", "read_snapshot", "read_spec"]
 
@@ -76,7 +77,7 @@ class Snapshot:
                 self.manifest is not None and self.manifest.records_crc32c[segment] != checksum
             ):
                 raise CorruptionError(
-                    f"{self.root / layout.record_path(segment)}: not the record that the snapshot was taken of"
+                    f"{self.root / layout.record_path(segment)}: not the record that this snapshot has"
                 )
             self._records[segment] = record
         return self._records[segment]
@@ -107,8 +108,8 @@ def read_spec(root: Path) -> StoreSpec:
     except FileNotFoundError:
         if os.path.lexists(root):
             raise NotAStoreError(
-                f"{root}: no zarrow store: it has no {layout.STORE_JSON} (a run killed before its first batch "
-                "leaves none either: give the path to a writer, or remove it)"
+                f"{root}: no zarrow store: it has no {layout.STORE_JSON} (a run that was killed before its "
+                "first batch leaves none either: give the path to a writer, or remove it)"
             ) from None
         raise StoreNotFoundError(f"{root}: there is no store at this path") from None
     except NotADirectoryError:
@@ -241,7 +242,7 @@ def has_record(root: Path, segment: int) -> bool:
     return (root / layout.record_path(segment)).exists()
 
 
-def claim(root: Path, sources: Iterable[layout.Source], scratch: Path) -> Claim:
+def claim(root: Path, sources: Iterable[Source], scratch: Path) -> Claim:
     """Take the next free segment number for these sources: durable on return.
 
     Parameters

@@ -89,7 +89,9 @@ def normalize(codecs: str | Codec | Iterable[Any] | None, dtype: str) -> tuple[d
     """
     if codecs is None:
         return PLAIN
-    given = [codecs] if isinstance(codecs, str | Mapping) or hasattr(codecs, "to_dict") else list(codecs)
+    given: list[Any] = (
+        [codecs] if isinstance(codecs, str | Mapping) or hasattr(codecs, "to_dict") else list(codecs)
+    )
     chain: list[Codec] = []
     for codec in given:
         if isinstance(codec, str):
@@ -142,7 +144,8 @@ def _normalize_one(codec: Codec, itemsize: int) -> dict[str, Any]:
         configuration["typesize"] = itemsize
         if _BLOSC_SHUFFLES.get(configuration.setdefault("shuffle", "bitshuffle")) is None:
             raise InvalidInputError(
-                f"blosc's shuffle must be one of {', '.join(_BLOSC_SHUFFLES)}, got {configuration['shuffle']!r}"
+                f"blosc's shuffle must be one of {', '.join(_BLOSC_SHUFFLES)}, "
+                f"got {configuration['shuffle']!r}"
             )
         configuration = {"cname": "lz4", "clevel": 5, "blocksize": 0, **configuration}
     elif name == "zstd":
@@ -281,7 +284,8 @@ class ChunkCodec:
 
 def _refuse_bomb(step: Any, data: Any, chunk_bytes: int) -> None:
     """Raise if a compressed chunk declares to be larger than a chunk (and its checksums) can be."""
-    declared = _declared_size.get(getattr(step, "codec_id", ""), lambda _: None)(memoryview(data).cast("B"))
+    size_of = _declared_size.get(getattr(step, "codec_id", ""))
+    declared = size_of(memoryview(data).cast("B")) if size_of else None
     if declared is not None and declared > 2 * chunk_bytes + 4096:
         raise CorruptionError(f"a chunk of {chunk_bytes} bytes declares {declared}")
 

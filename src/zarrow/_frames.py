@@ -245,7 +245,7 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
             frame, offset = found
             if frame.first_row != rows or frame.stop > segment_rows or frame.durable_rows > rows:
                 raise CorruptionError(
-                    f"a frame of rows {frame.first_row} to {frame.stop}, {frame.durable_rows} of them durable, "
+                    f"a frame of rows {frame.first_row} to {frame.stop}, {frame.durable_rows} durable, "
                     f"follows {rows} rows in a segment of {segment_rows}"
                 )
             rows = frame.stop

@@ -33,8 +33,9 @@ import pyarrow as pa
 from zarrow import _files, _frames, _shards, layout
 from zarrow._batches import Batch
 from zarrow._codecs import ChunkCodec
+from zarrow._records import Owner, ShardFacts
 from zarrow.errors import CorruptionError, StoreLockedError
-from zarrow.layout import Owner, ShardFacts, StoreSpec
+from zarrow.layout import StoreSpec
 
 __all__ = ["OpenRows", "OpenSegment", "discard", "open_shard", "read", "slots"]
 
@@ -265,13 +266,11 @@ class OpenSegment:
         return segment
 
     @classmethod
-    def build(cls, root: Path, scratch: Path, spec: StoreSpec) -> OpenSegment:
+    def build(cls, scratch: Path, spec: StoreSpec) -> OpenSegment:
         """Make an open segment that nobody sees until `enter` gives it its name.
 
         Parameters
         ----------
-        root : Path
-            The store.
         scratch : Path
             The directory to make it in, which is not there yet.
         spec : StoreSpec

@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 
 from zarrow import _files
 from zarrow._checksum import crc32c
+from zarrow._records import PartFacts
 from zarrow.errors import InvalidInputError
-from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, PartFacts, StoreSpec
+from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
 
 __all__ = ["check_columns", "write_part"]
 

@@ -39,8 +39,9 @@ from zarrow._batches import Batch
 from zarrow._checksum import crc32c
 from zarrow._codecs import ChunkCodec
 from zarrow._open_segment import OpenRows, OpenSegment, discard, open_shard, read, slots
+from zarrow._records import Claim, Manifest, Owner, SegmentRecord, ShardFacts, Source
 from zarrow.errors import CorruptionError, StoreLockedError
-from zarrow.layout import Claim, Manifest, Owner, SegmentRecord, ShardFacts, Source, StoreSpec
+from zarrow.layout import StoreSpec
 
 __all__ = ["Dead", "finalize", "recover", "release", "reopen", "seal"]
 
@@ -83,7 +84,7 @@ def _commit(
     """Put a claimed segment's files into place and publish its record (steps 3 to 5a)."""
     for array in spec.arrays:
         if shards[array.name].size_bytes:
-            _place_shard(root, spec, array, claim.segment, directory / layout.rows_name(array.name))
+            _place_shard(root, array, claim.segment, directory / layout.rows_name(array.name))
     part = directory / layout.PART
     _files.remove(part)  # a crash may have left one
     table = _parts.to_table(spec, batches, claim.segment * spec.segment_rows)
@@ -99,7 +100,7 @@ def _commit(
     return record
 
 
-def _place_shard(root: Path, spec: StoreSpec, array: layout.ArraySpec, segment: int, source: Path) -> None:
+def _place_shard(root: Path, array: layout.ArraySpec, segment: int, source: Path) -> None:
     target = root / layout.shard_path(array.name, segment, len(array.row_shape))
     missing = list(itertools.takewhile(lambda parent: not parent.is_dir(), target.parents))
     for parent in reversed(missing):
@@ -159,7 +160,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
                 _finish(root, spec, claim, dead, owner)
         _clean_claims(root, dead)
         if any(one.start for one in dead.values()):
-            _pack(root, spec, dead, owner)  # was interrupted
+            _pack(root, spec, dead)  # was interrupted
         for slot, one in list(dead.items()):
             if one.rows.rows == spec.segment_rows:
                 del dead[slot]
@@ -339,15 +340,15 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     """
     manifest = _catalog.read_manifest(root, spec)
     dead = {one.rows.slot: one for one in recover(root, spec, owner)}
-    if dead and manifest is None and _last_is_short(root, spec):
-        one = reopen(root, spec, owner)
-        dead = {one.rows.slot: one, **dead}
+    if dead and manifest is None:
+        reopened = reopen(root, spec, owner)
+        dead = ({} if reopened is None else {reopened.rows.slot: reopened}) | dead
     try:
         if len(dead) == 1:
             one = dead.popitem()[1]
             seal(root, spec, OpenSegment.adopt(one.rows, spec, owner, one.lock))
         elif dead:
-            _pack(root, spec, dead, owner)
+            _pack(root, spec, dead)
     finally:
         release(dead.values())
     if not _catalog.dense_segments(root):
@@ -358,7 +359,7 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     return manifest or _catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
 
 
-def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead], owner: Owner) -> None:
+def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     """Commit the rows of several open segments as dense segments, and empty `dead`."""
     pieces: list[list[Source]] = [[]]
     room = spec.segment_rows
@@ -415,7 +416,7 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
         return None
     number = _catalog.dense_segments(root) - 1
     record, _ = _catalog.read_record(root, number)
-    segment = OpenSegment.build(root, _files.scratch_name(root / layout.OPEN_DIR), spec)
+    segment = OpenSegment.build(_files.scratch_name(root / layout.OPEN_DIR), spec)
     try:
         for batch in _committed_batches(root, spec, record):
             segment.append(batch)
@@ -433,7 +434,8 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
     if not lock.acquire():
         raise StoreLockedError(f"{path}: another writer fills this open segment")
     found = read(path, spec)
-    assert found is not None and found.rows == record.rows
+    assert found is not None
+    assert found.rows == record.rows
     return Dead(found, lock)
 
 

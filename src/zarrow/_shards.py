@@ -13,7 +13,7 @@ here hold whole rows and lie in row order, so that:
 Each class also reads its file back after a crash: `sound_frames` tells up to which frame the bytes are
 those that were written.
 
-Place: tier 2, used by `_open_segment`; `_index_*` also by readers. Must not import its siblings but for
+Place: tier 2, used by `_open_segment` and `_seal`. Must not import its siblings but for
 the codecs, which are handed in. A crash leaves bytes behind the accepted ones, which the next append
 overwrites.
 """
@@ -31,15 +31,14 @@ import numpy.typing as npt
 
 from zarrow import _files
 from zarrow._checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._records import SegmentRecord, ShardFacts
+from zarrow._shard_index import decode_index, encode_index, index_bytes
 from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec, SegmentRecord, ShardFacts, rows_name, shard_path, tail_name
+from zarrow.layout import ArraySpec, rows_name, shard_path, tail_name
 
-__all__ = ["EncodedShard", "PlainShard", "decode_index", "encode_index", "index_bytes"]
+__all__ = ["EncodedShard", "PlainShard", "committed_rows", "read_tail", "sound_frames"]
 
 WRITEBACK_BYTES = 8 << 20
-_NO_CHUNK = 2**64 - 1
-_ENTRY_BYTES = 16
-_CRC_BYTES = 4
 
 
 class Entry(Protocol):
@@ -69,66 +68,6 @@ class Codec(Protocol):
 
     def encode(self, chunk: npt.NDArray[Any]) -> bytes: ...
     def decode(self, data: Any, path: str) -> npt.NDArray[Any]: ...
-
-
-# The shard index
-
-
-def index_bytes(array: ArraySpec, segment_rows: int) -> int:
-    """Return the size of a shard's index.
-
-    >>> index_bytes(ArraySpec(name="e", row_shape=(4,), dtype="float32", chunk_rows=256), 1024)
-    68
-    """
-    return segment_rows // array.chunk_rows * _ENTRY_BYTES + _CRC_BYTES
-
-
-def encode_index(sizes: Sequence[int], chunks: int) -> bytes:
-    """Return the index of a shard.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Bytes of the chunks that are there; they lie one behind the other.
-    chunks : int
-        How many chunks the shard has room for.
-
-    Returns
-    -------
-    bytes
-        Offset and size of every chunk, uint64, all ones where there is none; then their crc32c.
-    """
-    table = np.full((chunks, 2), _NO_CHUNK, "<u8")
-    table[: len(sizes), 1] = sizes
-    table[: len(sizes), 0] = [0, *itertools.accumulate(sizes)][:-1] if sizes else []
-    entries = table.tobytes()
-    return entries + crc32c(entries).to_bytes(_CRC_BYTES, "little")
-
-
-def decode_index(data: bytes, path: str) -> npt.NDArray[np.uint64]:
-    """Return offsets and sizes of a shard's chunks.
-
-    Parameters
-    ----------
-    data : bytes
-        The index as it lies at the end of the shard.
-    path : str
-        For messages.
-
-    Returns
-    -------
-    uint64 array, shape (chunks, 2)
-        In bytes; all ones where there is no chunk.
-
-    Raises
-    ------
-    CorruptionError
-        If its checksum does not hold.
-    """
-    entries = data[:-_CRC_BYTES]
-    if crc32c(entries) != int.from_bytes(data[-_CRC_BYTES:], "little") or len(entries) % _ENTRY_BYTES:
-        raise CorruptionError(f"{path}: the shard index is damaged")
-    return np.frombuffer(entries, "<u8").reshape(-1, 2)
 
 
 def _bytes_of(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -167,7 +106,7 @@ class _ShardFile:
         """Make all rows durable."""
         _files.sync(self._fd)
 
-    def needs_sync(self, rows: int) -> bool:
+    def needs_sync(self, rows: int) -> bool:  # noqa: ARG002 - one kind of shard needs it
         """Tell whether appending `rows` rows would overwrite durable bytes."""
         return False
 
@@ -236,7 +175,11 @@ class PlainShard(_ShardFile):
             start = stop
         return whole
 
-    def restore(self, entries: Sequence[Entry], counts: Sequence[int]) -> None:
+    def restore(
+        self,
+        entries: Sequence[Entry],  # noqa: ARG002 - the other kind needs them
+        counts: Sequence[int],
+    ) -> None:
         """Go on behind the rows of these frames, which `sound_frames` vouched for.
 
         Parameters

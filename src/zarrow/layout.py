@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import socket
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +25,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow._checksum import crc32c
+from zarrow._documents import decode_document, encode_document
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
-__all__ = ["ArraySpec", "Claim", "Manifest", "SegmentRecord", "Source", "StoreSpec"]
+__all__ = ["ArraySpec", "StoreSpec"]
 
 FORMAT_VERSION = 1
 
@@ -61,12 +60,25 @@ MAX_SEGMENTS = 10**8
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _SLOT = re.compile(r"[0-9a-f]{16}\Z")
-_CHECKSUM = re.compile(rb',"crc32c":"([0-9a-f]{8})"\}\n\Z')
-_CHECKSUM_BYTES = len(b',"crc32c":"00000000"}\n')
 
 ZARR_DTYPES = {
     name: np.dtype(name).newbyteorder("<")
-    for name in ("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
+    for name in (
+        [
+            "bool",
+            "int8",
+            "int16",
+            "int32",
+            "int64",
+            "uint8",
+            "uint16",
+            "uint32",
+            "uint64",
+            "float16",
+            "float32",
+            "float64",
+        ]
+    )
 }
 """Zarr v3 core data types that an array may have (bfloat16 is widened before it gets here)."""
 
@@ -105,12 +117,10 @@ def check_name(name: str, what: str) -> str:
     'query_embed'
     >>> check_name("../x", "an array")
     Traceback (most recent call last):
-    zarrow.errors.InvalidInputError: the name of an array must match [A-Za-z0-9_-]{1,64}, got '../x': rename it
+    zarrow.errors.InvalidInputError: the name of an array must be [A-Za-z0-9_-]{1,64}, got '../x': rename it
     """
     if not isinstance(name, str) or not _NAME.match(name):
-        raise InvalidInputError(
-            f"the name of {what} must match [A-Za-z0-9_-]{{1,64}}, got {name!r}: rename it"
-        )
+        raise InvalidInputError(f"the name of {what} must be [A-Za-z0-9_-]{{1,64}}, got {name!r}: rename it")
     return name
 
 
@@ -167,50 +177,7 @@ def tail_name(array: str, side: int) -> str:
     return f"{array}.tail{side}"
 
 
-# JSON documents that carry their own checksum
-
-
-def encode_document(body: Mapping[str, Any]) -> bytes:
-    r"""Return `body` as JSON with its checksum as last member.
-
-    >>> encode_document({"rows": 3})
-    X
-    """
-    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()[:-1]
-    return text + b',"crc32c":"%08x"}\n' % crc32c(text)
-
-
-def decode_document(data: bytes, path: str) -> dict[str, Any]:
-    """Return the body of a document whose checksum holds.
-
-    Parameters
-    ----------
-    data : bytes
-        The file's content.
-    path : str
-        Its path, for the message.
-
-    Returns
-    -------
-    dict
-        The object, without its checksum.
-
-    Raises
-    ------
-    CorruptionError
-        If the checksum is missing or wrong.
-    """
-    found = _CHECKSUM.search(data[-_CHECKSUM_BYTES:])
-    text = data[:-_CHECKSUM_BYTES]
-    if not found or crc32c(text) != int(found[1], 16):
-        raise CorruptionError(f"{path}: its checksum does not hold, so nothing in it can be believed")
-    body = json.loads(text + b"}")
-    if not isinstance(body, dict):
-        raise CorruptionError(f"{path}: not a JSON object")
-    return body
-
-
-# Specs and facts
+# Specs
 
 
 def _codec_tuple(codecs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
@@ -263,7 +230,8 @@ class ArraySpec:
             )
         if self.dtype not in ZARR_DTYPES:
             raise InvalidInputError(
-                f"array {self.name!r}: dtype must be one of {', '.join(ZARR_DTYPES)}, got {self.dtype}: cast it"
+                f"array {self.name!r}: dtype must be one of {', '.join(ZARR_DTYPES)}, "
+                f"got {self.dtype}: cast it"
             )
         if not is_power_of_two(self.chunk_rows):
             raise InvalidInputError(
@@ -315,7 +283,7 @@ class ArraySpec:
 
 
 def is_power_of_two(number: int) -> bool:
-    """Tell whether `number` is 1, 2, 4, 8, …"""
+    """Tell whether `number` is a power of two."""
     return isinstance(number, int) and number > 0 and not number & (number - 1)
 
 
@@ -394,7 +362,7 @@ class StoreSpec:
         for name in names:
             if name in RESERVED_COLUMNS:
                 raise InvalidInputError(
-                    f"column or array {name!r}: the names {' and '.join(RESERVED_COLUMNS)} are the store's own: "
+                    f"column or array {name!r}: {' and '.join(RESERVED_COLUMNS)} are the store's own names: "
                     "rename it, or hand the dataset's index over as sample_index="
                 )
             if names.count(name) > 1:
@@ -463,7 +431,8 @@ class StoreSpec:
         body = decode_document(data, path)
         if body.get("zarrow_format") != FORMAT_VERSION:
             raise NotAStoreError(
-                f"{path}: this zarrow reads format {FORMAT_VERSION}, got {body.get('zarrow_format')!r}: upgrade zarrow"
+                f"{path}: this zarrow reads format {FORMAT_VERSION}, got {body.get('zarrow_format')!r}: "
+                "upgrade zarrow"
             )
         try:
             return cls(
@@ -476,279 +445,3 @@ class StoreSpec:
             )
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise CorruptionError(f"{path}: breaks the format: {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Rows `start` to `stop` of an open segment, which became rows of a committed one.
-
-    >>> Source(slot="0" * 16, start=0, stop=512).rows
-    512
-    """
-
-    slot: str
-    start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        if not is_slot(self.slot) or not 0 <= self.start <= self.stop:
-            raise InvalidInputError(f"not a source: {self.slot!r}[{self.start}:{self.stop}]")
-
-    @property
-    def rows(self) -> int:
-        """How many rows."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """Segment `segment` will consist of these sources, and of nothing else.
-
-    It is durable before any file of the segment is put into place, so that whoever finds it can finish
-    the work, and it stays until the sources are gone.
-    """
-
-    segment: int
-    sources: tuple[Source, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the segment."""
-        return sum(source.rows for source in self.sources)
-
-    def encode(self) -> bytes:
-        """Return the content of the claim's file."""
-        return encode_document({"segment": self.segment, "sources": _sources_to_json(self.sources)})
-
-    @classmethod
-    def decode(cls, data: bytes, path: str) -> Claim:
-        """Return the claim that a file holds; `CorruptionError` if it is damaged."""
-        body = decode_document(data, path)
-        try:
-            return cls(segment=body["segment"], sources=_sources_from_json(body["sources"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
-
-
-def _sources_to_json(sources: Sequence[Source]) -> list[list[str | int]]:
-    return [[source.slot, source.start, source.stop] for source in sources]
-
-
-def _sources_from_json(body: Any) -> tuple[Source, ...]:
-    return tuple(Source(slot=slot, start=start, stop=stop) for slot, start, stop in body)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardFacts:
-    """What a record knows of one shard file.
-
-    Parameters
-    ----------
-    size_bytes : int
-        The file's size; 0 where a segment without rows has no shard.
-    chunks_crc32c : tuple of int
-        The crc32c of the stored bytes of every chunk that has rows, in order.
-    index_crc32c : int
-        The crc32c of the whole shard index (entries and Zarr's own checksum).
-    """
-
-    size_bytes: int
-    chunks_crc32c: tuple[int, ...]
-    index_crc32c: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartFacts:
-    """What a record knows of one Parquet part: its size in bytes and the crc32c of the whole file."""
-
-    size_bytes: int
-    crc32c: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentRecord:
-    """The commit record of a segment: the moment it is in place, its rows are visible.
-
-    Parameters
-    ----------
-    segment : int
-        The segment's number; its first row is ``segment * segment_rows``.
-    rows : int
-        Its rows: ``segment_rows``, or fewer in the last one.
-    arrays : dict of str to ShardFacts
-        Its shards.
-    part : PartFacts
-        Its Parquet part.
-    sources : tuple of Source
-        The open segments that it was made of.
-
-    Examples
-    --------
-    >>> record = SegmentRecord(
-    ...     segment=0, rows=0, arrays={}, part=PartFacts(size_bytes=4, crc32c=1), sources=()
-    ... )
-    >>> SegmentRecord.decode(record.encode(), "segments/00000000.json") == record
-    True
-    """
-
-    segment: int
-    rows: int
-    arrays: dict[str, ShardFacts]
-    part: PartFacts
-    sources: tuple[Source, ...]
-
-    def encode(self) -> bytes:
-        """Return the content of the record's file."""
-        return encode_document(
-            {
-                "segment": self.segment,
-                "rows": self.rows,
-                "arrays": {
-                    name: {
-                        "size_bytes": facts.size_bytes,
-                        "index_crc32c": facts.index_crc32c,
-                        "chunks_crc32c": list(facts.chunks_crc32c),
-                    }
-                    for name, facts in self.arrays.items()
-                },
-                "part": {"size_bytes": self.part.size_bytes, "crc32c": self.part.crc32c},
-                "sources": _sources_to_json(self.sources),
-            }
-        )
-
-    @classmethod
-    def decode(cls, data: bytes, path: str) -> SegmentRecord:
-        """Return the record that a file holds; `CorruptionError` if it is damaged."""
-        body = decode_document(data, path)
-        try:
-            return cls(
-                segment=body["segment"],
-                rows=body["rows"],
-                arrays={
-                    name: ShardFacts(
-                        size_bytes=facts["size_bytes"],
-                        index_crc32c=facts["index_crc32c"],
-                        chunks_crc32c=tuple(facts["chunks_crc32c"]),
-                    )
-                    for name, facts in body["arrays"].items()
-                },
-                part=PartFacts(size_bytes=body["part"]["size_bytes"], crc32c=body["part"]["crc32c"]),
-                sources=_sources_from_json(body["sources"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """The store is complete, and this is all of it.
-
-    Small, so that a store of ten thousand segments opens by reading one file: what the records hold
-    beyond this is read where it is wanted, and must have the checksum that stands here.
-
-    Parameters
-    ----------
-    uuid : str
-        The store's.
-    rows : int
-        Rows of the store.
-    shard_bytes : dict of str to tuple of int
-        Per array the size of every shard file, in bytes.
-    part_bytes : tuple of int
-        The size of every part, in bytes.
-    records_crc32c : tuple of int
-        The crc32c of every record's file.
-    """
-
-    uuid: str
-    rows: int
-    shard_bytes: dict[str, tuple[int, ...]]
-    part_bytes: tuple[int, ...]
-    records_crc32c: tuple[int, ...]
-
-    @property
-    def segments(self) -> int:
-        """How many segments."""
-        return len(self.records_crc32c)
-
-    def encode(self) -> bytes:
-        """Return the content of ``manifest.json``."""
-        return encode_document(
-            {
-                "uuid": self.uuid,
-                "rows": self.rows,
-                "shard_bytes": {name: list(sizes) for name, sizes in self.shard_bytes.items()},
-                "part_bytes": list(self.part_bytes),
-                "records_crc32c": list(self.records_crc32c),
-            }
-        )
-
-    @classmethod
-    def decode(cls, data: bytes, path: str) -> Manifest:
-        """Return the manifest that a file holds; `CorruptionError` if it is damaged."""
-        body = decode_document(data, path)
-        try:
-            return cls(
-                uuid=body["uuid"],
-                rows=body["rows"],
-                shard_bytes={name: tuple(sizes) for name, sizes in body["shard_bytes"].items()},
-                part_bytes=tuple(body["part_bytes"]),
-                records_crc32c=tuple(body["records_crc32c"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Who fills an open segment.
-
-    Parameters
-    ----------
-    session : str
-        32 hex digits: one writer, from its opening to its end.
-    sequence : int
-        The how-manieth open segment of that session; rows of a later one follow those of an earlier.
-    host, pid, since : str, int, str
-        For messages: where the writer runs, and since when (ISO 8601, UTC).
-    reopens : int or None
-        The committed short segment whose rows this one starts with; while that segment's record stands,
-        this open segment does not count.
-    """
-
-    session: str
-    sequence: int
-    host: str
-    pid: int
-    since: str
-    reopens: int | None = None
-
-    def encode(self) -> bytes:
-        """Return the content of ``owner.json``."""
-        return encode_document(
-            {
-                "session": self.session,
-                "sequence": self.sequence,
-                "host": self.host,
-                "pid": self.pid,
-                "since": self.since,
-                "reopens": self.reopens,
-            }
-        )
-
-    @classmethod
-    def decode(cls, data: bytes, path: str) -> Owner:
-        """Return the owner that a file holds; `CorruptionError` if it is damaged."""
-        body = decode_document(data, path)
-        try:
-            return cls(**body)
-        except TypeError as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
-
-
-def this_host() -> str:
-    """Return this machine's name."""
-    return socket.gethostname()

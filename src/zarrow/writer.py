@@ -28,7 +28,6 @@ import threading
 import time
 import uuid as uuids
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,28 +38,25 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from zarrow import _batches, _catalog, _codecs, _files, _parts, _seal, layout
+from zarrow import _batches, _catalog, _parts, _seal, layout
 from zarrow._batches import Batch
+from zarrow._declaration import Declaration
+from zarrow._directory import Mode, claim_store, install
 from zarrow._open_segment import OpenSegment, discard
+from zarrow._queue import BatchQueue
+from zarrow._records import Owner, this_host
 from zarrow.errors import (
     InvalidInputError,
-    NotAStoreError,
-    SchemaMismatchError,
-    StoreExistsError,
     StoreLockedError,
     WriteFailedError,
     WriterClosedError,
     ZarrowError,
 )
-from zarrow.layout import Owner, StoreSpec
+from zarrow.layout import StoreSpec
 
 __all__ = ["Durability", "Writer"]
 
-Mode = Literal["x", "w", "a"]
 DEFAULT_QUEUE_BYTES = 32 * layout.MEBIBYTE
-LOCK_TIMEOUT_S = 10.0
-"""How long to wait for the lock of a writer that died: its forked data loader workers take a moment."""
-INCOMING_SUFFIX = ".incoming"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,58 +91,6 @@ class Durability:
         for name, number in (("batches", self.batches), ("seconds", self.seconds)):
             if number is not None and not number > 0:
                 raise InvalidInputError(f"durability: {name} must be positive, got {number}")
-
-
-class _Queue:
-    """Batches between caller and thread, bounded in bytes; a callable among them is run in its turn.
-
-    A caller who found it full is woken when an eighth is free, not after every batch: where the disk is
-    slower than the model, one batch in a few then waits, and the others do not.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._resume_bytes = limit_bytes - limit_bytes // 8
-        self._items: deque[Batch | Callable[[], None]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self.stopped = False
-
-    def put(self, item: Batch | Callable[[], None]) -> None:
-        """Add an item, when there is room for it or nothing else is queued."""
-        size = item.size_bytes if isinstance(item, Batch) else 0
-        with self._changed:
-            limit = self._limit_bytes
-            while self._bytes and self._bytes + size > limit and not self.stopped:
-                self._changed.wait()
-                limit = self._resume_bytes
-            self._items.append(item)
-            self._bytes += size
-            if len(self._items) == 1:
-                self._changed.notify_all()
-
-    def get(self, timeout_s: float | None) -> Batch | Callable[[], None] | None:
-        """Return the first item without taking it away; None after the timeout."""
-        with self._changed:
-            if not self._items:
-                self._changed.wait(timeout_s)
-            return self._items[0] if self._items else None
-
-    def done(self) -> None:
-        """Take the first item away: its memory is free."""
-        with self._changed:
-            item = self._items.popleft()
-            self._bytes -= item.size_bytes if isinstance(item, Batch) else 0
-            if self._bytes <= self._resume_bytes:
-                self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Throw everything away and let every caller go."""
-        with self._changed:
-            self.stopped = True
-            self._items.clear()
-            self._bytes = 0
-            self._changed.notify_all()
 
 
 class Writer:
@@ -238,13 +182,13 @@ class Writer:
         self.path = Path(os.path.abspath(path))
         self._durability = durability
         self._provenance = dict(provenance or {})
-        self._declaration = _Declaration(arrays, schema, keys, segment_rows, codecs)
+        self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
         self._session = uuids.uuid4().hex
         self._sequence = 0
         self._owner = Owner(
             session=self._session,
             sequence=0,
-            host=layout.this_host(),
+            host=this_host(),
             pid=os.getpid(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -258,13 +202,13 @@ class Writer:
         self._undurable_since = 0.0
         self._error: BaseException | None = None
         self._closed = self._finalized = False
-        self._root, self._lock = _claim_store(self.path, mode, shared=shared, owner=self._owner)
+        self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
         try:
             self._recover(shared=shared)
         except BaseException:
             self._lock.release()
             raise
-        self._queue = _Queue(queue_bytes)
+        self._queue = BatchQueue(queue_bytes)
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="zarrow-sealer")
         self._thread = threading.Thread(target=self._run, name="zarrow-appender", daemon=True)
         self._thread.start()
@@ -378,13 +322,13 @@ class Writer:
         if self._lock.shared and not self._lock.convert(shared=False):
             self._release()
             raise StoreLockedError(
-                f"{self.path}: other writers are still at work; the last of them to end, or 'zarrow finalize', "
-                "completes the store"
+                f"{self.path}: other writers are still at work; the last of them to end, "
+                "or 'zarrow finalize', completes the store"
             )
         try:
             _seal.finalize(self._root, self._spec, self._owner)
             self._durable = self._accepted
-            _install(self._root, self.path)
+            install(self._root, self.path)
         except OSError as error:
             raise self._failure(error) from error
         finally:
@@ -434,8 +378,8 @@ class Writer:
         if isinstance(error, OSError) and not isinstance(error, ZarrowError):
             return WriteFailedError(
                 error.errno or errno.EIO,
-                f"{self.path}: {error.strerror or error}: the writer takes no more; {self._accepted} rows are "
-                f"accepted, {self._durable} of them durable; open the store again with mode='a'",
+                f"{self.path}: {error.strerror or error}: the writer takes no more; {self._accepted} rows "
+                f"are accepted, {self._durable} of them durable; open the store again with mode='a'",
                 accepted_rows=self._accepted,
                 durable_rows=self._durable,
             )
@@ -531,7 +475,7 @@ class Writer:
                     self._append(item)
                 else:
                     item()
-            except BaseException as error:  # whatever it is, the caller must hear of it
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
                 self._error = error
                 self._queue.stop()
                 return
@@ -645,181 +589,11 @@ def _close_at_exit(writer: weakref.ref[Writer]) -> Callable[[], None]:
     return close
 
 
-@dataclass(frozen=True, slots=True)
-class _Declaration:
-    """What the caller said the store is; None where the first batch, or the store, decides."""
-
-    arrays: Mapping[str, tuple[int | Sequence[int], str]] | None
-    schema: pa.Schema | None
-    keys: Sequence[str]
-    segment_rows: int | None
-    codecs: Any
-
-    @property
-    def is_whole(self) -> bool:
-        return self.arrays is not None and self.schema is not None
-
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]] | None:
-        if self.arrays is None:
-            return None
-        return {
-            name: ((shape,) if isinstance(shape, int) else tuple(shape), str(dtype))
-            for name, (shape, dtype) in self.arrays.items()
-        }
-
-    def _codecs(self, array: str, dtype: str) -> tuple[dict[str, Any], ...]:
-        chosen = self.codecs
-        if isinstance(chosen, Mapping) and "name" not in chosen:
-            chosen = chosen.get(array)
-        return _codecs.normalize(chosen, dtype)
-
-    def infer(
-        self, table: _batches.Columns, arrays: Mapping[str, Any], provenance: Mapping[str, Any]
-    ) -> StoreSpec:
-        return _batches.infer_spec(
-            table,
-            arrays,
-            keys=self.keys,
-            segment_rows=self.segment_rows,
-            codecs=self._codecs,
-            schema=self.schema,
-            declared=self._shapes(),
-            provenance=provenance,
-        )
-
-    def check(self, spec: StoreSpec) -> None:
-        """Raise `SchemaMismatchError` if the store is not what was declared."""
-        differences = []
-
-        def compare(what: str, declared: Any, stored: Any) -> None:
-            if declared != stored:
-                differences.append(f"{what}: the store has {stored}, declared is {declared}")
-
-        shapes = self._shapes()
-        if shapes is not None:
-            compare("arrays", shapes, {array.name: (array.row_shape, array.dtype) for array in spec.arrays})
-        if self.schema is not None:
-            nullable = [
-                column.with_nullable(column.nullable and column.name not in spec.keys)
-                for column in self.schema.remove_metadata()
-            ]
-            compare("columns", list(map(str, nullable)), list(map(str, spec.schema)))
-        if self.keys:
-            compare("keys", tuple(self.keys), spec.keys)
-        if self.segment_rows is not None:
-            compare("segment_rows", self.segment_rows, spec.segment_rows)
-        if self.codecs is not None:
-            for array in spec.arrays:
-                compare(f"codecs of {array.name!r}", self._codecs(array.name, array.dtype), array.codecs)
-        if differences:
-            raise SchemaMismatchError(
-                "; ".join(differences) + ": declare what the store has (or nothing), or write another store"
-            )
-
-
 def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "zarrow": version("zarrow"),
         "python": platform.python_version(),
-        "host": layout.this_host(),
+        "host": this_host(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **given,
     }
-
-
-# The directory
-
-
-def _claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, _files.FileLock]:
-    """Return the directory to write in, which exists and is ours, and the lock on it."""
-    if not path.parent.is_dir():
-        raise WriteFailedError(
-            errno.ENOENT, f"{path.parent}: no such directory: create it, then write the store"
-        )
-    root = path
-    state = _state(path)
-    if state == "other":
-        raise NotAStoreError(f"{path}: there is something that is no zarrow store: choose another path")
-    if mode == "x" and state == "store":
-        raise StoreExistsError(
-            f"{path}: there is a store already: mode='a' resumes it or appends to it, mode='w' replaces it"
-        )
-    if mode == "w" and state == "store":
-        root = path.with_name(path.name + INCOMING_SUFFIX)
-        if _state(root) == "other":
-            raise NotAStoreError(
-                f"{root}: there is something that is no zarrow store, where the new one would grow"
-            )
-    try:
-        _files.make_dir(root, exist_ok=True)
-        _files.sync_dir(root.parent)
-        _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
-        lock = _lock_store(root, shared=shared, owner=owner)
-    except ZarrowError:
-        raise
-    except OSError as error:
-        raise WriteFailedError(
-            error.errno or errno.EIO, f"{root}: a store cannot be written here: {error.strerror}"
-        ) from error
-    if root != path and (root / layout.STORE_JSON).exists():
-        try:
-            _empty(root)
-        except BaseException:
-            lock.release()
-            raise
-    return root, lock
-
-
-def _state(path: Path) -> Literal["nothing", "store", "other"]:
-    """Tell what is at a path; a store that died before its first batch is nothing."""
-    if not os.path.lexists(path):
-        return "nothing"
-    if not path.is_dir():
-        return "other"
-    names = set(os.listdir(path))
-    if layout.STORE_JSON in names:
-        return "store"
-    if not names:
-        return "nothing"
-    leftovers = set(os.listdir(path / layout.OPEN_DIR)) if names == {layout.OPEN_DIR} else {"?"}
-    ours = {name for name in leftovers if name == layout.LOCK or name.startswith(layout.SCRATCH_PREFIX)}
-    return "nothing" if leftovers == ours else "other"
-
-
-def _lock_store(root: Path, *, shared: bool, owner: Owner) -> _files.FileLock:
-    """Take the store's lock: exclusive if nobody else is there, else shared if that was asked for."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    path = root / layout.OPEN_DIR / layout.LOCK
-    while True:
-        for as_shared in (False, True) if shared else (False,):
-            lock = _files.FileLock(path, shared=as_shared, holder=b"" if as_shared else owner.encode())
-            if lock.acquire():
-                return lock
-        if time.monotonic() > deadline:
-            who = "another writer"
-            with contextlib.suppress(ZarrowError):
-                who = str(Owner.decode(lock.holder(), str(path)))
-            raise StoreLockedError(
-                f"{root}: {who} is writing this store: wait for it, stop it, or open every writer with shared=True"
-            )
-        time.sleep(0.05)
-
-
-def _empty(root: Path) -> None:
-    """Remove what an earlier attempt at replacing a store left, but for the lock that we hold."""
-    for name in (layout.STORE_JSON, layout.MANIFEST_JSON):
-        _files.remove(root / name)
-    for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR, layout.ARRAYS_DIR, layout.INDEX_DIR):
-        _files.remove_tree(root / name)
-    for path in (root / layout.OPEN_DIR).iterdir():
-        if path.name != layout.LOCK:
-            _files.remove_tree(path) if path.is_dir() and not path.is_symlink() else _files.remove(path)
-
-
-def _install(root: Path, path: Path) -> None:
-    """Put a new, complete store in the place of the old one, then remove that."""
-    if root == path:
-        return
-    _files.exchange(root, path)
-    _files.sync_dir(path.parent)
-    _files.remove_tree(root)

@@ -1,0 +1,90 @@
+"""What did the caller say the store is, and is the store that?
+
+Place: tier 3, used by `writer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from zarrow import _batches, _codecs
+from zarrow.errors import SchemaMismatchError
+from zarrow.layout import StoreSpec
+
+__all__ = ["Declaration"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What the caller said the store is; None where the first batch, or the store, decides."""
+
+    arrays: Mapping[str, tuple[int | Sequence[int], str]] | None
+    schema: pa.Schema | None
+    keys: Sequence[str]
+    segment_rows: int | None
+    codecs: Any
+
+    @property
+    def is_whole(self) -> bool:
+        return self.arrays is not None and self.schema is not None
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]] | None:
+        if self.arrays is None:
+            return None
+        return {
+            name: ((shape,) if isinstance(shape, int) else tuple(shape), str(dtype))
+            for name, (shape, dtype) in self.arrays.items()
+        }
+
+    def _codecs(self, array: str, dtype: str) -> tuple[dict[str, Any], ...]:
+        chosen = self.codecs
+        if isinstance(chosen, Mapping) and "name" not in chosen:
+            chosen = chosen.get(array)
+        return _codecs.normalize(chosen, dtype)
+
+    def infer(
+        self, table: _batches.Columns, arrays: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> StoreSpec:
+        return _batches.infer_spec(
+            table,
+            arrays,
+            keys=self.keys,
+            segment_rows=self.segment_rows,
+            codecs=self._codecs,
+            schema=self.schema,
+            declared=self._shapes(),
+            provenance=provenance,
+        )
+
+    def check(self, spec: StoreSpec) -> None:
+        """Raise `SchemaMismatchError` if the store is not what was declared."""
+        differences = []
+
+        def compare(what: str, declared: Any, stored: Any) -> None:
+            if declared != stored:
+                differences.append(f"{what}: the store has {stored}, declared is {declared}")
+
+        shapes = self._shapes()
+        if shapes is not None:
+            compare("arrays", shapes, {array.name: (array.row_shape, array.dtype) for array in spec.arrays})
+        if self.schema is not None:
+            nullable = [
+                column.with_nullable(column.nullable and column.name not in spec.keys)
+                for column in self.schema.remove_metadata()
+            ]
+            compare("columns", list(map(str, nullable)), list(map(str, spec.schema)))
+        if self.keys:
+            compare("keys", tuple(self.keys), spec.keys)
+        if self.segment_rows is not None:
+            compare("segment_rows", self.segment_rows, spec.segment_rows)
+        if self.codecs is not None:
+            for array in spec.arrays:
+                compare(f"codecs of {array.name!r}", self._codecs(array.name, array.dtype), array.codecs)
+        if differences:
+            raise SchemaMismatchError(
+                "; ".join(differences) + ": declare what the store has (or nothing), or write another store"
+            )

@@ -1,0 +1,123 @@
+"""May a writer work at this path, and in which directory?
+
+The three modes, the store's lock, and the swap of a new store for an old one.
+
+Place: tier 3, used by `writer`. A crash during the swap leaves the old store or the new one at the path
+(Linux), and never neither beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+from zarrow import _files, layout
+from zarrow._records import Owner
+from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
+
+__all__ = ["Mode", "claim_store", "install"]
+
+Mode = Literal["x", "w", "a"]
+LOCK_TIMEOUT_S = 10.0
+"""How long to wait for the lock of a writer that died: its forked data loader workers take a moment."""
+INCOMING_SUFFIX = ".incoming"
+
+
+def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, _files.FileLock]:
+    """Return the directory to write in, which exists and is ours, and the lock on it."""
+    if not path.parent.is_dir():
+        raise WriteFailedError(
+            errno.ENOENT, f"{path.parent}: no such directory: create it, then write the store"
+        )
+    root = path
+    state = _state(path)
+    if state == "other":
+        raise NotAStoreError(f"{path}: there is something that is no zarrow store: choose another path")
+    if mode == "x" and state == "store":
+        raise StoreExistsError(
+            f"{path}: there is a store already: mode='a' resumes it or appends to it, mode='w' replaces it"
+        )
+    if mode == "w" and state == "store":
+        root = path.with_name(path.name + INCOMING_SUFFIX)
+        if _state(root) == "other":
+            raise NotAStoreError(
+                f"{root}: there is something that is no zarrow store, where the new one would grow"
+            )
+    try:
+        _files.make_dir(root, exist_ok=True)
+        _files.sync_dir(root.parent)
+        _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
+        lock = _lock_store(root, shared=shared, owner=owner)
+    except ZarrowError:
+        raise
+    except OSError as error:
+        raise WriteFailedError(
+            error.errno or errno.EIO, f"{root}: a store cannot be written here: {error.strerror}"
+        ) from error
+    if root != path and (root / layout.STORE_JSON).exists():
+        try:
+            _empty(root)
+        except BaseException:
+            lock.release()
+            raise
+    return root, lock
+
+
+def _state(path: Path) -> Literal["nothing", "store", "other"]:
+    """Tell what is at a path; a store that died before its first batch is nothing."""
+    if not os.path.lexists(path):
+        return "nothing"
+    if not path.is_dir():
+        return "other"
+    names = set(os.listdir(path))
+    if layout.STORE_JSON in names:
+        return "store"
+    if not names:
+        return "nothing"
+    leftovers = set(os.listdir(path / layout.OPEN_DIR)) if names == {layout.OPEN_DIR} else {"?"}
+    ours = {name for name in leftovers if name == layout.LOCK or name.startswith(layout.SCRATCH_PREFIX)}
+    return "nothing" if leftovers == ours else "other"
+
+
+def _lock_store(root: Path, *, shared: bool, owner: Owner) -> _files.FileLock:
+    """Take the store's lock: exclusive if nobody else is there, else shared if that was asked for."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    path = root / layout.OPEN_DIR / layout.LOCK
+    while True:
+        for as_shared in (False, True) if shared else (False,):
+            lock = _files.FileLock(path, shared=as_shared, holder=b"" if as_shared else owner.encode())
+            if lock.acquire():
+                return lock
+        if time.monotonic() > deadline:
+            who = "another writer"
+            with contextlib.suppress(ZarrowError):
+                who = str(Owner.decode(lock.holder(), str(path)))
+            raise StoreLockedError(
+                f"{root}: {who} is writing this store: wait for it, stop it, "
+                "or open every writer with shared=True"
+            )
+        time.sleep(0.05)
+
+
+def _empty(root: Path) -> None:
+    """Remove what an earlier attempt at replacing a store left, but for the lock that we hold."""
+    for name in (layout.STORE_JSON, layout.MANIFEST_JSON):
+        _files.remove(root / name)
+    for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR, layout.ARRAYS_DIR, layout.INDEX_DIR):
+        _files.remove_tree(root / name)
+    for path in (root / layout.OPEN_DIR).iterdir():
+        if path.name != layout.LOCK:
+            _files.remove_tree(path) if path.is_dir() and not path.is_symlink() else _files.remove(path)
+
+
+def install(root: Path, path: Path) -> None:
+    """Put a new, complete store in the place of the old one, then remove that."""
+    if root == path:
+        return
+    _files.exchange(root, path)
+    _files.sync_dir(path.parent)
+    _files.remove_tree(root)
