@@ -1,0 +1,266 @@
+"""Which identifiers belong to the rows of a batch?
+
+Identifiers come as a table that has one row per sample of the dataset, as the path of one that is read a
+row group at a time, or from a callable that knows how to find them in the batch. All three answer the
+same question: `take` the rows at these places of the dataset.
+
+Batches mostly ask for neighbouring rows, so a table is first cut to the window that they lie in: a slice,
+not a gather over all of it. Of a Parquet file only the row groups that a batch touches are decoded, and
+the last two are kept.
+
+Place: tier 2, used by `lightning`. Reads Parquet; must not import its siblings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zarrow.errors import BatchError, InvalidInputError
+from zarrow.layout import RESERVED_COLUMNS
+
+__all__ = ["Identifiers", "open_identifiers"]
+
+Indices = npt.NDArray[np.int64]
+_KEPT_ROW_GROUPS = 2
+_SCATTERED = 256
+"""Indices that span more than so many times their number are scattered."""
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__\Z")
+
+
+class Identifiers(Protocol):
+    """Finds the identifiers of rows."""
+
+    @property
+    def rows(self) -> int | None:
+        """How many samples have identifiers; None if only a batch can tell."""
+
+    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
+        """Return the identifiers of a batch's rows, in their order.
+
+        Parameters
+        ----------
+        batch : object
+            What the data loader yielded.
+        indices : int64 array, shape (rows,), or None
+            Where in the dataset the rows come from.
+        rows : int
+            How many they are.
+        """
+
+
+class TableIdentifiers:
+    """Identifiers that are in memory.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        One row per sample, in the dataset's order.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    @property
+    def rows(self) -> int:
+        """How many samples have identifiers."""
+        return int(self._table.num_rows)
+
+    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
+        """Return the identifiers at `indices`."""
+        del batch
+        assert indices is not None
+        assert len(indices) == rows
+        _check_range(indices, self.rows)
+        scattered = rows and np.ptp(indices) > _SCATTERED * rows
+        if scattered and any(column.num_chunks > 1 for column in self._table.columns):
+            # Gathering from many chunks costs more the more there are, so they are joined, once.
+            self._table = self._table.combine_chunks()
+        return _gather(self._table, indices)
+
+
+class ParquetIdentifiers:
+    """Identifiers in a Parquet file, or in the files of a directory in the order of their names.
+
+    Parameters
+    ----------
+    path : Path
+        The file or directory; one row per sample, in the dataset's order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files:
+            raise InvalidInputError(f"identifiers: {path} has no *.parquet file")
+        self._groups: list[tuple[Path, int]] = []
+        starts = [0]
+        self.schema: pa.Schema | None = None
+        for file in files:
+            try:
+                with pq.ParquetFile(file) as parquet:
+                    schema, metadata = parquet.schema_arrow, parquet.metadata
+            except FileNotFoundError:
+                raise InvalidInputError(f"identifiers: there is no file {file}") from None
+            except pa.ArrowInvalid as error:
+                raise InvalidInputError(f"identifiers: {file} is no Parquet file: {error}") from error
+            if self.schema is not None and not schema.equals(self.schema):
+                raise InvalidInputError(f"identifiers: {file} has other columns than {files[0]}")
+            self.schema = schema
+            for group in range(metadata.num_row_groups):
+                self._groups.append((file, group))
+                starts.append(starts[-1] + metadata.row_group(group).num_rows)
+        self._starts = np.array(starts, np.int64)
+        self._decoded: OrderedDict[int, pa.Table] = OrderedDict()
+
+    @property
+    def rows(self) -> int:
+        """How many samples have identifiers."""
+        return int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_decoded": OrderedDict()}
+
+    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
+        """Return the identifiers at `indices`, decoding only the row groups that they lie in."""
+        del batch
+        assert indices is not None
+        assert len(indices) == rows
+        _check_range(indices, self.rows)
+        assert self.schema is not None
+        if not rows:
+            return self.schema.empty_table()
+        groups = np.searchsorted(self._starts, indices, "right") - 1
+        touched = np.unique(groups)
+        if len(touched) == 1:
+            return _gather(self._group(int(touched[0])), indices - self._starts[touched[0]])
+        pieces = []
+        order = []
+        for group in touched:
+            places = np.flatnonzero(groups == group)
+            order.append(places)
+            pieces.append(_gather(self._group(int(group)), indices[places] - self._starts[group]))
+        return pa.concat_tables(pieces).take(np.argsort(np.concatenate(order)))
+
+    def _group(self, number: int) -> pa.Table:
+        table = self._decoded.get(number)
+        if table is None:
+            while len(self._decoded) >= _KEPT_ROW_GROUPS:
+                self._decoded.popitem(last=False)
+            file, group = self._groups[number]
+            with pq.ParquetFile(file) as parquet:
+                table = self._decoded[number] = parquet.read_row_group(group, use_threads=False)
+        self._decoded.move_to_end(number)
+        return table
+
+
+class CallableIdentifiers:
+    """Identifiers that somebody's function finds.
+
+    Parameters
+    ----------
+    find : callable of (batch, indices) to table
+        Gets what the data loader yielded and the places in the dataset (None where nobody knows them).
+    """
+
+    def __init__(self, find: Callable[[Any, Any], Any]) -> None:
+        self._find = find
+
+    @property
+    def rows(self) -> None:
+        """Only a batch can tell."""
+        return
+
+    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
+        """Return what the function returned, if it is a table of the batch's rows."""
+        table = _as_table(self._find(batch, indices))
+        if table.num_rows != rows:
+            raise BatchError(
+                f"identifiers: the callable must return one row per prediction, {rows}, got {table.num_rows}"
+            )
+        return _checked(table)
+
+
+def open_identifiers(source: Any) -> Identifiers | None:
+    """Return the identifiers that the caller described.
+
+    Parameters
+    ----------
+    source : table, frame, path, callable or None
+        As `zarrow.lightning.PredictionWriter` takes it.
+
+    Returns
+    -------
+    Identifiers or None
+        None for None.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none of these, or has a column whose name is the store's own.
+    """
+    if source is None:
+        return None
+    if isinstance(source, str | os.PathLike):
+        found = ParquetIdentifiers(Path(source))
+        assert found.schema is not None
+        _checked(found.schema.empty_table())
+        return found
+    if callable(source) and not hasattr(source, "__arrow_c_stream__"):
+        return CallableIdentifiers(source)
+    return TableIdentifiers(_checked(_as_table(source)))
+
+
+def _as_table(source: Any) -> pa.Table:
+    if isinstance(source, pa.Table):
+        return source
+    if isinstance(source, pa.RecordBatch):
+        return pa.Table.from_batches([source])
+    try:
+        if type(source).__module__.split(".")[0] == "pandas":
+            table = pa.Table.from_pandas(source)
+            # The labels of a frame that was filtered or sorted; an index that was given a name is data.
+            return table.drop_columns([name for name in table.column_names if _UNNAMED_INDEX.match(name)])
+        return pa.table(source)
+    except (TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        raise InvalidInputError(
+            "identifiers must be a pyarrow Table, a polars or pandas frame, the path of a Parquet file or a "
+            f"callable of (batch, indices) to one, got {type(source).__name__}: {error}"
+        ) from error
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    for name in table.column_names:
+        if name in RESERVED_COLUMNS:
+            raise InvalidInputError(
+                f"identifiers: the column name {name!r} is the store's own: rename the column"
+            )
+    return table
+
+
+def _check_range(indices: Indices, rows: int) -> None:
+    if len(indices) and (indices.max() >= rows or indices.min() < 0):
+        bad = indices[(indices >= rows) | (indices < 0)][0]
+        raise BatchError(
+            f"identifiers: the batch has dataset index {bad}, but there are identifiers for {rows} samples "
+            "only: they must have one row per sample, in the dataset's order"
+        )
+
+
+def _gather(table: pa.Table, indices: Indices) -> pa.Table:
+    """Return rows of a table: a slice where they are neighbours, else a gather from a window."""
+    if not len(indices):
+        return table.slice(0, 0)
+    first, last = int(indices.min()), int(indices.max())
+    window = table.slice(first, last - first + 1)
+    if len(window) == len(indices) and (len(indices) == 1 or bool((np.diff(indices) == 1).all())):
+        return window
+    return window.take(pa.array(indices - first))

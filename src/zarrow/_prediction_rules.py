@@ -1,0 +1,248 @@
+"""Which entries of a prediction become columns, which become arrays, and which are left out?
+
+`PredictionRules` decides once, on the first prediction, and holds every later one to it:
+
+1. an entry that is named, in `columns`, `arrays` or `ignore`, is what it is named;
+2. of the others, one value per row is a column and more than one axis is an array, unless that kind was
+   spelled out;
+3. an entry that is none of these is an error that names it: nothing is left out silently.
+
+A tensor is recognised by what it can do; torch is not imported.
+
+Place: tier 2, used by `lightning`. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from zarrow.errors import BatchError, InvalidInputError
+from zarrow.layout import RESERVED_COLUMNS
+
+__all__ = ["Names", "PredictionRules"]
+
+Names = Sequence[str] | Mapping[str, str]
+"""Names of entries, or a mapping of names in the store to names of entries."""
+
+
+def _renaming(names: Names | None, what: str) -> dict[str, str] | None:
+    """Return name in the store -> name of the entry; None for "by rule"."""
+    if names is None:
+        return None
+    if isinstance(names, str):
+        raise InvalidInputError(
+            f"{what} must be a sequence of names or a mapping, got the string {names!r}: [{names!r}]"
+        )
+    renaming = dict(names) if isinstance(names, Mapping) else dict(zip(names, names, strict=True))
+    for name, entry in renaming.items():
+        if not all(isinstance(one, str) for one in (name, entry)):
+            raise InvalidInputError(
+                f"{what} must map names in the store to names of entries, got {name!r}: {entry!r}"
+            )
+        if name in RESERVED_COLUMNS:
+            raise InvalidInputError(
+                f"{what}: the name {name!r} is the store's own: store the entry under another one"
+            )
+    return renaming
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{type(value).__name__} of shape {tuple(shape)}"
+
+
+def axes(value: Any) -> int | None:
+    """Return how many axes a value has; None if it is nothing that has rows.
+
+    Parameters
+    ----------
+    value : tensor, array, Arrow array, sequence, or anything
+        An entry of a prediction.
+
+    Returns
+    -------
+    int or None
+        1 for a sequence, whatever its elements.
+    """
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return 1
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return len(value.shape)
+    return 1 if isinstance(value, list | tuple) else None
+
+
+class PredictionRules:
+    """Splits predictions into columns and arrays.
+
+    Parameters
+    ----------
+    columns : sequence or mapping of str, optional
+        Entries that become columns; by default those with one value per row.
+    arrays : sequence or mapping of str, optional
+        Entries that become arrays; by default those with more than one axis.
+    ignore : collection of str
+        Entries that are left out.
+
+    Raises
+    ------
+    InvalidInputError
+        If the names contradict each other.
+    """
+
+    def __init__(
+        self, columns: Names | None = None, arrays: Names | None = None, ignore: Collection[str] = ()
+    ) -> None:
+        if isinstance(ignore, str):
+            raise InvalidInputError(
+                f"ignore must be a collection of names, got the string {ignore!r}: [{ignore!r}]"
+            )
+        self._columns = _renaming(columns, "columns")
+        self._arrays = _renaming(arrays, "arrays")
+        self._ignore = frozenset(ignore)
+        both = (self._columns or {}).keys() & (self._arrays or {}).keys()
+        if both:
+            raise InvalidInputError(f"{sorted(both)} cannot be both columns and arrays: rename one of them")
+        used = {*(self._columns or {}).values(), *(self._arrays or {}).values()} & self._ignore
+        if used:
+            raise InvalidInputError(f"{sorted(used)} cannot be both stored and ignored")
+        self._chosen: tuple[dict[str, str], dict[str, str]] | None = None
+
+    def split(self, prediction: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the prediction's columns and arrays by their names in the store.
+
+        Parameters
+        ----------
+        prediction : mapping of str to tensor, array or sequence
+            What the step returned.
+
+        Returns
+        -------
+        dict, dict
+            The values as they came.
+
+        Raises
+        ------
+        BatchError
+            If the prediction is no mapping, lacks an entry, or has one that nobody asked for.
+        """
+        if prediction is None:
+            raise BatchError(
+                "predict_step must return a dict of tensors, got None: return what is to be stored "
+                "(a step without a return statement returns None)"
+            )
+        if not isinstance(prediction, Mapping):
+            raise BatchError(
+                f"predict_step must return a dict of tensors, got {_describe(prediction)}: "
+                'give it a name: {"query_embed": ...}'
+            )
+        columns, arrays = self._choose(prediction)
+        wanted = {*columns.values(), *arrays.values()}
+        for kind, chosen in (("column", columns), ("array", arrays)):
+            for name, entry in chosen.items():
+                if entry not in prediction:
+                    raise BatchError(
+                        f"the prediction lacks the entry {entry!r}, which {kind} {name!r} is made of; "
+                        f"it has {list(prediction)}"
+                    )
+        unknown = [entry for entry in prediction if entry not in wanted and entry not in self._ignore]
+        if unknown:
+            raise BatchError(
+                f"the prediction has entries that are neither stored nor ignored: {unknown}: "
+                f"name them in columns= or arrays=, or leave them out with ignore={unknown}"
+            )
+        return (
+            {name: prediction[entry] for name, entry in columns.items()},
+            {name: prediction[entry] for name, entry in arrays.items()},
+        )
+
+    def _choose(self, prediction: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+        if self._chosen is None:
+            named = {*(self._columns or {}).values(), *(self._arrays or {}).values(), *self._ignore}
+            columns, arrays = dict(self._columns or {}), dict(self._arrays or {})
+            for entry, value in prediction.items():
+                if entry in named:
+                    continue
+                count = axes(value)
+                if not count:
+                    what = "no rows" if count is None else "no axis, so it is one value for the whole batch"
+                    raise BatchError(
+                        f"the entry {entry!r} is {_describe(value)}, which has {what}: "
+                        f"return one value per row, or leave it out with ignore=[{entry!r}]"
+                    )
+                if count == 1 and self._columns is None:
+                    columns[entry] = entry
+                elif count > 1 and self._arrays is None:
+                    arrays[entry] = entry
+            self._chosen = columns, arrays
+        return self._chosen
+
+
+def count_rows(columns: Mapping[str, Any], arrays: Mapping[str, Any], expected: int | None, why: str) -> int:
+    """Return how many rows a prediction has.
+
+    Parameters
+    ----------
+    columns, arrays : mapping of str to tensor, array or sequence
+        What `PredictionRules.split` returned.
+    expected : int, optional
+        How many it must have, if that is known.
+    why : str
+        Who says so, for the message.
+
+    Returns
+    -------
+    int
+        The common length.
+
+    Raises
+    ------
+    BatchError
+        If the lengths differ; the message names the column or array.
+    """
+    rows = expected
+    for kind, values in (("column", columns), ("array", arrays)):
+        for name, value in values.items():
+            count = axes(value)
+            if (
+                count is None
+                or count == 0
+                or (kind == "array" and count < 2)
+                or (kind == "column" and count > 1)
+            ):
+                rule = "one value per row" if kind == "column" else "one vector per row"
+                remedy = (
+                    "squeeze() drops the axis of a batch of one row: squeeze(-1)"
+                    if count == 0
+                    else "reshape it"
+                )
+                raise BatchError(f"{kind} {name!r}: expected {rule}, got {_describe(value)}: {remedy}")
+            if rows is None:
+                rows, why = len(value), f"{kind} {name!r}"
+            if len(value) != rows:
+                raise BatchError(f"{kind} {name!r}: expected {rows} rows, as {why} has, got {len(value)}")
+    if rows is None:
+        raise BatchError("the prediction has no column and no array, so nobody knows how many rows it has")
+    return rows
+
+
+def check_cast(name: str, before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> None:
+    """Raise `BatchError` if a cast turned finite values into infinite ones.
+
+    Parameters
+    ----------
+    name : str
+        The array.
+    before, after : array, shape (rows, ...)
+        The same values, wide and narrow.
+    """
+    lost = np.isinf(after) & ~np.isinf(before)
+    if lost.any():
+        row = int(np.argwhere(lost)[0][0])
+        raise BatchError(
+            f"array {name!r}: row {row} of the batch has {before[lost][0]!r}, which {after.dtype} cannot "
+            "hold: store it in a wider dtype"
+        )
