@@ -444,9 +444,14 @@ class OpenSegment:
 
 
 def discard(path: Path) -> None:
-    """Remove an open segment that no longer counts: gone for readers at one instant."""
+    """Remove an open segment that no longer counts: gone for readers at one instant, durably so on return.
+
+    The power cuts that the sync prevents: the name comes back over files that are gone, which looks like
+    rot; or it comes back when the claim that told its rows are committed is gone, and they count twice.
+    """
     aside = _files.scratch_name(path.parent)
     _files.rename(path, aside)
+    _files.sync_dir(path.parent)
     _files.remove_tree(aside)
 
 
