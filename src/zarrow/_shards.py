@@ -334,6 +334,8 @@ class EncodedShard(_ShardFile):
             chunk = self._buffer.copy()
             chunk[self._used :] = 0
             self._encode(chunk)
+            # Once they are claimed, a power cut that takes rows of the frames' own copy would look like rot.
+            _files.sync(self._tails[self._side])
         facts = self._finish([size for size, _ in self._done], [crc for _, crc in self._done])
         self._done, self._size_bytes = done, position
         return facts
