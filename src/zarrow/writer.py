@@ -440,16 +440,16 @@ class Writer:
         dead = _seal.recover(self._root, spec, self._owner)
         try:
             reopened = _seal.reopen(self._root, spec, self._owner)
-            tails = [*([reopened] if reopened is not None else []), *dead]
+            if reopened is not None:
+                dead.insert(0, reopened)
             committed = _catalog.read_snapshot(self._root).rows
-            self._accepted = committed + sum(one.rows.rows for one in tails)
-            self._durable = committed + sum(one.rows.durable_rows for one in tails)
+            self._accepted = committed + sum(one.rows.rows for one in dead)
+            self._durable = committed + sum(one.rows.durable_rows for one in dead)
             self._queued = self._accepted
-            if tails:
-                last = tails[-1]
+            if dead:
+                last = dead[-1]
                 self._segment = OpenSegment.adopt(last.rows, spec, self._next_owner(), last.lock)
-                if last in dead:
-                    dead.remove(last)
+                dead.pop()
         finally:
             _seal.release(dead)
         if shared:
