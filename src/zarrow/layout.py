@@ -89,7 +89,7 @@ PLAIN: tuple[dict[str, Any], ...] = ({"name": "bytes", "configuration": {"endian
 # Names and paths, relative to the store's root, with forward slashes
 
 
-def check_name(name: str, what: str) -> str:
+def check_name(name: object, what: str) -> str:
     """Return `name` if it may name an array, else raise `InvalidInputError`.
 
     Array names become directories: the rule keeps them portable and inside the store.
@@ -282,7 +282,7 @@ class ArraySpec:
         )
 
 
-def is_power_of_two(number: int) -> bool:
+def is_power_of_two(number: object) -> bool:
     """Tell whether `number` is a power of two."""
     return isinstance(number, int) and number > 0 and not number & (number - 1)
 
