@@ -27,7 +27,7 @@ from zarrow import layout
 from zarrow.errors import BatchError, InvalidInputError
 from zarrow.layout import RESERVED_COLUMNS, ArraySpec, StoreSpec
 
-__all__ = ["Batch", "BatchReader", "infer_spec", "to_host"]
+__all__ = ["Batch", "BatchReader", "infer_spec", "kept_schema", "to_host"]
 
 Columns = Any
 """A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
@@ -202,7 +202,6 @@ def infer_spec(
     if schema is None:
         found, _ = _as_columns(columns, None)
         schema = pa.schema([(name, values.type) for name, values in found.items()])
-    schema = schema.remove_metadata()
     widest = max(
         (
             layout.ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1).row_bytes
@@ -222,16 +221,35 @@ def infer_spec(
                 name=name, row_shape=shape, dtype=dtype, chunk_rows=chunk_rows, codecs=codecs(name, dtype)
             )
         )
-    # A key column is never null, which Parquet then knows too.
-    fields = [column.with_nullable(column.nullable and column.name not in keys) for column in schema]
     return StoreSpec(
         uuid=uuids.uuid4().hex,
         segment_rows=rows_per_segment,
-        schema=pa.schema(fields),
+        schema=kept_schema(schema, keys),
         arrays=tuple(specs),
         keys=tuple(keys),
         provenance=dict(provenance or {}),
     )
+
+
+def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
+    """Return the schema that columns are kept with; a key is never null, which Parquet then knows too."""
+    return pa.schema(
+        pa.field(column.name, _kept(column.type), column.nullable and column.name not in keys)
+        for column in schema
+    )
+
+
+def _kept(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a column is kept as.
+
+    Views are for memory, not for files; and a segment may see more categories than one batch has, so a
+    dictionary's indices are int32, and in no order.
+    """
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(pa.int32(), _kept(kind.value_type))
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 class BatchReader:
@@ -398,6 +416,8 @@ def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Arra
             f"column {column.name!r}: expected {column.type}, got {data.type}: "
             "cast it yourself if that loses nothing"
         )
+    if pa.types.is_dictionary(data.type):
+        return pc.cast(data.dictionary, wanted).take(data.indices)
     return pc.cast(data, wanted)
 
 

@@ -72,11 +72,8 @@ class Declaration:
         if shapes is not None:
             compare("arrays", shapes, {array.name: (array.row_shape, array.dtype) for array in spec.arrays})
         if self.schema is not None:
-            nullable = [
-                column.with_nullable(column.nullable and column.name not in spec.keys)
-                for column in self.schema.remove_metadata()
-            ]
-            compare("columns", list(map(str, nullable)), list(map(str, spec.schema)))
+            declared = _batches.kept_schema(self.schema, spec.keys)
+            compare("columns", list(map(str, declared)), list(map(str, spec.schema)))
         if self.keys:
             compare("keys", tuple(self.keys), spec.keys)
         if self.segment_rows is not None:
