@@ -50,13 +50,16 @@ def decode_document(data: bytes, path: str) -> dict[str, Any]:
     Raises
     ------
     CorruptionError
-        If the checksum is missing or wrong.
+        If the checksum is missing or wrong, or the rest is no JSON object.
     """
     found = _CHECKSUM.search(data[-_CHECKSUM_BYTES:])
     text = data[:-_CHECKSUM_BYTES]
     if not found or crc32c(text) != int(found[1], 16):
         raise CorruptionError(f"{path}: its checksum does not hold, so nothing in it can be believed")
-    body = json.loads(text + b"}")
+    try:
+        body = json.loads(text + b"}")
+    except (ValueError, RecursionError) as error:
+        raise CorruptionError(f"{path}: not JSON, though its checksum holds: {error}") from error
     if not isinstance(body, dict):
         raise CorruptionError(f"{path}: not a JSON object")
     return body
