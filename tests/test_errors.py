@@ -1,0 +1,71 @@
+"""Tests of `zarrow.errors`."""
+
+import errno
+import pickle
+import re
+
+import pytest
+
+from zarrow import errors
+
+_LINE = re.compile(r"^(?P<indent>[ │├└─]*)(?P<name>\w+Error)(?: \((?P<builtin>\w+)\))?(?: |$)")
+
+
+def _drawn() -> dict[str, tuple[str | None, str | None]]:
+    """Return parent and builtin of every class in the drawing of the module's docstring."""
+    drawing = (errors.__doc__ or "").split("::\n\n")[1].split("\n\n")[0]
+    found: dict[str, tuple[str | None, str | None]] = {}
+    above: list[tuple[int, str]] = []
+    for line in drawing.splitlines():
+        match = _LINE.match(line)
+        assert match, line
+        depth = len(match["indent"])
+        while above and above[-1][0] >= depth:
+            above.pop()
+        found[match["name"]] = (above[-1][1] if above else None, match["builtin"])
+        above.append((depth, match["name"]))
+    return found
+
+
+def test_the_tree_is_the_one_that_is_drawn() -> None:
+    """The drawing in the header has every public class, below the class it derives from."""
+    drawn = _drawn()
+    assert sorted(drawn) == sorted(errors.__all__)
+    for name, (parent, builtin) in drawn.items():
+        kind = getattr(errors, name)
+        public = [base for base in kind.__mro__[1:] if base.__name__ in drawn]
+        assert (public[0].__name__ if public else None) == parent, name
+        if builtin is not None:
+            assert issubclass(kind, getattr(__import__("builtins"), builtin)), name
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_says_what_it_does(name: str) -> None:
+    """Every class has a docstring, and its message is shown as it was given."""
+    kind = getattr(errors, name)
+    assert kind.__doc__
+    error = kind(errno.ENOSPC, "disk full") if name == "WriteFailedError" else kind("the message")
+    assert ("disk full" if name == "WriteFailedError" else "the message") in str(error)
+    assert not str(error).startswith(("'", '"'))
+
+
+def test_a_failed_write_says_which_rows_are_safe() -> None:
+    """A handler reads the error number and the safe rows off the error."""
+    error = errors.WriteFailedError(errno.ENOSPC, "full", accepted_rows=7, durable_rows=3)
+    assert (error.errno, error.accepted_rows, error.durable_rows) == (errno.ENOSPC, 7, 3)
+    with pytest.raises(OSError, match="full"):
+        raise error
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_errors_cross_processes(name: str) -> None:
+    """An error that a worker process raises arrives whole in its parent."""
+    kind = getattr(errors, name)
+    if name == "WriteFailedError":
+        error = kind(errno.EIO, "broken", accepted_rows=7, durable_rows=3)
+    else:
+        error = kind("the message")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is kind
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)

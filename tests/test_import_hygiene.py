@@ -1,0 +1,66 @@
+"""What importing zarrow costs, and what it offers."""
+
+import subprocess
+import sys
+
+import pytest
+
+import zarrow
+
+HEAVY = [
+    "torch",
+    "lightning",
+    "xarray",
+    "dask",
+    "zarr",
+    "duckdb",
+    "polars",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+]
+
+
+def _loaded(statement: str) -> list[str]:
+    """Return which of the heavy packages a new interpreter has loaded after a statement."""
+    program = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
+    return subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+
+
+def test_importing_zarrow_loads_nothing_heavy() -> None:
+    """Whoever imports zarrow pays for numpy and pyarrow, and for nothing that an extra brings."""
+    assert _loaded("import zarrow") == []
+
+
+def test_writing_and_reading_load_nothing_heavy() -> None:
+    """A plain store is written and read without Zarr's or torch's machinery."""
+    statement = """
+import tempfile, numpy, zarrow
+path = tempfile.mkdtemp() + "/a.zarrow"
+with zarrow.Writer(path) as writer:
+    writer.append({"id": [1]}, {"e": numpy.ones((1, 2), "float32")})
+    writer.finalize()
+zarrow.open(path)["e"][:]
+"""
+    # pyarrow itself looks for pandas when it is handed a list.
+    assert set(_loaded(statement)) <= {"pandas"}
+
+
+def test_the_check_can_fail() -> None:
+    """The probe does see a package that was loaded."""
+    assert _loaded("import zarr") == ["zarr"]
+
+
+def test_the_root_is_small() -> None:
+    """The public root has at most a dozen names, all of them documented."""
+    assert len(zarrow.__all__) <= 12
+    for name in zarrow.__all__:
+        assert getattr(zarrow, name).__doc__
+
+
+@pytest.mark.parametrize("name", ["Durability", "Store", "Writer", "open"])
+def test_the_root_has_the_way_in_and_the_way_out(name: str) -> None:
+    """What the README uses is found in the root."""
+    assert name in zarrow.__all__
