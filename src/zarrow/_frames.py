@@ -298,7 +298,7 @@ def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
     """
     try:
         batch = pa.ipc.read_record_batch(pa.py_buffer(frame.payload), wire_schema)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, EOFError, OSError) as error:
         raise CorruptionError(f"a frame's payload is no record batch: {error}") from error
     if batch.num_rows != frame.rows:
         raise CorruptionError(f"a frame of {frame.rows} rows holds {batch.num_rows}")
