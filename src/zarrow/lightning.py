@@ -312,8 +312,22 @@ class PredictionWriter(BasePredictionWriter):
             run.writer.close()
             warnings.warn(f"{self.path} is left incomplete: {missing}", stacklevel=2)
             return
-        run.writer.finalize()
+        if run.writer.spec is None:
+            self._finalize_without_rows(run)
+        else:
+            run.writer.finalize()
         self._complete = True
+
+    def _finalize_without_rows(self, run: _Run) -> None:
+        """Make a complete store of what is known without a prediction: the identifiers' columns."""
+        run.writer.close()
+        known = [one for one in run.identifiers if one is not None and one.rows is not None]
+        table = known[0].take(None, np.zeros(0, np.int64), 0) if known else pa.table({})
+        keys = [key for key in self._options["keys"] if key in table.column_names]
+        with Writer(
+            self.path, **{**self._options, "keys": keys, "schema": table.schema, "arrays": {}}
+        ) as writer:
+            writer.finalize()
 
     # One batch
 

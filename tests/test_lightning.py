@@ -1,0 +1,873 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Subset
+from torch.utils.data import SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+
+import zarrow
+from zarrow.errors import (
+    BatchError,
+    IncompleteStoreError,
+    InvalidInputError,
+    NotAStoreError,
+    SchemaMismatchError,
+    StoreExistsError,
+    WriteFailedError,
+)
+from zarrow.lightning import PredictionWriter
+
+HIDDEN = 5
+# Lightning's advice for validation; the order of predictions is nobody's concern.
+SHUFFLED = pytest.mark.filterwarnings("ignore:Your `predict_dataloader`'s sampler has shuffling:UserWarning")
+# Lightning says so for every iterable dataset and list; the writer counts the rows itself.
+NO_INDICES = pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
+
+
+class Numbers(Dataset):
+    """Sample i is the number i."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(float(index))
+
+
+class Stream(IterableDataset):
+    def __init__(self, rows: int, *, shard: bool = False) -> None:
+        self.rows = rows
+        self.shard = shard
+
+    def __iter__(self) -> Any:
+        info = torch.utils.data.get_worker_info()
+        step, first = (info.num_workers, info.id) if self.shard and info else (1, 0)
+        return (torch.tensor(float(i)) for i in range(first, self.rows, step))
+
+
+class Batches:
+    """An iterable of batches that is no DataLoader."""
+
+    def __init__(self, *batches: torch.Tensor) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Buckets:
+    """A batch sampler that Lightning does not know."""
+
+    batches = ([5, 3], [1], [0, 2, 4])
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Sized(Stream):
+    def __len__(self) -> int:
+        return self.rows
+
+
+def vectors(numbers: torch.Tensor) -> torch.Tensor:
+    return numbers[:, None] * 10 + torch.arange(HIDDEN)
+
+
+def predict_both(batch: torch.Tensor) -> dict[str, Any]:
+    return {"number": batch.clone(), "query_embed": vectors(batch)}
+
+
+class Model(LightningModule):
+    def __init__(self, step: Any = predict_both) -> None:
+        super().__init__()
+        self.step = step
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return self.step(batch)
+
+
+def trainer(writer: Any, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        callbacks=[writer],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def predict(
+    path: Path, loaders: Any, step: Any = predict_both, *, trainer_options: Any = None, **options: Any
+) -> PredictionWriter:
+    writer = PredictionWriter(path, **options)
+    trainer(writer, **(trainer_options or {})).predict(Model(step), loaders, return_predictions=False)
+    return writer
+
+
+def stored(path: Path) -> tuple[dict[str, list[Any]], np.ndarray]:
+    """Return a complete store's columns and vectors."""
+    with zarrow.open(path) as store:
+        table = store.table()
+        return table.to_pydict(), np.asarray(store["query_embed"][:])
+
+
+def finished_rows(path: Path) -> dict[str, list[Any]]:
+    """Return the rows of an incomplete store, by completing it."""
+    with pytest.raises(IncompleteStoreError):
+        zarrow.open(path)
+    with zarrow.Writer(path, mode="a") as writer:
+        writer.finalize()
+    return stored(path)[0]
+
+
+def check(path: Path, rows: int) -> None:
+    """Assert that every number of the dataset is there once, with its own vector and its own index."""
+    columns, found = stored(path)
+    assert sorted(columns["number"]) == list(range(rows))
+    assert columns["sample_index"] == columns["number"]
+    np.testing.assert_array_equal(found, vectors(torch.tensor(columns["number"])).reshape(-1, HIDDEN).numpy())
+
+
+# A run
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 100])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_row_is_stored_with_its_index_and_its_vector(tmp_path, rows, workers):
+    """A run over a map-style dataset stores every row once and makes the store complete."""
+    if workers and rows < 100:
+        pytest.skip("one size with workers is enough")
+    loader = DataLoader(Numbers(rows), batch_size=8, num_workers=workers)
+    writer = predict(tmp_path / "s", loader)
+    check(tmp_path / "s", rows)
+    assert writer.complete
+
+
+def test_persistent_workers(tmp_path):
+    """Workers that survive a run serve the next one, each with its own record of indices."""
+    loader = DataLoader(Numbers(50), batch_size=8, num_workers=2, persistent_workers=True)
+    for run in range(2):
+        predict(tmp_path / f"{run}", loader)
+        check(tmp_path / f"{run}", 50)
+
+
+@SHUFFLED
+def test_shuffled_loaders_keep_their_indices(tmp_path):
+    """Rows of a shuffled loader lie in the order of prediction, each with its index in the dataset."""
+    loader = DataLoader(Numbers(60), batch_size=7, shuffle=True)
+    predict(tmp_path / "s", loader, identifiers=pa.table({"id": range(60)}))
+    check(tmp_path / "s", 60)
+    columns, _ = stored(tmp_path / "s")
+    assert columns["id"] == columns["sample_index"] != sorted(columns["id"])
+
+
+@pytest.mark.filterwarnings("ignore:You are using a custom batch sampler:UserWarning")
+def test_custom_batch_sampler(tmp_path):
+    """Batches of a batch sampler that Lightning does not know keep their indices."""
+    predict(tmp_path / "s", DataLoader(Numbers(6), batch_sampler=Buckets()))
+    check(tmp_path / "s", 6)
+    assert stored(tmp_path / "s")[0]["sample_index"] == [5, 3, 1, 0, 2, 4]
+
+
+def test_drop_last_drops_nothing(tmp_path):
+    """Lightning predicts the last, short batch even where the loader would drop it."""
+    predict(tmp_path / "s", DataLoader(Numbers(10), batch_size=4, drop_last=True))
+    check(tmp_path / "s", 10)
+
+
+def test_subset_indices_are_those_of_the_subset(tmp_path):
+    """The rows of a Subset are numbered as the Subset numbers them."""
+    loader = DataLoader(Subset(Numbers(100), range(50, 60)), batch_size=4)
+    predict(tmp_path / "s", loader, identifiers=pa.table({"id": range(50, 60)}))
+    columns, _ = stored(tmp_path / "s")
+    assert columns["id"] == columns["number"]
+    assert columns["sample_index"] == list(range(10))
+
+
+def test_identifiers_of_the_whole_dataset_do_not_fit_a_subset(tmp_path):
+    """A table of the whole dataset's identifiers is refused for a Subset, before the first batch."""
+    loader = DataLoader(Subset(Numbers(100), range(50, 60)), batch_size=4)
+    with pytest.raises(InvalidInputError, match=r"dataset, 10, got 100: .* a Subset of 10 of 100 rows"):
+        predict(tmp_path / "s", loader, identifiers=pa.table({"id": range(100)}))
+
+
+def test_sampler_of_some_rows_completes_the_store(tmp_path):
+    """A sampler that yields some rows of the dataset is finished when those are stored."""
+    loader = DataLoader(Numbers(100), batch_size=4, sampler=SubsetRandomSampler(range(30, 40)))
+    assert predict(tmp_path / "s", loader, identifiers=pa.table({"id": range(100)})).complete
+    columns, _ = stored(tmp_path / "s")
+    assert sorted(columns["id"]) == list(range(30, 40))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@NO_INDICES
+def test_iterable_datasets_are_counted(tmp_path, workers):
+    """Rows of a stream are numbered as they come."""
+    predict(tmp_path / "s", DataLoader(Stream(50), batch_size=8, num_workers=workers))
+    check(tmp_path / "s", 50)
+
+
+@NO_INDICES
+def test_workers_that_read_a_stream_side_by_side_are_refused(tmp_path):
+    """With two workers nobody knows which rows of a stream a batch has, nor whether they come twice."""
+    with pytest.raises(
+        InvalidInputError, match="2 workers read an iterable dataset side by side.*sample_index="
+    ):
+        predict(tmp_path / "s", DataLoader(Stream(50), batch_size=8, num_workers=2))
+
+
+@NO_INDICES
+def test_streams_that_carry_their_indices(tmp_path):
+    """Rows of a sharded stream have the index that the prediction, or a callable, finds in the batch."""
+    loader = DataLoader(Stream(50, shard=True), batch_size=8, num_workers=2)
+
+    def step(batch: torch.Tensor) -> dict[str, Any]:
+        return {**predict_both(batch), "index": batch.long()}
+
+    predict(tmp_path / "a", loader, step, sample_index="index")
+    check(tmp_path / "a", 50)
+    predict(
+        tmp_path / "b",
+        loader,
+        sample_index=lambda batch: batch.long(),
+        identifiers=pa.table({"id": range(50)}),
+    )
+    check(tmp_path / "b", 50)
+    columns, _ = stored(tmp_path / "b")
+    assert columns["id"] == columns["sample_index"]
+    with pytest.raises(BatchError, match="sample_index='nowhere': the prediction has no such entry"):
+        predict(tmp_path / "c", loader, step, sample_index="nowhere", ignore=["index"])
+
+
+@NO_INDICES
+def test_streams_that_repeat_rows_are_refused(tmp_path):
+    """Workers that all read the whole stream are noticed by the indices in their batches."""
+    loader = DataLoader(Stream(50), batch_size=8, num_workers=2)
+    with pytest.raises(BatchError, match="8 of its 8 rows were stored already, .* duplicates='drop'"):
+        predict(tmp_path / "s", loader, sample_index=lambda batch: batch.long())
+    predict(tmp_path / "t", loader, sample_index=lambda batch: batch.long(), duplicates="drop")
+    check(tmp_path / "t", 50)
+
+
+@NO_INDICES
+def test_loaders_without_batches_are_counted(tmp_path):
+    """With batch_size=None the dataset yields batches, and any iterable of batches is a loader, too."""
+    predict(tmp_path / "s", Batches(torch.arange(5.0), torch.arange(5.0, 7.0)))
+    check(tmp_path / "s", 7)
+    predict(tmp_path / "t", DataLoader(Numbers(4), batch_size=None), lambda batch: predict_both(batch[None]))
+    check(tmp_path / "t", 4)
+
+
+@NO_INDICES
+@SHUFFLED
+def test_loaders_without_batches_in_random_order_are_refused(tmp_path):
+    """A sampler that shuffles, and whose indices Lightning does not report, cannot be counted."""
+    loader = DataLoader(Numbers(5), batch_size=None, sampler=RandomSampler(Numbers(5)))
+    with pytest.raises(InvalidInputError, match="no dataset indices .* RandomSampler.*set a batch_size"):
+        predict(tmp_path / "s", loader)
+
+
+@pytest.mark.skipif(
+    "in_order" not in DataLoader.__init__.__code__.co_varnames, reason="torch 2.6 has in_order"
+)
+def test_workers_that_overtake_are_refused(tmp_path):
+    """With in_order=False the indices that Lightning reports are those of another batch."""
+    loader = DataLoader(Numbers(50), batch_size=4, num_workers=2, in_order=False)
+    with pytest.raises(InvalidInputError, match="in_order=False"):
+        predict(tmp_path / "s", loader)
+
+
+def test_two_loaders(tmp_path):
+    """Rows of two loaders are told apart by dataloader_idx; each has its own indices and identifiers."""
+    loaders = [DataLoader(Numbers(5), batch_size=2), DataLoader(Numbers(3), batch_size=2)]
+    identifiers = [pa.table({"id": range(5)}), pl.DataFrame({"id": range(100, 103)})]
+    predict(tmp_path / "s", loaders, identifiers=identifiers)
+    columns, _ = stored(tmp_path / "s")
+    assert columns["dataloader_idx"] == [0] * 5 + [1] * 3
+    assert columns["sample_index"] == [*range(5), *range(3)]
+    assert columns["id"] == [*range(5), *range(100, 103)]
+
+
+def test_one_table_for_two_loaders_is_refused(tmp_path):
+    """Two loaders need two tables of identifiers."""
+    loaders = [DataLoader(Numbers(5)), DataLoader(Numbers(3))]
+    with pytest.raises(InvalidInputError, match="one per predict data loader: there are 2 loaders, got 1"):
+        predict(tmp_path / "s", loaders, identifiers=pa.table({"id": range(8)}))
+
+
+@NO_INDICES
+def test_stale_indices_are_not_believed(tmp_path):
+    """A stream behind a map-style loader, of which Lightning shows the last indices, is counted."""
+    loaders = [DataLoader(Numbers(8), batch_size=4), DataLoader(Stream(8), batch_size=4)]
+    predict(tmp_path / "s", loaders)
+    assert stored(tmp_path / "s")[0]["sample_index"] == [*range(8), *range(8)]
+
+
+def test_data_module(tmp_path):
+    """Loaders of a DataModule are as good as loaders passed to predict."""
+
+    class Data(LightningDataModule):
+        def predict_dataloader(self) -> Any:
+            return DataLoader(Numbers(9), batch_size=4)
+
+    writer = PredictionWriter(tmp_path / "s")
+    trainer(writer).predict(Model(), datamodule=Data(), return_predictions=False)
+    check(tmp_path / "s", 9)
+
+
+# Which entries are stored, and how
+
+
+def test_names_choose_rename_and_leave_out(tmp_path):
+    """Entries are stored under the names given, and left out only by name."""
+
+    def step(batch: torch.Tensor) -> dict[str, Any]:
+        return {
+            **predict_both(batch),
+            "censor_probs": batch / 2,
+            "loss": batch.sum(),
+            "text": [f"{x:.0f}" for x in batch],
+        }
+
+    predict(
+        tmp_path / "s",
+        DataLoader(Numbers(5), batch_size=2),
+        step,
+        columns={"number": "number", "censor_prob": "censor_probs", "name": "text"},
+        ignore=["loss"],
+        keys=["name"],
+    )
+    columns, found = stored(tmp_path / "s")
+    assert columns["censor_prob"] == [0, 0.5, 1, 1.5, 2]
+    assert columns["name"] == list("01234")
+    assert found.shape == (5, HIDDEN)
+    assert "loss" not in columns
+
+
+@pytest.mark.parametrize(
+    ("extra", "options", "message"),
+    [
+        ({"loss": torch.tensor(1.0)}, {}, r"'loss' is Tensor of shape \(\), .* ignore=\['loss'\]"),
+        ({"loss": 1.0}, {}, r"'loss' is float, which has no rows"),
+        ({"note": "text"}, {}, r"'note' is str"),
+        ({"nested": {}}, {}, r"'nested' is dict"),
+        (
+            {"x": torch.ones(2)},
+            {"columns": ["number"]},
+            r"neither stored nor ignored: \['x'\]: .* ignore=\['x'\]",
+        ),
+        ({"x": torch.ones(2, 3)}, {"arrays": ["query_embed"]}, r"neither stored nor ignored: \['x'\]"),
+        (
+            {},
+            {"columns": ["probs"]},
+            r"lacks the entry 'probs', which column 'probs' is made of; it has \['number'",
+        ),
+        ({}, {"arrays": {"e": "embed"}}, r"lacks the entry 'embed', which array 'e' is made of"),
+        (
+            {"x": torch.ones(3)},
+            {},
+            r"column 'x': expected 2 rows, as Lightning's record of the batch has, got 3",
+        ),
+        ({"x": torch.ones(3, 2)}, {}, r"array 'x': expected 2 rows"),
+        (
+            {"x": torch.ones(2, 1)},
+            {"columns": ["number", "x"]},
+            r"column 'x': expected one value per row, got Tensor",
+        ),
+        ({"x": torch.ones(2)}, {"arrays": ["query_embed", "x"]}, r"array 'x': expected one vector per row"),
+        ({"row": torch.ones(2)}, {}, r"'row'.*the store's own"),
+        ({"a b/c": torch.ones(2, 2)}, {}, r"\[A-Za-z0-9_-\]\{1,64\}, got 'a b/c'"),
+        ({"s": torch.ones(2, 2).to_sparse()}, {}, r"to_dense"),
+    ],
+)
+def test_entries_that_break_a_rule(tmp_path, extra, options, message):
+    """A prediction that does not fit ends the run with the name, the rule and the remedy."""
+    with pytest.raises((BatchError, InvalidInputError), match=message) as caught:
+        predict(
+            tmp_path / "s",
+            DataLoader(Numbers(2), batch_size=2),
+            lambda b: {**predict_both(b), **extra},
+            **options,
+        )
+    assert "batch 0" in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (None, "must return a dict of tensors, got None: return what is to be stored"),
+        (torch.ones(2, 3), r"must return a dict of tensors, got Tensor of shape \(2, 3\): give it a name"),
+        ([torch.ones(2)], "must return a dict of tensors, got list"),
+        ({}, "no column and no array"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:predict returned None:UserWarning")
+def test_predictions_that_are_no_dict(tmp_path, prediction, message):
+    """What a step returns must have names; the batches before are not lost."""
+
+    def step(batch: torch.Tensor) -> Any:
+        return predict_both(batch) if batch[0] < 4 else prediction
+
+    with pytest.raises(BatchError, match=message if prediction != {} else "lacks the entry 'number'"):
+        predict(tmp_path / "s", DataLoader(Numbers(8), batch_size=2), step)
+    assert finished_rows(tmp_path / "s")["sample_index"] == [0, 1, 2, 3]
+    if prediction == {}:
+        with pytest.raises(BatchError, match="no column and no array"):
+            predict(tmp_path / "t", DataLoader(Numbers(8), batch_size=2), lambda batch: {})
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({"query_embed": torch.ones(2, 3)}, r"array 'query_embed': expected shape \(rows, 5\), got \(2, 3\)"),
+        ({"query_embed": torch.ones(2, 5, 1)}, r"expected shape \(rows, 5\), got \(2, 5, 1\)"),
+        ({"query_embed": torch.ones(2, 5).double()}, "expected dtype float32, got float64"),
+        ({"number": torch.ones(2).long()}, "column 'number': expected float, got int64"),
+        ({"number": torch.tensor(1.0)}, r"squeeze\(\) drops the axis of a batch of one row: squeeze\(-1\)"),
+        ({"number": torch.tensor([1.0, float("nan")])}, "key 'number': expected a number, got NaN in row 1"),
+        ({"new": torch.ones(2)}, r"neither stored nor ignored: \['new'\]"),
+    ],
+)
+def test_changes_in_mid_stream(tmp_path, later, message):
+    """A batch unlike the first is refused, whole; the batches before it are in the store."""
+
+    def step(batch: torch.Tensor) -> Any:
+        return {**predict_both(batch), **(later if batch[0] == 4 else {})}
+
+    with pytest.raises(BatchError, match=message) as caught:
+        predict(tmp_path / "s", DataLoader(Numbers(8), batch_size=2), step, keys=["number"])
+    assert "in batch 2 of predict data loader 0 (DataLoader) over a Numbers" in str(caught.value)
+    assert finished_rows(tmp_path / "s")["sample_index"] == [0, 1, 2, 3]
+
+
+def test_all_kinds_of_tensors(tmp_path):
+    """Tensors that need grad, are views, are bfloat16 or have many axes arrive as they are."""
+
+    def step(batch: torch.Tensor) -> dict[str, Any]:
+        hidden = batch[:, None, None].expand(-1, 3, HIDDEN).contiguous()
+        return {
+            "number": batch.clone().requires_grad_(),
+            "half": batch.bfloat16(),
+            "flag": batch > 2,
+            "query_embed": hidden[:, 0],
+            "transposed": hidden.mT,
+            "narrow": hidden[:, 1].half(),
+            "brain": hidden[:, 1].bfloat16().requires_grad_(),
+            "wide": hidden.double(),
+            "host": hidden.numpy(),
+            "ints": hidden.long(),
+        }
+
+    predict(
+        tmp_path / "s", DataLoader(Numbers(5), batch_size=2), step, trainer_options={"inference_mode": False}
+    )
+    with zarrow.open(tmp_path / "s") as store:
+        columns = store.table()
+        assert columns["half"].type == pa.float32()
+        assert columns["flag"].to_pylist() == [False, False, False, True, True]
+        expected = np.repeat(np.arange(5.0, dtype=np.float32), HIDDEN).reshape(5, HIDDEN)
+        for name, dtype in {"query_embed": "f4", "narrow": "f2", "brain": "f4"}.items():
+            np.testing.assert_array_equal(store[name][:], expected.astype(dtype), strict=True)
+        assert store["transposed"][:].shape == (5, HIDDEN, 3)
+        assert store["wide"][:].dtype == np.float64
+        np.testing.assert_array_equal(store["host"][:], np.repeat(expected[:, None], 3, 1))
+        np.testing.assert_array_equal(store["ints"][:][:, 2], expected.astype(int))
+
+
+def test_narrower_floats_on_request(tmp_path):
+    """Arrays and columns are stored narrower if that was asked for, and if their values fit."""
+    loader = DataLoader(Numbers(5), batch_size=2)
+    predict(tmp_path / "s", loader, dtypes={"query_embed": "float16", "number": "float64"})
+    columns, found = stored(tmp_path / "s")
+    assert found.dtype == np.float16
+    assert columns["number"] == [0, 1, 2, 3, 4]
+
+    def big(batch: torch.Tensor) -> dict[str, Any]:
+        return {"number": batch, "query_embed": torch.tensor([[1.0], [1e5]]).bfloat16()}
+
+    with pytest.raises(
+        BatchError, match=r"array 'query_embed': row 1 of the batch has .*99840.*, which float16"
+    ):
+        predict(tmp_path / "t", DataLoader(Numbers(2), batch_size=2), big, dtypes={"query_embed": "float16"})
+    with pytest.raises(InvalidInputError, match="'bfloat16'"):
+        PredictionWriter(tmp_path / "u", dtypes={"query_embed": "bfloat16"})
+    with pytest.raises(BatchError, match="no floating-point type"):
+        predict(tmp_path / "v", loader, lambda b: {"n": b.long()}, dtypes={"n": "float16"})
+
+
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_steps_that_return_the_same_memory_again(tmp_path, buffers):
+    """A step that writes every prediction into the same buffers loses none of them."""
+    held = [torch.zeros(4, HIDDEN) for _ in range(buffers)]
+
+    def step(batch: torch.Tensor) -> dict[str, Any]:
+        held.append(held.pop(0))
+        held[0].copy_(vectors(batch))
+        return {"number": batch.clone(), "query_embed": held[0]}
+
+    predict(tmp_path / "s", DataLoader(Numbers(4000), batch_size=4), step)
+    check(tmp_path / "s", 4000)
+
+
+def test_views_do_not_pin_what_they_are_views_of(tmp_path):
+    """The first token's vector, a view of the hidden state, is copied out of it before it is queued."""
+    from zarrow._host_copies import HostCopies
+
+    copies = HostCopies()
+    for _ in range(6):
+        hidden = torch.ones(4, 100, HIDDEN)
+        given = {"view": hidden[:, 0], "slice": hidden[:2], "own": torch.ones(4, HIDDEN)}
+        hosted = copies(given)
+        for name in ("view", "slice"):
+            assert not np.shares_memory(hosted[name], hidden.numpy())
+    assert np.shares_memory(hosted["own"], given["own"].numpy())
+
+
+# Identifiers
+
+
+def identifier_sources(tmp_path: Path, rows: int) -> dict[str, Any]:
+    table = pa.table({"id": range(1000, 1000 + rows), "name": [f"n{i}" for i in range(rows)]})
+    pq.write_table(table, tmp_path / "ids.parquet", row_group_size=7)
+    (tmp_path / "ids").mkdir()
+    pq.write_table(table.slice(0, 11), tmp_path / "ids" / "a.parquet", row_group_size=4)
+    pq.write_table(table.slice(11), tmp_path / "ids" / "b.parquet")
+    return {
+        "arrow": table,
+        "chunks": pa.concat_tables([table.slice(i, 3) for i in range(0, rows, 3)]),
+        "polars": pl.from_arrow(table),
+        "pandas": table.to_pandas()[::-1][::-1],
+        "file": tmp_path / "ids.parquet",
+        "text": str(tmp_path / "ids.parquet"),
+        "folder": tmp_path / "ids",
+        "callable": lambda batch, indices: table.take(pa.array(np.asarray(indices))),
+        "from_batch": lambda batch, indices: {
+            "id": batch.long().numpy() + 1000,
+            "name": [f"n{int(x)}" for x in batch],
+        },
+    }
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["arrow", "chunks", "polars", "pandas", "file", "text", "folder", "callable", "from_batch"]
+)
+@SHUFFLED
+def test_identifiers_of_every_kind(tmp_path, kind, shuffle):
+    """Each row gets its own identifiers, whatever they come in and in whatever order it is predicted."""
+    source = identifier_sources(tmp_path, 30)[kind]
+    loader = DataLoader(Numbers(30), batch_size=4, shuffle=shuffle)
+    predict(tmp_path / "s", loader, identifiers=source, keys=["id", "name"])
+    columns, _ = stored(tmp_path / "s")
+    assert columns["id"] == [1000 + i for i in columns["sample_index"]]
+    assert columns["name"] == [f"n{i}" for i in columns["sample_index"]]
+
+
+@pytest.mark.parametrize("rows", [9, 11])
+def test_identifiers_shorter_or_longer_than_the_dataset(tmp_path, rows):
+    """Identifiers of another length are refused before the first batch."""
+    steps = []
+    with pytest.raises(InvalidInputError, match=f"one row per sample of the dataset, 10, got {rows}"):
+        predict(
+            tmp_path / "s", DataLoader(Numbers(10)), steps.append, identifiers=pa.table({"id": range(rows)})
+        )
+    assert not steps
+
+
+@NO_INDICES
+def test_identifiers_shorter_than_a_stream(tmp_path):
+    """A stream that goes on behind the last identifier ends the run; what had one is stored."""
+    with pytest.raises(BatchError, match="dataset index 5, but there are identifiers for 5 samples only"):
+        predict(tmp_path / "s", DataLoader(Stream(10), batch_size=5), identifiers=pa.table({"id": range(5)}))
+    assert finished_rows(tmp_path / "s")["id"] == [0, 1, 2, 3, 4]
+
+
+@NO_INDICES
+def test_identifiers_longer_than_a_stream(tmp_path):
+    """A stream that ends before the last identifier leaves the store incomplete."""
+    with pytest.warns(UserWarning, match="2 of 7 rows of .* are missing"):
+        predict(tmp_path / "s", DataLoader(Stream(5), batch_size=5), identifiers=pa.table({"id": range(7)}))
+    assert finished_rows(tmp_path / "s")["id"] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("identifiers", "message"),
+    [
+        ("nowhere.parquet", "there is no file nowhere.parquet"),
+        (pa.table({"row": range(4)}), "'row' is the store's own"),
+        (
+            pa.table({"number": range(4)}),
+            r"'number' comes from the identifiers as well as from the prediction",
+        ),
+        (17, "identifiers must be a pyarrow Table"),
+        (lambda batch, indices: pa.table({"id": [1]}), "one row per prediction, 2, got 1"),
+        (lambda batch, indices: 3, "identifiers must be a pyarrow Table"),
+    ],
+)
+def test_identifiers_that_break_a_rule(tmp_path, identifiers, message):
+    """Identifiers that do not fit are refused with their name and the rule."""
+    with pytest.raises(InvalidInputError, match=message):
+        predict(tmp_path / "s", DataLoader(Numbers(4), batch_size=2), identifiers=identifiers)
+
+
+def test_files_that_are_no_parquet(tmp_path):
+    """A path that holds something else is named."""
+    (tmp_path / "ids.parquet").write_text("id\n1\n")
+    with pytest.raises(InvalidInputError, match="ids.parquet is no Parquet file"):
+        predict(tmp_path / "s", DataLoader(Numbers(4)), identifiers=tmp_path / "ids.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInputError, match="empty has no \\*.parquet file"):
+        predict(tmp_path / "s", DataLoader(Numbers(4)), identifiers=tmp_path / "empty")
+
+
+# How runs end
+
+
+def test_exceptions_keep_every_finished_batch(tmp_path):
+    """An exception in a step leaves an incomplete store with all batches before it."""
+
+    def step(batch: torch.Tensor) -> Any:
+        if batch[0] >= 6:
+            raise RuntimeError("out of memory")
+        return predict_both(batch)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predict(tmp_path / "s", DataLoader(Numbers(8), batch_size=2), step)
+    assert finished_rows(tmp_path / "s")["sample_index"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_ctrl_c_keeps_every_finished_batch(tmp_path):
+    """Ctrl-C leaves an incomplete store with all batches before it."""
+
+    def step(batch: torch.Tensor) -> Any:
+        if batch[0] >= 6:
+            raise KeyboardInterrupt
+        return predict_both(batch)
+
+    with pytest.raises(SystemExit):
+        predict(tmp_path / "s", DataLoader(Numbers(8), batch_size=2), step)
+    assert finished_rows(tmp_path / "s")["sample_index"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_limited_runs_are_incomplete(tmp_path):
+    """limit_predict_batches ends a run normally; the store is incomplete and the warning counts the rows."""
+    with pytest.warns(UserWarning, match="left incomplete: 14 of 20 rows of .* are missing"):
+        writer = predict(
+            tmp_path / "s",
+            DataLoader(Numbers(20), batch_size=3),
+            trainer_options={"limit_predict_batches": 2},
+        )
+    assert not writer.complete
+    assert finished_rows(tmp_path / "s")["sample_index"] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "loader", [DataLoader(Numbers(8), batch_size=2), DataLoader(Stream(8), batch_size=2)]
+)
+@NO_INDICES
+def test_swallowed_stop_iteration_is_noticed(tmp_path, loader):
+    """A StopIteration from a step, which Lightning takes for the end of the data, leaves the store incomplete."""
+
+    def step(batch: torch.Tensor) -> Any:
+        if batch[0] >= 6:
+            raise StopIteration
+        return predict_both(batch)
+
+    with pytest.warns(UserWarning, match="a step ended the run with StopIteration"):
+        predict(tmp_path / "s", loader, step)
+    assert finished_rows(tmp_path / "s")["sample_index"] == list(range(6))
+
+
+@NO_INDICES
+def test_limited_streams_are_incomplete(tmp_path):
+    """A stream that limit_predict_batches ended may have had more rows; a list of batches is counted."""
+    with pytest.warns(UserWarning, match="limit_predict_batches ended .* after 4 rows"):
+        predict(
+            tmp_path / "s", DataLoader(Stream(8), batch_size=2), trainer_options={"limit_predict_batches": 2}
+        )
+    with pytest.warns(UserWarning, match="1 of 3 batches of .* are missing"):
+        predict(tmp_path / "t", Batches(*[torch.ones(2)] * 3), trainer_options={"limit_predict_batches": 2})
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero:UserWarning")
+def test_datasets_without_rows(tmp_path):
+    """A dataset without rows gives a complete store without rows."""
+    ids = pa.table({"id": pa.array([], pa.int64())})
+    assert predict(tmp_path / "s", DataLoader(Numbers(0)), identifiers=ids, keys=["id", "number"]).complete
+    with zarrow.open(tmp_path / "s") as store:
+        assert store.num_rows == 0
+        assert store.table().schema.field("id").type == pa.int64()
+
+
+def test_samplers_that_repeat_rows_are_refused(tmp_path):
+    """A row is never stored twice; drop leaves the second one out, and the store is complete without."""
+    torch.manual_seed(0)
+    loader = DataLoader(Numbers(4), batch_size=4, sampler=WeightedRandomSampler([1.0] * 4, 40))
+    with pytest.raises(BatchError, match="rows were stored already, the first of them dataset index"):
+        predict(tmp_path / "s", loader)
+
+
+def test_hoarded_predictions_are_warned_about(tmp_path):
+    """Lightning's default keeps all predictions in memory, which the user is told."""
+    with pytest.warns(UserWarning, match="pass return_predictions=False"):
+        trainer(PredictionWriter(tmp_path / "s")).predict(Model(), DataLoader(Numbers(4)))
+    check(tmp_path / "s", 4)
+
+
+# Where the store goes
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("store", StoreExistsError),
+        ("other", NotAStoreError),
+        ("nowhere/s", WriteFailedError),
+        ("file", NotAStoreError),
+    ],
+)
+def test_paths_are_checked_before_the_first_batch(tmp_path, place, error):
+    """A path where no store can be written fails in setup."""
+    predict(tmp_path / "store", DataLoader(Numbers(3)))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").touch()
+    (tmp_path / "file").touch()
+    steps: list[Any] = []
+    with pytest.raises(error):
+        predict(tmp_path / place, DataLoader(Numbers(3)), steps.append)
+    assert not steps
+    check(tmp_path / "store", 3)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_parents_fail_before_the_first_batch(tmp_path):
+    """A parent that cannot be written to fails in setup."""
+    tmp_path.chmod(0o500)
+    steps: list[Any] = []
+    with pytest.raises(WriteFailedError):
+        predict(tmp_path / "s", DataLoader(Numbers(3)), steps.append)
+    assert not steps
+
+
+def test_replacing_a_store(tmp_path):
+    """With mode w the old store stays in place until the new one is complete."""
+    predict(tmp_path / "s", DataLoader(Numbers(3)))
+    with pytest.warns(UserWarning, match="incomplete"):
+        predict(
+            tmp_path / "s", DataLoader(Numbers(9)), mode="w", trainer_options={"limit_predict_batches": 2}
+        )
+    check(tmp_path / "s", 3)
+    predict(tmp_path / "s", DataLoader(Numbers(9)), mode="w")
+    check(tmp_path / "s", 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "a"}, "mode must be 'x' or 'w', got 'a'"),
+        ({"columns": "probs"}, "columns must be a sequence of names"),
+        ({"ignore": "probs"}, "ignore must be a collection"),
+        ({"columns": ["a"], "arrays": ["a"]}, "cannot be both columns and arrays"),
+        ({"columns": ["a"], "ignore": ["a"]}, "cannot be both stored and ignored"),
+        ({"columns": {"sample_index": "a"}}, "'sample_index' is the store's own"),
+        ({"columns": {"a": 1}}, "must map names"),
+        ({"duplicates": "keep"}, "duplicates must be"),
+    ],
+)
+def test_arguments_that_break_a_rule(tmp_path, options, message):
+    """The constructor refuses what can never work."""
+    with pytest.raises(InvalidInputError, match=message):
+        PredictionWriter(tmp_path / "s", **options)
+
+
+def test_training_is_none_of_its_business(tmp_path):
+    """The callback does nothing outside of predict."""
+
+    class Trained(Model):
+        def training_step(self, batch: Any) -> Any:
+            return self.layer(batch[:, None]).sum()
+
+        def configure_optimizers(self) -> Any:
+            self.layer = torch.nn.Linear(1, 1)
+            return torch.optim.SGD(self.layer.parameters(), 0.1)
+
+    run = trainer(PredictionWriter(tmp_path / "s"), max_epochs=1)
+    run.fit(Trained(), DataLoader(Numbers(4), batch_size=2))
+    assert not (tmp_path / "s").exists()
+
+
+# What it costs
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path):
+    """Lightning's record of indices is forgotten as batches are written: under 2 bytes a row in all."""
+    code = """
+import sys, tracemalloc, gc
+sys.path.insert(0, sys.argv[2])
+import torch
+from torch.utils.data import DataLoader
+from test_lightning import Model, Numbers, trainer
+from zarrow.lightning import PredictionWriter
+
+class Watch(PredictionWriter):
+    def write_on_batch_end(self, *arguments):
+        super().write_on_batch_end(*arguments)
+        if arguments[5] in (500, ROWS // 2 - 1):
+            self._run.writer.flush(durable=True)
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+
+sizes = []
+ROWS = 40_000
+tracemalloc.start()
+writer = Watch(sys.argv[1], segment_rows=4096)
+step = lambda batch: {"number": batch.clone()}
+trainer(writer).predict(Model(step), DataLoader(Numbers(ROWS), batch_size=2), return_predictions=False)
+print((sizes[1] - sizes[0]) / ROWS)
+"""
+    arguments = [sys.executable, "-c", code, str(tmp_path / "s"), str(Path(__file__).parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2
+
+
+def test_lightning_is_asked_for_by_name():
+    """Without lightning the import says what to install."""
+    code = """
+import sys
+sys.modules["lightning"] = None
+import zarrow
+from zarrow.errors import MissingExtraError
+try:
+    import zarrow.lightning
+except MissingExtraError as error:
+    assert "pip install 'zarrow[predict]'" in str(error), error
+else:
+    raise AssertionError
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
