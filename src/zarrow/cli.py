@@ -1,0 +1,350 @@
+"""Which command does what?
+
+Thin: a command parses its arguments, calls the library, and prints. Whatever is heavy or optional is
+imported by the command that needs it, so that ``zarrow info`` answers at once and runs without torch.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage, or the path is not a store. An error of ours is one
+line on standard error, never a traceback.
+
+Place: the top; nothing imports it. Writes nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from zarrow.errors import (
+    IncompleteStoreError,
+    MissingExtraError,
+    NotFoundError,
+    ZarrowError,
+)
+
+if TYPE_CHECKING:
+    from zarrow.demo import Summary
+    from zarrow.store import Store
+
+__all__ = ["app", "main"]
+
+FAILED, NOT_A_STORE = 1, 2
+PREVIEW_VALUES = 4
+CELL_CHARACTERS = 28
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class _Group(TyperGroup):
+    """Commands whose errors are one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (ZarrowError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(NOT_A_STORE if isinstance(error, NotFoundError) else FAILED) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Predictions on disk: narrow columns as Parquet, vectors as sharded Zarr, joined by row.",
+)
+
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        out.print(f"zarrow {version('zarrow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Running something
+
+
+@app.command()
+def demo(
+    path: Annotated[Path, typer.Option("--out", help="The store to write.")] = Path("demo.zarrow"),
+    rows: Annotated[int, typer.Option(min=1, help="Rows to predict.")] = 20_000,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a demo that was stopped or killed.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
+) -> None:
+    """Train a small model on handwritten digits, predict, and draw its embeddings."""
+    from zarrow import demo as digits
+
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    summary = digits.run(path, rows, resume=resume, overwrite=overwrite, console=out)
+    _show_summary(summary)
+
+
+def _show_summary(summary: Summary) -> None:
+    out.print()
+    _show_info(_facts(summary.store))
+    out.print()
+    out.print(
+        f"trained in {summary.train_s:.1f} s, predicted in {summary.predict_s:.1f} s, "
+        f"drawn in {summary.draw_s:.1f} s; "
+        f"{summary.accuracy:.1%} of the digits kept from training are classified correctly"
+    )
+    out.print(f"picture [bold]{escape(str(summary.picture))}[/], model {escape(str(summary.checkpoint))}")
+    out.print("\nOpen it:", style="bold")
+    name = escape(str(summary.store))
+    for line in (
+        f"zarrow head {name}",
+        f"duckdb -c \"from '{name}/table/*.parquet' select predicted, count(*) group by all order by all\"",
+        f"python -c \"import zarrow; s = zarrow.open('{name}'); print(s['query_embed'][:3])\"",
+        f"python -c \"import xarray as xr; print(xr.open_zarr('{name}/embeddings.zarr'))\"",
+    ):
+        out.print(f"  [cyan]{line}[/]", soft_wrap=True)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def predict(
+    context: typer.Context,
+    store: Annotated[Path, typer.Option("--store", help="The store to write.", show_default=False)],
+) -> None:
+    """Run Lightning's predict with your own module, straight into a store.
+
+    All options but --store are those of LightningCLI: --model, --data, --ckpt_path, --config, --trainer.….
+
+    --writer.keys, --writer.identifiers, … are those of the callback; --print_config shows every one of them.
+
+    zarrow predict --store run.zarrow --model my.Module --data my.DataModule --ckpt_path best.ckpt
+    """
+    from zarrow.lightning import PredictionWriter  # first: it says which extra is missing
+
+    try:
+        from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    except ImportError as error:
+        raise MissingExtraError(f"zarrow predict needs {error}: pip install 'zarrow[predict]'") from error
+
+    class PredictCLI(LightningCLI):
+        """LightningCLI with the callback as ``--writer``."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(PredictionWriter, "writer")
+            parser.set_defaults({"writer.path": str(store)})
+
+        def before_instantiate_classes(self) -> None:
+            self.config.predict.return_predictions = False
+
+    sys.path.insert(0, os.getcwd())  # as "python -m" does: the user's module lies here, not beside our script
+    sys.argv = ["zarrow", "predict", *context.args]  # LightningCLI warns where it is handed arguments instead
+    cli = PredictCLI(
+        save_config_callback=None,
+        seed_everything_default=0,
+        trainer_defaults={"logger": False, "enable_checkpointing": False},
+    )
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, PredictionWriter) and not callback.complete:
+            raise IncompleteStoreError(f"{store}: the run ended without every row; see the warning above")
+    _show_info(_facts(store))
+
+
+# Looking at a store
+
+
+@app.command()
+def info(path: StorePath, as_json: AsJson = False) -> None:
+    """Say what a store holds: rows, arrays, sizes, whether it is complete, where it comes from."""
+    facts = _facts(path)
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+    else:
+        _show_info(facts)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Collect what `info` tells, as JSON values."""
+    import zarrow
+
+    with zarrow.open(path, partial=True) as store:
+        committed = store.committed_rows
+        arrays = {}
+        for name, array in store.arrays.items():
+            raw = committed * (array.nbytes // len(array) if len(array) else 0)
+            arrays[name] = {
+                "shape": [committed, *array.row_shape],
+                "dtype": array.dtype.name,
+                "codecs": [codec["name"] for codec in array.codecs],
+                "chunk_rows": array.chunks[0],
+                "raw_bytes": raw,
+                "stored_bytes": array.stored_bytes,
+                "compression_ratio": round(raw / array.stored_bytes, 3) if array.stored_bytes else None,
+            }
+        return {
+            "path": str(path),
+            "uuid": store.uuid,
+            "complete": store.complete,
+            "rows": committed,
+            "open_rows": store.num_rows - committed,
+            "segments": -(-committed // store.segment_rows),
+            "segment_rows": store.segment_rows,
+            "keys": list(store.keys),
+            "columns": {column.name: str(column.type) for column in store.schema},
+            "table_bytes": store.table_bytes,
+            "arrays": arrays,
+            "provenance": store.provenance,
+        }
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _show_info(facts: dict[str, Any]) -> None:
+    state = "[green]complete[/]" if facts["complete"] else "[yellow]incomplete[/]"
+    out.print(
+        f"[bold]{escape(facts['path'])}[/]  {state}, {facts['rows']:,} rows in "
+        f"{facts['segments']:,} segment{'s' * (facts['segments'] != 1)} of {facts['segment_rows']:,}",
+        soft_wrap=True,
+    )
+    if not facts["complete"]:
+        out.print(
+            f"  {facts['open_rows']:,} more rows in open segments; "
+            f"resume the run, or: zarrow finalize {escape(facts['path'])}",
+            soft_wrap=True,
+        )
+    grid = Table(box=None, pad_edge=False, padding=(0, 2))
+    for title in ("", "shape", "dtype", "codecs"):
+        grid.add_column(title, no_wrap=title != "codecs", style="bold" if not title else None)
+    for title in ("on disk", "raw / disk"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    for name, array in facts["arrays"].items():
+        ratio = array["compression_ratio"]
+        grid.add_row(
+            escape(name),
+            " × ".join(f"{axis:,}" for axis in array["shape"]),
+            array["dtype"],
+            ", ".join(array["codecs"]),
+            _size(array["stored_bytes"]),
+            "–" if ratio is None else f"{ratio:.2f}",
+        )
+    grid.add_row(
+        "table", f"{facts['rows']:,} × {len(facts['columns'])}", "", "zstd", _size(facts["table_bytes"]), ""
+    )
+    out.print(grid)
+    columns = ", ".join(
+        f"{escape(name)} [dim]{escape(kind)}[/]" + (" [cyan]key[/]" if name in facts["keys"] else "")
+        for name, kind in facts["columns"].items()
+    )
+    out.print(f"columns: {columns}")
+    provenance = " · ".join(f"{name} {value}" for name, value in facts["provenance"].items())
+    if provenance:
+        out.print(f"[dim]{escape(provenance)}[/]")
+
+
+@app.command()
+def head(
+    path: StorePath,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 10,
+    columns: Annotated[
+        str, typer.Option(help="Which columns, with commas in between.", show_default="all")
+    ] = "",
+) -> None:
+    """Show the first rows: columns, and how each vector begins."""
+    import zarrow
+
+    with zarrow.open(path, partial=True) as store:
+        if not store.complete:
+            err.print("[yellow]the store is incomplete[/]")
+        _show_head(
+            store,
+            min(rows, store.num_rows),
+            [name.strip() for name in columns.split(",")] if columns else None,
+        )
+
+
+def _show_head(store: Store, rows: int, columns: list[str] | None) -> None:
+    first, vectors = store.take(range(rows), columns)
+    cells = {name: [_cell(value) for value in first[name].to_pylist()] for name in first.schema.names}
+    shown = {name: [_vector(row) for row in values] for name, values in vectors.items()}
+    # What does not fit is named, not squeezed; how the vectors begin comes before the last of many columns.
+    room = out.width - sum(_width(name, values) for name, values in shown.items())
+    left_out = []
+    for name, values in cells.items():
+        room -= _width(name, values)
+        if room < 0:
+            left_out.append(name)
+        else:
+            shown[name] = values
+    order = [*(name for name in cells if name in shown), *vectors]
+    grid = Table(box=None, pad_edge=False, padding=(0, 1))
+    for name in order:
+        grid.add_column(escape(name), overflow="ellipsis", no_wrap=True)
+    for row in range(rows):
+        grid.add_row(*(shown[name][row] for name in order))
+    out.print(grid)
+    if left_out:
+        out.print(f"[dim]no room for: {escape(', '.join(left_out))}; choose with --columns[/]")
+
+
+def _width(name: str, values: list[str]) -> int:
+    return max(len(name), *(len(value.replace("\\[", "[")) for value in values), 0) + 2
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return escape(text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…")
+
+
+def _vector(vector: Any) -> str:
+    values = vector.reshape(-1)
+    more = " …" if values.size > PREVIEW_VALUES else ""
+    return "\\[" + " ".join(f"{value:.3g}" for value in values[:PREVIEW_VALUES].tolist()) + more + "]"
+
+
+@app.command()
+def finalize(path: StorePath) -> None:
+    """Complete a store whose run was killed, with the rows that were accepted."""
+    import zarrow
+
+    with zarrow.open(path, partial=True) as store:  # refuses what is no store: a writer would make one
+        if store.complete:
+            out.print(f"{escape(str(path))} is complete already: {store.num_rows:,} rows", soft_wrap=True)
+            return
+    with zarrow.Writer(path, mode="a") as writer:
+        writer.finalize()
+        rows = writer.accepted_rows
+    out.print(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line: what the console script calls."""
+    app()

@@ -1,0 +1,479 @@
+"""What does a run look like, from a model to a picture of its embeddings, in a minute and without a download?
+
+`run` trains a small network on the handwritten digits that scikit-learn ships, predicts shifted and noisy
+copies of them through `zarrow.lightning.PredictionWriter`, and draws the embeddings:
+
+1. ``<out>.ckpt``: the trained model, written before the first prediction, so that a killed run goes on with
+   the very same weights (``resume=True``);
+2. ``<out>``: the store, with one row per copy: who it is (``image_id``, ``augmentation``), its split and
+   label, ten class probabilities, and the vector ``query_embed``;
+3. ``<out>.png``: the vectors' principal components, coloured by digit.
+
+Every row is a function of its number and the seed alone, so any two runs see the same data.
+
+Place: above the edges, driven by `zarrow.cli`; what it uses of zarrow is public. Needs the extra ``demo``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from zarrow.errors import InvalidInputError, MissingExtraError, StoreExistsError
+from zarrow.lightning import PredictionWriter
+from zarrow.store import Store
+from zarrow.store import open as open_store
+from zarrow.writer import Writer
+
+try:
+    import lightning.pytorch as pl
+    import torch
+    from lightning.pytorch.callbacks import RichProgressBar
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+    from sklearn.datasets import load_digits
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, Dataset, Subset
+except ImportError as error:
+    raise MissingExtraError(f"the demo needs {error.name}: pip install 'zarrow[demo]'") from error
+
+__all__ = ["DigitImages", "DigitsData", "DigitsModel", "Summary", "draw", "run"]
+
+SEED = 20261122
+TEST_EVERY = 5
+"""Every fifth image, with all its copies, is kept from training."""
+TRAINING_ROWS = 12_000
+EPOCHS = 5
+BATCH_ROWS = 256
+SEGMENT_ROWS = 4096
+"""Far fewer than by default, so that a small store shows what a large one looks like."""
+SHARPNESS = 10.0
+
+COLOURS = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+    "#a96b59", "#e76300", "#717581", "#92dadd", "#b9ac70",
+)  # fmt: skip
+"""Ten colours that stay apart for colour-blind readers (M. A. Petroff, arXiv:2107.02270)."""
+
+
+class DigitImages(Dataset[tuple[Tensor, Tensor]]):
+    """Copies of scikit-learn's 1,797 handwritten digits, shifted and noisy; the first 1,797 are untouched.
+
+    Parameters
+    ----------
+    rows : int
+        How many copies; at least 1.
+    split : {"all", "train"}
+        ``"train"`` leaves out the images that are kept for testing.
+
+    Raises
+    ------
+    InvalidInputError
+        If `rows` is not positive.
+
+    Examples
+    --------
+    >>> image, label = DigitImages(10)[3]
+    >>> tuple(image.shape), int(label)
+    ((1, 8, 8), 3)
+    """
+
+    def __init__(self, rows: int, split: Literal["all", "train"] = "all") -> None:
+        if rows < 1:
+            raise InvalidInputError(f"the demo needs at least 1 row, got {rows}")
+        digits = load_digits()
+        self._images: npt.NDArray[np.float32] = digits.images.astype(np.float32)
+        self._labels: npt.NDArray[np.int64] = digits.target.astype(np.int64)
+        ids = np.arange(len(self._images))
+        self._ids = ids if split == "all" else ids[ids % TEST_EVERY != TEST_EVERY - 1]
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        copy, place = divmod(row, len(self._ids))
+        number = self._ids[place]
+        image = self._images[number]
+        if copy:
+            random = np.random.default_rng((SEED, row))
+            down, right = random.integers(-1, 2, size=2)
+            image = np.pad(image, 1)[1 - down : 9 - down, 1 - right : 9 - right]
+            image = image + random.normal(0, 1.5, image.shape).astype(np.float32)
+        return torch.from_numpy(image / np.float32(16))[None], torch.tensor(self._labels[number])
+
+    def identifiers(self) -> pa.Table:
+        """Return who each row is: ``image_id``, ``augmentation``, ``split``, ``label``."""
+        copy, place = np.divmod(np.arange(self._rows), len(self._ids))
+        ids = self._ids[place]
+        split = np.where(ids % TEST_EVERY == TEST_EVERY - 1, "test", "train")
+        return pa.table(
+            {
+                "image_id": pa.array(ids, pa.int32()),
+                "augmentation": pa.array(copy, pa.int32()),
+                "split": pa.array(split.tolist(), pa.string()),
+                "label": pa.array(self._labels[ids], pa.int8()),
+            }
+        )
+
+
+class DigitsData(pl.LightningDataModule):
+    """The digits as a data module, so that ``zarrow predict --data zarrow.demo.DigitsData`` works.
+
+    Parameters
+    ----------
+    rows : int
+        Rows to predict.
+    """
+
+    def __init__(self, rows: int = 20_000) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return shuffled copies of the training images."""
+        images = DigitImages(min(self.rows, TRAINING_ROWS), "train")
+        generator = torch.Generator().manual_seed(SEED)
+        return DataLoader(images, batch_size=128, shuffle=True, generator=generator)
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return all rows in order."""
+        return DataLoader(DigitImages(self.rows), batch_size=BATCH_ROWS)
+
+
+class DigitsModel(pl.LightningModule):
+    """A small convolutional network that tells digits apart.
+
+    Parameters
+    ----------
+    hidden : int
+        The width of ``query_embed``.
+    learning_rate : float
+        Of AdamW, at its highest.
+
+    Examples
+    --------
+    >>> prediction = DigitsModel(hidden=128).predict_step((torch.zeros(2, 1, 8, 8), torch.zeros(2)))
+    >>> tuple(prediction["query_embed"].shape), sorted(prediction)[:3]
+    ((2, 128), ['confidence', 'predicted', 'prob_0'])
+    """
+
+    def __init__(self, hidden: int = 192, learning_rate: float = 3e-3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.learning_rate = learning_rate
+        self.embed = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 256),
+            nn.GELU(),
+            nn.Linear(256, hidden),
+        )
+        self.prototypes = nn.Parameter(torch.randn(10, hidden))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors of length 1, and logits: their cosines with the digits' prototypes, sharpened."""
+        vectors = nn.functional.normalize(self.embed(images), dim=1)
+        return vectors, SHARPNESS * vectors @ nn.functional.normalize(self.prototypes, dim=1).T
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the cross entropy of a batch."""
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self(images)[1], labels)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def predict_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Return what the store gets: a value per row becomes a column, a vector per row an array."""
+        vectors, logits = self(batch[0])
+        probabilities = logits.softmax(dim=1)
+        confidence, predicted = probabilities.max(dim=1)
+        columns = {f"prob_{digit}": probabilities[:, digit] for digit in range(10)}
+        return {"predicted": predicted, "confidence": confidence, **columns, "query_embed": vectors}
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return AdamW, its rate rising and falling once."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=max(steps, 1)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a demo made.
+
+    Parameters
+    ----------
+    store, checkpoint, picture : Path
+        Where it is.
+    rows : int
+        Rows of the store.
+    accuracy : float
+        Of the rows whose image was kept from training; NaN if there are none.
+    train_s, predict_s, draw_s : float
+        What it took, in seconds.
+    """
+
+    store: Path
+    checkpoint: Path
+    picture: Path
+    rows: int
+    accuracy: float
+    train_s: float
+    predict_s: float
+    draw_s: float
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's notes on machine, loggers and workers out of the output, and other cores out of it.
+
+    The batches are so small that threads would mostly wait for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _trainer(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[RichProgressBar(), *callbacks],
+        **options,
+    )
+
+
+def _train(rows: int, checkpoint: Path) -> DigitsModel:
+    torch.manual_seed(SEED)
+    model = DigitsModel()
+    trainer = _trainer([], max_epochs=EPOCHS)
+    trainer.fit(model, datamodule=DigitsData(rows))
+    trainer.save_checkpoint(checkpoint)
+    return model
+
+
+def run(
+    out: Path,
+    rows: int = 20_000,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Summary:
+    """Train, predict into a store, draw: the store is complete on return.
+
+    Parameters
+    ----------
+    out : Path
+        The store; checkpoint and picture get its name with another suffix.
+    rows : int
+        Rows to predict.
+    resume : bool
+        Go on with a demo that was killed: its weights are kept, its accepted rows are not predicted again.
+        It has as many rows as it was begun with.
+    overwrite : bool
+        Replace what an earlier demo left.
+    console : rich.console.Console, optional
+        Where to say what happens.
+
+    Returns
+    -------
+    Summary
+        What was made.
+
+    Raises
+    ------
+    StoreExistsError
+        If there is something at `out` and neither `resume` nor `overwrite` is asked for.
+    InvalidInputError
+        If `rows` is not positive.
+    """
+    say = console or Console()
+    checkpoint, picture = out.with_suffix(".ckpt"), out.with_suffix(".png")
+    images = DigitImages(rows)
+    if out.exists() and not resume and not overwrite:
+        raise StoreExistsError(
+            f"{out}: there is something already: resume it, overwrite it, or choose another path"
+        )
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with _quiet():
+        if resume and checkpoint.exists():
+            say.print(f"[bold]1/3[/] taking the trained model from {escape(str(checkpoint))}", soft_wrap=True)
+            model = DigitsModel.load_from_checkpoint(checkpoint, map_location="cpu")
+        else:
+            say.print("[bold]1/3[/] training on handwritten digits")
+            model = _train(rows, checkpoint)
+        trained = time.perf_counter()
+        if resume and (out / "zarrow.json").exists():
+            _predict_rest(model, out, say)
+        else:
+            say.print(f"[bold]2/3[/] predicting {rows:,} rows into {escape(str(out))}", soft_wrap=True)
+            writer = PredictionWriter(
+                out,
+                identifiers=images.identifiers(),
+                keys=["image_id", "augmentation"],
+                mode="w" if overwrite else "x",
+                segment_rows=SEGMENT_ROWS,
+                provenance={"demo_rows": rows},
+            )
+            trainer = _trainer([writer])
+            trainer.predict(model, datamodule=DigitsData(rows), return_predictions=False)
+    predicted = time.perf_counter()
+    say.print("[bold]3/3[/] drawing the embeddings")
+    store = open_store(out)
+    draw(store, picture)
+    return Summary(
+        store=out,
+        checkpoint=checkpoint,
+        picture=picture,
+        rows=store.num_rows,
+        accuracy=_accuracy(store),
+        train_s=trained - started,
+        predict_s=predicted - trained,
+        draw_s=time.perf_counter() - predicted,
+    )
+
+
+def _predict_rest(model: DigitsModel, out: Path, say: Console) -> None:
+    """Predict the rows that a killed demo did not get to.
+
+    One writer keeps the order of the data loader, so the rows that are missing are the last ones, and they
+    are batched as they would have been.
+    """
+    with open_store(out, partial=True) as store:
+        if store.complete:
+            say.print("[bold]2/3[/] nothing to predict: the store is complete")
+            return
+    with Writer(out, mode="a") as writer, torch.inference_mode():
+        first = writer.accepted_rows
+        assert writer.spec is not None
+        rows = int(writer.spec.provenance["demo_rows"])
+        say.print(
+            f"[bold]2/3[/] {first:,} of {rows:,} rows were accepted: predicting the rest", soft_wrap=True
+        )
+        images = DigitImages(rows)
+        identifiers = images.identifiers()
+        model.eval()
+        batches = DataLoader(Subset(images, range(first, rows)), batch_size=BATCH_ROWS)
+        for batch in track(batches, "Predicting", console=say):
+            prediction = model.predict_step(batch)
+            vectors = {"query_embed": prediction.pop("query_embed")}
+            table = identifiers.slice(first, len(batch[0]))
+            for name, values in prediction.items():
+                table = table.append_column(name, [values.numpy()])
+            writer.append(table, vectors, np.arange(first, first + len(table)))
+            first += len(table)
+        writer.finalize()
+
+
+def _accuracy(store: Store) -> float:
+    table = store.table(columns=["split", "label", "predicted"])
+    test = table["split"].to_numpy() == "test"
+    right = table["label"].to_numpy() == table["predicted"].to_numpy()
+    return float(right[test].mean()) if test.any() else float("nan")
+
+
+def _main_directions(
+    vectors: npt.NDArray[np.float32], count: int = 4
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the vectors' places along their principal components, and the share of variance of each."""
+    centred = vectors - vectors.mean(axis=0, dtype=np.float64)
+    values, directions = np.linalg.eigh(centred.T @ centred)
+    top = directions[:, ::-1][:, :count]
+    top = top * np.sign(top[np.abs(top).argmax(axis=0), np.arange(count)])  # one sign on every machine
+    return centred @ top, values[::-1][:count] / max(values.sum(), np.finfo(float).tiny)
+
+
+def draw(store: Store, path: Path, rows: int = 20_000) -> None:
+    """Draw the vectors of a demo along their first four principal components, coloured by digit.
+
+    Parameters
+    ----------
+    store : Store
+        A demo's.
+    path : Path
+        The picture, PNG or whatever else matplotlib writes.
+    rows : int
+        How many rows to draw at most, evenly spaced.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    step = -(-max(store.num_rows, 1) // rows)
+    table = store.table(columns=["label", "predicted"]).take(np.arange(0, store.num_rows, step))
+    labels = table["label"].to_numpy()
+    wrong = labels != table["predicted"].to_numpy()
+    vectors = np.asarray(store["query_embed"][::step])
+    places, shares = _main_directions(vectors)
+    order = np.random.default_rng(SEED).permutation(len(places))  # no digit always on top
+    outline = [withStroke(linewidth=4, foreground="white")]
+
+    figure = Figure(figsize=(10, 5.6), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    for panel in (0, 1):
+        axes = figure.add_axes((0.03 + 0.49 * panel, 0.08, 0.46, 0.75))
+        x, y = places[:, 2 * panel], places[:, 2 * panel + 1]
+        axes.scatter(x[order], y[order], s=4, c=np.array(COLOURS)[labels[order]], alpha=0.5, linewidths=0)
+        axes.scatter(x[wrong], y[wrong], s=12, facecolors="none", edgecolors="#222222", linewidths=0.4)
+        for digit in np.unique(labels):
+            place = np.median(x[labels == digit]), np.median(y[labels == digit])
+            axes.annotate(
+                str(digit), place, ha="center", va="center", fontsize=20, fontweight="bold",
+                color=COLOURS[digit], path_effects=outline,
+            )  # fmt: skip
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        share = shares[2 * panel : 2 * panel + 2].sum()
+        axes.set_xlabel(
+            f"principal components {2 * panel + 1} and {2 * panel + 2}: {share:.0%} of the variance",
+            color="#555555",
+        )
+    figure.text(
+        0.03,
+        0.93,
+        f"{store.num_rows:,} handwritten digits, as the network sees them",
+        fontsize=15,
+        fontweight="bold",
+    )
+    figure.text(
+        0.03, 0.875,
+        f"PCA of query_embed, {vectors.shape[1]} values per row, a colour per digit; "
+        f"circled: taken for another digit ({wrong.mean():.1%})",
+        color="#555555",
+    )  # fmt: skip
+    figure.savefig(path)
