@@ -102,8 +102,8 @@ def _commit(
 
 def _place_shard(root: Path, array: layout.ArraySpec, segment: int, source: Path) -> None:
     target = root / layout.shard_path(array.name, segment, len(array.row_shape))
-    missing = list(itertools.takewhile(lambda parent: not parent.is_dir(), target.parents))
-    for parent in reversed(missing):
+    # Also where they are there already: who made them may have died before it synced them.
+    for parent in reversed(target.parents[: len(array.row_shape)]):
         _files.make_dir(parent, exist_ok=True)
         _files.sync_dir(parent.parent)
     try:
@@ -150,6 +150,10 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     CorruptionError
         If rows that were durable are damaged.
     """
+    # What the dead did last may not be on the disk. If we built on a record, or on the removal of an open
+    # segment, that a power cut then takes back, its rows would be lost, or count twice.
+    _files.sync_dir(root / layout.SEGMENTS_DIR)
+    _files.sync_dir(root / layout.OPEN_DIR)
     for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
         _remove_any(path)
     dead = _lock_all(root, spec, owner)
@@ -157,14 +161,14 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
         _drop_after_gap(dead, spec)
         for claim in _catalog.read_claims(root):
             if not _catalog.has_record(root, claim.segment):
-                _finish(root, spec, claim, dead, owner)
+                _finish(root, spec, claim, dead)
         _clean_claims(root, dead)
         if any(one.start for one in dead.values()):
             _pack(root, spec, dead)  # was interrupted
         for slot, one in list(dead.items()):
             if one.rows.rows == spec.segment_rows:
                 del dead[slot]
-                seal(root, spec, OpenSegment.adopt(one.rows, spec, owner, one.lock))
+                seal(root, spec, _adopt(one, spec))
             elif not one.rows.rows:
                 del dead[slot]
                 one.lock.release()
@@ -179,6 +183,16 @@ def release(dead: Iterable[Dead]) -> None:
     """Give the locks of open segments up."""
     for one in dead:
         one.lock.release()
+
+
+def _adopt(one: Dead, spec: StoreSpec) -> OpenSegment:
+    """Take an open segment over in order to seal it; its owner stays who filled it.
+
+    The crash that this prevents: `_drop_after_gap` knows by the owners which rows follow which. With one
+    owner for all they would look like one writer's, with rows missing in between; with a new owner for
+    one that a power cut then takes rows of, later rows of its writer would close up on the gap.
+    """
+    return OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock)
 
 
 def _remove_any(path: Path) -> None:
@@ -239,7 +253,7 @@ def _drop_after_gap(dead: dict[str, Dead], spec: StoreSpec) -> None:
             gap = gap or one.rows.rows < spec.segment_rows
 
 
-def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead], owner: Owner) -> None:
+def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead]) -> None:
     """Commit a claim from its open segments."""
     for source in claim.sources:
         if source.slot not in dead:
@@ -255,7 +269,7 @@ def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead], ow
         source = claim.sources[0]
         one = dead[source.slot]
         if source.start == 0 and source.stop == one.rows.rows:
-            segment = OpenSegment.adopt(one.rows, spec, owner, one.lock)
+            segment = _adopt(one, spec)
             try:
                 _commit(root, spec, claim, segment.path, segment.seal_shards(), segment.batches())
             finally:
@@ -346,7 +360,7 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     try:
         if len(dead) == 1:
             one = dead.popitem()[1]
-            seal(root, spec, OpenSegment.adopt(one.rows, spec, owner, one.lock))
+            seal(root, spec, _adopt(one, spec))
         elif dead:
             _pack(root, spec, dead)
     finally:
@@ -364,9 +378,7 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     pieces: list[list[Source]] = [[]]
     room = spec.segment_rows
     for slot, one in dead.items():
-        # Its owner stays who filled it: if all had one owner, a crash here would leave open segments that
-        # look like one writer's with rows missing in between (`_drop_after_gap`).
-        segment = OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock)
+        segment = _adopt(one, spec)
         segment.sync()  # a claim stands for rows that no power cut takes
         segment.close(keep_lock=True)
         start = one.start
