@@ -1,80 +1,647 @@
-"""How do rows get out? First cut, replaced step by step: `open`, `num_rows`, `table`, ``store[name]``.
+"""How do rows get out?
 
-Place: tier 4. Must not import `writer` or `verify`. Never writes, never locks.
+`open` takes a snapshot of a store; everything that is asked of it afterwards shows the rows of that
+instant, however many writers are at work. A `Store` hands out
+
+* the narrow columns: `Store.table`, `Store.scan`, the Arrow stream, Polars, SQL;
+* the vectors: ``store[name]``, a `StoreArray`, without a copy where they are stored as they are;
+* both, joined by row: `Store.join` streams the rows that pass a filter and reads the vectors of those
+  rows only; `Store.take` picks rows.
+
+Nothing is read that was not asked for, and nothing is read at opening but what the store is.
+
+Place: tier 4, with `writer` and `verify`, which it must not import. Never writes, never locks: a reader
+needs no write permission, and a crash of one leaves nothing.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from zarrow import _catalog, _shards, layout
-from zarrow._codecs import ChunkCodec
-from zarrow.errors import IncompleteStoreError, UnknownNameError
+from zarrow import layout
+from zarrow._arrays import Check, StoreArray, row_numbers
+from zarrow._columns import Columns, unknown_name
+from zarrow._view import View, take_view
+from zarrow.errors import InvalidInputError, StoreChangedError, UnknownNameError
+from zarrow.layout import ROW
 
-__all__ = ["Store", "open"]
+if TYPE_CHECKING:
+    import duckdb
+    import polars as pl
+    import pyarrow.compute as pc
+
+__all__ = ["Store", "StoreArray", "open"]
+
+Vectors = dict[str, npt.NDArray[Any]]
+Joined = tuple[pa.RecordBatch, Vectors]
+
+DEFAULT_BATCH_BYTES = 32 * layout.MEBIBYTE
+MAX_DEFAULT_BATCH_ROWS = 65_536
+SCAN_BATCH_ROWS = 65_536
+
+
+def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    path : path
+        The store.
+    partial : bool
+        Whether a store that was not finalized will do. If so, the rows that its writers have accepted up
+        to now are shown: those of open segments stand behind the committed ones, and their row numbers
+        are provisional.
+
+    Returns
+    -------
+    Store
+        A snapshot.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError
+        If there is no store.
+    IncompleteStoreError
+        If it was not finalized and `partial` is False.
+    CorruptionError
+        If it is damaged.
+
+    Examples
+    --------
+    >>> import zarrow, zarrow.testing
+    >>> with zarrow.open(zarrow.testing.example_store().path) as store:
+    ...     store.num_rows
+    5000
+    """
+    return Store(path, partial=partial)
 
 
 class Store:
-    """A snapshot of a store."""
+    """A snapshot of a store: its rows at the instant when it was opened. See `open`.
+
+    A context manager; can be pickled, and finds the same rows where it is unpickled or says that it
+    cannot.
+
+    Parameters
+    ----------
+    path : path
+        The store.
+    partial : bool
+        As in `open`.
+
+    Examples
+    --------
+    >>> import pyarrow.compute as pc, zarrow.testing
+    >>> store = zarrow.testing.example_store()
+    >>> for batch, vectors in store.join(pc.field("occurs_prob") >= 0.99):
+    ...     print(batch.num_rows, vectors["query_embed"].shape)
+    50 (50, 8)
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, partial: bool = False) -> None:
         self.path = Path(os.path.abspath(path))
         self.partial = partial
-        self._snapshot = _catalog.read_snapshot(self.path)
-        if not partial and not self._snapshot.complete:
-            raise IncompleteStoreError(f"{self.path}: the store was never finalized")
+        self._set(take_view(self.path, partial=partial))
+
+    def _set(self, view: View | None) -> None:
+        self._maybe_view = view
+        self._maybe_columns: Columns | None = None
+        self._maybe_arrays: Mapping[str, StoreArray] | None = None
+        self._sql: duckdb.DuckDBPyConnection | None = None
+
+    @property
+    def _view(self) -> View:
+        if self._maybe_view is None:
+            raise InvalidInputError(f"{self.path}: this store was closed: open it anew")
+        return self._maybe_view
+
+    @property
+    def _columns(self) -> Columns:
+        view = self._view
+        if self._maybe_columns is None:
+            self._maybe_columns = Columns(view)
+        return self._maybe_columns
+
+    # What there is
 
     @property
     def num_rows(self) -> int:
-        """Rows."""
-        return self._snapshot.rows
+        """Rows, live ones included."""
+        return self._view.rows
+
+    @property
+    def committed_rows(self) -> int:
+        """Rows whose numbers are final: all of them in a complete store."""
+        return self._view.snapshot.rows
 
     @property
     def complete(self) -> bool:
         """Whether the store was finalized."""
-        return self._snapshot.complete
+        return self._view.snapshot.complete
 
     @property
     def schema(self) -> pa.Schema:
-        """The table's columns."""
-        return self._snapshot.spec.table_schema
+        """The table's columns: the user's, then ``row`` and ``sample_index``."""
+        return self._columns.schema
 
-    def table(self, columns: list[str] | None = None, filter: Any = None) -> pa.Table:
-        """Return the narrow columns."""
-        paths = [str(self.path / layout.part_path(number)) for number in range(self._snapshot.segments)]
-        if not paths:
-            return self.schema.empty_table()
-        tables = [pq.read_table(path, columns=columns, filters=filter) for path in paths]
-        return pa.concat_tables(tables)
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that name a row."""
+        return self._view.spec.keys
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        spec = self._snapshot.spec
-        if name not in [array.name for array in spec.arrays]:
-            raise UnknownNameError(f"no array {name!r}")
-        array = spec.array(name)
-        blocks = [
-            block
-            for number in range(self._snapshot.segments)
-            for block in _shards.committed_rows(
-                self.path, array, spec.segment_rows, self._snapshot.record(number), ChunkCodec(array)
+    @property
+    def uuid(self) -> str:
+        """32 hex digits that no other store has."""
+        return self._view.spec.uuid
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, as their writer said."""
+        return dict(self._view.spec.provenance)
+
+    @property
+    def segment_rows(self) -> int:
+        """Rows of a full segment: what one shard and one Parquet part hold."""
+        return self._view.spec.segment_rows
+
+    @property
+    def segments(self) -> tuple[range, ...]:
+        """The rows that lie together on disk: those of each committed segment, then of each open one."""
+        return (*self._view.segment_ranges(), *self._view.live_ranges())
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes that the committed rows of the table take on disk."""
+        snapshot = self._view.snapshot
+        if snapshot.manifest is not None:
+            return sum(snapshot.manifest.part_bytes)
+        return sum(snapshot.record(number).part.size_bytes for number in range(snapshot.segments))
+
+    @property
+    def arrays(self) -> Mapping[str, StoreArray]:
+        """The arrays by name."""
+        view = self._view
+        if self._maybe_arrays is None:
+            self._maybe_arrays = MappingProxyType(
+                {array.name: StoreArray(view, array, self.__reduce__()) for array in view.spec.arrays}
             )
-        ]
-        return np.concatenate(blocks) if blocks else np.empty((0, *array.row_shape), array.numpy_dtype)
+        return self._maybe_arrays
+
+    def __getitem__(self, name: str) -> StoreArray:
+        """Return the array of that name; `UnknownNameError` if there is none."""
+        try:
+            return self.arrays[name]
+        except (KeyError, TypeError):
+            if name in self.schema.names:
+                raise UnknownNameError(
+                    f"{name!r} is a column of the table, not an array: ask for table([{name!r}])"
+                ) from None
+            raise unknown_name("array", name, self.arrays) from None
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        if self._maybe_view is None:
+            return f"<zarrow.Store {str(self.path)!r}, closed>"
+        arrays = ", ".join(f"{name} {array.row_shape}" for name, array in self.arrays.items())
+        state = "complete" if self.complete else f"incomplete, {self.committed_rows} committed"
+        return f"<zarrow.Store {str(self.path)!r}: {self.num_rows} rows, {state}; {arrays or 'no arrays'}>"
+
+    # Narrow columns
+
+    def table(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
+        """Return narrow columns of the rows that pass a filter, in row order.
+
+        Parameters
+        ----------
+        columns : list of str, optional
+            The columns; all by default.
+        filter : pyarrow.compute.Expression, optional
+            Which rows, e.g. ``pc.field("occurs_prob") > 0.9``. What it rules out by Parquet's statistics
+            is not read.
+
+        Returns
+        -------
+        pyarrow.Table
+            Of as many rows as pass.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such column.
+        InvalidInputError
+            If the filter is no filter of this table.
+        CorruptionError
+            If a part is damaged; names its segment.
+
+        Examples
+        --------
+        >>> import pyarrow.compute as pc, zarrow.testing
+        >>> store = zarrow.testing.example_store()
+        >>> store.table(["subject_id"], filter=pc.field("row") < 3).num_rows
+        3
+        """
+        return self._columns.table(columns, filter)
+
+    def scan(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,
+        batch_size: int | None = None,
+    ) -> pa.RecordBatchReader:
+        """Stream narrow columns of the rows that pass a filter, in row order and bounded memory.
+
+        Parameters
+        ----------
+        columns, filter
+            As in `table`.
+        batch_size : int, optional
+            Rows of every batch but the last; what comes easiest by default.
+
+        Returns
+        -------
+        pyarrow.RecordBatchReader
+            The batches.
+
+        Raises
+        ------
+        UnknownNameError, InvalidInputError
+            As in `table`.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> sum(batch.num_rows for batch in zarrow.testing.example_store().scan(["subject_id"]))
+        5000
+        """
+        schema = pa.schema([self.schema.field(name) for name in self._columns.names(columns)])
+        if batch_size is None:
+            batches = self._columns.batches(columns, filter)
+        else:
+            batches = self._columns.exact_batches(columns, filter, _positive(batch_size))
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Export all narrow columns as an Arrow stream, for whatever reads those."""
+        return self.scan().__arrow_c_stream__(requested_schema)
+
+    def to_polars(self) -> pl.LazyFrame:
+        """Return the narrow columns as a Polars lazy frame, which reads what a query needs.
+
+        Returns
+        -------
+        polars.LazyFrame
+            Over the Parquet parts; live rows, and those of a short last segment, are in memory.
+
+        Raises
+        ------
+        MissingExtraError
+            If Polars is not installed.
+
+        Examples
+        --------
+        >>> import polars as pl, zarrow.testing
+        >>> zarrow.testing.example_store().to_polars().select(pl.len()).collect().item()
+        5000
+        """
+        from zarrow import _engines
+
+        return _engines.polars_frame(*self._columns.full_parts())
+
+    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+        """Run SQL over the narrow columns, with DuckDB; the table is called ``predictions``.
+
+        Parameters
+        ----------
+        query : str
+            The query. Keep the column ``row`` in the result to ask for the vectors with `vectors`.
+
+        Returns
+        -------
+        duckdb.DuckDBPyRelation
+            The result: ``.fetchall()``, ``.df()``, ``.pl()``, ``.arrow()``, …
+
+        Raises
+        ------
+        MissingExtraError
+            If DuckDB is not installed.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> store = zarrow.testing.example_store()
+        >>> best = store.sql("SELECT row FROM predictions ORDER BY occurs_prob DESC LIMIT 3")
+        >>> store.vectors(best)["query_embed"].shape
+        (3, 8)
+        """
+        from zarrow import _engines
+
+        if self._sql is None:
+            self._sql = _engines.duckdb_connection(*self._columns.full_parts())
+        return self._sql.sql(query)
+
+    # Both
+
+    def take(
+        self,
+        rows: Any,
+        columns: Sequence[str] | None = None,
+        arrays: Sequence[str] | None = None,
+        *,
+        check: Check = None,
+    ) -> tuple[pa.Table, Vectors]:
+        """Return rows, in the order given.
+
+        Parameters
+        ----------
+        rows : int or bool array, shape (n,) or (num_rows,)
+            Row numbers, negative ones counted from the end, any of them more than once; or a mask.
+        columns : list of str, optional
+            The narrow columns; all by default.
+        arrays : list of str, optional
+            The arrays; all by default.
+        check : {"crc"}, optional
+            Compare the vectors' chunks with their checksums; see `StoreArray.read`.
+
+        Returns
+        -------
+        table : pyarrow.Table
+            The narrow columns.
+        vectors : dict of str to array, shapes (n, *row_shape)
+            The vectors.
+
+        Raises
+        ------
+        IndexError
+            If a row is out of range.
+        UnknownNameError
+            If there is no such column or array.
+        CorruptionError
+            If the rows' files are damaged.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> table, vectors = zarrow.testing.example_store().take([4000, -1, 4000])
+        >>> table["row"].to_pylist(), vectors["query_embed"].shape
+        ([4000, 4999, 4000], (3, 8))
+        """
+        names, chosen = self._columns.names(columns), self._chosen(arrays)
+        numbers = row_numbers(rows, self.num_rows)
+        table = self._columns.take(numbers, names)
+        return table, {array.name: array.take(numbers, check=check) for array in chosen}
+
+    def vectors(self, rows: Any, arrays: Sequence[str] | None = None, *, check: Check = None) -> Vectors:
+        """Return the vectors of the rows that a query found.
+
+        Parameters
+        ----------
+        rows : table-like with a column ``row``, or int array
+            A table or frame of pyarrow, Polars, pandas or DuckDB.
+        arrays, check
+            As in `take`.
+
+        Returns
+        -------
+        dict of str to array, shapes (n, *row_shape)
+            In the order of `rows`.
+
+        Raises
+        ------
+        IndexError
+            If a row is out of range.
+        UnknownNameError
+            If there is no such array, or the table has no column ``row``.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> store = zarrow.testing.example_store()
+        >>> store.vectors(store.table(["row"]).slice(10, 5))["query_embed"].shape
+        (5, 8)
+        """
+        if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "columns"):
+            table = pa.table(rows)
+            if isinstance(rows, pa.ChunkedArray | pa.Array) or table.num_columns == 0:
+                raise InvalidInputError(
+                    "rows must be a table with a column 'row', or an array of row numbers"
+                )
+            if ROW not in table.column_names:
+                raise unknown_name("column", ROW, table.column_names)
+            rows = table[ROW].to_numpy()
+        numbers = row_numbers(rows, self.num_rows)
+        return {array.name: array.take(numbers, check=check) for array in self._chosen(arrays)}
+
+    def join(
+        self,
+        filter: pc.Expression | None = None,
+        columns: Sequence[str] | None = None,
+        arrays: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        *,
+        order: Literal["sample_index"] | None = None,
+        check: Check = None,
+    ) -> Iterator[Joined]:
+        """Stream the rows that pass a filter: narrow columns and vectors, joined.
+
+        The vectors of other rows are not read. Memory is that of a few batches, however many rows pass.
+
+        Parameters
+        ----------
+        filter, columns
+            As in `table`.
+        arrays : list of str, optional
+            The arrays; all by default.
+        batch_size : int, optional
+            Rows of every batch but the last; by default such that the vectors of a batch take 32 MiB.
+        order : {"sample_index"}, optional
+            Come in the order of the dataset that was predicted, not in row order. Needs 16 bytes of memory
+            per row that passes.
+        check : {"crc"}, optional
+            Compare the vectors' chunks with their checksums; see `StoreArray.read`.
+
+        Yields
+        ------
+        batch : pyarrow.RecordBatch
+            The narrow columns.
+        vectors : dict of str to array, shapes (batch.num_rows, *row_shape)
+            The vectors; the mapped files themselves, read-only, where the rows lie together.
+
+        Raises
+        ------
+        UnknownNameError, InvalidInputError
+            As in `table`, at the call.
+        CorruptionError
+            When a batch of damaged rows is reached; names segment and rows.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> store = zarrow.testing.example_store()
+        >>> for batch, vectors in store.join(columns=["subject_id"], batch_size=2000):
+        ...     print(batch.num_rows, vectors["query_embed"].shape)
+        2000 (2000, 8)
+        2000 (2000, 8)
+        1000 (1000, 8)
+        """
+        names, chosen = self._columns.names(columns), self._chosen(arrays)
+        size = self._batch_rows(chosen) if batch_size is None else _positive(batch_size)
+        self._columns.scanner(names, filter)  # a filter that does not fit is the caller's error, at once
+        if order is None:
+            return self._join(filter, names, chosen, size, check)
+        if order != "sample_index":
+            raise InvalidInputError(f"order must be None or 'sample_index', got {order!r}")
+        return self._join_ordered(filter, names, chosen, size, check)
+
+    def __iter__(self) -> Iterator[Joined]:
+        """Stream all rows: `join` without a filter."""
+        return self.join()
+
+    def in_sample_order(self, filter: pc.Expression | None = None) -> npt.NDArray[np.int64]:
+        """Return the rows in the order of the dataset that was predicted.
+
+        Parameters
+        ----------
+        filter : pyarrow.compute.Expression, optional
+            Which rows.
+
+        Returns
+        -------
+        int64 array, shape (n,)
+            Row numbers, ordered by ``sample_index``.
+
+        Raises
+        ------
+        InvalidInputError
+            If rows have no sample index.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store().in_sample_order()[:3]
+        array([4999, 4998, 4997])
+        """
+        return self._columns.in_sample_order(filter)
+
+    def _join(
+        self,
+        filter: pc.Expression | None,
+        names: list[str],
+        chosen: list[StoreArray],
+        size: int,
+        check: Check,
+    ) -> Iterator[Joined]:
+        with_row = names if ROW in names else [*names, ROW]
+        for batch in self._columns.exact_batches(with_row, filter, size):
+            rows = batch[ROW].to_numpy(zero_copy_only=False)
+            first, stop = int(rows[0]), int(rows[-1]) + 1
+            together = stop - first == len(rows)
+            vectors = {}
+            for array in chosen:
+                if together:
+                    vectors[array.name] = array.read(first, stop, check=check)
+                    array.prefetch(stop, stop + size)
+                else:
+                    vectors[array.name] = array.take(rows, check=check)
+            yield batch if with_row is names else batch.select(names), vectors
+
+    def _join_ordered(
+        self,
+        filter: pc.Expression | None,
+        names: list[str],
+        chosen: list[StoreArray],
+        size: int,
+        check: Check,
+    ) -> Iterator[Joined]:
+        rows = self._columns.in_sample_order(filter)
+        for start in range(0, len(rows), size):
+            here = rows[start : start + size]
+            table = self._columns.take(here, names).combine_chunks()
+            vectors = {array.name: array.take(here, check=check) for array in chosen}
+            yield table.to_batches()[0], vectors
+
+    def _chosen(self, arrays: Sequence[str] | None) -> list[StoreArray]:
+        if isinstance(arrays, str):
+            raise InvalidInputError(f"arrays must be a list of names, got {arrays!r}")
+        return list(self.arrays.values()) if arrays is None else [self[name] for name in arrays]
+
+    def _batch_rows(self, chosen: list[StoreArray]) -> int:
+        row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in chosen)
+        return min(max(DEFAULT_BATCH_BYTES // max(row_bytes, 1), 1), MAX_DEFAULT_BATCH_ROWS)
+
+    # The snapshot
+
+    def refresh(self) -> bool:
+        """Move on to the rows of this instant.
+
+        Arrays and iterators that were handed out before go on showing what they did.
+
+        Returns
+        -------
+        bool
+            Whether anything is new.
+
+        Raises
+        ------
+        StoreChangedError
+            If there is another store at the path by now.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store().refresh()
+        False
+        """
+        old = self._view
+        view = take_view(self.path, partial=self.partial)
+        if view.spec.uuid != old.spec.uuid:
+            raise StoreChangedError(
+                f"{self.path}: another store was put in the place of this one: open it anew"
+            )
+        new = (view.rows, view.snapshot.rows, view.snapshot.complete)
+        if new == (old.rows, old.snapshot.rows, old.snapshot.complete):
+            return False
+        self._set(view)
+        return True
+
+    def close(self) -> None:
+        """Let go of files and memory; arrays that were handed out stay usable."""
+        self._set(None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
+        return _reopen, (str(self.path), self.partial, self.uuid, self.num_rows)
 
 
-def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
-    """Open a store for reading."""
-    return Store(path, partial=partial)
+def _reopen(path: str, partial: bool, uuid: str, rows: int) -> Store:
+    """Unpickle a store: the same rows, or an error."""
+    store = Store(path, partial=partial)
+    if store.uuid != uuid or store.num_rows != rows:
+        raise StoreChangedError(
+            f"{path}: the store changed since it was pickled ({rows} rows then, {store.num_rows} now"
+            f"{', another store' if store.uuid != uuid else ''}): open it anew"
+        )
+    return store
+
+
+def _positive(batch_size: object) -> int:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise InvalidInputError(f"batch_size must be a positive number of rows, got {batch_size!r}")
+    return int(batch_size)

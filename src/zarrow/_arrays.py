@@ -1,0 +1,431 @@
+"""What does a user hold who asks for an array of a store?
+
+A `StoreArray`: it looks like a numpy array of shape ``(rows, *row_shape)`` along its first axis, and reads
+what is indexed, from the extents (`_extents`) that the rows lie in.
+
+Invariant: rows of plain bytes are never copied unless they do not lie one behind the other.
+
+Place: tier 3, handed out by `store`. Reads only.
+"""
+
+from __future__ import annotations
+
+import bisect
+import operator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrow import layout
+from zarrow._extents import Extent, find_extents
+from zarrow._mapping import JoinedRows
+from zarrow._view import View
+from zarrow.errors import InvalidInputError
+from zarrow.layout import ArraySpec
+
+if TYPE_CHECKING:
+    import zarr
+
+__all__ = ["StoreArray"]
+
+Check = Literal["crc"] | None
+
+
+class StoreArray:
+    """One array of a store, read as it is indexed.
+
+    Got from ``store[name]`` or ``store.arrays``; shows the rows that were there when the store was opened.
+
+    Examples
+    --------
+    >>> import zarrow.testing
+    >>> array = zarrow.testing.example_store()["query_embed"]
+    >>> array.shape, array.dtype.name
+    ((5000, 8), 'float32')
+    >>> array[-1].shape, array[10:20].shape, array[[3, 1, 3]].shape
+    ((8,), (10, 8), (3, 8))
+    >>> import numpy as np
+    >>> np.asarray(array).flags.owndata  # the files themselves, mapped
+    False
+    """
+
+    def __init__(
+        self, view: View, array: ArraySpec, reopen: tuple[Callable[..., Any], tuple[Any, ...]]
+    ) -> None:
+        self._view = view
+        self._array = array
+        self._reopen = reopen
+        self._made: tuple[Extent, ...] | None = None
+
+    # What it is
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._array.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, then the shape of one row."""
+        return (self._view.rows, *self._array.row_shape)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return self._array.row_shape
+
+    @property
+    def ndim(self) -> int:
+        """How many axes."""
+        return 1 + len(self._array.row_shape)
+
+    @property
+    def size(self) -> int:
+        """How many elements."""
+        return len(self) * int(np.prod(self._array.row_shape))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The data type."""
+        return self._array.numpy_dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, uncompressed."""
+        return len(self) * self._array.row_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the committed rows take on disk."""
+        snapshot = self._view.snapshot
+        if snapshot.manifest is not None:
+            return sum(snapshot.manifest.shard_bytes[self.name])
+        return sum(
+            snapshot.record(number).arrays[self.name].size_bytes for number in range(snapshot.segments)
+        )
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The shape of a chunk: what is decoded, or checked, at once."""
+        return (self._array.chunk_rows, *self._array.row_shape)
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """The shape of a shard: what one file holds."""
+        return (self._view.spec.segment_rows, *self._array.row_shape)
+
+    @property
+    def codecs(self) -> tuple[dict[str, Any], ...]:
+        """The codecs of a chunk, as Zarr v3 writes them."""
+        return self._array.codecs
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the files hold the rows as they are, so that they are read without a copy."""
+        return self._array.is_plain
+
+    def __len__(self) -> int:
+        return self._view.rows
+
+    def __repr__(self) -> str:
+        codecs = ", ".join(codec["name"] for codec in self.codecs)
+        return f"<zarrow.StoreArray {self.name!r} {self.shape} {self.dtype.name} [{codecs}]>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.getitem, (_Reopened(*self._reopen), self.name)
+
+    def zarr(self) -> zarr.Array[Any]:
+        """Return the committed rows as zarr-python's array.
+
+        Returns
+        -------
+        zarr.Array
+            Opened for reading.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store()["query_embed"].zarr().shape
+        (5000, 8)
+        """
+        import zarr
+
+        found = zarr.open_array(self._view.snapshot.root / layout.array_dir(self.name), mode="r")
+        self._view.guard()
+        return found
+
+    # Reading
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        same = dtype is None or np.dtype(dtype) == self.dtype
+        extents = self._extents()
+        free = len(extents) == 1 and isinstance(extents[0].rows, JoinedRows)
+        if copy is False and not (same and (free or not len(self))):
+            raise ValueError(
+                f"array {self.name!r} ({self.dtype}) cannot be had without a copy: only the committed rows "
+                "of an array of plain bytes can, in its own dtype; use np.asarray, or read slices of it"
+            )
+        found = self.read(0, len(self))
+        if not same:
+            return found.astype(dtype)
+        return found.copy() if copy and free else found
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step == 1:
+                return self.read(start, max(start, stop))
+            if self.is_plain and len(self._extents()) == 1:
+                return np.asarray(self.read(0, len(self))[key])
+            return self._take(np.arange(start, stop, step))
+        if isinstance(key, int | np.integer) and not isinstance(key, bool | np.bool_):
+            row = self._in_range(int(key))
+            return np.asarray(self.read(row, row + 1)[0])
+        if isinstance(key, list | np.ndarray):
+            return self._take(self._row_numbers(key))
+        return self._index(key)
+
+    def _index(self, key: Any) -> npt.NDArray[Any]:
+        """Index by anything else: the rows first, then their axes."""
+        if isinstance(key, tuple):
+            axes = [axis for axis in key if axis is not Ellipsis]
+            if any(axis is Ellipsis for axis in key) and (not axes or key[0] is Ellipsis):
+                missing = self.ndim - len(axes)
+                key = (*(slice(None),) * missing, *axes)
+            if len(axes) > self.ndim:
+                raise IndexError(
+                    f"too many indices for array: array is {self.ndim}-dimensional, "
+                    f"but {len(axes)} were indexed"
+                )
+            advanced = sum(
+                not isinstance(axis, slice | int | np.integer) for axis in key if axis is not Ellipsis
+            )
+            if any(axis is None for axis in key) or advanced > 1:
+                raise IndexError(
+                    f"array {self.name!r} is indexed by rows, and within them by slices and numbers, got "
+                    f"{key!r}: read the rows first, then index the result"
+                )
+            if not key:
+                return self.read(0, len(self))
+            rows = self[key[0]]
+            if len(key) == 1:
+                return rows
+            return rows[key[1:]] if rows.ndim < self.ndim else rows[(slice(None), *key[1:])]
+        if key is Ellipsis:
+            return self.read(0, len(self))
+        if hasattr(key, "__index__") and not isinstance(key, bool | np.bool_):
+            return self[operator.index(key)]
+        if hasattr(key, "__array__") or hasattr(key, "__arrow_array__") or hasattr(key, "__iter__"):
+            return self._take(self._row_numbers(np.asarray(key)))
+        raise IndexError(
+            "only integers, slices (`:`), ellipsis (`...`) and integer or boolean arrays are valid indices, "
+            f"got {key!r}"
+        )
+
+    def read(
+        self, start: int, stop: int, *, out: npt.NDArray[Any] | None = None, check: Check = None
+    ) -> npt.NDArray[Any]:
+        """Return rows that follow each other.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows ``start`` to ``stop - 1``, in 0..len.
+        out : array, shape (stop - start, *row_shape), optional
+            Where to put them.
+        check : {"crc"}, optional
+            Compare the chunks with the checksums that were taken when they were written. Chunks of
+            compressed arrays always are.
+
+        Returns
+        -------
+        array, shape (stop - start, *row_shape)
+            `out`; else the mapped files themselves, read-only, if the rows are plain bytes and lie together.
+
+        Raises
+        ------
+        IndexError
+            If the rows are out of range.
+        CorruptionError
+            If a file or a checked chunk of theirs is damaged; other rows stay readable.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store()["query_embed"].read(1000, 1100, check="crc").shape
+        (100, 8)
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} are out of bounds for {len(self)} rows")
+        _check_option(check)
+        pieces = []
+        for extent in self._between(start, stop):
+            low, high = max(start, extent.start), min(stop, extent.stop)
+            if check:
+                extent.verify(low, high)
+            pieces.append(extent.rows.read(low + extent.shift, high + extent.shift))
+        if out is not None:
+            self._check_out(out, stop - start)
+            position = 0
+            for piece in pieces:
+                out[position : position + len(piece)] = piece
+                position += len(piece)
+            return out
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty((0, *self.row_shape), self.dtype)
+
+    def take(
+        self, rows: npt.ArrayLike, *, out: npt.NDArray[Any] | None = None, check: Check = None
+    ) -> npt.NDArray[Any]:
+        """Return these rows, in the order given.
+
+        Parameters
+        ----------
+        rows : int or bool array, shape (n,) or (rows,)
+            Row numbers, negative ones counted from the end, or a mask.
+        out : array, shape (n, *row_shape), optional
+            Where to put them.
+        check : {"crc"}, optional
+            As in `read`.
+
+        Returns
+        -------
+        array, shape (n, *row_shape)
+            `out`, or a new one.
+
+        Raises
+        ------
+        IndexError
+            If a row is out of range.
+        CorruptionError
+            If a file or a checked chunk of theirs is damaged; other rows stay readable.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store()["query_embed"].take([4000, 7, 7]).shape
+        (3, 8)
+        """
+        _check_option(check)
+        numbers = self._row_numbers(rows)
+        if out is not None:
+            self._check_out(out, len(numbers))
+        return self._take(numbers, out, check)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Tell the kernel that rows will be wanted soon.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows; those out of range are no error.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store()["query_embed"].prefetch(0, 1000)
+        """
+        for extent in self._between(max(start, 0), min(stop, len(self))):
+            low, high = max(start, extent.start), min(stop, extent.stop)
+            extent.rows.prefetch(low + extent.shift, high + extent.shift)
+
+    # How
+
+    def _take(
+        self, rows: npt.NDArray[Any], out: npt.NDArray[Any] | None = None, check: Check = None
+    ) -> npt.NDArray[Any]:
+        """Return rows that are in range."""
+        extents, chunk_rows = self._extents(), self._array.chunk_rows
+        if check:
+            for extent in extents:
+                chosen = rows[(rows >= extent.start) & (rows < extent.stop)]
+                for first in (np.unique(chosen // chunk_rows) * chunk_rows).tolist():
+                    extent.verify(max(first, extent.start), min(first + chunk_rows, extent.stop))
+        if len(extents) == 1:
+            extent = extents[0]
+            return extent.rows.take(rows + extent.shift if extent.shift else rows, out)
+        if out is None:
+            out = np.empty((len(rows), *self.row_shape), self.dtype)
+        for extent in extents:
+            places = np.flatnonzero((rows >= extent.start) & (rows < extent.stop))
+            if len(places):
+                out[places] = extent.rows.take(rows[places] + extent.shift)
+        return out
+
+    def _in_range(self, row: int) -> int:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"index {row} is out of bounds for axis 0 with size {len(self)}")
+        return row + len(self) if row < 0 else row
+
+    def _row_numbers(self, rows: Any) -> npt.NDArray[np.int64]:
+        return row_numbers(rows, len(self))
+
+    def _check_out(self, out: npt.NDArray[Any], count: int) -> None:
+        shape = (count, *self.row_shape)
+        if out.shape != shape or out.dtype != self.dtype:
+            raise InvalidInputError(
+                f"out must be an array of shape {shape} and dtype {self.dtype}, "
+                f"got {out.shape} and {out.dtype}"
+            )
+
+    def _between(self, start: int, stop: int) -> Iterator[Extent]:
+        extents = self._extents()
+        if start >= stop:
+            return
+        first = bisect.bisect_right(extents, start, key=lambda extent: extent.stop)
+        for extent in extents[first:]:
+            if extent.start >= stop:
+                return
+            yield extent
+
+    def _extents(self) -> tuple[Extent, ...]:
+        if self._made is None:
+            self._made = find_extents(self._view, self._array)
+        return self._made
+
+
+def row_numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
+    """Return row numbers in 0..count-1 from row numbers or a mask, as numpy understands them.
+
+    >>> row_numbers([-1, 0], 5), row_numbers([True, False, True], 3)
+    (array([4, 0]), array([0, 2]))
+    """
+    given = np.asarray(rows)
+    if given.ndim != 1:
+        raise IndexError(f"rows must be a 1-D array of row numbers or a mask, got shape {given.shape}")
+    if given.dtype == np.bool_:
+        if len(given) != count:
+            raise IndexError(
+                f"boolean index did not match indexed array along axis 0; size of axis is {count} "
+                f"but size of corresponding boolean axis is {len(given)}"
+            )
+        return np.flatnonzero(given)
+    if not len(given):
+        return np.empty(0, np.int64)
+    if given.dtype.kind not in "iu":
+        raise IndexError(f"rows must be integers or a boolean mask, got dtype {given.dtype}")
+    low, high = int(given.min()), int(given.max())
+    if low < -count or high >= count:
+        bad = low if low < -count else high
+        raise IndexError(f"index {bad} is out of bounds for axis 0 with size {count}")
+    numbers = given.astype(np.int64, copy=False)
+    return np.where(numbers < 0, numbers + count, numbers) if low < 0 else numbers
+
+
+def _check_option(check: object) -> None:
+    if check not in (None, "crc"):
+        raise InvalidInputError(f"check must be None or 'crc', got {check!r}")
+
+
+class _Reopened:
+    """Stands for a store in a pickled array: opens it when it is unpickled."""
+
+    def __init__(self, opener: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._opener = opener
+        self._arguments = arguments
+
+    def __getitem__(self, name: str) -> Any:
+        return self._opener(*self._arguments)[name]

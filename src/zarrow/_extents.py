@@ -1,0 +1,202 @@
+"""Which files stand behind the rows of an array, and are their bytes those that were written?
+
+An *extent* is a run of rows that one object reads: all committed rows are one, and so is each segment
+behind a gap and each run of live rows (`_view`). Its rows are mapped (`_mapping`) where they are plain
+bytes, and decoded chunk by chunk (`_chunks`) where they are not.
+
+`Extent.verify` compares chunks of plain bytes with the checksums in their segment's record, and live rows
+with their frames.
+
+Place: tier 3, between `_mapping`, `_chunks` and `_arrays`. Opens nothing before rows are asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zarrow import layout
+from zarrow._checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._chunks import EncodedRows, Places, committed_places
+from zarrow._mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._records import SegmentRecord
+from zarrow._view import OpenPiece, View
+from zarrow.errors import CorruptionError
+from zarrow.layout import ArraySpec
+
+__all__ = ["Extent", "find_extents"]
+
+Rows = JoinedRows | RowsPerFile | EncodedRows
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of rows of an array.
+
+    Parameters
+    ----------
+    start, stop : int
+        Which rows of the array: rows ``start + shift`` to ``stop + shift`` of `rows`.
+    rows : JoinedRows, RowsPerFile or EncodedRows
+        Reads them.
+    shift : int
+        See above.
+    verify : callable of int and int
+        Raises `CorruptionError` if chunks of these rows of the array are not what was written.
+    """
+
+    start: int
+    stop: int
+    rows: Rows
+    shift: int
+    verify: Callable[[int, int], None]
+
+
+def find_extents(view: View, array: ArraySpec) -> tuple[Extent, ...]:
+    """Return the extents of an array, in order.
+
+    Parameters
+    ----------
+    view : View
+        Which rows there are.
+    array : ArraySpec
+        The array.
+
+    Returns
+    -------
+    tuple of Extent
+        They cover all rows of the view.
+    """
+    return tuple(_find(view, array))
+
+
+def _find(view: View, array: ArraySpec) -> Iterator[Extent]:
+    if view.snapshot.rows:
+        yield _committed(view, array, range(view.snapshot.rows), 0, view.snapshot.record)
+    live = view.live_ranges()
+    for record, rows in zip(view.behind_gap, live, strict=False):
+        yield _committed(view, array, rows, record.segment, _always(record))
+    for piece, rows in zip(view.open_pieces, live[len(view.behind_gap) :], strict=True):
+        yield _open(view, array, rows, piece)
+
+
+def _always(record: SegmentRecord) -> Callable[[int], SegmentRecord]:
+    return lambda _: record
+
+
+def _map(
+    view: View, array: ArraySpec, count: int, locate: Callable[[int], ShardFile], first_row: int
+) -> JoinedRows | RowsPerFile:
+    return map_rows(
+        rows=count,
+        file_rows=view.spec.segment_rows,
+        row_shape=array.row_shape,
+        dtype=array.numpy_dtype,
+        locate=locate,
+        guard=view.guard,
+        first_row=first_row,
+    )
+
+
+# Committed rows
+
+
+def _shard_path(view: View, array: ArraySpec, segment: int) -> Path:
+    return view.snapshot.root / layout.shard_path(array.name, segment, len(array.row_shape))
+
+
+def _committed(
+    view: View,
+    array: ArraySpec,
+    rows: range,
+    first_segment: int,
+    record_of: Callable[[int], SegmentRecord],
+) -> Extent:
+    """Return the extent of segments that follow each other."""
+    manifest = view.snapshot.manifest
+
+    def locate(index: int) -> ShardFile:
+        number = first_segment + index
+        if manifest is not None:  # which saves reading the record
+            size_bytes = manifest.shard_bytes[array.name][number]
+        else:
+            size_bytes = record_of(number).arrays[array.name].size_bytes
+        file = view.last_files.get(array.name) if view.is_short_last(number) else None
+        return ShardFile(_shard_path(view, array, number), size_bytes, file)
+
+    def places(index: int) -> Places:
+        number = first_segment + index
+        facts = record_of(number).arrays[array.name]
+        shard = locate(index)
+        return committed_places(array, view.spec.segment_rows, shard, facts, view.guard, f"segment {number}")
+
+    if not array.is_plain:
+        encoded = EncodedRows(array, len(rows), view.spec.segment_rows, places, rows.start)
+        return Extent(rows.start, rows.stop, encoded, -rows.start, _verified_when_decoded)
+    mapped = _map(view, array, len(rows), locate, rows.start)
+
+    def verify(start: int, stop: int) -> None:
+        chunk_rows, last = array.chunk_rows, len(rows)
+        low, high = start - rows.start, stop - rows.start
+        for first in range(low - low % chunk_rows, high, chunk_rows):
+            index, within = divmod(first, view.spec.segment_rows)
+            record = record_of(first_segment + index)
+            data = mapped.read(first, min(first + chunk_rows, last)).reshape(-1).view(np.uint8)
+            padding = array.chunk_bytes - data.size
+            found = crc32c(data)
+            if padding:
+                found = combine(found, crc32c_of_zeros(padding), padding)
+            if found != record.arrays[array.name].chunks_crc32c[within // chunk_rows]:
+                raise CorruptionError(
+                    f"{_shard_path(view, array, record.segment)}: chunk {within // chunk_rows} of segment "
+                    f"{record.segment} (rows {rows.start + first} to "
+                    f"{rows.start + min(first + chunk_rows, last)}) is not what was committed: the rows of "
+                    "other chunks can still be read"
+                )
+
+    return Extent(rows.start, rows.stop, mapped, -rows.start, verify)
+
+
+def _verified_when_decoded(_start: int, _stop: int) -> None:
+    """Do nothing: a chunk is compared with its checksum before it is decoded."""
+
+
+# Live rows
+
+
+def _open(view: View, array: ArraySpec, rows: range, piece: OpenPiece) -> Extent:
+    """Return the extent of rows of an open segment."""
+    shift = piece.start - rows.start
+    index = view.spec.arrays.index(array)
+    if not array.is_plain:
+        chunks = [chunk for frame in piece.rows.frames for chunk in frame.arrays[index].chunks]
+        sizes = [chunk.size_bytes for chunk in chunks]
+        places = Places(
+            piece.files[array.name],
+            [0, *itertools.accumulate(sizes)][:-1],
+            sizes,
+            [chunk.crc32c for chunk in chunks],
+            piece.tails.get(array.name),
+        )
+        encoded = EncodedRows(array, piece.stop, view.spec.segment_rows, lambda _: places, -shift)
+        return Extent(rows.start, rows.stop, encoded, shift, _verified_when_decoded)
+
+    file = ShardFile(piece.rows.path, None, piece.files[array.name])
+    # All rows of the open segment, so that whole frames can be checked.
+    mapped = _map(view, array, piece.rows.rows, lambda _: file, -shift)
+
+    def verify(start: int, stop: int) -> None:
+        for frame in piece.rows.frames:
+            if frame.first_row < stop + shift and frame.stop > start + shift:
+                data = mapped.read(frame.first_row, frame.stop).reshape(-1).view(np.uint8)
+                if crc32c(data) != frame.arrays[index].rows_crc32c:
+                    raise CorruptionError(
+                        f"{piece.rows.path}: rows {frame.first_row} to {frame.stop} of array {array.name!r} "
+                        "in this open segment are not what was written"
+                    )
+
+    return Extent(rows.start, rows.stop, mapped, shift, verify)

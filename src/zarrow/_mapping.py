@@ -1,0 +1,422 @@
+"""How is an array of many shard files one piece of memory?
+
+The data part of a shard of plain bytes is its rows, in order, and a full shard's is a multiple of the
+page. So `map_rows`
+
+1. reserves as much address space as the whole array takes (memory that nobody may touch);
+2. maps each shard's data part over its place in there when its rows are first asked for: a store of ten
+   thousand shards costs nothing to open, and one damaged shard spoils its own rows only;
+3. hands out numpy views of it: slices without a copy, gathers at the speed of `numpy.memmap`.
+
+Where that cannot be had (rows that do not fill pages, more files than a process may map, another
+platform) there is one map per shard, behind the same two methods: `read` and `take`.
+
+A gather from a cold file would have the kernel read 128 KiB around every row, so the rows are asked for
+one by one, and around it the kernel is told not to. A file's size is checked before it is mapped, for
+memory behind the end of a file kills the process that touches it.
+
+Place: tier 2, used by `_view` and `_arrays`. Must not import its siblings. Reads only; views keep the
+memory mapped, whatever becomes of the store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import stat
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrow.errors import CorruptionError
+
+__all__ = ["File", "JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
+
+Guard = Callable[[], None]
+
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+_FAILED = ctypes.c_void_p(-1).value
+_SAMPLED_ROWS = 8
+_NEAR_BYTES = 16384
+_MAPS_KEPT = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+
+
+class File:
+    """A regular file that stays open, and so readable, for as long as somebody holds this object.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is now.
+    """
+
+    __slots__ = ("__weakref__", "fd", "path", "size_bytes")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        weakref.finalize(self, os.close, self.fd).atexit = False
+        status = os.fstat(self.fd)
+        self.size_bytes = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptionError(f"{path}: not a regular file")
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return bytes of the file, fewer at its end."""
+        pieces = []
+        while size_bytes and (piece := os.pread(self.fd, size_bytes, offset)):
+            pieces.append(piece)
+            offset += len(piece)
+            size_bytes -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """A file of rows.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is.
+    size_bytes : int or None
+        The size that it must have; None where it need only hold the rows, as that of an open segment.
+    file : File or None
+        If it was opened already, so that it does not matter what becomes of the path.
+    """
+
+    path: Path
+    size_bytes: int | None
+    file: File | None = None
+
+    def open(self, guard: Guard, rows: str, needed_bytes: int = 0) -> File:
+        """Return the file, whose size was checked.
+
+        Parameters
+        ----------
+        guard : callable
+            Raises if this is not the store that was opened, which explains a missing or wrong file.
+        rows : str
+            What it holds, for messages.
+        needed_bytes : int
+            What will be read of it.
+
+        Returns
+        -------
+        File
+            Open.
+
+        Raises
+        ------
+        CorruptionError
+            If it is missing or has another size.
+        """
+        try:
+            file = self.file or File(self.path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            guard()
+            raise CorruptionError(f"{self.path}: the file of {rows} is missing") from error
+        if self.file is None:
+            guard()
+        wanted = needed_bytes if self.size_bytes is None else self.size_bytes
+        if file.size_bytes < wanted or (self.size_bytes is not None and file.size_bytes != wanted):
+            raise CorruptionError(
+                f"{self.path}: the file of {rows} has {file.size_bytes} bytes, {wanted} were committed: "
+                "the rows of other files can still be read"
+            )
+        return file
+
+
+class _Region:
+    """Address space, given back when the last array that points into it is gone."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self.address = _map(None, size_bytes, _PROT_NONE, flags, -1)
+        weakref.finalize(self, _libc.munmap, self.address, size_bytes).atexit = False
+
+    def put(self, offset: int, size_bytes: int, file: File) -> None:
+        """Map the beginning of a file at a place in here."""
+        _map(self.address + offset, size_bytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, file.fd)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return a read-only array at the beginning of it, which keeps it alive."""
+        return np.asarray(_Exporter(self, shape, dtype))
+
+
+class _Exporter:
+    """What numpy asks where the memory is, and what it then keeps as the array's base."""
+
+    def __init__(self, region: _Region, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.region = region
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (region.address, True),
+        }
+
+
+def _map(address: int | None, size_bytes: int, protection: int, flags: int, fd: int) -> int:
+    found = _libc.mmap(address, size_bytes, protection, flags, fd, 0)
+    if found == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mapping {size_bytes} bytes: {os.strerror(number)}")
+    return int(found)
+
+
+def _whole_pages(size_bytes: int) -> int:
+    return size_bytes + -size_bytes % mmap.PAGESIZE
+
+
+def _max_maps() -> int:
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65530
+
+
+class _Rows:
+    """What both kinds of mapped arrays know.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the array.
+    file_rows : int
+        Rows of every file but the last, which may have fewer.
+    row_shape : tuple of int
+        The shape of a row.
+    dtype : dtype
+        Little-endian.
+    locate : callable of int to ShardFile
+        The file of that number.
+    guard : callable
+        See `ShardFile.open`.
+    first_row : int
+        The row of the store that row 0 is, for messages.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        file_rows: int,
+        row_shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        locate: Callable[[int], ShardFile],
+        guard: Guard,
+        first_row: int = 0,
+    ) -> None:
+        self.rows = rows
+        self.row_shape = row_shape
+        self.dtype = dtype
+        self.row_bytes = int(np.prod(row_shape)) * dtype.itemsize
+        self.file_rows = file_rows
+        self.files = -(-rows // file_rows)
+        self._locate = locate
+        self._guard = guard
+        self._first_row = first_row
+        self._lock = threading.Lock()
+
+    def _rows_of(self, number: int) -> int:
+        return min(self.file_rows, self.rows - number * self.file_rows)
+
+    def _open(self, number: int) -> File:
+        start = self._first_row + number * self.file_rows
+        rows = f"segment {start // self.file_rows} (rows {start} to {start + self._rows_of(number)})"
+        return self._locate(number).open(self._guard, rows, self._rows_of(number) * self.row_bytes)
+
+
+class JoinedRows(_Rows):
+    """An array whose files are mapped one behind the other. Use `map_rows`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._file_bytes = self.file_rows * self.row_bytes
+        self._mapped = np.zeros(self.files, bool)
+        self._unmapped = self.files
+        self._region = _Region(max(_whole_pages(self.rows * self.row_bytes), mmap.PAGESIZE))
+        self._array = self._region.array((self.rows, *self.row_shape), self.dtype)
+
+    def _ensure(self, numbers: Any) -> None:
+        """Map the files of these numbers."""
+        if not self._unmapped:
+            return
+        for number in numbers:
+            if not self._mapped[number]:
+                with self._lock:
+                    if not self._mapped[number]:
+                        size_bytes = _whole_pages(self._rows_of(int(number)) * self.row_bytes)
+                        self._region.put(int(number) * self._file_bytes, size_bytes, self._open(int(number)))
+                        self._mapped[number] = True
+                        self._unmapped -= 1
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return rows `start` to `stop`, without a copy and read-only.
+
+        Raises
+        ------
+        CorruptionError
+            If a file of theirs is missing or truncated.
+        """
+        if self._unmapped and start < stop:
+            self._ensure(range(start // self.file_rows, (stop - 1) // self.file_rows + 1))
+        return self._array[start:stop]
+
+    def take(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Return these rows, which are in range, in the order given.
+
+        Raises
+        ------
+        CorruptionError
+            If a file of theirs is missing or truncated.
+        """
+        if self._unmapped:
+            self._ensure(np.unique(rows // self.file_rows))
+        if len(rows) and self._is_cold(rows):
+            return self._take_cold(rows, out)
+        # "raise" would gather into a buffer first; the caller has checked the bounds.
+        return np.take(self._array, rows, axis=0, out=out, mode="clip")
+
+    def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:
+        """Tell whether any of a few of the rows would have to be read from the disk."""
+        resident = ctypes.create_string_buffer(1)
+        for row in rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS].tolist():
+            address = self._region.address + row * self.row_bytes
+            if not _libc.mincore(address - address % mmap.PAGESIZE, 1, resident) and not resident.raw[0] & 1:
+                return True
+        return False
+
+    def _take_cold(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        low = int(rows.min()) // self.file_rows * self._file_bytes
+        high = min((int(rows.max()) // self.file_rows + 1) * self._file_bytes, self._region.size_bytes)
+        # Whole files, lest the advice cut their maps in pieces.
+        _libc.madvise(self._region.address + low, high - low, mmap.MADV_RANDOM)
+        try:
+            starts = np.unique(rows) * self.row_bytes
+            ends = starts + self.row_bytes
+            apart = np.flatnonzero(starts[1:] > ends[:-1] + _NEAR_BYTES) + 1
+            runs = zip(
+                starts[np.concatenate(([0], apart))].tolist(),
+                ends[np.concatenate((apart - 1, [len(ends) - 1]))].tolist(),
+                strict=True,
+            )
+            for start, end in runs:
+                self._will_need(start, end)
+            return np.take(self._array, rows, axis=0, out=out, mode="clip")
+        finally:
+            # Left on, it would make the next scan of a cold file crawl.
+            _libc.madvise(self._region.address + low, high - low, mmap.MADV_NORMAL)
+
+    def _will_need(self, start: int, end: int) -> None:
+        start -= start % mmap.PAGESIZE
+        _libc.madvise(self._region.address + start, end - start, mmap.MADV_WILLNEED)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Ask the kernel to read rows that will be wanted soon, if they are not in memory."""
+        if start < stop and self._is_cold(np.array([start, (start + stop) // 2, stop - 1])):
+            self._ensure(range(start // self.file_rows, (stop - 1) // self.file_rows + 1))
+            self._will_need(start * self.row_bytes, stop * self.row_bytes)
+
+
+class RowsPerFile(_Rows):
+    """An array whose files are mapped each by itself, the last used ones at a time. Use `map_rows`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+
+    def _map(self, number: int) -> npt.NDArray[Any]:
+        with self._lock:
+            found = self._maps.pop(number, None)
+            if found is None:
+                rows = self._rows_of(number)
+                region = _Region(_whole_pages(rows * self.row_bytes))
+                region.put(0, region.size_bytes, self._open(number))
+                found = region.array((rows, *self.row_shape), self.dtype)
+            self._maps[number] = found
+            if len(self._maps) > _MAPS_KEPT:
+                self._maps.popitem(last=False)
+            return found
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return rows `start` to `stop`: without a copy if they lie in one file."""
+        if start >= stop:
+            return np.empty((0, *self.row_shape), self.dtype)
+        pieces = [
+            self._map(number)[max(start - number * self.file_rows, 0) : stop - number * self.file_rows]
+            for number in range(start // self.file_rows, (stop - 1) // self.file_rows + 1)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def take(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Return these rows, which are in range, in the order given."""
+        if out is None:
+            out = np.empty((len(rows), *self.row_shape), self.dtype)
+        numbers = rows // self.file_rows
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            out[places] = self._map(number)[rows[places] - number * self.file_rows]
+        return out
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Do nothing: the kernel's own read-ahead will do."""
+
+
+def map_rows(
+    *,
+    rows: int,
+    file_rows: int,
+    row_shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    locate: Callable[[int], ShardFile],
+    guard: Guard,
+    first_row: int = 0,
+) -> JoinedRows | RowsPerFile:
+    """Return the rows of many files, mapped as one array if that can be had.
+
+    Parameters
+    ----------
+    rows, file_rows, row_shape, dtype, locate, guard, first_row
+        See `_Rows`. Nothing is opened before rows are asked for.
+
+    Returns
+    -------
+    JoinedRows or RowsPerFile
+        The former's ``read(0, rows)`` is the whole array without a copy.
+    """
+    arguments = (rows, file_rows, row_shape, dtype, locate, guard, first_row)
+    file_bytes = file_rows * int(np.prod(row_shape)) * dtype.itemsize
+    fits = rows <= file_rows or file_bytes % mmap.PAGESIZE == 0
+    # A quarter of what a process may map: there are other arrays, and other libraries.
+    if fits and -(-rows // file_rows) <= _max_maps() // 4:
+        try:
+            return JoinedRows(*arguments)
+        except OSError:
+            pass  # no such address space: a limit on it (RLIMIT_AS) is the usual reason
+    return RowsPerFile(*arguments)

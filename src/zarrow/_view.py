@@ -1,0 +1,365 @@
+"""Which rows does a reader see, those included that are not committed yet?
+
+Of a complete store the manifest says it. Of an incomplete one a reader that asks for ``partial=True`` sees
+
+1. the dense prefix of committed segments;
+2. segments that are committed behind a gap (another writer is about to commit the one in between);
+3. the accepted rows of open segments, oldest segment first.
+
+The rows of 2 and 3 have no number yet that lasts: they are *live*, and stand behind the committed ones in
+the order in which they would be packed if everybody stopped now.
+
+Nobody waits for a reader, so what it reads changes under it. `take_view` still finds each accepted row
+exactly once, because of the order in which it looks (records, open segments, claims, segments behind
+the gap) and of two facts about writers: a claim stands until its open segments are gone, and a claim or a
+record stands for every number below one that does. An open segment that vanished meanwhile was committed:
+look again. Later open segments of a writer are read before its earlier ones, so that what is seen of a
+writer is a prefix of what it wrote.
+
+Full segments never change; a short last one may be taken back when rows are appended to a complete store.
+Its files are therefore opened at once and read from there, whatever becomes of their names. `Guard` tells
+if the whole store was replaced.
+
+Place: tier 3, between the engines and `_arrays`, `_columns`, `store`. Never writes, never locks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import _catalog, _open_segment, layout
+from zarrow._catalog import Snapshot
+from zarrow._checksum import crc32c
+from zarrow._mapping import File
+from zarrow._open_segment import OpenRows
+from zarrow._records import SegmentRecord
+from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
+from zarrow.layout import StoreSpec
+
+__all__ = ["Guard", "OpenPiece", "View", "take_view"]
+
+_ATTEMPTS = 100
+_DAMAGED_ATTEMPTS = 3
+_PAUSE_S = 0.005
+
+
+class Guard:
+    """Tells whether the store at a path is still the one that was opened.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._path = root / layout.STORE_JSON
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, ...] | None:
+        try:
+            status = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_dev, status.st_ino, status.st_mtime_ns
+
+    def __call__(self) -> None:
+        """Raise `StoreChangedError` if it is not."""
+        if self._look() != self._identity:
+            raise StoreChangedError(
+                f"{self._root}: the store was replaced, moved or removed since it was opened: open it anew"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPiece:
+    """Rows `start` to `stop` of an open segment.
+
+    Parameters
+    ----------
+    rows : OpenRows
+        The open segment.
+    start, stop : int
+        Which of its rows.
+    files : dict of str to File
+        Per array, the file that will be its shard.
+    tails : dict of str to array
+        Per compressed array, the rows of the unfinished chunk.
+    """
+
+    rows: OpenRows
+    start: int
+    stop: int
+    files: dict[str, File]
+    tails: dict[str, npt.NDArray[Any]]
+
+    def batches(self, spec: StoreSpec) -> list[pa.RecordBatch]:
+        """Return the table's rows, of the wire schema."""
+        return self.rows.batches(spec, self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The rows of one instant.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The committed ones.
+    guard : Guard
+        For whoever opens files later.
+    last_files : dict of str to File
+        The files of a short last segment: per array its shard, under ``""`` its part.
+    behind_gap : tuple of SegmentRecord
+        Committed segments that are not in the dense prefix.
+    open_pieces : tuple of OpenPiece
+        What is accepted but not committed.
+    """
+
+    snapshot: Snapshot
+    guard: Guard
+    last_files: dict[str, File] = field(default_factory=dict)
+    behind_gap: tuple[SegmentRecord, ...] = ()
+    open_pieces: tuple[OpenPiece, ...] = ()
+
+    @property
+    def spec(self) -> StoreSpec:
+        """What the store is."""
+        return self.snapshot.spec
+
+    @property
+    def rows(self) -> int:
+        """Rows, live ones included."""
+        return self.snapshot.rows + sum(map(len, self.live_ranges()))
+
+    def live_ranges(self) -> list[range]:
+        """Return the (provisional) rows of each segment behind the gap and of each open piece."""
+        ranges = []
+        start = self.snapshot.rows
+        counts = [record.rows for record in self.behind_gap]
+        for count in counts + [piece.stop - piece.start for piece in self.open_pieces]:
+            ranges.append(range(start, start + count))
+            start += count
+        return ranges
+
+    def segment_ranges(self) -> list[range]:
+        """Return the rows of each committed segment of the dense prefix."""
+        full, rows = self.spec.segment_rows, self.snapshot.rows
+        return [
+            range(number * full, min(rows, (number + 1) * full)) for number in range(self.snapshot.segments)
+        ]
+
+    def is_short_last(self, segment: int) -> bool:
+        """Tell whether it is the last segment and may be taken back."""
+        return segment == self.snapshot.segments - 1 and bool(self.last_files)
+
+
+def take_view(root: Path, *, partial: bool) -> View:
+    """Return the rows of this instant.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    partial : bool
+        Whether an incomplete store will do.
+
+    Returns
+    -------
+    View
+        Of committed rows, and of live ones if the store is incomplete.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError
+        If there is no store.
+    IncompleteStoreError
+        If it is incomplete and `partial` is False.
+    CorruptionError
+        If it is damaged.
+    StoreChangedError
+        If it changes faster than it can be read.
+    """
+    seen: dict[str, _Slot] = {}
+    damaged = 0
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE_S)
+        try:
+            view = _look(root, partial, seen)
+        except (_GoneError, FileNotFoundError) as error:
+            if isinstance(error, FileNotFoundError) and not (root / layout.STORE_JSON).exists():
+                raise  # there is no store
+            continue
+        except CorruptionError:
+            # The bytes of a live segment may have been read while they changed: damage stays, that does not.
+            damaged += 1
+            if damaged == _DAMAGED_ATTEMPTS:
+                raise
+            continue
+        if view is not None:
+            return view
+    raise StoreChangedError(f"{root}: the store changes faster than it can be read: try again")
+
+
+class _GoneError(Exception):
+    """An open segment vanished while it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """An open segment as it was read, its files opened."""
+
+    rows: OpenRows
+    files: dict[str, File]
+    tails: dict[str, npt.NDArray[Any]]
+
+
+def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
+    """Return a view, or None if the store changed on the way; `seen` keeps what need not be read again."""
+    guard = Guard(root)
+    snapshot = _catalog.read_snapshot(root)
+    if not snapshot.complete and not partial:
+        raise IncompleteStoreError(
+            f"{root}: the store was never finalized ({snapshot.rows} rows are committed so far): resume its "
+            "run with Writer(mode='a'), complete it with 'zarrow finalize', or open it with partial=True"
+        )
+    last_files = _open_last(snapshot)
+    behind_gap: tuple[SegmentRecord, ...] = ()
+    pieces: tuple[OpenPiece, ...] = ()
+    if not snapshot.complete:
+        paths = _open_segment.slots(root)
+        for path in reversed(paths):  # the latest of each writer first
+            if path.name not in seen and (slot := _read_slot(path, snapshot.spec)) is not None:
+                seen[path.name] = slot
+        slots = [seen[path.name] for path in paths if path.name in seen]
+        claims = _catalog.read_claims(root)
+        if not all(slot.rows.path.exists() for slot in slots):
+            return None
+        behind_gap = tuple(_behind_gap(snapshot, {claim.segment for claim in claims}))
+        # A claim may stand, for an instant, beside another writer's record of that number: ask the record.
+        numbers = [claim.segment for claim in claims if claim.segment < snapshot.segments]
+        committed = [*behind_gap, *(_catalog.read_record(root, number)[0] for number in numbers)]
+        pieces = tuple(_uncommitted(slots, snapshot, committed))
+    if last_files and not _still_last(snapshot):
+        return None
+    guard()
+    return View(snapshot, guard, last_files, behind_gap, pieces)
+
+
+def _open_last(snapshot: Snapshot) -> dict[str, File]:
+    """Open the files of the last segment if it is short."""
+    last = snapshot.segments - 1
+    if last < 0 or snapshot.segment_rows(last) == snapshot.spec.segment_rows:
+        return {}
+    root = snapshot.root
+    files = {"": root / layout.part_path(last)}
+    if snapshot.segment_rows(last):
+        for array in snapshot.spec.arrays:
+            files[array.name] = root / layout.shard_path(array.name, last, len(array.row_shape))
+    opened = {}
+    for name, path in files.items():
+        try:
+            opened[name] = File(path)
+        except FileNotFoundError:
+            if _still_last(snapshot):
+                continue  # damage: whoever wants its rows is told
+            raise
+    return opened
+
+
+def _still_last(snapshot: Snapshot) -> bool:
+    """Tell whether the short last segment was not taken back so far."""
+    try:
+        record, checksum = _catalog.read_record(snapshot.root, snapshot.segments - 1)
+    except FileNotFoundError as error:
+        if snapshot.manifest is not None and (snapshot.root / layout.MANIFEST_JSON).exists():
+            raise CorruptionError(f"{error.filename}: the record of the last segment is missing") from None
+        return False  # the manifest goes before the record does
+    if snapshot.manifest is not None:
+        return snapshot.manifest.records_crc32c[-1] == checksum
+    return record == snapshot.record(snapshot.segments - 1)
+
+
+def _behind_gap(snapshot: Snapshot, claimed: set[int]) -> Iterable[SegmentRecord]:
+    number = snapshot.segments
+    while True:
+        try:
+            yield _catalog.read_record(snapshot.root, number)[0]
+        except FileNotFoundError:
+            if number not in claimed:
+                return
+        number += 1
+
+
+def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
+    """Read an open segment and open its files; None if no row can be in it."""
+    found = _open_segment.read(path, spec)
+    if found is None or not found.rows:
+        if not path.exists():
+            raise _GoneError
+        return None
+    files, tails = {}, {}
+    try:
+        for index, array in enumerate(spec.arrays):
+            files[array.name] = File(path / layout.rows_name(array.name))
+            used = found.rows % array.chunk_rows
+            if not array.is_plain and used:
+                entry = found.frames[-1].arrays[index]
+                tail = File(path / layout.tail_name(array.name, entry.tail_side))
+                data = tail.read(0, used * array.row_bytes)
+                # Its writer uses the file again two chunks on.
+                if crc32c(data) != entry.tail_crc32c:
+                    raise _GoneError
+                tails[array.name] = np.frombuffer(data, array.numpy_dtype).reshape(used, *array.row_shape)
+    except FileNotFoundError:
+        raise _GoneError from None
+    return _Slot(found, files, tails)
+
+
+def _uncommitted(
+    slots: list[_Slot], snapshot: Snapshot, committed: list[SegmentRecord]
+) -> Iterable[OpenPiece]:
+    """Yield the rows of open segments that are in none of the committed ones."""
+    full = snapshot.spec.segment_rows
+    stopped = _stopped_sessions(slots, full)
+    for slot in slots:
+        owner = slot.rows.owner
+        if owner.reopens is not None and owner.reopens < snapshot.segments:
+            continue  # the segment whose rows it repeats is still in force
+        if owner.sequence > stopped.get(owner.session, owner.sequence):
+            continue
+        start = 0
+        gaps = sorted(
+            (source.start, source.stop)
+            for record in committed
+            for source in record.sources
+            if source.slot == slot.rows.slot
+        )
+        for low, high in [*gaps, (slot.rows.rows, slot.rows.rows)]:
+            if start < low:
+                yield OpenPiece(slot.rows, start, min(low, slot.rows.rows), slot.files, slot.tails)
+            start = max(start, high)
+
+
+def _stopped_sessions(slots: list[_Slot], full: int) -> dict[str, int]:
+    """Return, per writer, the first of its open segments that is not full.
+
+    What it has behind that is no prefix of what it wrote: a power cut took rows in between.
+    """
+    stopped: dict[str, int] = {}
+    for slot in slots:
+        owner = slot.rows.owner
+        if slot.rows.rows < full:
+            stopped[owner.session] = min(stopped.get(owner.session, owner.sequence), owner.sequence)
+    return stopped
