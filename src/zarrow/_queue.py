@@ -1,6 +1,6 @@
 """How does the caller get ahead of the disk, but not too far?
 
-Place: tier 2, used by `writer`. Owns the bound on memory while writing. What is queued dies with the
+Place: tier 3, used by `_appender`. Owns the bound on memory while writing. What is queued dies with the
 process.
 """
 
@@ -53,6 +53,8 @@ class BatchQueue:
     def done(self) -> None:
         """Take the first item away: its memory is free."""
         with self._changed:
+            if self.stopped:
+                return
             item = self._items.popleft()
             self._bytes -= item.size_bytes if isinstance(item, Batch) else 0
             if self._bytes <= self._resume_bytes:

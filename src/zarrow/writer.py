@@ -24,13 +24,9 @@ import contextlib
 import errno
 import os
 import platform
-import threading
-import time
 import uuid as uuids
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,11 +35,9 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from zarrow import _batches, _catalog, _parts, _seal, layout
-from zarrow._batches import Batch
+from zarrow._appender import Appender, Durability
 from zarrow._declaration import Declaration
 from zarrow._directory import Mode, claim_store, install
-from zarrow._open_segment import OpenSegment, discard
-from zarrow._queue import BatchQueue
 from zarrow._records import Owner, this_host
 from zarrow.errors import (
     InvalidInputError,
@@ -57,40 +51,6 @@ from zarrow.layout import StoreSpec
 __all__ = ["Durability", "Writer"]
 
 DEFAULT_QUEUE_BYTES = 32 * layout.MEBIBYTE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Durability:
-    """When accepted rows are made safe against a power cut too.
-
-    A full segment always is, when it is sealed; and so is everything on `Writer.flush` with
-    ``durable=True`` and on `Writer.finalize`.
-
-    Parameters
-    ----------
-    batches : int, optional
-        After every so many batches.
-    seconds : float, optional
-        When the oldest row that is not durable was accepted so many seconds ago.
-
-    Raises
-    ------
-    InvalidInputError
-        If a number is not positive.
-
-    Examples
-    --------
-    >>> Durability(seconds=30)
-    Durability(batches=None, seconds=30)
-    """
-
-    batches: int | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, number in (("batches", self.batches), ("seconds", self.seconds)):
-            if number is not None and not number > 0:
-                raise InvalidInputError(f"durability: {name} must be positive, got {number}")
 
 
 class Writer:
@@ -180,13 +140,10 @@ class Writer:
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
         self.path = Path(os.path.abspath(path))
-        self._durability = durability
         self._provenance = dict(provenance or {})
         self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
-        self._session = uuids.uuid4().hex
-        self._sequence = 0
         self._owner = Owner(
-            session=self._session,
+            session=uuids.uuid4().hex,
             sequence=0,
             host=this_host(),
             pid=os.getpid(),
@@ -194,24 +151,17 @@ class Writer:
         )
         self._spec: StoreSpec | None = None
         self._reader: _batches.BatchReader | None = None
-        self._segment: OpenSegment | None = None
-        self._spare: Future[OpenSegment] | None = None
-        self._sealing: Future[None] | None = None
-        self._batches = self._queued = self._accepted = self._durable = 0
-        self._undurable_batches = 0
-        self._undurable_since = 0.0
-        self._error: BaseException | None = None
+        self._batches = 0
         self._closed = self._finalized = False
         self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
+        self._appender = Appender(self._root, self._owner, durability, queue_bytes)
         try:
             self._recover(shared=shared)
         except BaseException:
+            self._appender.stop()
             self._lock.release()
             raise
-        self._queue = BatchQueue(queue_bytes)
-        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="zarrow-sealer")
-        self._thread = threading.Thread(target=self._run, name="zarrow-appender", daemon=True)
-        self._thread.start()
+        self._queued = self._appender.accepted_rows
         self._at_exit = _close_at_exit(weakref.ref(self))
 
     # What there is
@@ -232,12 +182,12 @@ class Writer:
 
         With one writer this is the row that the next batch starts at.
         """
-        return self._accepted
+        return self._appender.accepted_rows
 
     @property
     def durable_rows(self) -> int:
         """Rows that survive a power cut, those that the store held when it was opened included."""
-        return self._durable
+        return self._appender.durable_rows
 
     # The caller's side
 
@@ -279,9 +229,9 @@ class Writer:
         batch = self._reader.read(table, arrays or {}, sample_index, copy=copy, number=self._batches)
         self._batches += 1
         if batch.rows:
-            self._queue.put(batch)
+            self._appender.put(batch)
             self._queued += batch.rows
-            self._check_usable()
+            self._check_failure()
 
     def flush(self, *, durable: bool = False) -> None:
         """Wait until every queued row is accepted, or durable.
@@ -297,7 +247,8 @@ class Writer:
             If a row could not be written.
         """
         self._check_usable()
-        self._in_turn(self._make_durable if durable else lambda: None)
+        self._appender.flush(durable=durable)
+        self._check_failure()
 
     def finalize(self) -> None:
         """Make the store complete: all rows visible and durable on return. The writer takes no more.
@@ -317,8 +268,8 @@ class Writer:
         if self._spec is None:
             self._define(None, {})
         assert self._spec is not None
-        self.flush()
-        self._stop()
+        self.flush(durable=True)  # raises what went wrong in the background: an fsync is not tried again
+        self._appender.stop()
         if self._lock.shared and not self._lock.convert(shared=False):
             self._release()
             raise StoreLockedError(
@@ -327,7 +278,6 @@ class Writer:
             )
         try:
             _seal.finalize(self._root, self._spec, self._owner)
-            self._durable = self._accepted
             install(self._root, self.path)
         except OSError as error:
             raise self._failure(error) from error
@@ -348,13 +298,12 @@ class Writer:
         if self._closed:
             return
         try:
-            if self._error is None:
-                self._in_turn(self._make_durable)
+            if self._appender.error is None:
+                self._appender.flush(durable=True)
         finally:
-            self._stop()
+            self._appender.stop()
             self._release()
-        if self._error is not None:
-            raise self._failure(self._error) from self._error
+        self._check_failure()
 
     def __enter__(self) -> Self:
         return self
@@ -368,41 +317,29 @@ class Writer:
                 self.close()
 
     def _check_usable(self) -> None:
-        if self._error is not None:
-            raise self._failure(self._error) from self._error
+        self._check_failure()
         if self._closed:
             state = "finalized" if self._finalized else "closed"
             raise WriterClosedError(f"{self.path}: the writer was {state}: open another one with mode='a'")
 
+    def _check_failure(self) -> None:
+        """Raise what went wrong in the background."""
+        if self._appender.error is not None:
+            raise self._failure(self._appender.error) from self._appender.error
+
     def _failure(self, error: BaseException) -> Exception:
-        if isinstance(error, OSError) and not isinstance(error, ZarrowError):
-            return WriteFailedError(
-                error.errno or errno.EIO,
-                f"{self.path}: {error.strerror or error}: the writer takes no more; {self._accepted} rows "
-                f"are accepted, {self._durable} of them durable; open the store again with mode='a'",
-                accepted_rows=self._accepted,
-                durable_rows=self._durable,
-            )
         if isinstance(error, ZarrowError):
             return error
-        return RuntimeError(f"{self.path}: the writing thread failed: {error!r}")
-
-    def _in_turn(self, action: Callable[[], None]) -> None:
-        """Run `action` in the appending thread, behind everything that is queued, and wait for it."""
-        done = threading.Event()
-
-        def run() -> None:
-            try:
-                action()
-            finally:
-                done.set()
-
-        self._queue.put(run)
-        while not done.wait(0.1 if self._queue.stopped else 1.0):
-            if self._queue.stopped:
-                break
-        if self._error is not None:
-            raise self._failure(self._error) from self._error
+        if not isinstance(error, OSError):
+            return RuntimeError(f"{self.path}: the writing thread failed: {error!r}")
+        accepted, durable = self.accepted_rows, self.durable_rows
+        return WriteFailedError(
+            error.errno or errno.EIO,
+            f"{self.path}: {error.strerror or error}: the writer takes no more; {accepted} rows "
+            f"are accepted, {durable} of them durable; open the store again with mode='a'",
+            accepted_rows=accepted,
+            durable_rows=durable,
+        )
 
     # Opening and defining
 
@@ -422,6 +359,7 @@ class Writer:
     def _set_spec(self, spec: StoreSpec) -> None:
         self._spec = spec
         self._reader = _batches.BatchReader(spec)
+        self._appender.start(spec)
 
     def _recover(self, *, shared: bool) -> None:
         """Read what the store is, if it is one yet; finish what dead writers began; find where to go on."""
@@ -440,135 +378,13 @@ class Writer:
         dead = _seal.recover(self._root, spec, self._owner)
         try:
             reopened = _seal.reopen(self._root, spec, self._owner)
-            if reopened is not None:
-                dead.insert(0, reopened)
             committed = _catalog.read_snapshot(self._root).rows
-            self._accepted = committed + sum(one.rows.rows for one in dead)
-            self._durable = committed + sum(one.rows.durable_rows for one in dead)
-            self._queued = self._accepted
-            if dead:
-                last = dead[-1]
-                self._segment = OpenSegment.adopt(last.rows, spec, self._next_owner(), last.lock)
-                dead.pop()
-        finally:
+        except BaseException:
             _seal.release(dead)
+            raise
+        self._appender.go_on([*([] if reopened is None else [reopened]), *dead], committed)
         if shared:
             self._lock.convert(shared=True)
-
-    def _next_owner(self) -> Owner:
-        owner = replace(self._owner, sequence=self._sequence)
-        self._sequence += 1
-        return owner
-
-    # The appending thread's side
-
-    def _run(self) -> None:
-        while True:
-            item = self._queue.get(self._until_due())
-            if self._queue.stopped:
-                return
-            try:
-                if item is None:
-                    self._make_durable_if_due()
-                    continue
-                if isinstance(item, Batch):
-                    self._append(item)
-                else:
-                    item()
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
-                self._error = error
-                self._queue.stop()
-                return
-            self._queue.done()
-
-    def _append(self, batch: Batch) -> None:
-        if self._sealing is not None and self._sealing.done():
-            self._wait_for_sealer()  # raises what went wrong there, early
-        start = 0
-        while start < batch.rows:
-            segment = self._open_segment()
-            stop = min(batch.rows, start + segment.room)
-            segment.append(batch.slice(start, stop))
-            self._accepted += stop - start
-            start = stop
-            if not segment.room:
-                self._roll()
-            elif self._spare is None and segment.room < segment.rows:
-                self._spare = self._sealer.submit(self._create)
-        if not self._undurable_batches:
-            self._undurable_since = time.monotonic()
-        self._undurable_batches += 1
-        self._make_durable_if_due()
-
-    def _open_segment(self) -> OpenSegment:
-        if self._segment is None:
-            spare, self._spare = self._spare, None
-            self._segment = self._create() if spare is None else spare.result()
-        return self._segment
-
-    def _create(self) -> OpenSegment:
-        assert self._spec is not None
-        return OpenSegment.create(self._root, self._spec, self._next_owner())
-
-    def _roll(self) -> None:
-        """Hand the full segment to the sealer; at most one waits there, so memory stays bounded."""
-        segment, self._segment = self._segment, None
-        assert segment is not None
-        if self._durability.batches or self._durability.seconds:
-            # Rows of the next segment must not be durable before those of this one.
-            segment.sync()
-        self._wait_for_sealer()
-        self._sealing = self._sealer.submit(self._seal, segment, self._accepted)
-
-    def _seal(self, segment: OpenSegment, rows: int) -> None:
-        assert self._spec is not None
-        try:
-            _seal.seal(self._root, self._spec, segment)
-        finally:
-            segment.close()
-        self._durable = max(self._durable, rows)
-
-    def _wait_for_sealer(self) -> None:
-        sealing, self._sealing = self._sealing, None
-        if sealing is not None:
-            sealing.result()
-
-    def _make_durable(self) -> None:
-        self._wait_for_sealer()
-        if self._segment is not None:
-            self._segment.sync()
-        self._durable = self._accepted
-        self._undurable_batches = 0
-
-    def _until_due(self) -> float | None:
-        if not self._durability.seconds or not self._undurable_batches:
-            return None
-        return max(0.0, self._undurable_since + self._durability.seconds - time.monotonic())
-
-    def _make_durable_if_due(self) -> None:
-        batches, due_s = self._durability.batches, self._until_due()
-        if (batches and self._undurable_batches >= batches) or due_s == 0.0:
-            self._make_durable()
-
-    # The end
-
-    def _stop(self) -> None:
-        """End the threads and let go of the open segments."""
-        self._queue.stop()
-        self._thread.join()
-        with contextlib.suppress(Exception):
-            self._wait_for_sealer()  # its error is the writer's, or came after it
-        segments = [self._segment]
-        if self._spare is not None:
-            with contextlib.suppress(Exception):
-                segments.append(self._spare.result())
-        self._sealer.shutdown()
-        for segment in filter(None, segments):
-            segment.close()
-            if not segment.rows:
-                with contextlib.suppress(OSError):  # an empty one left behind does no harm
-                    discard(segment.path)
-        self._segment = self._spare = None
 
     def _release(self, *, remove_lock: bool = False) -> None:
         self._closed = True

@@ -1,0 +1,253 @@
+"""How are batches appended and segments sealed while the caller goes on?
+
+Two threads: one takes batches from the queue and appends them to the open segment, the other seals full
+segments and has the next one ready before it is needed, so that no batch waits for an fsync.
+
+Owns the order of a writer's rows: an open segment is handed to the sealer before rows enter the next, and
+under a `Durability` policy it is durable before they do. Whatever goes wrong in either thread ends both;
+`Appender.error` holds it, for the writer to raise. What is queued then is lost, as it is when the process
+dies.
+
+Place: tier 3, used by `writer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zarrow import _seal
+from zarrow._batches import Batch
+from zarrow._open_segment import OpenSegment, discard
+from zarrow._queue import BatchQueue
+from zarrow._records import Owner
+from zarrow.errors import InvalidInputError
+from zarrow.layout import StoreSpec
+
+__all__ = ["Appender", "Durability"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durability:
+    """When accepted rows are made safe against a power cut too.
+
+    A full segment always is, when it is sealed; and so is everything on `Writer.flush` with
+    ``durable=True`` and on `Writer.finalize`.
+
+    Parameters
+    ----------
+    batches : int, optional
+        After every so many batches.
+    seconds : float, optional
+        When the oldest row that is not durable was accepted so many seconds ago.
+
+    Raises
+    ------
+    InvalidInputError
+        If a number is not positive.
+
+    Examples
+    --------
+    >>> Durability(seconds=30)
+    Durability(batches=None, seconds=30)
+    """
+
+    batches: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in (("batches", self.batches), ("seconds", self.seconds)):
+            if number is not None and not number > 0:
+                raise InvalidInputError(f"durability: {name} must be positive, got {number}")
+
+
+class Appender:
+    """The background half of a writer.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    owner : Owner
+        The writer.
+    durability : Durability
+        When rows become durable.
+    queue_bytes : int
+        Bytes of batches that may wait.
+    """
+
+    def __init__(self, root: Path, owner: Owner, durability: Durability, queue_bytes: int) -> None:
+        self.accepted_rows = 0
+        self.durable_rows = 0
+        self.error: BaseException | None = None
+        self._root = root
+        self._owner = owner
+        self._durability = durability
+        self._sequence = 0
+        self._spec: StoreSpec | None = None
+        self._segment: OpenSegment | None = None
+        self._spare: Future[OpenSegment] | None = None
+        self._sealing: Future[None] | None = None
+        self._undurable_batches = 0
+        self._undurable_since = 0.0
+        self._queue = BatchQueue(queue_bytes)
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="zarrow-sealer")
+        self._thread = threading.Thread(target=self._run, name="zarrow-appender", daemon=True)
+        self._thread.start()
+
+    # The caller's side
+
+    def start(self, spec: StoreSpec) -> None:
+        """Learn what the store is, before the first batch."""
+        self._spec = spec
+
+    def go_on(self, dead: list[_seal.Dead], committed_rows: int) -> None:
+        """Take over what a dead writer left, before the first batch.
+
+        Parameters
+        ----------
+        dead : list of Dead
+            The unfinished open segments; the last is filled further, the locks of all are given up.
+        committed_rows : int
+            Rows in committed segments.
+        """
+        assert self._spec is not None
+        self.accepted_rows = committed_rows + sum(one.rows.rows for one in dead)
+        self.durable_rows = committed_rows + sum(one.rows.durable_rows for one in dead)
+        try:
+            if dead:
+                last = dead[-1]
+                self._segment = OpenSegment.adopt(last.rows, self._spec, self._next_owner(), last.lock)
+                dead = dead[:-1]
+        finally:
+            _seal.release(dead)
+
+    def put(self, batch: Batch) -> None:
+        """Queue a batch; waits while the queue is full."""
+        self._queue.put(batch)
+
+    def flush(self, *, durable: bool) -> None:
+        """Wait until everything queued is accepted, or durable; returns early if a thread failed."""
+        done = threading.Event()
+
+        def reached() -> None:
+            if durable:
+                self._make_durable()
+            done.set()
+
+        self._queue.put(reached)
+        while not done.wait(0.1) and self._thread.is_alive():
+            pass
+
+    def stop(self) -> None:
+        """End the threads and let go of the open segments; more than once does no harm."""
+        self._queue.stop()
+        self._thread.join()
+        self._sealer.shutdown()
+        segments = [self._segment]
+        if self._spare is not None:
+            with contextlib.suppress(Exception):  # an empty one that could not be made is not missed
+                segments.append(self._spare.result())
+        for segment in filter(None, segments):
+            segment.close()
+            if not segment.rows:
+                with contextlib.suppress(OSError):  # nor does one left behind do harm
+                    discard(segment.path)
+        self._segment = self._spare = None
+
+    # The appending thread's side
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get(self._until_due_s())
+            if self._queue.stopped:
+                return
+            try:
+                if isinstance(item, Batch):
+                    self._append(item)
+                elif item is not None:
+                    item()
+                self._make_durable_if_due()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
+                self.error = error
+                self._queue.stop()
+                return
+            if item is not None:
+                self._queue.done()
+
+    def _append(self, batch: Batch) -> None:
+        if self._sealing is not None and self._sealing.done():
+            self._wait_for_sealer()  # raises what went wrong there, early
+        start = 0
+        while start < batch.rows:
+            segment = self._open_segment()
+            stop = min(batch.rows, start + segment.room)
+            segment.append(batch.slice(start, stop))
+            self.accepted_rows += stop - start
+            start = stop
+            if not segment.room:
+                self._roll()
+            elif self._spare is None and segment.room < segment.rows:
+                self._spare = self._sealer.submit(self._create)
+        if not self._undurable_batches:
+            self._undurable_since = time.monotonic()
+        self._undurable_batches += 1
+
+    def _open_segment(self) -> OpenSegment:
+        if self._segment is None:
+            spare, self._spare = self._spare, None
+            self._segment = self._create() if spare is None else spare.result()
+        return self._segment
+
+    def _create(self) -> OpenSegment:
+        assert self._spec is not None
+        return OpenSegment.create(self._root, self._spec, self._next_owner())
+
+    def _next_owner(self) -> Owner:
+        owner = replace(self._owner, sequence=self._sequence)
+        self._sequence += 1
+        return owner
+
+    def _roll(self) -> None:
+        """Hand the full segment to the sealer; at most one waits there, so memory stays bounded."""
+        segment, self._segment = self._segment, None
+        assert segment is not None
+        if self._durability.batches or self._durability.seconds:
+            # Rows of the next segment must not be durable before those of this one.
+            segment.sync()
+        self._wait_for_sealer()
+        self._sealing = self._sealer.submit(self._seal, segment, self.accepted_rows)
+
+    def _seal(self, segment: OpenSegment, rows: int) -> None:
+        assert self._spec is not None
+        try:
+            _seal.seal(self._root, self._spec, segment)
+        finally:
+            segment.close()
+        self.durable_rows = max(self.durable_rows, rows)
+
+    def _wait_for_sealer(self) -> None:
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.result()
+
+    def _make_durable(self) -> None:
+        self._wait_for_sealer()
+        if self._segment is not None:
+            self._segment.sync()
+        self.durable_rows = self.accepted_rows
+        self._undurable_batches = 0
+
+    def _until_due_s(self) -> float | None:
+        if not self._durability.seconds or not self._undurable_batches:
+            return None
+        return max(0.0, self._undurable_since + self._durability.seconds - time.monotonic())
+
+    def _make_durable_if_due(self) -> None:
+        batches = self._durability.batches
+        if (batches and self._undurable_batches >= batches) or self._until_due_s() == 0.0:
+            self._make_durable()
