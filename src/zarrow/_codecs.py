@@ -90,7 +90,7 @@ def normalize(codecs: str | Codec | Iterable[Any] | None, dtype: str) -> tuple[d
     if codecs is None:
         return PLAIN
     given: list[Any] = (
-        [codecs] if isinstance(codecs, str | Mapping) or hasattr(codecs, "to_dict") else list(codecs)
+        list(codecs) if isinstance(codecs, Iterable) and not isinstance(codecs, str | Mapping) else [codecs]
     )
     chain: list[Codec] = []
     for codec in given:
@@ -100,8 +100,10 @@ def normalize(codecs: str | Codec | Iterable[Any] | None, dtype: str) -> tuple[d
                     f"codecs must be of {', '.join(PRESETS)} or Zarr v3 codecs, got {codec!r}"
                 )
             chain.extend(PRESETS[codec])
-        else:
+        elif isinstance(codec, Mapping) or hasattr(codec, "to_dict"):
             chain.append(codec if isinstance(codec, Mapping) else codec.to_dict())
+        else:
+            raise InvalidInputError(f"codecs must be names or Zarr v3 codecs, got {codec!r}")
     itemsize = ZARR_DTYPES[dtype].itemsize
     checked = [_normalize_one(codec, itemsize) for codec in chain]
     if not any(codec["name"] in _ARRAY_TO_BYTES for codec in checked):
@@ -115,8 +117,8 @@ def normalize(codecs: str | Codec | Iterable[Any] | None, dtype: str) -> tuple[d
         )
     chain_spec = tuple(checked)
     probe = ArraySpec(name="probe", row_shape=(4,), dtype=dtype, chunk_rows=4, codecs=chain_spec)
-    codec = ChunkCodec(probe)
     try:
+        codec = ChunkCodec(probe)
         codec.decode(codec.encode(np.zeros((4, 4), ZARR_DTYPES[dtype])), "probe")
     except MissingExtraError:
         raise
@@ -158,7 +160,9 @@ def _normalize_one(codec: Codec, itemsize: int) -> dict[str, Any]:
         if configuration.get("endian", "little") != "little":
             raise InvalidInputError("arrays are stored little-endian; codec 'bytes' must not say otherwise")
         configuration = {"endian": "little"}
-    return {"name": name, "configuration": configuration} if configuration else {"name": name}
+    if name == "crc32c":
+        return {"name": name}
+    return {"name": name, "configuration": configuration}  # zarr-python wants numcodecs' even where empty
 
 
 @lru_cache(maxsize=64)
