@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from zarrow import layout
 from zarrow.errors import BatchError, InvalidInputError
@@ -417,8 +416,8 @@ def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Arra
             "cast it yourself if that loses nothing"
         )
     if pa.types.is_dictionary(data.type):
-        return pc.cast(data.dictionary, wanted).take(data.indices)
-    return pc.cast(data, wanted)
+        return data.dictionary.cast(wanted).take(data.indices)
+    return data.cast(wanted)
 
 
 def _own(rows: npt.NDArray[Any], dtype: np.dtype[Any], *, copy: bool) -> npt.NDArray[Any]:

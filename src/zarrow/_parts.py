@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from zarrow import _files
 from zarrow._checksum import crc32c
@@ -35,7 +33,13 @@ from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
 __all__ = ["check_columns", "write_part"]
 
 _BUFFER_BYTES = 1 << 20
-_HAS_BLOOM_FILTERS = "bloom_filter_options" in inspect.signature(pq.ParquetWriter.__init__).parameters
+
+
+def _parquet() -> Any:
+    """Import pyarrow's Parquet only when a part is written: who imports zarrow may never do that."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet
 
 
 class _Sink(io.RawIOBase):
@@ -99,9 +103,13 @@ def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
         "store_schema": True,
     }
     keys = [key for key in spec.keys if not pa.types.is_boolean(spec.schema.field(key).type)]
-    if _HAS_BLOOM_FILTERS and keys and rows:
+    if keys and rows and _has_bloom_filters():
         options["bloom_filter_options"] = {key: {"ndv": rows, "fpp": 0.05} for key in keys}
     return options
+
+
+def _has_bloom_filters() -> bool:
+    return "bloom_filter_options" in inspect.signature(_parquet().ParquetWriter.__init__).parameters
 
 
 def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int) -> pa.Table:
@@ -126,14 +134,15 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
     for column in spec.schema:
         values = wire[column.name]
         if pa.types.is_dictionary(column.type):
-            values = pc.dictionary_encode(values).cast(column.type)
+            values = values.dictionary_encode().cast(column.type)
         columns.append(values)
     rows = pa.array(np.arange(first_row, first_row + wire.num_rows, dtype=np.int64))
     return pa.Table.from_arrays([*columns, rows, wire[SAMPLE_INDEX]], schema=spec.table_schema)
 
 
-def to_wire(spec: StoreSpec, table: pa.Table) -> pa.Table:
-    """Return a part's table as its frames had it."""
+def to_wire(spec: StoreSpec, part: bytes) -> pa.Table:
+    """Return the table of a part, whose checksum was checked, as its frames had it."""
+    table = _parquet().read_table(pa.BufferReader(part))
     wire = spec.wire_schema
     return pa.Table.from_arrays(
         [table[column.name].cast(column.type) for column in wire], schema=wire
@@ -160,7 +169,9 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     sink = _Sink(path)
     try:
         with pa.PythonFile(sink, mode="w") as file:
-            with pq.ParquetWriter(file, spec.table_schema, **_writer_options(spec, table.num_rows)) as writer:
+            with _parquet().ParquetWriter(
+                file, spec.table_schema, **_writer_options(spec, table.num_rows)
+            ) as writer:
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
             sink.sync()
             return PartFacts(size_bytes=sink.size_bytes, crc32c=sink.crc32c)
@@ -191,7 +202,7 @@ def check_columns(spec: StoreSpec) -> None:
             raise InvalidInputError(f"key {column.name!r}: a key must be a scalar type, got {column.type}")
         try:
             table = pa.schema([column]).empty_table()
-            with pq.ParquetWriter(pa.BufferOutputStream(), table.schema) as writer:
+            with _parquet().ParquetWriter(pa.BufferOutputStream(), table.schema) as writer:
                 writer.write_table(table)
         except (pa.ArrowException, OSError) as error:
             raise InvalidInputError(

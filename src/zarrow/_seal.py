@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from zarrow import _catalog, _files, _parts, _shards, layout
 from zarrow._batches import Batch
@@ -457,7 +456,7 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
     data = _files.read(path, limit_bytes=record.part.size_bytes)
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
         raise CorruptionError(f"{path}: not the bytes that were committed")
-    table = _parts.to_wire(spec, pq.read_table(pa.BufferReader(data)))
+    table = _parts.to_wire(spec, data)
     blocks = [
         _shards.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
         for array in spec.arrays
