@@ -106,6 +106,12 @@ class Columns:
             )
         names = self.names(columns)
         try:
+            if filter is not None:
+                kind = self.dataset().scanner(columns={"passes": filter}).projected_schema.field(0).type
+                if not pa.types.is_boolean(kind):
+                    raise InvalidInputError(
+                        f"the filter {filter} is no condition: it gives {kind}, not true or false"
+                    )
             return self.dataset().scanner(
                 columns=names,
                 filter=filter,
@@ -267,6 +273,8 @@ class Columns:
 
     def take(self, rows: npt.NDArray[np.int64], names: Sequence[str]) -> pa.Table:
         """Return these rows, which are in range, in the order given."""
+        if not len(rows):
+            return self.schema.empty_table().select(names)
         full, committed = self._view.spec.segment_rows, self._view.snapshot.rows
         segments = np.where(rows < committed, rows // full, self._view.snapshot.segments)
         ordered = bool(np.all(segments[1:] >= segments[:-1]))
@@ -282,8 +290,6 @@ class Columns:
             else:
                 table, first = self.segment(number, names), number * full
             tables.append(table.take(pa.array(sorted_rows[start:stop] - first)))
-        if not tables:
-            return self.schema.empty_table().select(names)
         joined = pa.concat_tables(tables).unify_dictionaries()
         if order is not None:
             joined = joined.combine_chunks().take(pa.array(np.argsort(order, kind="stable")))

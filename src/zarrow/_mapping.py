@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow.errors import CorruptionError
+from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["File", "JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
 
@@ -339,8 +339,13 @@ class JoinedRows(_Rows):
 
     def prefetch(self, start: int, stop: int) -> None:
         """Ask the kernel to read rows that will be wanted soon, if they are not in memory."""
-        if start < stop and self._is_cold(np.array([start, (start + stop) // 2, stop - 1])):
+        if start >= stop:
+            return
+        try:
             self._ensure(range(start // self.file_rows, (stop - 1) // self.file_rows + 1))
+        except (OSError, ZarrowError):
+            return  # whoever reads the rows is told
+        if self._is_cold(np.array([start, (start + stop) // 2, stop - 1])):
             self._will_need(start * self.row_bytes, stop * self.row_bytes)
 
 

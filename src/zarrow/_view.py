@@ -73,9 +73,13 @@ class Guard:
             return None
         return status.st_dev, status.st_ino, status.st_mtime_ns
 
+    def holds(self) -> bool:
+        """Tell whether it is."""
+        return self._look() == self._identity
+
     def __call__(self) -> None:
         """Raise `StoreChangedError` if it is not."""
-        if self._look() != self._identity:
+        if not self.holds():
             raise StoreChangedError(
                 f"{self._root}: the store was replaced, moved or removed since it was opened: open it anew"
             )
@@ -198,18 +202,29 @@ def take_view(root: Path, *, partial: bool) -> View:
         try:
             view = _look(root, partial, seen)
         except (_GoneError, FileNotFoundError) as error:
-            if isinstance(error, FileNotFoundError) and not (root / layout.STORE_JSON).exists():
-                raise  # there is no store
+            if isinstance(error, FileNotFoundError):
+                if not (root / layout.STORE_JSON).exists():
+                    raise  # there is no store
+                damaged += _is_damage(root, error)
+                if damaged >= _DAMAGED_ATTEMPTS:
+                    raise CorruptionError(
+                        f"{error.filename}: missing, though the store is complete"
+                    ) from error
             continue
         except CorruptionError:
             # The bytes of a live segment may have been read while they changed: damage stays, that does not.
             damaged += 1
-            if damaged == _DAMAGED_ATTEMPTS:
+            if damaged >= _DAMAGED_ATTEMPTS:
                 raise
             continue
         if view is not None:
             return view
     raise StoreChangedError(f"{root}: the store changes faster than it can be read: try again")
+
+
+def _is_damage(root: Path, error: FileNotFoundError) -> bool:
+    """Tell whether a file is missing that cannot be: the manifest goes before a record of it does."""
+    return error.filename is not None and (root / layout.MANIFEST_JSON).exists()
 
 
 class _GoneError(Exception):
@@ -251,9 +266,8 @@ def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
         numbers = [claim.segment for claim in claims if claim.segment < snapshot.segments]
         committed = [*behind_gap, *(_catalog.read_record(root, number)[0] for number in numbers)]
         pieces = tuple(_uncommitted(slots, snapshot, committed))
-    if last_files and not _still_last(snapshot):
+    if (last_files and not _still_last(snapshot)) or not guard.holds():
         return None
-    guard()
     return View(snapshot, guard, last_files, behind_gap, pieces)
 
 
@@ -262,6 +276,7 @@ def _open_last(snapshot: Snapshot) -> dict[str, File]:
     last = snapshot.segments - 1
     if last < 0 or snapshot.segment_rows(last) == snapshot.spec.segment_rows:
         return {}
+    snapshot.record(last)  # is kept, for it may be taken back too
     root = snapshot.root
     files = {"": root / layout.part_path(last)}
     if snapshot.segment_rows(last):
@@ -280,15 +295,10 @@ def _open_last(snapshot: Snapshot) -> dict[str, File]:
 
 def _still_last(snapshot: Snapshot) -> bool:
     """Tell whether the short last segment was not taken back so far."""
-    try:
-        record, checksum = _catalog.read_record(snapshot.root, snapshot.segments - 1)
-    except FileNotFoundError as error:
-        if snapshot.manifest is not None and (snapshot.root / layout.MANIFEST_JSON).exists():
-            raise CorruptionError(f"{error.filename}: the record of the last segment is missing") from None
-        return False  # the manifest goes before the record does
-    if snapshot.manifest is not None:
-        return snapshot.manifest.records_crc32c[-1] == checksum
-    return record == snapshot.record(snapshot.segments - 1)
+    last = snapshot.segments - 1
+    return _catalog.has_record(snapshot.root, last) and (
+        _catalog.read_record(snapshot.root, last)[0] == snapshot.record(last)
+    )
 
 
 def _behind_gap(snapshot: Snapshot, claimed: set[int]) -> Iterable[SegmentRecord]:
