@@ -1,0 +1,230 @@
+"""What does somebody see who uses the command line?"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import zarrow
+from zarrow.cli import app
+
+USER_MODULE = """
+import pyarrow as pa
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Model(LightningModule):
+    def __init__(self, hidden: int = 8):
+        super().__init__()
+        self.hidden = hidden
+
+    def predict_step(self, batch):
+        return {"prob": batch[0].mean(1), "query_embed": batch[0][:, :1].expand(-1, self.hidden)}
+
+
+class Data(LightningDataModule):
+    def __init__(self, rows: int = 20):
+        super().__init__()
+        self.rows = rows
+
+    def predict_dataloader(self):
+        return DataLoader(TensorDataset(torch.arange(self.rows * 4.0).reshape(-1, 4)), batch_size=8)
+"""
+
+
+def run(*arguments: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "run.zarrow"
+    with zarrow.Writer(path, keys=["id"], segment_rows=1024, provenance={"model": "m7"}) as writer:
+        names = [f"[b]{number}[/b]" for number in range(1500)]
+        vectors = np.arange(1500 * 6, dtype=np.float32).reshape(1500, 6)
+        writer.append({"id": np.arange(1500), "name": names}, {"query_embed": vectors})
+        writer.finalize()
+    return path
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    path = tmp_path / "killed.zarrow"
+    with zarrow.Writer(path, segment_rows=1024) as writer:
+        writer.append({"id": np.arange(1100)}, {"query_embed": np.ones((1100, 4), np.float32)})
+    return path
+
+
+def test_info_names_rows_arrays_sizes_and_provenance(store: Path) -> None:
+    """`info` says how many rows, what arrays and keys, that it is complete, and where it is from."""
+    result = run("info", store)
+    assert result.exit_code == 0
+    for words in ("complete", "1,500 rows in 2 segments", "1,500 × 6", "float32", "id int64 key", "model m7"):
+        assert words in result.output
+
+
+def test_info_json_is_one_object_with_true_numbers(store: Path) -> None:
+    """`info --json` gives the sizes of the very files."""
+    facts = json.loads(run("info", store, "--json").output)
+    shards = (store / "embeddings.zarr/query_embed/c").rglob("0")
+    parts = (store / "table").glob("*.parquet")
+    assert facts["rows"] == 1500
+    assert facts["complete"] is True
+    assert facts["keys"] == ["id"]
+    assert facts["arrays"]["query_embed"]["shape"] == [1500, 6]
+    assert facts["arrays"]["query_embed"]["raw_bytes"] == 1500 * 6 * 4
+    assert facts["arrays"]["query_embed"]["stored_bytes"] == sum(
+        path.stat().st_size for path in shards if path.is_file()
+    )
+    assert facts["table_bytes"] == sum(path.stat().st_size for path in parts)
+    assert facts["provenance"]["model"] == "m7"
+
+
+def test_info_tells_an_incomplete_store(killed: Path) -> None:
+    """`info` says that a run never ended, how many rows wait in open segments, and what to do."""
+    result = run("info", killed)
+    assert result.exit_code == 0
+    for words in ("incomplete", "1,024 rows", "76 more rows", "zarrow finalize"):
+        assert words in result.output
+
+
+def test_head_shows_columns_and_how_vectors_begin(store: Path) -> None:
+    """`head` shows the first rows as they are, brackets included, and the first values of their vectors."""
+    result = run("head", store, "-n", 2)
+    assert result.exit_code == 0
+    assert "[b]1[/b]" in result.output
+    assert "[6 7 8 9 …]" in result.output
+    assert "[b]2[/b]" not in result.output
+
+
+def test_head_names_columns_that_do_not_fit(store: Path) -> None:
+    """In a narrow terminal `head` leaves columns out, names them, and shows those that are asked for."""
+    narrow = CliRunner().invoke(app, ["head", str(store)], env={"COLUMNS": "40"})
+    assert "no room for: " in narrow.output
+    assert "sample_index" in narrow.output
+    asked = CliRunner().invoke(app, ["head", str(store), "--columns", "row"], env={"COLUMNS": "40"})
+    assert "no room for" not in asked.output
+
+
+def test_head_of_an_unknown_column_suggests_another(store: Path) -> None:
+    """A misspelt column is one line with the right name, and exit code 2."""
+    result = run("head", store, "--columns", "nme")
+    assert result.exit_code == 2
+    assert "name" in result.stderr
+
+
+def test_finalize_completes_a_killed_run(killed: Path) -> None:
+    """`finalize` completes a store with the rows that were accepted; done again, it changes nothing."""
+    assert run("finalize", killed).exit_code == 0
+    assert zarrow.open(killed).num_rows == 1100
+    manifest = (killed / "manifest.json").read_bytes()
+    again = run("finalize", killed)
+    assert again.exit_code == 0
+    assert "already" in again.output
+    assert (killed / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize("command", ["info", "head", "finalize"])
+def test_what_is_no_store_is_refused_and_left_alone(command: str, tmp_path: Path) -> None:
+    """A path that is not there, or is something else, gives exit code 2, one line, and no file."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in (tmp_path / "missing.zarrow", other):
+        result = run(command, path)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == [other]
+
+
+def test_damage_is_exit_code_1(store: Path) -> None:
+    """A damaged store is a failure, not a usage error."""
+    text = (store / "zarrow.json").read_bytes()
+    (store / "zarrow.json").write_bytes(text.replace(b"query_embed", b"query_embee"))
+    result = run("info", store)
+    assert result.exit_code == 1
+    assert "zarrow.json" in result.stderr
+
+
+def test_commands_are_listed_and_wrong_ones_refused() -> None:
+    """Without arguments the commands are listed; an unknown one is exit code 2."""
+    listed = run()
+    for command in ("demo", "predict", "info", "head", "finalize"):
+        assert command in listed.output
+    assert run("nonsense").exit_code == 2
+    assert "zarrow" in run("--version").output
+
+
+def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(zarrow.__file__).parents[1]), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-c", "from zarrow.cli import main; main()", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_process_answers_without_torch(store: Path) -> None:
+    """`info` works as a process of its own, prints no traceback for an error, and loads no torch."""
+    found = python("info", store, "--json", cwd=store.parent)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(found.stdout)["rows"] == 1500
+    missing = python("info", "missing.zarrow", cwd=store.parent)
+    assert missing.returncode == 2
+    assert "Traceback" not in missing.stderr
+    code = "import sys, zarrow.cli; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(zarrow.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_predict_runs_a_users_own_module(tmp_path: Path) -> None:
+    """`predict` finds a module in the working directory, takes a config file, and writes a complete store."""
+    (tmp_path / "mine.py").write_text(USER_MODULE)
+    config = "model: {class_path: mine.Model, init_args: {hidden: 16}}\nwriter: {keys: [prob]}\n"
+    (tmp_path / "config.yaml").write_text(config + "trainer: {accelerator: cpu}\n")
+    done = python(
+        *("predict", "--store", "run.zarrow", "--config", "config.yaml", "--data", "mine.Data"),
+        *("--data.rows", 30),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    store = zarrow.open(tmp_path / "run.zarrow")
+    assert (store.num_rows, store["query_embed"].shape, store.keys) == (30, (30, 16), ("prob",))
+    assert store["query_embed"][29].tolist() == [29 * 4.0] * 16
+    left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert left == {"config.yaml", "mine.py", "run.zarrow"}
+
+
+@pytest.mark.slow
+def test_predict_refuses_what_is_there(store: Path) -> None:
+    """`predict` onto a store is exit code 1, and the store is as it was."""
+    (store.parent / "mine.py").write_text(USER_MODULE)
+    module = ["--model", "mine.Model", "--data", "mine.Data", "--trainer.accelerator", "cpu"]
+    refused = python("predict", "--store", store, *module, cwd=store.parent)
+    assert refused.returncode == 1
+    assert "there is a store already" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert zarrow.open(store).num_rows == 1500
+
+
+@pytest.mark.slow
+def test_predict_of_an_unknown_model_is_a_usage_error(tmp_path: Path) -> None:
+    """A model that cannot be imported is exit code 2 and leaves nothing behind."""
+    wrong = python("predict", "--store", "run.zarrow", "--model", "nobody.Model", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "nobody" in wrong.stderr
+    assert list(tmp_path.iterdir()) == []
