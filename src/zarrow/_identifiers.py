@@ -68,7 +68,7 @@ class TableIdentifiers:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table
+        self._table = _without_views(table)
 
     @property
     def rows(self) -> int:
@@ -157,7 +157,9 @@ class ParquetIdentifiers:
                 self._decoded.popitem(last=False)
             file, group = self._groups[number]
             with pq.ParquetFile(file) as parquet:
-                table = self._decoded[number] = parquet.read_row_group(group, use_threads=False)
+                table = self._decoded[number] = _without_views(
+                    parquet.read_row_group(group, use_threads=False)
+                )
         self._decoded.move_to_end(number)
         return table
 
@@ -235,6 +237,19 @@ def _as_table(source: Any) -> pa.Table:
             "identifiers must be a pyarrow Table, a polars or pandas frame, the path of a Parquet file or a "
             f"callable of (batch, indices) to one, got {type(source).__name__}: {error}"
         ) from error
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Return the table with plain strings where it has views, of which pyarrow cannot gather."""
+    fields = []
+    for field in table.schema:
+        if pa.types.is_string_view(field.type):
+            field = field.with_type(pa.large_string())
+        elif pa.types.is_binary_view(field.type):
+            field = field.with_type(pa.large_binary())
+        fields.append(field)
+    schema = pa.schema(fields, table.schema.metadata)
+    return table if schema.equals(table.schema) else table.cast(schema)
 
 
 def _checked(table: pa.Table) -> pa.Table:

@@ -177,6 +177,11 @@ class PredictionRules:
                     columns[entry] = entry
                 elif count > 1 and self._arrays is None:
                     arrays[entry] = entry
+            if not columns and not arrays:
+                raise BatchError(
+                    "the prediction has no column and no array, so there is nothing to store; "
+                    f"it has {list(prediction)}"
+                )
             self._chosen = columns, arrays
         return self._chosen
 
@@ -224,8 +229,7 @@ def count_rows(columns: Mapping[str, Any], arrays: Mapping[str, Any], expected: 
                 rows, why = len(value), f"{kind} {name!r}"
             if len(value) != rows:
                 raise BatchError(f"{kind} {name!r}: expected {rows} rows, as {why} has, got {len(value)}")
-    if rows is None:
-        raise BatchError("the prediction has no column and no array, so nobody knows how many rows it has")
+    assert rows is not None
     return rows
 
 
