@@ -60,7 +60,7 @@ PRESETS: dict[str, tuple[Codec, ...]] = {
 """Names that stand for a chain."""
 
 
-def normalize(codecs: str | Codec | Iterable[Any] | None, dtype: str) -> tuple[dict[str, Any], ...]:
+def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
     """Return an array's codecs as Zarr v3 metadata writes them.
 
     Parameters
