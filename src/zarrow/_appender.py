@@ -167,8 +167,9 @@ class Appender:
             if self._queue.stopped:
                 return
             try:
-                if isinstance(item, Batch):
-                    self._append(item)
+                if isinstance(item, list):
+                    self._append(Batch.join(item))
+                    self._undurable_batches += len(item)
                 elif item is not None:
                     item()
                 self._make_durable_if_due()
@@ -177,9 +178,11 @@ class Appender:
                 self._queue.stop()
                 return
             if item is not None:
-                self._queue.done()
+                self._queue.done(len(item) if isinstance(item, list) else 1)
 
     def _append(self, batch: Batch) -> None:
+        if not self._undurable_batches:
+            self._undurable_since = time.monotonic()
         if self._sealing is not None and self._sealing.done():
             self._wait_for_sealer()  # raises what went wrong there, early
         start = 0
@@ -193,9 +196,6 @@ class Appender:
                 self._roll()
             elif self._spare is None and segment.room < segment.rows:
                 self._spare = self._sealer.submit(self._create)
-        if not self._undurable_batches:
-            self._undurable_since = time.monotonic()
-        self._undurable_batches += 1
 
     def _open_segment(self) -> OpenSegment:
         if self._segment is None:

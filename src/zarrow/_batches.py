@@ -59,6 +59,17 @@ class Batch:
         """What it takes in memory."""
         return int(self.payload.size) + sum(rows.nbytes for rows in self.arrays)
 
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Return the rows of several batches as one."""
+        if len(batches) == 1:
+            return batches[0]
+        schema = batches[0].schema
+        tables = [pa.ipc.read_record_batch(batch.payload, schema) for batch in batches]
+        table = pa.Table.from_batches(tables, schema).combine_chunks().to_batches()[0]
+        arrays = [np.concatenate(rows) for rows in zip(*(batch.arrays for batch in batches), strict=True)]
+        return cls(table.num_rows, table.serialize(), schema, tuple(arrays))
+
     def slice(self, start: int, stop: int) -> Batch:
         """Return rows `start` to `stop`."""
         if start == 0 and stop == self.rows:

@@ -14,6 +14,9 @@ from zarrow._batches import Batch
 
 __all__ = ["BatchQueue"]
 
+GROUP_BYTES = 1 << 20
+"""Batches that wait are written together up to so many bytes; larger ones alone, without being copied."""
+
 
 class BatchQueue:
     """Batches between caller and thread, bounded in bytes; a callable among them is run in its turn.
@@ -43,20 +46,35 @@ class BatchQueue:
             if len(self._items) == 1:
                 self._changed.notify_all()
 
-    def get(self, timeout_s: float | None) -> Batch | Callable[[], None] | None:
-        """Return the first item without taking it away; None after the timeout."""
+    def get(self, timeout_s: float | None) -> list[Batch] | Callable[[], None] | None:
+        """Return what is first, without taking it away; None after the timeout.
+
+        Small batches that wait one behind the other come together: each write has its price.
+        """
         with self._changed:
             if not self._items:
                 self._changed.wait(timeout_s)
-            return self._items[0] if self._items else None
+            if not self._items:
+                return None
+            first = self._items[0]
+            if not isinstance(first, Batch):
+                return first
+            batches, size = [], 0
+            for item in self._items:
+                if not isinstance(item, Batch) or (batches and size + item.size_bytes > GROUP_BYTES):
+                    break
+                batches.append(item)
+                size += item.size_bytes
+            return batches
 
-    def done(self) -> None:
-        """Take the first item away: its memory is free."""
+    def done(self, items: int) -> None:
+        """Take so many items away: their memory is free."""
         with self._changed:
             if self.stopped:
                 return
-            item = self._items.popleft()
-            self._bytes -= item.size_bytes if isinstance(item, Batch) else 0
+            for _ in range(items):
+                item = self._items.popleft()
+                self._bytes -= item.size_bytes if isinstance(item, Batch) else 0
             if self._bytes <= self._resume_bytes:
                 self._changed.notify_all()
 
