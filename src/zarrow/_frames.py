@@ -30,7 +30,7 @@ import pyarrow as pa
 from zarrow._checksum import crc32c
 from zarrow.errors import CorruptionError
 
-__all__ = ["ArrayEntry", "Chunk", "Frame", "encode", "parse_payload", "scan"]
+__all__ = ["ArrayEntry", "Chunk", "Frame", "encode", "is_torn", "parse_payload", "scan", "scan_prefix"]
 
 MAGIC = b"ZARROWF1"
 _HEAD = struct.Struct("<8sQ16sQQIIQ")
@@ -159,6 +159,8 @@ def _decode(
     position = offset + _HEAD.size
     entries = []
     for _ in range(count):
+        if position + _ENTRY.size > end:
+            raise CorruptionError("a frame has no room for its arrays' entries")
         rows_crc, tail_crc, side, chunks = _ENTRY.unpack_from(view, position)
         position += _ENTRY.size
         if position + chunks * _CHUNK.size > end:
@@ -236,30 +238,98 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
     CorruptionError
         If a frame is damaged whose rows were durable, or if frames contradict each other.
     """
+    found, broken = _scan(buffer, uuid, arrays, segment_rows)
+    try:
+        if broken is not None:
+            raise broken
+        view = memoryview(buffer)
+        offset = len(view) - found.torn_bytes
+        for later in _resync(buffer, view, offset + 1, uuid, arrays):
+            if later.durable_rows > found.rows:
+                raise CorruptionError(
+                    f"the frame at byte {offset} (row {found.rows} of the open segment) is damaged, "
+                    f"though {later.durable_rows} rows were durable"
+                )
+    except CorruptionError as error:
+        raise CorruptionError(f"{path}: {error}") from None
+    return found
+
+
+def scan_prefix(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) -> Scan:
+    """Return the frames before the first that is not sound, whatever lies behind them.
+
+    For `verify`, which says what else there is; everybody else uses `scan`.
+    """
+    return _scan(buffer, uuid, arrays, segment_rows)[0]
+
+
+def _scan(
+    buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int
+) -> tuple[Scan, CorruptionError | None]:
+    """Read frames up to the first that is not sound, and tell if it contradicts its own checksum."""
     view = memoryview(buffer)
     frames: list[Frame] = []
     ends: list[int] = []
     offset = rows = 0
+    broken = None
     try:
         while (found := _decode(buffer, view, offset, uuid, arrays)) is not None:
-            frame, offset = found
+            frame, end = found
             if frame.first_row != rows or frame.stop > segment_rows or frame.durable_rows > rows:
                 raise CorruptionError(
                     f"a frame of rows {frame.first_row} to {frame.stop}, {frame.durable_rows} durable, "
                     f"follows {rows} rows in a segment of {segment_rows}"
                 )
-            rows = frame.stop
+            offset, rows = end, frame.stop
             frames.append(frame)
             ends.append(offset)
-        for later in _resync(buffer, view, offset + 1, uuid, arrays):
-            if later.durable_rows > rows:
-                raise CorruptionError(
-                    f"the frame at byte {offset} (row {rows} of the open segment) is damaged, "
-                    f"though {later.durable_rows} rows were durable"
-                )
     except CorruptionError as error:
-        raise CorruptionError(f"{path}: {error}") from None
-    return Scan(tuple(frames), tuple(ends), len(view) - offset)
+        broken = error
+    return Scan(tuple(frames), tuple(ends), len(view) - offset), broken
+
+
+def is_torn(tail: bytes, uuid: bytes, arrays: int) -> bool:
+    """Tell whether bytes behind the last sound frame are the beginning of one that was being written.
+
+    Rather than a frame that was whole and was damaged: a whole frame, one that only its own size keeps from
+    being sound, or one with sound frames behind it.
+
+    >>> frame = encode(bytes(16), 0, 1, 0, (), b"x")
+    >>> is_torn(frame[:-1], bytes(16), 0), is_torn(frame[:-1] + b"X", bytes(16), 0)
+    (True, False)
+    """
+    start = (MAGIC + tail[8:16].ljust(8) + uuid)[: len(tail)]
+    if not tail or tail[: len(start)] != start:
+        return False
+    if len(tail) < 16:
+        return True
+    size = int.from_bytes(tail[8:16], "little")
+    if size <= len(tail) or size % _ALIGNMENT or size > MAX_FRAME_BYTES:
+        return False
+    actual = _size_by_content(tail)
+    if actual is not None and actual <= len(tail):
+        mended = tail[:8] + actual.to_bytes(8, "little") + tail[16 : actual - _CRC.size]
+        if _CRC.unpack_from(tail, actual - _CRC.size)[0] == crc32c(mended):
+            return False
+    buffer = pa.py_buffer(tail)
+    try:
+        return next(_resync(buffer, memoryview(buffer), 1, uuid, arrays), None) is None
+    except CorruptionError:
+        return False
+
+
+def _size_by_content(tail: bytes) -> int | None:
+    """Return the size that a frame must have by what it says it holds, if that much of it is there."""
+    if len(tail) < _HEAD.size:
+        return None
+    *_, count, payload_size = _HEAD.unpack_from(tail)
+    position = _HEAD.size
+    for _ in range(count):
+        if position + _ENTRY.size > len(tail):
+            return None
+        position += _ENTRY.size + _ENTRY.unpack_from(tail, position)[3] * _CHUNK.size
+    size = int(position + payload_size + _CRC.size)
+    return size + -size % _ALIGNMENT
 
 
 def _resync(buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int) -> Iterator[Frame]:
@@ -294,12 +364,38 @@ def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
     Raises
     ------
     CorruptionError
-        If they are not as many as the frame says.
+        If they are not as many as the frame says, or break Arrow's rules: a store may be hostile.
     """
     try:
-        batch = pa.ipc.read_record_batch(pa.py_buffer(frame.payload), wire_schema)
+        message = pa.ipc.read_message(pa.py_buffer(frame.payload))
+        if message.type != "record batch" or _is_compressed(message.metadata):
+            raise CorruptionError("a frame's payload must be a record batch that is not compressed")
+        batch = pa.ipc.read_record_batch(message, wire_schema)
+        batch.validate(full=True)
     except (pa.ArrowException, EOFError, OSError) as error:
         raise CorruptionError(f"a frame's payload is no record batch: {error}") from error
     if batch.num_rows != frame.rows:
         raise CorruptionError(f"a frame of {frame.rows} rows holds {batch.num_rows}")
     return batch
+
+
+def _is_compressed(metadata: pa.Buffer) -> bool:
+    """Tell whether an Arrow message, which was verified, has buffers that inflate, to who knows what.
+
+    Field 3 of the table ``RecordBatch``, which is field 2 of the table ``Message``
+    (https://github.com/apache/arrow/blob/main/format/Message.fbs).
+    """
+    data = memoryview(metadata)
+
+    def field(table: int, number: int) -> int:
+        vtable = table - struct.unpack_from("<i", data, table)[0]
+        place = 4 + 2 * number
+        if place >= struct.unpack_from("<H", data, vtable)[0]:
+            return 0
+        offset = int(struct.unpack_from("<H", data, vtable + place)[0])
+        return table + offset if offset else 0
+
+    def follow(position: int) -> int:
+        return position + int(struct.unpack_from("<I", data, position)[0])
+
+    return bool(field(follow(field(follow(0), 2)), 3))
