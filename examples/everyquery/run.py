@@ -1,0 +1,233 @@
+"""EveryQuery's own EQ_predict, whole, killed and resumed, with zarrow's writer in it: are the files the same?
+
+Makes a small MEDS dataset of generated subjects, trains EveryQuery's demo model on it for one epoch, and
+lets ``EQ_predict`` predict a grid of tasks:
+
+1. with its own writer;
+2. with zarrow's (``python -m zarrow.everyquery``);
+3. with zarrow's again, SIGKILLed in the middle and started a second time.
+
+Then it compares the files, schemas and every value, and runs ``EQ_evaluate`` on all of them. Nothing is
+downloaded: the model's configuration is written here, its weights are trained here.
+
+Run it with the Python of an environment that has EveryQuery; see README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+import zarrow
+from zarrow.errors import ZarrowError
+
+FILES = ("predictions.parquet", "predictions.embeddings.parquet")
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def call(log: Path, *command: str) -> float:
+    """Run a command to its end, its output into a file; return the seconds that it took."""
+    print("·", " ".join(command), flush=True)
+    start = time.perf_counter()
+    with log.open("ab") as output:
+        code = subprocess.run(command, env=ENVIRONMENT, stdout=output, stderr=output, check=False).returncode
+    if code:
+        raise SystemExit(f"{command[0]} ended with {code}; its last words in {log}:\n{tail(log)}")
+    return time.perf_counter() - start
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of a log, progress bars left out."""
+    lines = [line.rsplit("\r", 1)[-1] for line in log.read_text(errors="replace").splitlines()]
+    return "\n".join(lines[-30:])
+
+
+def prepare(folder: Path, log: Path, subjects: int) -> None:
+    """Make the dataset, the tasks and a trained model; what is there already is kept."""
+    done = folder / "prepared"
+    if done.exists():
+        return
+    meds, intermediate, cohort = folder / "meds", folder / "intermediate", folder / "cohort"
+    call(
+        log,
+        "build_sample_MEDS_dataset",
+        f"N_subjects={subjects}",
+        f"output_dir={meds}",
+        "dataset_spec/data_generator=sample",
+    )
+    call(
+        log,
+        "EQ_process_data",
+        f"input_dir={meds}",
+        f"intermediate_dir={intermediate}",
+        f"output_dir={cohort}",
+        "do_reshard=True",
+        "do_demo=True",
+    )
+    for split in ("train", "tuning"):
+        call(
+            log,
+            "EQ_generate_training_tasks",
+            f"data_dir={intermediate}",
+            f"out_dir={folder / 'tasks'}",
+            f"query_codes={cohort}",
+            f"split={split}",
+            "num_queries=32",
+            "num_contexts_per_query=2",
+            "min_prediction_times_per_subject=2",
+        )
+    backbone = folder / "backbone"
+    save = f"from transformers import ModernBertConfig; ModernBertConfig().save_pretrained({str(backbone)!r})"
+    call(log, sys.executable, "-c", save)
+    call(
+        log,
+        "EQ_train",
+        "--config-name=_demo_train",
+        f"output_dir={folder / 'run'}",
+        f"datamodule.config.task_labels_dir={folder / 'tasks'}",
+        f"datamodule.config.tensorized_cohort_dir={cohort}",
+        f"+lightning_module.model.model_name={backbone}",
+    )
+    call(
+        log,
+        "EQ_generate_evaluation_tasks",
+        f"data_dir={intermediate}",
+        f"out_dir={folder / 'evaluation'}",
+        f"query_codes={cohort}",
+        "split=held_out",
+        "min_context_per_subject=2",
+    )
+    done.touch()
+
+
+def arguments(folder: Path, output: Path, batch_size: int, num_workers: int) -> list[str]:
+    """Return the arguments of EQ_predict."""
+    output.mkdir(parents=True, exist_ok=True)
+    return [
+        f"model_run_dir={folder / 'run'}",
+        f"tasks_dir={folder / 'evaluation' / 'eval' / 'held_out'}",
+        f"output_parquet={output / FILES[0]}",
+        "save_embeddings=true",
+        f"batch_size={batch_size}",
+        f"num_workers={num_workers}",
+    ]
+
+
+def kill_midway(log: Path, command: list[str], store: Path, rows: int) -> int:
+    """Start a command and SIGKILL it once its store has so many rows; return how many it has then."""
+    print("·", " ".join(command), f"  # until {rows} rows are stored, then SIGKILL", flush=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        while stored_rows(store) < rows:
+            if process.poll() is not None:
+                raise SystemExit(f"it ended with {process.returncode} before it was killed:\n{tail(log)}")
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # the data loader's workers too
+        process.wait()
+    return stored_rows(store)
+
+
+def stored_rows(path: Path) -> int:
+    """Return the rows that a store has by now; 0 if there is none yet."""
+    try:
+        with zarrow.open(path, partial=True) as store:
+            return store.num_rows
+    except (ZarrowError, OSError):
+        return 0
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Return what differs between the files of two runs: schemas to the byte, row groups, every value."""
+    found = []
+    for name in FILES:
+        with pq.ParquetFile(one / name) as a, pq.ParquetFile(other / name) as b:
+            # The footer's own copy of the Arrow schema, and Parquet's schema.
+            if a.metadata.metadata != b.metadata.metadata or not a.schema.equals(b.schema):
+                found.append(f"{name}: schema")
+            groups = [
+                [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] for file in (a, b)
+            ]
+            if groups[0] != groups[1]:
+                found.append(f"{name}: row groups")
+            left, right = a.read(), b.read()
+            found += [f"{name}: {column}" for column in left.column_names if left[column] != right[column]]
+    return found
+
+
+def main() -> None:
+    """Run all of it and print a report; exit with 1 if the files differ."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("everyquery-out"), help="folder for everything")
+    parser.add_argument("--subjects", type=int, default=200, help="subjects to generate")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--num-workers", type=int, default=1)
+    options = parser.parse_args()
+    folder: Path = options.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    prepare(folder, log, options.subjects)
+    runs = {name: folder / name for name in ("own", "zarrow", "resumed")}
+    for path in runs.values():
+        shutil.rmtree(path, ignore_errors=True)
+    own, ours, resumed = (
+        arguments(folder, path, options.batch_size, options.num_workers) for path in runs.values()
+    )
+    module = [sys.executable, "-m", "zarrow.everyquery"]
+
+    report: dict[str, Any] = {"seconds": {}}
+    report["seconds"]["own writer"] = call(log, "EQ_predict", *own)
+    report["seconds"]["zarrow's writer"] = call(log, *module, *ours)
+    report["rows"] = pq.read_metadata(runs["own"] / FILES[0]).num_rows
+
+    store = runs["resumed"] / "predictions.zarrow"
+    report["rows after SIGKILL"] = kill_midway(log, [*module, *resumed], store, report["rows"] // 3)
+    report["files after SIGKILL"] = [name for name in FILES if (runs["resumed"] / name).exists()]
+    report["seconds"]["zarrow's writer, the rest"] = call(log, *module, *resumed)
+
+    report["differences"] = {
+        name: differences(runs["own"], path) for name, path in runs.items() if name != "own"
+    }
+    for path in runs.values():
+        call(
+            log,
+            "EQ_evaluate",
+            f"predictions_parquet={path / FILES[0]}",
+            f"metrics_parquet={path / 'metrics.parquet'}",
+        )
+    by = [("query", "ascending"), ("duration_days", "ascending")]
+    metrics = {name: pq.read_table(path / "metrics.parquet").sort_by(by) for name, path in runs.items()}
+    report["tasks evaluated"] = metrics["own"].num_rows
+    report["same metrics"] = all(table.equals(metrics["own"]) for table in metrics.values())
+    with zarrow.open(store) as opened:
+        report["store"] = repr(opened)
+    report["seconds"] = {name: round(seconds, 1) for name, seconds in report["seconds"].items()}
+    print(json.dumps(report, indent=2))
+    (folder / "report.json").write_text(json.dumps(report, indent=2))
+    if any(report["differences"].values()) or report["files after SIGKILL"] or not report["same metrics"]:
+        raise SystemExit("the files differ")
+    print("the files are the same")
+
+
+if __name__ == "__main__":
+    main()
