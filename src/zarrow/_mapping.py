@@ -46,7 +46,8 @@ _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 _FAILED = ctypes.c_void_p(-1).value
-_SAMPLED_ROWS = 8
+_SAMPLED_ROWS = 4
+_HUGE_PAGE_BYTES = 2 << 20
 _NEAR_BYTES = 16384
 _MAPS_KEPT = 1024
 
@@ -157,8 +158,12 @@ class _Region:
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self.address = _map(None, size_bytes, _PROT_NONE, flags, -1)
-        weakref.finalize(self, _libc.munmap, self.address, size_bytes).atexit = False
+        # Where address and place in the file agree modulo a huge page, Linux maps files by huge pages,
+        # which a gather is a third faster on. It sees to that itself but where it is told the address.
+        reserved = size_bytes + _HUGE_PAGE_BYTES if size_bytes >= _HUGE_PAGE_BYTES else size_bytes
+        start = _map(None, reserved, _PROT_NONE, flags, -1)
+        self.address = start + (-start % _HUGE_PAGE_BYTES if reserved > size_bytes else 0)
+        weakref.finalize(self, _libc.munmap, start, reserved).atexit = False
 
     def put(self, offset: int, size_bytes: int, file: File) -> None:
         """Map the beginning of a file at a place in here."""
