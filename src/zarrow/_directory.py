@@ -48,7 +48,7 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
                 f"{root}: there is something that is no zarrow store, where the new one would grow"
             )
     try:
-        _files.make_dir(root, exist_ok=True)
+        _files.make_dir(root, exist_ok=True, link_ok=True)
         _files.sync_dir(root.parent)
         _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
         lock = _lock_store(root, shared=shared, owner=owner)

@@ -8,6 +8,8 @@ Rules that hold here for everybody:
 
 * a write is repeated until all bytes are out, and a write of nothing is an error, never a loop;
 * an fsync is never repeated: after one that failed the kernel may have dropped the bytes;
+* no symbolic link is followed inside of a store, whose maker may have meant it to lead out of it, and
+  only regular files are opened: a pipe would wait for ever;
 * a small document appears whole or not at all: it is written under a scratch name, synced, then linked
   (`publish`: only if nobody was first) or renamed (`replace`) into place, and the directory is synced.
 
@@ -23,10 +25,14 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from zarrow.errors import CorruptionError
 
@@ -37,6 +43,7 @@ __all__ = [
     "exchange",
     "link",
     "make_dir",
+    "map_bytes",
     "publish",
     "read",
     "remove",
@@ -49,6 +56,9 @@ __all__ = [
     "truncate",
     "write",
 ]
+
+MAX_DOCUMENT_BYTES = 64 << 20
+"""Of a JSON document: a manifest of two million segments has that. Parsed it takes some times as much."""
 
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
@@ -129,8 +139,30 @@ def create(path: Path, *, exist_ok: bool = False) -> int:
     ------
     FileExistsError
         If it is there already, unless `exist_ok`.
+    CorruptionError
+        If something else than a regular file is there.
     """
-    return calls.open(str(path), os.O_RDWR | os.O_CREAT | (0 if exist_ok else os.O_EXCL))
+    with _no_odd_file(path):
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = calls.open(str(path), flags | (0 if exist_ok else os.O_EXCL))
+    return _require_file(fd, path)
+
+
+@contextlib.contextmanager
+def _no_odd_file(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise CorruptionError(f"{path}: not a file, or a link to one: a store has none") from error
+        raise
+
+
+def _require_file(fd: int, path: Path) -> int:
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise CorruptionError(f"{path}: not a regular file: a store has none")
 
 
 def write(fd: int, data: Any, offset: int) -> None:
@@ -170,19 +202,25 @@ def sync_dir(path: Path) -> None:
     calls.fsync_dir(str(path))
 
 
-def make_dir(path: Path, *, exist_ok: bool = False) -> None:
+def make_dir(path: Path, *, exist_ok: bool = False, link_ok: bool = False) -> None:
     """Make a directory; its entry in the parent is not synced.
+
+    `link_ok` is for the store itself, which its user may reach by a link.
 
     Raises
     ------
     FileExistsError
         If it is there already, unless `exist_ok` and it is a directory.
+    CorruptionError
+        If a link to a directory is there.
     """
     try:
         calls.mkdir(str(path))
     except FileExistsError:
         if not exist_ok or not path.is_dir():
             raise
+        if path.is_symlink() and not link_ok:
+            raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store") from None
 
 
 def link(source: Path, target: Path) -> None:
@@ -205,7 +243,10 @@ def remove(path: Path, *, missing_ok: bool = True) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all in it; links in it are removed, not followed."""
+    """Remove a directory and all in it; links, itself included, are removed, not followed."""
+    if path.is_symlink():
+        remove(path)
+        return
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -278,17 +319,40 @@ def exchange(one: Path, other: Path) -> None:
     rename(aside, one)
 
 
-def read(path: Path, *, limit_bytes: int = 1 << 30) -> bytes:
+def _open_to_read(path: Path) -> int:
+    with _no_odd_file(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return _require_file(fd, path)
+
+
+def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
+    """Return a file's bytes, mapped for reading: no more memory than what is touched.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    CorruptionError
+        If it is no regular file.
+    """
+    fd = _open_to_read(path)
+    with os.fdopen(fd, "rb") as file:
+        if not os.fstat(fd).st_size:
+            return np.empty(0, np.uint8)
+        return np.memmap(file, np.uint8, "r")
+
+
+def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
     """Return a file's content.
 
     Raises
     ------
     CorruptionError
-        If it is larger than `limit_bytes`: no document of ours is.
+        If it is larger than `limit_bytes`: no document of ours is; or if it is no regular file.
     FileNotFoundError
         If it is not there.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = _open_to_read(path)
     try:
         size_bytes = os.fstat(fd).st_size
         if size_bytes > limit_bytes:

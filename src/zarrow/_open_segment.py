@@ -97,7 +97,7 @@ class OpenRows:
             yield from _blocks(self._rows_of(facts), start, stop, facts.chunk_rows)
             return
         codec = ChunkCodec(facts)
-        data = np.memmap(self.path / layout.rows_name(facts.name), np.uint8, "r") if start < stop else None
+        data = _files.map_bytes(self.path / layout.rows_name(facts.name)) if start < stop else None
         first = offset = 0
         for frame in self.frames:
             for chunk in frame.arrays[array].chunks:
@@ -116,7 +116,8 @@ class OpenRows:
         shape = (self.rows, *array.row_shape)
         if not self.rows:
             return np.empty(shape, array.numpy_dtype)
-        return np.memmap(self.path / layout.rows_name(array.name), array.numpy_dtype, "r", shape=shape)
+        data = _files.map_bytes(self.path / layout.rows_name(array.name))
+        return data[: self.rows * array.row_bytes].view(array.numpy_dtype).reshape(shape)
 
 
 def _blocks(rows: npt.NDArray[Any], start: int, stop: int, size: int) -> Iterator[npt.NDArray[Any]]:

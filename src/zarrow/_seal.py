@@ -24,6 +24,7 @@ Place: tier 3, used by `writer`; orders what `_catalog`, `_parts` and `_open_seg
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def _place_shard(root: Path, array: layout.ArraySpec, segment: int, source: Path
     try:
         _files.link(source, target)
     except FileExistsError:
-        if not target.samefile(source):
+        if not os.path.samestat(target.lstat(), source.lstat()):
             # Left behind by a segment that was taken back or never committed: the number is ours.
             _files.remove(target)
             _files.link(source, target)

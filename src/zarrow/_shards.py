@@ -406,11 +406,9 @@ def committed_rows(
 def _mapped(path: Path) -> npt.NDArray[np.uint8]:
     """Return a file's bytes, mapped for reading; a file that is not there has none."""
     try:
-        if os.stat(path).st_size:
-            return np.memmap(path, np.uint8, "r")
+        return _files.map_bytes(path)
     except FileNotFoundError:
-        pass
-    return np.empty(0, np.uint8)
+        return np.empty(0, np.uint8)
 
 
 def read_tail(directory: Path, array: ArraySpec, side: int, rows: int) -> npt.NDArray[Any]:
