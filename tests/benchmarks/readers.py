@@ -40,6 +40,7 @@ import zarrow
 
 BLOCK = 8192
 THRESHOLD = 0.99
+GATHERS = 10
 
 
 class Data:
@@ -237,23 +238,19 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     wanted = np.flatnonzero(data.prob > THRESHOLD)
     for turn in range(options.repeat + 1):  # the first warms up
-        rows = rng.integers(0, data.rows, 1000)
-        for name, contender in contenders.items():
-            tasks: dict[str, Callable[[], Any]] = {
-                "gather": lambda contender=contender, rows=rows: contender.gather(rows),
-                "scan": contender.scan,
-                "filter": contender.filter,
-            }
-            for task in options.tasks:
-                if task == "cold":
-                    continue
-                start = time.perf_counter()
-                found = tasks[task]()
-                spent = time.perf_counter() - start
-                if task != "scan":
-                    np.testing.assert_array_equal(found[:, 0], rows if task == "gather" else wanted)
-                if turn:
-                    taken[name].setdefault(task, []).append(1000 * spent)
+        for task in options.tasks:
+            if task == "cold":
+                continue
+            for name, contender in contenders.items():
+                for _ in range(GATHERS if task == "gather" else 1):
+                    rows = rng.integers(0, data.rows, 1000)
+                    start = time.perf_counter()
+                    found = getattr(contender, task)(*([rows] if task == "gather" else []))
+                    spent = time.perf_counter() - start
+                    if task != "scan":
+                        np.testing.assert_array_equal(found[:, 0], rows if task == "gather" else wanted)
+                    if turn:
+                        taken[name].setdefault(task, []).append(1000 * spent)
     for name, contender in contenders.items() if "cold" in options.tasks else ():
         for _ in range(3):
             rows = np.sort(rng.choice(data.rows, min(1000, data.rows), replace=False))
