@@ -187,19 +187,54 @@ class DigitsModel(pl.LightningModule):
         self.prototypes = nn.Parameter(torch.randn(10, hidden))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors of length 1, and logits: their cosines with the digits' prototypes, sharpened."""
+        """Return vectors of length 1, and logits: their cosines with the digits' prototypes, sharpened.
+
+        Parameters
+        ----------
+        images : float32 tensor, shape (rows, 1, 8, 8)
+            In 0..1.
+
+        Returns
+        -------
+        vectors : float32 tensor, shape (rows, hidden)
+            Of length 1.
+        logits : float32 tensor, shape (rows, 10)
+            Before the softmax.
+        """
         vectors = nn.functional.normalize(self.embed(images), dim=1)
         return vectors, SHARPNESS * vectors @ nn.functional.normalize(self.prototypes, dim=1).T
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the cross entropy of a batch."""
+        """Return the cross entropy of a batch.
+
+        Parameters
+        ----------
+        batch : images and labels
+            As `DigitImages` has them.
+
+        Returns
+        -------
+        float32 tensor, shape ()
+            The mean over its rows.
+        """
         images, labels = batch
         loss = nn.functional.cross_entropy(self(images)[1], labels)
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def predict_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Return what the store gets: a value per row becomes a column, a vector per row an array."""
+        """Return what the store gets: a value per row becomes a column, a vector per row an array.
+
+        Parameters
+        ----------
+        batch : images and labels
+            As `DigitImages` has them; the labels are not looked at.
+
+        Returns
+        -------
+        dict of str to tensor, shapes (rows,) and (rows, hidden)
+            ``predicted``, ``confidence``, ``prob_0`` … ``prob_9``, ``query_embed``.
+        """
         vectors, logits = self(batch[0])
         probabilities = logits.softmax(dim=1)
         confidence, predicted = probabilities.max(dim=1)
@@ -220,7 +255,7 @@ class DigitsModel(pl.LightningModule):
 class Summary:
     """What a demo made.
 
-    Parameters
+    Attributes
     ----------
     store, checkpoint, picture : Path
         Where it is.
