@@ -6,6 +6,7 @@ the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk
 """
 
 from zarrow.store import Store, open
+from zarrow.verify import verify
 from zarrow.writer import Durability, Writer
 
-__all__ = ["Durability", "Store", "Writer", "open"]
+__all__ = ["Durability", "Store", "Writer", "open", "verify"]

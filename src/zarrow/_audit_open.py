@@ -1,0 +1,285 @@
+"""Is what an open segment holds what its writer wrote?
+
+More is asked here than of recovery. Recovery has to live with what a kill or a power cut leaves, so it
+drops a damaged end that no frame calls durable; an audit says so, because rows may lie there that were
+accepted. Behind the last sound frame it therefore tells apart:
+
+* the beginning of a frame that was being written, or zeros, which a power cut leaves: a note;
+* anything else, as a whole frame whose checksum does not hold: damage.
+
+And row bytes that a sound frame vouches for must be there, whether durable or not.
+
+A writer may be alive. What is found is believed only if the journal has not grown, and the open segment
+not gone, while it was looked at.
+
+Place: tier 3, used by `verify`. Reads only. Must not import `writer` or `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from zarrow import _frames, layout
+from zarrow._beneath import Beneath, PlainFile
+from zarrow._codecs import ChunkCodec
+from zarrow._findings import Finding, Findings
+from zarrow._records import Owner
+from zarrow.errors import CorruptionError, ZarrowError
+from zarrow.layout import ArraySpec, StoreSpec
+
+__all__ = ["OpenFacts", "audit_slot"]
+
+MAX_OWNER_BYTES = 1 << 16
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFacts:
+    """What is known of an open segment: its name, who fills it (None if that is damaged), its rows."""
+
+    slot: str
+    owner: Owner | None
+    rows: int
+    durable_rows: int
+
+
+def audit_slot(files: Beneath, spec: StoreSpec, slot: str, found: Findings) -> OpenFacts | None:
+    """Look at an open segment.
+
+    Parameters
+    ----------
+    files : Beneath
+        The store's.
+    spec : StoreSpec
+        What the store is.
+    slot : str
+        The open segment's name.
+    found : Findings
+        Takes what is wrong.
+
+    Returns
+    -------
+    OpenFacts or None
+        None if it is gone, or was never finished being made.
+    """
+    for attempt in range(_ATTEMPTS):
+        before = _journal_bytes(files, slot)
+        audit = _Audit(files, spec, slot, found.checksums, found.full)
+        facts = audit.run()
+        damaged = any(finding.severity == "damage" for finding in audit.findings)
+        if not files.exists(layout.slot_dir(slot)):
+            return None  # it was sealed and removed
+        if not damaged or attempt + 1 == _ATTEMPTS or _journal_bytes(files, slot) == before:
+            break
+    found.extend(audit.findings)
+    found.checked_files += audit.checked_files
+    found.read(audit.checked_bytes)
+    return facts
+
+
+def _journal_bytes(files: Beneath, slot: str) -> int:
+    try:
+        with files.open(f"{layout.slot_dir(slot)}/{layout.FRAMES}") as file:
+            return file.size_bytes
+    except (OSError, CorruptionError):
+        return -1
+
+
+class _Audit:
+    """One look at one open segment."""
+
+    def __init__(self, files: Beneath, spec: StoreSpec, slot: str, checksums: bool, full: bool) -> None:
+        self.findings: list[Finding] = []
+        self.checked_files = 0
+        self.checked_bytes = 0
+        self._files = files
+        self._spec = spec
+        self._slot = slot
+        self._checksums = checksums
+        self._full = full
+
+    def _path(self, name: str) -> str:
+        return f"{layout.slot_dir(self._slot)}/{name}"
+
+    def _damage(self, name: str, error: object, rows: tuple[int, int] | None = None) -> None:
+        path = self._path(name)
+        message = str(error).removeprefix(f"{path}: ")
+        self.findings.append(Finding(severity="damage", path=path, message=message, rows=rows))
+
+    def _note(self, name: str, message: str) -> None:
+        self.findings.append(Finding(severity="note", path=self._path(name), message=message))
+
+    def run(self) -> OpenFacts | None:
+        try:
+            journal = self._read(layout.FRAMES)
+        except FileNotFoundError:
+            self._note("", "an open segment that was never finished being made, or is being removed")
+            return None
+        except (CorruptionError, OSError) as error:
+            self._damage(layout.FRAMES, error)
+            journal = b""
+        owner = self._owner(journal)
+        frames = self._sound_frames(journal)
+        for index, array in enumerate(self._spec.arrays):
+            self._rows_of(array, index, frames)
+        if self._full:
+            for frame in frames:
+                self._table_rows(frame)
+        rows = frames[-1].stop if frames else 0
+        durable = max((frame.durable_rows for frame in frames), default=0)
+        return OpenFacts(self._slot, owner, rows, durable)
+
+    def _read(self, name: str, limit_bytes: int = _frames.MAX_FRAME_BYTES) -> bytes:
+        data = self._files.read(self._path(name), limit_bytes)
+        self.checked_files += 1
+        self.checked_bytes += len(data)
+        return data
+
+    def _owner(self, journal: bytes) -> Owner | None:
+        try:
+            data = self._read(layout.OWNER_JSON, MAX_OWNER_BYTES)
+            return Owner.decode(data, self._path(layout.OWNER_JSON))
+        except FileNotFoundError:
+            if journal:
+                self._damage(layout.OWNER_JSON, "it is not there, so a writer will throw the rows away")
+        except (CorruptionError, OSError) as error:
+            self._damage(layout.OWNER_JSON, error)
+        return None
+
+    # The journal
+
+    def _sound_frames(self, journal: bytes) -> Sequence[_frames.Frame]:
+        """Return the sound frames, and take down what lies behind them."""
+        spec = self._spec
+        buffer = pa.py_buffer(journal)
+        uuid, arrays = bytes.fromhex(spec.uuid), len(spec.arrays)
+        path = self._path(layout.FRAMES)
+        try:
+            scan = _frames.scan(buffer, uuid, arrays, spec.segment_rows, path)
+        except CorruptionError as error:
+            self._damage(layout.FRAMES, error)
+            scan = _frames.scan_prefix(buffer, uuid, arrays, spec.segment_rows)
+        else:
+            tail = journal[len(journal) - scan.torn_bytes :]
+            if not tail:
+                pass
+            elif _frames.is_torn(tail, uuid, arrays) or not any(tail):
+                self._note(
+                    layout.FRAMES,
+                    f"{len(tail)} bytes behind the last frame, which was being written: no accepted row",
+                )
+            else:
+                self._damage(
+                    layout.FRAMES,
+                    f"{len(tail)} bytes at byte {len(journal) - len(tail)} are no sound frame: rows from "
+                    f"{scan.rows} of this open segment that were accepted, but are not known to have been "
+                    "durable, are lost",
+                    (scan.rows, spec.segment_rows),
+                )
+        return scan.frames
+
+    def _table_rows(self, frame: _frames.Frame) -> None:
+        rows = (frame.first_row, frame.stop)
+        if not frame.rows:
+            return
+        try:
+            batch = _frames.parse_payload(frame, self._spec.wire_schema)
+            batch.validate(full=True)
+            for column, values in zip(batch.schema, batch.columns, strict=True):
+                if values.null_count and (not column.nullable or column.name in self._spec.keys):
+                    raise CorruptionError(f"column {column.name!r} has nulls, which it must not have")
+        except (CorruptionError, pa.ArrowException) as error:
+            self._damage(layout.FRAMES, f"though its checksum holds: {error}", rows)
+
+    # The row bytes
+
+    def _rows_of(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame]) -> None:
+        name = layout.rows_name(array.name)
+        try:
+            with self._files.open(self._path(name)) as file:
+                self.checked_files += 1
+                used = self._plain(array, index, frames, file) if array.is_plain else 0
+                if not array.is_plain:
+                    used = self._encoded(array, index, frames, file)
+                if file.size_bytes > used:
+                    self._note(name, f"{file.size_bytes - used} bytes that no frame vouches for")
+        except FileNotFoundError:
+            if frames:
+                self._damage(name, "it is not there", (0, frames[-1].stop))
+        except (ZarrowError, OSError) as error:
+            self._damage(name, error)
+
+    def _plain(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame], file: PlainFile) -> int:
+        name = layout.rows_name(array.name)
+        for frame in frames:
+            start, size = frame.first_row * array.row_bytes, frame.rows * array.row_bytes
+            if start + size > file.size_bytes:
+                self._damage(name, "it ends before these rows do", (frame.first_row, frames[-1].stop))
+                break
+            if self._checksums:
+                self.checked_bytes += size
+                if file.crc32c(start, size) != frame.arrays[index].rows_crc32c:
+                    self._damage(name, _lost(frame, frames), (frame.first_row, frame.stop))
+        return frames[-1].stop * array.row_bytes if frames else 0
+
+    def _encoded(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame], file: PlainFile) -> int:
+        """Check complete chunks, then the tail, and return where the chunks end."""
+        name = layout.rows_name(array.name)
+        total = frames[-1].stop if frames else 0
+        chunks = [chunk for frame in frames for chunk in frame.arrays[index].chunks]
+        codec = ChunkCodec(array) if self._full else None
+        offset = 0
+        for number, chunk in enumerate(chunks):
+            rows = (number * array.chunk_rows, min((number + 1) * array.chunk_rows, total))
+            if chunk.size_bytes > 2 * array.chunk_bytes + 4096 or offset + chunk.size_bytes > file.size_bytes:
+                self._damage(
+                    name, f"chunk {number} of {chunk.size_bytes} bytes is not there", (rows[0], total)
+                )
+                return offset
+            if self._checksums:
+                self.checked_bytes += chunk.size_bytes
+                if file.crc32c(offset, chunk.size_bytes) != chunk.crc32c:
+                    self._damage(name, f"the checksum of chunk {number} does not hold", rows)
+                elif codec is not None:
+                    try:
+                        codec.decode(file.read(offset, chunk.size_bytes), f"chunk {number}")
+                    except CorruptionError as error:
+                        self._damage(name, error, rows)
+            offset += chunk.size_bytes
+        if len(chunks) != total // array.chunk_rows:
+            self._damage(layout.FRAMES, f"{len(chunks)} chunks of array {array.name!r} in {total} rows")
+            return offset
+        self._tail(array, index, frames, total % array.chunk_rows)
+        return offset
+
+    def _tail(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame], rows: int) -> None:
+        if not rows:
+            return
+        entry, stop = frames[-1].arrays[index], frames[-1].stop
+        if entry.tail_side not in (0, 1):
+            self._damage(layout.FRAMES, f"there is no tail {entry.tail_side}", (stop - rows, stop))
+            return
+        name = layout.tail_name(array.name, entry.tail_side)
+        try:
+            with self._files.open(self._path(name)) as file:
+                self.checked_files += 1
+                size = rows * array.row_bytes
+                if file.size_bytes < size:
+                    raise CorruptionError(f"{file.size_bytes} bytes, its {rows} rows have {size}")
+                self.checked_bytes += size
+                if self._checksums and file.crc32c(0, size) != entry.tail_crc32c:
+                    raise CorruptionError("the checksum of its rows does not hold")
+        except FileNotFoundError:
+            self._damage(name, "it is not there", (stop - rows, stop))
+        except (CorruptionError, OSError) as error:
+            self._damage(name, error, (stop - rows, stop))
+
+
+def _lost(frame: _frames.Frame, frames: Sequence[_frames.Frame]) -> str:
+    durable = max(one.durable_rows for one in frames)
+    if frame.first_row < durable:
+        return "these rows were durable and are not what was written"
+    return "these rows are not what was written; unless a power cut took them, the disk has changed them"

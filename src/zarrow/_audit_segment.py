@@ -1,0 +1,316 @@
+"""Are the files of a committed segment those that its record speaks of?
+
+Its part and its shards, from outside in, so that nothing is used before it is known to be what was written:
+the file is there and has its size; its bytes have their checksum; what they say (the footer, the shard
+index, the pages, the chunks) is what the record and the store's spec say; at last, decoded, the rows are
+numbered as they should be and hold what the schema allows.
+
+What is damaged is told by rows, as closely as its checksum reaches (a chunk, a part), and with the
+``sample_index`` values of those rows if the part can still be read.
+
+Place: tier 3, used by `verify` and `repair`. Reads only, in bounded memory: a block, a chunk, some
+thousand rows of one column. Must not import `writer` or `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from zarrow import layout
+from zarrow._beneath import Beneath, PlainFile
+from zarrow._codecs import ChunkCodec
+from zarrow._findings import Finding, Findings
+from zarrow._pages import check_pages
+from zarrow._records import SegmentRecord, ShardFacts
+from zarrow._shard_index import decode_index, index_bytes
+from zarrow.errors import CorruptionError, ZarrowError
+from zarrow.layout import ROW, SAMPLE_INDEX, ArraySpec, StoreSpec
+
+__all__ = ["audit_segment", "check_record", "open_part", "read_sample_index", "record_bytes"]
+
+BATCH_ROWS = 4096
+
+
+def record_bytes(record: SegmentRecord) -> int:
+    """Return the bytes of a segment's files."""
+    return record.part.size_bytes + sum(facts.size_bytes for facts in record.arrays.values())
+
+
+def check_record(spec: StoreSpec, record: SegmentRecord) -> None:
+    """Raise `CorruptionError` if a record contradicts itself or the store's spec."""
+    path = layout.record_path(record.segment)
+    if not 0 <= record.rows <= spec.segment_rows or (record.segment and not record.rows):
+        raise CorruptionError(f"{path}: {record.rows} rows in a segment of {spec.segment_rows}")
+    if set(record.arrays) != {array.name for array in spec.arrays}:
+        raise CorruptionError(f"{path}: its arrays are {sorted(record.arrays)}, not the store's")
+    if sum(source.rows for source in record.sources) != record.rows:
+        raise CorruptionError(f"{path}: its sources have not the {record.rows} rows that it has")
+    for array in spec.arrays:
+        facts = record.arrays[array.name]
+        chunks = -(-record.rows // array.chunk_rows)
+        size = chunks * array.chunk_bytes + index_bytes(array, spec.segment_rows) if chunks else 0
+        if len(facts.chunks_crc32c) != chunks or (
+            facts.size_bytes != size if array.is_plain or not chunks else facts.size_bytes <= 0
+        ):
+            raise CorruptionError(
+                f"{path}: {len(facts.chunks_crc32c)} chunks and {facts.size_bytes} bytes of array "
+                f"{array.name!r} are not those of {record.rows} rows"
+            )
+
+
+def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: Findings) -> bool:
+    """Compare a segment's files with its record.
+
+    Parameters
+    ----------
+    files : Beneath
+        The store's.
+    spec : StoreSpec
+        What the store is.
+    record : SegmentRecord
+        As `check_record` passed it.
+    found : Findings
+        Takes what is wrong.
+
+    Returns
+    -------
+    bool
+        Whether all rows are sound, as far as was looked.
+    """
+    damage = [
+        *_audit_part(files, spec, record, found),
+        *(finding for array in spec.arrays for finding in _audit_shard(files, spec, array, record, found)),
+    ]
+    if damage:
+        values = _try_sample_index(files, spec, record)
+        found.extend(_with_samples(finding, record.segment * spec.segment_rows, values) for finding in damage)
+    return not damage
+
+
+# The part
+
+
+def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> pq.ParquetFile:
+    """Return a part whose checksum holds, its footer and its pages' headers checked.
+
+    Parameters
+    ----------
+    file : PlainFile
+        The part.
+    spec : StoreSpec
+        What the store is.
+    record : SegmentRecord
+        The segment's.
+
+    Returns
+    -------
+    pyarrow.parquet.ParquetFile
+        It can be decoded without harm.
+
+    Raises
+    ------
+    CorruptionError
+        If it is not what the record and the spec say.
+    """
+    path = file.path
+    if file.size_bytes != record.part.size_bytes:
+        raise CorruptionError(f"{path}: {file.size_bytes} bytes, {record.part.size_bytes} were committed")
+    if file.crc32c(0, file.size_bytes) != record.part.crc32c:
+        raise CorruptionError(f"{path}: its checksum does not hold")
+    try:
+        strings = [column.name for column in spec.schema if _is_text(column.type)]
+        # As dictionaries, so that one long string many times over takes no more memory than in the file.
+        part = pq.ParquetFile(
+            file.stream(), read_dictionary=strings, page_checksum_verification=True, pre_buffer=False
+        )
+        metadata, schema = part.metadata, pq.ParquetFile(file.stream()).schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptionError(f"{path}: no Parquet file, though its checksum holds: {error}") from error
+    if metadata.num_rows != record.rows or metadata.num_row_groups > 1:
+        raise CorruptionError(
+            f"{path}: {metadata.num_rows} rows in {metadata.num_row_groups} row groups, "
+            f"not {record.rows} in one"
+        )
+    if not schema.remove_metadata().equals(spec.table_schema.remove_metadata()):
+        raise CorruptionError(f"{path}: its columns are not the store's: {schema.names}")
+    check_pages(metadata, file.read, path, checksums=True)
+    return part
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _damage(path: str, message: object, record: SegmentRecord, spec: StoreSpec) -> Finding:
+    """Return damage that takes all rows of a segment."""
+    first = record.segment * spec.segment_rows
+    return Finding(
+        severity="damage",
+        path=path,
+        message=str(message).removeprefix(f"{path}: "),
+        segment=record.segment,
+        rows=(first, first + record.rows),
+    )
+
+
+def _audit_part(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: Findings) -> Iterator[Finding]:
+    path = layout.part_path(record.segment)
+    try:
+        with files.open(path) as file:
+            found.checked_files += 1
+            if file.size_bytes != record.part.size_bytes:
+                raise CorruptionError(f"{file.size_bytes} bytes, {record.part.size_bytes} were committed")
+            if found.checksums:
+                part = open_part(file, spec, record)
+                found.read(file.size_bytes)
+                if found.full:
+                    _check_values(part, spec, record)
+    except FileNotFoundError:
+        yield _damage(path, "it is not there", record, spec)
+    except (CorruptionError, pa.ArrowException, OSError) as error:
+        yield _damage(path, error, record, spec)
+    found.advance(record.part.size_bytes)
+
+
+def _check_values(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord) -> None:
+    """Decode every column, a few thousand rows at a time, and raise if a value may not be there."""
+    for column in spec.table_schema:
+        row = record.segment * spec.segment_rows
+        for batch in part.iter_batches(BATCH_ROWS, columns=[column.name], use_threads=False):
+            values = batch.column(0)
+            values.validate(full=True)
+            if values.null_count and (not column.nullable or column.name in spec.keys):
+                raise CorruptionError(f"column {column.name!r} has nulls, which it must not have")
+            if column.name == ROW:
+                expected = np.arange(row, row + len(values))
+                if not np.array_equal(values.to_numpy(zero_copy_only=False), expected):
+                    raise CorruptionError(f"column {ROW!r} does not count the store's rows from {row}")
+            row += len(values)
+        if row != record.segment * spec.segment_rows + record.rows:
+            raise CorruptionError(
+                f"column {column.name!r} has not the {record.rows} rows that it should have"
+            )
+
+
+def read_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64]:
+    """Return a segment's ``sample_index`` values, −1 where there is none.
+
+    Raises
+    ------
+    CorruptionError
+        If its part is damaged.
+    """
+    path = layout.part_path(record.segment)
+    try:
+        with files.open(path) as file:
+            column = open_part(file, spec, record).read([SAMPLE_INDEX], use_threads=False).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptionError(f"{path}: {error}") from error
+    values: npt.NDArray[np.int64] = pc.fill_null(column, -1).to_numpy()
+    return values
+
+
+def _try_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64] | None:
+    try:
+        return read_sample_index(files, spec, record)
+    except ZarrowError:
+        return None
+
+
+def _with_samples(finding: Finding, first: int, values: npt.NDArray[np.int64] | None) -> Finding:
+    if values is None or finding.rows is None:
+        return finding
+    of_rows = values[finding.rows[0] - first : finding.rows[1] - first]
+    of_rows = of_rows[of_rows >= 0]
+    if not of_rows.size:
+        return finding
+    return replace(finding, sample_index=(int(of_rows.min()), int(of_rows.max())))
+
+
+# The shards
+
+
+def _audit_shard(
+    files: Beneath, spec: StoreSpec, array: ArraySpec, record: SegmentRecord, found: Findings
+) -> Iterator[Finding]:
+    facts = record.arrays[array.name]
+    path = layout.shard_path(array.name, record.segment, len(array.row_shape))
+    if not facts.size_bytes:
+        return
+    done = 0
+    try:
+        with files.open(path) as file:
+            found.checked_files += 1
+            sizes = _check_index(file, spec, array, facts)
+            if found.checksums:
+                codec = ChunkCodec(array) if found.full else None
+                for number, size in enumerate(sizes):
+                    try:
+                        _check_chunk(file, array, record, number, done, size, codec)
+                    except ZarrowError as error:
+                        first = record.segment * spec.segment_rows
+                        start = number * array.chunk_rows
+                        stop = min(start + array.chunk_rows, record.rows)
+                        whole = _damage(path, error, record, spec)
+                        yield replace(whole, rows=(first + start, first + stop))
+                    done += size
+                    found.read(size)
+                    found.advance(size)
+    except FileNotFoundError:
+        yield _damage(path, "it is not there", record, spec)
+    except (ZarrowError, OSError) as error:
+        yield _damage(path, error, record, spec)
+    found.advance(facts.size_bytes - done)
+
+
+def _check_index(file: PlainFile, spec: StoreSpec, array: ArraySpec, facts: ShardFacts) -> list[int]:
+    """Return the sizes of a shard's chunks, which lie one behind the other from its first byte."""
+    if file.size_bytes != facts.size_bytes:
+        raise CorruptionError(f"{file.size_bytes} bytes, {facts.size_bytes} were committed")
+    size = index_bytes(array, spec.segment_rows)
+    if size > file.size_bytes:
+        raise CorruptionError(f"{file.size_bytes} bytes have no room for a shard index of {size}")
+    offset = file.size_bytes - size
+    if file.crc32c(offset, size) != facts.index_crc32c:
+        raise CorruptionError("not the shard index that was committed")
+    places = decode_index(file.read(offset, size), file.path)
+    count = len(facts.chunks_crc32c)
+    if (places[count:] != np.uint64(2**64 - 1)).any():
+        raise CorruptionError("the shard index has chunks that no row is in")
+    position = 0
+    sizes = []
+    largest = array.chunk_bytes if array.is_plain else 2 * array.chunk_bytes + 4096
+    for number, (start, stored) in enumerate(places[:count].tolist()):
+        if start != position or stored > largest or (array.is_plain and stored != largest):
+            raise CorruptionError(f"the shard index puts chunk {number} at byte {start}, {stored} bytes")
+        position += stored
+        sizes.append(stored)
+    if position != offset:
+        raise CorruptionError(f"chunks of {position} bytes and a shard index at byte {offset}")
+    return sizes
+
+
+def _check_chunk(
+    file: PlainFile,
+    array: ArraySpec,
+    record: SegmentRecord,
+    number: int,
+    offset: int,
+    size: int,
+    codec: ChunkCodec | None,
+) -> None:
+    if file.crc32c(offset, size) != record.arrays[array.name].chunks_crc32c[number]:
+        raise CorruptionError(f"the checksum of chunk {number} does not hold")
+    if codec is None:
+        return
+    rows = codec.decode(file.read(offset, size), f"chunk {number}")
+    padding = rows[record.rows - number * array.chunk_rows :] if rows.size else rows
+    if padding.size and padding.view(np.uint8).any():
+        raise CorruptionError(f"chunk {number} is not padded with zeros")

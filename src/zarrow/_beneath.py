@@ -1,0 +1,160 @@
+"""How is a file read that may be anything?
+
+A store may be damaged, or made to do harm: where a file should be there may be a symbolic link that leads
+out of it, a pipe that nobody writes to, a device. `Beneath.open` walks from the store's directory to a
+file and follows no link on the way, never waits, and hands out regular files only, which are read in
+pieces: mapping one would let a truncation kill the process.
+
+Place: tier 1; used by the audits. Reads only.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Self
+
+from zarrow._checksum import crc32c
+from zarrow.errors import CorruptionError
+
+__all__ = ["Beneath", "PlainFile"]
+
+BLOCK_BYTES = 1 << 20
+
+
+class PlainFile:
+    """A regular file that is open for reading.
+
+    Parameters
+    ----------
+    fd : int
+        Its descriptor, which is closed with it.
+    path : str
+        Relative to the store, for messages.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.size_bytes = os.fstat(fd).st_size
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return bytes; `CorruptionError` if the file ends before."""
+        pieces = []
+        while size_bytes:
+            piece = os.pread(self.fd, size_bytes, offset)
+            if not piece:
+                raise CorruptionError(f"{self.path}: ends at byte {offset}")
+            pieces.append(piece)
+            offset += len(piece)
+            size_bytes -= len(piece)
+        return b"".join(pieces)
+
+    def crc32c(self, offset: int, size_bytes: int, value: int = 0) -> int:
+        """Return the crc32c of bytes, read in pieces; of those that are there, if the file ends before."""
+        while size_bytes:
+            piece = os.pread(self.fd, min(size_bytes, BLOCK_BYTES), offset)
+            if not piece:
+                break
+            value = crc32c(piece, value)
+            offset += len(piece)
+            size_bytes -= len(piece)
+        return value
+
+    def stream(self) -> io.BufferedReader:
+        """Return a stream of it, for pyarrow."""
+        return os.fdopen(os.dup(self.fd), "rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+class Beneath:
+    """The files of a store.
+
+    Parameters
+    ----------
+    root : Path
+        The store; may itself be reached by a link, as its user chose.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _open(self, path: str, flags: int) -> int:
+        *parents, name = path.split("/")
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parents:
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            return os.open(
+                name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=fd
+            )
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK):
+                raise CorruptionError(
+                    f"{path}: leads over something that is neither file nor directory"
+                ) from error
+            raise
+        finally:
+            os.close(fd)
+
+    def open(self, path: str) -> PlainFile:
+        """Open a file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        CorruptionError
+            If it, or a directory on the way, is a link, or if it is no regular file.
+        """
+        fd = self._open(path, 0)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CorruptionError(f"{path}: not a regular file")
+        return PlainFile(fd, path)
+
+    def read(self, path: str, limit_bytes: int) -> bytes:
+        """Return the content of a small file; `CorruptionError` also if it is larger than `limit_bytes`."""
+        with self.open(path) as file:
+            if file.size_bytes > limit_bytes:
+                raise CorruptionError(f"{path}: {file.size_bytes} bytes, at most {limit_bytes} are allowed")
+            return file.read(0, file.size_bytes)
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is anything of that name; no link is followed."""
+        return os.path.lexists(self.root / path)
+
+    def list(self, path: str) -> dict[str, str]:
+        """Return what a directory holds: "file", "directory", "link" or "other" by name.
+
+        Nothing if it is not there; `CorruptionError` if it is no directory.
+        """
+        try:
+            fd = (
+                self._open(path, os.O_DIRECTORY) if path else os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            )
+        except FileNotFoundError:
+            return {}
+        try:
+            with os.scandir(fd) as entries:
+                return {entry.name: _kind(entry) for entry in entries}
+        finally:
+            os.close(fd)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return "link"
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    return "file" if entry.is_file(follow_symlinks=False) else "other"

@@ -1,0 +1,183 @@
+"""What did an audit of a store find?
+
+`Finding`, one thing that is not as it should be, and `Report`, all of them. Three grades, by what a user
+would do about them:
+
+* *damage*: rows are lost, or cannot be believed. `repair` puts them aside and says which to predict again;
+* *defect*: all rows are sound, but something beside them is not (Zarr's metadata, a stray part that any
+  Parquet reader would take for rows). `repair` mends it without loss;
+* *note*: what a killed writer leaves; harmless, the next writer cleans it up.
+
+Place: tier 1; pure. Made by the audits, handed out by `verify` and `repair`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+__all__ = ["Finding", "Findings", "Level", "Progress", "Report", "Severity"]
+
+Severity = Literal["damage", "defect", "note"]
+Level = Literal["structure", "checksums", "full"]
+LEVELS: tuple[Level, ...] = ("structure", "checksums", "full")
+SEVERITIES: tuple[Severity, ...] = ("damage", "defect", "note")
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that were checked so far, and those that will be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Parameters
+    ----------
+    severity : {"damage", "defect", "note"}
+        Whether rows are lost, or something beside them is wrong, or it is harmless.
+    path : str
+        The file, relative to the store.
+    message : str
+        What is wrong with it.
+    segment : int, optional
+        The committed segment that it belongs to.
+    rows : (int, int), optional
+        The rows concerned, from the first to before the last: of the store, or, of files under ``open/``,
+        of that open segment.
+    sample_index : (int, int), optional
+        The least and the greatest ``sample_index`` of these rows, where they can be told.
+
+    Examples
+    --------
+    >>> print(Finding(severity="damage", path="table/part-00000000.parquet", message="it is not there"))
+    damage: table/part-00000000.parquet: it is not there
+    """
+
+    severity: Severity
+    path: str
+    message: str
+    segment: int | None = None
+    rows: tuple[int, int] | None = None
+    sample_index: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        where = ""
+        if self.rows is not None:
+            where = f" (rows {self.rows[0]} to {self.rows[1] - 1}"
+            if self.sample_index is not None:
+                where += f", sample_index {self.sample_index[0]} to {self.sample_index[1]}"
+            where += ")"
+        return f"{self.severity}: {self.path}{where}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What `verify` found.
+
+    Parameters
+    ----------
+    path : str
+        The store.
+    level : {"structure", "checksums", "full"}
+        How closely it was looked at.
+    complete : bool
+        Whether the store has a manifest that can be believed.
+    rows, segments : int
+        Committed ones.
+    open_rows : int
+        Accepted rows of open segments.
+    checked_files, checked_bytes : int
+        What was read.
+    findings : tuple of Finding
+        The worst first.
+
+    Examples
+    --------
+    >>> report = Report(path="run.zarrow", level="full", complete=True)
+    >>> report.ok, report.counts
+    (True, {'damage': 0, 'defect': 0, 'note': 0})
+    """
+
+    path: str
+    level: Level
+    complete: bool = False
+    rows: int = 0
+    segments: int = 0
+    open_rows: int = 0
+    checked_files: int = 0
+    checked_bytes: int = 0
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing but notes."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many findings there are of each severity."""
+        found = Counter(finding.severity for finding in self.findings)
+        return {severity: found[severity] for severity in SEVERITIES}
+
+    def to_json(self) -> str:
+        """Return the report as one JSON object."""
+        return json.dumps({"ok": self.ok, "counts": self.counts, **asdict(self)})
+
+
+class Findings:
+    """Findings as they come in, and how far the audit is.
+
+    Parameters
+    ----------
+    level : {"structure", "checksums", "full"}
+        How closely to look.
+    progress : callable of (int, int), optional
+        Is told the bytes checked and those to check.
+    """
+
+    def __init__(self, level: Level, progress: Progress | None = None) -> None:
+        self.checksums = level != "structure"
+        self.full = level == "full"
+        self.total_bytes = 0
+        self.checked_files = 0
+        self.checked_bytes = 0
+        self._done_bytes = 0
+        self._progress = progress
+        self._found: list[Finding] = []
+
+    def add(self, finding: Finding) -> None:
+        """Take a finding down."""
+        self._found.append(finding)
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        """Take several down."""
+        self._found.extend(findings)
+
+    def damage(self, path: str, message: str, *, segment: int | None = None) -> None:
+        """Take damage down whose rows cannot be told."""
+        self.add(Finding(severity="damage", path=path, message=message, segment=segment))
+
+    def defect(self, path: str, message: str) -> None:
+        """Take a defect down."""
+        self.add(Finding(severity="defect", path=path, message=message))
+
+    def note(self, path: str, message: str, *, segment: int | None = None) -> None:
+        """Take a note down."""
+        self.add(Finding(severity="note", path=path, message=message, segment=segment))
+
+    def read(self, size_bytes: int) -> None:
+        """Count bytes that were read and checked."""
+        self.checked_bytes += size_bytes
+
+    def advance(self, size_bytes: int) -> None:
+        """Tell how much of the work is done."""
+        self._done_bytes += size_bytes
+        if self._progress is not None:
+            self._progress(min(self._done_bytes, self.total_bytes), self.total_bytes)
+
+    def sorted(self) -> tuple[Finding, ...]:
+        """Return the findings, the worst first."""
+        return tuple(sorted(self._found, key=lambda finding: SEVERITIES.index(finding.severity)))

@@ -1,0 +1,214 @@
+"""What do the pages of a Parquet file say of themselves, before anybody inflates them?
+
+A page's header declares how large it is, stored and inflated, how many values it has, and the crc32 of
+what is stored (https://parquet.apache.org/docs/file-format/data-pages/). Whoever decodes a page believes
+that: a few KiB may inflate to GiB. So before a part is decoded by `verify`, or by a writer that reopens
+it, `check_pages` walks over the headers, which takes no decompression, and refuses what no writer of ours
+produces.
+
+The headers are Thrift structs in the compact protocol
+(https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md), of which this reads
+what it needs and skips the rest, within bounds.
+
+Place: tier 2, used by `_parts` and the audits. Pure but for reading. Must not import its siblings.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zarrow.errors import CorruptionError
+
+__all__ = ["Page", "check_pages", "read_pages"]
+
+Read = Callable[[int, int], bytes]
+
+MAX_HEADER_BYTES = 1 << 20
+SMALL_BYTES = 64 << 20
+"""What every machine can spare: up to here any ratio will do."""
+MAX_RATIO = 1000
+"""zstd shrinks even constant columns less than that once they are large."""
+VALUE_BYTES = 8
+_MAX_DEPTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page's header says, in bytes but for `values`; `data_offset` is where what is stored begins."""
+
+    data_offset: int
+    stored_bytes: int
+    inflated_bytes: int
+    values: int
+    crc32: int | None
+
+
+class _Thrift:
+    """Reads structs of Thrift's compact protocol from bytes, and never beyond them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.position = 0
+
+    def _byte(self) -> int:
+        self.position += 1
+        return self._data[self.position - 1]  # IndexError: the header ends too early
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    def _integer(self) -> int:
+        value = self._varint()
+        return value >> 1 ^ -(value & 1)
+
+    def _skip(self, size_bytes: int) -> None:
+        self.position += size_bytes
+        if self.position > len(self._data):
+            raise IndexError("a value ends behind the header")
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Return a struct's integers and structs, by field; everything else is skipped."""
+        fields: dict[int, Any] = {}
+        number = 0
+        while (head := self._byte()) & 0x0F:
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            value = self._value(head & 0x0F, depth + 1, in_struct=True)
+            if value is not None:
+                fields[number] = value
+        return fields
+
+    def _value(self, kind: int, depth: int, *, in_struct: bool = False) -> Any:
+        if depth > _MAX_DEPTH:
+            raise ValueError("structs nested too deeply")
+        if kind in (1, 2):  # a boolean: in a struct its value is the type
+            return None if in_struct else self._skip(1)
+        if kind == 3:
+            return self._skip(1)
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind == 7:
+            return self._skip(8)
+        if kind == 8:
+            return self._skip(self._varint())
+        if kind in (9, 10):
+            head = self._byte()
+            size = head >> 4 if head >> 4 < 15 else self._varint()
+            return self._items(size, (head & 0x0F,), depth)
+        if kind == 11:
+            size = self._varint()
+            types = self._byte() if size else 0
+            return self._items(size, (types >> 4, types & 0x0F), depth)
+        if kind == 12:
+            return self.struct(depth)
+        raise ValueError(f"a value of the unknown type {kind}")
+
+    def _items(self, size: int, kinds: tuple[int, ...], depth: int) -> None:
+        if size > len(self._data):  # every item takes a byte
+            raise IndexError("a list ends behind the header")
+        for _ in range(size):
+            for kind in kinds:
+                self._value(kind, depth + 1)
+
+
+def _page(read: Read, offset: int, stop: int) -> Page:
+    header = read(offset, min(stop - offset, MAX_HEADER_BYTES))
+    thrift = _Thrift(header)
+    fields = thrift.struct()
+    inflated, stored, crc = fields[2], fields[3], fields.get(4)
+    values = next((fields[kind][1] for kind in (5, 7, 8) if kind in fields), 0)
+    data_offset = offset + thrift.position
+    if inflated < 0 or values < 0 or not 0 <= stored <= stop - data_offset:
+        raise ValueError(f"a page of {stored} stored and {inflated} inflated bytes with {values} values")
+    return Page(data_offset, stored, inflated, values, None if crc is None else crc & 0xFFFFFFFF)
+
+
+def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
+    """Yield what the headers of a Parquet file's pages say.
+
+    Parameters
+    ----------
+    metadata : pyarrow.parquet.FileMetaData
+        The file's.
+    read : callable of (int, int) to bytes
+        Returns so many bytes from an offset.
+    path : str
+        For messages.
+
+    Yields
+    ------
+    Page
+        Column by column.
+
+    Raises
+    ------
+    CorruptionError
+        If the headers do not fill the columns as the footer says.
+    """
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            offset = column.data_page_offset
+            if column.has_dictionary_page:
+                offset = min(offset, column.dictionary_page_offset)
+            stop = offset + column.total_compressed_size
+            try:
+                while offset < stop:
+                    page = _page(read, offset, stop)
+                    yield page
+                    offset = page.data_offset + page.stored_bytes
+            except (LookupError, TypeError, ValueError) as error:
+                raise CorruptionError(
+                    f"{path}: no page of column {column.path_in_schema!r} at byte {offset}: {error}"
+                ) from error
+
+
+def check_pages(metadata: Any, read: Read, path: str, *, checksums: bool = False) -> int:
+    """Raise unless every page can be inflated without harm.
+
+    Parameters
+    ----------
+    metadata : pyarrow.parquet.FileMetaData
+        The file's.
+    read : callable of (int, int) to bytes
+        Returns so many bytes from an offset.
+    path : str
+        For messages.
+    checksums : bool
+        Whether the pages' own checksums are checked too, where they have one.
+
+    Returns
+    -------
+    int
+        How many pages have no checksum of their own.
+
+    Raises
+    ------
+    CorruptionError
+        It names the page.
+    """
+    unchecked = 0
+    for page in read_pages(metadata, read, path):
+        largest = max(page.inflated_bytes, page.values * VALUE_BYTES)
+        if largest > SMALL_BYTES and largest > MAX_RATIO * page.stored_bytes:
+            raise CorruptionError(
+                f"{path}: the page at byte {page.data_offset} declares {page.values} values and "
+                f"{page.inflated_bytes} bytes, of {page.stored_bytes} that are stored"
+            )
+        if page.crc32 is None:
+            unchecked += 1
+        elif checksums and zlib.crc32(read(page.data_offset, page.stored_bytes)) != page.crc32:
+            raise CorruptionError(
+                f"{path}: the checksum of the page at byte {page.data_offset} does not hold"
+            )
+    return unchecked
