@@ -214,12 +214,13 @@ class Appender:
 
     def _roll(self) -> None:
         """Hand the full segment to the sealer; at most one waits there, so memory stays bounded."""
-        segment, self._segment = self._segment, None
+        segment = self._segment
         assert segment is not None
         if self._durability.batches or self._durability.seconds:
             # Rows of the next segment must not be durable before those of this one.
             segment.sync()
         self._wait_for_sealer()
+        self._segment = None  # not before: should that raise, it is ours to close
         self._sealing = self._sealer.submit(self._seal, segment, self.accepted_rows)
 
     def _seal(self, segment: OpenSegment, rows: int) -> None:

@@ -105,13 +105,16 @@ def _lock_store(root: Path, *, shared: bool, owner: Owner) -> _files.FileLock:
 
 def _empty(root: Path) -> None:
     """Remove what an earlier attempt at replacing a store left, but for the lock that we hold."""
-    for name in (layout.STORE_JSON, layout.MANIFEST_JSON):
-        _files.remove(root / name)
+    _files.remove(root / layout.MANIFEST_JSON)
     for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR, layout.ARRAYS_DIR, layout.INDEX_DIR):
         _files.remove_tree(root / name)
     for path in (root / layout.OPEN_DIR).iterdir():
         if path.name != layout.LOCK:
             _files.remove_tree(path) if path.is_dir() and not path.is_symlink() else _files.remove(path)
+    # Last: a crash before would leave something that no writer takes for a store, and none would touch.
+    for folder in (root, root / layout.OPEN_DIR):
+        _files.sync_dir(folder)
+    _files.remove(root / layout.STORE_JSON)
 
 
 def install(root: Path, path: Path) -> None:

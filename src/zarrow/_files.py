@@ -412,9 +412,13 @@ class FileLock:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(self.path)):
                     self._fd = fd
-                    if self._holder:
-                        truncate(fd, 0)
-                        write(fd, self._holder, 0)
+                    try:
+                        if self._holder:
+                            truncate(fd, 0)
+                            write(fd, self._holder, 0)
+                    except BaseException:
+                        self.release()
+                        raise
                     return True
             os.close(fd)
 
@@ -437,10 +441,12 @@ class FileLock:
     def release(self, *, remove_file: bool = False) -> None:
         """Give the lock back; more than once does no harm."""
         if self._fd >= 0:
-            if remove_file:
-                remove(self.path)
-            os.close(self._fd)
-            self._fd = -1
+            try:
+                if remove_file:
+                    remove(self.path)
+            finally:
+                os.close(self._fd)
+                self._fd = -1
 
     def __enter__(self) -> FileLock:
         return self

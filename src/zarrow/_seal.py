@@ -168,7 +168,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
         for slot, one in list(dead.items()):
             if one.rows.rows == spec.segment_rows:
                 del dead[slot]
-                seal(root, spec, _adopt(one, spec))
+                _seal_dead(root, spec, one)
             elif not one.rows.rows:
                 del dead[slot]
                 one.lock.release()
@@ -193,6 +193,14 @@ def _adopt(one: Dead, spec: StoreSpec) -> OpenSegment:
     one that a power cut then takes rows of, later rows of its writer would close up on the gap.
     """
     return OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock)
+
+
+def _seal_dead(root: Path, spec: StoreSpec, one: Dead) -> None:
+    segment = _adopt(one, spec)
+    try:
+        seal(root, spec, segment)
+    finally:
+        segment.close()
 
 
 def _remove_any(path: Path) -> None:
@@ -220,9 +228,9 @@ def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
                 lock.release()
                 discard(path)
                 continue
+            dead[path.name] = Dead(found, lock)
             if reopens is not None:
                 _files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
-            dead[path.name] = Dead(found, lock)
     except BaseException:
         release(dead.values())
         raise
@@ -354,13 +362,12 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     """
     manifest = _catalog.read_manifest(root, spec)
     dead = {one.rows.slot: one for one in recover(root, spec, owner)}
-    if dead and manifest is None:
-        reopened = reopen(root, spec, owner)
-        dead = ({} if reopened is None else {reopened.rows.slot: reopened}) | dead
     try:
+        if dead and manifest is None:
+            reopened = reopen(root, spec, owner)
+            dead = ({} if reopened is None else {reopened.rows.slot: reopened}) | dead
         if len(dead) == 1:
-            one = dead.popitem()[1]
-            seal(root, spec, _adopt(one, spec))
+            _seal_dead(root, spec, dead.popitem()[1])
         elif dead:
             _pack(root, spec, dead)
     finally:
@@ -379,8 +386,10 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     room = spec.segment_rows
     for slot, one in dead.items():
         segment = _adopt(one, spec)
-        segment.sync()  # a claim stands for rows that no power cut takes
-        segment.close(keep_lock=True)
+        try:
+            segment.sync()  # a claim stands for rows that no power cut takes
+        finally:
+            segment.close(keep_lock=True)
         start = one.start
         while start < one.rows.rows:
             stop = min(one.rows.rows, start + room)
