@@ -189,6 +189,17 @@ class Writer:
         """Rows that survive a power cut, those that the store held when it was opened included."""
         return self._appender.durable_rows
 
+    def describe(self, provenance: Mapping[str, Any]) -> None:
+        """Add to the provenance of a store that the first batch will make.
+
+        Parameters
+        ----------
+        provenance : mapping
+            JSON values that say where the rows come from. Of no effect on a store that is there already:
+            what it is never changes.
+        """
+        self._provenance |= provenance
+
     # The caller's side
 
     def append(
