@@ -119,15 +119,22 @@ def _show_summary(summary: Summary) -> None:
         f"{summary.accuracy:.1%} of the digits kept from training are classified correctly"
     )
     out.print(f"picture [bold]{escape(str(summary.picture))}[/], model {escape(str(summary.checkpoint))}")
-    out.print("\nOpen it:", style="bold")
     name = escape(str(summary.store))
-    for line in (
-        f"zarrow head {name}",
-        f"duckdb -c \"from '{name}/table/*.parquet' select predicted, count(*) group by all order by all\"",
-        f"python -c \"import zarrow; s = zarrow.open('{name}'); print(s['query_embed'][:3])\"",
-        f"python -c \"import xarray as xr; print(xr.open_zarr('{name}/embeddings.zarr'))\"",
-    ):
-        out.print(f"  [cyan]{line}[/]", soft_wrap=True)
+    commands = {
+        "Open it:": (
+            f"zarrow head {name}",
+            f"python -c \"import zarrow; s = zarrow.open('{name}'); print(s['query_embed'][:3])\"",
+            f"python -c \"import zarr; print(zarr.open_group('{name}/embeddings.zarr')['query_embed'].info)\"",
+        ),
+        "With DuckDB or xarray installed:": (
+            f"duckdb -c \"from '{name}/table/*.parquet' select predicted, count(*) group by all order by all\"",
+            f"python -c \"import xarray; print(xarray.open_zarr('{name}/embeddings.zarr'))\"",
+        ),
+    }
+    for title, lines in commands.items():
+        out.print(f"\n[bold]{title}[/]")
+        for line in lines:
+            out.print(f"  [cyan]{line}[/]", soft_wrap=True)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
