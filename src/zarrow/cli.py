@@ -124,10 +124,10 @@ def _show_summary(summary: Summary) -> None:
         "Open it:": (
             f"zarrow head {name}",
             f"python -c \"import zarrow; s = zarrow.open('{name}'); print(s['query_embed'][:3])\"",
-            f"python -c \"import zarr; print(zarr.open_group('{name}/embeddings.zarr')['query_embed'].info)\"",
+            f"python -c \"import zarr; print(zarr.open('{name}/embeddings.zarr')['query_embed'].info)\"",
         ),
         "With DuckDB or xarray installed:": (
-            f"duckdb -c \"from '{name}/table/*.parquet' select predicted, count(*) group by all order by all\"",
+            f"duckdb -c \"from '{name}/table/*.parquet' select predicted, count(*) group by all\"",
             f"python -c \"import xarray; print(xarray.open_zarr('{name}/embeddings.zarr'))\"",
         ),
     }
