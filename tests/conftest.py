@@ -1,0 +1,50 @@
+"""What all tests share: how thorough to be, and the figures that they print at the end."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests of one folder can share a module
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--profile",
+        choices=("ci", "long"),
+        default=os.environ.get("ZARROW_TEST_PROFILE", "ci"),
+        help="how many states the crash tests and the state machines try: minutes, or hours",
+    )
+
+
+@pytest.fixture(scope="session")
+def profile(request: pytest.FixtureRequest) -> str:
+    """Return the profile that was asked for."""
+    return str(request.config.getoption("--profile"))
+
+
+@pytest.fixture
+def figures(record_property):
+    """Return a function that notes a figure, to be printed when all tests are done."""
+
+    def note(what: str, **numbers: int) -> None:
+        record_property("figures", (what, numbers))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print the figures: points and states tried, and what was wrong with them."""
+    totals: dict[str, dict[str, int]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "figures" and report.when == "call":
+                    total = totals.setdefault(value[0], {})
+                    for key, number in value[1].items():
+                        total[key] = total.get(key, 0) + number
+    if totals:
+        terminalreporter.section("figures")
+        for what, numbers in sorted(totals.items()):
+            terminalreporter.write_line(f"{what}: " + ", ".join(f"{n:,} {key}" for key, n in numbers.items()))

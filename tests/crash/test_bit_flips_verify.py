@@ -1,0 +1,140 @@
+"""One bit of a store is flipped: does `verify` find it? Every kind of file, whole and killed stores.
+
+By default every bit of the files up to 300 bytes is flipped and one bit of every byte of the others;
+``-m long`` flips every bit. Run with ``-s`` to see the figures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import zarrow
+from zarrow import _catalog, _open_segment, layout
+
+ALL_BITS_BYTES = 300
+
+WRITE = """
+import os, signal, sys
+import numpy as np
+import zarrow
+
+path, rows, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+values = np.random.default_rng(0)
+writer = zarrow.Writer(path, keys=["id"], segment_rows=8, codecs={"z": "zstd"}, provenance={"host": "h"})
+for start in range(0, rows, 3):
+    n = min(3, rows - start)
+    writer.append(
+        {"id": np.arange(start, start + n), "q": [f"q{row % 3}" for row in range(start, start + n)]},
+        {"e": values.random((n, 2), np.float32), "z": values.integers(0, 9, (n, 3)).astype("i2")},
+        np.arange(start, start + n) * 2,
+    )
+if end == "finalize":
+    writer.finalize()
+elif end == "kill":
+    writer.flush(durable=True)
+    writer.append({"id": [90], "q": ["last"]}, {"e": np.ones((1, 2), "f4"), "z": np.ones((1, 3), "i2")})
+    writer.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module", params=["complete", "killed"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two segments; the killed one has an open segment, one of whose rows is not durable."""
+    path = tmp_path_factory.mktemp("flips") / f"{request.param}.zarrow"
+    rows, end = ("11", "finalize") if request.param == "complete" else ("12", "kill")
+    done = subprocess.run([sys.executable, "-c", WRITE, str(path), rows, end], check=False)
+    assert done.returncode in (0, -9)
+    return path
+
+
+def unvouched(store: Path) -> dict[Path, int]:
+    """Return, of an open segment's files, how many first bytes some frame vouches for."""
+    spec = _catalog.read_spec(store)
+    counted = {}
+    for slot in _open_segment.slots(store):
+        found = _open_segment.read(slot, spec)
+        assert found is not None
+        for index, array in enumerate(spec.arrays):
+            rows = slot / layout.rows_name(array.name)
+            if array.is_plain:
+                counted[rows] = found.rows * array.row_bytes
+                continue
+            used = found.rows % array.chunk_rows
+            side = found.frames[-1].arrays[index].tail_side if found.frames else 0
+            counted[rows] = sum(c.size_bytes for f in found.frames for c in f.arrays[index].chunks)
+            counted[slot / layout.tail_name(array.name, side)] = used * array.row_bytes
+            counted[slot / layout.tail_name(array.name, 1 - side)] = 0
+    return counted
+
+
+def kind_of(path: Path) -> str:
+    """Return what kind of file a path is, for the figures."""
+    parts = path.parts
+    if "c" in parts:
+        return "shards"
+    if parts[0] == "open":
+        return "open/" + (path.suffix or path.name)
+    return parts[0] if len(parts) == 1 else f"{parts[0]}/*{path.suffix}"
+
+
+def flips(path: Path, counted: int, every: bool) -> Iterator[int]:
+    """Yield the numbers of the bits to flip."""
+    size = min(path.stat().st_size, counted)
+    for byte in range(size):
+        bits = range(8) if every or size <= ALL_BITS_BYTES else [byte * 5 % 8]
+        yield from (byte * 8 + bit for bit in bits)
+
+
+def check_flips(store: Path, tmp_path: Path, *, every: bool) -> None:
+    """Flip bits one after the other; every one must be found, at the path it is in or one that leads to it."""
+    copy = tmp_path / "copy.zarrow"
+    shutil.copytree(store, copy)
+    before = zarrow.verify(copy)
+    assert before.ok, before.findings
+    limits = unvouched(copy)
+    flipped: Counter[str] = Counter()
+    left_out = 0
+    missed = []
+    for path in sorted(path for path in copy.rglob("*") if path.is_file()):
+        relative = path.relative_to(copy)
+        counted = limits.get(path, sys.maxsize)
+        left_out += max(0, path.stat().st_size - counted)
+        with path.open("r+b", buffering=0) as file:
+            data = file.read()
+            for bit in flips(path, counted, every):
+                byte, mask = bit // 8, 1 << bit % 8
+                file.seek(byte)
+                file.write(bytes([data[byte] ^ mask]))
+                report = zarrow.verify(copy)
+                if report.ok or not report.counts["damage"] + report.counts["defect"]:
+                    missed.append((str(relative), bit))
+                file.seek(byte)
+                file.write(data[byte : byte + 1])
+                flipped[kind_of(relative)] += 1
+    assert zarrow.verify(copy).findings == before.findings
+    print(f"\n{store.name}: {flipped.total()} bits flipped, {len(missed)} missed by verify")
+    for kind, count in sorted(flipped.items()):
+        print(f"  {kind:30} {count:8}")
+    print(f"  bytes that no frame vouches for, left out: {left_out}")
+    assert not missed
+
+
+@pytest.mark.slow
+def test_verify_finds_flipped_bits(store: Path, tmp_path: Path) -> None:
+    """No flipped bit of a small store is missed, whatever file it is in."""
+    check_flips(store, tmp_path, every=False)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_verify_finds_every_flipped_bit(store: Path, tmp_path: Path) -> None:
+    """Not one bit of a small store can be flipped unnoticed."""
+    check_flips(store, tmp_path, every=True)

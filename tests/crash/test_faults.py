@@ -1,0 +1,190 @@
+"""The operating system refuses a call: the writer says so, says what is safe, and the store reopens."""
+
+import contextlib
+import errno
+import random
+
+import pytest
+
+from crash.disk import Disk, Recorder, Tree
+from crash.states import State, Tally
+from crash.workloads import (
+    NAME,
+    WORKLOADS,
+    Run,
+    calls,
+    check_state,
+    finish_and_check,
+    record,
+    scratch,
+    small_chunks,
+)
+from zarrow import _directory, _files
+from zarrow.errors import WriteFailedError, ZarrowError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch):
+    monkeypatch.setattr(_directory, "LOCK_TIMEOUT_S", 0.0)
+
+
+KINDS = {
+    "pwrite": ("ENOSPC", "EDQUOT", "EIO", "short", "EINTR", "nothing", "dead"),
+    "fsync": ("EIO", "ENOSPC", "EDQUOT", "dead"),
+    "fsync_dir": ("EIO", "dead"),
+    "open": ("ENOSPC", "EMFILE", "EIO", "dead"),
+    "mkdir": ("ENOSPC", "EDQUOT", "EIO", "dead"),
+    "link": ("ENOSPC", "EMLINK", "EIO", "dead"),
+    "rename": ("ENOSPC", "EIO", "dead"),
+    "unlink": ("EIO", "EACCES", "dead"),
+    "rmdir": ("EIO", "dead"),
+    "ftruncate": ("EIO", "EFBIG", "dead"),
+}
+
+
+EVERY = {"straddling": 4, "many arrays": 4, "reopen and append": 4}
+"""In CI the calls of these workloads, which the others make too, are refused one in four."""
+
+
+class Faulty(Recorder):
+    """Refuses, or does a part of, one call."""
+
+    def __init__(self, top, number, kind=None, turn=0):
+        super().__init__(top)
+        self.target, self.kind, self.turn = number, kind, turn
+        self.hit, self.hit_call = None, ""
+        self.before = self.fault
+
+    def fault(self, number, name, args):
+        if number != self.target:
+            return None
+        kinds, self.hit_call = KINDS[name], name
+        self.hit = kind = self.kind if self.kind is not None else kinds[(number + self.turn) % len(kinds)]
+        if kind not in kinds:
+            self.hit = None
+            return None
+        if kind == "dead":
+            self.dead = True
+            return None
+        if kind == "short":
+            file, data, offset = args
+            part = data[: max(1, len(data) // 2)]
+
+            def short():
+                self.torn(file, part, offset)
+                return len(part)
+
+            return short
+        if kind == "nothing":
+            return lambda: 0
+
+        def refuse():
+            raise OSError(getattr(errno, kind), f"refused by the test ({kind})")
+
+        return refuse
+
+
+def run_with_fault(workload, number, kind, turn, rng):
+    """Run a workload with one call refused and judge how it took it; return what kind it was."""
+    with scratch() as top, small_chunks(workload):
+        recorder = Faulty(top, number, kind, turn)
+        run = Run(top / NAME, workload, recorder)
+        if workload.prepare is not None:
+            workload.prepare(run)
+        base = Tree.take(top)
+        recorder.promise = {stream: (rows, rows) for stream, rows in run.counted.items()}
+        recorder.progress = run.progress
+        error = None
+        with calls(recorder):
+            try:
+                workload.script(run)
+            except BaseException as raised:  # noqa: BLE001 - Killed is one, and all are judged
+                error = raised
+            writers = [writer for writer, _ in run.writers.values()]
+            for writer in writers:
+                with contextlib.suppress(BaseException):
+                    writer.close()
+        promise = recorder.note()
+        if recorder.hit is None:
+            return None
+        if recorder.hit == "short":
+            assert error is None, f"a short write was not continued: {error!r}"
+        elif recorder.hit != "dead" and error is not None:
+            wanted = errno.EIO if recorder.hit == "nothing" else getattr(errno, recorder.hit)
+            assert isinstance(error, OSError), f"not an OSError: {error!r}"
+            assert error.errno == wanted, f"errno {error.errno}, the system said {recorder.hit}"
+            if isinstance(error, WriteFailedError) and writers:
+                for writer in writers:
+                    assert error.durable_rows <= error.accepted_rows <= writer.queued_rows
+                with contextlib.suppress(StopIteration), pytest.raises((ZarrowError, OSError)):
+                    writers[-1].append({"id": [1], "s": ["x"]}, {})
+        accepted = {stream: rows for stream, (rows, _) in promise.items()}
+        durable = {stream: rows for stream, (_, rows) in promise.items()}
+        if error is None:
+            accepted = dict(run.counted)  # nobody heard of a fault, so nothing may be missing
+        after = Tree.take(top)
+        if recorder.hit != "dead":  # whoever refuses must let go of the store
+            finish_and_check(top / NAME, workload, accepted)
+    if recorder.hit == "dead":
+        check_state(after, workload, accepted, thorough=False)
+    if recorder.hit_call.startswith("fsync") and recorder.hit != "dead":
+        disk = Disk(base)
+        for call in recorder.log:
+            disk.do(call)
+        # What a failed fsync leaves is what a power cut leaves: the kernel has dropped the bytes.
+        check_state(disk.cut(rng), workload, durable, thorough=False)
+    return recorder.hit
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_refused_call_loses_no_accepted_row_and_is_not_swallowed(name, figures, profile):
+    """After any call that fails, the writer raises its errno, and what was accepted is still there."""
+    workload, rng = WORKLOADS[name], random.Random(name)
+    tally, kinds = Tally(), {}
+    kinds_tried = (None,) if profile == "ci" else sorted({kind for some in KINDS.values() for kind in some})
+    numbers = len(record(workload).log)
+    turn = list(WORKLOADS).index(name)
+    for number in range(0, numbers, EVERY.get(name, 1) if profile == "ci" else 1):
+        for kind in kinds_tried:
+            state = State(f"{name}, call {number}, {kind}", None, {})
+
+            def judge(state, number=number, kind=kind):
+                hit = run_with_fault(workload, number, kind, turn, rng)
+                if hit is not None:
+                    tally.states += 1
+                    kinds[hit] = kinds.get(hit, 0) + 1
+
+            tally.check(state, judge)
+    figures("faults at every call", calls=numbers, faults=tally.states, bad=len(tally.bad), **kinds)
+    assert not tally.bad, "\n".join(tally.bad[:20])
+
+
+def test_an_fsync_that_failed_is_not_tried_again():
+    """A writer whose fsync failed calls no fsync on that file any more."""
+    workload = WORKLOADS["small"]
+    log = record(workload).log
+    failing = [
+        number for number, call in enumerate(log) if call.name == "fsync" and call.args[1].endswith("e.rows")
+    ]
+    with scratch() as top, small_chunks(workload):
+        recorder = Faulty(top, failing[0], "EIO")
+        run = Run(top / NAME, workload, recorder)
+        with calls(recorder), pytest.raises(WriteFailedError):
+            workload.script(run)
+        tried = recorder.number
+        with calls(recorder), pytest.raises((WriteFailedError, ZarrowError)):
+            run.writers[0][0].close()
+        again = [call for call in recorder.log if call.name == "fsync" and call.args[1].endswith("e.rows")]
+        assert recorder.hit == "EIO"
+        assert not again, f"after {tried} calls: {again}"
+
+
+def test_a_write_that_writes_nothing_and_reports_no_error_is_an_error(tmp_path):
+    """A file system that takes no bytes and says nothing does not hang the writer."""
+    with calls(_files.Calls()) as table:
+        table.pwrite = lambda fd, data, offset: 0
+        fd = _files.create(tmp_path / "file")
+        with pytest.raises(OSError, match="wrote nothing"):
+            _files.write(fd, b"rows", 0)

@@ -1,0 +1,56 @@
+"""A process that is killed at any call, or inside of one, loses no accepted row."""
+
+import random
+
+import pytest
+
+from crash.disk import Disk
+from crash.states import cuts, judge_all, kills, record_recovery
+from crash.workloads import WORKLOADS, record
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_change_of_the_disk_goes_through_the_table_of_calls(name):
+    """Replaying the recorded calls gives exactly the files that the run left."""
+    recording = record(WORKLOADS[name])
+    disk = Disk(recording.base)
+    for call in recording.log:
+        disk.do(call)
+    assert disk.now().files() == recording.end.files()
+    assert disk.now().dirs == recording.end.dirs
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_kill_at_any_call_loses_no_accepted_row(name, figures, profile):
+    """Whatever call a SIGKILL precedes or tears, accepted rows are there once and the run can go on."""
+    recording = record(WORKLOADS[name])
+    tally = judge_all(kills(recording), WORKLOADS[name], thorough_every=3 if profile == "ci" else 1)
+    figures("kill and tear at every call", calls=len(recording.log), states=tally.states, bad=len(tally.bad))
+    assert not tally.bad, "\n".join(tally.bad)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_crash_inside_recovery_or_finalize_is_harmless(name, figures, profile):
+    """Recovery and finalize, killed or cut off from power at any of their calls, lose nothing either."""
+    rng = random.Random(name)
+    recording = record(WORKLOADS[name])
+    points = range(len(recording.log) + 1)
+    if profile == "ci":
+        points = sorted(rng.sample(points, 5))
+    states = distinct = 0
+    bad: list[str] = []
+    for point in points:
+        disk, recovery = record_recovery(recording, point)
+        for found in (kills(recovery, torn=profile == "long"), cuts(recovery, rng, 1, disk)):
+            tally = judge_all(found, WORKLOADS[name], thorough_every=25)
+            states, distinct, bad = states + tally.states, distinct + tally.distinct, bad + tally.bad
+    figures(
+        "crash inside recovery and finalize",
+        crashes=len(points),
+        states=states,
+        distinct=distinct,
+        bad=len(bad),
+    )
+    assert not bad, f"recovery after a kill at calls {points}:\n" + "\n".join(bad[:20])

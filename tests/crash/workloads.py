@@ -1,0 +1,519 @@
+"""Which runs are killed, and what must be true of whatever they leave?
+
+A row's content follows from its identifier, ``stream * STREAM + n``: the n-th row that one writer (one
+stream) appended. So every row that is ever read can be checked by itself, and a stream's rows tell
+whether they are an exact prefix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import pyarrow.parquet as pq
+import zarr
+
+from crash.disk import Recorder, Tree
+from zarrow import _catalog, _files, _open_segment, layout
+from zarrow.writer import Writer
+
+STREAM = 1_000_000
+_ZSTD = numcodecs.Zstd()
+NAME = "run.zarrow"
+
+
+class WrongStoreError(AssertionError):
+    """A store broke an invariant."""
+
+
+def require(truth: bool, message: str) -> None:
+    """Raise `WrongStoreError` unless something is true."""
+    if not truth:
+        raise WrongStoreError(message)
+
+
+def ids_of(stream: int, start: int, stop: int) -> np.ndarray:
+    """Return the identifiers of rows `start` to `stop` of a stream."""
+    return np.arange(start, stop, dtype=np.int64) + stream * STREAM
+
+
+def vectors_of(arrays: Mapping[str, tuple[tuple[int, ...], str]], ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the vectors that belong to identifiers."""
+    made = {}
+    for name, (shape, dtype) in arrays.items():
+        grid = ids.reshape(-1, *[1] * len(shape)) * 31 + np.arange(np.prod(shape)).reshape(shape) + 1
+        made[name] = (grid % 251 + 1).astype(dtype) if np.dtype(dtype).itemsize < 4 else grid.astype(dtype)
+    return made
+
+
+def names_of(ids: np.ndarray) -> list[str]:
+    """Return the strings that belong to identifiers."""
+    return [f"s{number}" for number in ids.tolist()]
+
+
+@dataclass
+class Run:
+    """One recorded run: its writers report what they promise to the recorder."""
+
+    path: Path
+    workload: Workload
+    recorder: Recorder
+    counted: dict[int, int] = field(default_factory=dict)
+    writers: dict[int, tuple[Any, int]] = field(default_factory=dict)
+
+    def progress(self) -> dict[int, tuple[int, int]]:
+        """Return accepted and durable rows per stream."""
+        return {
+            stream: (before + writer.accepted_rows, before + writer.durable_rows)
+            for stream, (writer, before) in self.writers.items()
+        }
+
+    def open(self, stream: int = 0, **options: Any) -> Writer:
+        """Open a writer whose promises the recorder notes from now on."""
+        writer = Writer(self.path, **{**self.workload.options, **options})
+        # What it counts of other streams is none of its own promise.
+        self.writers[stream] = (writer, self.counted.get(stream, 0) - writer.accepted_rows)
+        return writer
+
+    def append(self, writer: Writer, rows: int, stream: int = 0) -> None:
+        """Append the next rows of a stream."""
+        start = self.counted.get(stream, 0)
+        ids = ids_of(stream, start, start + rows)
+        writer.append(
+            {"id": ids, "s": names_of(ids)}, vectors_of(self.workload.arrays, ids), sample_index=ids
+        )
+        self.counted[stream] = start + rows
+
+    def done(self, stream: int = 0) -> None:
+        """Keep the last promise of a writer that is closed."""
+        self.recorder.note()
+        self.writers.pop(stream, None)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run to be killed."""
+
+    name: str
+    script: Callable[[Run], None]
+    totals: dict[int, int]
+    prepare: Callable[[Run], None] | None = None
+    arrays: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=lambda: {"e": ((4,), "float32")})
+    options: dict[str, Any] = field(default_factory=dict)
+    chunk_bytes: int = 256
+
+
+def _small(run: Run) -> None:
+    writer = run.open()
+    for _ in range(10):
+        run.append(writer, 16)
+    writer.flush(durable=True)
+    for _ in range(3):
+        run.append(writer, 5)
+    writer.close()
+    run.done()
+
+
+def _straddling(run: Run) -> None:
+    writer = run.open()
+    for rows in (37, 1, 50, 3, 100, 20, 7):
+        run.append(writer, rows)
+    writer.close()
+    run.done()
+
+
+def _many(run: Run) -> None:
+    writer = run.open(durability="batch")
+    for rows in (30, 30, 30, 50, 11):
+        run.append(writer, rows)
+    writer.flush()
+    writer.close()
+    run.done()
+
+
+def _compressed(run: Run) -> None:
+    writer = run.open()
+    for rows in (10, 3, 20, 9, 40, 1, 30):
+        run.append(writer, rows)
+    writer.flush(durable=True)
+    for rows in (3, 30, 5, 5, 9):
+        run.append(writer, rows)
+    writer.flush()
+    writer.finalize()
+    run.done()
+
+
+def _complete(run: Run) -> None:
+    writer = run.open()
+    for rows in (50, 60):
+        run.append(writer, rows)
+    writer.finalize()
+    run.done()
+
+
+def _reopen(run: Run) -> None:
+    writer = run.open()
+    run.append(writer, 30)
+    writer.close()
+    run.done()
+    writer = run.open()
+    run.append(writer, 7)
+    writer.finalize()
+    run.done()
+    writer = run.open()
+    run.append(writer, 5)
+    writer.finalize()
+    run.done()
+
+
+def _tails(run: Run) -> None:
+    writers = [run.open(stream, shared=True) for stream in range(3)]
+    for stream, writer in enumerate(writers):
+        for _ in range(3):
+            run.append(writer, 11 + 5 * stream, stream)
+            writer.flush()
+    for stream, writer in enumerate(writers):
+        writer.close()
+        run.done(stream)
+
+
+def _finalize(run: Run) -> None:
+    run.open(0).finalize()
+    run.done(0)
+
+
+TWO = {"e": ((4,), "float32"), "y": ((2, 3), "int16")}
+OPTIONS: dict[str, Any] = {"keys": ["id"], "segment_rows": 32, "mode": "a"}
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("small", _small, {0: 175}, options=OPTIONS | {"segment_rows": 64}),
+        Workload("straddling", _straddling, {0: 218}, options=OPTIONS),
+        Workload("many arrays", _many, {0: 151}, arrays=TWO, options=OPTIONS | {"segment_rows": 64}),
+        Workload(
+            "compressed", _compressed, {0: 165}, options=OPTIONS | {"segment_rows": 64, "codecs": "zstd"}
+        ),
+        Workload("reopen and append", _reopen, {0: 152}, _complete, arrays=TWO, options=OPTIONS),
+        Workload(
+            "finalize", _finalize, {0: 33, 1: 48, 2: 63}, _tails, arrays=TWO,
+            options=OPTIONS | {"segment_rows": 64, "codecs": {"y": "zstd"}},
+        ),
+    )
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Make a directory in memory, if that can be had: a test has its own model of what is synced."""
+    memory = Path("/dev/shm")
+    folder = tempfile.mkdtemp(prefix="zarrow-", dir=memory if os.access(memory, os.W_OK) else None)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def calls(recorder: Any) -> Iterator[Any]:
+    """Put a table of calls in the place of the real one."""
+    before, _files.calls = _files.calls, recorder
+    try:
+        yield recorder
+    finally:
+        _files.calls = before
+
+
+@contextlib.contextmanager
+def small_chunks(workload: Workload) -> Iterator[None]:
+    """Let segments of a few rows have several chunks."""
+    before, layout.TARGET_CHUNK_BYTES = layout.TARGET_CHUNK_BYTES, workload.chunk_bytes
+    try:
+        yield
+    finally:
+        layout.TARGET_CHUNK_BYTES = before
+
+
+@dataclass
+class Recording:
+    """The state that a run began with, its calls, and what was promised and appended at the end."""
+
+    workload: Workload
+    base: Tree
+    log: list[Any]
+    promise: dict[int, tuple[int, int]]
+    base_promise: dict[int, tuple[int, int]]
+    end: Tree
+
+
+def record(workload: Workload, make: Callable[[Path], Recorder] = Recorder) -> Recording:
+    """Run a workload undisturbed and write down its calls."""
+    with scratch() as top, small_chunks(workload):
+        recorder = make(top)
+        run = Run(top / NAME, workload, recorder)
+        if workload.prepare is not None:
+            workload.prepare(run)
+        base = Tree.take(top)
+        begun = {stream: (rows, rows) for stream, rows in run.counted.items()}
+        recorder.promise = begun
+        recorder.progress = run.progress
+        with calls(recorder):
+            workload.script(run)
+        recorder.note()
+        return Recording(workload, base, recorder.log, recorder.promise, begun, Tree.take(top))
+
+
+# What must be true
+
+
+def _streams(ids: np.ndarray) -> dict[int, np.ndarray]:
+    return {int(stream): ids[ids // STREAM == stream] % STREAM for stream in np.unique(ids // STREAM)}
+
+
+def check_rows(
+    workload: Workload, ids: np.ndarray, names: list[str], vectors: Mapping[str, np.ndarray], what: str
+) -> dict[int, int]:
+    """Check rows against their identifiers; return how many rows of each stream there are."""
+    require(names == names_of(ids), f"{what}: table columns disagree")
+    for name, expected in vectors_of(workload.arrays, ids).items():
+        got = vectors[name]
+        require(got.shape == expected.shape, f"{what}: {name!r} has shape {got.shape}, table {len(ids)} rows")
+        wrong = np.flatnonzero((got != expected).any(axis=tuple(range(1, got.ndim))))
+        require(not wrong.size, f"{what}: {name!r} is wrong in rows {wrong[:5]} of {len(ids)}")
+    counts = {}
+    for stream, numbers in _streams(ids).items():
+        require(
+            np.array_equal(numbers, np.arange(len(numbers))),
+            f"{what}: stream {stream} is no exact prefix: {len(numbers)} rows, {numbers[:3]}…{numbers[-3:]}",
+        )
+        counts[stream] = len(numbers)
+    return counts
+
+
+def read_table(path: Path, segments: int) -> tuple[np.ndarray, list[str]]:
+    """Read the first parts of a store with pyarrow."""
+    ids: list[np.ndarray] = []
+    names: list[str] = []
+    rows = 0
+    for segment in range(segments):
+        file = path / f"table/part-{segment:08d}.parquet"
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            part = parquet.read(use_threads=False)
+        require(part["row"].to_pylist() == list(range(rows, rows + len(part))), f"part {segment}: row column")
+        require(part["sample_index"].to_pylist() == part["id"].to_pylist(), f"part {segment}: sample_index")
+        rows += len(part)
+        ids.append(part["id"].to_numpy())
+        names.extend(part["s"].to_pylist())
+    return np.concatenate([np.empty(0, np.int64), *ids]), names
+
+
+def read_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
+    """Read all arrays with zarr; None before there is a group."""
+    if not (path / "embeddings.zarr/zarr.json").exists():
+        return None
+    group = zarr.open_group(path / "embeddings.zarr", mode="r")
+    return {name: np.asarray(group[name][:]) for name in workload.arrays}
+
+
+def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
+    """Read all arrays by what the Zarr specification says, which is ten times faster than zarr."""
+    try:
+        group = json.loads((path / "embeddings.zarr/zarr.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    arrays = {}
+    for name, metadata in group["consolidated_metadata"]["metadata"].items():
+        rows, *shape = metadata["shape"]
+        segment_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        sharding = metadata["codecs"][0]["configuration"]
+        chunk_rows, codecs = sharding["chunk_shape"][0], [codec["name"] for codec in sharding["codecs"]]
+        require(codecs in (["bytes"], ["bytes", "zstd"]), f"codecs {codecs}")
+        pieces = [np.empty((0, *shape), metadata["data_type"])]
+        for segment in range(-(-rows // segment_rows)):
+            shard = (path / f"embeddings.zarr/{name}/c/{segment}" / "/".join("0" * len(shape))).read_bytes()
+            chunks = segment_rows // chunk_rows
+            index = shard[len(shard) - 16 * chunks - 4 :]
+            require(google_crc32c.value(index[:-4]) == int.from_bytes(index[-4:], "little"), "shard index")
+            left = min(segment_rows, rows - segment * segment_rows)
+            for offset, size in (
+                np.frombuffer(index[:-4], "<u8").reshape(-1, 2)[: -(-left // chunk_rows)].tolist()
+            ):
+                require(offset + size <= len(shard), f"{name!r} has a chunk at {offset} of {size} bytes")
+                data = shard[offset : offset + size]
+                data = _ZSTD.decode(data) if "zstd" in codecs else data
+                pieces.append(np.frombuffer(data, metadata["data_type"]).reshape(-1, *shape))
+            pieces[-1] = pieces[-1][: (left - 1) % chunk_rows + 1]
+        arrays[name] = np.concatenate(pieces)
+    return arrays
+
+
+def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -> int:
+    """Check what stock readers see of a store that nobody recovered: committed rows and nothing else."""
+    if not (path / "zarrow.json").exists():
+        require(not (path / "embeddings.zarr/zarr.json").exists(), "a Zarr group without a store")
+        return 0
+    # The records by themselves, so that what decides here is not the code under test.
+    records = sorted((path / "segments").glob("*.json")) if (path / "segments").exists() else []
+    dense = 0
+    while dense < len(records) and records[dense].name == f"{dense:08d}.json":
+        dense += 1
+    rows = sum(json.loads(record.read_bytes())["rows"] for record in records[:dense])
+    snapshot = _catalog.read_snapshot(path)
+    if (path / "manifest.json").exists():
+        require(snapshot.complete and dense == len(records), "a manifest and a gap")
+        require(
+            json.loads((path / "manifest.json").read_bytes())["rows"] == rows, "manifest and records disagree"
+        )
+    require(snapshot.rows == rows, f"the snapshot has {snapshot.rows} rows, the records {rows}")
+    ids, names = read_table(path, dense)
+    require(len(ids) == rows, f"the parts have {len(ids)} rows, the records {rows}")
+    arrays = read_arrays(path, workload) if stock else decode_arrays(path, workload)
+    if arrays is None:
+        return 0
+    metadata = json.loads((path / "embeddings.zarr/zarr.json").read_bytes())["consolidated_metadata"][
+        "metadata"
+    ]
+    require(metadata.keys() == workload.arrays.keys(), "the group lists other arrays")
+    lengths = {len(array) for array in arrays.values()}
+    require(max(lengths) <= rows, f"Zarr shows {max(lengths)} rows, {rows} are committed")
+    for name, array in arrays.items():
+        expected = vectors_of({name: workload.arrays[name]}, ids[: len(array)])[name]
+        require(np.array_equal(array, expected), f"Zarr shows wrong rows of {name!r}")
+    require(names == names_of(ids), "the table is wrong")
+    return rows
+
+
+def check_complete(path: Path, workload: Workload, what: str, *, stock: bool = True) -> dict[int, int]:
+    """Check a finalized store with stock readers; return how many rows of each stream it has."""
+    parts = sorted(os.listdir(path / "table"))
+    require(parts == [f"part-{index:08d}.parquet" for index in range(len(parts))], f"{what}: parts {parts}")
+    require((path / "manifest.json").exists(), f"{what}: no manifest")
+    left = [name for name in os.listdir(path / "open") if name != "lock"]
+    require(not left, f"{what}: open/ has {left}")
+    claims = [name for name in os.listdir(path / "segments") if name.endswith(".claim")]
+    require(not claims, f"{what}: {claims} left")
+    ids, names = read_table(path, len(parts))
+    arrays = read_arrays(path, workload) if stock else decode_arrays(path, workload)
+    require(arrays is not None, f"{what}: no Zarr group")
+    return check_rows(workload, ids, names, arrays, what)
+
+
+def check_promise(
+    counts: Mapping[int, int], promise: Mapping[int, int], totals: Mapping[int, int], what: str
+) -> None:
+    """Check that all promised rows are there, and none that was never appended."""
+    for stream, rows in promise.items():
+        require(
+            counts.get(stream, 0) >= rows, f"{what}: stream {stream}: {counts.get(stream, 0)} of {rows} rows"
+        )
+    for stream, rows in counts.items():
+        require(
+            rows <= totals.get(stream, 0),
+            f"{what}: stream {stream}: {rows} rows, {totals.get(stream, 0)} appended",
+        )
+
+
+def open_rows(path: Path) -> int:
+    """Return the accepted rows of a store's open segments."""
+    spec = _catalog.read_spec(path)
+    found = [_open_segment.read(slot, spec) for slot in _open_segment.slots(path)]
+    return sum(one.rows for one in found if one is not None)
+
+
+def recover_and_check(
+    path: Path, workload: Workload, promise: Mapping[int, int], *, twice: bool
+) -> dict[int, int]:
+    """Recover a store, resume the run, finish it, and check that it is what it would have been.
+
+    Returns
+    -------
+    dict
+        Rows of each stream after recovery.
+    """
+    with small_chunks(workload):
+        counts = {}
+        if len(workload.totals) > 1:
+            Writer(path, **workload.options).finalize()
+            counts = check_complete(path, workload, "finalized")
+            check_promise(counts, promise, workload.totals, "finalized")
+        writer = Writer(path, **workload.options)
+        rows = writer.accepted_rows
+        if len(workload.totals) == 1:
+            counts = dict.fromkeys(workload.totals, rows)
+            check_promise(counts, promise, workload.totals, "recovered")
+        require(rows == sum(counts.values()), f"{rows} rows after recovery, {counts} before")
+        if twice:
+            writer.close()
+            writer = Writer(path, **workload.options)
+            require(
+                writer.accepted_rows == rows,
+                f"{writer.accepted_rows} rows after a second recovery, {rows} before",
+            )
+        for stream, total in workload.totals.items():
+            have = counts.get(stream, 0)
+            if have < total:
+                ids = ids_of(stream, have, total)
+                arrays = vectors_of(workload.arrays, ids)
+                writer.append({"id": ids, "s": names_of(ids)}, arrays, sample_index=ids)
+        writer.finalize()
+        final = check_complete(path, workload, "resumed")
+        wanted = {stream: total for stream, total in workload.totals.items() if total}
+        require(final == wanted, f"resumed to {final}, undisturbed {wanted}")
+        return counts
+
+
+def finish_and_check(path: Path, workload: Workload, promise: Mapping[int, int]) -> dict[int, int]:
+    """Finalize a store without resuming the run, and check what is in it.
+
+    Returns
+    -------
+    dict
+        Rows of each stream.
+    """
+    with small_chunks(workload):
+        writer = Writer(path, **workload.options)
+        rows = writer.accepted_rows
+        if writer.spec is None:
+            writer.close()
+            check_promise({}, promise, workload.totals, "no store")
+            return {}
+        writer.finalize()
+    counts = check_complete(path, workload, "finalized", stock=False)
+    check_promise(counts, promise, workload.totals, "finalized")
+    require(rows == sum(counts.values()), f"{rows} rows recovered, {counts} finalized")
+    return counts
+
+
+def check_state(tree: Tree, workload: Workload, promise: Mapping[int, int], *, thorough: bool = True) -> None:
+    """Check everything that must be true of what a crash left.
+
+    Parameters
+    ----------
+    tree : Tree
+        What it left.
+    workload : Workload
+        The run.
+    promise : dict
+        Rows of every stream that must be there.
+    thorough : bool
+        Whether to read with zarr itself, recover twice, and resume the run to its end.
+    """
+    with scratch() as top:
+        tree.put(top)
+        path = top / NAME
+        if path.exists():
+            check_plain_readers(path, workload, stock=thorough)
+        if thorough:
+            recover_and_check(path, workload, promise, twice=True)
+        else:
+            finish_and_check(path, workload, promise)
