@@ -59,7 +59,7 @@ class Names:
         """Return what a directory holds, by kind; one that cannot be listed is damage."""
         try:
             return self._files.list(path)
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self._found.damage(path, str(error).removeprefix(f"{path}: "))
             return {}
 

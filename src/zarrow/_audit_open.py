@@ -84,7 +84,7 @@ def _journal_bytes(files: Beneath, slot: str) -> int:
     try:
         with files.open(f"{layout.slot_dir(slot)}/{layout.FRAMES}") as file:
             return file.size_bytes
-    except (OSError, CorruptionError):
+    except (FileNotFoundError, CorruptionError):
         return -1
 
 
@@ -118,7 +118,7 @@ class _Audit:
         except FileNotFoundError:
             self._note("", "an open segment that was never finished being made, or is being removed")
             return None
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self._damage(layout.FRAMES, error)
             journal = b""
         owner = self._owner(journal)
@@ -145,7 +145,7 @@ class _Audit:
         except FileNotFoundError:
             if journal:
                 self._damage(layout.OWNER_JSON, "it is not there, so a writer will throw the rows away")
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self._damage(layout.OWNER_JSON, error)
         return None
 
@@ -209,7 +209,7 @@ class _Audit:
         except FileNotFoundError:
             if frames:
                 self._damage(name, "it is not there", (0, frames[-1].stop))
-        except (ZarrowError, OSError) as error:
+        except ZarrowError as error:
             self._damage(name, error)
 
     def _plain(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame], file: PlainFile) -> int:
@@ -274,7 +274,7 @@ class _Audit:
                     raise CorruptionError("the checksum of its rows does not hold")
         except FileNotFoundError:
             self._damage(name, "it is not there", (stop - rows, stop))
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self._damage(name, error, (stop - rows, stop))
 
 

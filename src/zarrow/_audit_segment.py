@@ -14,6 +14,7 @@ thousand rows of one column. Must not import `writer` or `store`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -97,8 +98,9 @@ def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found:
 # The part
 
 
-def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> pq.ParquetFile:
-    """Return a part whose checksum holds, its footer and its pages' headers checked.
+@contextlib.contextmanager
+def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterator[pq.ParquetFile]:
+    """Hand out a part whose checksum holds, its footer and its pages' headers checked.
 
     Parameters
     ----------
@@ -109,8 +111,8 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> pq.Par
     record : SegmentRecord
         The segment's.
 
-    Returns
-    -------
+    Yields
+    ------
     pyarrow.parquet.ParquetFile
         It can be decoded without harm.
 
@@ -124,15 +126,27 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> pq.Par
         raise CorruptionError(f"{path}: {file.size_bytes} bytes, {record.part.size_bytes} were committed")
     if file.crc32c(0, file.size_bytes) != record.part.crc32c:
         raise CorruptionError(f"{path}: its checksum does not hold")
-    try:
-        strings = [column.name for column in spec.schema if _is_text(column.type)]
-        # As dictionaries, so that one long string many times over takes no more memory than in the file.
-        part = pq.ParquetFile(
-            file.stream(), read_dictionary=strings, page_checksum_verification=True, pre_buffer=False
-        )
-        metadata, schema = part.metadata, pq.ParquetFile(file.stream()).schema_arrow
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptionError(f"{path}: no Parquet file, though its checksum holds: {error}") from error
+    with file.stream() as stream:
+        try:
+            strings = [column.name for column in spec.schema if _is_text(column.type)]
+            schema = pq.ParquetFile(stream).schema_arrow
+            # As dictionaries, so that one long string many times over takes no more memory than in the file.
+            part = pq.ParquetFile(
+                stream, read_dictionary=strings, page_checksum_verification=True, pre_buffer=False
+            )
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptionError(f"{path}: no Parquet file, though its checksum holds: {error}") from error
+        _check_footer(part.metadata, schema, spec, record, path)
+        check_pages(part.metadata, file.read, path, checksums=True)
+        try:
+            yield part
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptionError(f"{path}: cannot be decoded, though its checksum holds: {error}") from error
+
+
+def _check_footer(
+    metadata: pq.FileMetaData, schema: pa.Schema, spec: StoreSpec, record: SegmentRecord, path: str
+) -> None:
     if metadata.num_rows != record.rows or metadata.num_row_groups > 1:
         raise CorruptionError(
             f"{path}: {metadata.num_rows} rows in {metadata.num_row_groups} row groups, "
@@ -140,8 +154,6 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> pq.Par
         )
     if not schema.remove_metadata().equals(spec.table_schema.remove_metadata()):
         raise CorruptionError(f"{path}: its columns are not the store's: {schema.names}")
-    check_pages(metadata, file.read, path, checksums=True)
-    return part
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -168,13 +180,13 @@ def _audit_part(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: F
             if file.size_bytes != record.part.size_bytes:
                 raise CorruptionError(f"{file.size_bytes} bytes, {record.part.size_bytes} were committed")
             if found.checksums:
-                part = open_part(file, spec, record)
-                found.read(file.size_bytes)
-                if found.full:
-                    _check_values(part, spec, record)
+                with open_part(file, spec, record) as part:
+                    found.read(file.size_bytes)
+                    if found.full:
+                        _check_values(part, spec, record)
     except FileNotFoundError:
         yield _damage(path, "it is not there", record, spec)
-    except (CorruptionError, pa.ArrowException, OSError) as error:
+    except CorruptionError as error:
         yield _damage(path, error, record, spec)
     found.advance(record.part.size_bytes)
 
@@ -208,11 +220,8 @@ def read_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) ->
         If its part is damaged.
     """
     path = layout.part_path(record.segment)
-    try:
-        with files.open(path) as file:
-            column = open_part(file, spec, record).read([SAMPLE_INDEX], use_threads=False).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptionError(f"{path}: {error}") from error
+    with files.open(path) as file, open_part(file, spec, record) as part:
+        column = part.read([SAMPLE_INDEX], use_threads=False).column(0)
     values: npt.NDArray[np.int64] = pc.fill_null(column, -1).to_numpy()
     return values
 
@@ -220,7 +229,7 @@ def read_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) ->
 def _try_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64] | None:
     try:
         return read_sample_index(files, spec, record)
-    except ZarrowError:
+    except (ZarrowError, FileNotFoundError):
         return None
 
 
@@ -265,7 +274,7 @@ def _audit_shard(
                     found.advance(size)
     except FileNotFoundError:
         yield _damage(path, "it is not there", record, spec)
-    except (ZarrowError, OSError) as error:
+    except ZarrowError as error:
         yield _damage(path, error, record, spec)
     found.advance(facts.size_bytes - done)
 

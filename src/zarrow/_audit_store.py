@@ -157,7 +157,7 @@ class _Audit:
             self.found.checked_files += 1
         except FileNotFoundError:
             return
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self._damaged_manifest = True
             self.found.damage(path, _of(self.files.root / path, error))
 
@@ -194,7 +194,7 @@ class _Audit:
             self.records[number] = record
         except FileNotFoundError:
             self._numbers.discard(number)  # a writer reopened it just now
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self._damage(number, path, error)
 
     def _against_manifest(self, record: SegmentRecord, checksum: int) -> None:
@@ -225,7 +225,7 @@ class _Audit:
             self._claims[number] = claim
         except FileNotFoundError:
             return
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self._claims[number] = None
             self.found.damage(path, _of(path, error), segment=number)
 
@@ -361,7 +361,7 @@ class _Audit:
                 Owner.decode(data, path)
         except FileNotFoundError:
             return
-        except (CorruptionError, OSError) as error:
+        except CorruptionError as error:
             self.found.defect(path, f"it does not say who wrote last: {_of(path, error)}")
 
     def _slot_lock(self, slot: str) -> None:
@@ -397,7 +397,7 @@ class _Audit:
             except FileNotFoundError:
                 self.found.defect(path, "it is not there: Zarr readers find no array")
                 continue
-            except (CorruptionError, OSError) as error:
+            except CorruptionError as error:
                 self.found.defect(path, _of(path, error))
                 continue
             if data == expected:

@@ -41,11 +41,17 @@ class PlainFile:
         self.path = path
         self.size_bytes = os.fstat(fd).st_size
 
+    def _some(self, size_bytes: int, offset: int) -> bytes:
+        try:
+            return os.pread(self.fd, size_bytes, offset)
+        except OSError as error:
+            raise CorruptionError(f"{self.path}: cannot be read: {error.strerror}") from error
+
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes; `CorruptionError` if the file ends before."""
         pieces = []
         while size_bytes:
-            piece = os.pread(self.fd, size_bytes, offset)
+            piece = self._some(size_bytes, offset)
             if not piece:
                 raise CorruptionError(f"{self.path}: ends at byte {offset}")
             pieces.append(piece)
@@ -56,7 +62,7 @@ class PlainFile:
     def crc32c(self, offset: int, size_bytes: int, value: int = 0) -> int:
         """Return the crc32c of bytes, read in pieces; of those that are there, if the file ends before."""
         while size_bytes:
-            piece = os.pread(self.fd, min(size_bytes, BLOCK_BYTES), offset)
+            piece = self._some(min(size_bytes, BLOCK_BYTES), offset)
             if not piece:
                 break
             value = crc32c(piece, value)
@@ -99,11 +105,13 @@ class Beneath:
                 name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=fd
             )
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EMLINK):
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
                 raise CorruptionError(
                     f"{path}: leads over something that is neither file nor directory"
                 ) from error
-            raise
+            if error.errno in (errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV):
+                raise CorruptionError(f"{path}: cannot be read: {error.strerror}") from error
+            raise  # of what the machine lacks (descriptors, memory) the store is not to blame
         finally:
             os.close(fd)
 
