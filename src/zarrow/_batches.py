@@ -13,6 +13,7 @@ Place: tier 2, used by `writer` and `_open_segment`. Pure.
 
 from __future__ import annotations
 
+import re
 import uuid as uuids
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ __all__ = ["Batch", "BatchReader", "infer_spec", "kept_schema", "to_host"]
 Columns = Any
 """A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
 names to 1-D arrays, tensors or sequences."""
+
+
+_NUMBERS = frozenset("bBhHiIlLqQefd")
+"""The characters of numpy's types of numbers that Arrow has."""
+_ROW_LABELS = re.compile(r"__index_level_\d+__\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +107,23 @@ def to_host(values: Any) -> Any:
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
-def _as_array(values: Any) -> npt.NDArray[Any]:
-    array = values if type(values) is np.ndarray else np.asarray(to_host(values))
+def _as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
+    """Return rows as numpy has them; bfloat16 as float32, or as float16 where `dtype` asks for that."""
+    try:
+        array = values if type(values) is np.ndarray else np.asarray(to_host(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BatchError(f"array {name!r}: not an array: {error}") from error
     if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # ml_dtypes'
         array = array.astype(np.float32)
+    if dtype == "float16" and str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):
+        with np.errstate(over="ignore"):
+            narrow = array.astype(np.float16)
+        if not np.array_equal(np.isinf(narrow), np.isinf(array)):
+            raise BatchError(
+                f"array {name!r}: expected dtype float16, got bfloat16 values beyond its range "
+                f"(up to {np.abs(array[np.isfinite(array)]).max():.3g}): declare float32"
+            )
+        return narrow
     return array
 
 
@@ -122,13 +141,15 @@ def _as_columns(columns: Columns, schema: pa.Schema | None) -> tuple[dict[str, p
         return found, lengths.pop() if lengths else None
     if not isinstance(columns, pa.RecordBatch):
         try:
-            table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+            table = columns if isinstance(columns, pa.Table) else _without_row_labels(pa.table(columns))
         except (TypeError, ValueError, pa.ArrowException) as error:
             raise BatchError(
                 "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping "
                 f"of names to values, got {type(columns).__name__}: {error}"
             ) from error
         batches = table.combine_chunks().to_batches()
+        if len(batches) > 1:
+            raise BatchError("columns must fit into one Arrow array each, got 2 GiB of text: split the batch")
         columns = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
     names = columns.schema.names
     for name in names:
@@ -137,14 +158,21 @@ def _as_columns(columns: Columns, schema: pa.Schema | None) -> tuple[dict[str, p
     return dict(zip(names, columns.columns, strict=True)), columns.num_rows if names else None
 
 
+def _without_row_labels(table: pa.Table) -> pa.Table:
+    """Return a table without the labels of a pandas frame's rows, which no name makes a column."""
+    return table.drop_columns([name for name in table.column_names if _ROW_LABELS.match(name)])
+
+
 def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
     if isinstance(values, pa.ChunkedArray):
         return values.combine_chunks()
     values = to_host(values)
-    if type(values) is np.ndarray and values.ndim == 1 and values.dtype.kind in "iuf":
+    if type(values) is np.ndarray and values.ndim == 1 and values.dtype.char in _NUMBERS:
         return _numbers(values)
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise BatchError(f"column {name!r}: a column has one value per row, got {values!r}")
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise BatchError(
             f"column {name!r}: a column has one value per row, got shape {values.shape}: "
@@ -154,8 +182,16 @@ def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array:
         values = values.astype(values.dtype.newbyteorder("="))
     # A plain sequence has no type of its own, so the store's may decide; an array's is never overruled.
     known = schema is not None and name in schema.names and not hasattr(values, "dtype")
+    kind = schema.field(name).type if known and schema is not None else None
+    if kind is not None and pa.types.is_integer(kind):
+        # Arrow would cut the fraction off.
+        fraction = next((value for value in values if isinstance(value, float | np.floating)), None)
+        if fraction is not None:
+            raise BatchError(f"column {name!r}: expected {kind}, got {fraction!r}: round it yourself")
     try:
-        return pa.array(values, type=schema.field(name).type if known and schema is not None else None)
+        if hasattr(values, "__arrow_c_stream__"):  # of polars or pandas
+            return pa.chunked_array(values).combine_chunks()
+        return pa.array(values, type=kind)
     except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise BatchError(f"column {name!r}: not a column: {error}") from error
 
@@ -207,11 +243,18 @@ def infer_spec(
     shapes = dict(declared) if declared is not None else {}
     if declared is None:
         for name, values in arrays.items():
-            rows = _as_array(values)
+            rows = _as_array(name, values)
             shapes[name] = (rows.shape[1:], rows.dtype.name)
     if schema is None:
         found, _ = _as_columns(columns, None)
         schema = pa.schema([(name, values.type) for name, values in found.items()])
+        for column in schema:
+            if pa.types.is_null(column.type):
+                got = "only nulls" if len(found[column.name]) else "no values"
+                raise BatchError(
+                    f"column {column.name!r}: expected values that tell its type, got {got}: "
+                    "declare schema=, or hand over an Arrow array of the type"
+                )
     widest = max(
         (
             layout.ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1).row_bytes
@@ -244,7 +287,11 @@ def infer_spec(
 def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
     """Return the schema that columns are kept with; a key is never null, which Parquet then knows too."""
     return pa.schema(
-        pa.field(column.name, _kept(column.type), column.nullable and column.name not in keys)
+        pa.field(
+            column.name,
+            _kept(column.type),
+            pa.types.is_null(column.type) or (column.nullable and column.name not in keys),
+        )
         for column in schema
     )
 
@@ -253,10 +300,11 @@ def _kept(kind: pa.DataType) -> pa.DataType:
     """Return the type that a column is kept as.
 
     Views are for memory, not for files; and a segment may see more categories than one batch has, so a
-    dictionary's indices are int32, and in no order.
+    dictionary's indices are int32, and in no order. Parquet gives back dictionaries of text and binary only.
     """
     if pa.types.is_dictionary(kind):
-        return pa.dictionary(pa.int32(), _kept(kind.value_type))
+        value = _kept(kind.value_type)
+        return pa.dictionary(pa.int32(), value) if any(is_kind(value) for is_kind in _TEXT) else value
     if pa.types.is_string_view(kind):
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind
@@ -325,7 +373,7 @@ class BatchReader:
     def _read(self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool) -> Batch:
         if len(arrays) != len(self._names) or any(name not in arrays for name in self._names):
             raise BatchError(f"arrays must be {self._names}, got {list(arrays)}")
-        given = [_as_array(arrays[name]) for name in self._names]
+        given = [_as_array(spec.name, arrays[spec.name], spec.dtype) for spec, _ in self._arrays]
         for (spec, dtype), rows in zip(self._arrays, given, strict=True):
             if rows.shape[1:] != spec.row_shape or rows.ndim < 2 or rows.dtype != dtype:
                 _refuse_array(spec, rows)
@@ -342,6 +390,8 @@ class BatchReader:
             raise BatchError(f"columns and arrays must have one length, got columns {length}, {found}{index}")
         count = lengths.pop() if lengths else 0
         values = self._check_columns(table)
+        if not values and not given:
+            raise BatchError("a batch must have columns or arrays, got neither columns nor arrays")
         values.append(pa.nulls(count, pa.int64()) if sample_index is None else _numbers(sample_index))
         return Batch(
             count,
@@ -403,6 +453,7 @@ def _check_sample_index(values: Any) -> npt.NDArray[np.int64]:
     return index.astype(np.int64, copy=False)
 
 
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _REPRESENTATIONS: tuple[tuple[Callable[[pa.DataType], bool], ...], ...] = (
     (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
     (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),

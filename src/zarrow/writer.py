@@ -40,6 +40,7 @@ from zarrow._declaration import Declaration
 from zarrow._directory import Mode, claim_store, install
 from zarrow._records import Owner, this_host
 from zarrow.errors import (
+    BatchError,
     InvalidInputError,
     StoreLockedError,
     WriteFailedError,
@@ -235,7 +236,7 @@ class Writer:
         """
         self._check_usable()
         if self._spec is None:
-            self._define(table, arrays or {})
+            self._define((table, arrays or {}, sample_index))
         assert self._reader is not None
         batch = self._reader.read(table, arrays or {}, sample_index, copy=copy, number=self._batches)
         self._batches += 1
@@ -277,7 +278,7 @@ class Writer:
             return
         self._check_usable()
         if self._spec is None:
-            self._define(None, {})
+            self._define()
         assert self._spec is not None
         self.flush(durable=True)  # raises what went wrong in the background: an fsync is not tried again
         self._appender.stop()
@@ -354,14 +355,17 @@ class Writer:
 
     # Opening and defining
 
-    def _define(self, table: _batches.Columns, arrays: Mapping[str, Any]) -> None:
+    def _define(self, batch: tuple[_batches.Columns, Mapping[str, Any], Any] | None = None) -> None:
         """Write down what the store is, as declared or as the first batch tells."""
-        spec = self._declaration.infer(table, arrays, _provenance(self._provenance))
+        table, arrays, sample_index = batch or (None, {}, None)
+        try:
+            spec = self._declaration.infer(table, arrays, _provenance(self._provenance))
+        except BatchError as error:
+            raise BatchError(f"batch 0: {error}; nothing of it was written") from error.__cause__
         _parts.check_columns(spec)
-        # The first batch must be one, before a store is made after it.
-        _batches.BatchReader(spec).read(
-            spec.schema.empty_table() if table is None else table, arrays, None, copy=False, number=0
-        ) if arrays or table is not None else None
+        if batch is not None:
+            # The first batch must be one, before a store is made after it.
+            _batches.BatchReader(spec).read(table, arrays, sample_index, copy=False, number=0)
         found = _catalog.create(self._root, spec, self._root / layout.OPEN_DIR)
         if found.uuid != spec.uuid:
             self._declaration.check(found)
@@ -376,7 +380,7 @@ class Writer:
         """Read what the store is, if it is one yet; finish what dead writers began; find where to go on."""
         if not (self._root / layout.STORE_JSON).exists():
             if self._declaration.is_whole:
-                self._define(None, {})
+                self._define()
             if shared:
                 self._lock.convert(shared=True)
             return
