@@ -37,8 +37,8 @@ _HEAD = struct.Struct("<8sQ16sQQIIQ")
 """magic, frame size, store uuid, first row, durable rows, rows, arrays, payload size"""
 _ENTRY = struct.Struct("<IIII")
 """per array: crc32c of the rows, crc32c of the tail, side of the tail, chunks that became full"""
-_CHUNK = struct.Struct("<QI")
-"""per chunk that became full: encoded size, crc32c of the encoded bytes"""
+_CHUNK = struct.Struct("<QI4x")
+"""per chunk that became full: encoded size, crc32c of the encoded bytes; padded to align what follows"""
 _CRC = struct.Struct("<I")
 _ALIGNMENT = 8
 MAX_FRAME_BYTES = 1 << 40

@@ -362,8 +362,9 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     """
     manifest = _catalog.read_manifest(root, spec)
     dead = {one.rows.slot: one for one in recover(root, spec, owner)}
+    assert manifest is None or not dead, "a complete store has no open rows"
     try:
-        if dead and manifest is None:
+        if dead:
             reopened = reopen(root, spec, owner)
             dead = ({} if reopened is None else {reopened.rows.slot: reopened}) | dead
         if len(dead) == 1:

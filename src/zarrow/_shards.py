@@ -206,7 +206,9 @@ class PlainShard(_ShardFile):
         used, position = self._chunk_used, self._size_bytes
         if used:
             padding = self.array.chunk_bytes - used
-            self._write(bytes(padding), padding)
+            # A hole reads as zeros, once what a crash may have left behind the rows is cut off.
+            _files.truncate(self._fd, position)
+            self._size_bytes += padding
             sizes.append(self.array.chunk_bytes)
             checksums.append(combine(self._chunk_crc, crc32c_of_zeros(padding), padding))
         facts = self._finish(sizes, checksums)

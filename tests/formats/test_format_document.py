@@ -184,8 +184,8 @@ class MiniReader:
             for _ in range(arrays):
                 rows_crc, tail_crc, side, chunks = struct.unpack_from("<IIII", frame, place)
                 place += 16
-                done = [struct.unpack_from("<QI", frame, place + 12 * index) for index in range(chunks)]
-                place += 12 * chunks
+                done = [struct.unpack_from("<QI", frame, place + 16 * index) for index in range(chunks)]
+                place += 16 * chunks
                 entries.append((rows_crc, tail_crc, side, done))
             yield first, batch_rows, entries, frame[place : place + payload_bytes]
             rows += batch_rows
