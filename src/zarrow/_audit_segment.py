@@ -89,6 +89,8 @@ def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found:
         *_audit_part(files, spec, record, found),
         *(finding for array in spec.arrays for finding in _audit_shard(files, spec, array, record, found)),
     ]
+    if damage and not files.exists(layout.record_path(record.segment)):
+        return True  # a writer that appends has taken it back
     if damage:
         values = _try_sample_index(files, spec, record)
         found.extend(_with_samples(finding, record.segment * spec.segment_rows, values) for finding in damage)
@@ -129,14 +131,14 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterat
     with file.stream() as stream:
         try:
             strings = [column.name for column in spec.schema if _is_text(column.type)]
-            schema = pq.ParquetFile(stream).schema_arrow
+            plain = pq.ParquetFile(stream)
+            _check_footer(plain.metadata, plain.schema_arrow, spec, record, path)
             # As dictionaries, so that one long string many times over takes no more memory than in the file.
             part = pq.ParquetFile(
                 stream, read_dictionary=strings, page_checksum_verification=True, pre_buffer=False
             )
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptionError(f"{path}: no Parquet file, though its checksum holds: {error}") from error
-        _check_footer(part.metadata, schema, spec, record, path)
         check_pages(part.metadata, file.read, path, checksums=True)
         try:
             yield part

@@ -8,8 +8,9 @@ Three levels, each with those before it:
 
 Nothing is used before its checksum holds, and the files are not trusted to be files (`_beneath`).
 
-What is looked at first matters where writers are at work: open segments, then claims, then records, since
-rows move in this direction.
+Writers may be at work. So open segments are looked at first, then claims, then records, since rows move in
+this direction; and where something is wrong and the store has changed meanwhile, it is looked at again. What
+was committed stays as it is, and is read last.
 
 Place: tier 3, used by `verify` and `repair`; orders what the other audits do. Reads only.
 """
@@ -40,6 +41,7 @@ from zarrow.layout import StoreSpec
 
 __all__ = ["Audited", "audit"]
 
+_ATTEMPTS = 10
 _RECORD = re.compile(r"(\d{8})\.(json|claim)\Z")
 
 
@@ -76,7 +78,7 @@ def audit(root: Path, level: Level, progress: Progress | None = None) -> Audited
     StoreNotFoundError, NotAStoreError
         If there is none.
     """
-    found = Findings(level, progress)
+    found = Findings(level)
     try:
         spec = _catalog.read_spec(root)
         for array in spec.arrays:
@@ -86,8 +88,14 @@ def audit(root: Path, level: Level, progress: Progress | None = None) -> Audited
         found.damage(layout.STORE_JSON, f"{message}; nothing else can be judged without it")
         report = Report(path=str(root), level=level, findings=found.sorted())
         return Audited(report, None, {}, frozenset(), 0)
-    one = _Audit(Beneath(root), spec, found)
-    one.run()
+    for _ in range(_ATTEMPTS):
+        found = Findings(level, progress)
+        one = _Audit(Beneath(root), spec, found)
+        before = one.pulse()
+        one.run()
+        if found.ok or one.pulse() == before:
+            break
+    one.run_segments()
     report = Report(
         path=str(root),
         level=level,
@@ -134,12 +142,20 @@ class _Audit:
         self._manifest()
         self._segments_dir()
         self._count()
-        self.found.total_bytes = sum(map(record_bytes, self.records.values()))
-        for record in self.records.values():
-            audit_segment(self.files, self.spec, record, self.found)
         self._sources()
         self._zarr_metadata()
         self._names.audit(self._numbers, self._is_pending)
+
+    def run_segments(self) -> None:
+        """Look at the files of all committed segments."""
+        self.found.total_bytes = sum(map(record_bytes, self.records.values()))
+        for record in self.records.values():
+            audit_segment(self.files, self.spec, record, self.found)
+
+    def pulse(self) -> object:
+        """Return something that changes when a writer does something."""
+        names = self.files.names(layout.SEGMENTS_DIR), self.files.names(layout.OPEN_DIR)
+        return names, self.files.exists(layout.MANIFEST_JSON)
 
     # Documents
 

@@ -142,6 +142,13 @@ class Beneath:
         """Tell whether there is anything of that name; no link is followed."""
         return os.path.lexists(self.root / path)
 
+    def names(self, path: str) -> frozenset[str]:
+        """Return the names in a directory; none if it cannot be listed."""
+        try:
+            return frozenset(self.list(path))
+        except CorruptionError:
+            return frozenset()
+
     def list(self, path: str) -> dict[str, str]:
         """Return what a directory holds: "file", "directory", "link" or "other" by name.
 

@@ -168,6 +168,11 @@ class Findings:
         """Take a note down."""
         self.add(Finding(severity="note", path=path, message=message, segment=segment))
 
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing but notes, so far."""
+        return all(finding.severity == "note" for finding in self._found)
+
     def read(self, size_bytes: int) -> None:
         """Count bytes that were read and checked."""
         self.checked_bytes += size_bytes

@@ -1,0 +1,439 @@
+"""Tests of `zarrow.verify`: what it says of stores that are whole, killed, damaged or meddled with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import zarrow
+from zarrow import _catalog, _zarr_metadata, layout
+from zarrow._checksum import crc32c
+from zarrow._records import Claim, PartFacts, SegmentRecord, Source
+from zarrow.errors import InvalidInputError, NotAStoreError, StoreNotFoundError
+from zarrow.verify import Report
+
+ROWS = 21
+SHARD = "embeddings.zarr/e/c/1/0"
+PART = "table/part-00000001.parquet"
+
+
+def batch(start: int, rows: int) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Return the rows from `start`; a row's sample_index is 100 more than its number."""
+    values = np.random.default_rng(start)
+    return (
+        {"id": np.arange(start, start + rows), "q": [f"q{row % 3}" for row in range(start, start + rows)]},
+        {"e": values.random((rows, 3), np.float32), "z": values.integers(0, 9, (rows, 2)).astype("i2")},
+        np.arange(start, start + rows) + 100,
+    )
+
+
+def write(path: Path, *, finalize: bool = True, rows: int = ROWS) -> None:
+    """Write a store in this process."""
+    with zarrow.Writer(path, keys=["id"], segment_rows=8, codecs={"z": "zstd"}) as writer:
+        for start in range(0, rows, 3):
+            writer.append(*batch(start, min(3, rows - start)))
+        if finalize:
+            writer.finalize()
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store that is complete, one that is not."""
+    directory = tmp_path_factory.mktemp("templates")
+    write(directory / "complete.zarrow")
+    write(directory / "incomplete.zarrow", finalize=False)
+    return directory
+
+
+@pytest.fixture
+def store(templates: Path, tmp_path: Path) -> Path:
+    """A complete store of three segments, the last of five rows."""
+    return Path(shutil.copytree(templates / "complete.zarrow", tmp_path / "s.zarrow"))
+
+
+@pytest.fixture
+def unfinished(templates: Path, tmp_path: Path) -> Path:
+    """A store of two segments and an open one with five rows."""
+    return Path(shutil.copytree(templates / "incomplete.zarrow", tmp_path / "s.zarrow"))
+
+
+def slot_of(store: Path) -> Path:
+    """Return the open segment that has rows."""
+    return next(path.parent for path in store.glob("open/*/table.frames") if path.stat().st_size)
+
+
+def messages(report: Report) -> str:
+    """Return all findings as text."""
+    return "\n".join(map(str, report.findings))
+
+
+def rewrite_record(store: Path, number: int, **changes: Any) -> None:
+    """Write a segment's record anew, with a sound checksum, and leave the manifest out."""
+    record, _ = _catalog.read_record(store, number)
+    facts = {name: getattr(record, name) for name in ("segment", "rows", "arrays", "part", "sources")}
+    (store / layout.record_path(number)).write_bytes(SegmentRecord(**(facts | changes)).encode())
+    (store / "manifest.json").unlink(missing_ok=True)
+
+
+# Sound stores
+
+
+@pytest.mark.parametrize("level", ["structure", "checksums", "full"])
+def test_a_complete_store_is_sound(store: Path, level: Any) -> None:
+    """A store that was finalized has nothing to be found, at any level."""
+    report = zarrow.verify(store, level)
+    assert (report.ok, report.complete, report.findings) == (True, True, ())
+    assert (report.rows, report.segments, report.open_rows) == (ROWS, 3, 0)
+
+
+@pytest.mark.parametrize("level", ["structure", "checksums", "full"])
+def test_an_incomplete_store_is_sound(unfinished: Path, level: Any) -> None:
+    """Rows of an open segment are counted, and are nothing to complain about."""
+    report = zarrow.verify(unfinished, level)
+    assert (report.ok, report.complete) == (True, False)
+    assert (report.rows, report.segments, report.open_rows) == (16, 2, 5)
+
+
+def test_a_store_without_rows_is_sound(tmp_path: Path) -> None:
+    """An empty store is a store."""
+    schema = pa.schema({"id": pa.int64()})
+    with zarrow.Writer(tmp_path / "s.zarrow", schema=schema, arrays={"e": (4, "float32")}) as writer:
+        writer.finalize()
+    report = zarrow.verify(tmp_path / "s.zarrow", "full")
+    assert (report.findings, report.rows, report.complete) == ((), 0, True)
+
+
+def test_a_store_may_be_verified_while_it_is_written(tmp_path: Path) -> None:
+    """A writer at work is no damage."""
+    with zarrow.Writer(tmp_path / "s.zarrow", keys=["id"], segment_rows=8, codecs={"z": "zstd"}) as writer:
+        for start in range(0, 240, 3):
+            writer.append(*batch(start, 3))
+            if start:
+                report = zarrow.verify(tmp_path / "s.zarrow", "full")
+                assert report.ok, messages(report)
+
+
+def test_progress_ends_where_it_said_it_would(store: Path) -> None:
+    """Progress grows up to the total."""
+    seen: list[tuple[int, int]] = []
+    zarrow.verify(store, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_a_report_is_json(store: Path) -> None:
+    """A report can be read by a program."""
+    (store / SHARD).unlink()
+    body = json.loads(zarrow.verify(store).to_json())
+    assert body["ok"] is False
+    assert body["counts"] == {"damage": 1, "defect": 0, "note": 0}
+    assert body["findings"][0]["path"] == SHARD
+
+
+# What is no store
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    """A path without a store is the caller's mistake, not damage."""
+    with pytest.raises(StoreNotFoundError):
+        zarrow.verify(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotAStoreError):
+        zarrow.verify(tmp_path / "empty")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotAStoreError):
+        zarrow.verify(tmp_path / "file")
+
+
+def test_an_unknown_level_is_refused(store: Path) -> None:
+    """A misspelt level does not pass for a weak one."""
+    with pytest.raises(InvalidInputError, match="level must be one of structure, checksums, full"):
+        zarrow.verify(store, "everything")  # type: ignore[arg-type]
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", ["complete", "incomplete"])
+def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Path, name: str) -> None:
+    """Whatever is done to a single file that has content, but for the manifest being gone, is found."""
+    template = templates / f"{name}.zarrow"
+    files = [path for path in template.rglob("*") if path.is_file() and path.stat().st_size]
+    for number, path in enumerate(files):
+        relative = path.relative_to(template)
+        if relative.suffix.startswith(".tail"):
+            continue  # one of the two is idle; the other is below
+        data = path.read_bytes()
+        for deed, changed in {
+            "lost": None,
+            "cut": data[:-1],
+            "grown": data + b"\0",
+            "emptied": b"",
+            "zeroed": bytes(len(data)),
+        }.items():
+            if deed == "grown" and relative.parts[0] == "open" and relative.suffix in (".rows", ".frames"):
+                continue  # as a kill leaves them
+            if (deed, relative.parts[0]) == ("lost", "manifest.json"):
+                continue
+            store = Path(shutil.copytree(template, tmp_path / f"{number}-{deed}.zarrow"))
+            if changed is None:
+                (store / relative).unlink()
+            else:
+                (store / relative).write_bytes(changed)
+            if (deed, str(relative)) in {("lost", "open/lock"), ("emptied", "open/lock")}:
+                assert zarrow.verify(store).ok
+            elif str(relative) == "zarrow.json" and deed == "lost":
+                with pytest.raises(NotAStoreError):
+                    zarrow.verify(store)
+            elif relative.name == "table.frames" and deed in ("lost", "emptied", "cut", "zeroed"):
+                # Of a journal that is gone nobody knows that it was there; its end may have been torn.
+                assert zarrow.verify(store).findings
+            else:
+                assert not zarrow.verify(store).ok, (relative, deed)
+            shutil.rmtree(store)
+
+
+def test_damage_is_told_by_row_and_sample_index(store: Path) -> None:
+    """A damaged chunk names its rows, and where in the dataset they came from."""
+    path = store / SHARD
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    (finding,) = zarrow.verify(store).findings
+    assert (finding.severity, finding.segment) == ("damage", 1)
+    assert (finding.rows, finding.sample_index) == ((8, 16), (108, 115))
+    assert str(finding) == (
+        f"damage: {SHARD} (rows 8 to 15, sample_index 108 to 115): the checksum of chunk 0 does not hold"
+    )
+
+
+def test_a_damaged_part_names_its_rows(store: Path) -> None:
+    """Of a damaged part the rows are known, and the sample_index values are not guessed."""
+    (store / PART).unlink()
+    (finding,) = zarrow.verify(store).findings
+    assert (finding.path, finding.rows, finding.sample_index) == (PART, (8, 16), None)
+
+
+def test_files_that_changed_places_are_found(store: Path) -> None:
+    """A sound shard of another segment is damage."""
+    one, other = store / "embeddings.zarr/e/c/0/0", store / SHARD
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    assert {finding.segment for finding in zarrow.verify(store).findings} == {0, 1}
+
+
+def test_a_record_that_is_lost_is_damage(store: Path) -> None:
+    """A segment without a record is lost to readers, so it is told."""
+    (store / "segments/00000001.json").unlink()
+    report = zarrow.verify(store)
+    assert report.counts["damage"] == 1
+    assert report.findings[0].rows == (8, 16)
+
+
+def test_a_gap_in_an_incomplete_store_is_damage(unfinished: Path) -> None:
+    """Without a manifest, a record that later ones presuppose is missed too."""
+    (unfinished / "segments/00000000.json").unlink()
+    report = zarrow.verify(unfinished)
+    assert "segments/00000000.json (rows 0 to 7): it is not there" in messages(report)
+
+
+def test_structure_leaves_bytes_alone(store: Path) -> None:
+    """The lowest level is quick: it does not read rows."""
+    path = store / SHARD
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    assert zarrow.verify(store, "structure").ok
+    assert not zarrow.verify(store, "checksums").ok
+
+
+def test_sound_checksums_over_wrong_values_are_found(store: Path) -> None:
+    """A part that counts its rows wrongly, checksums and all, is found at the highest level only."""
+    table = pq.read_table(store / PART)
+    wrong = table.set_column(2, "row", pa.array(np.arange(9, 17)))
+    schema = _catalog.read_spec(store).table_schema
+    pq.write_table(wrong.cast(schema), store / PART, store_schema=True)
+    data = (store / PART).read_bytes()
+    rewrite_record(store, 1, part=PartFacts(size_bytes=len(data), crc32c=crc32c(data)))
+    assert zarrow.verify(store, "checksums").ok
+    assert "column 'row' does not count the store's rows from 8" in messages(zarrow.verify(store, "full"))
+
+
+def test_a_part_of_other_columns_is_found(store: Path) -> None:
+    """A part must have the columns that the store has."""
+    table = pq.read_table(store / PART).drop_columns(["q"])
+    pq.write_table(table, store / PART)
+    data = (store / PART).read_bytes()
+    rewrite_record(store, 1, part=PartFacts(size_bytes=len(data), crc32c=crc32c(data)))
+    assert "its columns are not the store's" in messages(zarrow.verify(store))
+
+
+def test_rows_of_two_segments_from_one_place_are_found(store: Path) -> None:
+    """The same accepted rows cannot have become two segments."""
+    source = Source(slot="0" * 16, start=0, stop=8)
+    for number in (0, 1):
+        rewrite_record(store, number, sources=(source,))
+    assert "rows of 0000000000000000 that segment 0 has too" in messages(zarrow.verify(store))
+
+
+def test_a_record_that_contradicts_itself_is_found(store: Path) -> None:
+    """A sound checksum does not make a record true."""
+    rewrite_record(store, 1, rows=7, sources=())
+    assert "its sources have not the 7 rows" in messages(zarrow.verify(store))
+
+
+# Open segments
+
+
+def test_a_torn_tail_is_a_note(unfinished: Path) -> None:
+    """The beginning of a frame behind the last one is what a kill leaves."""
+    frames = slot_of(unfinished) / "table.frames"
+    data = frames.read_bytes()
+    size = int.from_bytes(data[8:16], "little")
+    for stop in (3, 12, 30, size - 1):
+        frames.write_bytes(data + data[:stop])
+        report = zarrow.verify(unfinished)
+        assert report.ok
+        assert f"{stop} bytes behind the last frame" in messages(report)
+    frames.write_bytes(data + bytes(64))
+    assert zarrow.verify(unfinished).ok
+
+
+def test_a_whole_frame_that_is_damaged_is_damage(unfinished: Path) -> None:
+    """The last frame of a killed run may be dropped by a writer, but not without being told of."""
+    frames = slot_of(unfinished) / "table.frames"
+    data = bytearray(frames.read_bytes())
+    data[-1] ^= 1
+    frames.write_bytes(data)
+    assert "are no sound frame: rows from" in messages(zarrow.verify(unfinished))
+
+
+def test_rows_of_an_open_segment_are_checked(unfinished: Path) -> None:
+    """Row bytes that a frame vouches for must be there."""
+    rows = slot_of(unfinished) / "e.rows"
+    data = bytearray(rows.read_bytes())
+    data[0] ^= 1
+    rows.write_bytes(data)
+    (finding,) = zarrow.verify(unfinished).findings
+    assert (finding.severity, finding.path) == ("damage", f"open/{rows.parent.name}/e.rows")
+    assert finding.rows is not None
+    assert finding.rows[0] == 0
+
+
+def test_an_owner_that_is_lost_is_damage(unfinished: Path) -> None:
+    """A writer would throw an open segment without owner away, rows and all."""
+    (slot_of(unfinished) / "owner.json").unlink()
+    assert "a writer will throw the rows away" in messages(zarrow.verify(unfinished))
+
+
+def test_a_claim_of_rows_that_are_gone_is_damage(unfinished: Path) -> None:
+    """A claim without its sources can never be committed."""
+    claim = Claim(segment=2, sources=(Source(slot="0" * 16, start=0, stop=8),))
+    (unfinished / "segments/00000002.claim").write_bytes(claim.encode())
+    assert "claims rows that are not there" in messages(zarrow.verify(unfinished))
+
+
+def test_a_claim_whose_rows_are_there_is_a_note(unfinished: Path) -> None:
+    """A segment that is about to be committed is no damage."""
+    claim = Claim(segment=2, sources=(Source(slot=slot_of(unfinished).name, start=0, stop=5),))
+    (unfinished / "segments/00000002.claim").write_bytes(claim.encode())
+    report = zarrow.verify(unfinished)
+    assert report.ok
+    assert "5 rows are about to be committed" in messages(report)
+
+
+# Zarr metadata, and files that nobody asked for
+
+
+def test_zarr_metadata_that_are_behind_are_a_defect(store: Path) -> None:
+    """All rows are there, but Zarr readers do not see them."""
+    spec = _catalog.read_spec(store)
+    (store / "embeddings.zarr/zarr.json").write_bytes(_zarr_metadata.group_json(spec, 16))
+    (finding,) = zarrow.verify(store).findings
+    assert (finding.severity, finding.path) == ("defect", "embeddings.zarr/zarr.json")
+
+
+def test_zarr_metadata_that_a_kill_left_behind_are_a_note(unfinished: Path) -> None:
+    """Between commit and metadata a writer may be killed: the claim says so."""
+    spec = _catalog.read_spec(unfinished)
+    record, _ = _catalog.read_record(unfinished, 1)
+    claim = Claim(segment=1, sources=record.sources)
+    (unfinished / "segments/00000001.claim").write_bytes(claim.encode())
+    (unfinished / "embeddings.zarr/zarr.json").write_bytes(_zarr_metadata.group_json(spec, 8))
+    report = zarrow.verify(unfinished)
+    assert report.ok
+    assert "has not yet told Zarr readers" in messages(report)
+
+
+def test_a_stray_part_is_a_defect(store: Path) -> None:
+    """Parquet readers would take it for rows."""
+    shutil.copy(store / PART, store / "table/part-00000007.parquet")
+    (finding,) = zarrow.verify(store).findings
+    assert (finding.severity, finding.path) == ("defect", "table/part-00000007.parquet")
+
+
+def test_strays_are_notes(store: Path) -> None:
+    """Files that harm nobody are told of."""
+    for name in (
+        "README",
+        "table/notes.txt",
+        "embeddings.zarr/e/c/9",
+        "segments/x",
+        "embeddings.zarr/e/c/1/1",
+    ):
+        (store / name).write_text("x")
+    (store / "lost+found").mkdir()
+    report = zarrow.verify(store)
+    assert report.ok
+    assert report.counts["note"] == 6
+
+
+def test_many_strays_are_counted(store: Path) -> None:
+    """A directory full of strays does not make a report of as many lines."""
+    for number in range(500):
+        (store / f"stray{number}").touch()
+    report = zarrow.verify(store)
+    assert report.counts["note"] == 101
+    assert "and 400 more" in messages(report)
+
+
+@pytest.mark.parametrize("name", [SHARD, PART, "segments/00000001.json", "embeddings.zarr/e", "table"])
+def test_a_link_is_not_followed(store: Path, name: str) -> None:
+    """A symbolic link in place of a file is damage, even if it leads to the right bytes."""
+    target = store.parent / "elsewhere"
+    os.rename(store / name, target)
+    (store / name).symlink_to(target)
+    assert zarrow.verify(store).counts["damage"]
+
+
+@pytest.mark.parametrize(
+    "name", [SHARD, PART, "segments/00000001.json", "embeddings.zarr/zarr.json", "manifest.json"]
+)
+def test_a_pipe_is_not_waited_for(store: Path, name: str) -> None:
+    """A pipe in place of a file is found at once."""
+    (store / name).unlink()
+    os.mkfifo(store / name)
+    assert not zarrow.verify(store).ok
+
+
+def test_verify_needs_no_writer_and_no_reader() -> None:
+    """An auditor that shares no code with those it audits is worth more."""
+    code = (
+        "import sys, types; package = types.ModuleType('zarrow'); package.__path__ = sys.argv[1:]; "
+        "sys.modules['zarrow'] = package; import zarrow._audit_store, zarrow.verify; "
+        "print(*(name for name in ('writer', 'store', '_seal', '_view') if f'zarrow.{name}' in sys.modules))"
+    )
+    package = str(Path(zarrow.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, package], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ""
