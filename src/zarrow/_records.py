@@ -15,9 +15,20 @@ from typing import Any
 
 from zarrow._documents import decode_document, encode_document
 from zarrow.errors import CorruptionError, InvalidInputError
-from zarrow.layout import is_slot
+from zarrow.layout import MAX_SEGMENTS, is_slot
 
 __all__ = ["Claim", "Manifest", "Owner", "PartFacts", "SegmentRecord", "ShardFacts", "Source", "this_host"]
+
+
+_U32 = 2**32
+_U63 = 2**63
+
+
+def _require(what: str, *numbers: object, limit: int = _U63) -> None:
+    """Raise unless these are counts: a document's checksum may be sound over anything."""
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < limit:
+            raise InvalidInputError(f"{what} must be in 0..{limit - 1}, got {str(number)[:40]}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +44,8 @@ class Source:
     stop: int
 
     def __post_init__(self) -> None:
-        if not is_slot(self.slot) or not 0 <= self.start <= self.stop:
+        _require("not a source: its rows", self.start, self.stop)
+        if not is_slot(self.slot) or self.start > self.stop:
             raise InvalidInputError(f"not a source: {self.slot!r}[{self.start}:{self.stop}]")
 
     @property
@@ -52,6 +64,9 @@ class Claim:
 
     segment: int
     sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        _require("a segment", self.segment, limit=MAX_SEGMENTS)
 
     @property
     def rows(self) -> int:
@@ -98,6 +113,10 @@ class ShardFacts:
     chunks_crc32c: tuple[int, ...]
     index_crc32c: int
 
+    def __post_init__(self) -> None:
+        _require("a size", self.size_bytes)
+        _require("a crc32c", self.index_crc32c, *self.chunks_crc32c, limit=_U32)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFacts:
@@ -105,6 +124,10 @@ class PartFacts:
 
     size_bytes: int
     crc32c: int
+
+    def __post_init__(self) -> None:
+        _require("a size", self.size_bytes)
+        _require("a crc32c", self.crc32c, limit=_U32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +161,10 @@ class SegmentRecord:
     arrays: dict[str, ShardFacts]
     part: PartFacts
     sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        _require("a segment", self.segment, limit=MAX_SEGMENTS)
+        _require("rows", self.rows)
 
     def encode(self) -> bytes:
         """Return the content of the record's file."""
@@ -208,6 +235,11 @@ class Manifest:
     part_bytes: tuple[int, ...]
     records_crc32c: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        _require("rows", self.rows)
+        _require("a size", *self.part_bytes, *(size for sizes in self.shard_bytes.values() for size in sizes))
+        _require("a crc32c", *self.records_crc32c, limit=_U32)
+
     @property
     def segments(self) -> int:
         """How many segments."""
@@ -265,6 +297,13 @@ class Owner:
     since: str
     reopens: int | None = None
 
+    def __post_init__(self) -> None:
+        _require("a sequence or process number", self.sequence, self.pid)
+        if self.reopens is not None:
+            _require("a segment", self.reopens, limit=MAX_SEGMENTS)
+        if not all(isinstance(text, str) for text in (self.session, self.host, self.since)):
+            raise InvalidInputError("session, host and since must be text")
+
     def encode(self) -> bytes:
         """Return the content of ``owner.json``."""
         return encode_document(
@@ -284,7 +323,7 @@ class Owner:
         body = decode_document(data, path)
         try:
             return cls(**body)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CorruptionError(f"{path}: breaks the format: {error}") from error
 
     def __str__(self) -> str:

@@ -59,7 +59,16 @@ TARGET_CHUNK_BYTES = MEBIBYTE
 MAX_SEGMENTS = 10**8
 """Part and record names have eight digits, so that they sort as their numbers do."""
 
+MAX_SEGMENT_ROWS = 1 << 31
+MAX_ROW_AXES = 16
+MAX_CHUNK_BYTES = 256 * MEBIBYTE
+MAX_SEGMENT_BYTES = 1 << 40
+MAX_CHUNKS = 1 << 20
+"""Of all arrays of a segment together. Like the others a bound on the memory that a hostile store can ask
+for, far beyond what is of use."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_UUID = re.compile(r"[0-9a-f]{32}\Z")
 _SLOT = re.compile(r"[0-9a-f]{16}\Z")
 
 ZARR_DTYPES = {
@@ -238,6 +247,11 @@ class ArraySpec:
             raise InvalidInputError(
                 f"array {self.name!r}: chunk_rows must be a power of two, got {self.chunk_rows}"
             )
+        if len(self.row_shape) > MAX_ROW_AXES or self.chunk_bytes > MAX_CHUNK_BYTES:
+            raise InvalidInputError(
+                f"array {self.name!r}: a row may have {MAX_ROW_AXES} axes, and {self.chunk_rows} rows "
+                f"{MAX_CHUNK_BYTES} bytes, got shape {self.row_shape} of {self.row_bytes} bytes: split it"
+            )
         if not self.codecs:
             raise InvalidInputError(f"array {self.name!r}: codecs must not be empty; plain bytes is None")
 
@@ -358,6 +372,7 @@ class StoreSpec:
         object.__setattr__(self, "keys", tuple(self.keys))
         if not is_power_of_two(self.segment_rows):
             raise InvalidInputError(f"segment_rows must be a power of two, got {self.segment_rows}")
+        self._check_bounds()
         columns = self.schema.names
         names = [*columns, *(array.name for array in self.arrays)]
         for name in names:
@@ -379,6 +394,21 @@ class StoreSpec:
                     f"array {array.name!r}: chunk_rows ({array.chunk_rows}) must divide "
                     f"segment_rows ({self.segment_rows})"
                 )
+
+    def _check_bounds(self) -> None:
+        """Raise if a segment is larger than anybody needs."""
+        chunks = sum(self.segment_rows // array.chunk_rows for array in self.arrays)
+        widest = max((array.row_bytes for array in self.arrays), default=0)
+        if (
+            self.segment_rows > MAX_SEGMENT_ROWS
+            or widest * self.segment_rows > MAX_SEGMENT_BYTES
+            or chunks > MAX_CHUNKS
+        ):
+            raise InvalidInputError(
+                f"a segment may have {MAX_SEGMENT_ROWS} rows, {MAX_SEGMENT_BYTES} bytes per array and "
+                f"{MAX_CHUNKS} chunks, got {self.segment_rows} rows of {widest} bytes in {chunks} chunks: "
+                "make segment_rows smaller"
+            )
 
     def array(self, name: str) -> ArraySpec:
         """Return the array of that name."""
@@ -436,6 +466,8 @@ class StoreSpec:
                 "upgrade zarrow"
             )
         try:
+            if not _UUID.match(body["uuid"]) or not isinstance(body["provenance"], dict):
+                raise ValueError("uuid must be 32 hexadecimal digits, provenance an object")
             return cls(
                 uuid=body["uuid"],
                 segment_rows=body["segment_rows"],
@@ -444,5 +476,5 @@ class StoreSpec:
                 keys=tuple(body["keys"]),
                 provenance=body["provenance"],
             )
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
             raise CorruptionError(f"{path}: breaks the format: {error}") from error
