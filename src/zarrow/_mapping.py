@@ -21,14 +21,16 @@ memory mapped, whatever becomes of the store.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
+import resource
 import stat
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,10 @@ _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 _FAILED = ctypes.c_void_p(-1).value
-_SAMPLED_ROWS = 4
+_SAMPLED_ROWS = 3
 _HUGE_PAGE_BYTES = 2 << 20
 _NEAR_BYTES = 16384
+_RUSAGE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _MAPS_KEPT = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -195,6 +198,11 @@ def _map(address: int | None, size_bytes: int, protection: int, flags: int, fd: 
     return int(found)
 
 
+def _disk_reads() -> int:
+    """Return how often this thread had to wait for a page to be read from a disk."""
+    return resource.getrusage(_RUSAGE).ru_majflt
+
+
 def _whole_pages(size_bytes: int) -> int:
     return size_bytes + -size_bytes % mmap.PAGESIZE
 
@@ -267,6 +275,7 @@ class JoinedRows(_Rows):
         self._unmapped = self.files
         self._region = _Region(max(_whole_pages(self.rows * self.row_bytes), mmap.PAGESIZE))
         self._array = self._region.array((self.rows, *self.row_shape), self.dtype)
+        self._touch = self._array.reshape(self.rows, -1)[:, 0]
 
     def _ensure(self, numbers: Any) -> None:
         """Map the files of these numbers."""
@@ -309,34 +318,54 @@ class JoinedRows(_Rows):
         return np.take(self._array, rows, axis=0, out=out, mode="clip")
 
     def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:
-        """Tell whether any of a few of the rows would have to be read from the disk."""
+        """Tell whether any of a few of the rows had to be read from the disk, by touching them.
+
+        The kernel would tell without (``mincore``), but only who may write to the file, and no faster.
+        """
+        before = _disk_reads()
+        for row in rows[:: -(-len(rows) // _SAMPLED_ROWS)].tolist():
+            number = row // self.file_rows
+            with self._advice(number, number, mmap.MADV_RANDOM):
+                self._touch[row]
+        return _disk_reads() > before
+
+    @contextlib.contextmanager
+    def _advice(self, first: int, last: int, advice: int) -> Iterator[None]:
+        """Advise the kernel on whole files, lest their maps be cut in pieces, and take it back.
+
+        Left on, `MADV_RANDOM` would make the next scan of a cold file crawl.
+        """
+        address = self._region.address + first * self._file_bytes
+        size_bytes = min((last + 1) * self._file_bytes, self._region.size_bytes) - first * self._file_bytes
+        _libc.madvise(address, size_bytes, advice)
+        try:
+            yield
+        finally:
+            _libc.madvise(address, size_bytes, mmap.MADV_NORMAL)
+
+    def _is_resident(self, row: int) -> bool:
+        """Tell, without waiting for it, whether a row is in memory, or who may read it may not know."""
+        address = self._region.address + row * self.row_bytes
         resident = ctypes.create_string_buffer(1)
-        for row in rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS].tolist():
-            address = self._region.address + row * self.row_bytes
-            if not _libc.mincore(address - address % mmap.PAGESIZE, 1, resident) and not resident.raw[0] & 1:
-                return True
-        return False
+        missing = (
+            _libc.mincore(address - address % mmap.PAGESIZE, 1, resident) == 0 and not resident.raw[0] & 1
+        )
+        return not missing
 
     def _take_cold(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
-        low = int(rows.min()) // self.file_rows * self._file_bytes
-        high = min((int(rows.max()) // self.file_rows + 1) * self._file_bytes, self._region.size_bytes)
-        # Whole files, lest the advice cut their maps in pieces.
-        _libc.madvise(self._region.address + low, high - low, mmap.MADV_RANDOM)
-        try:
-            starts = np.unique(rows) * self.row_bytes
-            ends = starts + self.row_bytes
-            apart = np.flatnonzero(starts[1:] > ends[:-1] + _NEAR_BYTES) + 1
-            runs = zip(
-                starts[np.concatenate(([0], apart))].tolist(),
-                ends[np.concatenate((apart - 1, [len(ends) - 1]))].tolist(),
-                strict=True,
-            )
+        starts = np.unique(rows) * self.row_bytes
+        ends = starts + self.row_bytes
+        apart = np.flatnonzero(starts[1:] > ends[:-1] + _NEAR_BYTES) + 1
+        runs = zip(
+            starts[np.concatenate(([0], apart))].tolist(),
+            ends[np.concatenate((apart - 1, [len(ends) - 1]))].tolist(),
+            strict=True,
+        )
+        first, last = int(rows.min()) // self.file_rows, int(rows.max()) // self.file_rows
+        with self._advice(first, last, mmap.MADV_RANDOM):
             for start, end in runs:
                 self._will_need(start, end)
             return np.take(self._array, rows, axis=0, out=out, mode="clip")
-        finally:
-            # Left on, it would make the next scan of a cold file crawl.
-            _libc.madvise(self._region.address + low, high - low, mmap.MADV_NORMAL)
 
     def _will_need(self, start: int, end: int) -> None:
         start -= start % mmap.PAGESIZE
@@ -350,7 +379,7 @@ class JoinedRows(_Rows):
             self._ensure(range(start // self.file_rows, (stop - 1) // self.file_rows + 1))
         except (OSError, ZarrowError):
             return  # whoever reads the rows is told
-        if self._is_cold(np.array([start, (start + stop) // 2, stop - 1])):
+        if not (self._is_resident(start) and self._is_resident(stop - 1)):
             self._will_need(start * self.row_bytes, stop * self.row_bytes)
 
 
