@@ -314,6 +314,15 @@ def test_two_loaders(tmp_path):
     assert columns["id"] == [*range(5), *range(100, 103)]
 
 
+@SHUFFLED
+def test_second_loaders_have_indices_of_their_own(tmp_path):
+    """The indices of a loader that Lightning has not begun yet are believed when it has."""
+    loaders = [DataLoader(Numbers(50), batch_size=8, shuffle=True) for _ in range(3)]
+    predict(tmp_path / "s", loaders)
+    columns, _ = stored(tmp_path / "s")
+    assert columns["number"] == columns["sample_index"] != sorted(columns["sample_index"])
+
+
 def test_one_table_for_two_loaders_is_refused(tmp_path):
     """Two loaders need two tables of identifiers."""
     loaders = [DataLoader(Numbers(5)), DataLoader(Numbers(3))]
@@ -790,7 +799,7 @@ def test_replacing_a_store(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "a"}, "mode must be 'x' or 'w', got 'a'"),
+        ({"mode": "a"}, "mode must be 'x' or 'w', got 'a': resume=True"),
         ({"columns": "probs"}, "columns must be a sequence of names"),
         ({"ignore": "probs"}, "ignore must be a collection"),
         ({"columns": ["a"], "arrays": ["a"]}, "cannot be both columns and arrays"),
@@ -847,6 +856,7 @@ def test_lightning_is_asked_for_by_name():
 import sys
 sys.modules["lightning"] = None
 import zarrow
+assert "torch" not in sys.modules
 from zarrow.errors import MissingExtraError
 try:
     import zarrow.lightning
@@ -854,6 +864,5 @@ except MissingExtraError as error:
     assert "pip install 'zarrow[predict]'" in str(error), error
 else:
     raise AssertionError
-assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

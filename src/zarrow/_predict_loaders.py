@@ -1,8 +1,8 @@
-"""What does Lightning know about the rows of a batch, and what does it keep of them?
+"""What does Lightning know about the rows of a batch, and how are the batches of a run chosen?
 
 Of a map-style `DataLoader` that has batches Lightning records the dataset indices of every batch; of
-iterable datasets, ``batch_size=None`` and plain lists it knows nothing, and shows the indices of the loader
-before. `describe` says, once per loader, where a row's place in the dataset comes from:
+iterable datasets, ``batch_size=None`` and plain iterables it knows nothing, and shows the indices of the
+loader before. `describe` says, once per loader, where a row's place in the dataset comes from:
 
 * ``recorded``: Lightning's record;
 * ``running``: counted, because the loader yields the dataset in its order;
@@ -11,13 +11,19 @@ before. `describe` says, once per loader, where a row's place in the dataset com
 and how many rows are to be expected. Lightning keeps the record of every batch until the end, 40 to 140
 bytes a row; `trim` replaces it by one that forgets what was written.
 
+`choose_batches` lets the loaders of a run yield the batches that are still to be predicted, and on several
+ranks each rank its own. The loaders are asked for, whoever has them, when Lightning asks, and are copies.
+
 Place: tier 2, used by `lightning`; imports torch and lightning. This is the only module that knows
-Lightning's insides, and it does without where they are not as it knows them.
+Lightning's insides (``predict_loop._data_source``, ``seen_batch_indices``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,11 +31,23 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 
+from zarrow import _rows_left
+from zarrow._checksum import crc32c
+from zarrow._rows_left import Dealer, RemainingBatches, RowSet
 from zarrow.errors import InvalidInputError
 
-__all__ = ["LoaderFacts", "describe", "loaders_of", "trim"]
+__all__ = ["LoaderFacts", "choose_batches", "describe", "loaders_of", "recorded_indices", "trim"]
 
 Order = Literal["recorded", "running", "given"]
 
@@ -50,6 +68,8 @@ class LoaderFacts:
         Rows that all ranks together will yield, if anybody knows.
     expected_batches : int or None
         Batches that this loader will yield, if it can tell.
+    dataset : tuple of (str, int or None)
+        The dataset's type and length.
     name : str
         For messages.
     """
@@ -59,6 +79,7 @@ class LoaderFacts:
     dataset_rows: int | None
     expected_rows: int | None
     expected_batches: int | None
+    dataset: tuple[str, int | None]
     name: str
 
 
@@ -68,7 +89,7 @@ def loaders_of(trainer: Trainer) -> list[Any]:
     return [] if found is None else list(CombinedLoader(found, "sequential").flattened)
 
 
-def describe(loader: Any, position: int, *, given: bool) -> LoaderFacts:
+def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) -> LoaderFacts:
     """Return what is known of a loader.
 
     Parameters
@@ -79,11 +100,13 @@ def describe(loader: Any, position: int, *, given: bool) -> LoaderFacts:
         Its ``dataloader_idx``.
     given : bool
         Whether the caller finds the rows' places in the batch.
+    world_size : int
+        How many ranks predict.
 
     Returns
     -------
     LoaderFacts
-        For one rank.
+        What is known.
 
     Raises
     ------
@@ -92,16 +115,18 @@ def describe(loader: Any, position: int, *, given: bool) -> LoaderFacts:
     """
     name = f"predict data loader {position} ({type(loader).__name__})"
     order: Order = "given" if given else "running"
+    remedy = "or tell the rows' places in the dataset with sample_index="
     if not isinstance(loader, DataLoader):
+        _check_one_rank(name, world_size, remedy, given=given)
         return LoaderFacts(
             position=position,
             order=order,
             dataset_rows=None,
             expected_rows=None,
-            expected_batches=_length(loader),
+            expected_batches=_length(loader) if world_size == 1 else None,
+            dataset=(type(loader).__qualname__, None),
             name=name,
         )
-    remedy = "or tell the rows' places in the dataset with sample_index="
     if not given and loader.num_workers > 1 and not getattr(loader, "in_order", True):
         raise InvalidInputError(
             f"{name}: with in_order=False nobody can tell which rows a batch has: leave in_order as it is, "
@@ -110,16 +135,22 @@ def describe(loader: Any, position: int, *, given: bool) -> LoaderFacts:
     dataset_rows = _length(loader.dataset)
     expected = dataset_rows
     if isinstance(loader.dataset, IterableDataset):
+        _check_one_rank(name, world_size, remedy, given=given)
         if not given and loader.num_workers > 1:
             raise InvalidInputError(
                 f"{name}: {loader.num_workers} workers read an iterable dataset side by side, so that nobody "
                 f"can tell which rows a batch has: use num_workers=1, a map-style dataset, {remedy}"
             )
-    elif hasattr(loader.batch_sampler, "seen_batch_indices"):
+    elif loader.batch_sampler is not None:
         order = "given" if given else "recorded"
         sampler = getattr(loader.batch_sampler, "sampler", None)
-        expected = _length(sampler) if _length(sampler) is not None else dataset_rows
+        dealt: Any = loader.batch_sampler
+        if hasattr(dealt, "expected_rows"):
+            expected = dealt.expected_rows
+        elif world_size == 1 and _length(sampler) is not None:
+            expected = _length(sampler)
     else:
+        _check_one_rank(name, world_size, remedy, given=given)
         expected = _length(loader.sampler)
         if not given and not isinstance(loader.sampler, SequentialSampler):
             raise InvalidInputError(
@@ -132,9 +163,18 @@ def describe(loader: Any, position: int, *, given: bool) -> LoaderFacts:
         order=order,
         dataset_rows=dataset_rows,
         expected_rows=expected,
-        expected_batches=_length(loader),
+        expected_batches=_length(loader) if world_size == 1 else None,
+        dataset=(type(loader.dataset).__qualname__, dataset_rows),
         name=f"{name} over {_dataset_name(loader.dataset)}",
     )
+
+
+def _check_one_rank(name: str, world_size: int, remedy: str, *, given: bool) -> None:
+    if world_size > 1 and not given:
+        raise InvalidInputError(
+            f"{name}: Lightning reports no dataset indices for it, so that nobody can tell which rows each "
+            f"of {world_size} ranks predicts: use a map-style dataset with a batch_size, {remedy}"
+        )
 
 
 def _length(thing: Any) -> int | None:
@@ -174,6 +214,37 @@ class _Recent:
         return self._count
 
 
+def recorded_indices(loader: Any, batch_idx: int) -> Any:
+    """Return the dataset indices that Lightning recorded for a batch.
+
+    What it hands to the callback may be those of a loader before, so they are read where they are written.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        The loader that yielded it.
+    batch_idx : int
+        The batch's number.
+
+    Returns
+    -------
+    sequence of int
+        In the batch's order.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no record.
+    """
+    try:
+        return loader.batch_sampler.seen_batch_indices[batch_idx]
+    except (AttributeError, LookupError):
+        raise InvalidInputError(
+            f"Lightning has no record of the dataset indices of batch {batch_idx}: tell the rows' places in "
+            "the dataset with sample_index="
+        ) from None
+
+
 def trim(loader: Any, batch_idx: int) -> None:
     """Forget the indices of a batch that was written.
 
@@ -191,6 +262,121 @@ def trim(loader: Any, batch_idx: int) -> None:
         sampler.seen_batch_indices = seen  # type: ignore[union-attr]  # seen came from it
     if isinstance(seen, _Recent):
         seen.forget(batch_idx)
+
+
+def choose_batches(trainer: Trainer, stored: Mapping[int, RowSet]) -> Callable[[], None]:
+    """Let the run's loaders yield the batches that are still to be predicted, to each rank its own.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Before it has asked for the loaders: in ``setup``.
+    stored : mapping of int to RowSet
+        Per ``dataloader_idx`` the rows that are stored.
+
+    Returns
+    -------
+    callable
+        Undoes it.
+
+    Raises
+    ------
+    InvalidInputError
+        If this version of Lightning has the loaders in another place.
+    """
+    source = getattr(trainer.predict_loop, "_data_source", None)
+    if not hasattr(source, "dataloader"):
+        raise InvalidInputError(
+            "this version of Lightning does not let a callback choose the batches: give the DataLoader "
+            "batch_sampler=zarrow.lightning.MissingRowsSampler(...)"
+        )
+    undo = contextlib.ExitStack()
+
+    def dataloader() -> CombinedLoader:
+        found = type(source).dataloader(source)  # type: ignore[union-attr]  # has it, see above
+        loaders = (
+            copy.copy(found) if isinstance(found, CombinedLoader) else CombinedLoader(found, "sequential")
+        )
+        chosen = [_remaining(trainer, loader, stored.get(i)) for i, loader in enumerate(loaders.flattened)]
+        loaders.flattened = chosen
+        if any(_length(one) == 0 for one in chosen):
+            undo.enter_context(_zero_batches_will_do(trainer))
+        return loaders
+
+    # Lightning warns that a batch sampler may leave rows out, which is what this one is for.
+    warnings.filterwarnings("ignore", f"You are using a custom batch sampler `{RemainingBatches.__name__}`")
+    vars(source)["dataloader"] = dataloader  # in front of the class's method
+    undo.callback(vars(source).pop, "dataloader", None)
+    return undo.close
+
+
+@contextlib.contextmanager
+def _zero_batches_will_do(trainer: Trainer) -> Iterator[None]:
+    """Let a rank have no batch: the others have what is left."""
+    module = trainer.lightning_module
+    before = module.allow_zero_length_dataloader_with_multiple_devices
+    module.allow_zero_length_dataloader_with_multiple_devices = True
+    warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
+    try:
+        yield
+    finally:
+        module.allow_zero_length_dataloader_with_multiple_devices = before
+
+
+def _remaining(trainer: Trainer, loader: Any, stored: RowSet | None) -> Any:
+    """Return a copy of the loader that yields what is left, or the loader if it cannot be chosen from."""
+    world_size = trainer.world_size
+    if (stored is None or not len(stored)) and world_size == 1:
+        return loader
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or loader.batch_sampler is None
+        or isinstance(loader.batch_sampler, RemainingBatches)
+    ):
+        return loader
+    deal, expected = _dealer(loader)
+    if world_size > 1 and not _is_plain(loader) and not _is_same_on_every_rank(trainer, loader):
+        return loader  # the user deals out
+    ranks = (trainer.global_rank, world_size)
+    chosen = copy.copy(loader)
+    # A DataLoader forbids setting this. Lightning makes a new one from the attributes of this one.
+    vars(chosen)["batch_sampler"] = RemainingBatches(deal, stored or RowSet(), lambda: ranks, expected)
+    return chosen
+
+
+def _is_plain(loader: DataLoader[Any]) -> bool:
+    """Tell whether it is known which rows all ranks together are to have: those of the dataset."""
+    plain = (SequentialSampler, RandomSampler, DistributedSampler)
+    return type(loader.batch_sampler) is BatchSampler and type(loader.sampler) in plain
+
+
+def _is_same_on_every_rank(trainer: Trainer, loader: DataLoader[Any]) -> bool:
+    """Tell whether every rank's sampler yields the same; if not, the ranks have divided the rows already."""
+    checksum = 0
+    for batch in loader.batch_sampler or ():
+        checksum = crc32c(np.asarray(batch, np.int64).tobytes(), checksum)
+    first: int = trainer.strategy.broadcast(checksum)
+    return bool(trainer.strategy.reduce_boolean_decision(first == checksum))
+
+
+def _dealer(loader: DataLoader[Any]) -> tuple[Dealer, int | None]:
+    """Return how a loader's batches are dealt out, and how many rows they have in all."""
+    batch_sampler, sampler = loader.batch_sampler, loader.sampler
+    rows = _length(loader.dataset)
+    if type(batch_sampler) is not BatchSampler:
+        assert batch_sampler is not None
+        return _rows_left.given_batches(batch_sampler), rows
+    batch_size = batch_sampler.batch_size
+    if type(sampler) in (SequentialSampler, DistributedSampler) and rows is not None:
+        return _rows_left.batches_in_order(rows, batch_size), rows
+    # An order that changes from run to run, and from rank to rank, is nobody's concern: any will do.
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == rows:
+        return _rows_left.packed(range(rows), batch_size), rows
+    if type(sampler) is SubsetRandomSampler:
+        candidates = np.sort(np.asarray(sampler.indices, np.int64))
+        return _rows_left.packed(candidates, batch_size), len(candidates)  # type: ignore[arg-type]
+    return _rows_left.grouped(sampler, batch_size), _length(sampler)
 
 
 def as_indices(indices: Any, what: str) -> npt.NDArray[np.int64]:

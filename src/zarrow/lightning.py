@@ -6,46 +6,63 @@
 2. splits the prediction into columns and arrays (`_prediction_rules`) and joins the identifiers of these
    rows to them (`_identifiers`),
 3. brings them to the host (`_host_copies`) and hands them to a `zarrow.Writer`, which does not wait for
-   the disk.
+   the disk (`_predict_run`).
 
 A batch is stored whole or not at all. The store becomes complete when the run ended *and* every row that
 was expected is in it; however else the run ends, the store keeps every finished batch and can be resumed.
 
-Place: tier 4, the edge that faces Lightning; imported by nothing but `cli` and `demo`.
+Every rank writes for itself. Ranks meet twice, in ``setup`` and in ``teardown``, which Lightning calls on
+all of them, and never in between: they need not have the same number of batches.
+
+Place: tier 5, the edge that faces Lightning; imported by nothing but `cli` and `demo`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
+import uuid
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
+from zarrow import _files, layout
 from zarrow._identifiers import Identifiers, open_identifiers
-from zarrow._prediction_rules import Names, PredictionRules, count_rows
-from zarrow._rows_left import RowSet
-from zarrow.errors import BatchError, InvalidInputError, MissingExtraError, ZarrowError
+from zarrow._prediction_rules import Names, PredictionRules
+from zarrow._rows_left import RemainingBatches, RowSet, batches_in_order
+from zarrow.errors import (
+    BatchError,
+    IncompleteStoreError,
+    InvalidInputError,
+    MissingExtraError,
+    SchemaMismatchError,
+    StoreExistsError,
+    ZarrowError,
+)
+from zarrow.store import Store
 from zarrow.writer import DEFAULT_QUEUE_BYTES, Durability, Writer
 
 try:
+    import torch.distributed
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import BasePredictionWriter
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from zarrow._host_copies import HostCopies
-    from zarrow._predict_loaders import LoaderFacts, as_indices, describe, loaders_of, trim
+    from zarrow._predict_loaders import choose_batches, loaders_of, trim
+    from zarrow._predict_run import Run, stored_rows
+    from zarrow._run_identity import differences, identify
 except ImportError as error:
     raise MissingExtraError(
         f"zarrow.lightning needs {error.name}: pip install 'zarrow[predict]'", name=error.name
     ) from error
 
-__all__ = ["PredictionWriter"]
+__all__ = ["MissingRowsSampler", "PredictionWriter"]
 
-DATALOADER_IDX = "dataloader_idx"
+SIGTERM_EXIT_CODE = 128 + 15
+_SHARED_DISK_TIMEOUT_S = 10.0
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -65,6 +82,14 @@ class PredictionWriter(BasePredictionWriter):
     with a warning, if not. Expected is what the sampler, else the dataset, else the identifiers count.
     Where nobody can count (a stream), the rows are all there if the stream ended by itself: neither
     ``limit_predict_batches`` nor a `StopIteration` in a step ended it.
+
+    A run that was killed, or interrupted, goes on with ``resume=True``: the batches whose rows are all
+    stored are skipped, and the others are the very batches of the first run, so that their values are,
+    too. On SIGTERM, as schedulers send it, the store is made durable, and the process exits with 143.
+
+    On several ranks each writes for itself, and the batches of one process are dealt out to them. If
+    samplers divide the rows themselves, that is respected. Rank 0 completes the store when all ranks are
+    done and every row is there.
 
     Pass ``return_predictions=False`` to ``trainer.predict``, or it keeps every prediction in memory.
 
@@ -89,7 +114,12 @@ class PredictionWriter(BasePredictionWriter):
         Where Lightning cannot tell a row's place in the dataset: the entry of the prediction that has it,
         or a callable that gets the batch and returns it.
     mode : {"x", "w"}
-        ``"x"``: there must be no store. ``"w"``: replace one, once the new one is complete.
+        ``"x"``: there must be no store. ``"w"``: replace one, once the new one is complete (on one rank).
+    resume : bool
+        Whether to go on with an incomplete store, if there is one; a complete one is left as it is.
+    force : bool
+        Whether to resume although model, weights, datasets or provenance are not those that the store was
+        begun with.
     dtypes : mapping of str to str, optional
         Floating-point types to store columns and arrays as, e.g. ``{"query_embed": "float16"}``. By
         default they are stored as they are, and bfloat16 as float32, which holds all its values.
@@ -106,6 +136,7 @@ class PredictionWriter(BasePredictionWriter):
     Examples
     --------
     >>> import tempfile, torch, zarrow
+    >>> import pyarrow as pa
     >>> from lightning.pytorch import LightningModule, Trainer
     >>> from torch.utils.data import DataLoader
     >>> class Model(LightningModule):
@@ -138,6 +169,8 @@ class PredictionWriter(BasePredictionWriter):
         ignore: Collection[str] = (),
         sample_index: str | Callable[[Any], Any] | None = None,
         mode: Literal["x", "w"] = "x",
+        resume: bool = False,
+        force: bool = False,
         dtypes: Mapping[str, str] | None = None,
         duplicates: Literal["refuse", "drop"] = "refuse",
         segment_rows: int | None = None,
@@ -148,7 +181,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         super().__init__(write_interval="batch")
         if mode not in ("x", "w"):
-            raise InvalidInputError(f"mode must be 'x' or 'w', got {mode!r}")
+            raise InvalidInputError(
+                f"mode must be 'x' or 'w', got {mode!r}: resume=True goes on with a store"
+            )
+        if resume and mode == "w":
+            raise InvalidInputError("resume=True goes on with a store and mode='w' replaces it: choose one")
         if duplicates not in ("refuse", "drop"):
             raise InvalidInputError(f"duplicates must be 'refuse' or 'drop', got {duplicates!r}")
         self.path = os.path.abspath(path)
@@ -164,16 +201,22 @@ class PredictionWriter(BasePredictionWriter):
         self._identifiers_given = identifiers
         self._sample_index = sample_index
         self._drop_duplicates = duplicates == "drop"
+        self._resume = resume
+        self._force = force
+        self._provenance = dict(provenance or {})
+        self._keys = tuple(keys)
+        self._mode: Literal["x", "w"] = mode
         self._options: dict[str, Any] = {
-            "keys": tuple(keys),
-            "mode": mode,
+            "keys": self._keys,
             "segment_rows": segment_rows,
             "codecs": codecs,
             "durability": durability,
             "queue_bytes": queue_bytes,
-            "provenance": dict(provenance or {}),
+            "provenance": self._provenance,
         }
-        self._run: _Run | None = None
+        self._run: Run | None = None
+        self._resumed: Store | None = None
+        self._undo: Callable[[], None] | None = None
         self._complete = False
 
     @property
@@ -190,23 +233,106 @@ class PredictionWriter(BasePredictionWriter):
         ----------
         trainer, pl_module, stage
             As Lightning has them; all but the stage ``"predict"`` are ignored.
+
+        Raises
+        ------
+        StoreExistsError
+            If there is a store, and neither ``mode="w"`` nor ``resume=True``.
+        ZarrowError
+            If no store can be written there.
         """
         if stage != "predict":
             return
         super().setup(trainer, pl_module, stage)
-        if trainer.world_size > 1:
-            raise InvalidInputError(
-                f"PredictionWriter predicts on one device so far, got {trainer.world_size}: "
-                "use Trainer(devices=1)"
-            )
         self._complete = False
         identifiers = _open_all(self._identifiers_given)
-        self._run = _Run(
-            Writer(self.path, **self._options),
-            identifiers,
-            PredictionRules(*self._naming),
-            HostCopies(self._dtypes),
-        )
+        with contextlib.ExitStack() as opened:
+            writer = self._open(trainer, opened)
+            before, self._resumed = self._look(trainer)
+            if trainer.global_rank > 0 and not (self._resumed is not None and self._resumed.complete):
+                writer = Writer(self.path, mode="a", shared=True, **self._options)
+                opened.callback(writer.close)
+            self._run = Run(
+                writer,
+                before,
+                identifiers,
+                PredictionRules(*self._naming),
+                HostCopies(self._dtypes),
+                sample_index=self._sample_index,
+                drop_duplicates=self._drop_duplicates,
+            )
+            if before or trainer.world_size > 1:
+                self._undo = choose_batches(trainer, before)
+            opened.pop_all()
+
+    def _open(self, trainer: Trainer, opened: contextlib.ExitStack) -> Writer | None:
+        """Open the store on rank 0, and let every rank fail if that fails."""
+        world_size = trainer.world_size
+        writer, failure, marker = None, None, None
+        if trainer.global_rank == 0:
+            try:
+                if world_size > 1 and self._mode == "w":
+                    raise InvalidInputError(
+                        f"mode='w' replaces a store on one rank only, got {world_size}: "
+                        "remove the old one first"
+                    )
+                writer = self._open_here(shared=world_size > 1)
+                if writer is not None:
+                    opened.callback(writer.close)
+                    marker = f"{layout.SCRATCH_PREFIX}{uuid.uuid4().hex}"
+                    if world_size > 1:
+                        _files.make_dir(Path(self.path, layout.OPEN_DIR, marker))
+                        opened.callback(self._remove_marker, marker)
+            except (ZarrowError, OSError) as error:
+                if world_size == 1:
+                    raise
+                failure = error
+        if world_size == 1:
+            return writer
+        message, marker = trainer.strategy.broadcast((None if failure is None else str(failure), marker))
+        if failure is not None:
+            raise failure
+        if message is not None:
+            raise IncompleteStoreError(f"rank 0 could not open the store: {message}")
+        visible = marker is None or _wait_for(Path(self.path, layout.OPEN_DIR, marker))
+        if not trainer.strategy.reduce_boolean_decision(visible):
+            raise InvalidInputError(
+                f"{self.path}: not every rank sees the store that rank 0 opened"
+                f"{'' if visible else f'; rank {trainer.global_rank} does not'}: "
+                "put it on a disk that all of them share"
+            )
+        if writer is not None and marker is not None:
+            self._remove_marker(marker)
+        return writer
+
+    def _remove_marker(self, marker: str) -> None:
+        _files.remove_tree(Path(self.path, layout.OPEN_DIR, marker))
+
+    def _open_here(self, *, shared: bool) -> Writer | None:
+        """Return a writer; None if there is a complete store, which a resumed run leaves as it is."""
+        options = {**self._options, "shared": shared}
+        if not self._resume:
+            try:
+                return Writer(self.path, mode=self._mode, **options)
+            except StoreExistsError as error:
+                raise StoreExistsError(
+                    f"{self.path}: there is a store already: resume=True goes on with it if it is "
+                    "incomplete, mode='w' replaces it"
+                ) from error
+        _, store = stored_rows(self.path)
+        if store is not None and store.complete:
+            return None
+        return Writer(self.path, mode="a", **options)
+
+    def _look(self, trainer: Trainer) -> tuple[dict[int, RowSet], Store | None]:
+        """Return what is stored: the same on every rank, since nobody has written yet."""
+        if not self._resume:
+            found: tuple[dict[int, RowSet], Store | None] = {}, None
+        else:
+            found = stored_rows(self.path)
+        if trainer.world_size > 1:
+            trainer.strategy.barrier("zarrow: every rank knows what is stored")
+        return found
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the data loaders, before the first batch.
@@ -216,14 +342,28 @@ class PredictionWriter(BasePredictionWriter):
         trainer, pl_module
             As Lightning has them.
         """
-        run = self._running()
-        run.meet(loaders_of(trainer), given=self._sample_index is not None)
+        self._meet(trainer, pl_module)
         if trainer.predict_loop.return_predictions:
             warnings.warn(
                 "Lightning keeps every prediction in memory until the end, beside the store: "
                 "pass return_predictions=False to trainer.predict",
                 stacklevel=2,
             )
+
+    def _meet(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get to know the data loaders and the model, and raise if they do not fit the store."""
+        run = self._running()
+        run.meet(loaders_of(trainer), trainer.world_size)
+        identity = identify(trainer, pl_module, [state.facts.dataset for state in run.loaders])
+        if self._resumed is not None and not self._force:
+            differing = differences(self._resumed.provenance, {**self._provenance, **identity})
+            if differing:
+                raise SchemaMismatchError(
+                    f"{self.path}: the store was begun by another run: {'; '.join(differing)}: resume with "
+                    "what it was begun with, write another store, or override with force=True"
+                )
+        if run.writer is not None:
+            run.writer.describe(identity)
 
     def on_predict_batch_start(
         self,
@@ -240,7 +380,8 @@ class PredictionWriter(BasePredictionWriter):
         trainer, pl_module, batch, batch_idx, dataloader_idx
             As Lightning has them.
         """
-        self._running().started += 1
+        run = self._running()
+        run.started += 1
 
     def write_on_batch_end(
         self,
@@ -269,16 +410,19 @@ class PredictionWriter(BasePredictionWriter):
         run = self._running()
         state = run.loaders[dataloader_idx]
         try:
-            self._write(run, state, prediction, batch_indices, batch)
+            run.write(dataloader_idx, batch_idx, prediction, batch)
         except ZarrowError as error:
             where = f"in batch {batch_idx} of {state.facts.name}"
             if isinstance(error, BatchError):
                 raise BatchError(f"{where}: {error}") from error
             error.add_note(where)
             raise
-        run.finished += 1
-        state.batches += 1
         trim(state.loader, batch_idx)
+        if trainer.received_sigterm:
+            # The scheduler kills us soon, and starts us again.
+            assert run.writer is not None
+            run.writer.flush(durable=True)
+            raise SIGTERMException(SIGTERM_EXIT_CODE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the writer: every finished batch is accepted on return, and the store can be resumed.
@@ -288,8 +432,8 @@ class PredictionWriter(BasePredictionWriter):
         trainer, pl_module, exception
             As Lightning has them.
         """
-        run, self._run = self._run, None
-        if run is not None:
+        run = self._let_go()
+        if run is not None and run.writer is not None:
             # The exception under way is the news; a second one would hide it.
             with contextlib.suppress(ZarrowError):
                 run.writer.close()
@@ -301,216 +445,102 @@ class PredictionWriter(BasePredictionWriter):
         ----------
         trainer, pl_module, stage
             As Lightning has them.
+
+        Raises
+        ------
+        WriteFailedError
+            If a row could not be written, on whatever rank.
         """
-        run, self._run = self._run, None
-        if stage != "predict" or run is None:
+        if stage != "predict" or self._run is None:
             return
-        if not run.loaders:  # without a batch Lightning skips the hooks in between
-            run.meet(loaders_of(trainer), given=self._sample_index is not None)
-        missing = run.missing(trainer)
-        if missing:
-            run.writer.close()
-            warnings.warn(f"{self.path} is left incomplete: {missing}", stacklevel=2)
-            return
-        if run.writer.spec is None:
-            self._finalize_without_rows(run)
-        else:
-            run.writer.finalize()
-        self._complete = True
-
-    def _finalize_without_rows(self, run: _Run) -> None:
-        """Make a complete store of what is known without a prediction: the identifiers' columns."""
-        run.writer.close()
-        known = [one for one in run.identifiers if one is not None and one.rows is not None]
-        table = known[0].take(None, np.zeros(0, np.int64), 0) if known else pa.table({})
-        keys = [key for key in self._options["keys"] if key in table.column_names]
-        with Writer(
-            self.path, **{**self._options, "keys": keys, "schema": table.schema, "arrays": {}}
-        ) as writer:
-            writer.finalize()
-
-    # One batch
-
-    def _running(self) -> _Run:
-        if self._run is None:
-            raise InvalidInputError(
-                "PredictionWriter's hooks must be called by a Trainer, which calls setup first"
+        if not self._run.loaders:  # without a batch Lightning skips the hooks in between
+            self._meet(trainer, pl_module)
+        run = self._let_go()
+        assert run is not None
+        missing = self._end(trainer, run) if trainer.world_size == 1 else self._end_together(trainer, run)
+        self._complete = missing is None
+        if missing is not None and trainer.is_global_zero:
+            warnings.warn(
+                f"{self.path} is left incomplete: {missing}: predict again with resume=True", stacklevel=2
             )
+
+    def _running(self) -> Run:
+        if self._run is None:
+            raise InvalidInputError("PredictionWriter's hooks are for a Trainer, which calls setup first")
         return self._run
 
-    def _write(
-        self, run: _Run, state: _LoaderState, prediction: Any, batch_indices: Sequence[int] | None, batch: Any
-    ) -> None:
-        columns, arrays = run.rules.split(prediction)
-        indices = self._indices(state, prediction, batch_indices, batch)
-        rows = count_rows(
-            columns, arrays, None if indices is None else len(indices), _INDEX_SOURCE[state.facts.order]
-        )
-        if indices is None:
-            indices = np.arange(state.next_row, state.next_row + rows)
-        known = state.facts.dataset_rows
-        if known is not None and rows and state.facts.order != "running" and indices.max() >= known:
-            raise BatchError(f"got dataset index {indices.max()}, but the dataset has {known} rows")
-        table = self._identify(run, state, batch, indices, columns)
-        hosted = run.host_copies({**columns, **arrays})
-        table |= {name: hosted[name] for name in columns}
-        vectors = {name: hosted[name] for name in arrays}
-        fresh = self._fresh(state, indices)
-        if fresh is not None:
-            table = {name: _pick(values, fresh) for name, values in table.items()}
-            vectors = {name: values[fresh] for name, values in vectors.items()}
-            indices = indices[fresh]
-        if len(indices) or not rows:
-            run.writer.append(table, vectors, indices, copy=False)
-        state.stored.add(indices)
-        state.next_row += rows
+    def _let_go(self) -> Run | None:
+        run, self._run = self._run, None
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+        return run
 
-    def _indices(
-        self, state: _LoaderState, prediction: Any, batch_indices: Sequence[int] | None, batch: Any
-    ) -> npt.NDArray[np.int64] | None:
-        """Return the rows' places in the dataset; None if they are to be counted."""
-        chosen = self._sample_index
-        if isinstance(chosen, str):
-            if chosen not in prediction:
-                raise BatchError(
-                    f"sample_index={chosen!r}: the prediction has no such entry; it has {list(prediction)}"
-                )
-            return as_indices(_on_host(prediction[chosen]), f"sample_index={chosen!r}")
-        if chosen is not None:
-            return as_indices(_on_host(chosen(batch)), "what the callable sample_index returns")
-        if state.facts.order == "running":
-            return None
-        return as_indices(batch_indices if batch_indices is not None else [], "what the sampler yields")
+    # The end
 
-    def _identify(
-        self,
-        run: _Run,
-        state: _LoaderState,
-        batch: Any,
-        indices: npt.NDArray[np.int64],
-        columns: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """Return the columns that say which rows these are."""
-        table: dict[str, Any] = {}
-        if len(run.loaders) > 1:
-            table[DATALOADER_IDX] = np.full(len(indices), state.facts.position, np.int32)
-        if state.identifiers is not None:
-            found = state.identifiers.take(batch, indices, len(indices))
-            table |= zip(found.column_names, found.columns, strict=True)
-        for name in columns:
-            if name in table:
-                raise BatchError(
-                    f"the column {name!r} comes from the identifiers as well as from the prediction: leave "
-                    f"one out (ignore=[{name!r}]), or rename one (columns={{'predicted_{name}': {name!r}}})"
-                )
-        return table
+    def _end(self, trainer: Trainer, run: Run) -> str | None:
+        """Complete the store of one rank, or return what is missing."""
+        missing = run.missing(trainer.limit_predict_batches)
+        if missing is None:
+            self._finalize(run)
+        elif run.writer is not None:
+            run.writer.close()
+        return missing
 
-    def _fresh(self, state: _LoaderState, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:
-        """Return which rows are new; None if all are."""
-        known = state.stored.contains(indices)
-        fresh = ~known
-        first = np.zeros(len(indices), bool)
-        first[np.unique(indices, return_index=True)[1]] = True
-        fresh &= first
-        if fresh.all():
-            return None
-        if not self._drop_duplicates:
-            again = indices[~fresh]
-            raise BatchError(
-                f"{len(again)} of its {len(indices)} rows were stored already, the first of them dataset "
-                f"index {again[0]}: use a sampler that yields every row once, or leave them out with "
-                "duplicates='drop'"
+    def _end_together(self, trainer: Trainer, run: Run) -> str | None:
+        """Complete the store of several ranks when all of them are done, or return what is missing."""
+        strategy = trainer.strategy
+        failure: Exception | None = None
+        try:
+            if run.writer is not None and trainer.global_rank > 0:
+                run.writer.close()
+            elif run.writer is not None:
+                run.writer.flush()
+        except ZarrowError as error:
+            failure = error
+        # Nobody leaves a collective out, whatever happened to it: the others would wait for it forever.
+        all_well = strategy.reduce_boolean_decision(failure is None)
+        cut_short = run.cut_short(trainer.limit_predict_batches)
+        all_done = strategy.reduce_boolean_decision(cut_short is None)
+        missing = cut_short
+        if trainer.global_rank == 0:
+            try:
+                missing = run.missing_on_disk(self.path) or cut_short
+                if missing is None and not all_done:
+                    missing = "a rank ended before its data did"
+                if missing is None and all_well:
+                    self._finalize(run)
+                elif run.writer is not None:
+                    run.writer.close()
+            except (ZarrowError, OSError) as error:
+                failure = failure or error
+                if run.writer is not None:
+                    with contextlib.suppress(ZarrowError):
+                        run.writer.close()
+        missing, message = strategy.broadcast((missing, None if failure is None else str(failure)))
+        if failure is not None:
+            raise failure
+        if message is not None or not all_well:
+            raise IncompleteStoreError(
+                f"{self.path} is left incomplete: another rank failed{': ' + message if message else ''}"
             )
-        return fresh
+        return missing
 
-
-_INDEX_SOURCE = {
-    "recorded": "Lightning's record of the batch",
-    "given": "sample_index",
-    "running": "the batch",
-}
-
-
-class _LoaderState:
-    """How far the rows of one data loader have come."""
-
-    def __init__(self, loader: Any, facts: LoaderFacts, identifiers: Identifiers | None) -> None:
-        self.loader = loader
-        self.facts = facts
-        self.identifiers = identifiers
-        self.stored = RowSet()
-        self.next_row = 0
-        self.batches = 0
-
-    def missing(self, limit: int | float | None) -> str | None:
-        """Return what is missing, in words; None if nothing is."""
-        facts = self.facts
-        expected = facts.expected_rows
-        if expected is None and self.identifiers is not None:
-            expected = self.identifiers.rows
-        if expected is not None:
-            left = expected - len(self.stored)
-            return f"{left} of {expected} rows of {facts.name} are missing" if left > 0 else None
-        if facts.expected_batches is not None:
-            left = facts.expected_batches - self.batches
-            return (
-                f"{left} of {facts.expected_batches} batches of {facts.name} are missing"
-                if left > 0
-                else None
-            )
-        if isinstance(limit, int) and self.batches >= limit:
-            return (
-                f"limit_predict_batches ended {facts.name} after {len(self.stored)} rows, "
-                "and nobody knows how many it has"
-            )
-        return None
-
-
-class _Run:
-    """What lives from `PredictionWriter.setup` to the end of one run."""
-
-    def __init__(
-        self,
-        writer: Writer,
-        identifiers: list[Identifiers | None],
-        rules: PredictionRules,
-        host_copies: HostCopies,
-    ) -> None:
-        self.writer = writer
-        self.identifiers = identifiers
-        self.rules = rules
-        self.host_copies = host_copies
-        self.loaders: list[_LoaderState] = []
-        self.started = self.finished = 0
-
-    def meet(self, loaders: list[Any], *, given: bool) -> None:
-        """Get to know the data loaders, and raise if one cannot work."""
-        identifiers = self.identifiers
-        if len(identifiers) != len(loaders):
-            if len(identifiers) == 1 and identifiers[0] is None:
-                identifiers = [None] * len(loaders)
-            else:
-                raise InvalidInputError(
-                    f"identifiers must be a list of one per predict data loader: there are {len(loaders)} "
-                    f"loaders, got {len(identifiers)}"
-                )
-        for position, (loader, found) in enumerate(zip(loaders, identifiers, strict=True)):
-            facts = describe(loader, position, given=given)
-            rows = None if found is None else found.rows
-            if rows is not None and facts.dataset_rows is not None and rows != facts.dataset_rows:
-                raise InvalidInputError(
-                    f"identifiers must have one row per sample of the dataset, {facts.dataset_rows}, got "
-                    f"{rows}: those of {facts.name}, in its order"
-                )
-            self.loaders.append(_LoaderState(loader, facts, found))
-
-    def missing(self, trainer: Trainer) -> str | None:
-        """Return what is missing, in words; None if nothing is."""
-        limit = trainer.limit_predict_batches
-        found = [what for state in self.loaders if (what := state.missing(limit))]
-        if self.started > self.finished:
-            found.append("a step ended the run with StopIteration")
-        return "; ".join(found) or None
+    def _finalize(self, run: Run) -> None:
+        if run.writer is None:
+            return
+        if run.writer.spec is not None:
+            run.writer.finalize()
+            return
+        # This rank has seen no batch. If no other has, either, what the store is must be said here.
+        run.writer.close()
+        options = dict(self._options)
+        if stored_rows(self.path)[1] is None:
+            table = run.table_without_rows()
+            options |= {"keys": [key for key in self._keys if key in table.column_names]}
+            options |= {"schema": table.schema, "arrays": {}}
+        with Writer(self.path, mode="a", **options) as writer:
+            writer.finalize()
 
 
 def _open_all(given: Any) -> list[Identifiers | None]:
@@ -521,14 +551,79 @@ def _open_all(given: Any) -> list[Identifiers | None]:
     )
 
 
-def _on_host(values: Any) -> Any:
-    return values.detach().cpu() if hasattr(values, "detach") else values
+def _wait_for(path: Path) -> bool:
+    """Tell whether a directory appears: network disks take a moment."""
+    deadline = time.monotonic() + _SHARED_DISK_TIMEOUT_S
+    while not path.is_dir():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
-def _pick(values: Any, chosen: npt.NDArray[np.bool_]) -> Any:
-    """Return the chosen rows of a column."""
-    if isinstance(values, pa.Array | pa.ChunkedArray):
-        return values.filter(pa.array(chosen))
-    if isinstance(values, np.ndarray):
-        return values[chosen]
-    return [value for value, keep in zip(values, chosen, strict=True) if keep]
+class MissingRowsSampler(RemainingBatches):
+    """A batch sampler of the rows that a store does not have yet: the public way to resume.
+
+    `PredictionWriter` chooses the batches by itself; this is for those who make their own loaders, or call
+    a model themselves. It yields the batches ``[0, batch_size)``, ``[batch_size, 2 batch_size)``, … of the
+    dataset, without those that are stored, and on several ranks every rank its own. It holds one bit per
+    row of the dataset.
+
+    Parameters
+    ----------
+    path : path
+        The store, which need not be there yet. Looked at now.
+    dataset : sized or int
+        The dataset, or its length.
+    batch_size : int
+        Rows of a batch.
+    dataloader_idx : int
+        Of which data loader the rows are, if the store has those of several.
+    rank, world_size : int, optional
+        By default those of `torch.distributed`, if it was initialized, when the batches are asked for.
+
+    Raises
+    ------
+    InvalidInputError
+        If `batch_size` is not positive, or the store's rows have no ``sample_index``.
+
+    Examples
+    --------
+    >>> import tempfile, zarrow
+    >>> path = tempfile.mkdtemp() + "/run.zarrow"
+    >>> with zarrow.Writer(path) as writer:
+    ...     writer.append({"x": [1.0, 2.0]}, sample_index=[0, 1])
+    >>> list(MissingRowsSampler(path, 7, batch_size=2))
+    [[2, 3], [4, 5], [6]]
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        dataset: Sized | int,
+        *,
+        batch_size: int,
+        dataloader_idx: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size must be positive, got {batch_size}")
+        rows = dataset if isinstance(dataset, int) else len(dataset)
+        stored, _ = stored_rows(path)
+        warnings.filterwarnings("ignore", f"You are using a custom batch sampler `{type(self).__name__}`")
+
+        def ranks() -> tuple[int, int]:
+            if rank is not None and world_size is not None:
+                return rank, world_size
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                return torch.distributed.get_rank(), torch.distributed.get_world_size()
+            return 0, 1
+
+        super().__init__(
+            batches_in_order(rows, batch_size), stored.get(dataloader_idx, RowSet()), ranks, rows
+        )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this rank's batches."""
+        return super().__iter__()

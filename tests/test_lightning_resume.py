@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
+
+import zarrow
+from zarrow.errors import InvalidInputError, SchemaMismatchError, StoreExistsError
+from zarrow.lightning import MissingRowsSampler, PredictionWriter
+
+NO_INDICES = pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
+SHUFFLED = pytest.mark.filterwarnings("ignore:Your `predict_dataloader`'s sampler has shuffling:UserWarning")
+
+
+class Numbers(Dataset):
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(float(index))
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return (torch.tensor(float(i)) for i in range(30))
+
+
+class Buckets:
+    """A batch sampler that Lightning does not know."""
+
+    def __init__(self, *batches: list[int]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Model(LightningModule):
+    """Values depend on which rows share a batch, as they do where a model pads."""
+
+    def __init__(self, *, stop_at: int | None = None, weight: float = 1.0, how: Any = RuntimeError) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+        self.stop_at = stop_at
+        self.how = how
+        self.seen: list[list[int]] = []
+
+    def predict_step(self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        if self.stop_at is not None and len(self.seen) >= self.stop_at:
+            raise self.how("stop")
+        self.seen.append(batch.int().tolist())
+        mean = torch.full_like(batch, batch.sum().item()) * self.weight
+        return {"number": batch, "together": mean, "query_embed": torch.stack([batch, mean], 1)}
+
+
+def run(path: Path, loaders: Any, model: Model | None = None, **options: Any) -> Model:
+    model = model or Model()
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[PredictionWriter(path, **options)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if isinstance(loaders, LightningDataModule):
+        trainer.predict(model, datamodule=loaders, return_predictions=False)
+    else:
+        trainer.predict(model, loaders, return_predictions=False)
+    return model
+
+
+def stop(path: Path, loaders: Any, batches: int, **options: Any) -> None:
+    """Predict so many batches, then die."""
+    with pytest.raises(RuntimeError, match="stop"):
+        run(path, loaders, Model(stop_at=batches), **options)
+
+
+def content(path: Path) -> tuple[pa.Table, np.ndarray]:
+    """Return a complete store's rows in the dataset's order."""
+    with zarrow.open(path) as store:
+        table = store.table()
+        keys = [
+            (name, "ascending") for name in ("dataloader_idx", "sample_index") if name in table.column_names
+        ]
+        order = pa.compute.sort_indices(table, sort_keys=keys)
+        return table.take(order).drop_columns(["row"]), np.asarray(store["query_embed"][:])[order.to_numpy()]
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    (table, vectors), (other_table, other_vectors) = content(one), content(other)
+    assert table.equals(other_table)
+    np.testing.assert_array_equal(vectors, other_vectors)
+
+
+# What is predicted again, and what is not
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 5, 12])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_runs_equal_undisturbed_ones(tmp_path, stopped_at, workers):
+    """A run that died goes on with the very batches that are missing, and gives the same values."""
+    loader = DataLoader(Numbers(50), batch_size=4, num_workers=workers)
+    options: dict[str, Any] = {"identifiers": pa.table({"id": range(50)}), "segment_rows": 8}
+    stop(tmp_path / "s", loader, stopped_at, **options)
+    model = run(tmp_path / "s", loader, resume=True, **options)
+    assert model.seen == [list(range(i, min(i + 4, 50))) for i in range(4 * stopped_at, 50, 4)]
+    run(tmp_path / "whole", loader, **options)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+def test_many_deaths(tmp_path):
+    """A run that dies after every batch gets done all the same."""
+    loader = DataLoader(Numbers(20), batch_size=3)
+    for _ in range(6):
+        stop(tmp_path / "s", loader, 1, resume=True)
+    assert run(tmp_path / "s", loader, resume=True).seen == [[18, 19]]
+    run(tmp_path / "whole", loader)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+def test_batches_that_a_crash_cut_are_predicted_whole(tmp_path):
+    """Of a batch that lies in two segments, one of which is lost, only the missing rows are stored."""
+    with zarrow.Writer(tmp_path / "s") as writer:
+        writer.append(
+            {"number": np.arange(4, dtype="f4"), "together": np.float32([3, 3, 3, 12])},
+            {"query_embed": np.float32([[0, 3], [1, 3], [2, 3], [3, 12]])},
+            sample_index=np.arange(4),
+        )
+    loader = DataLoader(Numbers(10), batch_size=3)
+    assert run(tmp_path / "s", loader, resume=True).seen == [[3, 4, 5], [6, 7, 8], [9]]
+    run(tmp_path / "whole", loader)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+def test_another_batch_size(tmp_path):
+    """A run may go on with other batches; every row is stored once."""
+    stop(tmp_path / "s", DataLoader(Numbers(50), batch_size=4), 3)
+    model = run(tmp_path / "s", DataLoader(Numbers(50), batch_size=10), resume=True)
+    assert model.seen[0] == list(range(10, 20))
+    assert content(tmp_path / "s")[0]["sample_index"].to_pylist() == list(range(50))
+
+
+def test_complete_stores_are_left_alone(tmp_path):
+    """Resuming a complete store predicts nothing and changes nothing."""
+    loader = DataLoader(Numbers(10), batch_size=4)
+    run(tmp_path / "s", loader, resume=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    assert run(tmp_path / "s", loader, resume=True).seen == []
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.is_file()}
+
+
+@SHUFFLED
+@pytest.mark.parametrize("sampler", [None, SubsetRandomSampler(range(5, 45))])
+def test_shuffled_loaders(tmp_path, sampler):
+    """Of a loader in random order exactly the rows are predicted that are missing."""
+    loader = DataLoader(Numbers(50), batch_size=4, shuffle=sampler is None, sampler=sampler)
+    stop(tmp_path / "s", loader, 5)
+    model = run(tmp_path / "s", loader, resume=True)
+    assert sum(map(len, model.seen)) == (50 if sampler is None else 40) - 20
+    rows = content(tmp_path / "s")[0]["sample_index"].to_pylist()
+    assert rows == list(range(50) if sampler is None else range(5, 45))
+
+
+def test_samplers_with_an_order_of_their_own(tmp_path):
+    """A sampler that is no stranger to determinism has its batches again."""
+
+    class Backwards(torch.utils.data.Sampler):
+        def __iter__(self) -> Any:
+            return iter(range(19, -1, -1))
+
+        def __len__(self) -> int:
+            return 20
+
+    loader = DataLoader(Numbers(20), batch_size=6, sampler=Backwards())
+    stop(tmp_path / "s", loader, 1)
+    assert run(tmp_path / "s", loader, resume=True).seen == [
+        [13, 12, 11, 10, 9, 8],
+        [7, 6, 5, 4, 3, 2],
+        [1, 0],
+    ]
+    run(tmp_path / "whole", loader)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("ignore:You are using a custom batch sampler `Buckets`:UserWarning")
+def test_custom_batch_samplers(tmp_path):
+    """Batches of a batch sampler are skipped or predicted as they are."""
+    loader = DataLoader(Numbers(6), batch_sampler=Buckets([5, 3], [1], [0, 2, 4]))
+    stop(tmp_path / "s", loader, 2)
+    assert run(tmp_path / "s", loader, resume=True).seen == [[0, 2, 4]]
+    run(tmp_path / "whole", loader)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+def test_subsets_and_data_modules(tmp_path):
+    """Loaders that a DataModule makes are resumed like those passed in."""
+
+    class Data(LightningDataModule):
+        def predict_dataloader(self) -> Any:
+            return DataLoader(Subset(Numbers(50), range(30, 50)), batch_size=4)
+
+    stop(tmp_path / "s", Data(), 2)
+    assert run(tmp_path / "s", Data(), resume=True).seen[0] == [38, 39, 40, 41]
+    run(tmp_path / "whole", Data())
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+def test_two_loaders(tmp_path):
+    """Each loader goes on where it stopped, and one that is done is skipped."""
+    loaders = [DataLoader(Numbers(10), batch_size=4), DataLoader(Numbers(7), batch_size=2)]
+    stop(tmp_path / "s", loaders, 4)
+    assert run(tmp_path / "s", loaders, resume=True).seen == [[2, 3], [4, 5], [6]]
+    run(tmp_path / "whole", loaders)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+@NO_INDICES
+def test_streams_are_predicted_again_and_stored_once(tmp_path):
+    """A stream cannot skip; its rows that are stored are left out."""
+    loader = DataLoader(Stream(), batch_size=4)
+    stop(tmp_path / "s", loader, 3)
+    run(tmp_path / "s", loader, resume=True)
+    assert content(tmp_path / "s")[0]["sample_index"].to_pylist() == list(range(30))
+
+
+def test_loaders_are_given_back(tmp_path):
+    """A resumed run leaves trainer, loader and model as they were."""
+    loader = DataLoader(Numbers(10), batch_size=4)
+    stop(tmp_path / "s", loader, 1)
+    model = run(tmp_path / "s", loader, resume=True)
+    assert list(loader.batch_sampler) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    model.seen.clear()
+    run(tmp_path / "t", loader, model)
+    assert len(model.seen) == 3
+    run(tmp_path / "s", loader, model, resume=True)
+    assert model.allow_zero_length_dataloader_with_multiple_devices is False
+    model.trainer.callbacks.clear()
+    model.trainer.predict(model, loader, return_predictions=False)
+    assert len(model.seen) == 6
+
+
+# What is refused
+
+
+def test_incomplete_stores_ask_for_resume(tmp_path):
+    """Without resume=True an incomplete store is an error that says so."""
+    loader = DataLoader(Numbers(10), batch_size=4)
+    stop(tmp_path / "s", loader, 1)
+    with pytest.raises(StoreExistsError, match="resume=True goes on with it"):
+        run(tmp_path / "s", loader)
+    with pytest.raises(InvalidInputError, match="choose one"):
+        PredictionWriter(tmp_path / "s", resume=True, mode="w")
+
+
+def test_another_run_is_refused_with_what_differs(tmp_path):
+    """A store is not gone on with by another model, dataset or provenance, unless that is forced."""
+
+    class Other(Model):
+        pass
+
+    loader = DataLoader(Numbers(10), batch_size=4)
+    stop(tmp_path / "s", loader, 1, provenance={"checkpoint": "a.ckpt"})
+    for options, message in (
+        ({"model": Model(weight=2.0)}, "weights: the store has '[0-9a-f]{8}', now '[0-9a-f]{8}'"),
+        ({"model": Other()}, "model: the store has 'Model', now '.*Other'"),
+        ({"loaders": DataLoader(Numbers(11))}, r"datasets: the store has \[\['Numbers', 10\]\], now .*11"),
+        ({"provenance": {"checkpoint": "b.ckpt"}}, r"checkpoint: the store has 'a.ckpt', now 'b.ckpt'"),
+        ({"keys": ["number"]}, "keys"),
+    ):
+        with pytest.raises(SchemaMismatchError, match=message):
+            run(tmp_path / "s", **{"loaders": loader, "resume": True, **options})
+    run(tmp_path / "s", loader, Model(weight=2.0), resume=True, force=True)
+    assert content(tmp_path / "s")[0]["sample_index"].to_pylist() == list(range(10))
+    with pytest.raises(SchemaMismatchError, match="datasets"):
+        run(tmp_path / "s", DataLoader(Numbers(9)), resume=True)
+
+
+def test_another_schema_is_refused(tmp_path):
+    """Predictions that do not fit the store end the run; the store is as it was."""
+    loader = DataLoader(Numbers(10), batch_size=4)
+    stop(tmp_path / "s", loader, 1)
+    with pytest.raises(InvalidInputError, match=r"columns must be .* missing \['together'\]"):
+        run(tmp_path / "s", loader, resume=True, columns=["number"], ignore=["together"])
+    run(tmp_path / "s", loader, resume=True)
+
+
+def test_stores_of_others_are_refused(tmp_path):
+    """Rows without a sample index cannot be told from missing ones."""
+    with zarrow.Writer(tmp_path / "s") as writer:
+        writer.append({"number": [1.0]})
+    with pytest.raises(InvalidInputError, match="without a sample_index"):
+        run(tmp_path / "s", DataLoader(Numbers(10)), resume=True)
+
+
+# Signals
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from torch.utils.data import DataLoader
+from test_lightning_resume import Model, Numbers, run
+
+class Slow(Model):
+    __qualname__ = "Model"
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        time.sleep(0.002)
+        print(batch_idx, flush=True)
+        return super().predict_step(batch, batch_idx, dataloader_idx)
+
+loader = DataLoader(Numbers(1500), batch_size=7, num_workers=int(sys.argv[3]))
+run(Path(sys.argv[2]), loader, Slow(), resume=True, segment_rows=64)
+print("done", flush=True)
+"""
+
+
+def start(path: Path, workers: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path), str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_batches(process: subprocess.Popen[str], batches: int) -> bool:
+    """Return whether so many batches were predicted before the end."""
+    assert process.stdout is not None
+    return all(process.stdout.readline().strip() not in ("", "done") for _ in range(batches))
+
+
+def finish(path: Path) -> None:
+    """Resume in this process, and compare with a run that nobody disturbed."""
+    loader = DataLoader(Numbers(1500), batch_size=7)
+    run(path, loader, resume=True)
+    run(path.with_name("whole"), loader, segment_rows=64)
+    assert_equal(path, path.with_name("whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigkill(tmp_path, workers):
+    """Runs that are killed again and again lose no row and store none twice."""
+    seed = np.random.default_rng(workers)
+    for _ in range(2):
+        process = start(tmp_path / "s", workers)
+        wait_for_batches(process, int(seed.integers(1, 90)))
+        time.sleep(seed.random() / 100)
+        process.kill()
+        process.communicate()
+    with zarrow.open(tmp_path / "s", partial=True) as store:
+        assert store.num_rows > 0
+    finish(tmp_path / "s")
+
+
+@pytest.mark.slow
+def test_sigterm(tmp_path):
+    """On SIGTERM the batch under way is stored, all is durable, and the exit code is that of SIGTERM."""
+    process = start(tmp_path / "s")
+    assert wait_for_batches(process, 20)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate()
+    assert process.returncode == 143, errors
+    batches = 20 + len(output.split())
+    assert batches < 200
+    with zarrow.open(tmp_path / "s", partial=True) as store:
+        assert store.num_rows == 7 * batches
+    finish(tmp_path / "s")
+
+
+# The public way
+
+
+def test_missing_rows_sampler(tmp_path):
+    """A loader over what is missing, made by the user, completes the store."""
+    loader = DataLoader(Numbers(50), batch_size=4)
+    stop(tmp_path / "s", loader, 5)
+    sampler = MissingRowsSampler(tmp_path / "s", Numbers(50), batch_size=4)
+    assert len(sampler) == 8
+    model = run(tmp_path / "s", DataLoader(Numbers(50), batch_sampler=sampler), resume=True)
+    assert model.seen[0] == [20, 21, 22, 23]
+    run(tmp_path / "whole", loader)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_missing_rows_sampler_deals_out(tmp_path, world_size):
+    """The ranks together have every missing batch once, and about as many each."""
+    stop(tmp_path / "s", DataLoader(Numbers(20), batch_size=3), 2)
+    ranks = [
+        MissingRowsSampler(tmp_path / "s", 20, batch_size=3, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    batches = [list(rank) for rank in ranks]
+    assert [len(rank) for rank in ranks] == [len(rank) for rank in batches]
+    assert sorted(itertools.chain.from_iterable(batches)) == [
+        [6, 7, 8],
+        [9, 10, 11],
+        [12, 13, 14],
+        [15, 16, 17],
+        [18, 19],
+    ]
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+
+
+def test_missing_rows_sampler_without_a_store(tmp_path):
+    """Where nothing is stored everything is missing."""
+    assert list(MissingRowsSampler(tmp_path / "s", 5, batch_size=2)) == [[0, 1], [2, 3], [4]]
+    with pytest.raises(InvalidInputError, match="batch_size must be positive"):
+        MissingRowsSampler(tmp_path / "s", 5, batch_size=0)
