@@ -38,6 +38,24 @@ _BYTES_TO_BYTES = (
     "zstd",
     "numcodecs.shuffle",
 )
+_OPTIONS = {
+    "blosc": ("cname", "clevel", "shuffle", "blocksize", "typesize"),
+    "bytes": ("endian",),
+    "crc32c": (),
+    "gzip": ("level",),
+    "numcodecs.bitround": ("keepbits",),
+    "numcodecs.pcodec": (
+        "delta_encoding_order",
+        "delta_spec",
+        "equal_pages_up_to",
+        "level",
+        "mode_spec",
+        "paging_spec",
+    ),
+    "numcodecs.shuffle": ("elementsize",),
+    "zstd": ("level", "checksum"),
+}
+"""What a configuration may say. Any other name would reach numcodecs, where "id" chooses the codec: pickle."""
 ALLOWED = (*_ARRAY_TO_ARRAY, *_ARRAY_TO_BYTES, *_BYTES_TO_BYTES)
 
 
@@ -178,12 +196,18 @@ def _numcodec(kind: str, *items: tuple[str, Any]) -> Any:
 
 
 def _runner(codec: Codec) -> Any:
-    """Return the numcodecs codec that runs a Zarr v3 one."""
+    """Return the numcodecs codec that runs a Zarr v3 one; None for plain little-endian bytes."""
     name, configuration = codec["name"], dict(codec.get("configuration") or {})
+    if not set(configuration) <= set(_OPTIONS[name]):
+        raise InvalidInputError(
+            f"codec {name!r} has the options {', '.join(_OPTIONS[name])}, got {', '.join(configuration)}"
+        )
     if name == "blosc":
         configuration["shuffle"] = _BLOSC_SHUFFLES[configuration["shuffle"]]
-    if name == "crc32c":
-        configuration = {"location": "end"}
+    if name == "bytes":
+        if configuration.get("endian", "little") != "little":
+            raise InvalidInputError("arrays are stored little-endian")
+        return None
     kind = name.removeprefix("numcodecs.")
     if kind == "crc32c":
         return _Crc32c()
@@ -244,11 +268,17 @@ class ChunkCodec:
                 raise InvalidInputError(
                     f"array {array.name!r}: codec {codec.get('name')!r} is not one that zarrow runs"
                 )
-        split = [codec for codec in array.codecs if codec["name"] not in ("bytes",)]
-        self._filters: Sequence[Any] = [_runner(codec) for codec in split if _stage(codec["name"]) == 0]
-        packers = [codec for codec in split if _stage(codec["name"]) == 1]
-        self._packer: Any = _runner(packers[0]) if packers else None
-        self._compressors: Sequence[Any] = [_runner(codec) for codec in split if _stage(codec["name"]) == 2]
+        stages: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+        for codec in array.codecs:
+            try:
+                runner = _runner(codec)
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise InvalidInputError(f"array {array.name!r}: not a codec: {codec}: {error}") from error
+            if runner is not None:
+                stages[_stage(codec["name"])].append(runner)
+        self._filters: Sequence[Any] = stages[0]
+        self._packer: Any = stages[1][0] if stages[1] else None
+        self._compressors: Sequence[Any] = stages[2]
 
     def encode(self, chunk: npt.NDArray[Any]) -> bytes:
         """Return a chunk's stored bytes.
@@ -343,8 +373,11 @@ def _blosc_size(view: memoryview) -> int | None:
 
 
 def _zstd_size(view: memoryview) -> int | None:
-    """Return the content size that a zstd frame declares (RFC 8878, section 3.1.1.1)."""
-    if len(view) < 6:
+    """Return the content size that a zstd frame declares (RFC 8878, section 3.1.1).
+
+    None also if there is not one frame but several: what the second declares, the first does not say.
+    """
+    if len(view) < 9 or bytes(view[:4]) != b"\x28\xb5\x2f\xfd":
         return None
     descriptor = view[4]
     single_segment = descriptor >> 5 & 1
@@ -352,6 +385,13 @@ def _zstd_size(view: memoryview) -> int | None:
     if not width:
         return None
     start = 5 + (0 if single_segment else 1) + (0, 1, 2, 4)[descriptor & 3]
+    position, last = start + width, 0
+    while not last and position + 3 <= len(view):
+        block = int.from_bytes(view[position : position + 3], "little")
+        last = block & 1
+        position += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)  # a block of one repeated byte has one
+    if not last or position + 4 * (descriptor >> 2 & 1) != len(view):
+        return None
     return int.from_bytes(view[start : start + width], "little") + (256 if width == 2 else 0)
 
 

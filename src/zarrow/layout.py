@@ -273,7 +273,7 @@ class ArraySpec:
     @property
     def is_plain(self) -> bool:
         """Whether a shard's data are the rows themselves, in order."""
-        return len(self.codecs) == 1 and self.codecs[0].get("name") == "bytes"
+        return self.codecs in (PLAIN, ({"name": "bytes"},))
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as it stands in ``zarrow.json``."""
