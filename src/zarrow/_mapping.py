@@ -318,16 +318,19 @@ class JoinedRows(_Rows):
         return np.take(self._array, rows, axis=0, out=out, mode="clip")
 
     def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:
-        """Tell whether any of a few of the rows had to be read from the disk, by touching them.
+        """Tell whether any of a few of the rows is, or had to be, read from the disk.
 
-        The kernel would tell without (``mincore``), but only who may write to the file, and no faster.
+        The kernel says what is resident only to who may write to the file; so the rows are touched too.
         """
+        sample = rows[:: -(-len(rows) // _SAMPLED_ROWS)].tolist()
+        if not self._is_resident(sample[0]):
+            return True
         before = _disk_reads()
-        for row in rows[:: -(-len(rows) // _SAMPLED_ROWS)].tolist():
-            number = row // self.file_rows
-            with self._advice(number, number, mmap.MADV_RANDOM):
-                self._touch[row]
-        return _disk_reads() > before
+        for row in sample:
+            self._touch[row]
+            if _disk_reads() > before:
+                return True
+        return False
 
     @contextlib.contextmanager
     def _advice(self, first: int, last: int, advice: int) -> Iterator[None]:
