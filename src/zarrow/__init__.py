@@ -5,8 +5,9 @@ See `Writer` for the way in, `open` and `Store` for the way out, ``zarrow.lightn
 the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk.
 """
 
+from zarrow._key_index import build_index
 from zarrow.store import Store, open
 from zarrow.verify import verify
 from zarrow.writer import Durability, Writer
 
-__all__ = ["Durability", "Store", "Writer", "open", "verify"]
+__all__ = ["Durability", "Store", "Writer", "build_index", "open", "verify"]

@@ -5,8 +5,9 @@ instant, however many writers are at work. A `Store` hands out
 
 * the narrow columns: `Store.table`, `Store.scan`, the Arrow stream, Polars, SQL;
 * the vectors: ``store[name]``, a `StoreArray`, without a copy where they are stored as they are;
-* both, joined by row: `Store.join` streams the rows that pass a filter and reads the vectors of those
-  rows only; `Store.take` picks rows.
+* both, joined by row: `Store.join` streams the rows that pass a filter, or that have the keys given, and
+  reads the vectors of those rows only; `Store.take` picks rows;
+* row numbers by key: `Store.locate`, through an index on disk.
 
 Nothing is read that was not asked for, and nothing is read at opening but what the store is.
 
@@ -29,6 +30,8 @@ import pyarrow as pa
 from zarrow import layout
 from zarrow._arrays import Check, StoreArray, row_numbers
 from zarrow._columns import Columns, unknown_name
+from zarrow._key_index import find_index, key_schema
+from zarrow._key_values import read_keys
 from zarrow._view import View, take_view
 from zarrow.errors import InvalidInputError, StoreChangedError, UnknownNameError
 from zarrow.layout import ROW
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
     import pyarrow.compute as pc
+
+    from zarrow._keys import KeyIndex
 
 __all__ = ["Store", "StoreArray", "open"]
 
@@ -115,6 +120,7 @@ class Store:
         self._maybe_view = view
         self._maybe_columns: Columns | None = None
         self._maybe_arrays: Mapping[str, StoreArray] | None = None
+        self._maybe_index: KeyIndex | None = None
         self._sql: duckdb.DuckDBPyConnection | None = None
 
     @property
@@ -444,6 +450,85 @@ class Store:
         numbers = row_numbers(rows, self.num_rows)
         return {array.name: array.take(numbers, check=check) for array in self._chosen(arrays)}
 
+    def locate(self, keys: Any, *, missing: Literal[-1, "raise"] = -1) -> npt.NDArray[np.int64]:
+        """Return the rows that have these keys.
+
+        Looks into the index that `build_index` made; if there is none of exactly these rows (live rows
+        never are in it), the first call makes one for itself in a temporary file: that costs a scan of the
+        key columns, and disk space, but no memory to speak of. What it costs afterwards does not depend on
+        how many rows there are.
+
+        Parameters
+        ----------
+        keys : table, frame, mapping of str to values, or values
+            Per key column the values, by name; other columns are ignored. If one column is the key, its
+            values will do. They must be of the column's kind, though not of its width: integers for
+            integers, strings for strings, times with a zone for times with a zone.
+        missing : {-1, "raise"}
+            What to do about a key that no row has, as one with a null.
+
+        Returns
+        -------
+        int64 array, shape (n,)
+            Per key its row, the first if several have it (see `duplicated`); −1 for none.
+
+        Raises
+        ------
+        InvalidInputError
+            If the store has no keys, or the columns or types are not those of its keys.
+        KeyNotFoundError
+            If a key has no row and `missing` is ``"raise"``.
+        CorruptionError
+            If the index, or the table that it is made from, is damaged.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> store = zarrow.testing.example_store()
+        >>> store.locate({"subject_id": [3, 4, 999_999], "query": ["code//7"] * 3})
+        array([37, 47, -1])
+        """
+        if missing not in (-1, "raise"):
+            raise InvalidInputError(f"missing must be -1 or 'raise', got {missing!r}")
+        asked = read_keys(keys, key_schema(self._view))
+        rows = np.full(len(asked.possible), -1, np.int64)
+        rows[asked.possible] = self._index.find(asked.keys)
+        if missing == "raise":
+            asked.require(rows, self.path)
+        return rows
+
+    def duplicated(self) -> npt.NDArray[np.int64]:
+        """Return the rows whose key an earlier row has: `locate` never finds them.
+
+        Reads the whole index, in bounded memory.
+
+        Returns
+        -------
+        int64 array, shape (n,)
+            Row numbers, in order.
+
+        Raises
+        ------
+        InvalidInputError
+            If the store has no keys.
+        CorruptionError
+            If the index, or the table that it is made from, is damaged.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> len(zarrow.testing.example_store().duplicated())
+        0
+        """
+        return self._index.repeated()
+
+    @property
+    def _index(self) -> KeyIndex:
+        view = self._view
+        if self._maybe_index is None:
+            self._maybe_index = find_index(view, self._columns)
+        return self._maybe_index
+
     def join(
         self,
         filter: pc.Expression | None = None,
@@ -451,10 +536,11 @@ class Store:
         arrays: Sequence[str] | None = None,
         batch_size: int | None = None,
         *,
+        keys: Any = None,
         order: Literal["sample_index"] | None = None,
         check: Check = None,
     ) -> Iterator[Joined]:
-        """Stream the rows that pass a filter: narrow columns and vectors, joined.
+        """Stream the rows that pass a filter, or have the keys given: narrow columns and vectors, joined.
 
         The vectors of other rows are not read. Memory is that of a few batches, however many rows pass.
 
@@ -466,6 +552,9 @@ class Store:
             The arrays; all by default.
         batch_size : int, optional
             Rows of every batch but the last; by default such that the vectors of a batch take 32 MiB.
+        keys : table, frame, mapping of str to values, or values, optional
+            The keys of the rows, as in `locate`; every one must have a row. The rows come in the order of
+            the keys, and as often. Not together with `filter` or `order`.
         order : {"sample_index"}, optional
             Come in the order of the dataset that was predicted, not in row order. Needs 16 bytes of memory
             per row that passes.
@@ -481,8 +570,8 @@ class Store:
 
         Raises
         ------
-        UnknownNameError, InvalidInputError
-            As in `table`, at the call.
+        UnknownNameError, InvalidInputError, KeyNotFoundError
+            As in `table` and `locate`, at the call.
         CorruptionError
             When a batch of damaged rows is reached; names segment and rows.
 
@@ -498,6 +587,13 @@ class Store:
         """
         names, chosen = self._columns.names(columns), self._chosen(arrays)
         size = self._batch_rows(chosen) if batch_size is None else _positive(batch_size)
+        if keys is not None:
+            if filter is not None or order is not None:
+                raise InvalidInputError(
+                    "join takes keys, or a filter and an order, not both: the rows come in the order of the "
+                    "keys; locate() gives their numbers, to choose from"
+                )
+            return self._join_rows(self.locate(keys, missing="raise"), names, chosen, size, check)
         self._columns.scanner(names, filter)  # a filter that does not fit is the caller's error, at once
         if order is None:
             return self._join(filter, names, chosen, size, check)
@@ -565,7 +661,16 @@ class Store:
         size: int,
         check: Check,
     ) -> Iterator[Joined]:
-        rows = self._columns.in_sample_order(filter)
+        yield from self._join_rows(self._columns.in_sample_order(filter), names, chosen, size, check)
+
+    def _join_rows(
+        self,
+        rows: npt.NDArray[np.int64],
+        names: list[str],
+        chosen: list[StoreArray],
+        size: int,
+        check: Check,
+    ) -> Iterator[Joined]:
         for start in range(0, len(rows), size):
             here = rows[start : start + size]
             table = self._columns.take(here, names).combine_chunks()

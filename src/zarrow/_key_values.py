@@ -1,0 +1,166 @@
+"""Which keys does a caller ask for?
+
+Whatever holds columns by name, or, where one column is the key, values: lists, arrays of numpy, series and
+frames of pyarrow, Polars and pandas. Values must be of the column's family (integers for integers of any
+width, strings for strings, …): ``"12"`` never finds 12. Within the family it is the value that counts: an
+int64 that an int8 column cannot hold is a key that no row has, and not an error, as a null is.
+
+Values without a type of their own (a Python list) become those of the column: 0.1 finds the float32 that is
+nearest to it. Those of an array keep their own: the float64 0.1 is no float32.
+
+Place: tier 2; pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import _key_words
+from zarrow._key_words import Keys
+from zarrow.errors import InvalidInputError, KeyNotFoundError
+
+__all__ = ["Asked", "read_keys"]
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Keys as a caller gave them.
+
+    Parameters
+    ----------
+    columns : dict of str to pyarrow.Array
+        The values.
+    possible : bool array, shape (n,)
+        Which keys a row may have.
+    keys : Keys
+        Those.
+    """
+
+    columns: dict[str, pa.Array]
+    possible: npt.NDArray[np.bool_]
+    keys: Keys
+
+    def require(self, rows: npt.NDArray[np.int64], path: object) -> None:
+        """Raise `KeyNotFoundError` if keys have no row; names some of them."""
+        missing = np.flatnonzero(rows < 0)
+        if not len(missing):
+            return
+        shown = [
+            ", ".join(f"{name}={values[place].as_py()!r}" for name, values in self.columns.items())
+            for place in missing[:_SHOWN].tolist()
+        ]
+        more = f"; and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise KeyNotFoundError(
+            f"{path}: {len(missing)} of {len(rows)} keys have no row: {'; '.join(shown)}{more}: "
+            "leave them out, or ask locate() with missing=-1 which"
+        )
+
+
+def read_keys(given: Any, schema: pa.Schema) -> Asked:
+    """Return the keys that a caller asks for.
+
+    Parameters
+    ----------
+    given : table-like, mapping, or values
+        As in `Store.locate`.
+    schema : pyarrow.Schema
+        The key columns.
+
+    Raises
+    ------
+    InvalidInputError
+        If a key column is missing, of another family, or of another length.
+
+    Examples
+    --------
+    >>> asked = read_keys([7, None, 8], pa.schema({"id": pa.int8()}))
+    >>> asked.possible.tolist(), asked.keys.words.tolist()
+    ([True, False, True], [[7], [8]])
+    """
+    columns = {
+        field.name: _as_array(values, field)
+        for field, values in zip(schema, _by_name(given, schema.names), strict=True)
+    }
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise InvalidInputError(f"the key columns must have one length, got {lengths}")
+    possible = np.ones(next(iter(lengths.values())), np.bool_)
+    for field in schema:
+        values = columns[field.name]
+        possible &= values.is_valid().to_numpy(zero_copy_only=False)
+        if pa.types.is_integer(values.type):
+            possible &= _has_word(values, field.type)
+    chosen = list(columns.values())
+    if not possible.all():
+        chosen = [values.filter(pa.array(possible)) for values in chosen]
+    return Asked(columns, possible, _key_words.encode(chosen))
+
+
+def _by_name(given: Any, names: Sequence[str]) -> list[Any]:
+    """Return the values of each key column."""
+    found: Any = None
+    if isinstance(given, Mapping | pa.Table | pa.RecordBatch):
+        found = given
+    elif hasattr(given, "columns"):  # a frame of Polars or pandas, a relation of DuckDB
+        found = pa.table(given)
+    elif len(names) == 1 and not isinstance(given, str | bytes) and hasattr(given, "__len__"):
+        return [given]
+    columns = None if found is None else list(getattr(found, "column_names", found))
+    if columns is None and hasattr(found, "schema"):
+        columns = found.schema.names
+    if columns is None or any(name not in columns for name in names):
+        wanted = ", ".join(map(repr, names))
+        or_values = ", or an array of its values" if len(names) == 1 else ""
+        got = f"columns {columns}" if columns is not None else f"{type(given).__name__}"
+        raise InvalidInputError(
+            f"keys must be a table or mapping with the store's key columns ({wanted}){or_values}, got {got}"
+        )
+    return [found[name] for name in names]
+
+
+def _as_array(values: Any, field: pa.Field) -> pa.Array:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    family = _key_words.family(kind)
+    try:
+        if isinstance(values, pa.Array):
+            array = values
+        elif hasattr(values, "__arrow_c_stream__"):
+            array = pa.chunked_array(values)
+        elif isinstance(values, Sequence) and not isinstance(values, str | bytes) and family != "integer":
+            array = pa.array(values, kind)
+        else:
+            array = pa.array(values)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_null(array.type):
+            return array.cast(kind)
+        if _key_words.family(array.type) != family:
+            raise InvalidInputError(
+                f"key {field.name!r} is of type {field.type}, got {array.type}: cast it to {kind}"
+            )
+        return array if family in ("integer", "float", "string", "bytes") else array.cast(kind)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise InvalidInputError(
+            f"key {field.name!r} is of type {field.type}, which the values given are not: {error}"
+        ) from error
+
+
+def _has_word(values: pa.Array, kind: pa.DataType) -> npt.NDArray[np.bool_]:
+    """Tell which integers are not mistaken for another one when their sign is forgotten."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    given_unsigned, unsigned = (pa.types.is_unsigned_integer(one) for one in (values.type, kind))
+    if given_unsigned == unsigned:
+        return np.ones(len(values), np.bool_)
+    numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
+    return np.asarray(numbers <= np.uint64(2**63 - 1) if given_unsigned else numbers >= 0)

@@ -1,0 +1,438 @@
+"""Which row has this key, if neither the keys nor the index fit into memory?
+
+An index file holds an *entry* per row (hash, row, the key's words: `_key_words`), sorted by hash and row,
+and the bytes that strings point to; so a hash that two keys share is resolved by comparing the keys
+themselves, without reading the table. ``FORMAT.md`` section 13 has its bytes.
+
+A file is built in three steps, in bounded memory however many rows there are:
+
+1. batches are turned into entries; every 16 MiB of them are sorted, and spilled as a *run*;
+2. the hashes are halved, and halved again, until the entries of all runs within a range of hashes fit into
+   16 MiB; those are sorted together and written. Entries of one hash, however many, are already in order;
+3. the *fences* (the hash of every 256th entry), the checksums and a footer are written behind.
+
+A lookup searches the fences for the block of 256 entries where a hash must be, then the block, for all keys
+at once. The file is mapped: what is touched is read, and nothing is kept but the fences' pages.
+
+Invariant: damage is never taken for an answer. Footer, fences and checksums are checked at opening, a block
+of entries or of bytes when it is first touched. Whether a file belongs to the rows that a reader sees is
+not asked here: `KeyIndex.identity` tells, and `_key_index` asks.
+
+Place: tier 2. Writes through `_files` into a file that it is handed, so a crash leaves what its maker
+cleans up. Must not import `_view` and what is above.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import mmap
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import _files, _key_words
+from zarrow._checksum import crc32c
+from zarrow._documents import decode_document, encode_document
+from zarrow._key_words import Bytes, Keys, Words
+from zarrow.errors import CorruptionError
+
+__all__ = ["Identity", "KeyIndex", "build"]
+
+MAGIC = b"ZARROWK1"
+BLOCK_ENTRIES = 256
+HEAP_BLOCK_BYTES = 4096
+RUN_BYTES = 16 << 20
+_WRITE_BYTES = 1 << 20
+_QUERY_KEYS = 65_536
+_HASH, _ROW, _WORDS = 0, 1, 2  # an entry's columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which rows an index was made of.
+
+    Parameters
+    ----------
+    uuid : str
+        The store's.
+    rows : int
+        How many.
+    records_crc32c : int
+        The crc32c of the manifest's ``records_crc32c``, each as u32: it changes with any file of the rows.
+    keys : tuple of (str, str)
+        Name and type of the key columns.
+    """
+
+    uuid: str
+    rows: int
+    records_crc32c: int
+    keys: tuple[tuple[str, str], ...]
+
+
+def map_file(fd: int, name: str) -> Bytes:
+    """Return a file's bytes, mapped for reading; the descriptor may be closed."""
+    try:
+        return np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ), np.uint8)
+    except ValueError:  # an empty file cannot be mapped
+        raise CorruptionError(_damaged(name, "it is empty")) from None
+
+
+def _damaged(name: str, what: str) -> str:
+    return f"{name}: {what}: it is derived from the table, so remove it, or make it anew with build_index"
+
+
+# Building
+
+
+class _Blocks:
+    """Bytes that are written one behind the other, with a checksum per block."""
+
+    def __init__(self, fd: int, offset: int, block_bytes: int) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._block_bytes = block_bytes
+        self._pending = bytearray()
+        self.checksums = array("I")
+        self.size_bytes = 0
+
+    def write(self, data: Any) -> None:
+        self._pending += memoryview(data).cast("B")
+        if len(self._pending) >= _WRITE_BYTES + self._block_bytes:
+            self._drain(len(self._pending) // self._block_bytes * self._block_bytes)
+
+    def finish(self) -> None:
+        self._drain(len(self._pending))
+
+    def _drain(self, size_bytes: int) -> None:
+        data = memoryview(bytes(self._pending[:size_bytes]))
+        _files.write(self._fd, data, self._offset + self.size_bytes)
+        for start in range(0, size_bytes, self._block_bytes):
+            self.checksums.append(crc32c(bytes(data[start : start + self._block_bytes])))
+        self.size_bytes += size_bytes
+        del self._pending[:size_bytes]
+
+
+def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: Identity) -> None:
+    """Write the index of rows into an empty file: not durable on return.
+
+    Parameters
+    ----------
+    fd : int
+        The file.
+    spill_fd : int
+        Another empty file, for what does not fit into memory.
+    batches : iterable of pyarrow.RecordBatch
+        All rows in order: the key columns, then ``row``.
+    identity : Identity
+        Of the rows.
+
+    Raises
+    ------
+    CorruptionError
+        If the batches are not those rows, or a key is null.
+    """
+    entry_bytes = 0
+    heap: _Blocks | None = None
+    runs: list[int] = [0]  # where each begins, in entries
+    pending: list[Words] = []
+    rows = waiting = 0
+    for batch in batches:
+        if any(column.null_count for column in batch.columns):
+            raise CorruptionError(f"rows {rows} to {rows + batch.num_rows}: a key is null, which none can be")
+        keys = _key_words.encode(batch.columns[:-1])
+        if heap is None:
+            entry_bytes = 8 * (_WORDS + keys.words.shape[1])
+            heap = _Blocks(fd, identity.rows * entry_bytes, HEAP_BLOCK_BYTES)
+        _shift(keys.words, batch.schema.types[:-1], heap.size_bytes + len(heap._pending))
+        heap.write(keys.heap)
+        entries = np.empty((batch.num_rows, entry_bytes // 8), "<u8")
+        entries[:, _HASH] = keys.hashes
+        entries[:, _ROW] = batch.column(batch.num_columns - 1).to_numpy()
+        entries[:, _WORDS:] = keys.words
+        rows += batch.num_rows
+        for start in range(0, len(entries), step := max(RUN_BYTES // 4 // entry_bytes, 1)):
+            pending.append(entries[start : start + step].copy())
+            waiting += len(pending[-1])
+            if waiting * entry_bytes >= RUN_BYTES:
+                _files.write(spill_fd, _sorted(pending), runs[-1] * entry_bytes)
+                runs.append(runs[-1] + waiting)
+                pending, waiting = [], 0
+    if rows != identity.rows:
+        raise CorruptionError(f"{rows} rows are in the table, {identity.rows} were committed")
+    if heap is None:
+        heap = _Blocks(fd, 0, HEAP_BLOCK_BYTES)
+        entry_bytes = 8 * _WORDS  # of none
+    heap.finish()
+    output = _Blocks(fd, 0, BLOCK_ENTRIES * entry_bytes)
+    fences = array("Q")
+    last = [_sorted(pending)] if pending else []
+    pending = []
+    for entries in _merged(spill_fd, runs, last, entry_bytes):
+        done = (output.size_bytes + len(output._pending)) // entry_bytes
+        fences.extend(entries[-done % BLOCK_ENTRIES :: BLOCK_ENTRIES, _HASH].tolist())
+        output.write(entries)
+    output.finish()
+    _write_end(fd, output, heap, fences, identity)
+
+
+def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:
+    """Let words point behind the bytes that are in the heap already."""
+    column = 0
+    for kind in kinds:
+        in_heap = _key_words.is_in_heap(kind)
+        if in_heap:
+            words[:, column] += np.uint64(size_bytes)
+        column += 1 + in_heap
+
+
+def _sorted(pieces: list[Words]) -> Words:
+    """Return entries, which are in row order where their hashes are equal, sorted by hash and row."""
+    entries = np.concatenate(pieces)
+    return entries[np.argsort(entries[:, _HASH], kind="stable")]
+
+
+def _merged(spill_fd: int, starts: list[int], last: list[Words], entry_bytes: int) -> Iterator[Words]:
+    """Yield the entries of all runs in order, in pieces of at most `RUN_BYTES`."""
+    if len(starts) == 1:
+        yield from last
+        return
+    spilled = map_file(spill_fd, "the sorted runs").view("<u8").reshape(-1, entry_bytes // 8)
+    runs = [spilled[start:stop] for start, stop in itertools.pairwise(starts)] + last
+    limit = max(RUN_BYTES // entry_bytes, 1)
+    ranges = [(0, 1 << 64, [(0, len(run)) for run in runs])]
+    while ranges:
+        low, high, places = ranges.pop()
+        total = sum(stop - start for start, stop in places)
+        if not total:
+            continue
+        if total <= limit:
+            yield _sorted([run[start:stop] for run, (start, stop) in zip(runs, places, strict=True)])
+        elif high - low == 1:
+            for run, (start, stop) in zip(runs, places, strict=True):
+                for first in range(start, stop, limit):
+                    yield np.ascontiguousarray(run[first : min(first + limit, stop)])
+        else:
+            middle = (low + high) // 2
+            cuts = [_first_at(run, middle, *place) for run, place in zip(runs, places, strict=True)]
+            upper = [(cut, stop) for cut, (_, stop) in zip(cuts, places, strict=True)]
+            lower = [(start, cut) for cut, (start, _) in zip(cuts, places, strict=True)]
+            ranges += [(middle, high, upper), (low, middle, lower)]  # the lower half comes off first
+
+
+def _first_at(run: Words, value: int, start: int, stop: int) -> int:
+    """Return where the hashes of a run reach a value."""
+    return bisect.bisect_left(range(len(run)), value, start, stop, key=lambda at: int(run[at, _HASH]))
+
+
+def _write_end(fd: int, output: _Blocks, heap: _Blocks, fences: array[int], identity: Identity) -> None:
+    size_bytes = output.size_bytes + heap.size_bytes
+    tables = bytes(-size_bytes % 8) + b"".join(
+        np.array(numbers, kind).tobytes()
+        for numbers, kind in ((fences, "<u8"), (output.checksums, "<u4"), (heap.checksums, "<u4"))
+    )
+    footer = encode_document(
+        {
+            "uuid": identity.uuid,
+            "rows": identity.rows,
+            "records_crc32c": identity.records_crc32c,
+            "keys": [list(key) for key in identity.keys],
+            "entries_bytes": output.size_bytes,
+            "heap_bytes": heap.size_bytes,
+            "tables_crc32c": crc32c(tables),
+        }
+    )
+    end = tables + footer + len(footer).to_bytes(8, "little") + MAGIC
+    _files.write(fd, end, size_bytes)
+
+
+# Reading
+
+
+class KeyIndex:
+    """An index file.
+
+    Parameters
+    ----------
+    data : uint8 array, shape (size,)
+        Its bytes, mapped.
+    kinds : sequence of DataType
+        The types of the key columns of the store that it is said to belong to.
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    CorruptionError
+        If footer or tables are damaged.
+    """
+
+    def __init__(self, data: Bytes, kinds: Sequence[pa.DataType], name: str) -> None:
+        self._name = name
+        self._kinds = tuple(kinds)
+        self._data = data
+        if len(data) < 16 or data[-8:].tobytes() != MAGIC:
+            raise self._damage("it is no index, or was cut short")
+        stop = len(data) - 16
+        start = stop - int.from_bytes(data[stop : stop + 8].tobytes(), "little")
+        if start < 0:
+            raise self._damage("its footer is damaged")
+        body = decode_document(data[start:stop].tobytes(), name)
+        try:
+            self.identity = Identity(
+                uuid=str(body["uuid"]),
+                rows=int(body["rows"]),
+                records_crc32c=int(body["records_crc32c"]),
+                keys=tuple((str(column), str(kind)) for column, kind in body["keys"]),
+            )
+            entries_bytes, heap_bytes = int(body["entries_bytes"]), int(body["heap_bytes"])
+            tables_crc32c = int(body["tables_crc32c"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damage(f"its footer breaks the format ({error})") from error
+        rows = self.identity.rows
+        blocks, heap_blocks = -(-rows // BLOCK_ENTRIES), -(-heap_bytes // HEAP_BLOCK_BYTES)
+        tables = entries_bytes + heap_bytes
+        padded = tables + -tables % 8
+        if (
+            min(rows, entries_bytes, heap_bytes) < 0
+            or padded + 12 * blocks + 4 * heap_blocks != start
+            or (rows and (entries_bytes % (8 * rows) or entries_bytes < 24 * rows))
+            or (not rows and entries_bytes)
+        ):
+            raise self._damage("its footer does not fit its size")
+        if crc32c(data[tables:start]) != tables_crc32c:
+            raise self._damage("its fences or checksums are damaged")
+        ends = [padded, padded + 8 * blocks, padded + 12 * blocks]
+        expected = _WORDS + _key_words.word_count(kinds)
+        width = entries_bytes // 8 // rows if rows else expected
+        if width != expected and [kind for _, kind in self.identity.keys] == [str(kind) for kind in kinds]:
+            raise self._damage("its entries have not the size that its keys have")
+        self._entries: Words = data[:entries_bytes].view("<u8").reshape(rows, width)
+        self._hashes = self._entries[:, _HASH]
+        self._heap: Bytes = data[entries_bytes:tables]
+        self._fences = data[ends[0] : ends[1]].view("<u8")
+        self._entry_sums = data[ends[1] : ends[2]].view("<u4")
+        self._heap_sums = data[ends[2] : start].view("<u4")
+        self._checked = np.zeros(blocks, np.bool_)
+        self._heap_checked = np.zeros(heap_blocks, np.bool_)
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Return per key the first row that has it, −1 if none has.
+
+        Raises
+        ------
+        CorruptionError
+            If what had to be looked at is damaged.
+        """
+        rows = np.full(len(keys.words), -1, np.int64)
+        if len(self._entries):
+            for start in range(0, len(rows), _QUERY_KEYS):
+                here = slice(start, start + _QUERY_KEYS)
+                order = np.argsort(keys.hashes[here]) + start  # so that pages are touched once
+                rows[order] = self._find(keys.hashes[order], keys.words[order], keys.heap)
+        return rows
+
+    def _find(self, hashes: Words, words: Words, heap: Bytes) -> npt.NDArray[np.int64]:
+        count = len(self._entries)
+        block = np.maximum(np.searchsorted(self._fences, hashes, "left") - 1, 0)
+        self._check(block)
+        low = block * BLOCK_ENTRIES
+        high = np.minimum(low + BLOCK_ENTRIES, count)
+        for _ in range(BLOCK_ENTRIES.bit_length()):
+            middle = (low + high) >> 1
+            below = (low < high) & (self._hashes[np.minimum(middle, count - 1)] < hashes)
+            low = np.where(below, middle + 1, low)
+            high = np.where(below, high, middle)
+        rows = np.full(len(hashes), -1, np.int64)
+        left = np.arange(len(hashes))  # the keys that may yet be found; `low` is where
+        while True:
+            left = left[low[left] < count]
+            at = low[left]
+            self._check(at // BLOCK_ENTRIES)
+            alike = self._hashes[at] == hashes[left]
+            left, at = left[alike], at[alike]
+            if not len(left):
+                return rows
+            entries = self._entries[at]
+            words_here = self._sound(entries[:, _WORDS:])
+            equal = _key_words.same(self._kinds, words_here, self._heap, words[left], heap)
+            rows[left[equal]] = entries[equal, _ROW].astype(np.int64)
+            left = left[~equal]
+            low[left] += 1
+
+    def repeated(self) -> npt.NDArray[np.int64]:
+        """Return the rows whose key an earlier row has, in order.
+
+        Raises
+        ------
+        CorruptionError
+            If the index is damaged.
+        """
+        found: list[npt.NDArray[np.int64]] = []
+        firsts = np.empty(0, np.int64)  # one entry per key that has the last hash so far
+        step = 256 * BLOCK_ENTRIES
+        for start in range(0, len(self._entries), step):
+            stop = min(start + step, len(self._entries))
+            self._check(np.arange(start // BLOCK_ENTRIES, -(-stop // BLOCK_ENTRIES)))
+            at = np.concatenate([firsts, np.arange(start, stop)])
+            last = self._hashes[stop - 1]
+            kept = [np.empty(0, np.int64)]
+            while len(at):
+                hashes = self._hashes[at]
+                new = np.append(True, hashes[1:] != hashes[:-1])
+                heads = at[np.flatnonzero(new)[np.cumsum(new) - 1]]
+                if hashes[-1] == last:
+                    kept.append(heads[-1:])
+                at, heads = at[~new], heads[~new]
+                one, other = (self._sound(self._entries[places, _WORDS:]) for places in (at, heads))
+                equal = _key_words.same(self._kinds, one, self._heap, other, self._heap)
+                again = at[equal]
+                found.append(self._entries[again, _ROW].astype(np.int64))
+                at = at[~equal]
+            firsts = np.concatenate(kept)
+        return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    # Nothing is believed that was not checked
+
+    def _damage(self, what: str) -> CorruptionError:
+        return CorruptionError(_damaged(self._name, what))
+
+    def _check(self, blocks: npt.NDArray[np.int64]) -> None:
+        """Check blocks of entries that were not yet."""
+        for block in np.unique(blocks[~self._checked[blocks]]).tolist():
+            entries = self._entries[block * BLOCK_ENTRIES : (block + 1) * BLOCK_ENTRIES]
+            if crc32c(entries.reshape(-1).view(np.uint8)) != self._entry_sums[block]:
+                raise self._damage(f"entries from {block * BLOCK_ENTRIES} on are damaged")
+            self._checked[block] = True
+
+    def _sound(self, words: Words) -> Words:
+        """Return words whose bytes are in the heap and were checked."""
+        column = 0
+        for kind in self._kinds:
+            if not _key_words.is_in_heap(kind):
+                column += 1
+                continue
+            starts, lengths = words[:, column], words[:, column + 1]
+            column += 2
+            size = np.uint64(len(self._heap))
+            if np.any(starts > size) or np.any(lengths > size - np.minimum(starts, size)):
+                raise self._damage("an entry points out of it")
+            if not np.any(lengths):
+                continue
+            first = starts[lengths > 0].astype(np.int64) // HEAP_BLOCK_BYTES
+            last = (starts + lengths - np.uint64(1))[lengths > 0].astype(np.int64) // HEAP_BLOCK_BYTES
+            blocks = [first, last]
+            for one, other in zip(first[last > first + 1], last[last > first + 1], strict=True):
+                blocks.append(np.arange(one + 1, other))
+            wanted = np.concatenate(blocks)
+            for block in np.unique(wanted[~self._heap_checked[wanted]]).tolist():
+                data = self._heap[block * HEAP_BLOCK_BYTES : (block + 1) * HEAP_BLOCK_BYTES]
+                if crc32c(data) != self._heap_sums[block]:
+                    raise self._damage(f"keys from byte {block * HEAP_BLOCK_BYTES} on are damaged")
+                self._heap_checked[block] = True
+        return words
