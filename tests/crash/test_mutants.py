@@ -1,0 +1,415 @@
+"""Each step of the protocol is needed: without it the crash tests find a store that is wrong."""
+
+import contextlib
+import fnmatch
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+
+from crash import test_bits
+from crash.disk import Recorder
+from crash.states import cuts, judge_all, kills, record_recovery
+from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
+from zarrow import _catalog, _files, _frames, _open_segment, _seal, _shards, _zarr_metadata, layout
+from zarrow._open_segment import OpenSegment
+
+pytestmark = pytest.mark.slow
+
+MUTANTS = {}
+
+
+def mutant(workload="straddling", way="cuts"):
+    """Register a change of the protocol, and where it must be found."""
+
+    def register(change):
+        MUTANTS[change.__name__.strip("_").replace("_", " ")] = (change, workload, way)
+        return change
+
+    return register
+
+
+# An fsync left out
+
+
+class Forgetful(Recorder):
+    """Does not sync what matches a pattern, and does not say so."""
+
+    def __init__(self, top, pattern):
+        super().__init__(top)
+        self.pattern = pattern
+
+    def fsync(self, fd):
+        if not fnmatch.fnmatchcase(self.path_of(fd), self.pattern):
+            super().fsync(fd)
+
+    def fsync_dir(self, path):
+        if not fnmatch.fnmatchcase(self._relative(path), self.pattern):
+            super().fsync_dir(path)
+
+
+HEX = "[0-9a-f]" * 16
+UNSYNCED = {
+    "shard": (f"{NAME}/open/*/e.rows", "small"),
+    "journal": (f"{NAME}/open/{HEX}/table.frames", "small"),
+    "tails of a compressed array": (f"{NAME}/open/*/e.tail?", "compressed"),
+    "part": (f"{NAME}/open/*/part.parquet", "straddling"),
+    "documents": (f"{NAME}/open/tmp-{HEX}", "straddling"),
+    "directory of records": (f"{NAME}/segments", "straddling"),
+    "directory of parts": (f"{NAME}/table", "straddling"),
+    "directory of a shard": (f"{NAME}/embeddings.zarr/e/c/*", "straddling"),
+    "directory of shards": (f"{NAME}/embeddings.zarr/e/c", "straddling"),
+    "directory of an array": (f"{NAME}/embeddings.zarr/e", "straddling"),
+    "directory of arrays": (f"{NAME}/embeddings.zarr", "straddling"),
+    "directory of open segments": (f"{NAME}/open", "straddling"),
+    "directory of an open segment": (f"{NAME}/open/{HEX}", "many arrays"),
+    "directory of the store": (NAME, "small"),
+    "directory above the store": (".", "small"),
+}
+
+
+# An order swapped
+
+
+@contextlib.contextmanager
+def patched(owner, name, make):
+    """Put something made of the real thing in its place."""
+    real = getattr(owner, name)
+    raw = owner.__dict__[name]
+    setattr(owner, name, make(real))
+    try:
+        yield
+    finally:
+        setattr(owner, name, raw)
+
+
+@mutant()
+@contextlib.contextmanager
+def _record_before_shards():
+    waiting = []
+
+    def place(real):
+        return lambda *args: waiting.append(lambda: real(*args))
+
+    def commit(real):
+        def early(*args):
+            real(*args)
+            while waiting:
+                waiting.pop(0)()
+
+        return early
+
+    with patched(_seal, "_place_shard", place), patched(_catalog, "commit", commit):
+        yield
+
+
+@mutant()
+@contextlib.contextmanager
+def _record_before_part():
+    waiting = []
+
+    def rename(real):
+        return lambda one, two: waiting.append((one, two)) if one.name == layout.PART else real(one, two)
+
+    def commit(real):
+        def late(*args):
+            real(*args)
+            for one, two in waiting:
+                _files.calls.rename(str(one), str(two))
+            waiting.clear()
+
+        return late
+
+    with patched(_files, "rename", rename), patched(_catalog, "commit", commit):
+        yield
+
+
+@mutant(way="kills")
+@contextlib.contextmanager
+def _shape_before_record():
+    def commit(real):
+        def early(root, record, scratch):
+            spec = _catalog.read_spec(root)
+            rows = record.segment * spec.segment_rows + record.rows
+            data = _zarr_metadata.group_json(spec, rows)
+            _files.replace(root / layout.ARRAYS_DIR / "zarr.json", data, scratch=scratch)
+            real(root, record, scratch)
+
+        return early
+
+    with patched(_catalog, "commit", commit):
+        yield
+
+
+@mutant(way="kills")
+@contextlib.contextmanager
+def _claim_gone_before_its_open_segment():
+    def discard(real):
+        def late(path):
+            root = path.parent.parent
+            for claim in _catalog.read_claims(root):
+                if any(source.slot == path.name for source in claim.sources):
+                    _catalog.release_claim(root, claim)
+            real(path)
+
+        return late
+
+    with patched(_seal, "discard", discard):
+        yield
+
+
+@mutant(way="kills")
+@contextlib.contextmanager
+def _open_segment_gone_before_its_record():
+    def commit(real):
+        def late(root, record, scratch):
+            for source in record.sources:
+                path = root / layout.slot_dir(source.slot)
+                if path.exists():
+                    aside = _files.scratch_name(path.parent)
+                    _files.rename(path, aside)
+                    _files.rename(aside, path) if record.segment != 1 else None
+            real(root, record, scratch)
+
+        return late
+
+    def discard(real):
+        return lambda path: real(path) if path.exists() else None
+
+    with patched(_catalog, "commit", commit), patched(_seal, "discard", discard):
+        yield
+
+
+@mutant("reopen and append", "kills")
+@contextlib.contextmanager
+def _segment_taken_back_before_its_copy_is_there():
+    def enter(real):
+        def late(self, root, owner):
+            _catalog.withdraw_manifest(root)
+            _catalog.uncommit(root, self.spec, owner.reopens, root / layout.OPEN_DIR)
+            real(self, root, owner)
+
+        return late
+
+    with patched(OpenSegment, "enter", enter):
+        yield
+
+
+@mutant("reopen and append", "kills")
+@contextlib.contextmanager
+def _manifest_left_while_appending():
+    with patched(_catalog, "withdraw_manifest", lambda real: lambda root: None):
+        yield
+
+
+@mutant("finalize", "kills")
+@contextlib.contextmanager
+def _manifest_before_the_tails_are_packed():
+    def pack(real):
+        def late(root, spec, *args, **options):
+            _catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
+            real(root, spec, *args, **options)
+
+        return late
+
+    with patched(_seal, "_pack", pack):
+        yield
+
+
+@mutant("small")
+@contextlib.contextmanager
+def _open_segment_removed_before_its_name_is():
+    def discard(real):
+        def unsynced(path):
+            aside = _files.scratch_name(path.parent)
+            _files.rename(path, aside)
+            _files.remove_tree(aside)
+
+        return unsynced
+
+    with patched(_seal, "discard", discard):
+        yield
+
+
+@mutant("small")
+@contextlib.contextmanager
+def _rows_called_durable_that_were_not_synced():
+    def sync(real):
+        def lie(self):
+            self.durable_rows = self.rows
+
+        return lie
+
+    with patched(OpenSegment, "sync", sync):
+        yield
+
+
+# A check removed
+
+
+@mutant("small")
+@contextlib.contextmanager
+def _row_bytes_not_checked():
+    with patched(_shards, "sound_frames", lambda real: lambda *args: lambda frames: True):
+        yield
+
+
+@mutant("small")
+@contextlib.contextmanager
+def _frames_not_checked():
+    with patched(_frames, "crc32c", lambda real: lambda *args: 0):
+        yield
+
+
+@mutant("straddling")
+@contextlib.contextmanager
+def _rows_after_a_gap_kept():
+    with patched(_seal, "_drop_after_gap", lambda real: lambda *args: None):
+        yield
+
+
+@mutant("reopen and append", "kills")
+@contextlib.contextmanager
+def _copy_of_a_committed_segment_counted():
+    with patched(
+        OpenSegment,
+        "enter",
+        lambda real: lambda self, root, owner: real(self, root, replace(owner, reopens=None)),
+    ):
+        yield  # fmt: skip
+
+
+@mutant("compressed")
+@contextlib.contextmanager
+def _durable_tail_overwritten():
+    with patched(_shards.EncodedShard, "needs_sync", lambda real: lambda self, rows: False):
+        yield
+
+
+@mutant("compressed", "kills")
+@contextlib.contextmanager
+def _one_tail_file_instead_of_two():
+    _shards.EncodedShard._side = property(lambda self: 0, lambda self, side: None)
+    try:
+        yield
+    finally:
+        del _shards.EncodedShard._side
+
+
+@mutant("finalize", "kills")
+@contextlib.contextmanager
+def _packing_resumed_from_the_beginning():
+    def pack(real):
+        def again(root, spec, dead, *args, **options):
+            for one in dead.values():
+                one.start = 0
+            real(root, spec, dead, *args, **options)
+
+        return again
+
+    with patched(_seal, "_pack", pack):
+        yield
+
+
+@mutant("finalize", "kills")
+@contextlib.contextmanager
+def _one_owner_for_all_tails():
+    def adopt(real):
+        def same(one, spec):
+            owner = replace(one.rows.owner, session="0" * 32, sequence=0)
+            return OpenSegment.adopt(one.rows, spec, owner, one.lock)
+
+        return same
+
+    with patched(_seal, "_adopt", adopt):
+        yield
+
+
+@mutant("straddling", "recovery")
+@contextlib.contextmanager
+def _names_that_recovery_finds_not_synced():
+    def sync_dir(real):
+        return lambda path: None if sys._getframe(1).f_code.co_name == "recover" else real(path)
+
+    with patched(_files, "sync_dir", sync_dir):
+        yield
+
+
+@mutant("none", "bits")
+@contextlib.contextmanager
+def _durable_mark_ignored():
+    with patched(_frames.Scan, "durable_rows", lambda real: property(lambda self: 0)):
+        yield
+
+
+@mutant("none", "bits")
+@contextlib.contextmanager
+def _frames_behind_a_damaged_one_not_looked_for():
+    with patched(_frames, "_resync", lambda real: lambda *args: iter(())):
+        yield
+
+
+def caught(workload, way, make=Recorder):
+    """Return what the crash tests find wrong, at once."""
+    rng = random.Random(4)
+    if way == "bits":
+        return bits(test_bits.WORKLOADS[workload])
+    recording = record(WORKLOADS[workload], make)
+    if way == "kills":
+        return judge_all(kills(recording), WORKLOADS[workload], thorough_every=0, enough=1).bad
+    if way == "cuts":
+        for _ in range(6):
+            bad = judge_all(cuts(recording, rng, 2), WORKLOADS[workload], thorough_every=0, enough=1).bad
+            if bad:
+                return bad
+        return []
+    for point, call in enumerate(recording.log):
+        if call.name == "fsync_dir" and call.args[0].endswith(("/open", "/segments")):
+            disk, recovery = record_recovery(recording, point)
+            bad = judge_all(cuts(recovery, rng, 2, disk), WORKLOADS[workload], thorough_every=0, enough=1).bad
+            if bad:
+                return bad
+    return []
+
+
+def bits(workload):
+    """Flip bits of a journal until a durable row is gone and nobody says so."""
+    tree = test_bits.killed(workload)
+    with scratch() as top, small_chunks(workload):
+        tree.put(top)
+        names = [name for name in tree.files() if "/open/" in name and name.endswith((".frames", ".rows"))]
+        for number, where in enumerate(test_bits.flips(top, names)):
+            if number % 29 == 0:
+                try:
+                    test_bits.check_open(top / NAME, workload)
+                except AssertionError as error:
+                    return [f"{where}: {error}"]
+                except _open_segment.CorruptionError:
+                    pass
+    return []
+
+
+def test_the_protocol_as_it_is_survives_what_catches_the_mutants():
+    """Without a change none of the searches that catch the mutants finds anything."""
+    for workload, way in {(workload, way) for _, workload, way in MUTANTS.values() if way != "cuts"}:
+        assert not caught(workload, way), (workload, way)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_changed_protocol_is_caught(name, figures):
+    """An order swapped or a check removed makes a store that the crash tests find wrong."""
+    change, workload, way = MUTANTS[name]
+    with change():
+        bad = caught(workload, way)
+    figures("protocol mutants", tried=1, caught=bool(bad))
+    assert bad, f"nothing was found wrong although: {name}"
+
+
+@pytest.mark.parametrize("name", UNSYNCED)
+def test_a_sync_left_out_is_caught(name, figures):
+    """Without one of its fsyncs the protocol loses rows to a power cut, and the crash tests see it."""
+    pattern, workload = UNSYNCED[name]
+    bad = caught(workload, "cuts", lambda top: Forgetful(top, pattern))
+    figures("protocol mutants", tried=1, caught=bool(bad))
+    assert bad, f"nothing was found wrong although this was never synced: {name}"
