@@ -16,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from zarrow import _seal
 from zarrow._batches import Batch
@@ -29,6 +31,8 @@ from zarrow.errors import InvalidInputError
 from zarrow.layout import StoreSpec
 
 __all__ = ["Appender", "Durability"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +199,7 @@ class Appender:
             if not segment.room:
                 self._roll()
             elif self._spare is None and segment.room < segment.rows:
-                self._spare = self._sealer.submit(self._create)
+                self._spare = self._submit(self._create)
 
     def _open_segment(self) -> OpenSegment:
         if self._segment is None:
@@ -221,7 +225,20 @@ class Appender:
             segment.sync()
         self._wait_for_sealer()
         self._segment = None  # not before: should that raise, it is ours to close
-        self._sealing = self._sealer.submit(self._seal, segment, self.accepted_rows)
+        rows = self.accepted_rows
+        self._sealing = self._submit(lambda: self._seal(segment, rows))
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        """Hand work to the sealer; at the interpreter's end, where that takes no more, do it here."""
+        try:
+            return self._sealer.submit(work)
+        except RuntimeError:
+            done: Future[T] = Future()
+            try:
+                done.set_result(work())
+            except Exception as error:  # noqa: BLE001 - whoever asks for the result hears of it
+                done.set_exception(error)
+            return done
 
     def _seal(self, segment: OpenSegment, rows: int) -> None:
         assert self._spec is not None

@@ -5,14 +5,16 @@ Place: tier 3, used by `writer`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from zarrow import _batches, _codecs
-from zarrow.errors import SchemaMismatchError
+from zarrow.errors import InvalidInputError, SchemaMismatchError
 from zarrow.layout import StoreSpec
 
 __all__ = ["Declaration"]
@@ -36,7 +38,7 @@ class Declaration:
         if self.arrays is None:
             return None
         return {
-            name: ((shape,) if isinstance(shape, int) else tuple(shape), str(dtype))
+            name: ((shape,) if isinstance(shape, int) else tuple(shape), _dtype_name(dtype))
             for name, (shape, dtype) in self.arrays.items()
         }
 
@@ -46,9 +48,20 @@ class Declaration:
             chosen = chosen.get(array)
         return _codecs.normalize(chosen, dtype)
 
+    def _check_codecs(self, arrays: Iterable[str]) -> None:
+        """Raise if codecs are given for an array that is not there: a typo would store it plainly."""
+        names = list(arrays)
+        if isinstance(self.codecs, Mapping) and "name" not in self.codecs:
+            for name in self.codecs:
+                if name not in names:
+                    raise InvalidInputError(f"codecs: there is no array {name!r}; the arrays are {names}")
+
     def infer(
         self, table: _batches.Columns, arrays: Mapping[str, Any], provenance: Mapping[str, Any]
     ) -> StoreSpec:
+        """Return what the store is, as declared, or else as the first batch has it."""
+        if table is not None or arrays or self.arrays is not None:  # not for a run without any row
+            self._check_codecs(arrays if self.arrays is None else self.arrays)
         return _batches.infer_spec(
             table,
             arrays,
@@ -79,9 +92,18 @@ class Declaration:
         if self.segment_rows is not None:
             compare("segment_rows", self.segment_rows, spec.segment_rows)
         if self.codecs is not None:
+            self._check_codecs(array.name for array in spec.arrays)
             for array in spec.arrays:
                 compare(f"codecs of {array.name!r}", self._codecs(array.name, array.dtype), array.codecs)
         if differences:
             raise SchemaMismatchError(
                 "; ".join(differences) + ": declare what the store has (or nothing), or write another store"
             )
+
+
+def _dtype_name(dtype: object) -> str:
+    """Return the name of a type that is declared as a name, or as numpy's or torch's."""
+    if isinstance(dtype, str | type | np.dtype):
+        with contextlib.suppress(TypeError):
+            return np.dtype(dtype).name
+    return str(dtype).removeprefix("torch.")

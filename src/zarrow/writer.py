@@ -22,6 +22,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import json
 import os
 import platform
 import uuid as uuids
@@ -140,8 +141,13 @@ class Writer:
             )
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
-        self.path = Path(os.path.abspath(path))
+        # Links are followed: the swap of a new store for an old one must not swap a link.
+        self.path = Path(os.path.realpath(path))
         self._provenance = dict(provenance or {})
+        try:
+            json.dumps(self._provenance, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"provenance must be JSON values: {error}") from error
         self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
         self._owner = Owner(
             session=uuids.uuid4().hex,
@@ -291,6 +297,7 @@ class Writer:
         try:
             _seal.finalize(self._root, self._spec, self._owner)
             install(self._root, self.path)
+            self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
             raise self._failure(error) from error
         finally:
