@@ -73,7 +73,7 @@ class Memmap:
         return self.vectors[rows]
 
     def scan(self) -> float:
-        return sum(self.vectors[start : start + BLOCK].sum() for start in range(0, len(self.vectors), BLOCK))
+        return sum(self.vectors[start : start + BLOCK].sum() for start in range(0, self.vectors.shape[0], BLOCK))
 
     def filter(self) -> np.ndarray:
         prob = pq.read_table(self.table, columns=["prob"])["prob"].to_numpy()
@@ -121,7 +121,7 @@ class ZarrPython(Zarrow):
         return self.vectors.oindex[np.sort(rows)][np.argsort(np.argsort(rows))]
 
     def scan(self) -> float:
-        return sum(self.vectors[start : start + BLOCK].sum() for start in range(0, len(self.vectors), BLOCK))
+        return sum(self.vectors[start : start + BLOCK].sum() for start in range(0, self.vectors.shape[0], BLOCK))
 
     def filter(self) -> np.ndarray:
         return self.gather(np.flatnonzero(self.store.table(["prob"])["prob"].to_numpy() > THRESHOLD))
