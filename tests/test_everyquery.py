@@ -565,15 +565,59 @@ def test_batches_that_break_a_rule(tmp_path: Path) -> None:
     check_files(tmp_path, 6)
 
 
-def test_two_ranks_are_refused(tmp_path: Path) -> None:
-    """Several ranks are refused with the way that there is."""
+# Several ranks
+
+
+RANKS = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import test_everyquery as t
+
+folder, rows, stop, devices = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+writer = t.StreamingPredictionWriter(*t.one_two(folder, t.tasks(rows)))
+trainer = t.trainer(writer, devices=devices, strategy="ddp")
+loader = t.DataLoader(t.Rows(rows), batch_size=8)
+trainer.predict(t.Model(t.stop_at(stop) if stop else None), loader, return_predictions=False)
+assert writer._offset == rows
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path: Path) -> None:
+    """Two ranks that died leave no files, and two that start again write them, in the tasks' order."""
+    script = tmp_path / "script.py"
+    script.write_text(RANKS)
+    folder = tmp_path / "out"
+    command = [sys.executable, str(script), str(folder), str(ROOT / "tests"), "100"]
+    died = subprocess.run([*command, "48", "2"], capture_output=True, text=True, check=False)
+    assert died.returncode, "it should have died"
+    assert not any(path.exists() for path in files(folder))
+    stored = zarrow.open(folder / "predictions.zarrow", partial=True).num_rows
+    assert 0 < stored < 100
+    with pytest.raises(ConflictError, match="begun by several ranks"):
+        predict(folder, 100, Model())
+    done = subprocess.run([*command, "0", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check_files(folder, 100)
+
+
+@INCOMPLETE
+def test_ranks_do_not_go_on_with_one_rank_s_store(tmp_path: Path) -> None:
+    """What one process began is not for several, and batches of several are no row groups."""
 
     class Fake:
         world_size = 2
 
-    writer = StreamingPredictionWriter(tmp_path / "p.parquet", tasks(3))
-    with pytest.raises(InvalidInputError, match=r"world_size=2.*preset"):
-        writer.setup(Fake(), None, "predict")  # type: ignore[arg-type]
+    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)))
+    writer.setup(None, None, "predict")
+    feed(writer, 0, 4)
+    writer.close()
+    with pytest.raises(ConflictError, match="begun by one process, this run has 2"):
+        StreamingPredictionWriter(*one_two(tmp_path, tasks(10))).setup(Fake(), Model(), "predict")  # type: ignore[arg-type]
+    asked = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)), one_row_group_per_batch=True)
+    with pytest.raises(InvalidInputError, match="world_size=2"):
+        asked.setup(Fake(), Model(), "predict")  # type: ignore[arg-type]
 
 
 # The preset and the export
@@ -669,7 +713,7 @@ def test_the_real_everyquery(everyquery_python: str, tmp_path: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["differences"] == {"zarrow": [], "resumed": []}
+    assert report["differences"] == {"zarrow": [], "resumed": [], "ranks": []}
     assert report["files after SIGKILL"] == []
     assert 0 < report["rows after SIGKILL"] < report["rows"]
     assert report["same metrics"]

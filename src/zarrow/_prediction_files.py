@@ -1,13 +1,8 @@
 """How does a store become the two Parquet files that EveryQuery's tools read?
 
 EveryQuery keeps predictions in one Parquet file of its PredictionSchema and embeddings, if asked for, in
-another. `identifiers` takes the columns that name a row, and its label, from the frame that EveryQuery
-keeps of its tasks; `export_predictions` streams both files out of a store, columns, types and their order
-to the letter.
-
-The label: EveryQuery's dataset splits a nullable ``boolean_value`` in two, ``boolean_value`` (which from
-then on says whether the row is censored) and ``occurs``. In files it is one column again: null where the
-row is censored, else what occurred.
+another. `export_predictions` streams both out of a store, columns, types and their order to the letter:
+first under scratch names, a row group at a time, and into place when both are durable.
 
 Place: tier 5, used by `everyquery`; imports the reader, but neither torch, lightning nor EveryQuery. A
 crash leaves a file ``.<name>.exporting`` that the next export overwrites, and no file at the names asked
@@ -24,138 +19,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zarrow import _files
-from zarrow.errors import BatchError, InvalidInputError
+from zarrow._prediction_columns import ARRAY, BATCH, EMBEDDING, KEYS, LABEL, PROBABILITIES, TYPES
+from zarrow.errors import InvalidInputError
 from zarrow.layout import MEBIBYTE, SAMPLE_INDEX
 from zarrow.store import Store
 from zarrow.store import open as open_store
 
-__all__ = ["KEYS", "export_predictions", "identifiers", "prediction_schema"]
+__all__ = ["export_predictions"]
 
-KEYS = ("subject_id", "prediction_time", "query", "duration_days")
-LABEL = "boolean_value"
-OCCURS = "occurs"
-PROBABILITIES = ("censor_prob", "occurs_prob")
-ARRAY = "query_embed"
-EMBEDDING = "embedding"
-BATCH = "batch_idx"
-"""The store's column with the number of the predict batch that a row came in."""
-
-_TYPES = {
-    "subject_id": pa.int64(),
-    "prediction_time": pa.timestamp("us"),
-    "query": pa.large_string(),
-    "duration_days": pa.float32(),
-    LABEL: pa.bool_(),
-    "censor_prob": pa.float32(),
-    "occurs_prob": pa.float32(),
-}
 _PREDICTION_ORDER = ("subject_id", "prediction_time", LABEL, "query", "duration_days", *PROBABILITIES)
 _EMBEDDING_ORDER = (*KEYS, LABEL)
 _ROW_GROUP_ROWS = 1 << 17
-_ROW_GROUP_BYTES = 32 * MEBIBYTE
-
-
-# The identifiers
-
-
-def has_label(names: list[str]) -> bool:
-    """Tell whether a frame of EveryQuery's tasks knows what occurred."""
-    return LABEL in names and OCCURS in names
-
-
-def prediction_schema(*, label: bool) -> pa.Schema:
-    """Return the columns that a store of EveryQuery's predictions has, without those of its batches.
-
-    Parameters
-    ----------
-    label : bool
-        Whether the tasks have labels.
-
-    Returns
-    -------
-    pyarrow.Schema
-        The identifiers, the label, the probabilities.
-    """
-    names = [*KEYS, *([LABEL] if label else []), *PROBABILITIES]
-    return pa.schema([pa.field(name, _TYPES[name], name not in KEYS) for name in names])
-
-
-def identifiers(frame: Any) -> pa.Table:
-    """Return what names the rows of EveryQuery's tasks, and the label that they had.
-
-    Parameters
-    ----------
-    frame : polars.DataFrame or pyarrow.Table
-        The ``schema_df`` of EveryQuery's dataset, or a slice of it.
-
-    Returns
-    -------
-    pyarrow.Table
-        ``subject_id``, ``prediction_time``, ``query``, ``duration_days`` and, if the frame has both
-        ``boolean_value`` (censored) and ``occurs``, ``boolean_value``: null where censored.
-
-    Raises
-    ------
-    InvalidInputError
-        If it is no such frame, lacks a column, or a column cannot be what it must be.
-
-    Examples
-    --------
-    >>> tasks = pa.table(
-    ...     {
-    ...         "subject_id": [7, 7],
-    ...         "prediction_time": pa.array([0, 0], pa.timestamp("us")),
-    ...         "query": ["HR", "TEMP"],
-    ...         "duration_days": [30.0, 30.0],
-    ...         "boolean_value": [True, False],
-    ...         "occurs": [False, True],
-    ...     }
-    ... )
-    >>> identifiers(tasks)["boolean_value"].to_pylist()
-    [None, True]
-    """
-    names = column_names(frame)
-    missing = [name for name in KEYS if name not in names]
-    if missing:
-        raise InvalidInputError(
-            f"schema_df must have the columns {', '.join(KEYS)}; missing {missing}, got {names}: "
-            "pass the schema_df of EveryQuery's dataset"
-        )
-    wanted = [*KEYS, *((LABEL, OCCURS) if has_label(names) else ())]
-    table = pa.table(frame.select(wanted))
-    columns = {name: _cast(table, name, _TYPES[name]) for name in KEYS}
-    if has_label(names):
-        # In this order, as EveryQuery has it: a row whose censoring is unknown counts as not censored.
-        censored = _cast(table, LABEL, pa.bool_()).fill_null(False)
-        columns[LABEL] = pc.if_else(censored, pa.scalar(None, pa.bool_()), _cast(table, OCCURS, pa.bool_()))
-    return pa.table(columns)
-
-
-def column_names(frame: Any) -> list[str]:
-    """Return the names of a frame's columns, if it is one that can be sliced without a copy."""
-    names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)
-    if not hasattr(frame, "__arrow_c_stream__") or not hasattr(frame, "slice") or names is None:
-        raise InvalidInputError(
-            f"schema_df must be a polars DataFrame or a pyarrow Table, got {type(frame).__name__}: "
-            "convert it: polars.DataFrame(frame)"
-        )
-    return list(names)
-
-
-def _cast(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
-    try:
-        return table[name].cast(kind)
-    except pa.ArrowException as error:
-        raise InvalidInputError(
-            f"schema_df: the column {name!r} must be {kind}, got {table[name].type}: {error}: cast it"
-        ) from error
-
-
-# The files
+_ROW_GROUP_BYTES = 16 * MEBIBYTE
 
 
 def export_predictions(
@@ -184,8 +62,8 @@ def export_predictions(
         The array that has the embeddings.
     one_row_group_per_batch : bool
         Whether each predict batch becomes a row group, as in the files that EveryQuery writes. Parquet's
-        list of row groups is kept in memory until the end: about 8 kB per batch. By default a row group
-        has what fits into 32 MiB.
+        list of row groups is kept in memory until the end: about 15 kB per batch. By default a row group
+        has up to 16 MiB of vectors, or 131,072 rows.
     partial : bool
         Whether an incomplete store will do, if `store` is a path.
 
@@ -257,11 +135,11 @@ def export_predictions(
 def _check_columns(store: Store) -> None:
     schema = store.schema
     for name in (*KEYS, *PROBABILITIES, *([LABEL] if LABEL in schema.names else [])):
-        if name not in schema.names or schema.field(name).type != _TYPES[name]:
+        if name not in schema.names or schema.field(name).type != TYPES[name]:
             got = f"got {schema.field(name).type}" if name in schema.names else f"there are {schema.names}"
             raise InvalidInputError(
                 f"{store.path}: a store of EveryQuery's predictions must have the column {name!r} of type "
-                f"{_TYPES[name]}, {got}: write it with zarrow.everyquery's writer or preset"
+                f"{TYPES[name]}, {got}: write it with zarrow.everyquery's writer or preset"
             )
 
 
@@ -275,7 +153,7 @@ class _Export:
         self._scratch = path.with_name(f".{path.name}.exporting")
         names = _PREDICTION_ORDER if array is None else _EMBEDDING_ORDER
         self._names = [name for name in names if name in store.schema.names]
-        fields = [pa.field(name, _TYPES[name]) for name in self._names]
+        fields = [pa.field(name, TYPES[name]) for name in self._names]
         row_bytes = 0
         if array is not None:
             found = store[array]
@@ -300,8 +178,10 @@ class _Export:
         order = _order(self._store)
         with (
             pa.OSFile(str(self._scratch), "wb") as sink,
-            # Floats repeat too seldom for a dictionary to pay.
-            pq.ParquetWriter(sink, self._schema, use_dictionary=[*KEYS]) as writer,
+            # Floats repeat too seldom for a dictionary to pay, and nobody looks for a vector by its range.
+            pq.ParquetWriter(
+                sink, self._schema, use_dictionary=[*KEYS], write_statistics=self._names
+            ) as writer,
         ):
             for table in _regroup(self._pieces(order), self._group_sizes(order)):
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
@@ -386,12 +266,3 @@ def _regroup(pieces: Iterator[pa.Table], sizes: Iterator[int]) -> Iterator[pa.Ta
             have += piece.num_rows - start
     if pending:
         yield pa.concat_tables(pending)
-
-
-def check_range(frame_rows: int, start: int, rows: int) -> None:
-    """Raise `BatchError` if a batch goes beyond the tasks."""
-    if start + rows > frame_rows:
-        raise BatchError(
-            f"the batch has the rows {start} to {start + rows}, but schema_df has {frame_rows} only: pass "
-            "the schema_df of the dataset that is predicted, and a loader that yields each row once, in order"
-        )

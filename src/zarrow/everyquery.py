@@ -4,11 +4,11 @@
 same hooks, same two Parquet files in the end. In between the rows go into a store beside the files, so
 that a killed run loses nothing: the same command again predicts only what is missing. Per batch it
 
-1. slices the identifiers and the label from EveryQuery's frame of tasks (`_prediction_files`),
+1. slices the identifiers and the label from EveryQuery's frame of tasks (`_prediction_columns`),
 2. brings probabilities and embeddings to the host, in memory of their own (`_host_copies`),
 3. hands them to a `zarrow.Writer`;
 
-and when every row is there, it finalizes the store and exports the files.
+and when every row is there, it finalizes the store and exports the files (`_prediction_files`).
 
 ``python -m zarrow.everyquery model_run_dir=... tasks_dir=... output_parquet=...`` is ``EQ_predict`` with
 this writer in it.
@@ -31,25 +31,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _prediction_files as files
+from zarrow import _prediction_columns as columns
 from zarrow import layout
-from zarrow._checksum import crc32c
-from zarrow._prediction_files import KEYS, export_predictions, identifiers
+from zarrow._prediction_columns import ENTRIES, FLOAT32, KEYS, PROBABILITIES, identifiers, preset
+from zarrow._prediction_files import export_predictions
 from zarrow.errors import BatchError, ConflictError, InvalidInputError, MissingExtraError, ZarrowError
 from zarrow.store import open as open_store
 from zarrow.writer import Durability, Writer
 
 try:
-    import torch
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import BasePredictionWriter
-    from torch.utils.data import DataLoader, SequentialSampler, Subset
 
+    from zarrow._everyquery_run import facts, skip_stored
     from zarrow._host_copies import HostCopies
     from zarrow._predict_loaders import loaders_of, trim
+    from zarrow.lightning import PredictionWriter
 except ImportError as error:
     raise MissingExtraError(
         f"zarrow.everyquery needs {error.name}: pip install 'zarrow[predict]'", name=error.name
@@ -60,9 +59,6 @@ __all__ = ["StreamingPredictionWriter", "export_predictions", "identifiers", "ma
 MAX_ROW_GROUPS = 1024
 """Up to so many batches each becomes a row group by default, as EveryQuery's own writer does."""
 
-_ENTRIES = {"censor_prob": "censor_probs", "occurs_prob": "occurs_probs", files.ARRAY: "query_embed"}
-_FLOAT32 = dict.fromkeys(_ENTRIES, "float32")
-_IGNORED = ("occurs", "censor", "query", "duration_days")
 _TMP = ".tmp"
 
 
@@ -79,8 +75,10 @@ class StreamingPredictionWriter(BasePredictionWriter):
     is refused, unless it was told to overwrite: then the old store goes. A complete store of the same ones
     is not predicted again but only exported.
 
-    One process predicts. On several ranks use `zarrow.lightning.PredictionWriter` with `preset`, and
-    `export_predictions` afterwards.
+    With a trainer of several ranks every rank writes, by `zarrow.lightning.PredictionWriter`, and rank 0
+    completes the store and writes the files. Batches are those of one process, so values are, too; row
+    groups are those that `export_predictions` makes by default. A run that was begun on one rank goes on
+    on one, and one that was begun on several on any number above one.
 
     Parameters
     ----------
@@ -110,7 +108,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
     Examples
     --------
-    >>> import tempfile, pyarrow.parquet as pq
+    >>> import tempfile, torch, pyarrow.parquet as pq
     >>> folder = tempfile.mkdtemp()
     >>> tasks = pa.table(
     ...     {
@@ -150,11 +148,11 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._output = Path(output_parquet)
         self._embeddings = None if embeddings_output_parquet is None else Path(embeddings_output_parquet)
         self._frame = schema_df
-        self._label = files.has_label(files.column_names(schema_df))
+        self._label = columns.has_label(columns.column_names(schema_df))
         identifiers(schema_df.slice(0, 0))  # what it lacks is told now
         self._arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         if self._embeddings is not None and hidden_size is not None:
-            self._arrays[files.ARRAY] = ((hidden_size,), "float32")
+            self._arrays[columns.ARRAY] = ((hidden_size,), "float32")
         self.store_path = Path(os.path.abspath(_store_path(self._output) if store is None else store))
         final = self._output.with_suffix("") if self._output.suffix == _TMP else None
         self._may_replace = overwrite or (final is not None and final.exists())
@@ -162,8 +160,9 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._durability = durability
         self._is_open = False
         self._writer: Writer | None = None
-        self._copies = HostCopies(_FLOAT32)
+        self._copies = HostCopies(FLOAT32)
         self._loader: Any = None
+        self._ranks: PredictionWriter | None = None  # does the work if there are several ranks
         self._offset = 0  # rows that are stored; the name is EveryQuery's, which reads it
         self._next_row = 0  # the first row of the next batch; behind _offset while stored rows come again
         self._batches = 0
@@ -185,25 +184,62 @@ class StreamingPredictionWriter(BasePredictionWriter):
         Raises
         ------
         InvalidInputError
-            If the trainer has several ranks.
-        ConflictError
+            If one row group per batch was asked for, and the trainer has several ranks.
+        ConflictError, SchemaMismatchError
             If there is a store of other tasks or another model.
         StoreLockedError
             If another run is writing the store.
         """
         if stage != "predict":
             return
-        if trainer is not None and trainer.world_size > 1:
-            raise InvalidInputError(
-                f"StreamingPredictionWriter writes for one process, got world_size={trainer.world_size}: use "
-                "Trainer(devices=1), or zarrow.lightning.PredictionWriter(..., **zarrow.everyquery.preset("
-                "schema_df)) and zarrow.everyquery.export_predictions"
-            )
         self._output.parent.mkdir(parents=True, exist_ok=True)
-        self._open(_facts(len(self._frame), pl_module, trainer))
+        if trainer is not None and pl_module is not None and trainer.world_size > 1:
+            self._ranks = self._share(trainer)
+            self._ranks.setup(trainer, pl_module, stage)
+            return
+        self._open(facts(len(self._frame), pl_module, trainer))
         self._is_open = True
         if trainer is not None and self._offset:
-            self._next_row = _skip_stored(trainer, self._offset, len(self._frame))
+            self._next_row = skip_stored(trainer, self._offset, len(self._frame))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the data loader, on several ranks.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            As Lightning has it.
+        pl_module : LightningModule
+            Likewise.
+        """
+        if self._ranks is not None:
+            self._ranks.on_predict_start(trainer, pl_module)
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batches that were begun, on several ranks.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            As Lightning has it.
+        pl_module : LightningModule
+            Likewise.
+        batch : object
+            Likewise.
+        batch_idx : int
+            Likewise.
+        dataloader_idx : int
+            Likewise.
+        """
+        if self._ranks is not None:
+            self._ranks.on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def write_on_batch_end(
         self,
@@ -242,6 +278,11 @@ class StreamingPredictionWriter(BasePredictionWriter):
         WriteFailedError
             If an earlier batch could not be written; says which rows are safe.
         """
+        if self._ranks is not None and trainer is not None and pl_module is not None:
+            self._ranks.write_on_batch_end(
+                trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
+            )
+            return
         if not self._is_open:
             raise InvalidInputError(
                 "StreamingPredictionWriter got a batch before setup(trainer, pl_module, 'predict') opened "
@@ -270,6 +311,8 @@ class StreamingPredictionWriter(BasePredictionWriter):
         exception : BaseException
             Likewise.
         """
+        if self._ranks is not None:
+            self._ranks.on_exception(trainer, pl_module, exception)
         self._is_open = False
         writer, self._writer = self._writer, None
         if writer is not None:
@@ -289,8 +332,15 @@ class StreamingPredictionWriter(BasePredictionWriter):
         stage : str
             All but ``"predict"`` are ignored.
         """
-        if stage == "predict":
-            self.close()
+        if stage != "predict":
+            return
+        ranks, self._ranks = self._ranks, None
+        if ranks is not None and trainer is not None and pl_module is not None:
+            ranks.teardown(trainer, pl_module, stage)
+            self._offset = len(self._frame) if ranks.complete else 0
+            if ranks.complete and trainer.is_global_zero:
+                export_predictions(self.store_path, self._output, self._embeddings)
+        self.close()
 
     def close(self) -> None:
         """Write the files if every row is there, else leave the store to be resumed.
@@ -332,10 +382,10 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
     # The store
 
-    def _open(self, facts: dict[str, Any]) -> None:
+    def _open(self, run_facts: dict[str, Any]) -> None:
         """Create, resume, or replace the store; leaves no writer if it is complete."""
         if (self.store_path / layout.STORE_JSON).exists():
-            difference = self._take_up(facts)
+            difference = self._take_up(run_facts)
             if difference is None:
                 return
             if not self._may_replace:
@@ -348,10 +398,31 @@ class StreamingPredictionWriter(BasePredictionWriter):
             shutil.rmtree(aside, ignore_errors=True)
             self.store_path.rename(aside)
             shutil.rmtree(aside)
-        self._writer = self._new_writer(facts)
+        self._writer = self._new_writer(run_facts)
 
-    def _new_writer(self, facts: dict[str, Any]) -> Writer:
-        schema = files.prediction_schema(label=self._label).append(pa.field(files.BATCH, pa.int32()))
+    def _share(self, trainer: Trainer) -> PredictionWriter:
+        """Return the callback that writes on several ranks."""
+        if self._per_batch:
+            raise InvalidInputError(
+                "one_row_group_per_batch=True is for one process, as batches of several ranks alternate, got "
+                f"world_size={trainer.world_size}: leave it away"
+            )
+        if (self.store_path / layout.STORE_JSON).exists():
+            with open_store(self.store_path, partial=True) as store:
+                if columns.BATCH in store.schema.names:
+                    raise ConflictError(
+                        f"{self.store_path}: the store was begun by one process, this run has "
+                        f"{trainer.world_size}: go on with one, or remove it"
+                    )
+        return PredictionWriter(
+            self.store_path,
+            resume=True,
+            durability=self._durability,
+            **preset(self._frame, embeddings=bool(self._arrays)),
+        )
+
+    def _new_writer(self, run_facts: dict[str, Any]) -> Writer:
+        schema = columns.prediction_schema(label=self._label).append(pa.field(columns.BATCH, pa.int32()))
         return Writer(
             self.store_path,
             arrays=self._arrays,
@@ -359,25 +430,26 @@ class StreamingPredictionWriter(BasePredictionWriter):
             keys=KEYS,
             mode="a",
             durability=self._durability,
-            provenance={"everyquery": facts},
+            provenance={"everyquery": run_facts},
         )
 
-    def _take_up(self, facts: dict[str, Any]) -> str | None:
+    def _take_up(self, run_facts: dict[str, Any]) -> str | None:
         """Go on where the store ends; return what it has that we do not, if that cannot be."""
         with open_store(self.store_path, partial=True) as store:
             known = store.provenance.get("everyquery", {})
-            for name, ours in facts.items():
+            for name, ours in run_facts.items():
                 if ours is not None and known.get(name) is not None and known[name] != ours:
                     return f"it has {name} {known[name]}, this run has {ours}"
-            ours = {name: (shape, dtype) for name, (shape, dtype) in self._arrays.items()}
-            theirs = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
-            if ours != theirs:
-                return f"it has the arrays {theirs}, this run has {ours}"
-            if (files.LABEL in store.schema.names) != self._label:
-                return f"one of the two has labels ({files.LABEL}), the other has not"
+            arrays = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
+            if arrays != self._arrays:
+                return f"it has the arrays {arrays}, this run has {self._arrays}"
+            if columns.BATCH not in store.schema.names:
+                return "it was begun by several ranks, this run has one"
+            if (columns.LABEL in store.schema.names) != self._label:
+                return f"one of the two has labels ({columns.LABEL}), the other has not"
             complete = store.complete
         # The lock first: what another process is writing cannot be compared.
-        writer = None if complete else self._new_writer(facts)
+        writer = None if complete else self._new_writer(run_facts)
         try:
             difference = self._compare()
         except BaseException:
@@ -399,8 +471,8 @@ class StreamingPredictionWriter(BasePredictionWriter):
                 return f"it has {store.num_rows} rows, this run has {len(self._frame)}"
             if store.complete and store.num_rows < len(self._frame):
                 return f"it is complete with {store.num_rows} rows, this run has {len(self._frame)}"
-            names = [*KEYS, *([files.LABEL] if self._label else [])]
-            for batch in store.scan([*names, files.BATCH]):
+            names = [*KEYS, *([columns.LABEL] if self._label else [])]
+            for batch in store.scan([*names, columns.BATCH]):
                 ours = identifiers(self._frame.slice(self._offset, batch.num_rows))
                 for name in names:
                     if not ours[name].equals(pa.chunked_array([batch[name]])):
@@ -410,34 +482,32 @@ class StreamingPredictionWriter(BasePredictionWriter):
                             f"in row {self._offset + row} it has {name} {pair[0]!r}, this run has {pair[1]!r}"
                         )
                 self._offset += batch.num_rows
-                self._batches = batch[files.BATCH][-1].as_py() + 1
+                self._batches = batch[columns.BATCH][-1].as_py() + 1
         return None
 
     # One batch
 
     def _write(self, prediction: Mapping[str, Any] | None) -> None:
-        wanted = ["censor_prob", "occurs_prob", *self._arrays]
-        missing = [
-            _ENTRIES[name] for name in wanted if prediction is None or _ENTRIES[name] not in prediction
-        ]
+        wanted = [*PROBABILITIES, *self._arrays]
+        missing = [ENTRIES[name] for name in wanted if prediction is None or ENTRIES[name] not in prediction]
         if prediction is None or missing:
             got = None if prediction is None else list(prediction)
             raise BatchError(
                 f"the prediction must have the entries {missing}, got {got}: "
                 "return what EveryQuery's predict_step returns"
             )
-        values = {name: prediction[_ENTRIES[name]] for name in wanted}
-        values |= {name: values[name].reshape(-1) for name in ("censor_prob", "occurs_prob")}
+        values = {name: prediction[ENTRIES[name]] for name in wanted}
+        values |= {name: values[name].reshape(-1) for name in PROBABILITIES}
         rows = len(values["occurs_prob"])
         if not rows:
             return
         for name in wanted:
             if len(values[name]) != rows:
                 raise BatchError(
-                    f"occurs_probs has {rows} rows, {_ENTRIES[name]} has {len(values[name])}: "
+                    f"occurs_probs has {rows} rows, {ENTRIES[name]} has {len(values[name])}: "
                     "every entry has one per task"
                 )
-        files.check_range(len(self._frame), self._next_row, rows)
+        columns.check_range(len(self._frame), self._next_row, rows)
         stored = max(0, min(rows, self._offset - self._next_row))
         if stored < rows:
             self._append(values, rows, stored)
@@ -449,13 +519,12 @@ class StreamingPredictionWriter(BasePredictionWriter):
         number = self._batches - 1 if stored else self._batches
         table = identifiers(self._frame.slice(self._offset, rows - stored))
         hosted = self._copies(values)
-        columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
-        columns |= {name: hosted[name][stored:] for name in ("censor_prob", "occurs_prob")}
-        columns[files.BATCH] = np.full(rows - stored, number, np.int32)
+        narrow: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
+        narrow |= {name: hosted[name][stored:] for name in PROBABILITIES}
+        narrow[columns.BATCH] = np.full(rows - stored, number, np.int32)
         arrays = {name: hosted[name][stored:] for name in self._arrays}
-        self._writer.append(
-            columns, arrays, np.arange(self._offset, self._offset + rows - stored), copy=False
-        )
+        places = np.arange(self._offset, self._offset + rows - stored)
+        self._writer.append(narrow, arrays, places, copy=False)
         self._offset += rows - stored
         self._batches = number + 1
 
@@ -465,135 +534,27 @@ def _store_path(output: Path) -> Path:
     return (output.with_suffix("") if output.suffix == _TMP else output).with_suffix(".zarrow")
 
 
-def _facts(rows: int, pl_module: LightningModule | None, trainer: Trainer | None) -> dict[str, Any]:
-    """Return what the rows depend on, beside the tasks themselves."""
-    return {
-        "rows": rows,
-        "weights_crc32c": None if pl_module is None else _weights_crc32c(pl_module),
-        "precision": None if trainer is None else str(trainer.precision),
-    }
+class _InEQPredict(StreamingPredictionWriter):
+    """The writer in ``EQ_predict``, whose main was made for one process and runs in every rank."""
 
+    _leave = False
 
-def _weights_crc32c(module: torch.nn.Module) -> str:
-    """Return a checksum of a model's weights, by name."""
-    checksum = 0
-    for name, tensor in module.state_dict().items():
-        checksum = crc32c(name.encode(), checksum)
-        if isinstance(tensor, torch.Tensor):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            checksum = crc32c(flat.view(torch.uint8).numpy(), checksum)
-    return f"{checksum:08x}"
+    def teardown(self, trainer: Trainer | None, pl_module: LightningModule | None, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._leave = trainer is not None and not trainer.is_global_zero
 
-
-def _skip_stored(trainer: Trainer, stored: int, rows: int) -> int:
-    """Make the trainer predict from the first batch that is not whole in the store; return its first row.
-
-    Whole batches are skipped and none is packed anew, so that a row is padded as it would have been. What
-    cannot be skipped is predicted again, and left out where it is stored.
-    """
-    source = getattr(trainer.predict_loop, "_data_source", None)
-    loader = getattr(source, "instance", None)
-    if isinstance(loader, list | tuple) and len(loader) == 1:
-        loader = loader[0]
-    if (
-        source is None
-        or type(loader) is not DataLoader
-        or type(loader.sampler) is not SequentialSampler
-        or loader.batch_size is None
-        or len(loader.dataset) != rows  # type: ignore[arg-type]  # a sequential sampler has a sized one
-    ):
-        return 0
-    first = rows if stored == rows else stored - stored % loader.batch_size
-    workers: dict[str, Any] = (
-        {"prefetch_factor": loader.prefetch_factor, "persistent_workers": loader.persistent_workers}
-        if loader.num_workers
-        else {}
-    )
-    source.instance = DataLoader(
-        Subset(loader.dataset, range(first, rows)),
-        batch_size=loader.batch_size,
-        shuffle=False,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        **workers,
-    )
-    return first
-
-
-# Without this module's writer
-
-
-class _TaskIdentifiers:
-    """Finds the identifiers of a batch by its places in the dataset; can be sent to other processes."""
-
-    def __init__(self, frame: Any) -> None:
-        self._frame = frame
-
-    def __call__(self, batch: Any, indices: npt.NDArray[np.int64]) -> pa.Table:
-        if not len(indices):
-            return identifiers(self._frame.slice(0, 0))
-        first, last = int(indices.min()), int(indices.max())
-        files.check_range(len(self._frame), first, last + 1 - first)
-        window = identifiers(self._frame.slice(first, last + 1 - first))
-        return window.take(pa.array(indices - first))
-
-
-def preset(schema_df: Any, *, embeddings: bool = True) -> dict[str, Any]:
-    """Return arguments with which `zarrow.lightning.PredictionWriter` stores EveryQuery's predictions.
-
-    For runs that are not ``EQ_predict``'s, several ranks among them; `export_predictions` writes
-    EveryQuery's files from the store.
-
-    Parameters
-    ----------
-    schema_df : polars.DataFrame or pyarrow.Table
-        The tasks, in the dataset's order. Kept, not copied.
-    embeddings : bool
-        Whether to store ``query_embed``.
-
-    Returns
-    -------
-    dict
-        Keyword arguments.
-
-    Raises
-    ------
-    InvalidInputError
-        If the frame lacks a column.
-
-    Examples
-    --------
-    >>> tasks = pa.table(
-    ...     {
-    ...         "subject_id": [7],
-    ...         "prediction_time": pa.array([0], pa.timestamp("us")),
-    ...         "query": ["HR"],
-    ...         "duration_days": [30.0],
-    ...     }
-    ... )
-    >>> preset(tasks)["keys"]
-    ('subject_id', 'prediction_time', 'query', 'duration_days')
-    """
-    identifiers(schema_df.slice(0, 0) if hasattr(schema_df, "slice") else schema_df)
-    arrays = {files.ARRAY: _ENTRIES[files.ARRAY]} if embeddings else {}
-    columns = {name: entry for name, entry in _ENTRIES.items() if name != files.ARRAY}
-    return {
-        "identifiers": _TaskIdentifiers(schema_df),
-        "columns": columns,
-        "arrays": arrays,
-        "keys": KEYS,
-        "ignore": (*_IGNORED, *(() if embeddings else (_ENTRIES[files.ARRAY],))),
-        "dtypes": dict.fromkeys((*columns, *arrays), "float32"),
-    }
+    def close(self) -> None:
+        super().close()
+        if self._leave:
+            # Main goes on to rename the files, which is rank 0's to do, once.
+            raise SystemExit(0 if self._offset == len(self._frame) else 1)
 
 
 def main() -> None:
     """Run EveryQuery's ``EQ_predict``, with its arguments, and `StreamingPredictionWriter` in it.
+
+    Several ranks, which ``EQ_predict`` refuses, work: set ``trainer.devices`` and ``trainer.strategy`` in the
+    ``resolved_config.yaml`` of the run.
 
     Raises
     ------
@@ -608,12 +569,15 @@ def main() -> None:
         raise MissingExtraError(
             "python -m zarrow.everyquery needs EveryQuery: pip install everyquery", name=error.name
         ) from error
-    name = "_StreamingPredictionWriter"
-    if not hasattr(predict, name):
-        raise InvalidInputError(
-            f"{predict.__name__} has no {name} to take the place of: install everyquery 0.7.0, which has"
-        )
-    setattr(predict, name, StreamingPredictionWriter)
+    for name, ours in (
+        ("_StreamingPredictionWriter", _InEQPredict),
+        ("_check_single_process_trainer", type),  # a callable of the trainer that finds nothing wrong
+    ):
+        if not hasattr(predict, name):
+            raise InvalidInputError(
+                f"{predict.__name__} has no {name} to take the place of: install everyquery 0.7.0, which has"
+            )
+        setattr(predict, name, ours)
     predict.main()
 
 
