@@ -10,7 +10,7 @@ The headers are Thrift structs in the compact protocol
 (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md), of which this reads
 what it needs and skips the rest, within bounds.
 
-Place: tier 2, used by `_parts` and the audits. Pure but for reading. Must not import its siblings.
+Place: tier 1, used by `_parts` and the audits. Pure: what it reads is handed in.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
         for index in range(metadata.num_columns):
             column = metadata.row_group(group).column(index)
             offset = column.data_page_offset
-            if column.has_dictionary_page:
-                offset = min(offset, column.dictionary_page_offset)
+            if column.has_dictionary_page and (not offset or column.dictionary_page_offset < offset):
+                offset = column.dictionary_page_offset  # no rows, no data page: 0
             stop = offset + column.total_compressed_size
             try:
                 while offset < stop:
