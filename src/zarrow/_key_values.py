@@ -134,14 +134,15 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
             array = values
         elif hasattr(values, "__arrow_c_stream__"):
             array = pa.chunked_array(values)
-        elif isinstance(values, Sequence) and not isinstance(values, str | bytes) and family != "integer":
-            array = pa.array(values, kind)
+        elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
+            array = _of_sequence(values, kind)
         else:
             array = pa.array(values)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
         if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
+            array = _no_view(array.dictionary).take(array.indices)
+        array = _no_view(array)
         if pa.types.is_null(array.type):
             return array.cast(kind)
         if _key_words.family(array.type) != family:
@@ -153,6 +154,21 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
         raise InvalidInputError(
             f"key {field.name!r} is of type {field.type}, which the values given are not: {error}"
         ) from error
+
+
+def _of_sequence(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_integer(kind):
+        try:
+            return pa.array(values)  # a number that the column cannot hold is no error
+        except OverflowError:  # a large uint64
+            pass
+    return pa.array(values, kind)
+
+
+def _no_view(array: pa.Array) -> pa.Array:
+    """Return strings of a type that pyarrow can filter and take."""
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(array.type)
+    return array if plain is None else array.cast(plain)
 
 
 def _has_word(values: pa.Array, kind: pa.DataType) -> npt.NDArray[np.bool_]:

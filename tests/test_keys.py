@@ -1,0 +1,558 @@
+"""Rows by key: the index on disk, its exactness, and what becomes of one that is stale or damaged."""
+
+import datetime
+import decimal
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import zarrow
+from zarrow import _key_index, _key_words, _keys, layout
+from zarrow.errors import (
+    CorruptionError,
+    IncompleteStoreError,
+    InvalidInputError,
+    KeyNotFoundError,
+    WriteFailedError,
+)
+
+ROWS = 3000
+
+
+def write(path, table, keys, *, finalize=True, mode="x", step=700):
+    with zarrow.Writer(path, keys=keys, segment_rows=1024, mode=mode) as writer:
+        for start in range(0, table.num_rows, step):
+            part = table.slice(start, step)
+            vectors = np.arange(start, start + part.num_rows, dtype=np.float32)[:, None].repeat(2, 1)
+            writer.append(part, {"embed": vectors})
+        if finalize:
+            writer.finalize()
+
+
+def patients(rows=ROWS, first=0):
+    number = np.arange(first, first + rows)
+    return pa.table(
+        {
+            "subject_id": number // 10,
+            "query": pa.array([f"code//{one % 10}" for one in number]).dictionary_encode(),
+            "prob": number / rows,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A complete store with an index."""
+    path = tmp_path_factory.mktemp("keys") / "run.zarrow"
+    write(path, patients(), ["subject_id", "query"])
+    zarrow.build_index(path)
+    return path
+
+
+@pytest.fixture
+def path(whole, tmp_path):
+    """A copy to do harm to."""
+    return Path(shutil.copytree(whole, tmp_path / "run.zarrow"))
+
+
+def index_of(rows, columns, *, weak=None):
+    """Write an index of columns to a file, and open it."""
+    kinds = [column.type for column in columns]
+    schema = pa.schema([(f"k{number}", kind) for number, kind in enumerate(kinds)] + [("row", pa.int64())])
+    batches = [
+        pa.record_batch(
+            [
+                *(column.slice(start, 500) for column in columns),
+                pa.array(np.arange(start, min(start + 500, rows))),
+            ],
+            schema=schema,
+        )
+        for start in range(0, rows, 500)
+    ]
+    identity = _keys.Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
+    with open_temporary() as file, open_temporary() as spill:
+        _keys.build(file.fileno(), spill.fileno(), batches, identity)
+        return _keys.KeyIndex(_keys.map_file(file.fileno(), "test"), kinds, "test")
+
+
+def open_temporary():
+    import tempfile
+
+    return tempfile.TemporaryFile()
+
+
+class TestLocate:
+    def test_every_row_is_found_by_its_key(self, whole):
+        """The keys of all rows lead to their rows, whatever their order."""
+        store = zarrow.open(whole)
+        order = np.random.default_rng(0).permutation(ROWS)
+        assert store.locate(store.table().take(order)).tolist() == order.tolist()
+
+    @pytest.mark.parametrize("kind", ["dict", "record batch", "polars", "pandas", "duckdb"])
+    def test_keys_come_as_any_table(self, whole, kind):
+        """A frame of any library names keys, and columns that are no keys do no harm."""
+        import duckdb
+        import polars as pl
+
+        store = zarrow.open(whole)
+        table = store.table().slice(1000, 5)
+        given = {
+            "dict": lambda: {
+                "query": table["query"].to_pylist(),
+                "subject_id": table["subject_id"].to_numpy(),
+            },
+            "record batch": lambda: table.combine_chunks().to_batches()[0],
+            "polars": lambda: pl.DataFrame(table.select(["query", "subject_id"])),
+            "pandas": lambda: table.to_pandas(),
+            "duckdb": lambda: duckdb.from_arrow(table),
+        }[kind]()
+        assert store.locate(given).tolist() == [1000, 1001, 1002, 1003, 1004]
+
+    def test_one_key_column_needs_no_name(self, tmp_path):
+        """Where one column is the key, its values will do: a list, an array, a series."""
+        import pandas as pd
+        import polars as pl
+
+        write(tmp_path / "s", pa.table({"id": np.arange(100) * 3}), ["id"])
+        store = zarrow.open(tmp_path / "s")
+        for values in ([3, 4], np.array([3, 4]), pa.array([3, 4]), pa.chunked_array([[3], [4]])):
+            assert store.locate(values).tolist() == [1, -1]
+        assert store.locate(pd.Series([3, 4])).tolist() == [1, -1]
+        assert store.locate(pl.Series([3, 4])).tolist() == [1, -1]
+        assert store.locate([]).tolist() == []
+
+    def test_a_missing_key(self, whole):
+        """A key that no row has is −1, or an error that names it."""
+        store = zarrow.open(whole)
+        keys = {"subject_id": [3, 10**6, 5, None], "query": ["code//7", "code//7", "none", "code//1"]}
+        assert store.locate(keys).tolist() == [37, -1, -1, -1]
+        with pytest.raises(
+            KeyNotFoundError, match=r"3 of 4 keys have no row: subject_id=1000000, query='code//7'"
+        ):
+            store.locate(keys, missing="raise")
+
+    def test_numbers_beyond_the_column(self, tmp_path):
+        """A number that the column cannot hold is a key that no row has, even if its bits are another's."""
+        write(tmp_path / "s", pa.table({"id": pa.array([-1, 5], pa.int8())}), ["id"])
+        write(tmp_path / "u", pa.table({"id": pa.array([2**64 - 1, 5], pa.uint64())}), ["id"])
+        signed, unsigned = zarrow.open(tmp_path / "s"), zarrow.open(tmp_path / "u")
+        assert signed.locate(pa.array([2**64 - 1, 5], pa.uint64())).tolist() == [-1, 1]
+        assert signed.locate([300, -1]).tolist() == [-1, 0]
+        assert unsigned.locate([-1, 5]).tolist() == [-1, 1]
+        assert unsigned.locate([2**64 - 1]).tolist() == [0]
+
+    def test_floats(self, tmp_path):
+        """0.0 finds −0.0, a NaN is no key; numbers without a type are the column's, others are exact."""
+        column = pa.array([0.1, -0.0, 7.0, float("inf")], pa.float32())
+        write(tmp_path / "s", pa.table({"x": column}), ["x"])
+        store = zarrow.open(tmp_path / "s")
+        assert store.locate([0.1, 0.0, float("nan"), float("inf")]).tolist() == [0, 1, -1, 3]
+        assert store.locate(np.array([0.1, 0.0])).tolist() == [-1, 1]
+
+    def test_times(self, tmp_path):
+        """A time is found in any unit and zone, but one without a zone is not one with."""
+        moment = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+        write(tmp_path / "s", pa.table({"t": pa.array([moment], pa.timestamp("us", "UTC"))}), ["t"])
+        store = zarrow.open(tmp_path / "s")
+        assert store.locate([moment]).tolist() == [0]
+        assert store.locate(pa.array([moment], pa.timestamp("ns", "Europe/Zurich"))).tolist() == [0]
+        with pytest.raises(InvalidInputError, match="key 't' is of type timestamp"):
+            store.locate(np.array(["2026-01-01T12:00"], "datetime64[us]"))
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            (
+                {"subject_id": [1]},
+                "the store's key columns ('subject_id', 'query'), got columns ['subject_id']",
+            ),
+            ([1, 2], "the store's key columns ('subject_id', 'query'), got list"),
+            ("code//1", "got str"),
+            (7, "got int"),
+            ({"subject_id": ["1"], "query": ["a"]}, "key 'subject_id' is of type int64, got string: cast it"),
+            ({"subject_id": [1.0], "query": ["a"]}, "got double"),
+            ({"subject_id": [True], "query": ["a"]}, "got bool"),
+            ({"subject_id": [1], "query": [1]}, "key 'query' is of type dictionary"),
+            (
+                {"subject_id": [1, 2], "query": ["a"]},
+                "must have one length, got {'subject_id': 2, 'query': 1}",
+            ),
+            ({"subject_id": 1, "query": "a"}, "key 'subject_id'"),
+        ],
+        ids=repr,
+    )
+    def test_bad_keys(self, whole, keys, message):
+        """Keys of other columns, types or lengths are refused by name."""
+        with pytest.raises(InvalidInputError, match=re.escape(message)):
+            zarrow.open(whole).locate(keys)
+
+    def test_a_store_without_keys(self, tmp_path):
+        """A store whose rows have no keys says so."""
+        write(tmp_path / "s", pa.table({"id": [1]}), [])
+        store = zarrow.open(tmp_path / "s")
+        for call in (lambda: store.locate([1]), store.duplicated, lambda: zarrow.build_index(tmp_path / "s")):
+            with pytest.raises(InvalidInputError, match="without keys="):
+                call()
+
+    def test_what_to_do_about_missing(self, whole):
+        """An unknown wish about missing keys is refused."""
+        with pytest.raises(InvalidInputError, match="missing must be -1 or 'raise'"):
+            zarrow.open(whole).locate({"subject_id": [1], "query": ["a"]}, missing="ignore")
+
+    def test_a_store_without_rows(self, tmp_path):
+        """In a store without rows no key is found, with and without an index."""
+        schema = pa.schema({"id": pa.string()})
+        with zarrow.Writer(
+            tmp_path / "s", schema=schema, arrays={"e": ((1,), "float32")}, keys=["id"]
+        ) as writer:
+            writer.finalize()
+        assert zarrow.open(tmp_path / "s").locate(["a"]).tolist() == [-1]
+        zarrow.build_index(tmp_path / "s")
+        assert zarrow.open(tmp_path / "s").locate(["a"]).tolist() == [-1]
+        assert zarrow.open(tmp_path / "s").duplicated().tolist() == []
+
+
+class TestJoin:
+    def test_rows_come_in_the_order_of_the_keys(self, whole):
+        """A join by keys yields their rows and vectors, in their order, as often as they are given."""
+        store = zarrow.open(whole)
+        wanted = [2500, 3, 3, 2999, 1024]
+        keys = store.table(["subject_id", "query"]).take(wanted)
+        batches = list(store.join(keys=keys, columns=["row"], batch_size=2))
+        assert [batch.num_rows for batch, _ in batches] == [2, 2, 1]
+        assert [row for batch, _ in batches for row in batch["row"].to_pylist()] == wanted
+        found = np.concatenate([vectors["embed"][:, 0] for _, vectors in batches])
+        assert found.tolist() == [row % 700 + row // 700 * 700 for row in wanted]
+
+    def test_a_missing_key_is_an_error_at_the_call(self, whole):
+        """A join that would leave keys out is refused before anything is read."""
+        with pytest.raises(KeyNotFoundError):
+            zarrow.open(whole).join(keys={"subject_id": [-5], "query": ["x"]})
+
+    def test_not_with_a_filter(self, whole):
+        """Keys and a filter, or an order, are not mixed."""
+        import pyarrow.compute as pc
+
+        store = zarrow.open(whole)
+        for other in ({"filter": pc.field("row") > 1}, {"order": "sample_index"}):
+            with pytest.raises(InvalidInputError, match="not both"):
+                store.join(keys={"subject_id": [1], "query": ["code//0"]}, **other)
+
+
+class TestDuplicates:
+    def test_the_first_row_is_found_and_the_others_reported(self, tmp_path):
+        """Of rows with one key the first is located, and the others are told."""
+        ids = np.random.default_rng(1).integers(0, 900, ROWS)
+        write(tmp_path / "s", pa.table({"id": [f"p{one}" for one in ids]}), ["id"])
+        store = zarrow.open(tmp_path / "s")
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        assert store.locate(store.table(["id"])).tolist() == first[inverse].tolist()
+        assert store.duplicated().tolist() == sorted(set(range(ROWS)) - set(first.tolist()))
+
+    def test_all_rows_alike(self, monkeypatch):
+        """Rows of one single key, more than fit into a run, are sorted and reported."""
+        monkeypatch.setattr(_keys, "RUN_BYTES", 24 * 100)
+        index = index_of(1500, [pa.array([7] * 1500)])
+        assert index.find(_key_words.encode([pa.array([7, 8])])).tolist() == [0, -1]
+        assert index.repeated().tolist() == list(range(1, 1500))
+
+
+def weaken(monkeypatch, bits):
+    """Let nearly all keys collide."""
+    strong = _key_words.hash_keys
+    monkeypatch.setattr(_key_words, "hash_keys", lambda chain: strong(chain) & np.uint64((1 << bits) - 1))
+
+
+class TestCollisions:
+    @pytest.mark.parametrize("bits", [0, 1, 4])
+    @pytest.mark.parametrize("run_bytes", [24 * 128, 1 << 20])
+    def test_keys_of_one_hash_are_told_apart(self, monkeypatch, bits, run_bytes):
+        """Where hashes say nothing the keys themselves decide, in one run and in many."""
+        weaken(monkeypatch, bits)
+        monkeypatch.setattr(_keys, "RUN_BYTES", run_bytes)
+        ids = np.random.default_rng(2).integers(0, 500, 1200)
+        for column in (pa.array(ids), pa.array([f"a{one}" for one in ids])):
+            index = index_of(len(ids), [column])
+            _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+            assert index.find(_key_words.encode([column])).tolist() == first[inverse].tolist()
+            assert index.repeated().tolist() == sorted(set(range(1200)) - set(first.tolist()))
+        assert index.find(_key_words.encode([pa.array(["a", "", "a1x"])])).tolist() == [-1, -1, -1]
+
+    def test_columns_do_not_run_together(self):
+        """Keys whose columns are the same when put together are different keys."""
+        one, other = pa.array(["ab", "a", ""]), pa.array(["c", "bc", "abc"])
+        index = index_of(3, [one, other])
+        assert index.find(_key_words.encode([one, other])).tolist() == [0, 1, 2]
+        assert index.repeated().tolist() == []
+
+
+@pytest.mark.parametrize("run_bytes", [24 * 300, 1 << 24])
+def test_runs_are_merged(monkeypatch, run_bytes):
+    """Entries that are spilled in runs and merged are those that are sorted at once."""
+    monkeypatch.setattr(_keys, "RUN_BYTES", run_bytes)
+    ids = np.random.default_rng(3).permutation(5000)
+    index = index_of(5000, [pa.array(ids)])
+    assert index.find(_key_words.encode([pa.array(np.arange(-5, 5005))])).tolist() == [
+        *[-1] * 5,
+        *np.argsort(ids).tolist(),
+        *[-1] * 5,
+    ]
+
+
+VALUES = {
+    pa.int8(): st.integers(-128, 127),
+    pa.uint64(): st.integers(0, 2**64 - 1),
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.bool_(): st.booleans(),
+    pa.float32(): st.floats(width=32, allow_nan=False),
+    pa.float64(): st.floats(allow_nan=False),
+    pa.string(): st.text(max_size=20),
+    pa.large_string(): st.text(max_size=20),
+    pa.string_view(): st.text(max_size=20),
+    pa.binary(): st.binary(max_size=40),
+    pa.binary(3): st.binary(min_size=3, max_size=3),
+    pa.date32(): st.dates(datetime.date(1900, 1, 1)),
+    pa.time64("us"): st.times(),
+    pa.timestamp("us"): st.datetimes(datetime.datetime(1900, 1, 1)),
+    pa.duration("us"): st.timedeltas(datetime.timedelta(-(10**4)), datetime.timedelta(10**4)),
+    pa.decimal128(10, 2): st.integers(-(10**9), 10**9).map(lambda number: decimal.Decimal(number) / 100),
+    pa.dictionary(pa.int32(), pa.string()): st.sampled_from(["stroke", "", "fracture"]),
+}
+
+
+@st.composite
+def key_tables(draw):
+    """Key columns, and for every row a tuple of Python values."""
+    kinds = draw(st.lists(st.sampled_from(list(VALUES)), min_size=1, max_size=3))
+    rows = draw(st.lists(st.tuples(*(VALUES[kind] for kind in kinds)), min_size=1, max_size=30))
+    columns = []
+    for number, kind in enumerate(kinds):
+        flat = kind.value_type if pa.types.is_dictionary(kind) else kind
+        column = pa.array([row[number] for row in rows], flat)
+        columns.append(column.dictionary_encode() if flat is not kind else column)
+    return columns, rows
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@example(tables=([pa.array(["", "\0", "\0\0", ""])], [("",), ("\0",), ("\0\0",), ("",)]))
+@given(tables=key_tables())
+def test_keys_of_all_types(tables):
+    """Keys are the same in the index exactly if Python holds their values to be."""
+    columns, rows = tables
+    half = (len(rows) + 1) // 2
+    index = index_of(half, [column.slice(0, half) for column in columns])
+    first: dict[object, int] = {}
+    for place, row in enumerate(rows[:half]):
+        first.setdefault(row, place)
+    assert index.find(_key_words.encode(columns)).tolist() == [first.get(row, -1) for row in rows]
+    assert index.repeated().tolist() == [place for place in range(half) if first[rows[place]] != place]
+
+
+def test_the_hash_is_that_of_the_format_document():
+    """The document's formulas, written down plainly, give the hashes that are stored."""
+    mask = (1 << 64) - 1
+
+    def step(before, word):
+        mixed = ((before ^ word) + 0x9E3779B97F4A7C15) & mask
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+        return mixed ^ (mixed >> 31)
+
+    def word(value):
+        found = step(0, len(value))
+        for start in range(0, len(value), 8):
+            found = step(found, int.from_bytes(value[start : start + 8].ljust(8, b"\0"), "little"))
+        return found
+
+    texts = ["", "b", "12345678", "a longer one, of 25 bytes"]
+    keys = _key_words.encode([pa.array([7, -1, 0, 1]), pa.array(texts)])
+    expected = [
+        step(step(0, number & mask), word(text.encode()))
+        for number, text in zip([7, -1, 0, 1], texts, strict=True)
+    ]
+    assert keys.hashes.tolist() == expected
+    document = Path(layout.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
+    for columns in ([[0]], [[1]], [["b"]], [[7], ["code//stroke"]]):
+        assert f"`0x{_key_words.encode([pa.array(one) for one in columns]).hashes[0]:016x}`" in document
+
+
+class TestWhoseIndex:
+    def test_readers_never_write(self, tmp_path):
+        """Locating without an index leaves the store as it was, also where nobody may write."""
+        write(tmp_path / "s", patients(), ["subject_id", "query"])
+        before = sorted(tmp_path.rglob("*"))
+        store = zarrow.open(tmp_path / "s")
+        assert store.locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [37]
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_the_store_s_index_is_used(self, path, monkeypatch):
+        """Where the index is the store's, none is made."""
+        monkeypatch.setattr(_keys, "build", None)
+        assert zarrow.open(path).locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [37]
+
+    def test_rows_appended_later_are_found(self, path):
+        """An index that was made before rows were appended is ignored."""
+        write(path, patients(500, ROWS), ["subject_id", "query"], mode="a")
+        store = zarrow.open(path)
+        assert store.locate(store.table()).tolist() == list(range(ROWS + 500))
+        zarrow.build_index(path)
+        assert zarrow.open(path).locate(store.table()).tolist() == list(range(ROWS + 500))
+
+    def test_another_store_s_index(self, path, tmp_path):
+        """The index of another store of as many rows is ignored."""
+        other = tmp_path / "other.zarrow"
+        write(other, patients(ROWS, 10_000), ["subject_id", "query"])
+        (other / "index").mkdir()
+        shutil.copy(path / _key_index.KEY_INDEX, other / _key_index.KEY_INDEX)
+        store = zarrow.open(other)
+        assert store.locate(store.table()).tolist() == list(range(ROWS))
+        assert store.locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [-1]
+
+    def test_live_rows(self, tmp_path):
+        """Rows that are not committed are found too, and those accepted later after a refresh."""
+        table = patients()
+        with zarrow.Writer(tmp_path / "s", keys=["subject_id", "query"], segment_rows=1024) as writer:
+            for start in (0, 1000):
+                writer.append(table.slice(start, 1000), {"embed": np.zeros((1000, 2), np.float32)})
+            writer.flush()
+            store = zarrow.open(tmp_path / "s", partial=True)
+            assert store.locate(table).tolist() == [*range(2000), *[-1] * 1000]
+            writer.append(table.slice(2000), {"embed": np.zeros((1000, 2), np.float32)})
+            writer.flush()
+            assert store.locate(table.slice(2500, 1)).tolist() == [-1]
+            assert store.refresh()
+            assert store.locate(table).tolist() == list(range(ROWS))
+            with pytest.raises(IncompleteStoreError):
+                zarrow.build_index(tmp_path / "s")
+
+
+class TestDamage:
+    def test_every_byte_counts(self, tmp_path):
+        """Whatever byte of an index is changed, or cut off, it is told and never taken for an answer."""
+        write(
+            tmp_path / "s",
+            pa.table({"id": np.arange(40), "q": [f"code//{n % 7}" for n in range(40)]}),
+            ["id", "q"],
+        )
+        zarrow.build_index(tmp_path / "s")
+        file = tmp_path / "s" / _key_index.KEY_INDEX
+        data = file.read_bytes()
+        store = zarrow.open(tmp_path / "s")
+        keys = store.table(["id", "q"])
+        for place in range(len(data)):
+            file.unlink()
+            file.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+            with pytest.raises(CorruptionError, match=r"keys\.index"):
+                zarrow.open(tmp_path / "s").locate(keys)
+        for size in range(0, len(data), 7):
+            file.unlink()
+            file.write_bytes(data[:size])
+            with pytest.raises(CorruptionError, match=r"keys\.index"):
+                zarrow.open(tmp_path / "s").duplicated()
+        zarrow.build_index(tmp_path / "s")
+        assert file.read_bytes() == data
+        assert zarrow.open(tmp_path / "s").locate(keys).tolist() == list(range(40))
+
+    def test_a_damaged_block_is_told_when_it_is_touched(self, path):
+        """Damage far away does not keep others from being found; the remedy is named, and works."""
+        file = path / _key_index.KEY_INDEX
+        with file.open("r+b") as opened:
+            opened.seek(10)
+            opened.write(b"\xff\xff\xff")
+        store = zarrow.open(path)
+        table = store.table()
+        outcomes = []
+        for place in range(0, ROWS, 50):
+            try:
+                outcomes.append(store.locate(table.slice(place, 1)).tolist() == [place])
+            except CorruptionError:
+                outcomes.append(None)
+        assert None in outcomes
+        assert True in outcomes
+        assert False not in outcomes
+        with pytest.raises(CorruptionError, match="remove it, or make it anew with build_index"):
+            store.locate(table)
+        zarrow.build_index(path)
+        assert zarrow.open(path).locate(table).tolist() == list(range(ROWS))
+
+    def test_a_part_that_is_damaged(self, tmp_path):
+        """No index is made from a damaged table."""
+        write(tmp_path / "s", patients(), ["subject_id", "query"])
+        part = tmp_path / "s" / layout.part_path(1)
+        data = bytearray(part.read_bytes())
+        data[20] ^= 255
+        part.write_bytes(data)
+        with pytest.raises(CorruptionError, match="segment 1"):
+            zarrow.build_index(tmp_path / "s")
+        assert not (tmp_path / "s" / _key_index.KEY_INDEX).exists()
+
+    def test_a_link_in_its_place(self, path, tmp_path):
+        """An index is a file of the store, and no link is followed."""
+        (path / _key_index.KEY_INDEX).rename(tmp_path / "elsewhere")
+        (path / _key_index.KEY_INDEX).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CorruptionError, match="link"):
+            zarrow.open(path).locate({"subject_id": [3], "query": ["code//7"]})
+
+    def test_a_disk_that_refuses(self, path, monkeypatch):
+        """If the index cannot be written the old one stays, and nothing is left behind."""
+        from zarrow import _files
+
+        def refuse(fd, data, offset):
+            raise OSError(28, "No space left on device")
+
+        before = (path / _key_index.KEY_INDEX).read_bytes()
+        monkeypatch.setattr(_files.calls, "pwrite", refuse)
+        with pytest.raises(WriteFailedError, match="the store is as it was"):
+            zarrow.build_index(path)
+        assert (path / _key_index.KEY_INDEX).read_bytes() == before
+        assert [one for one in (path / "open").iterdir() if one.name.startswith("tmp-")] == []
+
+
+MEMORY = """
+import sys, resource
+import numpy as np
+import zarrow
+
+def private():
+    status = open("/proc/self/status")
+    return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) / 1024
+
+path, rows = sys.argv[1], int(sys.argv[2])
+store = zarrow.open(path)
+zarrow.build_index(path)
+built = private()
+for seed in range(20):
+    wanted = np.random.default_rng(seed).integers(0, rows, 1000)
+    assert (store.locate({"id": wanted * 3}) == wanted).all()
+print(private() - built, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's count of private memory")
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """An index of four times as many rows is built and searched in hardly more memory."""
+    peaks = {}
+    for rows in (1_000_000, 4_000_000):
+        path = tmp_path / f"{rows}.zarrow"
+        with zarrow.Writer(path, keys=["id"]) as writer:
+            for start in range(0, rows, 50_000):
+                writer.append({"id": np.arange(start, start + 50_000) * 3})
+            writer.finalize()
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(path), str(rows)], capture_output=True, text=True, check=True
+        )
+        grown, peaks[rows] = map(float, done.stdout.split())
+        assert grown < 20
+    file = (tmp_path / "4000000.zarrow" / _key_index.KEY_INDEX).stat().st_size / 2**20
+    assert file > 90
+    assert peaks[4_000_000] - peaks[1_000_000] < file + 40  # mapped pages count as resident until wanted
