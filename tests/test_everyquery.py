@@ -30,6 +30,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 import zarrow
+from zarrow._everyquery_run import tasks_crc32c
 from zarrow.errors import (
     BatchError,
     ConflictError,
@@ -376,6 +377,24 @@ def test_sigkill(tmp_path: Path) -> None:
     check_files(tmp_path, 6000)
 
 
+@pytest.mark.slow
+def test_sigterm(tmp_path: Path) -> None:
+    """On SIGTERM the run ends with 143 after a batch, with the batches before in its store."""
+    arguments = [
+        sys.executable,
+        "-c",
+        KILLED.replace("SIGKILL", "SIGTERM"),
+        str(tmp_path),
+        str(ROOT / "tests"),
+    ]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert not any(path.exists() for path in files(tmp_path))
+    assert zarrow.open(tmp_path / "predictions.zarrow", partial=True).num_rows == 4008
+    predict(tmp_path, 6000, Model())
+    check_files(tmp_path, 6000)
+
+
 @INCOMPLETE
 def test_a_loader_that_cannot_be_shortened(tmp_path: Path) -> None:
     """Where stored batches cannot be skipped they are predicted again, and not stored again."""
@@ -634,6 +653,14 @@ def test_the_preset(tmp_path: Path) -> None:
     check_files(tmp_path, 30)
     with pytest.raises(InvalidInputError, match="does not know its batches"):
         export_predictions(path, *files(tmp_path), one_row_group_per_batch=True)
+
+
+def test_tasks_checksum() -> None:
+    """The checksum of the tasks depends on their rows, and neither on chunks nor on other columns."""
+    whole = tasks(70_000)
+    parts = pl.concat([whole[:10], whole[10:]], rechunk=False).drop("end_event_index")
+    assert tasks_crc32c(parts) == tasks_crc32c(whole)
+    assert tasks_crc32c(whole[1:]) != tasks_crc32c(whole) != tasks_crc32c(whole.drop("occurs"))
 
 
 @INCOMPLETE

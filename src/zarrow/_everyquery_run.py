@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from zarrow._checksum import crc32c
+from zarrow._prediction_columns import identifiers
 
-__all__ = ["facts", "skip_stored"]
+__all__ = ["facts", "skip_stored", "tasks_crc32c"]
+
+_SLICE_ROWS = 1 << 16
 
 
 def facts(rows: int, pl_module: LightningModule | None, trainer: Trainer | None) -> dict[str, Any]:
@@ -37,6 +41,15 @@ def _weights_crc32c(module: torch.nn.Module) -> str:
         if isinstance(tensor, torch.Tensor):
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             checksum = crc32c(flat.view(torch.uint8).numpy(), checksum)
+    return f"{checksum:08x}"
+
+
+def tasks_crc32c(frame: Any) -> str:
+    """Return a checksum of the identifiers and labels of a frame of tasks."""
+    checksum = 0
+    for start in range(0, len(frame), _SLICE_ROWS):
+        for batch in identifiers(frame.slice(start, _SLICE_ROWS)).combine_chunks().to_batches():
+            checksum = crc32c(np.frombuffer(batch.serialize(), np.uint8), checksum)
     return f"{checksum:08x}"
 
 

@@ -44,11 +44,12 @@ from zarrow.writer import Durability, Writer
 try:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import BasePredictionWriter
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from zarrow._everyquery_run import facts, skip_stored
+    from zarrow._everyquery_run import facts, skip_stored, tasks_crc32c
     from zarrow._host_copies import HostCopies
     from zarrow._predict_loaders import loaders_of, trim
-    from zarrow.lightning import PredictionWriter
+    from zarrow.lightning import SIGTERM_EXIT_CODE, PredictionWriter
 except ImportError as error:
     raise MissingExtraError(
         f"zarrow.everyquery needs {error.name}: pip install 'zarrow[predict]'", name=error.name
@@ -73,7 +74,8 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
     A store is only resumed for the same tasks, model weights and precision. If it has other ones, the run
     is refused, unless it was told to overwrite: then the old store goes. A complete store of the same ones
-    is not predicted again but only exported.
+    is not predicted again but only exported. On SIGTERM, as schedulers send it, the store is made durable,
+    and the process exits with 143.
 
     With a trainer of several ranks every rank writes, by `zarrow.lightning.PredictionWriter`, and rank 0
     completes the store and writes the files. Batches are those of one process, so values are, too; row
@@ -298,6 +300,11 @@ class StreamingPredictionWriter(BasePredictionWriter):
             if self._loader is None:
                 self._loader = loaders_of(trainer)[dataloader_idx]
             trim(self._loader, batch_idx)
+            if trainer.received_sigterm:
+                # The scheduler kills us soon, and starts us again.
+                if self._writer is not None:
+                    self._writer.flush(durable=True)
+                raise SIGTERMException(SIGTERM_EXIT_CODE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep every finished batch: accepted on return, and the run can be resumed.
@@ -393,12 +400,15 @@ class StreamingPredictionWriter(BasePredictionWriter):
                     f"{self.store_path}: the store is that of another run: {difference}: remove it, choose "
                     "another output_parquet, or pass overwrite=true"
                 )
-            # Aside first: a half removed store would look like something that is none.
-            aside = self.store_path.with_name(self.store_path.name + ".replaced")
-            shutil.rmtree(aside, ignore_errors=True)
-            self.store_path.rename(aside)
-            shutil.rmtree(aside)
+            self._remove_store()
         self._writer = self._new_writer(run_facts)
+
+    def _remove_store(self) -> None:
+        # Aside first: killed amid the removal, a half removed store would look like something that is none.
+        aside = self.store_path.with_name(self.store_path.name + ".replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.store_path.rename(aside)
+        shutil.rmtree(aside)
 
     def _share(self, trainer: Trainer) -> PredictionWriter:
         """Return the callback that writes on several ranks."""
@@ -407,6 +417,10 @@ class StreamingPredictionWriter(BasePredictionWriter):
                 "one_row_group_per_batch=True is for one process, as batches of several ranks alternate, got "
                 f"world_size={trainer.world_size}: leave it away"
             )
+        if self._may_replace:
+            if trainer.is_global_zero and _is_complete(self.store_path):
+                self._remove_store()
+            trainer.strategy.barrier("zarrow: the old store is gone")
         if (self.store_path / layout.STORE_JSON).exists():
             with open_store(self.store_path, partial=True) as store:
                 if columns.BATCH in store.schema.names:
@@ -418,6 +432,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
             self.store_path,
             resume=True,
             durability=self._durability,
+            provenance={"tasks_crc32c": tasks_crc32c(self._frame)},
             **preset(self._frame, embeddings=bool(self._arrays)),
         )
 
@@ -527,6 +542,14 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._writer.append(narrow, arrays, places, copy=False)
         self._offset += rows - stored
         self._batches = number + 1
+
+
+def _is_complete(path: Path) -> bool:
+    """Tell whether there is a complete store."""
+    if not (path / layout.STORE_JSON).exists():
+        return False
+    with open_store(path, partial=True) as store:
+        return store.complete
 
 
 def _store_path(output: Path) -> Path:
