@@ -79,7 +79,7 @@ def messages(report: Report) -> str:
 
 def rewrite_record(store: Path, number: int, **changes: Any) -> None:
     """Write a segment's record anew, with a sound checksum, and leave the manifest out."""
-    record, _ = _catalog.read_record(store, number)
+    record, _ = _catalog.read_record(store, number, _catalog.read_spec(store))
     facts = {name: getattr(record, name) for name in ("segment", "rows", "arrays", "part", "sources")}
     (store / layout.record_path(number)).write_bytes(SegmentRecord(**(facts | changes)).encode())
     (store / "manifest.json").unlink(missing_ok=True)
@@ -367,7 +367,7 @@ def test_zarr_metadata_that_are_behind_are_a_defect(store: Path) -> None:
 def test_zarr_metadata_that_a_kill_left_behind_are_a_note(unfinished: Path) -> None:
     """Between commit and metadata a writer may be killed: the claim says so."""
     spec = _catalog.read_spec(unfinished)
-    record, _ = _catalog.read_record(unfinished, 1)
+    record, _ = _catalog.read_record(unfinished, 1, _catalog.read_spec(unfinished))
     claim = Claim(segment=1, sources=record.sources)
     (unfinished / "segments/00000001.claim").write_bytes(claim.encode())
     (unfinished / "embeddings.zarr/zarr.json").write_bytes(_zarr_metadata.group_json(spec, 8))

@@ -133,7 +133,7 @@ class _Audit:
         return OpenFacts(self._slot, owner, rows, durable)
 
     def _read(self, name: str, limit_bytes: int = _frames.MAX_FRAME_BYTES) -> bytes:
-        data = self._files.read(self._path(name), limit_bytes)
+        data = self._files.read(self._path(name), limit_bytes, drop_hole=name == layout.FRAMES)
         self.checked_files += 1
         self.checked_bytes += len(data)
         return data

@@ -34,7 +34,7 @@ from zarrow._shard_index import decode_index, index_bytes
 from zarrow.errors import CorruptionError, ZarrowError
 from zarrow.layout import ROW, SAMPLE_INDEX, ArraySpec, StoreSpec
 
-__all__ = ["audit_segment", "check_record", "open_part", "read_sample_index", "record_bytes"]
+__all__ = ["audit_segment", "open_part", "read_sample_index", "record_bytes"]
 
 BATCH_ROWS = 4096
 
@@ -42,28 +42,6 @@ BATCH_ROWS = 4096
 def record_bytes(record: SegmentRecord) -> int:
     """Return the bytes of a segment's files."""
     return record.part.size_bytes + sum(facts.size_bytes for facts in record.arrays.values())
-
-
-def check_record(spec: StoreSpec, record: SegmentRecord) -> None:
-    """Raise `CorruptionError` if a record contradicts itself or the store's spec."""
-    path = layout.record_path(record.segment)
-    if not 0 <= record.rows <= spec.segment_rows or (record.segment and not record.rows):
-        raise CorruptionError(f"{path}: {record.rows} rows in a segment of {spec.segment_rows}")
-    if set(record.arrays) != {array.name for array in spec.arrays}:
-        raise CorruptionError(f"{path}: its arrays are {sorted(record.arrays)}, not the store's")
-    if sum(source.rows for source in record.sources) != record.rows:
-        raise CorruptionError(f"{path}: its sources have not the {record.rows} rows that it has")
-    for array in spec.arrays:
-        facts = record.arrays[array.name]
-        chunks = -(-record.rows // array.chunk_rows)
-        size = chunks * array.chunk_bytes + index_bytes(array, spec.segment_rows) if chunks else 0
-        if len(facts.chunks_crc32c) != chunks or (
-            facts.size_bytes != size if array.is_plain or not chunks else facts.size_bytes <= 0
-        ):
-            raise CorruptionError(
-                f"{path}: {len(facts.chunks_crc32c)} chunks and {facts.size_bytes} bytes of array "
-                f"{array.name!r} are not those of {record.rows} rows"
-            )
 
 
 def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: Findings) -> bool:
@@ -76,7 +54,7 @@ def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found:
     spec : StoreSpec
         What the store is.
     record : SegmentRecord
-        As `check_record` passed it.
+        As `_records.check_record` passed it.
     found : Findings
         Takes what is wrong.
 

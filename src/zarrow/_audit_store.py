@@ -29,13 +29,13 @@ from pathlib import Path
 from zarrow import _catalog, _zarr_metadata, layout
 from zarrow._audit_names import MAX_STRAYS, Names
 from zarrow._audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
-from zarrow._audit_segment import audit_segment, check_record, record_bytes
+from zarrow._audit_segment import audit_segment, record_bytes
 from zarrow._beneath import Beneath
 from zarrow._checksum import crc32c
 from zarrow._codecs import ChunkCodec
 from zarrow._files import MAX_DOCUMENT_BYTES
 from zarrow._findings import Finding, Findings, Level, Progress, Report
-from zarrow._records import Claim, Manifest, Owner, SegmentRecord, Source
+from zarrow._records import Claim, Manifest, Owner, SegmentRecord, Source, check_record
 from zarrow.errors import CorruptionError, InvalidInputError
 from zarrow.layout import StoreSpec
 
@@ -205,7 +205,7 @@ class _Audit:
             record = SegmentRecord.decode(data, path)
             if record.segment != number:
                 raise CorruptionError(f"the record of segment {record.segment}")
-            check_record(self.spec, record)
+            check_record(record, self.spec, path)
             self._against_manifest(record, crc32c(data))
             self.records[number] = record
         except FileNotFoundError:

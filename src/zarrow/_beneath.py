@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from zarrow._checksum import crc32c
+from zarrow._files import data_end
 from zarrow.errors import CorruptionError
 
 __all__ = ["Beneath", "PlainFile"]
@@ -40,6 +41,11 @@ class PlainFile:
         self.fd = fd
         self.path = path
         self.size_bytes = os.fstat(fd).st_size
+
+    @property
+    def data_bytes(self) -> int:
+        """Its size without the hole at its end."""
+        return data_end(self.fd)
 
     def _some(self, size_bytes: int, offset: int) -> bytes:
         try:
@@ -131,12 +137,13 @@ class Beneath:
             raise CorruptionError(f"{path}: not a regular file")
         return PlainFile(fd, path)
 
-    def read(self, path: str, limit_bytes: int) -> bytes:
-        """Return the content of a small file; `CorruptionError` also if it is larger than `limit_bytes`."""
+    def read(self, path: str, limit_bytes: int, *, drop_hole: bool = False) -> bytes:
+        """Return the content of a file; `CorruptionError` also if it is larger than `limit_bytes`."""
         with self.open(path) as file:
-            if file.size_bytes > limit_bytes:
-                raise CorruptionError(f"{path}: {file.size_bytes} bytes, at most {limit_bytes} are allowed")
-            return file.read(0, file.size_bytes)
+            size_bytes = file.data_bytes if drop_hole else file.size_bytes
+            if size_bytes > limit_bytes:
+                raise CorruptionError(f"{path}: {size_bytes} bytes, at most {limit_bytes} are allowed")
+            return file.read(0, size_bytes)
 
     def exists(self, path: str) -> bool:
         """Tell whether there is anything of that name; no link is followed."""

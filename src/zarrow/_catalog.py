@@ -25,7 +25,7 @@ from pathlib import Path
 
 from zarrow import _files, _zarr_metadata, layout
 from zarrow._checksum import crc32c
-from zarrow._records import Claim, Manifest, SegmentRecord, Source
+from zarrow._records import Claim, Manifest, SegmentRecord, Source, check_record
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 from zarrow.layout import StoreSpec
 
@@ -72,7 +72,7 @@ class Snapshot:
     def record(self, segment: int) -> SegmentRecord:
         """Return a segment's commit record; `CorruptionError` if it is not the one of this snapshot."""
         if segment not in self._records:
-            record, checksum = read_record(self.root, segment)
+            record, checksum = read_record(self.root, segment, self.spec)
             if record.rows != self.segment_rows(segment) or (
                 self.manifest is not None and self.manifest.records_crc32c[segment] != checksum
             ):
@@ -83,13 +83,14 @@ class Snapshot:
         return self._records[segment]
 
 
-def read_record(root: Path, segment: int) -> tuple[SegmentRecord, int]:
+def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:
     """Return a segment's commit record and the crc32c of its file."""
     path = root / layout.record_path(segment)
     data = _files.read(path)
     record = SegmentRecord.decode(data, str(path))
     if record.segment != segment:
         raise CorruptionError(f"{path}: the record of segment {record.segment}")
+    check_record(record, spec, str(path))
     return record, crc32c(data)
 
 
@@ -181,7 +182,7 @@ def read_snapshot(root: Path) -> Snapshot:
         if not segments:
             return Snapshot(root, spec, 0, 0, None)
         try:
-            last, _ = read_record(root, segments - 1)
+            last, _ = read_record(root, segments - 1, spec)
         except FileNotFoundError:
             continue  # a writer reopened the last, short segment just now
         rows = (segments - 1) * spec.segment_rows + last.rows
@@ -292,6 +293,9 @@ def uncommit(root: Path, spec: StoreSpec, segment: int, scratch: Path) -> None:
     The crash that the order prevents: a Zarr shape that covers rows which are not committed.
     """
     publish_shape(root, spec, scratch, segments=segment)
+    # The segment's claim was removed, but perhaps not for good: without the record it would claim rows of
+    # an open segment that is gone.
+    _files.sync_dir(root / layout.SEGMENTS_DIR)
     _files.remove(root / layout.record_path(segment))
     _files.sync_dir(root / layout.SEGMENTS_DIR)
 
@@ -323,7 +327,7 @@ def publish_shape(root: Path, spec: StoreSpec, scratch: Path, *, segments: int |
         dense = dense_segments(root) if segments is None else segments
         rows = 0
         if dense:
-            rows = (dense - 1) * spec.segment_rows + read_record(root, dense - 1)[0].rows
+            rows = (dense - 1) * spec.segment_rows + read_record(root, dense - 1, spec)[0].rows
         documents = [
             (root / layout.array_dir(array.name) / "zarr.json", _zarr_metadata.array_json(spec, array, rows))
             for array in spec.arrays
@@ -351,7 +355,7 @@ def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
         If the records have a gap, or a short segment before the last.
     """
     numbers = _numbers(root, "json")
-    records = [read_record(root, number) for number in numbers]
+    records = [read_record(root, number, spec) for number in numbers]
     if numbers != list(range(len(numbers))) or any(
         record.rows != spec.segment_rows for record, _ in records[:-1]
     ):

@@ -55,7 +55,7 @@ _OPTIONS = {
     "numcodecs.shuffle": ("elementsize",),
     "zstd": ("level", "checksum"),
 }
-"""What a configuration may say. Any other name would reach numcodecs, where "id" chooses the codec: pickle."""
+"""What a configuration may say. Any other name would reach numcodecs, where "id" chooses the codec."""
 ALLOWED = (*_ARRAY_TO_ARRAY, *_ARRAY_TO_BYTES, *_BYTES_TO_BYTES)
 
 

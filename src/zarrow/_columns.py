@@ -203,7 +203,12 @@ class Columns:
     def _source(self, segment: int) -> str:
         """Return a name under which a part can be opened."""
         file = self._view.last_files.get("") if self._view.is_short_last(segment) else None
-        return str(self._path(segment)) if file is None else f"/dev/fd/{file.fd}"
+        if file is not None:
+            return f"/dev/fd/{file.fd}"
+        path = self._path(segment)
+        if path.is_symlink():
+            raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store")
+        return str(path)
 
     # Rows that are not in the dataset's files
 
@@ -337,7 +342,8 @@ class Columns:
     def _damage(self, number: int) -> str | None:
         facts = self._view.snapshot.record(number).part
         try:
-            file = File(Path(self._source(number)))
+            last = self._view.last_files.get("") if self._view.is_short_last(number) else None
+            file = File(self._path(number)) if last is None else last
         except OSError as error:
             return f"cannot be opened ({error.strerror})"
         if file.size_bytes != facts.size_bytes:
@@ -345,7 +351,14 @@ class Columns:
         checksum = 0
         for offset in range(0, file.size_bytes, _READ_BYTES):
             checksum = crc32c(file.read(offset, _READ_BYTES), checksum)
-        return None if checksum == facts.crc32c else "is damaged"
+        if checksum != facts.crc32c:
+            return "is damaged"
+        try:
+            with pq.ParquetFile(self._source(number)) as part:
+                sound = part.metadata.num_rows == self._view.snapshot.segment_rows(number)
+        except (OSError, pa.ArrowException):
+            sound = False
+        return None if sound else "is no such part, though its checksum holds"
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zarrow import layout
+from zarrow import _files, layout
 from zarrow._checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._chunks import EncodedRows, Places, committed_places
 from zarrow._mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
@@ -126,7 +126,9 @@ def _committed(
         else:
             size_bytes = record_of(number).arrays[array.name].size_bytes
         file = view.last_files.get(array.name) if view.is_short_last(number) else None
-        return ShardFile(_shard_path(view, array, number), size_bytes, file)
+        path = _shard_path(view, array, number)
+        _files.require_own_dirs(view.snapshot.root, path)
+        return ShardFile(path, size_bytes, file)
 
     def places(index: int) -> Places:
         number = first_segment + index

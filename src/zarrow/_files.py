@@ -49,6 +49,7 @@ __all__ = [
     "remove",
     "remove_tree",
     "replace",
+    "require_own_dirs",
     "scratch_name",
     "start_writeback",
     "sync",
@@ -223,6 +224,15 @@ def make_dir(path: Path, *, exist_ok: bool = False, link_ok: bool = False) -> No
             raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store") from None
 
 
+def require_own_dirs(root: Path, path: Path) -> None:
+    """Raise `CorruptionError` if a directory from `root` to `path` is a link, perhaps to the outside."""
+    for parent in path.parents:
+        if parent == root:
+            return
+        if parent.is_symlink():
+            raise CorruptionError(f"{parent}: a symbolic link, which may lead out of the store")
+
+
 def link(source: Path, target: Path) -> None:
     """Give a file a second name; `FileExistsError` if that name is taken."""
     calls.link(str(source), str(target))
@@ -342,8 +352,25 @@ def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
         return np.memmap(file, np.uint8, "r")
 
 
-def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
-    """Return a file's content.
+def data_end(fd: int) -> int:
+    """Return where a file's last bytes that were written end: behind them there is only a hole.
+
+    A file of a few bytes may pretend to be as large as it likes.
+    """
+    size_bytes = os.fstat(fd).st_size
+    end = 0
+    while end < size_bytes:
+        try:
+            end = os.lseek(fd, os.lseek(fd, end, os.SEEK_DATA), os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data behind `end`
+                return end
+            return size_bytes  # a file system that does not tell
+    return end
+
+
+def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES, drop_hole: bool = False) -> bytes:
+    """Return a file's content, with `drop_hole` without the hole at its end.
 
     Raises
     ------
@@ -354,7 +381,8 @@ def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
     """
     fd = _open_to_read(path)
     try:
-        size_bytes = os.fstat(fd).st_size
+        size_bytes = data_end(fd) if drop_hole else os.fstat(fd).st_size
+        os.lseek(fd, 0, os.SEEK_SET)
         if size_bytes > limit_bytes:
             raise CorruptionError(
                 f"{path}: a document of {size_bytes} bytes, at most {limit_bytes} are allowed"

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import resource
@@ -82,7 +83,12 @@ class File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store") from error
+            raise
         weakref.finalize(self, os.close, self.fd).atexit = False
         status = os.fstat(self.fd)
         self.size_bytes = status.st_size

@@ -161,7 +161,8 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     """
     try:
         owner = Owner.decode(_files.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
-        journal = pa.py_buffer(_files.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES))
+        data = _files.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES, drop_hole=True)
+        journal = pa.py_buffer(data)
     except FileNotFoundError:
         return None
     found = _frames.scan(

@@ -26,8 +26,9 @@ import pyarrow as pa
 
 from zarrow import _files
 from zarrow._checksum import crc32c
+from zarrow._pages import check_pages
 from zarrow._records import PartFacts
-from zarrow.errors import InvalidInputError
+from zarrow.errors import CorruptionError, InvalidInputError
 from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
 
 __all__ = ["check_columns", "write_part"]
@@ -141,12 +142,35 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
 
 
 def to_wire(spec: StoreSpec, part: bytes) -> pa.Table:
-    """Return the table of a part, whose checksum was checked, as its frames had it."""
-    table = _parquet().read_table(pa.BufferReader(part))
+    """Return the table of a part, whose checksum was checked, as its frames had it.
+
+    `CorruptionError` if it is no part all the same, or would take more memory than it may: a store may be
+    hostile.
+    """
+    try:
+        file = _parquet().ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
+        if not file.schema_arrow.remove_metadata().equals(_stored_schema(spec)):
+            raise CorruptionError(f"a part has other columns than the store: {file.schema_arrow.names}")
+        if file.metadata.num_rows > spec.segment_rows:
+            raise CorruptionError(
+                f"a part of {file.metadata.num_rows} rows in segments of {spec.segment_rows}"
+            )
+        check_pages(file.metadata, lambda offset, size: part[offset : offset + size], "a part")
+        table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptionError(f"a part cannot be decoded, though its checksum holds: {error}") from error
     wire = spec.wire_schema
     return pa.Table.from_arrays(
         [table[column.name].cast(column.type) for column in wire], schema=wire
     ).combine_chunks()
+
+
+def _stored_schema(spec: StoreSpec) -> pa.Schema:
+    """Return the schema that Parquet gives back: it has no seconds, for instance, but milliseconds."""
+    sink = pa.BufferOutputStream()
+    with _parquet().ParquetWriter(sink, spec.table_schema) as writer:
+        writer.write_table(spec.table_schema.empty_table())
+    return _parquet().ParquetFile(pa.BufferReader(sink.getvalue())).schema_arrow.remove_metadata()
 
 
 def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:

@@ -14,10 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarrow._documents import decode_document, encode_document
+from zarrow._shard_index import index_bytes
 from zarrow.errors import CorruptionError, InvalidInputError
-from zarrow.layout import MAX_SEGMENTS, is_slot
+from zarrow.layout import MAX_SEGMENTS, StoreSpec, is_slot
 
-__all__ = ["Claim", "Manifest", "Owner", "PartFacts", "SegmentRecord", "ShardFacts", "Source", "this_host"]
+__all__ = [
+    "Claim",
+    "Manifest",
+    "Owner",
+    "PartFacts",
+    "SegmentRecord",
+    "ShardFacts",
+    "Source",
+    "check_record",
+    "this_host",
+]
 
 
 _U32 = 2**32
@@ -206,6 +217,30 @@ class SegmentRecord:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(f"{path}: breaks the format: {error}") from error
+
+
+def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
+    """Raise `CorruptionError` if a record contradicts itself or what the store is.
+
+    A checksum says that it is what was written, not that it is true.
+    """
+    if not 0 <= record.rows <= spec.segment_rows or (record.segment and not record.rows):
+        raise CorruptionError(f"{path}: {record.rows} rows in a segment of {spec.segment_rows}")
+    if set(record.arrays) != {array.name for array in spec.arrays}:
+        raise CorruptionError(f"{path}: its arrays are {sorted(record.arrays)}, not the store's")
+    if sum(source.rows for source in record.sources) != record.rows:
+        raise CorruptionError(f"{path}: its sources have not the {record.rows} rows that it has")
+    for array in spec.arrays:
+        facts = record.arrays[array.name]
+        chunks = -(-record.rows // array.chunk_rows)
+        size = chunks * array.chunk_bytes + index_bytes(array, spec.segment_rows) if chunks else 0
+        if len(facts.chunks_crc32c) != chunks or (
+            facts.size_bytes != size if array.is_plain or not chunks else facts.size_bytes <= 0
+        ):
+            raise CorruptionError(
+                f"{path}: {len(facts.chunks_crc32c)} chunks and {facts.size_bytes} bytes of array "
+                f"{array.name!r} are not those of {record.rows} rows"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

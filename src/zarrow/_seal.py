@@ -162,7 +162,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
         for claim in _catalog.read_claims(root):
             if not _catalog.has_record(root, claim.segment):
                 _finish(root, spec, claim, dead)
-        _clean_claims(root, dead)
+        _clean_claims(root, spec, dead)
         if any(one.start for one in dead.values()):
             _pack(root, spec, dead)  # was interrupted
         for slot, one in list(dead.items()):
@@ -315,12 +315,12 @@ def _sealed(shard: _shards.Shard) -> ShardFacts:
     return ShardFacts(size_bytes=0, chunks_crc32c=(), index_crc32c=0)
 
 
-def _clean_claims(root: Path, dead: dict[str, Dead]) -> None:
+def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     """Remove open segments whose rows are all committed, then the claims that say so."""
     claims = _catalog.read_claims(root)
     covered: dict[str, int] = {}
     for claim in claims:
-        record, _ = _catalog.read_record(root, claim.segment)
+        record, _ = _catalog.read_record(root, claim.segment, spec)
         if record.sources == claim.sources:
             for source in claim.sources:
                 covered[source.slot] = max(covered.get(source.slot, 0), source.stop)
@@ -403,13 +403,13 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     found = {slot: one.rows for slot, one in dead.items()}
     for sources in filter(None, pieces):
         _commit_copy(root, spec, _catalog.claim(root, sources, root / layout.OPEN_DIR), found)
-    _clean_claims(root, dead)
+    _clean_claims(root, spec, dead)
     assert not dead
 
 
 def _last_is_short(root: Path, spec: StoreSpec) -> bool:
     segments = _catalog.dense_segments(root)
-    return bool(segments) and _catalog.read_record(root, segments - 1)[0].rows < spec.segment_rows
+    return bool(segments) and _catalog.read_record(root, segments - 1, spec)[0].rows < spec.segment_rows
 
 
 def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
@@ -437,7 +437,7 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
         _catalog.withdraw_manifest(root)
         return None
     number = _catalog.dense_segments(root) - 1
-    record, _ = _catalog.read_record(root, number)
+    record, _ = _catalog.read_record(root, number, spec)
     segment = OpenSegment.build(_files.scratch_name(root / layout.OPEN_DIR), spec)
     try:
         for batch in _committed_batches(root, spec, record):
@@ -449,7 +449,9 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
     _catalog.withdraw_manifest(root)
     _catalog.uncommit(root, spec, number, root / layout.OPEN_DIR)
     for array in spec.arrays:
-        _files.remove(root / layout.shard_path(array.name, number, len(array.row_shape)))
+        shard = root / layout.shard_path(array.name, number, len(array.row_shape))
+        _files.require_own_dirs(root, shard)
+        _files.remove(shard)
     _files.remove(root / layout.part_path(number))
     _files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
     lock = _files.FileLock(path / layout.LOCK)

@@ -57,7 +57,7 @@ def encode_index(sizes: Sequence[int], chunks: int) -> bytes:
     return entries + crc32c(entries).to_bytes(_CRC_BYTES, "little")
 
 
-def decode_index(data: bytes, path: str) -> npt.NDArray[np.uint64]:
+def decode_index(data: bytes, path: str, data_bytes: int | None = None) -> npt.NDArray[np.uint64]:
     """Return offsets and sizes of a shard's chunks.
 
     Parameters
@@ -66,6 +66,8 @@ def decode_index(data: bytes, path: str) -> npt.NDArray[np.uint64]:
         The index as it lies at the end of the shard.
     path : str
         For messages.
+    data_bytes : int, optional
+        Where the chunks end; the checksum of an index that points behind that may hold all the same.
 
     Returns
     -------
@@ -75,9 +77,15 @@ def decode_index(data: bytes, path: str) -> npt.NDArray[np.uint64]:
     Raises
     ------
     CorruptionError
-        If its checksum does not hold.
+        If its checksum does not hold, or if it points elsewhere.
     """
     entries = data[:-_CRC_BYTES]
     if crc32c(entries) != int.from_bytes(data[-_CRC_BYTES:], "little") or len(entries) % _ENTRY_BYTES:
         raise CorruptionError(f"{path}: the shard index is damaged")
-    return np.frombuffer(entries, "<u8").reshape(-1, 2)
+    places = np.frombuffer(entries, "<u8").reshape(-1, 2)
+    if data_bytes is not None:
+        used = places[(places != np.uint64(_NO_CHUNK)).any(axis=1)]
+        limit = np.uint64(data_bytes)
+        if ((used > limit).any()) or (used.sum(axis=1) > limit).any():
+            raise CorruptionError(f"{path}: the shard index points behind its chunks")
+    return places

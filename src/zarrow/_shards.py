@@ -384,13 +384,14 @@ def committed_rows(
     facts = record.arrays[array.name]
     if not facts.size_bytes:
         return
+    _files.require_own_dirs(root, path)
     data = _mapped(path)
     if data.size != facts.size_bytes:
         raise CorruptionError(f"{path}: {data.size} bytes, {facts.size_bytes} were committed")
     index = data[data.size - index_bytes(array, segment_rows) :].tobytes()
     if crc32c(index) != facts.index_crc32c:
         raise CorruptionError(f"{path}: not the shard index that was committed")
-    places = decode_index(index, str(path))
+    places = decode_index(index, str(path), data.size - len(index))
     for number, (start, checksum) in enumerate(
         zip(range(0, record.rows, array.chunk_rows), facts.chunks_crc32c, strict=True)
     ):

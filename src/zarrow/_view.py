@@ -264,7 +264,10 @@ def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
         behind_gap = tuple(_behind_gap(snapshot, {claim.segment for claim in claims}))
         # A claim may stand, for an instant, beside another writer's record of that number: ask the record.
         numbers = [claim.segment for claim in claims if claim.segment < snapshot.segments]
-        committed = [*behind_gap, *(_catalog.read_record(root, number)[0] for number in numbers)]
+        committed = [
+            *behind_gap,
+            *(_catalog.read_record(root, number, snapshot.spec)[0] for number in numbers),
+        ]
         pieces = tuple(_uncommitted(slots, snapshot, committed))
     if (last_files and not _still_last(snapshot)) or not guard.holds():
         return None
@@ -297,7 +300,7 @@ def _still_last(snapshot: Snapshot) -> bool:
     """Tell whether the short last segment was not taken back so far."""
     last = snapshot.segments - 1
     return _catalog.has_record(snapshot.root, last) and (
-        _catalog.read_record(snapshot.root, last)[0] == snapshot.record(last)
+        _catalog.read_record(snapshot.root, last, snapshot.spec)[0] == snapshot.record(last)
     )
 
 
@@ -305,7 +308,7 @@ def _behind_gap(snapshot: Snapshot, claimed: set[int]) -> Iterable[SegmentRecord
     number = snapshot.segments
     while True:
         try:
-            yield _catalog.read_record(snapshot.root, number)[0]
+            yield _catalog.read_record(snapshot.root, number, snapshot.spec)[0]
         except FileNotFoundError:
             if number not in claimed:
                 return
