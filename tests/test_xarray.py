@@ -241,7 +241,7 @@ class TestNulls:
     @pytest.mark.parametrize(
         ("fill_values", "error", "match"),
         [
-            ({"lable": 1}, UnknownNameError, "did you mean 'label'"),
+            ({"counts": 1}, UnknownNameError, "did you mean 'count'"),
             ({"count": "many"}, InvalidInputError, "'count' must be a int16"),
             ({"count": 10**9}, InvalidInputError, "'count'"),
         ],

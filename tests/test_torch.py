@@ -1,0 +1,338 @@
+"""Rows of a store as tensors: every row once, with its dtype, whatever loader, worker or rank asks."""
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import zarrow
+from zarrow.errors import IncompleteStoreError, InvalidInputError, StoreNotFoundError, UnknownNameError
+from zarrow.torch import StoreDataset, StoreIterableDataset, collate
+
+ROWS, SEGMENT_ROWS, HIDDEN = 2500, 256, 8
+
+
+def write(path, **options):
+    row = np.arange(ROWS)
+    vectors = (row[:, None] + np.arange(HIDDEN) / HIDDEN).astype(np.float32)
+    table = pa.table(
+        {
+            "id": row,
+            "query": pa.array([None if number % 7 == 0 else f"q{number % 5}" for number in row]),
+            "prob": (row / ROWS).astype(np.float32),
+            "label": row % 3 == 0,
+            "small": pa.array(row % 100, pa.int16()),
+            "time": pa.array(row, pa.timestamp("us")),
+        }
+    )
+    with zarrow.Writer(path, keys=["id"], segment_rows=SEGMENT_ROWS, **options) as writer:
+        writer.append(table, {"embed": vectors, "layers": vectors.reshape(-1, 2, 4).astype(np.float16)})
+        writer.finalize()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    found = tmp_path_factory.mktemp("plain") / "run.zarrow"
+    write(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    found = tmp_path_factory.mktemp("zstd") / "run.zarrow"
+    write(found, codecs="zstd")
+    return found
+
+
+@pytest.fixture
+def store(path):
+    return zarrow.open(path)
+
+
+def check(batch):
+    """Assert that everything in a batch belongs to the rows that it names."""
+    row = batch["row"]
+    assert torch.equal(batch["embed"][:, 0], row.to(torch.float32))
+    if "layers" in batch:
+        assert torch.equal(batch["layers"].reshape(len(row), -1), batch["embed"].to(torch.float16))
+        assert torch.equal(batch["label"], row % 3 == 0)
+        assert batch["query"] == [None if n % 7 == 0 else f"q{n % 5}" for n in row.tolist()]
+    return row.tolist()
+
+
+class TestStoreDataset:
+    def test_a_row(self, store):
+        """A row is a dict of everything that the store has of it."""
+        dataset = StoreDataset(store)
+        row = dataset[-3]
+        assert len(dataset) == ROWS
+        assert row["row"] == ROWS - 3
+        assert row["query"] == "q2"
+        assert row["embed"].shape == (HIDDEN,)
+        assert row["layers"].shape == (2, 4)
+        assert row["sample_index"] == -1
+
+    def test_dtypes_are_kept(self, store):
+        """Tensors have the dtypes that the rows were written with; times are int64."""
+        batch = collate(StoreDataset(store).__getitems__([5, 1]))
+        assert {name: v.dtype for name, v in batch.items() if name != "query"} == {
+            "id": torch.int64, "prob": torch.float32, "label": torch.bool, "small": torch.int16,
+            "time": torch.int64, "row": torch.int64, "sample_index": torch.int64,
+            "embed": torch.float32, "layers": torch.float16,
+        }  # fmt: skip
+        assert batch["time"].tolist() == [5, 1]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_loader_gives_every_row_once(self, store, workers):
+        """A shuffling DataLoader yields every row once per epoch, whole."""
+        loader = DataLoader(
+            StoreDataset(store), batch_size=300, shuffle=True, num_workers=workers, collate_fn=collate
+        )
+        rows = [row for batch in loader for row in check(batch)]
+        assert sorted(rows) == list(range(ROWS))
+        assert rows != sorted(rows)
+
+    def test_torch_collates_too(self, store):
+        """torch's default_collate gives the same batch."""
+        dataset = StoreDataset(store, columns=["row", "prob", "label"], arrays=["embed"])
+        ours, theirs = (
+            next(iter(DataLoader(dataset, batch_size=7, collate_fn=function))) for function in (collate, None)
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def test_rows_one_by_one_are_collated(self, store):
+        """Rows that were read singly make the same batch."""
+        dataset = StoreDataset(store)
+        check(collate([dataset[7], dataset[3]]))
+
+    def test_batches_can_be_written_to(self, store):
+        """A batch is the caller's own: changing it changes nothing of the store, and warns of nothing."""
+        dataset = StoreDataset(store)
+        batch = collate(dataset.__getitems__(range(10)))
+        for value in batch.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+        assert check(collate(dataset.__getitems__(range(10)))) == list(range(10))
+
+    def test_filter_and_columns(self, store):
+        """A filter, columns and arrays leave everything else out."""
+        dataset = StoreDataset(
+            store, columns=["row"], arrays=["embed"], filter=pc.field("prob") >= np.float32(0.5)
+        )
+        assert len(dataset) == 1250
+        assert dataset.rows[:2].tolist() == [1250, 1251]
+        batch = collate(dataset.__getitems__([0, -1]))
+        assert batch.keys() == {"row", "embed"}
+        assert check(batch) == [1250, 2499]
+        assert len(StoreDataset(store, filter=pc.field("row") < 0)) == 0
+
+    def test_it_is_pickled(self, compressed):
+        """An unpickled dataset has the same rows, filter included."""
+        dataset = StoreDataset(compressed, filter=pc.field("row") >= 2000)
+        assert check(collate(pickle.loads(pickle.dumps(dataset)).__getitems__([3, 1]))) == [2003, 2001]
+
+    def test_spawned_workers(self, path):
+        """Workers that are spawned open the store by themselves."""
+        loader = DataLoader(
+            StoreDataset(path), batch_size=1000, num_workers=1, collate_fn=collate,
+            multiprocessing_context="spawn",
+        )  # fmt: skip
+        assert [row for batch in loader for row in check(batch)] == list(range(ROWS))
+
+
+class TestStoreIterableDataset:
+    @pytest.mark.parametrize("shuffle", [False, True])
+    @pytest.mark.parametrize("filter", [None, "thirds"])
+    @pytest.mark.parametrize("kind", ["plain", "zstd"])
+    def test_every_row_once_over_ranks_and_workers(self, path, compressed, shuffle, filter, kind):
+        """Whatever the ranks and workers, all rows come, once, whole; and as many batches as announced."""
+        store = zarrow.open(compressed if kind == "zstd" else path)
+        wanted = [row for row in range(ROWS) if filter is None or row % 3 == 0]
+        for ranks, workers in ((1, 0), (3, 0), (2, 2)) if shuffle and kind == "plain" else ((1, 0), (3, 0)):
+            rows = []
+            for rank in range(ranks):
+                dataset = StoreIterableDataset(
+                    store, 100, shuffle=shuffle, filter=None if filter is None else pc.field("label"),
+                    buffer_rows=600, rank=rank, world_size=ranks,
+                )  # fmt: skip
+                batches = [
+                    check(batch) for batch in DataLoader(dataset, batch_size=None, num_workers=workers)
+                ]
+                if filter is None:
+                    assert len(dataset) == len(batches)
+                rows += [row for batch in batches for row in batch]
+            assert sorted(rows) == wanted
+            assert (rows == wanted) is (not shuffle and ranks == 1)
+
+    def test_more_workers_than_blocks(self, store):
+        """Workers and ranks that get no block yield nothing, and no row is lost."""
+        rows = []
+        for rank in range(20):
+            dataset = StoreIterableDataset(store, 1000, columns=["row"], arrays=[], rank=rank, world_size=20)
+            rows += [row for batch in dataset for row in batch["row"].tolist()]
+        assert sorted(rows) == list(range(ROWS))
+
+    def test_the_order_follows_from_seed_and_epoch(self, store):
+        """The same seed and epoch give the same order, others another one."""
+
+        def order(dataset):
+            return [row for batch in dataset for row in batch["row"].tolist()]
+
+        def make(seed):
+            return StoreIterableDataset(store, 64, columns=["row"], arrays=[], shuffle=True, seed=seed)
+
+        dataset = make(1)
+        first = order(dataset)
+        assert order(dataset) == order(make(1)) == first
+        assert order(make(2)) != first
+        dataset.set_epoch(3)
+        assert order(dataset) != first
+        dataset.set_epoch(0)
+        assert order(dataset) == first
+
+    def test_rows_are_mixed_within_buffers(self, store):
+        """A batch of a shuffled store has rows of several blocks."""
+        dataset = StoreIterableDataset(store, 64, columns=["row"], shuffle=True, buffer_rows=1024)
+        rows = next(iter(dataset))["row"]
+        assert len((rows // SEGMENT_ROWS).unique()) >= 3
+
+    def test_workers_that_stay_are_told_the_epoch(self, store):
+        """set_epoch reaches persistent workers."""
+        dataset = StoreIterableDataset(store, 500, columns=["row"], arrays=[], shuffle=True)
+        loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
+        first = [batch["row"].tolist() for batch in loader]
+        dataset.set_epoch(1)
+        assert [batch["row"].tolist() for batch in loader] != first
+
+    def test_blocks_can_be_smaller_than_segments(self, store):
+        """block_rows deals rows out more finely than segments."""
+        dataset = StoreIterableDataset(store, 64, block_rows=100, rank=1, world_size=2)
+        assert check(next(iter(dataset))) == list(range(100, 164))
+        assert len(dataset) == len(list(dataset))
+
+    def test_tensors_are_the_mapped_files_if_asked_for(self, store):
+        """writable=False copies no vector and warns of nothing; by default a batch can be written to."""
+        mapped = store["embed"][:].ctypes.data
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            shown = next(iter(StoreIterableDataset(store, 100, writable=False)))
+            own = next(iter(StoreIterableDataset(store, 100)))
+        assert shown["embed"].data_ptr() == mapped
+        assert check(shown) == list(range(100))
+        own["embed"].zero_()
+        assert check(next(iter(StoreIterableDataset(store, 100)))) == list(range(100))
+
+    def test_a_filtered_dataset_has_no_length(self, store):
+        """How many batches pass a filter is not known, and is not made up."""
+        with pytest.raises(TypeError, match="filter"):
+            len(StoreIterableDataset(store, 100, filter=pc.field("label")))
+
+    def test_ranks_are_torch_distributeds(self, store, monkeypatch):
+        """Without rank and world_size the process group tells, to workers that know of none too."""
+        dataset = StoreIterableDataset(store, 1000, columns=["row"], arrays=[])
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        worker = pickle.dumps(dataset)
+        mine = [batch["row"][0].item() for batch in dataset]
+        assert mine == list(range(SEGMENT_ROWS, ROWS, 2 * SEGMENT_ROWS))
+        monkeypatch.undo()
+        assert [batch["row"][0].item() for batch in pickle.loads(worker)] == mine
+        assert len(list(dataset)) == 10
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "kind", [StoreDataset, lambda store, **options: StoreIterableDataset(store, 8, **options)]
+    )
+    def test_names_and_filters(self, store, kind):
+        """What is not there, or does not fit, is refused when the dataset is made."""
+        with pytest.raises(UnknownNameError, match="did you mean 'prob'"):
+            kind(store, columns=["probb"])
+        with pytest.raises(UnknownNameError, match="did you mean 'embed'"):
+            kind(store, arrays=["embd"])
+        with pytest.raises(InvalidInputError, match="list of names"):
+            kind(store, arrays="embed")
+        with pytest.raises(InvalidInputError, match="pyarrow expression"):
+            kind(store, filter="prob > 0.5")
+        with pytest.raises(UnknownNameError, match="no column 'nothing'"):
+            kind(store, fill_values={"nothing": 0})
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"batch_size": 0},
+            {"block_rows": -1},
+            {"buffer_rows": 0.5},
+            {"rank": 2, "world_size": 2},
+            {"rank": 0},
+        ],
+    )
+    def test_numbers(self, store, options):
+        """Sizes and shares that make no sense are refused, with the value."""
+        with pytest.raises(InvalidInputError, match="got"):
+            StoreIterableDataset(store, **{"batch_size": 10, **options})
+
+    def test_rows_out_of_range(self, store):
+        """An index beyond the dataset is an IndexError."""
+        with pytest.raises(IndexError, match="2500"):
+            StoreDataset(store)[ROWS]
+        with pytest.raises(IndexError, match="3 is out of range"):
+            StoreDataset(store, filter=pc.field("row") < 3).__getitems__([0, 3])
+
+    def test_nulls_need_a_fill_value(self, tmp_path):
+        """Integers, booleans and times that are null are refused with the remedy, and taken with it."""
+        table = pa.table(
+            {
+                "n": [1, None],
+                "label": [None, True],
+                "x": [None, 2.0],
+                "time": pa.array([1, None], pa.timestamp("s")),
+            }
+        )
+        with zarrow.Writer(tmp_path / "s") as writer:
+            writer.append(table)
+            writer.finalize()
+        for name in ("n", "label", "time"):
+            with pytest.raises(InvalidInputError, match=f"{name}.*fill_values"):
+                StoreDataset(tmp_path / "s", columns=[name]).__getitems__([0, 1])
+        filled = {"n": -1, "label": False, "time": 0}
+        batch = collate(StoreDataset(tmp_path / "s", fill_values=filled).__getitems__([0, 1]))
+        assert batch["n"].tolist() == [1, -1]
+        assert batch["label"].tolist() == [False, True]
+        assert batch["time"].tolist() == [1, 0]
+        assert batch["x"].isnan().tolist() == [True, False]
+
+    def test_stores_that_are_missing_or_incomplete(self, tmp_path):
+        """A path is opened as zarrow.open does."""
+        with pytest.raises(StoreNotFoundError):
+            StoreDataset(tmp_path / "gone")
+        with zarrow.Writer(tmp_path / "s") as writer:
+            writer.append({"n": [1]})
+        with pytest.raises(IncompleteStoreError):
+            StoreDataset(os.fspath(tmp_path / "s"))
+        assert len(StoreDataset(zarrow.open(tmp_path / "s", partial=True))) == 1
+
+
+def test_without_torch_the_extra_is_named():
+    """Whoever lacks torch is told which extra brings it."""
+    program = """
+import sys
+sys.modules["torch"] = None
+try:
+    import zarrow.torch
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said.startswith("MissingExtraError")
+    assert "pip install 'zarrow[predict]'" in said
