@@ -59,7 +59,8 @@ class BatchQueue:
             first = self._items[0]
             if not isinstance(first, Batch):
                 return first
-            batches, size = [], 0
+            batches: list[Batch] = []
+            size = 0
             for item in self._items:
                 if not isinstance(item, Batch) or (batches and size + item.size_bytes > GROUP_BYTES):
                     break

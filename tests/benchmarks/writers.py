@@ -325,7 +325,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     size = options.rows * options.width * Data(1, 1, 1, options.kind).dtype.itemsize
     print(f"{options.rows:,} x {options.width} {options.kind} ({size / 1e9:.2f} GB), batches of ", end="")
     print(f"{options.batch_rows}, medians of {options.repeat} turns, {os.cpu_count()} cores\n")
-    head = ("writer", "wall s", "/ raw", "CPU / raw", "blocked p50", "p99 ms", "memory MB", "disk / raw", "files")
+    head = ("writer", "wall s", "/ raw", "CPU / raw", "p50 ms", "p99 ms", "memory MB", "disk / raw", "files")
     print("| " + " | ".join(head) + " | survives a kill |\n" + "|---" * (len(head) + 1) + "|")
     for name, one in results.items():
         cells = (
