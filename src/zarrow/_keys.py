@@ -341,13 +341,7 @@ class KeyIndex:
         count = len(self._entries)
         block = np.maximum(np.searchsorted(self._fences, hashes, "left") - 1, 0)
         self._check(block)
-        low = block * BLOCK_ENTRIES
-        high = np.minimum(low + BLOCK_ENTRIES, count)
-        for _ in range(BLOCK_ENTRIES.bit_length()):
-            middle = (low + high) >> 1
-            below = (low < high) & (self._hashes[np.minimum(middle, count - 1)] < hashes)
-            low = np.where(below, middle + 1, low)
-            high = np.where(below, high, middle)
+        low = self._first_not_below(hashes, block)
         rows = np.full(len(hashes), -1, np.int64)
         left = np.arange(len(hashes))  # the keys that may yet be found; `low` is where
         while True:
@@ -364,6 +358,20 @@ class KeyIndex:
             rows[left[equal]] = entries[equal, _ROW].astype(np.int64)
             left = left[~equal]
             low[left] += 1
+
+    def _first_not_below(self, hashes: Words, block: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the first entry of a block whose hash is not below, or the one behind the block."""
+        count, width = self._entries.shape
+        flat = self._entries.reshape(-1)
+        place = block * (BLOCK_ENTRIES * width)  # of the hash, in words
+        last = (count - 1) * width
+        step = BLOCK_ENTRIES
+        while step:  # behind the last entry the last one is met again and again, and passed or not like it
+            ahead = np.minimum(place + (step - 1) * width, last)
+            place += (flat.take(ahead) < hashes) * (step * width)
+            step //= 2
+        found: npt.NDArray[np.int64] = place // width
+        return np.minimum(np.minimum(found, (block + 1) * BLOCK_ENTRIES), count)
 
     def repeated(self) -> npt.NDArray[np.int64]:
         """Return the rows whose key an earlier row has, in order.
@@ -404,7 +412,8 @@ class KeyIndex:
 
     def _check(self, blocks: npt.NDArray[np.int64]) -> None:
         """Check blocks of entries that were not yet."""
-        for block in np.unique(blocks[~self._checked[blocks]]).tolist():
+        new = ~self._checked[blocks]
+        for block in np.unique(blocks[new]).tolist() if new.any() else ():
             entries = self._entries[block * BLOCK_ENTRIES : (block + 1) * BLOCK_ENTRIES]
             if crc32c(entries.reshape(-1).view(np.uint8)) != self._entry_sums[block]:
                 raise self._damage(f"entries from {block * BLOCK_ENTRIES} on are damaged")
@@ -430,7 +439,8 @@ class KeyIndex:
             for one, other in zip(first[last > first + 1], last[last > first + 1], strict=True):
                 blocks.append(np.arange(one + 1, other))
             wanted = np.concatenate(blocks)
-            for block in np.unique(wanted[~self._heap_checked[wanted]]).tolist():
+            new = ~self._heap_checked[wanted]
+            for block in np.unique(wanted[new]).tolist() if new.any() else ():
                 data = self._heap[block * HEAP_BLOCK_BYTES : (block + 1) * HEAP_BLOCK_BYTES]
                 if crc32c(data) != self._heap_sums[block]:
                     raise self._damage(f"keys from byte {block * HEAP_BLOCK_BYTES} on are damaged")

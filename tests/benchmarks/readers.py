@@ -5,7 +5,8 @@ Run it from the repository::
     python tests/benchmarks/readers.py                          # 400,000 x 768 float32
     python tests/benchmarks/readers.py --rows 50000 --only memmap zarrow lance --repeat 9 --json out.json
 
-Every contender holds the same vectors and the same narrow column ``prob``, uniform in 0..1. The contenders
+Every contender holds the same vectors and the same narrow columns: ``prob``, uniform in 0..1, and the key
+``id``, a permutation. The contenders
 take turns, and the table shows medians in milliseconds; what matters is the ratio to ``memmap``: one raw
 file of vectors under `numpy.memmap`, its column ``prob`` in a Parquet file beside it. Tasks:
 
@@ -13,6 +14,7 @@ gather   1,000 random rows, page cache warm
 scan     the sum of every block of 8,192 rows, page cache warm
 filter   the vectors of the rows with ``prob > 0.99``, page cache warm
 cold     1,000 random rows in order, the files dropped from the page cache before
+locate   the rows of 1,000 random keys, each contender with its index; beside the first that can, not memmap
 
 What the contenders return is compared, so nobody wins by reading the wrong rows.
 """
@@ -49,6 +51,7 @@ class Data:
     def __init__(self, rows: int, width: int) -> None:
         self.rows, self.width = rows, width
         self.prob = np.random.default_rng(1).random(rows).astype(np.float32)
+        self.id = np.random.default_rng(3).permutation(rows)
         self._pool = np.random.default_rng(0).standard_normal((BLOCK, width)).astype(np.float32)
 
     def blocks(self) -> Any:
@@ -73,7 +76,9 @@ class Memmap:
         return self.vectors[rows]
 
     def scan(self) -> float:
-        return sum(self.vectors[start : start + BLOCK].sum() for start in range(0, self.vectors.shape[0], BLOCK))
+        return sum(
+            self.vectors[start : start + BLOCK].sum() for start in range(0, self.vectors.shape[0], BLOCK)
+        )
 
     def filter(self) -> np.ndarray:
         prob = pq.read_table(self.table, columns=["prob"])["prob"].to_numpy()
@@ -86,10 +91,12 @@ class Zarrow:
     codecs: Any = None
 
     def __init__(self, folder: Path, data: Data) -> None:
-        with zarrow.Writer(folder / "s.zarrow", codecs=self.codecs) as writer:
+        with zarrow.Writer(folder / "s.zarrow", keys=["id"], codecs=self.codecs) as writer:
             for start, block in data.blocks():
-                writer.append({"prob": data.prob[start : start + len(block)]}, {"v": block})
+                here = slice(start, start + len(block))
+                writer.append({"prob": data.prob[here], "id": data.id[here]}, {"v": block})
             writer.finalize()
+        zarrow.build_index(folder / "s.zarrow")
         self.store = zarrow.open(folder / "s.zarrow")
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
@@ -103,6 +110,9 @@ class Zarrow:
         found = self.store.join(pc.field("prob") > THRESHOLD, [], ["v"], 1_000_000)
         return np.concatenate([vectors["v"] for _, vectors in found])
 
+    def locate(self, keys: np.ndarray) -> np.ndarray:
+        return self.store.locate(keys)
+
 
 class ZarrowZstd(Zarrow):
     """This library, chunks compressed."""
@@ -113,6 +123,8 @@ class ZarrowZstd(Zarrow):
 class ZarrPython(Zarrow):
     """zarr-python, over the store that this library wrote."""
 
+    locate: Any = None  # has no keys
+
     def __init__(self, folder: Path, data: Data) -> None:
         super().__init__(folder, data)
         self.vectors = self.store["v"].zarr()
@@ -121,7 +133,9 @@ class ZarrPython(Zarrow):
         return self.vectors.oindex[np.sort(rows)][np.argsort(np.argsort(rows))]
 
     def scan(self) -> float:
-        return sum(self.vectors[start : start + BLOCK].sum() for start in range(0, self.vectors.shape[0], BLOCK))
+        return sum(
+            self.vectors[start : start + BLOCK].sum() for start in range(0, self.vectors.shape[0], BLOCK)
+        )
 
     def filter(self) -> np.ndarray:
         return self.gather(np.flatnonzero(self.store.table(["prob"])["prob"].to_numpy() > THRESHOLD))
@@ -180,16 +194,18 @@ class Lance:
     def __init__(self, folder: Path, data: Data) -> None:
         import lance
 
-        schema = pa.schema({"prob": pa.float32(), "v": pa.list_(pa.float32(), data.width)})
+        schema = pa.schema({"prob": pa.float32(), "id": pa.int64(), "v": pa.list_(pa.float32(), data.width)})
 
         def batches() -> Any:
             for start, block in data.blocks():
                 vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), data.width)
-                prob = pa.array(data.prob[start : start + len(block)])
-                yield pa.record_batch([prob, vectors], schema=schema)
+                narrow = [pa.array(column[start : start + len(block)]) for column in (data.prob, data.id)]
+                yield pa.record_batch([*narrow, vectors], schema=schema)
 
-        lance.write_dataset(batches(), str(folder / "v.lance"), schema=schema)
+        lance.write_dataset(batches(), str(folder / "v.lance"), schema, max_rows_per_file=data.rows)
         self.width = data.width
+        self.dataset = lance.dataset(str(folder / "v.lance"))
+        self.dataset.create_scalar_index("id", "BTREE")
         self.dataset = lance.dataset(str(folder / "v.lance"))
 
     def _vectors(self, column: Any) -> np.ndarray:
@@ -206,12 +222,39 @@ class Lance:
     def filter(self) -> np.ndarray:
         return self._vectors(self.dataset.to_table(columns=["v"], filter=f"prob > {THRESHOLD}")["v"])
 
+    def locate(self, keys: np.ndarray) -> np.ndarray:
+        wanted = ",".join(map(str, keys.tolist()))
+        found = self.dataset.to_table(columns=["id"], filter=f"id IN ({wanted})", with_row_id=True)
+        ids = found["id"].to_numpy()
+        order = np.argsort(ids)  # a fragment's row ids are its rows, and there is one fragment
+        return found["_rowid"].to_numpy()[order[np.searchsorted(ids, keys, sorter=order)]]
+
+
+class DuckDB:
+    """DuckDB, the key with its index and the row in a database file; keys only."""
+
+    def __init__(self, folder: Path, data: Data) -> None:
+        import duckdb
+
+        self.database = duckdb.connect(str(folder / "keys.duckdb"))
+        self.database.register("given", pa.table({"id": data.id, "row": np.arange(data.rows)}))
+        self.database.execute("CREATE TABLE keys AS FROM given")
+        self.database.execute("CREATE UNIQUE INDEX by_id ON keys (id)")
+
+    def locate(self, keys: np.ndarray) -> np.ndarray:
+        self.database.register("wanted", pa.table({"id": keys, "place": np.arange(len(keys))}))
+        found = self.database.execute(
+            "SELECT place, row FROM wanted LEFT JOIN keys USING (id) ORDER BY place"
+        )
+        return found.fetchnumpy()["row"]
+
 
 CONTENDERS: dict[str, Callable[[Path, Data], Any]] = {
     "memmap": Memmap,
     "zarrow": Zarrow,
     "zarrow-zstd": ZarrowZstd,
     "lance": Lance,
+    "duckdb": DuckDB,
     "h5py": H5py,
     "tensorstore": TensorStore,
     "zarr": ZarrPython,
@@ -242,17 +285,22 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
             if task == "cold":
                 continue
             for name, contender in contenders.items():
-                for _ in range(GATHERS if task == "gather" else 1):
+                if getattr(contender, task, None) is None:
+                    continue
+                for _ in range(GATHERS if task in ("gather", "locate") else 1):
                     rows = rng.integers(0, data.rows, 1000)
+                    given = {"gather": [rows], "locate": [data.id[rows]]}.get(task, [])
                     start = time.perf_counter()
-                    found = getattr(contender, task)(*([rows] if task == "gather" else []))
+                    found = getattr(contender, task)(*given)
                     spent = time.perf_counter() - start
-                    if task != "scan":
+                    if task == "locate":
+                        np.testing.assert_array_equal(found, rows)
+                    elif task != "scan":
                         np.testing.assert_array_equal(found[:, 0], rows if task == "gather" else wanted)
                     if turn:
                         taken[name].setdefault(task, []).append(1000 * spent)
     for name, contender in contenders.items() if "cold" in options.tasks else ():
-        for _ in range(3):
+        for _ in range(3 if hasattr(contender, "gather") else 0):
             rows = np.sort(rng.choice(data.rows, min(1000, data.rows), replace=False))
             if name == "memmap":  # what is mapped is not dropped
                 contender.vectors = np.memmap(folder / name / "vectors.raw", np.float32, "r")
@@ -277,7 +325,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--tasks", nargs="+", default=["gather", "scan", "filter", "cold"])
+    parser.add_argument("--tasks", nargs="+", default=["gather", "scan", "filter", "cold", "locate"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     options = parser.parse_args()
@@ -286,10 +334,13 @@ def main() -> None:
         found = compare(options, folder)
     finally:
         shutil.rmtree(folder)
-    reference = found[options.only[0]]
+    reference = {task: next(one[task] for one in found.values() if task in one) for task in options.tasks}
     print(f"{'':12}" + "".join(f"{task:>22}" for task in reference))
     for name, tasks in found.items():
-        cells = (f"{spent:10.2f} ms{spent / reference[task]:7.2f} x" for task, spent in tasks.items())
+        cells = (
+            f"{tasks[task]:10.2f} ms{tasks[task] / reference[task]:7.2f} x" if task in tasks else "–"
+            for task in reference
+        )
         print(f"{name:12}" + "".join(f"{cell:>22}" for cell in cells))
     if options.json:
         options.json.write_text(json.dumps({"options": vars(options), "ms": found}, default=str, indent=1))
