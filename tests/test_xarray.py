@@ -383,9 +383,9 @@ class TestElsewhere:
             pickle.loads(pickled)
 
     def test_worker_processes_compute(self, plain, truth):
-        """Processes that dask starts anew compute on the store's chunks."""
+        """A process that dask starts anew computes on the store's chunks."""
         dataset = xr.open_dataset(plain, chunks={})
-        with dask.config.set(scheduler="processes", num_workers=2):
+        with dask.config.set(scheduler="processes", num_workers=1):
             found = dataset.embed.mean("row").compute()
         xr.testing.assert_allclose(found, truth.embed.mean("row"), rtol=1e-3)
 
