@@ -28,7 +28,9 @@ from zarrow.layout import ArraySpec, StoreSpec
 SEGMENT_ROWS, CHUNK_ROWS = 64, 8
 ODD = (1, 7, 8, 9, 30, 9)
 codecs = pytest.mark.parametrize("codec", [None, "crc32c", "blosc", "zstd"])
-shared_path = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+shared_path = settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 
 
 def _array(codec: str | None = None, row_shape: tuple[int, ...] = (3,), dtype: str = "float32") -> ArraySpec:
