@@ -52,7 +52,7 @@ class BatchQueue:
         Small batches that wait one behind the other come together: each write has its price.
         """
         with self._changed:
-            if not self._items:
+            if not self._items and not self.stopped:  # who stopped it has notified already
                 self._changed.wait(timeout_s)
             if not self._items:
                 return None
