@@ -233,7 +233,7 @@ CONSISTENT = {
     "wrong hidden size", "wrong rank", "wider dtype", "narrower dtype", "plain lists", "column type",
     "integers for floats", "narrower integers", "text for numbers", "missing column", "unknown column",
     "missing array", "unknown array", "no arrays",
-    }  # fmt: skip
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name not in CONSISTENT])
