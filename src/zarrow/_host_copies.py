@@ -12,7 +12,7 @@ Some models return the same buffer in every step. So tensors are copied, too, in
 held: memory that is held cannot be handed out again, so if an address comes back, it is such a buffer, and
 its entry is copied for good.
 
-Place: tier 2, used by `lightning`; imports torch.
+Place: under the edge `lightning`; imports torch.
 """
 
 from __future__ import annotations

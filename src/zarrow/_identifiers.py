@@ -8,7 +8,7 @@ Batches mostly ask for neighbouring rows, so a table is first cut to the window 
 not a gather over all of it. Of a Parquet file only the row groups that a batch touches are decoded, and
 the last two are kept.
 
-Place: tier 2, used by `lightning`. Reads Parquet; must not import its siblings.
+Place: under the edge `lightning`. Reads Parquet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does Lightning know about the rows of a batch, and how are the batches of a run chosen?
+"""What does Lightning know about the rows of a batch, and what does it keep of them?
 
 Of a map-style `DataLoader` that has batches Lightning records the dataset indices of every batch; of
 iterable datasets, ``batch_size=None`` and plain iterables it knows nothing, and shows the indices of the
@@ -11,19 +11,13 @@ loader before. `describe` says, once per loader, where a row's place in the data
 and how many rows are to be expected. Lightning keeps the record of every batch until the end, 40 to 140
 bytes a row; `trim` replaces it by one that forgets what was written.
 
-`choose_batches` lets the loaders of a run yield the batches that are still to be predicted, and on several
-ranks each rank its own. The loaders are asked for, whoever has them, when Lightning asks, and are copies.
-
-Place: tier 2, used by `lightning`; imports torch and lightning. This is the only module that knows
-Lightning's insides (``predict_loop._data_source``, ``seen_batch_indices``).
+Place: under the edge `lightning`; imports torch and lightning. Knows one thing of Lightning that is not
+public: ``seen_batch_indices``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,23 +25,11 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-)
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
 
-from zarrow import _rows_left
-from zarrow._checksum import crc32c
-from zarrow._rows_left import Dealer, RemainingBatches, RowSet
 from zarrow.errors import InvalidInputError
 
-__all__ = ["LoaderFacts", "choose_batches", "describe", "loaders_of", "recorded_indices", "trim"]
+__all__ = ["LoaderFacts", "as_indices", "describe", "length_of", "loaders_of", "recorded_indices", "trim"]
 
 Order = Literal["recorded", "running", "given"]
 
@@ -123,7 +105,7 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
             order=order,
             dataset_rows=None,
             expected_rows=None,
-            expected_batches=_length(loader) if world_size == 1 else None,
+            expected_batches=length_of(loader) if world_size == 1 else None,
             dataset=(type(loader).__qualname__, None),
             name=name,
         )
@@ -132,7 +114,7 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
             f"{name}: with in_order=False nobody can tell which rows a batch has: leave in_order as it is, "
             f"{remedy}"
         )
-    dataset_rows = _length(loader.dataset)
+    dataset_rows = length_of(loader.dataset)
     expected = dataset_rows
     if isinstance(loader.dataset, IterableDataset):
         _check_one_rank(name, world_size, remedy, given=given)
@@ -147,11 +129,11 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
         dealt: Any = loader.batch_sampler
         if hasattr(dealt, "expected_rows"):
             expected = dealt.expected_rows
-        elif world_size == 1 and _length(sampler) is not None:
-            expected = _length(sampler)
+        elif world_size == 1 and length_of(sampler) is not None:
+            expected = length_of(sampler)
     else:
         _check_one_rank(name, world_size, remedy, given=given)
-        expected = _length(loader.sampler)
+        expected = length_of(loader.sampler)
         if not given and not isinstance(loader.sampler, SequentialSampler):
             raise InvalidInputError(
                 f"{name}: Lightning reports no dataset indices for it, and its sampler is a "
@@ -163,7 +145,7 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
         order=order,
         dataset_rows=dataset_rows,
         expected_rows=expected,
-        expected_batches=_length(loader) if world_size == 1 else None,
+        expected_batches=length_of(loader) if world_size == 1 else None,
         dataset=(type(loader.dataset).__qualname__, dataset_rows),
         name=f"{name} over {_dataset_name(loader.dataset)}",
     )
@@ -177,7 +159,8 @@ def _check_one_rank(name: str, world_size: int, remedy: str, *, given: bool) -> 
         )
 
 
-def _length(thing: Any) -> int | None:
+def length_of(thing: Any) -> int | None:
+    """Return a thing's length; None if it has none."""
     if not isinstance(thing, Sized):
         return None
     try:
@@ -188,7 +171,7 @@ def _length(thing: Any) -> int | None:
 
 def _dataset_name(dataset: Any) -> str:
     if isinstance(dataset, Subset):
-        whole = _length(dataset.dataset)
+        whole = length_of(dataset.dataset)
         return f"a Subset of {len(dataset)} of {whole} rows"
     return f"a {type(dataset).__name__}"
 
@@ -262,121 +245,6 @@ def trim(loader: Any, batch_idx: int) -> None:
         sampler.seen_batch_indices = seen  # type: ignore[union-attr]  # seen came from it
     if isinstance(seen, _Recent):
         seen.forget(batch_idx)
-
-
-def choose_batches(trainer: Trainer, stored: Mapping[int, RowSet]) -> Callable[[], None]:
-    """Let the run's loaders yield the batches that are still to be predicted, to each rank its own.
-
-    Parameters
-    ----------
-    trainer : Trainer
-        Before it has asked for the loaders: in ``setup``.
-    stored : mapping of int to RowSet
-        Per ``dataloader_idx`` the rows that are stored.
-
-    Returns
-    -------
-    callable
-        Undoes it.
-
-    Raises
-    ------
-    InvalidInputError
-        If this version of Lightning has the loaders in another place.
-    """
-    source = getattr(trainer.predict_loop, "_data_source", None)
-    if not hasattr(source, "dataloader"):
-        raise InvalidInputError(
-            "this version of Lightning does not let a callback choose the batches: give the DataLoader "
-            "batch_sampler=zarrow.lightning.MissingRowsSampler(...)"
-        )
-    undo = contextlib.ExitStack()
-
-    def dataloader() -> CombinedLoader:
-        found = type(source).dataloader(source)  # type: ignore[union-attr]  # has it, see above
-        loaders = (
-            copy.copy(found) if isinstance(found, CombinedLoader) else CombinedLoader(found, "sequential")
-        )
-        chosen = [_remaining(trainer, loader, stored.get(i)) for i, loader in enumerate(loaders.flattened)]
-        loaders.flattened = chosen
-        if any(_length(one) == 0 for one in chosen):
-            undo.enter_context(_zero_batches_will_do(trainer))
-        return loaders
-
-    # Lightning warns that a batch sampler may leave rows out, which is what this one is for.
-    warnings.filterwarnings("ignore", f"You are using a custom batch sampler `{RemainingBatches.__name__}`")
-    vars(source)["dataloader"] = dataloader  # in front of the class's method
-    undo.callback(vars(source).pop, "dataloader", None)
-    return undo.close
-
-
-@contextlib.contextmanager
-def _zero_batches_will_do(trainer: Trainer) -> Iterator[None]:
-    """Let a rank have no batch: the others have what is left."""
-    module = trainer.lightning_module
-    before = module.allow_zero_length_dataloader_with_multiple_devices
-    module.allow_zero_length_dataloader_with_multiple_devices = True
-    warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
-    try:
-        yield
-    finally:
-        module.allow_zero_length_dataloader_with_multiple_devices = before
-
-
-def _remaining(trainer: Trainer, loader: Any, stored: RowSet | None) -> Any:
-    """Return a copy of the loader that yields what is left, or the loader if it cannot be chosen from."""
-    world_size = trainer.world_size
-    if (stored is None or not len(stored)) and world_size == 1:
-        return loader
-    if (
-        not isinstance(loader, DataLoader)
-        or isinstance(loader.dataset, IterableDataset)
-        or loader.batch_sampler is None
-        or isinstance(loader.batch_sampler, RemainingBatches)
-    ):
-        return loader
-    deal, expected = _dealer(loader)
-    if world_size > 1 and not _is_plain(loader) and not _is_same_on_every_rank(trainer, loader):
-        return loader  # the user deals out
-    ranks = (trainer.global_rank, world_size)
-    chosen = copy.copy(loader)
-    # A DataLoader forbids setting this. Lightning makes a new one from the attributes of this one.
-    vars(chosen)["batch_sampler"] = RemainingBatches(deal, stored or RowSet(), lambda: ranks, expected)
-    return chosen
-
-
-def _is_plain(loader: DataLoader[Any]) -> bool:
-    """Tell whether it is known which rows all ranks together are to have: those of the dataset."""
-    plain = (SequentialSampler, RandomSampler, DistributedSampler)
-    return type(loader.batch_sampler) is BatchSampler and type(loader.sampler) in plain
-
-
-def _is_same_on_every_rank(trainer: Trainer, loader: DataLoader[Any]) -> bool:
-    """Tell whether every rank's sampler yields the same; if not, the ranks have divided the rows already."""
-    checksum = 0
-    for batch in loader.batch_sampler or ():
-        checksum = crc32c(np.asarray(batch, np.int64).tobytes(), checksum)
-    first: int = trainer.strategy.broadcast(checksum)
-    return bool(trainer.strategy.reduce_boolean_decision(first == checksum))
-
-
-def _dealer(loader: DataLoader[Any]) -> tuple[Dealer, int | None]:
-    """Return how a loader's batches are dealt out, and how many rows they have in all."""
-    batch_sampler, sampler = loader.batch_sampler, loader.sampler
-    rows = _length(loader.dataset)
-    if type(batch_sampler) is not BatchSampler:
-        assert batch_sampler is not None
-        return _rows_left.given_batches(batch_sampler), rows
-    batch_size = batch_sampler.batch_size
-    if type(sampler) in (SequentialSampler, DistributedSampler) and rows is not None:
-        return _rows_left.batches_in_order(rows, batch_size), rows
-    # An order that changes from run to run, and from rank to rank, is nobody's concern: any will do.
-    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == rows:
-        return _rows_left.packed(range(rows), batch_size), rows
-    if type(sampler) is SubsetRandomSampler:
-        candidates = np.sort(np.asarray(sampler.indices, np.int64))
-        return _rows_left.packed(candidates, batch_size), len(candidates)  # type: ignore[arg-type]
-    return _rows_left.grouped(sampler, batch_size), _length(sampler)
 
 
 def as_indices(indices: Any, what: str) -> npt.NDArray[np.int64]:

@@ -6,7 +6,7 @@ hands the rest to the writer. At the end it judges whether every expected row ar
 knows; with several, rank 0 asks the store, when all others have closed their writers: what counts is what
 is there, not who says that it is done.
 
-Place: tier 5, used by `lightning` only; above `writer` and `store`.
+Place: under the edge `lightning`, above `writer` and `store`.
 """
 
 from __future__ import annotations

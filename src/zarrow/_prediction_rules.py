@@ -9,7 +9,7 @@
 
 A tensor is recognised by what it can do; torch is not imported.
 
-Place: tier 2, used by `lightning`. Pure.
+Place: under the edge `lightning`. Pure.
 """
 
 from __future__ import annotations

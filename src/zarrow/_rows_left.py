@@ -11,7 +11,7 @@ rows are stored is predicted whole; whoever writes leaves the stored ones out.
 Every rank deals for itself; no rank asks another. They agree because they start from the same stored rows
 and the same order.
 
-Place: tier 2, used by `lightning`. Pure.
+Place: under the edge `lightning`. Pure.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ provenance says. The weights are known by a checksum of a sample of every tensor
 as surely as it changes all of it, and which costs milliseconds. Batch size, number of ranks and device are
 written down, but may change.
 
-Place: tier 2, used by `lightning`; imports torch and lightning. Pure.
+Place: under the edge `lightning`; imports torch and lightning. Pure.
 """
 
 from __future__ import annotations

@@ -21,20 +21,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from zarrow import _files, layout
 from zarrow._identifiers import Identifiers, open_identifiers
 from zarrow._prediction_rules import Names, PredictionRules
-from zarrow._rows_left import RemainingBatches, RowSet, batches_in_order
+from zarrow._rows_left import RowSet
 from zarrow.errors import (
     BatchError,
-    IncompleteStoreError,
     InvalidInputError,
     MissingExtraError,
     SchemaMismatchError,
@@ -45,14 +40,16 @@ from zarrow.store import Store
 from zarrow.writer import DEFAULT_QUEUE_BYTES, Durability, Writer
 
 try:
-    import torch.distributed
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import BasePredictionWriter
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from zarrow._chosen_batches import choose_batches
     from zarrow._host_copies import HostCopies
-    from zarrow._predict_loaders import choose_batches, loaders_of, trim
+    from zarrow._missing_rows import MissingRowsSampler
+    from zarrow._predict_loaders import loaders_of, trim
     from zarrow._predict_run import Run, stored_rows
+    from zarrow._ranks import end_together, open_together
     from zarrow._run_identity import differences, identify
 except ImportError as error:
     raise MissingExtraError(
@@ -62,7 +59,6 @@ except ImportError as error:
 __all__ = ["MissingRowsSampler", "PredictionWriter"]
 
 SIGTERM_EXIT_CODE = 128 + 15
-_SHARED_DISK_TIMEOUT_S = 10.0
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -125,7 +121,7 @@ class PredictionWriter(BasePredictionWriter):
         default they are stored as they are, and bfloat16 as float32, which holds all its values.
     duplicates : {"refuse", "drop"}
         What to do with a row that was stored already: end the run, or leave it out.
-    segment_rows, codecs, durability, queue_bytes, provenance
+    segment_rows, codecs, durability, queue_bytes, provenance : optional
         As `zarrow.Writer` has them.
 
     Raises
@@ -231,7 +227,7 @@ class PredictionWriter(BasePredictionWriter):
 
         Parameters
         ----------
-        trainer, pl_module, stage
+        trainer, pl_module, stage : Trainer, LightningModule, str
             As Lightning has them; all but the stage ``"predict"`` are ignored.
 
         Raises
@@ -247,10 +243,13 @@ class PredictionWriter(BasePredictionWriter):
         self._complete = False
         identifiers = _open_all(self._identifiers_given)
         with contextlib.ExitStack() as opened:
-            writer = self._open(trainer, opened)
-            before, self._resumed = self._look(trainer)
-            if trainer.global_rank > 0 and not (self._resumed is not None and self._resumed.complete):
-                writer = Writer(self.path, mode="a", shared=True, **self._options)
+            if trainer.world_size == 1:
+                writer, before, self._resumed = self._open(shared=False), *self._look()
+            else:
+                writer, (before, self._resumed) = open_together(
+                    trainer, self.path, self._open, self._look, self._join
+                )
+            if writer is not None:
                 opened.callback(writer.close)
             self._run = Run(
                 writer,
@@ -265,52 +264,11 @@ class PredictionWriter(BasePredictionWriter):
                 self._undo = choose_batches(trainer, before)
             opened.pop_all()
 
-    def _open(self, trainer: Trainer, opened: contextlib.ExitStack) -> Writer | None:
-        """Open the store on rank 0, and let every rank fail if that fails."""
-        world_size = trainer.world_size
-        writer, failure, marker = None, None, None
-        if trainer.global_rank == 0:
-            try:
-                if world_size > 1 and self._mode == "w":
-                    raise InvalidInputError(
-                        f"mode='w' replaces a store on one rank only, got {world_size}: "
-                        "remove the old one first"
-                    )
-                writer = self._open_here(shared=world_size > 1)
-                if writer is not None:
-                    opened.callback(writer.close)
-                    marker = f"{layout.SCRATCH_PREFIX}{uuid.uuid4().hex}"
-                    if world_size > 1:
-                        _files.make_dir(Path(self.path, layout.OPEN_DIR, marker))
-                        opened.callback(self._remove_marker, marker)
-            except (ZarrowError, OSError) as error:
-                if world_size == 1:
-                    raise
-                failure = error
-        if world_size == 1:
-            return writer
-        message, marker = trainer.strategy.broadcast((None if failure is None else str(failure), marker))
-        if failure is not None:
-            raise failure
-        if message is not None:
-            raise IncompleteStoreError(f"rank 0 could not open the store: {message}")
-        visible = marker is None or _wait_for(Path(self.path, layout.OPEN_DIR, marker))
-        if not trainer.strategy.reduce_boolean_decision(visible):
-            raise InvalidInputError(
-                f"{self.path}: not every rank sees the store that rank 0 opened"
-                f"{'' if visible else f'; rank {trainer.global_rank} does not'}: "
-                "put it on a disk that all of them share"
-            )
-        if writer is not None and marker is not None:
-            self._remove_marker(marker)
-        return writer
-
-    def _remove_marker(self, marker: str) -> None:
-        _files.remove_tree(Path(self.path, layout.OPEN_DIR, marker))
-
-    def _open_here(self, *, shared: bool) -> Writer | None:
+    def _open(self, *, shared: bool) -> Writer | None:
         """Return a writer; None if there is a complete store, which a resumed run leaves as it is."""
         options = {**self._options, "shared": shared}
+        if shared and self._mode == "w":
+            raise InvalidInputError("mode='w' replaces a store on one rank only: remove the old one first")
         if not self._resume:
             try:
                 return Writer(self.path, mode=self._mode, **options)
@@ -324,22 +282,20 @@ class PredictionWriter(BasePredictionWriter):
             return None
         return Writer(self.path, mode="a", **options)
 
-    def _look(self, trainer: Trainer) -> tuple[dict[int, RowSet], Store | None]:
-        """Return what is stored: the same on every rank, since nobody has written yet."""
-        if not self._resume:
-            found: tuple[dict[int, RowSet], Store | None] = {}, None
-        else:
-            found = stored_rows(self.path)
-        if trainer.world_size > 1:
-            trainer.strategy.barrier("zarrow: every rank knows what is stored")
-        return found
+    def _look(self) -> tuple[dict[int, RowSet], Store | None]:
+        """Return what is stored."""
+        return stored_rows(self.path) if self._resume else ({}, None)
+
+    def _join(self) -> Writer:
+        """Return a writer to the store that rank 0 has opened."""
+        return Writer(self.path, mode="a", shared=True, **self._options)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the data loaders, before the first batch.
 
         Parameters
         ----------
-        trainer, pl_module
+        trainer, pl_module : Trainer, LightningModule
             As Lightning has them.
         """
         self._meet(trainer, pl_module)
@@ -377,7 +333,7 @@ class PredictionWriter(BasePredictionWriter):
 
         Parameters
         ----------
-        trainer, pl_module, batch, batch_idx, dataloader_idx
+        trainer, pl_module, batch, batch_idx, dataloader_idx : Trainer, LightningModule, object, int, int
             As Lightning has them.
         """
         run = self._running()
@@ -397,7 +353,7 @@ class PredictionWriter(BasePredictionWriter):
 
         Parameters
         ----------
-        trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
+        trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx : Trainer, LightningModule, mapping, list, object, int, int
             As Lightning has them.
 
         Raises
@@ -429,7 +385,7 @@ class PredictionWriter(BasePredictionWriter):
 
         Parameters
         ----------
-        trainer, pl_module, exception
+        trainer, pl_module, exception : Trainer, LightningModule, BaseException
             As Lightning has them.
         """
         run = self._let_go()
@@ -443,7 +399,7 @@ class PredictionWriter(BasePredictionWriter):
 
         Parameters
         ----------
-        trainer, pl_module, stage
+        trainer, pl_module, stage : Trainer, LightningModule, str
             As Lightning has them.
 
         Raises
@@ -457,7 +413,10 @@ class PredictionWriter(BasePredictionWriter):
             self._meet(trainer, pl_module)
         run = self._let_go()
         assert run is not None
-        missing = self._end(trainer, run) if trainer.world_size == 1 else self._end_together(trainer, run)
+        if trainer.world_size == 1:
+            missing = self._end(trainer, run)
+        else:
+            missing = end_together(trainer, run, self.path, self._finalize)
         self._complete = missing is None
         if missing is not None and trainer.is_global_zero:
             warnings.warn(
@@ -487,45 +446,6 @@ class PredictionWriter(BasePredictionWriter):
             run.writer.close()
         return missing
 
-    def _end_together(self, trainer: Trainer, run: Run) -> str | None:
-        """Complete the store of several ranks when all of them are done, or return what is missing."""
-        strategy = trainer.strategy
-        failure: Exception | None = None
-        try:
-            if run.writer is not None and trainer.global_rank > 0:
-                run.writer.close()
-            elif run.writer is not None:
-                run.writer.flush()
-        except ZarrowError as error:
-            failure = error
-        # Nobody leaves a collective out, whatever happened to it: the others would wait for it forever.
-        all_well = strategy.reduce_boolean_decision(failure is None)
-        cut_short = run.cut_short(trainer.limit_predict_batches)
-        all_done = strategy.reduce_boolean_decision(cut_short is None)
-        missing = cut_short
-        if trainer.global_rank == 0:
-            try:
-                missing = run.missing_on_disk(self.path) or cut_short
-                if missing is None and not all_done:
-                    missing = "a rank ended before its data did"
-                if missing is None and all_well:
-                    self._finalize(run)
-                elif run.writer is not None:
-                    run.writer.close()
-            except (ZarrowError, OSError) as error:
-                failure = failure or error
-                if run.writer is not None:
-                    with contextlib.suppress(ZarrowError):
-                        run.writer.close()
-        missing, message = strategy.broadcast((missing, None if failure is None else str(failure)))
-        if failure is not None:
-            raise failure
-        if message is not None or not all_well:
-            raise IncompleteStoreError(
-                f"{self.path} is left incomplete: another rank failed{': ' + message if message else ''}"
-            )
-        return missing
-
     def _finalize(self, run: Run) -> None:
         if run.writer is None:
             return
@@ -549,81 +469,3 @@ def _open_all(given: Any) -> list[Identifiers | None]:
         if isinstance(given, list | tuple)
         else [open_identifiers(given)]
     )
-
-
-def _wait_for(path: Path) -> bool:
-    """Tell whether a directory appears: network disks take a moment."""
-    deadline = time.monotonic() + _SHARED_DISK_TIMEOUT_S
-    while not path.is_dir():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-class MissingRowsSampler(RemainingBatches):
-    """A batch sampler of the rows that a store does not have yet: the public way to resume.
-
-    `PredictionWriter` chooses the batches by itself; this is for those who make their own loaders, or call
-    a model themselves. It yields the batches ``[0, batch_size)``, ``[batch_size, 2 batch_size)``, … of the
-    dataset, without those that are stored, and on several ranks every rank its own. It holds one bit per
-    row of the dataset.
-
-    Parameters
-    ----------
-    path : path
-        The store, which need not be there yet. Looked at now.
-    dataset : sized or int
-        The dataset, or its length.
-    batch_size : int
-        Rows of a batch.
-    dataloader_idx : int
-        Of which data loader the rows are, if the store has those of several.
-    rank, world_size : int, optional
-        By default those of `torch.distributed`, if it was initialized, when the batches are asked for.
-
-    Raises
-    ------
-    InvalidInputError
-        If `batch_size` is not positive, or the store's rows have no ``sample_index``.
-
-    Examples
-    --------
-    >>> import tempfile, zarrow
-    >>> path = tempfile.mkdtemp() + "/run.zarrow"
-    >>> with zarrow.Writer(path) as writer:
-    ...     writer.append({"x": [1.0, 2.0]}, sample_index=[0, 1])
-    >>> list(MissingRowsSampler(path, 7, batch_size=2))
-    [[2, 3], [4, 5], [6]]
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        dataset: Sized | int,
-        *,
-        batch_size: int,
-        dataloader_idx: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise InvalidInputError(f"batch_size must be positive, got {batch_size}")
-        rows = dataset if isinstance(dataset, int) else len(dataset)
-        stored, _ = stored_rows(path)
-        warnings.filterwarnings("ignore", f"You are using a custom batch sampler `{type(self).__name__}`")
-
-        def ranks() -> tuple[int, int]:
-            if rank is not None and world_size is not None:
-                return rank, world_size
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                return torch.distributed.get_rank(), torch.distributed.get_world_size()
-            return 0, 1
-
-        super().__init__(
-            batches_in_order(rows, batch_size), stored.get(dataloader_idx, RowSet()), ranks, rows
-        )
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield this rank's batches."""
-        return super().__iter__()

@@ -1,0 +1,183 @@
+"""How does a run come to predict only the batches that are missing, and each rank only its own?
+
+`choose_batches` puts itself in front of the place where Lightning asks for the loaders, whoever has them:
+the call of ``predict``, a DataModule, or the model. What it gives back are copies of the loaders, with
+`RemainingBatches` for a batch sampler. Which batches those are depends on the loader's own:
+
+* in the dataset's order, or dealt out by a `DistributedSampler` (which pads): in the dataset's order;
+* in random order: the missing rows, in the dataset's order, since it is another order every time;
+* by a sampler or batch sampler of the user's: the batches of that. On several ranks all of them must yield
+  the same, which are then dealt out; or they divide the rows by themselves, which is respected.
+
+Iterable datasets, ``batch_size=None`` and loaders that are no `DataLoader` are left as they are.
+
+Place: under the edge `lightning`; imports torch and lightning. Knows one thing of Lightning that is not
+public: ``predict_loop._data_source``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
+
+from zarrow import _rows_left
+from zarrow._checksum import crc32c
+from zarrow._predict_loaders import length_of
+from zarrow._rows_left import Dealer, RemainingBatches, RowSet
+from zarrow.errors import InvalidInputError
+
+__all__ = ["choose_batches"]
+
+
+def choose_batches(trainer: Trainer, stored: Mapping[int, RowSet]) -> Callable[[], None]:
+    """Let the run's loaders yield the batches that are still to be predicted, to each rank its own.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Before it has asked for the loaders: in ``setup``.
+    stored : mapping of int to RowSet
+        Per ``dataloader_idx`` the rows that are stored.
+
+    Returns
+    -------
+    callable
+        Undoes it.
+
+    Raises
+    ------
+    InvalidInputError
+        If this version of Lightning has the loaders in another place.
+    """
+    source = getattr(trainer.predict_loop, "_data_source", None)
+    if not hasattr(source, "dataloader"):
+        raise InvalidInputError(
+            "this version of Lightning does not let a callback choose the batches: give the DataLoader "
+            "batch_sampler=zarrow.lightning.MissingRowsSampler(...)"
+        )
+    undo = contextlib.ExitStack()
+
+    def dataloader() -> CombinedLoader:
+        found = type(source).dataloader(source)  # type: ignore[union-attr]  # has it, see above
+        loaders = (
+            copy.copy(found) if isinstance(found, CombinedLoader) else CombinedLoader(found, "sequential")
+        )
+        chosen = [_remaining(trainer, loader, stored.get(i)) for i, loader in enumerate(loaders.flattened)]
+        loaders.flattened = chosen
+        if any(length_of(one) == 0 for one in chosen):
+            undo.enter_context(_zero_batches_will_do(trainer))
+        return loaders
+
+    # Lightning warns that a batch sampler may leave rows out, which is what this one is for.
+    warnings.filterwarnings("ignore", f"You are using a custom batch sampler `{RemainingBatches.__name__}`")
+    vars(source)["dataloader"] = dataloader  # in front of the class's method
+    undo.callback(vars(source).pop, "dataloader", None)
+    return undo.close
+
+
+@contextlib.contextmanager
+def _zero_batches_will_do(trainer: Trainer) -> Iterator[None]:
+    """Let a rank have no batch: the others have what is left."""
+    module = trainer.lightning_module
+    before = module.allow_zero_length_dataloader_with_multiple_devices
+    module.allow_zero_length_dataloader_with_multiple_devices = True
+    warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
+    try:
+        yield
+    finally:
+        module.allow_zero_length_dataloader_with_multiple_devices = before
+
+
+def _remaining(trainer: Trainer, loader: Any, stored: RowSet | None) -> Any:
+    """Return a copy of the loader that yields what is left, or the loader if it cannot be chosen from."""
+    world_size = trainer.world_size
+    if (stored is None or not len(stored)) and world_size == 1:
+        return loader
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or loader.batch_sampler is None
+        or isinstance(loader.batch_sampler, RemainingBatches)
+    ):
+        return loader
+    deal, expected = _dealer(loader)
+    ranks = (trainer.global_rank, world_size)
+    if world_size > 1 and not _is_plain(loader):
+        checksum, rows = _summary(loader)
+        first: int = trainer.strategy.broadcast(checksum)
+        if not trainer.strategy.reduce_boolean_decision(first == checksum):
+            _check_shares(trainer, loader, rows)
+            ranks, expected = (0, 1), length_of(loader.dataset)  # the user has dealt out: all of it is ours
+    chosen = copy.copy(loader)
+    # A DataLoader forbids setting this. Lightning makes a new one from the attributes of this one.
+    vars(chosen)["batch_sampler"] = RemainingBatches(deal, stored or RowSet(), lambda: ranks, expected)
+    if world_size > 1:
+        # Not asked for a row, but it keeps Lightning from making one, which fails if there are fewer rows
+        # than ranks.
+        vars(chosen)["sampler"] = DistributedSampler(loader.dataset, num_replicas=world_size, rank=ranks[0])
+    return chosen
+
+
+def _is_plain(loader: DataLoader[Any]) -> bool:
+    """Tell whether it is known which rows all ranks together are to have: those of the dataset."""
+    plain = (SequentialSampler, RandomSampler, DistributedSampler)
+    return type(loader.batch_sampler) is BatchSampler and type(loader.sampler) in plain
+
+
+def _summary(loader: DataLoader[Any]) -> tuple[int, int]:
+    """Return a checksum of the batches that a rank's sampler yields, and how many rows they have."""
+    checksum = rows = 0
+    for batch in loader.batch_sampler or ():
+        checksum = crc32c(np.asarray(batch, np.int64).tobytes(), checksum)
+        rows += len(batch)
+    return checksum, rows
+
+
+def _check_shares(trainer: Trainer, loader: DataLoader[Any], rows: int) -> None:
+    """Raise if samplers that differ from rank to rank yield more rows than there are."""
+    total = int(
+        trainer.strategy.reduce(torch.tensor(rows, device=trainer.strategy.root_device), reduce_op="sum")
+    )
+    available = length_of(loader.dataset)
+    if available is not None and total > available:
+        raise InvalidInputError(
+            f"the samplers of {trainer.world_size} ranks yield {total} rows of a dataset that has "
+            f"{available}, so some come twice: use samplers that divide the rows without padding and are "
+            "seeded alike, or none of your own"
+        )
+
+
+def _dealer(loader: DataLoader[Any]) -> tuple[Dealer, int | None]:
+    """Return how a loader's batches are dealt out, and how many rows they have in all."""
+    batch_sampler, sampler = loader.batch_sampler, loader.sampler
+    rows = length_of(loader.dataset)
+    if type(batch_sampler) is not BatchSampler:
+        assert batch_sampler is not None
+        return _rows_left.given_batches(batch_sampler), rows
+    batch_size = batch_sampler.batch_size
+    if type(sampler) in (SequentialSampler, DistributedSampler) and rows is not None:
+        return _rows_left.batches_in_order(rows, batch_size), rows
+    # An order that changes from run to run, and from rank to rank, is nobody's concern: any will do.
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == rows:
+        return _rows_left.packed(range(rows), batch_size), rows
+    if type(sampler) is SubsetRandomSampler:
+        candidates = np.sort(np.asarray(sampler.indices, np.int64))
+        return _rows_left.packed(candidates, batch_size), len(candidates)  # type: ignore[arg-type]
+    return _rows_left.grouped(sampler, batch_size), length_of(sampler)

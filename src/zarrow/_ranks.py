@@ -1,0 +1,177 @@
+"""How do the ranks of a run open one store together, and complete it together?
+
+Opening, in Lightning's ``setup``, which runs on every rank before anybody predicts:
+
+1. rank 0 opens the store, which recovers what a dead run left, and makes a directory in it as a sign;
+2. every rank looks for the sign (do they all see this disk?) and at the rows that are stored;
+3. when all have looked, the others open the store, too. Nobody has written yet, so that all know the same
+   rows, and deal out the same batches.
+
+Ending, in ``teardown``, which runs on every rank that has not died:
+
+1. all but rank 0 close their writers;
+2. when all have, rank 0 asks the store whether every row is there, and completes it.
+
+A rank that dies never gets here: the others fail in the collective, and the store stays incomplete, with
+every accepted row. A rank that has an error takes part in every collective before it raises, so that the
+others do not wait for it.
+
+Place: under the edge `lightning`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from lightning.pytorch import Trainer
+
+from zarrow import _files, layout
+from zarrow._predict_run import Run
+from zarrow.errors import IncompleteStoreError, InvalidInputError, ZarrowError
+from zarrow.writer import Writer
+
+__all__ = ["end_together", "open_together"]
+
+_SHARED_DISK_TIMEOUT_S = 10.0
+
+Seen = TypeVar("Seen")
+
+
+class _Open(Protocol):
+    def __call__(self, *, shared: bool) -> Writer | None: ...
+
+
+def open_together(
+    trainer: Trainer, path: str, open_store: _Open, look: Callable[[], Seen], join: Callable[[], Writer]
+) -> tuple[Writer | None, Seen]:
+    """Open a store on every rank.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Of several ranks.
+    path : str
+        The store.
+    open_store : callable of (shared=True) to Writer or None
+        Opens it on rank 0; None if it is complete, and stays so.
+    look : callable
+        Finds out what is stored.
+    join : callable
+        Opens it on another rank.
+
+    Returns
+    -------
+    Writer or None, object
+        This rank's writer, and what `look` returned.
+
+    Raises
+    ------
+    ZarrowError
+        On every rank, if rank 0 cannot open the store, or another rank does not see it.
+    """
+    strategy = trainer.strategy
+    with contextlib.ExitStack() as opened:
+        writer, failure, sign = None, None, None
+        if trainer.global_rank == 0:
+            try:
+                writer = open_store(shared=True)
+                if writer is not None:
+                    opened.callback(writer.close)
+                    sign = f"{layout.SCRATCH_PREFIX}{uuid.uuid4().hex}"
+                    _files.make_dir(Path(path, layout.OPEN_DIR, sign))
+            except (ZarrowError, OSError) as error:
+                failure = error
+        message, sign = strategy.broadcast((None if failure is None else str(failure), sign))
+        if failure is not None:
+            raise failure
+        if message is not None:
+            raise IncompleteStoreError(f"rank 0 could not open the store: {message}")
+        visible = sign is None or _wait_for(Path(path, layout.OPEN_DIR, sign))
+        all_see_it = strategy.reduce_boolean_decision(visible)
+        if sign is not None and trainer.global_rank == 0:
+            _files.remove_tree(Path(path, layout.OPEN_DIR, sign))
+        if not all_see_it:
+            raise InvalidInputError(
+                f"{path}: not every rank sees the store that rank 0 opened"
+                f"{'' if visible else f'; rank {trainer.global_rank} does not'}: "
+                "put it on a disk that all of them share"
+            )
+        seen = look()
+        strategy.barrier("zarrow: every rank knows what is stored")
+        if trainer.global_rank > 0 and sign is not None:
+            writer = join()
+        opened.pop_all()
+    return writer, seen
+
+
+def _wait_for(path: Path) -> bool:
+    """Tell whether a directory appears: network disks take a moment."""
+    deadline = time.monotonic() + _SHARED_DISK_TIMEOUT_S
+    while not path.is_dir():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run], None]) -> str | None:
+    """Complete a store when all ranks are done, if every row is there.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Of several ranks.
+    run : Run
+        This rank's.
+    path : str
+        The store.
+    finalize : callable of (Run)
+        Completes it, on rank 0.
+
+    Returns
+    -------
+    str or None
+        What is missing, in words; None if the store is complete. The same on every rank.
+
+    Raises
+    ------
+    ZarrowError
+        On every rank, if one failed; the store is incomplete.
+    """
+    strategy = trainer.strategy
+    writer = run.writer
+    failure: Exception | None = None
+    try:
+        if writer is not None and trainer.global_rank > 0:
+            writer.close()
+        elif writer is not None:
+            writer.flush()
+    except ZarrowError as error:
+        failure = error
+    all_well = strategy.reduce_boolean_decision(failure is None)
+    missing = run.cut_short(trainer.limit_predict_batches)
+    all_done = strategy.reduce_boolean_decision(missing is None)
+    if trainer.global_rank == 0:
+        try:
+            missing = run.missing_on_disk(path) or missing
+            if missing is None and not all_done:
+                missing = "a rank ended before its data did"
+            if missing is None and all_well:
+                finalize(run)
+        except (ZarrowError, OSError) as error:
+            failure = failure or error
+        if writer is not None:
+            with contextlib.suppress(ZarrowError):  # rank 0's own failure is known by now
+                writer.close()
+    missing, message = strategy.broadcast((missing, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    if message is not None or not all_well:
+        reason = f": {message}" if message else ""
+        raise IncompleteStoreError(f"{path} is left incomplete: another rank failed{reason}")
+    return missing

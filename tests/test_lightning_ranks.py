@@ -1,0 +1,389 @@
+"""Runs on several ranks, each launched as Lightning launches it: a process of its own, gloo between them.
+
+====================================================  =====================================================
+What Lightning does to a predict run on many ranks     What must come of it
+====================================================  =====================================================
+deals rows out ``rank::world_size``                   the batches of one process, dealt out
+gives every rank every batch of a custom sampler      dealt out all the same
+permutes differently on every rank                    every row once, in whatever order
+asserts that no rank is without rows                  a rank may be without rows
+pads with repeated rows (DistributedSampler)          every row once
+knows no indices of streams                           refused, or told by sample_index=
+does not wait for the other ranks at the end          complete when all of them are done
+kills all when one dies                               resumable, with another number of ranks
+====================================================  =====================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset
+
+import zarrow
+from zarrow.errors import ZarrowError
+from zarrow.lightning import MissingRowsSampler, PredictionWriter
+
+pytestmark = pytest.mark.slow
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+
+
+class Numbers(Dataset):
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(float(index))
+
+
+class Stream(IterableDataset):
+    def __init__(self, *, divided: bool) -> None:
+        self.divided = divided
+
+    def __iter__(self) -> Any:
+        rows = range(RANK, 20, 2) if self.divided else range(20)
+        return (torch.tensor(float(i)) for i in rows)
+
+
+class Buckets:
+    """A batch sampler that Lightning does not know."""
+
+    def __iter__(self) -> Any:
+        return iter([[5, 3], [1], [0, 2, 4]])
+
+    def __len__(self) -> int:
+        return 3
+
+
+class MyOwnShare(Buckets):
+    """A batch sampler that divides the rows by itself."""
+
+    def __iter__(self) -> Any:
+        return iter([[0, 1], [4]] if RANK == 0 else [[2], [3, 5], []][:2])
+
+
+class Backwards(Sampler):
+    def __iter__(self) -> Any:
+        return iter(range(19, -1, -1))
+
+    def __len__(self) -> int:
+        return 20
+
+
+class Anyhow(Backwards):
+    """Yields other rows on every rank, and some on both."""
+
+    def __iter__(self) -> Any:
+        return iter(range(5 * RANK, 5 * RANK + 8))
+
+    def __len__(self) -> int:
+        return 8
+
+
+class AllOverThePlace(Backwards):
+    """Yields all rows on every rank, in an order of its own."""
+
+    def __iter__(self) -> Any:
+        return iter(np.random.default_rng(RANK).permutation(20).tolist())
+
+
+class Model(LightningModule):
+    """Values depend on which rows share a batch, as they do where a model pads."""
+
+    def __init__(self, sleep_s: float = 0.0, how: Any = None) -> None:
+        super().__init__()
+        self.sleep_s = sleep_s
+        self.how = how
+
+    def predict_step(self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        time.sleep(self.sleep_s)
+        together = torch.full_like(batch, batch.sum().item())
+        prediction = {"number": batch, "together": together, "query_embed": torch.stack([batch, together], 1)}
+        return prediction if self.how is None else self.how(prediction)
+
+
+def run(path: Path, loaders: Any, ranks: int, model: Model | None = None, **options: Any) -> PredictionWriter:
+    writer = PredictionWriter(path, **options)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        callbacks=[writer],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.predict(model or Model(), loaders, return_predictions=False)
+    return writer
+
+
+# What the ranks run: `python test_lightning_ranks.py SCENARIO FOLDER RANKS`
+
+
+def every_kind_of_loader(folder: Path, ranks: int) -> None:
+    ids = pa.table({"id": range(11)})
+    mine = DistributedSampler(Numbers(7), num_replicas=ranks, rank=RANK)
+    stored = {
+        "uneven": (DataLoader(Numbers(11), batch_size=2), {"identifiers": ids, "keys": ["id"]}),
+        "workers": (DataLoader(Numbers(50), batch_size=4, num_workers=2, persistent_workers=True), {}),
+        "one": (DataLoader(Numbers(1), batch_size=2), {}),
+        "none": (DataLoader(Numbers(0), batch_size=2), {"identifiers": ids.slice(0, 0), "keys": ["id"]}),
+        "shuffled": (DataLoader(Numbers(30), batch_size=4, shuffle=True), {}),
+        "subset": (DataLoader(Subset(Numbers(50), range(20, 31)), batch_size=4), {}),
+        "buckets": (DataLoader(Numbers(6), batch_sampler=Buckets()), {}),
+        "own share": (DataLoader(Numbers(6), batch_sampler=MyOwnShare()), {}),
+        "backwards": (DataLoader(Numbers(20), batch_size=3, sampler=Backwards()), {}),
+        "padded": (DataLoader(Numbers(7), batch_size=2, sampler=mine), {}),
+        "missing": (
+            DataLoader(Numbers(9), batch_sampler=MissingRowsSampler(folder / "missing", 9, batch_size=2)),
+            {},
+        ),
+        "two": ([DataLoader(Numbers(5), batch_size=2), DataLoader(Numbers(3), batch_size=2)], {}),
+        "stream": (
+            DataLoader(Stream(divided=True), batch_size=3),
+            {"sample_index": lambda batch: batch.long(), "identifiers": pa.table({"id": range(20)})},
+        ),
+    }
+    for name, (loader, options) in stored.items():
+        say(name, run(folder / name, loader, ranks, **options).complete)
+    say("again", run(folder / "uneven", stored["uneven"][0], ranks, resume=True).complete)
+
+
+def refused(folder: Path, ranks: int) -> None:
+    def fail(name: str, *arguments: Any, path: Path | None = None, **options: Any) -> None:
+        try:
+            run(path or folder / name, *arguments, **options)
+        except ZarrowError as error:
+            say(name, str(error))
+        else:
+            say(name, "no error")
+
+    loader = DataLoader(Numbers(11), batch_size=2)
+    fail("stream", DataLoader(Stream(divided=True), batch_size=3), ranks)
+    fail("overlap", DataLoader(Numbers(20), batch_size=3, sampler=Anyhow()), ranks)
+    fail("permuted", DataLoader(Numbers(20), batch_size=3, sampler=AllOverThePlace()), ranks)
+    fail("other disk", loader, ranks, path=folder / f"rank{RANK}")
+    fail("missing parent", loader, ranks, path=folder / "nowhere" / "s")
+    run(folder / "there", loader, ranks)
+    fail("there", loader, ranks)
+    fail("replace", loader, ranks, path=folder / "there", mode="w")
+
+
+def schemas_differ(folder: Path, ranks: int) -> None:
+    how = (
+        (lambda prediction: prediction)
+        if RANK == 0
+        else (lambda prediction: {**prediction, "number": torch.tensor([1, 2])})
+    )
+    loader = DataLoader(Numbers(40), batch_size=2)
+    try:
+        run(folder / "s", loader, ranks, Model(0.0 if RANK == 0 else 2.0, how))
+    except ZarrowError as error:
+        say("schema", str(error))
+        raise
+
+
+def slow(folder: Path, ranks: int) -> None:
+    say("pid", os.getpid())
+    run(
+        folder / "s", DataLoader(Numbers(800), batch_size=4), ranks, Model(0.02), resume=True, segment_rows=32
+    )
+    say("done", True)
+
+
+def say(name: str, what: Any) -> None:
+    sys.stdout.write(json.dumps([RANK, name, what]) + "\n")
+    sys.stdout.flush()
+
+
+# The tests
+
+
+def launch(scenario: Any, folder: Path, ranks: int = 2) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", __file__, scenario.__name__, str(folder), str(ranks)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("LOCAL_RANK", None)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def said(output: str) -> dict[str, dict[int, Any]]:
+    found: dict[str, dict[int, Any]] = {}
+    for line in output.splitlines():
+        if line.startswith("["):
+            try:
+                rank, name, what = json.loads(line)
+            except ValueError:
+                continue
+            found.setdefault(name, {})[rank] = what
+    return found
+
+
+def content(path: Path) -> tuple[pa.Table, np.ndarray]:
+    """Return a complete store's rows in the dataset's order."""
+    with zarrow.open(path) as store:
+        table = store.table()
+        names = [name for name in ("dataloader_idx", "sample_index") if name in table.column_names]
+        order = pa.compute.sort_indices(table, sort_keys=[(name, "ascending") for name in names])
+        vectors = np.asarray(store["query_embed"][:]) if "query_embed" in store.arrays else np.zeros((0, 2))
+        return table.take(order).drop_columns(["row"]), vectors[order.to_numpy()]
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    (table, vectors), (other_table, other_vectors) = content(one), content(other)
+    assert table.equals(other_table)
+    np.testing.assert_array_equal(vectors, other_vectors)
+
+
+def test_every_kind_of_loader(tmp_path):
+    """Every row is stored once, with its own identifiers and vector, whoever divides the rows."""
+    process = launch(every_kind_of_loader, tmp_path)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    found = said(output)
+    rows = {"uneven": 11, "workers": 50, "one": 1, "none": 0, "shuffled": 30, "subset": 11, "buckets": 6}
+    rows |= {"own share": 6, "backwards": 20, "padded": 7, "missing": 9, "stream": 20}
+    for name, expected in rows.items():
+        assert found[name] == {0: True, 1: True}, name
+        table, vectors = content(tmp_path / name)
+        assert table["sample_index"].to_pylist() == list(range(expected)), name
+        if expected:
+            first = 20 if name == "subset" else 0
+            assert table["number"].to_pylist() == list(range(first, first + expected)), name
+            assert vectors[:, 0].tolist() == list(range(first, first + expected)), name
+        if "id" in table.column_names:
+            assert table["id"].to_pylist() == list(range(expected)), name
+    assert found["again"] == {0: True, 1: True}
+    two, _ = content(tmp_path / "two")
+    assert two["sample_index"].to_pylist() == [*range(5), *range(3)]
+    # The batches are those of one process, so the values are.
+    run(tmp_path / "alone", DataLoader(Numbers(50), batch_size=4), 1)
+    assert_equal(tmp_path / "workers", tmp_path / "alone")
+
+
+def test_what_is_refused(tmp_path):
+    """What cannot work fails early, on every rank, with the reason."""
+    process = launch(refused, tmp_path)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    found = said(output)
+    for name, messages in {
+        "stream": ["no dataset indices", "each of 2 ranks"],
+        "overlap": ["stored more than once", "another rank failed: .*stored more than once"],
+        "permuted": ["yield 40 rows of a dataset that has 20", "yield 40 rows"],
+        "other disk": [
+            "not every rank sees the store",
+            "rank 1 does not: put it on a disk that all of them share",
+        ],
+        "missing parent": ["no such directory", "rank 0 could not open the store: .*no such directory"],
+        "there": ["resume=True goes on with it", "resume=True goes on with it"],
+        "replace": ["on one rank only", "on one rank only"],
+    }.items():
+        for rank, message in enumerate(messages):
+            assert re.search(message, found[name][rank]), found[name]
+
+
+def test_ranks_whose_schemas_differ(tmp_path):
+    """A rank whose batches do not fit the store ends the run; the rows of the others stay."""
+    process = launch(schemas_differ, tmp_path)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode != 0
+    assert "column 'number': expected float, got int64" in said(output)["schema"][1]
+    with zarrow.open(tmp_path / "s", partial=True) as store:
+        assert store.num_rows > 0
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def kill_a_run(folder: Path, victims: tuple[int, ...], number: int, after_rows: int) -> None:
+    """Start a slow run on two ranks, kill some of them, and wait until all are gone."""
+    process = launch(slow, folder)
+    assert process.stdout is not None
+    pids: dict[int, int] = {}
+    while len(pids) < 2:
+        line = process.stdout.readline()
+        assert line, "died early"
+        pids |= said(line).get("pid", {})
+    deadline = time.monotonic() + 60
+    rows = before = -1
+    while rows < before + after_rows and time.monotonic() < deadline:
+        time.sleep(0.05)
+        try:
+            with zarrow.open(folder / "s", partial=True) as store:
+                rows = store.num_rows
+                before = rows if before < 0 else before
+        except ZarrowError:
+            continue
+    for rank in victims:
+        os.kill(pids[rank], number)
+    while any(map(is_running, pids.values())) and time.monotonic() < deadline + 60:
+        process.poll()
+        time.sleep(0.1)
+    for pid in pids.values():
+        if is_running(pid):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("victims", "number", "ranks"),
+    [
+        ((1,), signal.SIGKILL, 1),
+        ((0,), signal.SIGKILL, 2),
+        ((0, 1), signal.SIGKILL, 3),
+        ((0,), signal.SIGTERM, 2),
+    ],
+)
+def test_deaths(tmp_path, victims, number, ranks):
+    """Whoever dies, a resumed run on any number of ranks equals an undisturbed one."""
+    kill_a_run(tmp_path, victims, number, after_rows=60)
+    with zarrow.open(tmp_path / "s", partial=True) as store:
+        assert not store.complete
+        assert 0 < store.num_rows < 800
+    loader = DataLoader(Numbers(800), batch_size=4)
+    if ranks == 1:
+        run(tmp_path / "s", loader, 1, resume=True)
+    else:
+        process = launch(slow, tmp_path, ranks)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+    run(tmp_path / "whole", loader, 1)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
