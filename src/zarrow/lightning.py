@@ -353,7 +353,13 @@ class PredictionWriter(BasePredictionWriter):
 
         Parameters
         ----------
-        trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx : Trainer, LightningModule, mapping, list, object, int, int
+        trainer, pl_module : Trainer, LightningModule
+            As Lightning has them.
+        prediction : mapping of str to tensor
+            What ``predict_step`` returned.
+        batch_indices : list of int
+            Not believed: after a loader without a record they are those of another one.
+        batch, batch_idx, dataloader_idx : object, int, int
             As Lightning has them.
 
         Raises
