@@ -405,12 +405,18 @@ def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -
     return rows
 
 
-def check_complete(path: Path, workload: Workload, what: str, *, stock: bool = True) -> dict[int, int]:
-    """Check a finalized store with stock readers; return how many rows of each stream it has."""
+def check_complete(
+    path: Path, workload: Workload, what: str, *, stock: bool = True, tidy: bool = True
+) -> dict[int, int]:
+    """Check a finalized store with stock readers; return how many rows of each stream it has.
+
+    Unless it is `tidy`, scratch files may be there, whose removal a power cut took back.
+    """
     parts = sorted(os.listdir(path / "table"))
     require(parts == [f"part-{index:08d}.parquet" for index in range(len(parts))], f"{what}: parts {parts}")
     require((path / "manifest.json").exists(), f"{what}: no manifest")
     left = [name for name in os.listdir(path / "open") if name != "lock"]
+    left = left if tidy else [name for name in left if not name.startswith("tmp-")]
     require(not left, f"{what}: open/ has {left}")
     claims = [name for name in os.listdir(path / "segments") if name.endswith(".claim")]
     require(not claims, f"{what}: {claims} left")

@@ -1,0 +1,198 @@
+"""Whatever the order of appending, flushing, dying and finalizing, the store is what the model says."""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crash.disk import Tree
+from crash.workloads import (
+    NAME,
+    OPTIONS,
+    TWO,
+    Run,
+    Workload,
+    check_complete,
+    check_plain_readers,
+    check_promise,
+    small_chunks,
+    vectors_of,
+)
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import zarrow
+from zarrow.errors import ZarrowError
+
+pytestmark = pytest.mark.slow
+
+PLAIN = Workload(
+    "machine", lambda run: None, {}, arrays=TWO, options=OPTIONS | {"segment_rows": 16}, chunk_bytes=64
+)
+ZSTD = Workload(
+    "zstd", lambda run: None, {}, arrays=TWO, options=PLAIN.options | {"codecs": "zstd"}, chunk_bytes=64
+)
+
+
+class _Silent:
+    def note(self):
+        pass
+
+
+class Machine(RuleBasedStateMachine):
+    """A store, at most two writers of it, and how many rows of each stream must be there."""
+
+    workload = PLAIN
+
+    def __init__(self):
+        super().__init__()
+        self.top = Path(tempfile.mkdtemp(prefix="zarrow-machine-"))
+        self.tops = [self.top]
+        self.run = Run(self.top / NAME, self.workload, _Silent())
+        self.open = {}
+        self.next_stream = 0
+        self.snapshots = []
+        self.chunks = small_chunks(self.workload)
+        self.chunks.__enter__()
+
+    def teardown(self):
+        self._close_all()
+        for store, _ in self.snapshots:
+            store.close()
+        self.chunks.__exit__(None, None, None)
+        for top in self.tops:
+            shutil.rmtree(top, ignore_errors=True)
+
+    def _close_all(self):
+        for writer in self.open.values():
+            with contextlib.suppress(ZarrowError):
+                writer.close()
+        self.open.clear()
+
+    @property
+    def path(self):
+        return self.top / NAME
+
+    @precondition(lambda self: len(self.open) < 2)
+    @rule()
+    def open_a_writer(self):
+        """Each writer fills a stream of its own; the first recovers what dead ones left."""
+        stream = self.next_stream
+        self.next_stream += 1
+        writer = self.run.open(stream, shared=True)
+        if not self.open:
+            assert writer.accepted_rows == sum(self.run.counted.values())
+        self.open[stream] = writer
+        self.run.counted.setdefault(stream, 0)
+
+    @precondition(lambda self: self.open)
+    @rule(rows=st.integers(0, 40), which=st.integers(0, 1))
+    def append(self, rows, which):
+        stream = list(self.open)[which % len(self.open)]
+        self.run.append(self.open[stream], rows, stream)
+
+    @precondition(lambda self: self.open)
+    @rule(durable=st.booleans(), which=st.integers(0, 1))
+    def flush(self, durable, which):
+        writer = list(self.open.values())[which % len(self.open)]
+        writer.flush(durable=durable)
+        assert writer.accepted_rows == writer.queued_rows
+        assert writer.durable_rows <= writer.accepted_rows
+        if durable:
+            assert writer.durable_rows == writer.accepted_rows
+
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 1))
+    def close(self, which):
+        stream = list(self.open)[which % len(self.open)]
+        self.open.pop(stream).close()
+
+    @precondition(lambda self: self.open)
+    @rule(flushed=st.booleans())
+    def crash(self, flushed):
+        """Every process dies; what lies on the disk now is what is found later."""
+        if flushed:
+            for writer in self.open.values():
+                writer.flush()
+        for stream, writer in self.open.items():
+            writer._appender.stop()  # what is queued dies with the process
+            self.run.counted[stream] = self.run.progress()[stream][0]
+        tree = Tree.take(self.top)
+        self._close_all()
+        self.run.writers.clear()
+        self.top = Path(tempfile.mkdtemp(prefix="zarrow-machine-"))
+        self.tops.append(self.top)
+        tree.put(self.top)
+        self.run.path = self.path
+
+    @precondition(lambda self: self.next_stream and not self.open and self._has_store())
+    @rule()
+    def finalize(self):
+        self.run.open(self.next_stream).finalize()
+        self.run.writers.clear()
+        counts = check_complete(self.path, self.workload, "finalized")
+        check_promise(counts, self.run.counted, self.run.counted, "finalized")
+        with zarrow.open(self.path) as store:
+            assert store.complete
+            assert store.num_rows == sum(self.run.counted.values())
+
+    def _has_store(self):
+        return (self.path / "zarrow.json").exists()
+
+    @precondition(lambda self: self._has_store())
+    @rule()
+    def take_a_snapshot(self):
+        store = zarrow.open(self.path, partial=True)
+        ids = store.table(columns=["id"])["id"].to_numpy()
+        self.snapshots.append((store, ids))
+        self._check_snapshot(store, ids)
+
+    @precondition(lambda self: self.snapshots)
+    @rule(which=st.integers(0, 100))
+    def read_an_old_snapshot(self, which):
+        """What a reader saw stays as it was, whatever writers did since; or it is told to look again."""
+        store, ids = self.snapshots[which % len(self.snapshots)]
+        with contextlib.suppress(zarrow.errors.StoreChangedError):
+            self._check_snapshot(store, ids)
+
+    def _check_snapshot(self, store, ids):
+        for name, expected in vectors_of(TWO, ids).items():
+            got = np.asarray(store[name][np.arange(len(ids))])
+            assert np.array_equal(got, expected), f"{name} of a snapshot of {len(ids)} rows"
+
+    @invariant()
+    def stock_readers_see_committed_rows_only(self):
+        if not self.open and self._has_store():
+            check_plain_readers(self.path, self.workload, stock=False)
+
+
+class Compressed(Machine):
+    """The same with encoded chunks and tail files."""
+
+    workload = ZSTD
+
+
+@pytest.mark.parametrize("machine", [Machine, Compressed], ids=["plain", "compressed"])
+def test_a_store_follows_its_model(machine, profile, figures):
+    """Any sequence of steps leaves exactly the rows that were handed over, in each writer's order."""
+    examples, steps = {"ci": (15, 30), "long": (200, 75)}[profile]
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=profile == "ci",
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    figures("state machine", runs=examples, steps=examples * steps, bad=0)
