@@ -174,6 +174,10 @@ def read_snapshot(root: Path) -> Snapshot:
         If there is no store, or a damaged one.
     """
     spec = read_spec(root)
+    for name in (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR):
+        _files.require_own_dirs(root, root / name / "x")
+    for array in spec.arrays:
+        _files.require_own_dirs(root, root / layout.array_dir(array.name) / "c" / "x")
     manifest = read_manifest(root, spec)
     if manifest is not None:
         return Snapshot(root, spec, manifest.rows, manifest.segments, manifest)
