@@ -488,10 +488,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "call",
         [
-            lambda store: store["embedd"],
-            lambda store: store.join(arrays=["embedd"]),
-            lambda store: store.take([0], arrays=["embedd"]),
-            lambda store: store.vectors([0], ["embedd"]),
+            lambda store: store["embeds"],
+            lambda store: store.join(arrays=["embeds"]),
+            lambda store: store.take([0], arrays=["embeds"]),
+            lambda store: store.vectors([0], ["embeds"]),
         ],
         ids=line,
     )

@@ -367,7 +367,7 @@ def test_durability_checks_itself(options: dict[str, Any]) -> None:
     [
         ({"segment_rows": 100}, "segment_rows must be a power of two, got 100"),
         ({"codecs": "lzma"}, "got 'lzma'"),
-        ({"codecs": {"embedd": "zstd"}}, "'embedd'"),
+        ({"codecs": {"embeds": "zstd"}}, "'embeds'"),
         ({"keys": ["subject"]}, "key 'subject'"),
     ],
 )

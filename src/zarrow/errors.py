@@ -124,10 +124,12 @@ class CorruptionError(ZarrowError, RuntimeError):
 class WriteFailedError(ZarrowError, OSError):
     """The operating system refused a write; the writer is poisoned, the rows that it names are safe.
 
-    Attributes
+    Parameters
     ----------
     errno : int
         The error number of the call that failed, as in `OSError`.
+    message : str
+        What failed, what is safe, what to do.
     accepted_rows : int
         Rows of this writer that survive the death of the process.
     durable_rows : int

@@ -271,7 +271,9 @@ class Store:
 
         Parameters
         ----------
-        columns, filter
+        columns : list of str, optional
+            As in `table`.
+        filter : pyarrow.compute.Expression, optional
             As in `table`.
         batch_size : int, optional
             Rows of every batch but the last; what comes easiest by default.
@@ -337,7 +339,7 @@ class Store:
         Returns
         -------
         duckdb.DuckDBPyRelation
-            The result: ``.fetchall()``, ``.df()``, ``.pl()``, ``.arrow()``, …
+            The result; ``.fetchall()``, ``.df()``, ``.pl()`` or ``.arrow()`` fetch it.
 
         Raises
         ------
@@ -416,7 +418,9 @@ class Store:
         ----------
         rows : table-like with a column ``row``, or int array
             A table or frame of pyarrow, Polars, pandas or DuckDB.
-        arrays, check
+        arrays : list of str, optional
+            As in `take`.
+        check : {"crc"}, optional
             As in `take`.
 
         Returns
@@ -546,7 +550,9 @@ class Store:
 
         Parameters
         ----------
-        filter, columns
+        filter : pyarrow.compute.Expression, optional
+            As in `table`.
+        columns : list of str, optional
             As in `table`.
         arrays : list of str, optional
             The arrays; all by default.
@@ -561,12 +567,11 @@ class Store:
         check : {"crc"}, optional
             Compare the vectors' chunks with their checksums; see `StoreArray.read`.
 
-        Yields
-        ------
-        batch : pyarrow.RecordBatch
-            The narrow columns.
-        vectors : dict of str to array, shapes (batch.num_rows, *row_shape)
-            The vectors; the mapped files themselves, read-only, where the rows lie together.
+        Returns
+        -------
+        iterator of (RecordBatch, dict of str to array)
+            Batches of the narrow columns and of the vectors of the same rows, shapes
+            (batch.num_rows, *row_shape): the mapped files themselves, read-only, where the rows lie together.
 
         Raises
         ------
