@@ -26,7 +26,7 @@ def encode_document(body: Mapping[str, Any]) -> bytes:
     r"""Return `body` as JSON with its checksum as last member.
 
     >>> encode_document({"rows": 3})
-    X
+    b'{"rows":3,"crc32c":"267e3b8c"}\n'
     """
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()[:-1]
     return text + b',"crc32c":"%08x"}\n' % crc32c(text)
