@@ -197,6 +197,7 @@ def _adopt(one: Dead, spec: StoreSpec) -> OpenSegment:
 
 def _seal_dead(root: Path, spec: StoreSpec, one: Dead) -> None:
     segment = _adopt(one, spec)
+    del one  # the journal that it holds is read again, and need not be in memory twice
     try:
         seal(root, spec, segment)
     finally:
