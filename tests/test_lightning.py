@@ -25,6 +25,7 @@ from torch.utils.data import (
 )
 
 import zarrow
+from zarrow._identifiers import open_identifiers
 from zarrow.errors import (
     BatchError,
     IncompleteStoreError,
@@ -598,6 +599,22 @@ def test_identifiers_of_every_kind(tmp_path, kind, shuffle):
     assert columns["name"] == [f"n{i}" for i in columns["sample_index"]]
 
 
+def test_parquet_identifiers_are_read_a_row_group_at_a_time(tmp_path, monkeypatch):
+    """A run in the dataset's order decodes every row group once, and keeps two."""
+    decoded = []
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **rest: decoded.append(i) or read(self, i, **rest)
+    )
+    pq.write_table(pa.table({"id": range(100)}), tmp_path / "ids.parquet", row_group_size=10)
+    identifiers = open_identifiers(tmp_path / "ids.parquet")
+    for first in range(0, 100, 7):
+        rows = np.arange(first, min(first + 7, 100))
+        assert identifiers.take(None, rows, len(rows))["id"].to_pylist() == rows.tolist()
+        assert len(identifiers._decoded) <= 2
+    assert decoded == list(range(10))
+
+
 @pytest.mark.parametrize("rows", [9, 11])
 def test_identifiers_shorter_or_longer_than_the_dataset(tmp_path, rows):
     """Identifiers of another length are refused before the first batch."""
@@ -813,6 +830,13 @@ def test_arguments_that_break_a_rule(tmp_path, options, message):
     """The constructor refuses what can never work."""
     with pytest.raises(InvalidInputError, match=message):
         PredictionWriter(tmp_path / "s", **options)
+
+
+def test_trainers_of_the_other_package_are_refused(tmp_path):
+    """The Trainer of pytorch_lightning, the package's twin, would record no indices for this callback."""
+    with pytest.raises(InvalidInputError, match=r"must be that of lightning\.pytorch, got builtins"):
+        PredictionWriter(tmp_path / "s").setup(object(), Model(), stage="predict")
+    assert not (tmp_path / "s").exists()
 
 
 def test_training_is_none_of_its_business(tmp_path):

@@ -239,6 +239,11 @@ class PredictionWriter(BasePredictionWriter):
         """
         if stage != "predict":
             return
+        if not isinstance(trainer, Trainer):
+            raise InvalidInputError(
+                f"the Trainer must be that of lightning.pytorch, got {type(trainer).__module__}.Trainer: "
+                "import it from lightning.pytorch, as zarrow does"
+            )
         super().setup(trainer, pl_module, stage)
         self._complete = False
         identifiers = _open_all(self._identifiers_given)
