@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import zarrow
@@ -105,12 +106,13 @@ def test_head_shows_columns_and_how_vectors_begin(store: Path) -> None:
     assert "[b]2[/b]" not in result.output
 
 
-def test_head_names_columns_that_do_not_fit(store: Path) -> None:
+def test_head_names_columns_that_do_not_fit(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a narrow terminal `head` leaves columns out, names them, and shows those that are asked for."""
-    narrow = CliRunner().invoke(app, ["head", str(store)], env={"COLUMNS": "40"})
+    monkeypatch.setattr("zarrow.cli.out", Console(width=40))
+    narrow = CliRunner().invoke(app, ["head", str(store)])
     assert "no room for: " in narrow.output
     assert "sample_index" in narrow.output
-    asked = CliRunner().invoke(app, ["head", str(store), "--columns", "row"], env={"COLUMNS": "40"})
+    asked = CliRunner().invoke(app, ["head", str(store), "--columns", "row"])
     assert "no room for" not in asked.output
 
 
