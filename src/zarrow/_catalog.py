@@ -17,6 +17,7 @@ Place: tier 2; read by `store`, written by `_seal` and `writer`. Must not import
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -149,6 +150,11 @@ def _numbers(root: Path, suffix: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match and match[2] == suffix)
 
 
+def segment_numbers(root: Path) -> list[int]:
+    """Return the numbers of all records, in order."""
+    return _numbers(root, "json")
+
+
 def dense_segments(root: Path) -> int:
     """Return how many records there are before the first gap."""
     numbers = _numbers(root, "json")
@@ -248,7 +254,9 @@ def has_record(root: Path, segment: int) -> bool:
 
 
 def claim(root: Path, sources: Iterable[Source], scratch: Path) -> Claim:
-    """Take the next free segment number for these sources: durable on return.
+    """Take the lowest free segment number for these sources: durable on return.
+
+    That is the next one, unless a damaged segment was put aside (`repair`), whose number is free again.
 
     Parameters
     ----------
@@ -265,9 +273,9 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path) -> Claim:
         It is there until `release_claim`.
     """
     taken = {*_numbers(root, "json"), *_numbers(root, "claim")}
-    number = max(taken, default=-1) + 1
     rows = tuple(sources)
     while True:
+        number = next(number for number in itertools.count() if number not in taken)
         assert number < layout.MAX_SEGMENTS
         wanted = Claim(segment=number, sources=rows)
         try:
@@ -279,7 +287,7 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path) -> Claim:
                 return wanted
             # Another writer claimed, committed and released it between our look and our link.
             release_claim(root, wanted)
-        number += 1
+        taken.add(number)
 
 
 def commit(root: Path, record: SegmentRecord, scratch: Path) -> None:
@@ -296,7 +304,7 @@ def uncommit(root: Path, spec: StoreSpec, segment: int, scratch: Path) -> None:
 
     The crash that the order prevents: a Zarr shape that covers rows which are not committed.
     """
-    publish_shape(root, spec, scratch, segments=segment)
+    publish_shape(root, spec, scratch, segments=min(segment, dense_segments(root)))
     # The segment's claim was removed, but perhaps not for good: without the record it would claim rows of
     # an open segment that is gone.
     _files.sync_dir(root / layout.SEGMENTS_DIR)

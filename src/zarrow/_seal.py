@@ -12,6 +12,9 @@ Sealing one segment (`seal`):
 A crash before 2 leaves an open segment that is full; after 2, a claim that `recover` finishes from the
 open segments, which are untouched until 5; after 4, leftovers. Every step may be done twice.
 
+The records are dense from then on, but for the numbers of damaged segments that `repair` put aside: the
+rows of the last segments are entered anew into these (`_close_gaps`).
+
 `finalize` seals the one unfilled open segment as it is, or packs several into dense ones, by the same
 steps, and publishes the manifest. `reopen` is the way back: the last, short segment becomes an open one
 again, so that more rows can be appended behind it.
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +43,7 @@ from zarrow._batches import Batch
 from zarrow._checksum import crc32c
 from zarrow._codecs import ChunkCodec
 from zarrow._open_segment import OpenRows, OpenSegment, discard, open_shard, read, slots
+from zarrow._quarantine import put_aside
 from zarrow._records import Claim, Manifest, Owner, SegmentRecord, ShardFacts, Source
 from zarrow.errors import CorruptionError, StoreLockedError
 from zarrow.layout import StoreSpec
@@ -173,10 +178,37 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
                 del dead[slot]
                 one.lock.release()
                 discard(one.rows.path)
+        dead = _close_gaps(root, spec, owner) | dead
     except BaseException:
         release(dead.values())
         raise
     return list(dead.values())
+
+
+def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
+    """Move the rows of the last segments to the numbers of damaged ones that were put aside.
+
+    Each is made an open segment again (`_enter_again`), and that is sealed under the lowest free number. The
+    last, short one comes first and stays open, so that no short one lands in between. A crash leaves fewer
+    gaps, or a full open segment, which recovery seals.
+    """
+    short: dict[str, Dead] = {}
+    try:
+        while (gap := _catalog.dense_segments(root)) < len(numbers := _catalog.segment_numbers(root)):
+            if gap not in put_aside(root):
+                raise CorruptionError(
+                    f"{root / layout.record_path(gap)}: the record is missing, though there are later ones: "
+                    "'zarrow repair' puts what is left of the segment aside"
+                )
+            one = _enter_again(root, spec, owner, numbers[-1])
+            if one.rows.rows == spec.segment_rows:
+                _seal_dead(root, spec, one)
+            else:
+                short[one.rows.slot] = one
+    except BaseException:
+        release(short.values())
+        raise
+    return short
 
 
 def release(dead: Iterable[Dead]) -> None:
@@ -231,7 +263,9 @@ def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
                 continue
             dead[path.name] = Dead(found, lock)
             if reopens is not None:
-                _files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
+                _remove_segment_files(root, spec, reopens)
+                taken_over = replace(owner, session=uuid.uuid4().hex)
+                _files.replace(path / layout.OWNER_JSON, taken_over.encode(), scratch=path.parent)
     except BaseException:
         release(dead.values())
         raise
@@ -437,7 +471,12 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
     if not _last_is_short(root, spec):
         _catalog.withdraw_manifest(root)
         return None
-    number = _catalog.dense_segments(root) - 1
+    return _enter_again(root, spec, owner, _catalog.dense_segments(root) - 1)
+
+
+def _enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
+    """Make the segment of the last record an open one; nobody else's rows follow its, so it has a session."""
+    owner = replace(owner, session=uuid.uuid4().hex)
     record, _ = _catalog.read_record(root, number, spec)
     segment = OpenSegment.build(_files.scratch_name(root / layout.OPEN_DIR), spec)
     try:
@@ -449,11 +488,7 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
         segment.close()
     _catalog.withdraw_manifest(root)
     _catalog.uncommit(root, spec, number, root / layout.OPEN_DIR)
-    for array in spec.arrays:
-        shard = root / layout.shard_path(array.name, number, len(array.row_shape))
-        _files.require_own_dirs(root, shard)
-        _files.remove(shard)
-    _files.remove(root / layout.part_path(number))
+    _remove_segment_files(root, spec, number)
     _files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
     lock = _files.FileLock(path / layout.LOCK)
     if not lock.acquire():
@@ -462,6 +497,18 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
     assert found is not None
     assert found.rows == record.rows
     return Dead(found, lock)
+
+
+def _remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
+    """Remove shards and part of a segment that was taken back.
+
+    The crash that doing so again prevents: a part that stays would be read as rows by every Parquet reader.
+    """
+    for array in spec.arrays:
+        shard = root / layout.shard_path(array.name, number, len(array.row_shape))
+        _files.require_own_dirs(root, shard)
+        _files.remove(shard)
+    _files.remove(root / layout.part_path(number))
 
 
 def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[Batch]:
