@@ -12,8 +12,9 @@ from crash import test_bits
 from crash.disk import Recorder
 from crash.states import cuts, judge_all, kills, record_recovery
 from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
-from zarrow import _catalog, _files, _frames, _open_segment, _seal, _shards, _zarr_metadata, layout
+from zarrow import _catalog, _files, _frames, _seal, _shards, _zarr_metadata, layout
 from zarrow._open_segment import OpenSegment
+from zarrow.errors import CorruptionError, ZarrowError
 
 pytestmark = pytest.mark.slow
 
@@ -355,7 +356,10 @@ def caught(workload, way, make=Recorder):
     rng = random.Random(4)
     if way == "bits":
         return bits(test_bits.WORKLOADS[workload])
-    recording = record(WORKLOADS[workload], make)
+    try:
+        recording = record(WORKLOADS[workload], make)
+    except (ZarrowError, AssertionError) as error:  # it does not even survive a run that nothing disturbs
+        return [f"undisturbed: {error!r}"]
     if way == "kills":
         return judge_all(kills(recording), WORKLOADS[workload], thorough_every=0, enough=1).bad
     if way == "cuts":
@@ -385,15 +389,17 @@ def bits(workload):
                     test_bits.check_open(top / NAME, workload)
                 except AssertionError as error:
                     return [f"{where}: {error}"]
-                except _open_segment.CorruptionError:
+                except CorruptionError:
                     pass
     return []
 
 
-def test_the_protocol_as_it_is_survives_what_catches_the_mutants():
-    """Without a change none of the searches that catch the mutants finds anything."""
-    for workload, way in {(workload, way) for _, workload, way in MUTANTS.values() if way != "cuts"}:
-        assert not caught(workload, way), (workload, way)
+@pytest.mark.parametrize(
+    ("workload", "way"), [("none", "bits"), ("straddling", "recovery"), ("small", "cuts")]
+)
+def test_the_protocol_as_it_is_survives_what_catches_the_mutants(workload, way):
+    """Without a change the searches that catch the mutants find nothing."""
+    assert not caught(workload, way)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

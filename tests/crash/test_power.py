@@ -30,7 +30,7 @@ def test_a_second_power_cut_while_recovering_from_the_first_is_harmless(name, fi
     recording = record(WORKLOADS[name])
     bad: list[str] = []
     states = distinct = 0
-    for _ in range({"ci": 4, "long": 400}[profile]):
+    for _ in range({"ci": 2, "long": 400}[profile]):
         point = rng.randrange(len(recording.log) + 1)
         cut = [state.tree for state in cuts(recording, rng, 1)][point]
         disk, recovery = record_recovery(recording, point, cut)

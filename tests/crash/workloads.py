@@ -128,6 +128,8 @@ def _straddling(run: Run) -> None:
     writer = run.open()
     for rows in (37, 1, 50, 3, 100, 20, 7):
         run.append(writer, rows)
+        if rows % 2:
+            writer.flush()  # else they might be written together
     writer.close()
     run.done()
 
@@ -148,6 +150,7 @@ def _compressed(run: Run) -> None:
     writer.flush(durable=True)
     for rows in (20, 20, 9, 40, 1, 30):  # the second of these takes the tail file that was made durable
         run.append(writer, rows)
+        writer.flush()  # else they might be written together
     writer.flush(durable=True)
     for rows in (3, 30, 5, 5, 9):
         run.append(writer, rows)
