@@ -58,7 +58,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def unvouched(store: Path) -> dict[Path, int]:
     """Return, of an open segment's files, how many first bytes some frame vouches for."""
     spec = _catalog.read_spec(store)
-    counted = {path: 0 for path in store.glob("open/tmp-*")}
+    counted = dict.fromkeys(store.glob("open/tmp-*"), 0)
     for slot in _open_segment.slots(store):
         found = _open_segment.read(slot, spec)
         if found is None:
