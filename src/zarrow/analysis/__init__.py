@@ -1,0 +1,12 @@
+"""What do embeddings look like, how good are they, and who is near whom: answered while rows stream by.
+
+Nothing here loads an array: rows come in blocks (`_blocks`), what is known so far is joined with what the
+next block says, and memory does not grow with the store. ``pip install 'zarrow[analysis]'`` brings what it
+needs: scipy, scikit-learn, DuckDB.
+
+Place: tier 5, the edge that faces people with questions; ``import zarrow`` does not import it. Reads only.
+"""
+
+from zarrow.analysis._pca import Pca, pca
+
+__all__ = ["Pca", "pca"]
