@@ -6,8 +6,9 @@ the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk
 """
 
 from zarrow._key_index import build_index
+from zarrow.repair import repair
 from zarrow.store import Store, open
 from zarrow.verify import verify
 from zarrow.writer import Durability, Writer
 
-__all__ = ["Durability", "Store", "Writer", "build_index", "open", "verify"]
+__all__ = ["Durability", "Store", "Writer", "build_index", "open", "repair", "verify"]

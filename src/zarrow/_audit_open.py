@@ -30,7 +30,7 @@ from zarrow._records import Owner
 from zarrow.errors import CorruptionError, ZarrowError
 from zarrow.layout import ArraySpec, StoreSpec
 
-__all__ = ["OpenFacts", "audit_slot"]
+__all__ = ["OpenFacts", "audit_slot", "read_frames"]
 
 MAX_OWNER_BYTES = 1 << 16
 _ATTEMPTS = 5
@@ -78,6 +78,17 @@ def audit_slot(files: Beneath, spec: StoreSpec, slot: str, found: Findings) -> O
     found.checked_files += audit.checked_files
     found.read(audit.checked_bytes)
     return facts
+
+
+def read_frames(files: Beneath, spec: StoreSpec, slot: str) -> Sequence[_frames.Frame]:
+    """Return the frames of an open segment before the first that is not sound; none if it has no journal."""
+    try:
+        path = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
+        journal = files.read(path, _frames.MAX_FRAME_BYTES, drop_hole=True)
+    except (FileNotFoundError, CorruptionError):
+        return ()
+    uuid = bytes.fromhex(spec.uuid)
+    return _frames.scan_prefix(pa.py_buffer(journal), uuid, len(spec.arrays), spec.segment_rows).frames
 
 
 def _journal_bytes(files: Beneath, slot: str) -> int:

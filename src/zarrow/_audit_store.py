@@ -35,6 +35,7 @@ from zarrow._checksum import crc32c
 from zarrow._codecs import ChunkCodec
 from zarrow._files import MAX_DOCUMENT_BYTES
 from zarrow._findings import Finding, Findings, Level, Progress, Report
+from zarrow._quarantine import put_aside
 from zarrow._records import Claim, Manifest, Owner, SegmentRecord, Source, check_record
 from zarrow.errors import CorruptionError, InvalidInputError
 from zarrow.layout import StoreSpec
@@ -262,12 +263,19 @@ class _Audit:
         )
         expected = self.dense if self.manifest is None else self.manifest.segments
         last = max([*self._numbers, expected - 1], default=-1)
+        aside = put_aside(self.files.root)
         self.segments = last + 1
         for number in range(self.dense, last + 1):
             if number in self._numbers:
                 continue
             if number in self._claims and self.manifest is None:
                 continue  # below
+            if number in aside and self.manifest is None:
+                message = (
+                    "was put aside by a repair that was interrupted: later rows are hidden until the next"
+                )
+                self.found.defect(layout.record_path(number), message)
+                continue
             self._damage(number, layout.record_path(number), "it is not there")
             if number - self.dense > MAX_STRAYS:
                 self.found.damage(layout.SEGMENTS_DIR, f"and so on up to segment {last}")

@@ -86,6 +86,8 @@ class Aside:
             _files.replace(self.path / DAMAGE_JSON, document, scratch=self._root / layout.OPEN_DIR)
         for source, target in self._moves.items():
             path = self._root / source
+            if not os.path.lexists(path):
+                continue  # it went with another incident
             _files.require_own_dirs(self._root, path)
             if os.path.lexists(self.path / target):
                 raise CorruptionError(f"{self.path / target}: is there already, and would be overwritten")

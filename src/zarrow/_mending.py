@@ -1,0 +1,336 @@
+"""What must be moved, and what written anew, so that a store is sound?
+
+`plan` turns an audit's findings into incidents, each of which is one directory in quarantine; `carry_out`
+does it. See `repair` for the order and why.
+
+Of an open segment all rows are set aside, also those before the damage: they are one segment's at most, and
+are computed again. That is simpler to trust than a journal cut in half.
+
+Place: tier 3, used by `repair`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zarrow import _catalog, _files, _frames, _seal, layout
+from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
+from zarrow._audit_segment import read_sample_index
+from zarrow._audit_store import Audited
+from zarrow._beneath import Beneath
+from zarrow._directory import claim_store
+from zarrow._findings import Finding
+from zarrow._quarantine import Aside, put_aside
+from zarrow._records import Claim, Owner, SegmentRecord, this_host
+from zarrow.errors import CorruptionError, ZarrowError
+from zarrow.layout import SAMPLE_INDEX, StoreSpec
+
+__all__ = ["Incident", "Plan", "carry_out", "exclusively", "plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something damaged, and where it goes; see `repair.SetAside`."""
+
+    path: str
+    aside: Aside
+    to: str
+    segment: int | None
+    rows: tuple[int, int] | None
+    sample_index: tuple[int, ...] | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a store.
+
+    Parameters
+    ----------
+    spec : StoreSpec
+        What it is.
+    incidents : tuple of Incident
+        What to set aside, in this order.
+    rebuilt : tuple of str
+        Derived files to write anew.
+    moved_rows : int
+        Rows of sound segments that are entered anew.
+    """
+
+    spec: StoreSpec
+    incidents: tuple[Incident, ...]
+    rebuilt: tuple[str, ...]
+    moved_rows: int
+
+
+@contextlib.contextmanager
+def exclusively(root: Path) -> Iterator[Owner]:
+    """Hold the store's lock."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    owner = Owner(session=uuid.uuid4().hex, sequence=0, host=this_host(), pid=os.getpid(), since=now)
+    _, lock = claim_store(root, "a", shared=False, owner=owner)
+    try:
+        yield owner
+    finally:
+        complete = (root / layout.MANIFEST_JSON).exists()
+        lock.release(remove_file=complete)
+
+
+# The plan
+
+
+def plan(root: Path, audited: Audited) -> Plan:
+    """Return what has to be done.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    audited : Audited
+        Its audit, at the level of checksums at least; of a store whose spec is sound.
+
+    Returns
+    -------
+    Plan
+        Without incidents and nothing to rebuild if the store is sound.
+    """
+    assert audited.spec is not None
+    return _Planner(root, audited, audited.spec).plan()
+
+
+class _Planner:
+    def __init__(self, root: Path, audited: Audited, spec: StoreSpec) -> None:
+        self._root = root
+        self._audited = audited
+        self._spec = spec
+        self._files = Beneath(root)
+        self._gaps = {layout.record_path(number) for number in put_aside(root)}
+        self._by_path: dict[str, list[Finding]] = defaultdict(list)
+        self._by_segment: dict[int, list[Finding]] = defaultdict(list)
+        for finding in audited.report.findings:
+            if finding.severity == "note":
+                continue
+            if finding.segment is not None and not finding.path.endswith(".claim"):
+                self._by_segment[finding.segment].append(finding)
+            else:
+                self._by_path[finding.path].append(finding)
+
+    def plan(self) -> Plan:
+        segments = [self._segment(number) for number in sorted(self._by_segment)]
+        others: list[Incident] = []
+        rebuilt: list[str] = []
+        slots: set[str] = set()
+        gone = {path for one in segments for path in one.aside.files}
+        for path, findings in self._by_path.items():
+            if path in gone:
+                continue
+            parts = path.split("/")
+            if path in self._gaps:
+                rebuilt.append(path)
+                continue
+            if parts[0] == layout.ARRAYS_DIR and parts[-1] == "zarr.json":
+                if not os.path.islink(self._root / path):
+                    rebuilt.append(path)
+                    continue
+                rebuilt.append(path)
+                others.append(self._stray(path, findings, len(others)))
+            elif path == f"{layout.OPEN_DIR}/{layout.LOCK}":
+                rebuilt.append(path)
+                if not (self._root / path).is_file() or os.path.islink(self._root / path):
+                    others.append(self._stray(path, findings, len(others)))
+            elif parts[0] == layout.OPEN_DIR and len(parts) > 1 and layout.is_slot(parts[1]):
+                if parts[1] not in slots:
+                    slots.add(parts[1])
+                    others.append(self._slot(parts[1]))
+            elif path.endswith(".claim"):
+                others.append(self._claim(path, findings))
+            elif path in (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR) or path.endswith("/c"):
+                raise CorruptionError(
+                    f"{self._root / path}: {findings[0].message}: a directory of the store cannot be "
+                    "repaired; restore it from a copy"
+                )
+            else:
+                others.append(self._stray(path, findings, len(others)))
+        others.extend(self._claims_of(slots))
+        # What says that the store is complete goes before anything that it says.
+        others.sort(key=lambda one: one.path != layout.MANIFEST_JSON)
+        first = [one for one in others if one.path == layout.MANIFEST_JSON]
+        incidents = (*first, *segments, *others[len(first) :])
+        return Plan(self._spec, incidents, tuple(rebuilt), self._moved_rows())
+
+    def _moved_rows(self) -> int:
+        """Return the rows of the sound segments that will fill the gaps."""
+        sound = [number for number in sorted(self._audited.records) if number not in self._by_segment]
+        moved = [number for number in sound if number >= len(sound)]
+        records = self._audited.records
+        return sum(records[number].rows for number in moved if number in records)
+
+    def _incident(
+        self,
+        path: str,
+        name: str,
+        moves: dict[str, str],
+        findings: list[Finding],
+        *,
+        segment: int | None = None,
+        rows: tuple[int, int] | None = None,
+        sample_index: tuple[int, ...] | None = None,
+    ) -> Incident:
+        aside = Aside(self._root, name, moves)
+        to = str(aside.path.relative_to(self._root))
+        reasons = tuple(dict.fromkeys(f"{finding.path}: {finding.message}" for finding in findings))
+        return Incident(path, aside, to, segment, rows, sample_index, reasons)
+
+    def _segment(self, number: int) -> Incident:
+        findings = self._by_segment[number]
+        moves = {
+            layout.shard_path(array.name, number, len(array.row_shape)): f"{array.name}.shard"
+            for array in self._spec.arrays
+        }
+        for path in list(moves):
+            # A link to a directory on the way goes as it is.
+            for parent in Path(path).parents:
+                if (self._root / parent).is_symlink():
+                    moves[str(parent)] = moves.pop(path)
+                    break
+        moves[layout.part_path(number)] = layout.PART
+        moves[layout.record_path(number)] = "record.json"  # the last: see `repair`
+        first = number * self._spec.segment_rows
+        record = self._audited.records.get(number)
+        stop = first + (record.rows if record is not None else self._spec.segment_rows)
+        known = [finding.rows[1] for finding in findings if finding.rows is not None]
+        rows = (first, max(known) if record is None and known else stop)
+        return self._incident(
+            layout.record_path(number),
+            f"{number:08d}",
+            moves,
+            findings,
+            segment=number,
+            rows=rows,
+            sample_index=None if record is None else self._samples(record),
+        )
+
+    def _samples(self, record: SegmentRecord) -> tuple[int, ...] | None:
+        try:
+            values = read_sample_index(self._files, self._spec, record)
+        except (ZarrowError, FileNotFoundError):
+            return None
+        return tuple(sorted(values[values >= 0].tolist()))
+
+    def _slot(self, slot: str) -> Incident:
+        path = layout.slot_dir(slot)
+        findings = [
+            finding
+            for one, found in self._by_path.items()
+            if one == path or one.startswith(f"{path}/")
+            for finding in found
+        ]
+        values: set[int] = set()
+        first = rows = self._committed(slot)
+        for frame in read_frames(self._files, self._spec, slot):
+            rows = max(rows, frame.stop)
+            if frame.rows and frame.stop > first:
+                with contextlib.suppress(CorruptionError):
+                    batch = _frames.parse_payload(frame, self._spec.wire_schema)
+                    column: pa.Array = pc.drop_null(
+                        batch.column(SAMPLE_INDEX).slice(max(first - frame.first_row, 0))
+                    )
+                    values.update(column.to_pylist())
+        return self._incident(
+            path, slot, {path: "open"}, findings, rows=(first, rows), sample_index=tuple(sorted(values))
+        )
+
+    def _committed(self, slot: str) -> int:
+        """Return how many of an open segment's first rows are in segments, and not lost with it."""
+        path = f"{layout.slot_dir(slot)}/{layout.OWNER_JSON}"
+        try:
+            owner = Owner.decode(self._files.read(path, MAX_OWNER_BYTES), path)
+        except (FileNotFoundError, CorruptionError):
+            pass
+        else:
+            if owner.reopens is not None and self._files.exists(layout.record_path(owner.reopens)):
+                return self._spec.segment_rows  # a copy of that segment, which does not count
+        return max(
+            (
+                source.stop
+                for record in self._audited.records.values()
+                for source in record.sources
+                if source.slot == slot
+            ),
+            default=0,
+        )
+
+    def _claim(self, path: str, findings: list[Finding]) -> Incident:
+        return self._incident(path, Path(path).stem, {path: "claim"}, findings)
+
+    def _claims_of(self, slots: set[str]) -> Iterator[Incident]:
+        """Yield the claims that cannot be fulfilled once these open segments are set aside."""
+        for name in self._files.names(layout.SEGMENTS_DIR):
+            path = f"{layout.SEGMENTS_DIR}/{name}"
+            if not name.endswith(".claim") or path in self._by_path:
+                continue
+            claim = Claim.decode(self._files.read(path, _files.MAX_DOCUMENT_BYTES), path)
+            lost = [source.slot for source in claim.sources if source.slot in slots]
+            if lost and not self._files.exists(layout.record_path(claim.segment)):
+                message = f"claims rows of {', '.join(lost)}, which is damaged"
+                finding = Finding(severity="damage", path=path, message=message, segment=claim.segment)
+                yield self._claim(path, [finding])
+
+    def _stray(self, path: str, findings: list[Finding], number: int) -> Incident:
+        name = "manifest" if path == layout.MANIFEST_JSON else f"stray-{number}"
+        return self._incident(path, name, {path: Path(path).name}, findings)
+
+
+# Doing it
+
+
+def _takes_rows(one: Incident) -> bool:
+    return one.segment is not None or one.path.startswith((layout.OPEN_DIR, layout.SEGMENTS_DIR))
+
+
+def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
+    """Do it: durable on return.
+
+    Parameters
+    ----------
+    root : Path
+        The store, whose lock is held.
+    plan : Plan
+        Of the same store, made since it is.
+    owner : Owner
+        Who holds it.
+    finalize : bool
+        Whether to complete the store.
+    """
+    manifest, others = [], list(plan.incidents)
+    if others and others[0].path == layout.MANIFEST_JSON:
+        manifest.append(others.pop(0))
+    for number, one in enumerate((*manifest, *others)):
+        if number == len(manifest) and any(_takes_rows(other) for other in others):
+            _catalog.withdraw_manifest(root)
+        one.aside.fill(
+            {
+                "path": one.path,
+                "segment": one.segment,
+                "rows": one.rows,
+                "sample_index": one.sample_index,
+                "reasons": list(one.reasons),
+            }
+        )
+    spec = _catalog.create(root, plan.spec, root / layout.OPEN_DIR)
+    _seal.release(_seal.recover(root, spec, owner))
+    _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
+    if finalize:
+        _seal.finalize(root, spec, owner)
+    for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR):
+        _files.sync_dir(root / name)

@@ -1,0 +1,207 @@
+"""How does a damaged store become a sound one, without what was damaged?
+
+`repair` audits a store (`_audit_store`), puts what is damaged aside (`_quarantine`) and lets recovery do the
+rest (`_seal`), in this order:
+
+1. the manifest goes: the store is incomplete, and does not pass for what it was;
+2. each damaged segment is moved to ``quarantine/``: shards and part first, its record last, so that a repair
+   that was interrupted finds it again. Its number is free then;
+3. damaged open segments, claims that can never be fulfilled, and files that readers would take for rows
+   follow;
+4. recovery closes the gaps: the rows of the *last* segments are entered anew, by the path on which a writer
+   reopens one, and sealed under the free numbers. The records are dense again, and per damaged segment one
+   sound segment was copied, however many lie behind it;
+5. Zarr's metadata are written anew.
+
+**Rows that were moved have new row numbers**; their ``sample_index`` is what names them. The rows that are
+gone are named by theirs, so that a resumed ``predict`` computes exactly those anew. Nothing is ever removed
+that there is no copy of, and the store is not declared complete without `finalize`.
+
+Why not mark the damaged rows and leave them in place: every reader, also those that know Zarr or Parquet
+only, would have to know of the marks.
+
+Place: tier 4, with `writer`, `store` and `verify`, which it must not import. Takes the store's lock. A crash
+anywhere leaves a store that a second repair, or a writer, finishes; no row that was sound is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zarrow._findings import Progress, Report
+from zarrow.errors import CorruptionError
+
+if TYPE_CHECKING:
+    from zarrow._mending import Plan
+
+__all__ = ["Repair", "SetAside", "repair"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """Something damaged that was moved out of the way, or would be.
+
+    Parameters
+    ----------
+    path : str
+        Where it was: a segment's record, an open segment, …, relative to the store.
+    to : str
+        The directory in which it is now.
+    segment : int or None
+        The committed segment's number, if it was one.
+    rows : (int, int) or None
+        Its rows, from the first to before the last: of the store, or of the open segment.
+    sample_index : tuple of int or None
+        The ``sample_index`` values of these rows, in ascending order; None where they cannot be told.
+    reasons : tuple of str
+        What was wrong with it.
+    """
+
+    path: str
+    to: str
+    segment: int | None
+    rows: tuple[int, int] | None
+    sample_index: tuple[int, ...] | None
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.path} → {self.to}: {'; '.join(self.reasons)}"
+        if self.rows is not None:
+            text += f" ({self.rows[1] - self.rows[0]} rows)"
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What `repair` did, or would do.
+
+    Parameters
+    ----------
+    path : str
+        The store.
+    dry_run : bool
+        Whether nothing was done.
+    set_aside : tuple of SetAside
+        What was moved to ``quarantine/``.
+    rebuilt : tuple of str
+        Derived files that were written anew.
+    moved_rows : int
+        Sound rows that were entered anew, and have other row numbers since.
+    before : Report
+        The audit that it is based on.
+
+    Examples
+    --------
+    >>> report = Report(path="run.zarrow", level="checksums")
+    >>> Repair(path="run.zarrow", dry_run=True, before=report).nothing_to_do
+    True
+    """
+
+    path: str
+    dry_run: bool
+    before: Report
+    set_aside: tuple[SetAside, ...] = ()
+    rebuilt: tuple[str, ...] = ()
+    moved_rows: int = 0
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether the store was sound."""
+        return not self.set_aside and not self.rebuilt
+
+    @property
+    def sample_index(self) -> tuple[int, ...]:
+        """The ``sample_index`` values of all rows that were set aside, where they can be told."""
+        values = {value for one in self.set_aside for value in one.sample_index or ()}
+        return tuple(sorted(values))
+
+
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    dry_run: bool = False,
+    finalize: bool = False,
+    progress: Progress | None = None,
+) -> Repair:
+    """Put what is damaged aside, and rebuild what is derived.
+
+    The store is incomplete afterwards, if rows had to be set aside: predict them again with ``mode="a"``, or
+    complete the store without them.
+
+    Parameters
+    ----------
+    path : path
+        The store. No writer may be at work.
+    dry_run : bool
+        Only say what would be done.
+    finalize : bool
+        Complete the store in the end, without the rows that were set aside.
+    progress : callable of (int, int), optional
+        Called with the bytes audited so far and those to audit.
+
+    Returns
+    -------
+    Repair
+        What was done, and the ``sample_index`` values to compute again.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError
+        If there is no store.
+    StoreLockedError
+        If a writer is at work.
+    CorruptionError
+        If ``zarrow.json`` is damaged: without it nothing else can be judged.
+
+    Examples
+    --------
+    >>> import zarrow, zarrow.testing
+    >>> zarrow.repair(zarrow.testing.example_store().path, dry_run=True).nothing_to_do
+    True
+    """
+    from zarrow import (
+        _audit_store,
+        _mending,
+    )  # imports Parquet and the codecs, which `import zarrow` does not
+
+    root = Path(os.path.abspath(path))
+    audited = _audit_store.audit(root, "checksums", progress)
+    if audited.spec is None:
+        raise CorruptionError(
+            f"{root}: {audited.report.findings[0].message}: restore zarrow.json from a copy, it never changes"
+        )
+    plan = _mending.plan(root, audited)
+    nothing = not plan.incidents and not plan.rebuilt and (not finalize or audited.report.complete)
+    if dry_run or nothing:
+        return _result(audited.report, plan, dry_run=dry_run)
+    with _mending.exclusively(root) as owner:
+        # Once more: a writer may have been at work until now.
+        audited = _audit_store.audit(root, "checksums", progress)
+        plan = _mending.plan(root, audited)
+        _mending.carry_out(root, plan, owner, finalize=finalize)
+    return _result(audited.report, plan, dry_run=False)
+
+
+def _result(report: Report, plan: Plan, *, dry_run: bool) -> Repair:
+    aside = tuple(
+        SetAside(
+            path=one.path,
+            to=one.to,
+            segment=one.segment,
+            rows=one.rows,
+            sample_index=one.sample_index,
+            reasons=one.reasons,
+        )
+        for one in plan.incidents
+    )
+    return Repair(
+        path=report.path,
+        dry_run=dry_run,
+        before=report,
+        set_aside=aside,
+        rebuilt=plan.rebuilt,
+        moved_rows=plan.moved_rows,
+    )
