@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class Recorder(_files.Calls):
         self.before: Callable[[int, str, tuple[Any, ...]], Any] = lambda number, name, args: None
         self.number = 0
         self.dead = False
+        self.fsync_s = 0.0
         self._files: dict[int, tuple[object, str]] = {}
         self._lock = threading.RLock()
 
@@ -118,6 +120,7 @@ class Recorder(_files.Calls):
         )
 
     def fsync(self, fd: int) -> None:
+        time.sleep(self.fsync_s)  # as a disk does, so that another thread can write meanwhile
         self._do("fsync", (self._files[fd][0], self._files[fd][1]), lambda: _files.Calls.fsync(self, fd))
 
     def fsync_dir(self, path: str) -> None:

@@ -266,6 +266,7 @@ def record(workload: Workload, make: Callable[[Path], Recorder] = Recorder) -> R
     """Run a workload undisturbed and write down its calls."""
     with scratch() as top, small_chunks(workload):
         recorder = make(top)
+        recorder.fsync_s = 0.005
         run = Run(top / NAME, workload, recorder)
         if workload.prepare is not None:
             workload.prepare(run)
