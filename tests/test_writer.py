@@ -503,6 +503,24 @@ def test_an_abandoned_replacement_leaves_the_old_store(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_store_with_a_writer_at_work_is_not_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer would go on in the wrong store: neither at the start nor at the end is it taken away."""
+    monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.1)
+    with zarrow.Writer(path, **OPTIONS) as old:
+        _append(old, 0, 10)
+        with pytest.raises(StoreLockedError, match=r"run\.zarrow: .* is writing this store"):
+            zarrow.Writer(path, mode="w", **OPTIONS)
+    new = zarrow.Writer(path, mode="w", **OPTIONS)
+    _append(new, 0, 70)
+    with zarrow.Writer(path, mode="a") as old:
+        with pytest.raises(StoreLockedError, match=r"move .*run\.zarrow\.incoming there yourself"):
+            new.finalize()
+        _append(old, 10, 20)
+        old.finalize()
+    _check(path, 20)
+    _check(path.with_name("run.zarrow.incoming"), 70)
+
+
 def test_a_link_to_a_store_is_followed(path: Path) -> None:
     """A store that is named by a symbolic link is the one that is resumed or replaced."""
     with zarrow.Writer(path, **OPTIONS) as writer:

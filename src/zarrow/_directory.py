@@ -51,6 +51,8 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         _files.make_dir(root, exist_ok=True, link_ok=True)
         _files.sync_dir(root.parent)
         _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
+        if root != path:
+            _lock_old(path, owner=owner).release(remove_file=True)
         lock = _lock_store(root, shared=shared, owner=owner)
     except ZarrowError:
         raise
@@ -117,10 +119,32 @@ def _empty(root: Path) -> None:
     _files.remove(root / layout.STORE_JSON)
 
 
-def install(root: Path, path: Path) -> None:
-    """Put a new, complete store in the place of the old one, then remove that."""
+def install(root: Path, path: Path, *, owner: Owner) -> None:
+    """Put a new, complete store in the place of the old one, then remove that.
+
+    The crash that moving the old one into the new one prevents: half of it left beside, which no writer
+    would take for a store, and none would touch. In there it is scratch, which the next writer removes.
+    """
     if root == path:
         return
-    _files.exchange(root, path)
-    _files.sync_dir(path.parent)
-    _files.remove_tree(root)
+    try:
+        lock = _lock_old(path, owner=owner)
+    except StoreLockedError as error:
+        raise StoreLockedError(
+            f"{error}; the store that was to replace it is complete: move {root} there yourself"
+        ) from error
+    try:
+        _files.exchange(root, path)
+        _files.sync_dir(path.parent)
+        aside = _files.scratch_name(path / layout.OPEN_DIR)
+        _files.rename(root, aside)
+        _files.sync_dir(path.parent)
+        _files.remove_tree(aside)
+    finally:
+        lock.release()
+
+
+def _lock_old(path: Path, *, owner: Owner) -> _files.FileLock:
+    """Take the lock of the store that is to be replaced: its writer would go on in the wrong one."""
+    _files.make_dir(path / layout.OPEN_DIR, exist_ok=True)
+    return _lock_store(path, shared=False, owner=owner)

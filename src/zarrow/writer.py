@@ -296,7 +296,7 @@ class Writer:
             )
         try:
             _seal.finalize(self._root, self._spec, self._owner)
-            install(self._root, self.path)
+            install(self._root, self.path, owner=self._owner)
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
             raise self._failure(error) from error
