@@ -6,9 +6,20 @@ the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk
 """
 
 from zarrow._key_index import build_index
+from zarrow.derived import add_array, remove_array
 from zarrow.repair import repair
 from zarrow.store import Store, open
 from zarrow.verify import verify
 from zarrow.writer import Durability, Writer
 
-__all__ = ["Durability", "Store", "Writer", "build_index", "open", "repair", "verify"]
+__all__ = [
+    "Durability",
+    "Store",
+    "Writer",
+    "add_array",
+    "build_index",
+    "open",
+    "remove_array",
+    "repair",
+    "verify",
+]

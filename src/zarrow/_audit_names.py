@@ -33,6 +33,7 @@ _TOP = {
     layout.SEGMENTS_DIR: "directory",
     layout.OPEN_DIR: "directory",
     layout.INDEX_DIR: "directory",  # derived; whoever checks the index looks into it
+    layout.DERIVED_DIR: "directory",  # stores of their own; the audit of the store looks into them
     layout.QUARANTINE_DIR: "directory",
 }
 

@@ -31,13 +31,15 @@ from zarrow._audit_names import MAX_STRAYS, Names
 from zarrow._audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
 from zarrow._audit_segment import audit_segment, record_bytes
 from zarrow._beneath import Beneath
+from zarrow._catalog import Snapshot
 from zarrow._checksum import crc32c
 from zarrow._codecs import ChunkCodec
 from zarrow._files import MAX_DOCUMENT_BYTES
 from zarrow._findings import Finding, Findings, Level, Progress, Report
+from zarrow._origin import derived_names, origin, said_origin
 from zarrow._quarantine import put_aside
 from zarrow._records import Claim, Manifest, Owner, SegmentRecord, Source, check_record
-from zarrow.errors import CorruptionError, InvalidInputError
+from zarrow.errors import CorruptionError, InvalidInputError, NotFoundError
 from zarrow.layout import StoreSpec
 
 __all__ = ["Audited", "audit"]
@@ -71,8 +73,8 @@ class Audited:
     segments: int
 
 
-def audit(root: Path, level: Level, progress: Progress | None = None) -> Audited:
-    """Look at a store.
+def audit(root: Path, level: Level, progress: Progress | None = None, *, derived: bool = True) -> Audited:
+    """Look at a store, and at its derived arrays, which have none of their own.
 
     Raises
     ------
@@ -97,6 +99,8 @@ def audit(root: Path, level: Level, progress: Progress | None = None) -> Audited
         if found.ok or one.pulse() == before:
             break
     one.run_segments()
+    if derived:
+        one.run_derived(level)
     report = Report(
         path=str(root),
         level=level,
@@ -152,6 +156,42 @@ class _Audit:
         self.found.total_bytes = sum(map(record_bytes, self.records.values()))
         for record in self.records.values():
             audit_segment(self.files, self.spec, record, self.found)
+
+    def run_derived(self, level: Level) -> None:
+        """Look at the derived arrays. The store's rows do not depend on them: what is wrong is a defect."""
+        names = self._names.list(layout.DERIVED_DIR)
+        known = set(derived_names(self.files.root))
+        locks = {f"{name}{layout.LOCK_SUFFIX}" for name in known}
+        unfinished = {name for name in names if name.removesuffix(layout.INCOMING_SUFFIX) in known} - known
+        strays = [one for one in names if one not in known | unfinished | locks]
+        self._names.tell(layout.DERIVED_DIR, names, strays)
+        for name in sorted(unfinished):
+            self.found.note(f"{layout.DERIVED_DIR}/{name}", "an unfinished derived array; readers ignore it")
+        for name in sorted(known):
+            self._derived(f"{layout.DERIVED_DIR}/{name}", level)
+
+    def _derived(self, path: str, level: Level) -> None:
+        try:
+            one = audit(self.files.root / path, level, derived=False)
+        except NotFoundError:
+            self.found.note(path, "an unfinished derived array; readers ignore it")
+            return
+        for finding in one.report.findings:
+            self.found.add(
+                Finding(
+                    severity="note" if finding.severity == "note" else "defect",
+                    path=f"{path}/{finding.path}".rstrip("/"),
+                    message=f"{finding.message} (of a derived array: make it anew)",
+                )
+            )
+        self.found.checked_files += one.report.checked_files
+        self.found.read(one.report.checked_bytes)
+        if one.spec is not None and not one.report.complete:
+            self.found.note(path, "an unfinished derived array; readers ignore it")
+        elif one.spec is not None and self.manifest is not None:
+            mine = origin(Snapshot(self.files.root, self.spec, self.rows, self.segments, self.manifest))
+            if said_origin(one.spec) != mine:
+                self.found.note(path, "derived from other rows than these; readers ignore it")
 
     def pulse(self) -> object:
         """Return something that changes when a writer does something."""

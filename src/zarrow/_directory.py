@@ -24,7 +24,6 @@ __all__ = ["Mode", "claim_store", "install"]
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
 """How long to wait for the lock of a writer that died: its forked data loader workers take a moment."""
-INCOMING_SUFFIX = ".incoming"
 
 
 def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, _files.FileLock]:
@@ -42,7 +41,7 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
             f"{path}: there is a store already: mode='a' resumes it or appends to it, mode='w' replaces it"
         )
     if mode == "w" and state == "store":
-        root = path.with_name(path.name + INCOMING_SUFFIX)
+        root = path.with_name(path.name + layout.INCOMING_SUFFIX)
         if _state(root) == "other":
             raise NotAStoreError(
                 f"{root}: there is something that is no zarrow store, where the new one would grow"
@@ -108,7 +107,13 @@ def _lock_store(root: Path, *, shared: bool, owner: Owner) -> _files.FileLock:
 def _empty(root: Path) -> None:
     """Remove what an earlier attempt at replacing a store left, but for the lock that we hold."""
     _files.remove(root / layout.MANIFEST_JSON)
-    for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR, layout.ARRAYS_DIR, layout.INDEX_DIR):
+    for name in (
+        layout.SEGMENTS_DIR,
+        layout.TABLE_DIR,
+        layout.ARRAYS_DIR,
+        layout.INDEX_DIR,
+        layout.DERIVED_DIR,
+    ):
         _files.remove_tree(root / name)
     for path in (root / layout.OPEN_DIR).iterdir():
         if path.name != layout.LOCK:

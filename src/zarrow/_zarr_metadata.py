@@ -20,17 +20,15 @@ from zarrow.layout import FORMAT_VERSION, ROW, ArraySpec, StoreSpec
 __all__ = ["array_json", "dimension_names", "group_json"]
 
 
-def dimension_names(array: ArraySpec) -> tuple[str, ...]:
+def dimension_names(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return the names of an array's axes.
 
-    >>> dimension_names(ArraySpec(name="e", row_shape=(4,), dtype="float32", chunk_rows=1))
-    ('row', 'e_dim')
-    >>> dimension_names(ArraySpec(name="e", row_shape=(2, 4), dtype="float32", chunk_rows=1))
-    ('row', 'e_dim0', 'e_dim1')
+    >>> dimension_names("e", (4,)), dimension_names("e", (2, 4))
+    (('row', 'e_dim'), ('row', 'e_dim0', 'e_dim1'))
     """
-    if len(array.row_shape) == 1:
-        return (ROW, f"{array.name}_dim")
-    return (ROW, *(f"{array.name}_dim{axis}" for axis in range(len(array.row_shape))))
+    if len(row_shape) == 1:
+        return (ROW, f"{name}_dim")
+    return (ROW, *(f"{name}_dim{axis}" for axis in range(len(row_shape))))
 
 
 def _array_metadata(spec: StoreSpec, array: ArraySpec, rows: int) -> dict[str, Any]:
@@ -65,7 +63,7 @@ def _array_metadata(spec: StoreSpec, array: ArraySpec, rows: int) -> dict[str, A
             }
         ],
         "attributes": {},
-        "dimension_names": list(dimension_names(array)),
+        "dimension_names": list(dimension_names(array.name, array.row_shape)),
         "storage_transformers": [],
     }
 

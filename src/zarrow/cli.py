@@ -223,6 +223,16 @@ def _facts(path: Path) -> dict[str, Any]:
             "columns": {column.name: str(column.type) for column in store.schema},
             "table_bytes": store.table_bytes,
             "arrays": arrays,
+            "derived": {
+                **{
+                    name: {"shape": list(array.shape), "dtype": array.dtype.name, "usable": True}
+                    for name, array in store.derived.items()
+                },
+                **{
+                    name: {"usable": False, "reason": str(error)}
+                    for name, error in store._derived.unusable.items()
+                },
+            },
             "provenance": store.provenance,
         }
 
@@ -272,6 +282,13 @@ def _show_info(facts: dict[str, Any]) -> None:
         for name, kind in facts["columns"].items()
     )
     out.print(f"columns: {columns}")
+    for name, array in facts["derived"].items():
+        what = (
+            " × ".join(f"{axis:,}" for axis in array["shape"]) + f" {array['dtype']}"
+            if array["usable"]
+            else f"[yellow]not usable:[/] {escape(array['reason'])}"
+        )
+        out.print(f"derived: [bold]{escape(name)}[/] {what}", soft_wrap=True)
     provenance = " · ".join(f"{name} {value}" for name, value in facts["provenance"].items())
     if provenance:
         out.print(f"[dim]{escape(provenance)}[/]")

@@ -38,9 +38,12 @@ ARRAYS_DIR = "embeddings.zarr"
 TABLE_DIR = "table"
 SEGMENTS_DIR = "segments"
 INDEX_DIR = "index"
+DERIVED_DIR = "derived"
 OPEN_DIR = "open"
 QUARANTINE_DIR = "quarantine"
 SCRATCH_PREFIX = "tmp-"
+INCOMING_SUFFIX = ".incoming"
+LOCK_SUFFIX = ".lock"
 OWNER_JSON = "owner.json"
 LOCK = "lock"
 FRAMES = "table.frames"
@@ -132,6 +135,11 @@ def check_name(name: object, what: str) -> str:
     if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidInputError(f"the name of {what} must be [A-Za-z0-9_-]{{1,64}}, got {name!r}: rename it")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Tell whether `name` may be that of an array."""
+    return bool(_NAME.match(name))
 
 
 def is_slot(name: str) -> bool:

@@ -30,6 +30,7 @@ import pyarrow as pa
 from zarrow import layout
 from zarrow._arrays import Check, StoreArray, row_numbers
 from zarrow._columns import Columns, unknown_name
+from zarrow._derived import Derived, find_derived
 from zarrow._key_index import find_index, key_schema
 from zarrow._key_values import read_keys
 from zarrow._view import View, take_view
@@ -121,6 +122,7 @@ class Store:
         self._maybe_columns: Columns | None = None
         self._maybe_arrays: Mapping[str, StoreArray] | None = None
         self._maybe_index: KeyIndex | None = None
+        self._maybe_derived: Derived | None = None
         self._sql: duckdb.DuckDBPyConnection | None = None
 
     @property
@@ -201,16 +203,37 @@ class Store:
             )
         return self._maybe_arrays
 
+    @property
+    def derived(self) -> Mapping[str, StoreArray]:
+        """The arrays that `zarrow.add_array` stored beside these rows, by name.
+
+        They are looked for when they are first asked for. Those of other rows, made before the last append
+        say, are left out; ``store[name]`` says why.
+        """
+        return MappingProxyType(self._derived.arrays)
+
+    @property
+    def _derived(self) -> Derived:
+        view = self._view
+        if self._maybe_derived is None:
+            self._maybe_derived = find_derived(view, self.__reduce__())
+        return self._maybe_derived
+
     def __getitem__(self, name: str) -> StoreArray:
-        """Return the array of that name; `UnknownNameError` if there is none."""
+        """Return the array of that name, a derived one too; `UnknownNameError` if there is none."""
         try:
-            return self.arrays[name]
+            if name in self.arrays:
+                return self.arrays[name]
+            derived = self._derived
+            if name in derived.unusable:
+                raise derived.unusable[name]
+            return derived.arrays[name]
         except (KeyError, TypeError):
             if name in self.schema.names:
                 raise UnknownNameError(
                     f"{name!r} is a column of the table, not an array: ask for table([{name!r}])"
                 ) from None
-            raise unknown_name("array", name, self.arrays) from None
+            raise unknown_name("array", name, [*self.arrays, *self._derived.arrays]) from None
 
     def __len__(self) -> int:
         return self.num_rows
@@ -379,7 +402,7 @@ class Store:
         columns : list of str, optional
             The narrow columns; all by default.
         arrays : list of str, optional
-            The arrays; all by default.
+            The arrays, derived ones too; all but those by default.
         check : {"crc"}, optional
             Compare the vectors' chunks with their checksums; see `StoreArray.read`.
 
@@ -555,7 +578,7 @@ class Store:
         columns : list of str, optional
             As in `table`.
         arrays : list of str, optional
-            The arrays; all by default.
+            The arrays, derived ones too; all but those by default.
         batch_size : int, optional
             Rows of every batch but the last; by default such that the vectors of a batch take 32 MiB.
         keys : table, frame, mapping of str to values, or values, optional

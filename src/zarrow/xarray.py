@@ -2,7 +2,8 @@
 
 `ZarrowBackendEntrypoint` is xarray's backend of that name; xarray finds it by itself. A dataset has
 
-* one variable per array, ``(row, <name>_dim)``: slices of plain bytes are the mapped files themselves;
+* one variable per array, derived ones too, ``(row, <name>_dim)``: slices of plain bytes are the mapped
+  files themselves;
 * one variable per column of the table, along ``row``; the columns that name a row are coordinates. They
   have no index: xarray would have to hold one in memory.
 
@@ -157,12 +158,12 @@ def _dataset(store: Store, dropped: set[str], fill_values: Mapping[str, object] 
             lazy = indexing.LazilyIndexedArray(_Column(handle, values))
             timezone = {} if values.timezone is None else {"timezone": values.timezone}
             variables[name] = xr.Variable((ROW,), lazy, timezone, {"preferred_chunks": chunks})
-    for spec in store._view.spec.arrays:
-        if spec.name not in dropped:
-            names = dimension_names(spec)
-            lazy = indexing.LazilyIndexedArray(_Vectors(handle, spec.name))
-            preferred = chunks | dict(zip(names[1:], spec.row_shape, strict=True))
-            variables[spec.name] = xr.Variable(names, lazy, None, {"preferred_chunks": preferred})
+    for name, array in {**store.arrays, **store.derived}.items():
+        if name not in dropped:
+            names = dimension_names(name, array.row_shape)
+            lazy = indexing.LazilyIndexedArray(_Vectors(handle, name))
+            preferred = chunks | dict(zip(names[1:], array.row_shape, strict=True))
+            variables[name] = xr.Variable(names, lazy, None, {"preferred_chunks": preferred})
     keys = {name: variables.pop(name) for name in store.keys if name in variables}
     coords = xr.Coordinates(keys, indexes={})
     attributes: dict[str, Any] = {

@@ -1,0 +1,95 @@
+"""Which derived arrays belong to the rows that a reader sees?
+
+A derived array (a projection, a score) was computed from the rows of a complete store after it was written.
+What is committed never changes, so it lies beside the originals, in ``derived/NAME/``: a complete store of
+its own that holds the one array *NAME*, row by row, and whose provenance says of which rows it is. Atomic
+commits, checksums, memory mapping and stock readers come with that.
+
+It is believed only if those rows are exactly the ones of the view; after an append it is outdated and
+ignored, and so is what a killed derivation left. A damaged one never keeps the store from opening.
+
+Place: tier 3, above `_arrays`; used by `store`. Reads only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zarrow import layout
+from zarrow._arrays import StoreArray
+from zarrow._origin import derived_names, origin, said_origin
+from zarrow._view import View, take_view
+from zarrow.errors import CorruptionError, IncompleteStoreError, NotFoundError, ZarrowError
+
+__all__ = ["Derived", "find_derived"]
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """The derived arrays of a view.
+
+    Parameters
+    ----------
+    arrays : dict of str to StoreArray
+        Those that belong to its rows.
+    provenance : dict of str to dict
+        Of each of them, how it was made.
+    unusable : dict of str to ZarrowError
+        Why the others cannot be had.
+    """
+
+    arrays: dict[str, StoreArray] = field(default_factory=dict)
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unusable: dict[str, ZarrowError] = field(default_factory=dict)
+
+
+def find_derived(view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> Derived:
+    """Look for the derived arrays of a view.
+
+    Parameters
+    ----------
+    view : View
+        The rows.
+    reopen : callable and its arguments
+        Opens the store anew where an array is unpickled.
+
+    Returns
+    -------
+    Derived
+        What there is.
+    """
+    found = Derived()
+    taken = {array.name for array in view.spec.arrays} | set(view.spec.schema.names)
+    for name in derived_names(view.snapshot.root):
+        if name in taken:
+            continue
+        try:
+            one = _open(view, name)
+        except ZarrowError as error:
+            found.unusable[name] = error
+        else:
+            found.arrays[name] = StoreArray(one, one.spec.arrays[0], reopen)
+            found.provenance[name] = dict(one.spec.provenance)
+    return found
+
+
+def _open(view: View, name: str) -> View:
+    root = view.snapshot.root
+    path = root / layout.DERIVED_DIR / name
+    try:
+        one = take_view(path, partial=False)
+    except (IncompleteStoreError, NotFoundError) as error:
+        raise IncompleteStoreError(
+            f"{path}: making the derived array {name!r} was begun but not finished: make it anew"
+        ) from error
+    mine: Mapping[str, Any] = origin(view.snapshot)
+    if not view.snapshot.complete or said_origin(one.spec) != mine:
+        raise IncompleteStoreError(
+            f"{path}: the derived array {name!r} was made of other rows than the store has now (it was "
+            "appended to, or reopened): make it anew"
+        )
+    if [array.name for array in one.spec.arrays] != [name] or one.rows != view.rows:
+        raise CorruptionError(f"{path}: no array {name!r} of {view.rows} rows in it: make it anew")
+    return one

@@ -1,0 +1,240 @@
+"""How does an array come into a store that is complete?
+
+A projection, a reconstruction, a score: `add_array` stores what was computed from a store's rows beside
+them, row by row, so that ``store[name]``, ``store.take``, xarray and the other readers find it. The
+committed rows stay as they are (`_derived` says where it lies and when it is believed).
+
+Place: above `writer`, which does the writing, and `_derived`; imported by the package and by `analysis`.
+A crash of `add_array` leaves the array that was there before, or none; what it had written so far is
+ignored by readers and replaced by the next attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import _files, layout
+from zarrow._origin import DERIVED_FROM, derived_names, origin
+from zarrow._view import View, take_view
+from zarrow.errors import (
+    InvalidInputError,
+    StoreChangedError,
+    StoreLockedError,
+    UnknownNameError,
+    WriteFailedError,
+)
+from zarrow.layout import ROW, SAMPLE_INDEX
+from zarrow.writer import Writer
+
+__all__ = ["add_array", "remove_array"]
+
+SEGMENT_ROWS = 65_536
+"""So that a narrow array of many rows takes few files, and the memory of sealing one is small."""
+APPEND_BYTES = 8 * layout.MEBIBYTE
+
+
+def add_array(
+    path: str | os.PathLike[str],
+    name: str,
+    values: npt.ArrayLike | Iterable[npt.NDArray[Any]],
+    *,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Store an array that was computed from a store's rows beside them: durable and visible on return.
+
+    An earlier derived array of that name is replaced, in one step. Stores that are open see the new one
+    when they are opened anew. It belongs to the rows that the store has now: after an append it is
+    ignored, and has to be made again.
+
+    Parameters
+    ----------
+    path : path
+        A complete store.
+    name : str
+        What to call it: no column or array of the store, and ``[A-Za-z0-9_-]{1,64}``.
+    values : array, shape (num_rows, ...), or iterable of such blocks
+        A row of at least one axis for each of the store's, in their order; blocks are written as they come.
+    provenance : mapping, optional
+        JSON values that say how it was made.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError, IncompleteStoreError
+        If there is no complete store.
+    InvalidInputError
+        If the name cannot be used, or the blocks are not one array of as many rows as the store.
+    StoreLockedError
+        If another process is storing an array of that name.
+    StoreChangedError
+        If rows were appended to the store meanwhile.
+    WriteFailedError
+        If it cannot be written; the store is as it was.
+
+    Examples
+    --------
+    >>> import tempfile, zarrow, zarrow.testing
+    >>> store = zarrow.testing.example_store(tempfile.mkdtemp() + "/example.zarrow")
+    >>> zarrow.add_array(store.path, "doubled", (block["query_embed"] * 2 for _, block in store.join()))
+    >>> store = zarrow.open(store.path)
+    >>> store["doubled"], list(store.derived)
+    (<zarrow.StoreArray 'doubled' (5000, 8) float32 [bytes]>, ['doubled'])
+    """
+    root = Path(os.path.realpath(path))
+    view = take_view(root, partial=False)
+    _check_name(view, name)
+    target = root / layout.DERIVED_DIR / name
+    try:
+        _files.make_dir(root / layout.DERIVED_DIR, exist_ok=True)
+        _files.sync_dir(root)
+    except OSError as error:
+        raise WriteFailedError(
+            error.errno or 0, f"{target}: a derived array cannot be stored here: {error.strerror}"
+        ) from error
+    blocks = _blocks(values, name)
+    first = next(blocks, None)
+    if first is None:
+        raise InvalidInputError(f"array {name!r}: there is no block that says what shape it has")
+    row_bytes = first.dtype.itemsize * int(np.prod(first.shape[1:]))
+    few = row_bytes * SEGMENT_ROWS <= layout.MAX_SHARD_BYTES // 2
+    with _only_one(target):
+        writer = Writer(
+            target,
+            mode="w",
+            arrays={name: (first.shape[1:], str(first.dtype))},
+            schema=pa.schema([]),
+            segment_rows=SEGMENT_ROWS if few else None,
+            provenance={**(provenance or {}), DERIVED_FROM: origin(view.snapshot)},
+        )
+        try:
+            with writer:
+                _append(writer, name, first, blocks, view.rows)
+                now = take_view(root, partial=True)
+                if origin(now.snapshot) != origin(view.snapshot) or not now.snapshot.complete:
+                    raise StoreChangedError(
+                        f"{root}: the store was changed while {name!r} was made of its rows: make it anew"
+                    )
+                writer.finalize()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _files.remove_tree(writer._root)  # readers would ignore it
+            raise
+
+
+def remove_array(path: str | os.PathLike[str], name: str) -> None:
+    """Remove a derived array, whether or not it can still be used.
+
+    Parameters
+    ----------
+    path : path
+        The store.
+    name : str
+        The derived array.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError
+        If there is no store.
+    UnknownNameError
+        If it has no derived array of that name.
+
+    Examples
+    --------
+    >>> import tempfile, zarrow, zarrow.testing
+    >>> store = zarrow.testing.example_store(tempfile.mkdtemp() + "/example.zarrow")
+    >>> zarrow.add_array(store.path, "doubled", store["query_embed"][:] * 2)
+    >>> zarrow.remove_array(store.path, "doubled")
+    >>> list(zarrow.open(store.path).derived)
+    []
+    """
+    root = Path(os.path.realpath(path))
+    take_view(root, partial=True)
+    there = derived_names(root)
+    if name not in there:
+        known = f"it has {', '.join(there)}" if there else "it has none"
+        raise UnknownNameError(f"{root}: no derived array {name!r}: {known}")
+    target = root / layout.DERIVED_DIR / name
+    try:
+        _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
+        scratch = _files.scratch_name(root / layout.OPEN_DIR)
+        _files.rename(target, scratch)  # gone in one step; a crash from here on leaves scratch
+        _files.sync_dir(root / layout.DERIVED_DIR)
+        _files.remove_tree(scratch)
+    except OSError as error:
+        raise WriteFailedError(
+            error.errno or 0, f"{target}: it cannot be removed: {error.strerror}"
+        ) from error
+
+
+def _check_name(view: View, name: str) -> None:
+    """Raise `InvalidInputError` if a derived array of a store cannot be called so."""
+    layout.check_name(name, "a derived array")
+    taken = {array.name for array in view.spec.arrays} | set(view.spec.schema.names) | {ROW, SAMPLE_INDEX}
+    if name in taken:
+        raise InvalidInputError(
+            f"a derived array must have a name of its own, got {name!r}, which is a column or array of "
+            f"{view.snapshot.root}: choose another"
+        )
+
+
+def _blocks(values: Any, name: str) -> Iterator[npt.NDArray[Any]]:
+    whole = hasattr(values, "__array__") or isinstance(values, list | tuple)
+    for block in [values] if whole else values:
+        found = np.asarray(block)
+        if found.ndim < 2:
+            raise InvalidInputError(
+                f"array {name!r}: a block must have the shape (rows, values per row), got {found.shape}: "
+                "reshape one value per row to (rows, 1)"
+            )
+        if found.dtype.name not in layout.ZARR_DTYPES:
+            raise InvalidInputError(
+                f"array {name!r}: a block must be of one of {', '.join(layout.ZARR_DTYPES)}, "
+                f"got {found.dtype}: convert it"
+            )
+        yield found
+
+
+def _append(
+    writer: Writer,
+    name: str,
+    first: npt.NDArray[Any],
+    rest: Iterator[npt.NDArray[Any]],
+    expected: int,
+) -> None:
+    rows, block = 0, first
+    while True:
+        rows += len(block)
+        if rows > expected:
+            break
+        step = max(APPEND_BYTES // max(block[:1].nbytes, 1), 1)
+        for start in range(0, len(block), step):
+            writer.append(None, {name: block[start : start + step]})
+        following = next(rest, None)
+        if following is None:
+            break
+        block = following
+    if rows != expected:
+        more = "or more " if rows > expected else ""
+        raise InvalidInputError(
+            f"array {name!r} must have a row for each of the store's {expected}, got {rows} {more}rows: "
+            "nothing was stored"
+        )
+
+
+@contextlib.contextmanager
+def _only_one(target: Path) -> Iterator[None]:
+    """Keep other processes from storing the same array: the one would swap the other's away."""
+    lock = _files.FileLock(target.with_name(target.name + layout.LOCK_SUFFIX))
+    if not lock.acquire():
+        raise StoreLockedError(f"{target}: another process is storing this array: wait for it, or stop it")
+    try:
+        yield
+    finally:
+        lock.release(remove_file=True)
