@@ -7,6 +7,7 @@ needs: scipy, scikit-learn, DuckDB.
 Place: tier 5, the edge that faces people with questions; ``import zarrow`` does not import it. Reads only.
 """
 
+from zarrow.analysis._describe import ArrayDescription, Description, describe
 from zarrow.analysis._pca import Pca, pca
 
-__all__ = ["Pca", "pca"]
+__all__ = ["ArrayDescription", "Description", "Pca", "describe", "pca"]

@@ -60,13 +60,17 @@ class Moments:
             shift = (ones @ values) / values.dtype.type(count)
         shift = np.where(np.isfinite(shift), shift, values[0]).astype(values.dtype, copy=False)
         centred = np.subtract(values, shift, out=self._buffer(values))
-        rest = (ones @ centred).astype(np.float64)  # what the shift, rounded as it is, left of the mean
-        if self.full:
-            squares = (centred.T @ centred).astype(np.float64)  # numpy sees the symmetry, and halves the work
-            squares -= np.outer(rest, rest) / count
-        else:
-            squares = np.einsum("ij,ij->j", centred, centred).astype(np.float64)
-            squares -= rest * rest / count
+        with np.errstate(over="ignore", invalid="ignore"):
+            rest = (ones @ centred).astype(np.float64)  # what the shift, rounded as it is, left of the mean
+            if self.full:
+                squares = (centred.T @ centred).astype(np.float64)  # numpy sees the symmetry: half the work
+                squares -= np.outer(rest, rest) / count
+            else:
+                squares = np.einsum("ij,ij->j", centred, centred).astype(np.float64)
+                squares -= rest * rest / count
+        if values.dtype == np.float32 and not np.isfinite(squares).all():
+            self.add(values.astype(np.float64))  # beyond 10¹⁹ the squares overflow
+            return
         self._join(count, shift.astype(np.float64) + rest / count, squares)
 
     def merge(self, later: Moments) -> None:
@@ -101,3 +105,68 @@ class Moments:
         """Return the variances, of ``count - 1`` degrees of freedom."""
         diagonal = np.diagonal(self.squares) if self.full else self.squares
         return np.maximum(diagonal, 0) / max(self.count - 1, 1)
+
+
+class GroupMoments:
+    """Count, mean and sums of squared deviations of rows, per group: `Moments`, for many groups at once.
+
+    Parameters
+    ----------
+    groups : int
+        How many.
+    width : int
+        Numbers of a row.
+
+    Examples
+    --------
+    >>> moments = GroupMoments(2, 1)
+    >>> moments.add(np.array([0, 1, 0]), np.array([[1.0], [5.0], [3.0]]))
+    >>> moments.mean.tolist(), moments.variance().tolist()
+    ([[2.0], [5.0]], [[2.0], [0.0]])
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        self.count = np.zeros(groups, np.int64)
+        self.mean = np.zeros((groups, width))
+        self.squares = np.zeros((groups, width))
+
+    def add(self, codes: npt.NDArray[np.int64], values: npt.NDArray[np.floating[Any]]) -> None:
+        """Take in rows, all of them finite, and the group of each."""
+        if not len(values):
+            return
+        order = np.argsort(codes, kind="stable")
+        present, starts, counts = np.unique(codes[order], return_index=True, return_counts=True)
+        ordered = values[order]
+        with np.errstate(over="ignore", invalid="ignore"):
+            shift = np.add.reduceat(ordered, starts, axis=0) / counts[:, None].astype(values.dtype)
+            ordered -= np.repeat(shift, counts, axis=0)
+            rest = np.add.reduceat(ordered, starts, axis=0).astype(np.float64)
+            np.square(ordered, out=ordered)
+            squares = np.add.reduceat(ordered, starts, axis=0) - rest * rest / counts[:, None]
+        if values.dtype == np.float32 and not np.isfinite(squares).all():
+            self.add(codes, values.astype(np.float64))  # beyond 10¹⁹ the squares overflow
+            return
+        self._join(present, counts, shift + rest / counts[:, None], squares)
+
+    def merge(self, later: GroupMoments) -> None:
+        """Take in what is known of other rows of the same groups."""
+        self._join(np.arange(len(self.count)), later.count, later.mean, later.squares)
+
+    def _join(
+        self,
+        groups: npt.NDArray[np.int64],
+        count: npt.NDArray[np.int64],
+        mean: npt.NDArray[np.float64],
+        squares: npt.NDArray[np.float64],
+    ) -> None:
+        before = self.count[groups]
+        total = before + count
+        share = (count / np.maximum(total, 1))[:, None]
+        delta = mean - self.mean[groups]
+        self.squares[groups] += squares + delta * delta * (before[:, None] * share)
+        self.mean[groups] += delta * share
+        self.count[groups] = total
+
+    def variance(self) -> npt.NDArray[np.float64]:
+        """Return the variances, of ``count - 1`` degrees of freedom; 0 of a single row."""
+        return np.maximum(self.squares, 0) / np.maximum(self.count - 1, 1)[:, None]
