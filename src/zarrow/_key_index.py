@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +70,8 @@ def build_index(path: str | os.PathLike[str]) -> None:
     >>> store.locate({"subject_id": [3], "query": ["code//7"]})
     array([37])
     """
+    import tempfile
+
     root = Path(os.path.abspath(path))
     view = take_view(root, partial=False)
     columns = Columns(view)
@@ -121,6 +122,8 @@ def find_index(view: View, columns: Columns) -> KeyIndex:
             index = KeyIndex(np.asarray(data), schema.types, str(path))
             if index.identity == _identity(view):
                 return index
+    import tempfile
+
     with (
         tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX) as file,
         tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX) as spill,

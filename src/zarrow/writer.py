@@ -29,7 +29,6 @@ import uuid as uuids
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -428,6 +427,8 @@ def _close_at_exit(writer: weakref.ref[Writer]) -> Callable[[], None]:
 
 
 def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
+    from importlib.metadata import version  # slow to import; only who creates a store needs it
+
     return {
         "zarrow": version("zarrow"),
         "python": platform.python_version(),
