@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -198,6 +199,40 @@ class TestTable:
         batches = list(store.scan(["row"], batch_size=700))
         assert [batch.num_rows for batch in batches] == [700] * 7 + [100]
         assert np.concatenate([batch["row"].to_numpy() for batch in batches]).tolist() == list(range(ROWS))
+
+    @pytest.mark.parametrize("columns", [[], ["prob"]])
+    @pytest.mark.parametrize("filter", [None, pc.bit_wise_and(pc.field("row"), 1) == 1, pc.field("prob") > 5])
+    def test_every_way_counts_the_same_rows(self, store, columns, filter):
+        """A table and a stream have as many rows as pass, even without columns."""
+        count = store.table(["row"], filter).num_rows
+        assert store.table(columns, filter).num_rows == count
+        assert sum(batch.num_rows for batch in store.scan(columns, filter)) == count
+        assert sum(batch.num_rows for batch, _ in store.join(filter, columns, [])) == count
+
+    def test_a_filter_is_asked_again(self, store, truth):
+        """The second answer, from what the first one decoded, is right, and so is that of another filter."""
+        table, _ = truth
+        for low in [0.5, 0.5, 0.25]:
+            found = store.table(["id", "query", "row"], pc.field("prob") > low)
+            assert found["id"].to_pylist() == table.filter(pc.field("prob") > low)["id"].to_pylist()
+            assert found["row"] == found["id"]
+
+    def test_a_slow_reader_is_not_read_ahead_for(self, tmp_path):
+        """Whoever reads slower than the disk finds a few pieces of the table in memory, not all of it."""
+        rows, step = 4_000_000, 500_000
+        with zarrow.Writer(tmp_path / "s.zarrow") as writer:
+            for start in range(0, rows, step):
+                writer.append({"id": np.arange(start, start + step), "prob": np.zeros(step)})
+            writer.finalize()
+        store = zarrow.open(tmp_path / "s.zarrow")
+        before, most = pa.total_allocated_bytes(), 0
+        for count, _ in enumerate(store.join(batch_size=10_000)):
+            if count % 40 == 0:
+                time.sleep(0.02)
+            most = max(most, pa.total_allocated_bytes() - before)
+        assert count == 399
+        # Four columns of 8 bytes; of at most four threads each has a piece ahead, and the reader another.
+        assert most < 6 * 131_072 * 32 < rows * 32 / 4
 
     def test_the_arrow_stream(self, store):
         """Whatever reads Arrow streams reads a store."""

@@ -1,10 +1,16 @@
 """How is the table read without reading all of it?
 
-The parts are a Parquet dataset, and `pyarrow.dataset` is asked: it decodes the columns that are wanted,
-and skips row groups by their statistics, and here whole files by the rows that they hold. Live rows (see
-`_view`) stand behind it as a table in memory. A scan reads a few row groups ahead and holds no more.
+The parts are a Parquet dataset, and `pyarrow.dataset` says which of them can hold rows that pass a filter:
+by the rows that they are, and by Parquet's statistics. Of those, a part at a time (`_passing`),
 
-Single rows are taken from decoded columns of single parts, the last used of which are kept.
+1. the columns that the filter asks are decoded, and it is applied; ``row`` follows from the place;
+2. where a row passes, the other columns that are wanted are decoded, and its values are taken.
+
+A few threads do that ahead of whoever reads, each for one piece of `_PIECE_ROWS` rows: Arrow's own scanner
+would hold up to a GiB for a slow reader. Live rows (see `_view`) stand behind the parts as a table in memory.
+
+Decoded columns of single parts are kept, the last used of them: those that single rows were taken from, and
+those that filters ask, if all parts' of them fit.
 
 Page checksums are verified. If anything fails, the files are compared with their records to say which
 segment is damaged; its neighbours stay readable.
@@ -15,8 +21,12 @@ zarrow`` took) when it is first needed.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +49,11 @@ if TYPE_CHECKING:
 __all__ = ["Columns", "unknown_name"]
 
 CACHE_BYTES = 64 << 20
-_MIN_BATCH_ROWS = 8192
+_KEPT_BYTES = 16 << 20
+"""Of the columns that a filter asks: more than that is decoded anew for every filter."""
 _MAX_BATCH_ROWS = 131_072
+_PIECE_ROWS = 131_072
+_MAX_THREADS = 4
 _NO_FIELD = re.compile(r"No match for FieldRef\.\w+\((.*?)\)")
 _READ_BYTES = 8 << 20
 
@@ -88,10 +101,8 @@ class Columns:
 
     # Scans
 
-    def scanner(
-        self, columns: Sequence[str] | None, filter: pc.Expression | None, batch_rows: int = _MAX_BATCH_ROWS
-    ) -> ds.Scanner:
-        """Return a scanner of the rows that pass a filter, in order; it has read nothing yet.
+    def check_filter(self, filter: object) -> list[str]:
+        """Return the columns that a filter asks.
 
         Raises
         ------
@@ -102,61 +113,158 @@ class Columns:
         """
         from pyarrow.compute import Expression
 
-        if filter is not None and not isinstance(filter, Expression):
+        if not isinstance(filter, Expression):
             raise InvalidInputError(
                 "filter must be a pyarrow expression, such as pyarrow.compute.field('occurs_prob') > 0.9, "
                 f"got {filter!r}"
             )
-        names = self.names(columns)
         try:
-            if filter is not None:
-                kind = self.dataset().scanner(columns={"passes": filter}).projected_schema.field(0).type
-                if not pa.types.is_boolean(kind):
-                    raise InvalidInputError(
-                        f"the filter {filter} is no condition: it gives {kind}, not true or false"
-                    )
-            return self.dataset().scanner(
-                columns=names,
-                filter=filter,
-                batch_size=min(max(batch_rows, _MIN_BATCH_ROWS), _MAX_BATCH_ROWS),
-                batch_readahead=4,
-                fragment_readahead=2,
-            )
+            kind = _bound(filter, self.schema)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             if found := _NO_FIELD.search(str(error)):
                 raise unknown_name("column", found[1], self.schema.names) from None
             raise InvalidInputError(
                 f"the filter {filter} does not fit the table's columns: {error}"
             ) from error
+        if not pa.types.is_boolean(kind):
+            raise InvalidInputError(
+                f"the filter {filter} is no condition: it gives {kind}, not true or false"
+            )
+        asked = []
+        for index, name in enumerate(self.schema.names):  # an expression does not tell
+            try:
+                _bound(filter, self.schema.remove(index))
+            except pa.ArrowInvalid:
+                asked.append(name)
+        return asked
 
     def table(self, columns: Sequence[str] | None, filter: pc.Expression | None) -> pa.Table:
         """Return the rows that pass a filter."""
-        scanner = self.scanner(columns, filter)
-        try:
-            table = scanner.to_table()
-        except (OSError, pa.ArrowException) as error:
-            raise self._explain(error) from error
-        self._view.guard()
-        return table
+        names = self.names(columns)
+        tables = [
+            self.schema.empty_table().select(names or [ROW]),
+            *self._tables(names or [ROW], filter),  # a table without columns forgets how many rows it has
+        ]
+        return pa.concat_tables(tables).unify_dictionaries().select(names)
 
     def batches(
         self, columns: Sequence[str] | None, filter: pc.Expression | None, batch_rows: int = _MAX_BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows that pass a filter, in batches of no particular size."""
-        return self._run(self.scanner(columns, filter, batch_rows))
+        """Yield the rows that pass a filter, in batches of no particular size, up to `batch_rows`."""
+        names = self.names(columns)
+        tables = self._tables(names or [ROW], filter)  # what is wrong with it is told now
+        most = min(batch_rows, _MAX_BATCH_ROWS)
+        return (
+            batch if names else batch.select([])
+            for table in tables
+            for batch in table.to_batches(most)
+            if batch.num_rows  # a chunk may be empty
+        )
 
-    def _run(self, scanner: ds.Scanner) -> Iterator[pa.RecordBatch]:
-        batches = scanner.to_batches()
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowException) as error:
-                raise self._explain(error) from error
-            self._view.guard()
-            if batch is None:
-                return
-            if batch.num_rows:
-                yield batch
+    def _tables(self, names: list[str], filter: pc.Expression | None) -> Iterator[pa.Table]:
+        """Return the rows that pass a filter, a few segments at a time."""
+        asked = [] if filter is None else self.check_filter(filter)
+        return self._run(names, filter, asked)
+
+    def _run(self, names: list[str], filter: pc.Expression | None, asked: list[str]) -> Iterator[pa.Table]:
+        keep = self._view.rows * 8 * len(asked) <= _KEPT_BYTES
+        threads = min(os.cpu_count() or 1, _MAX_THREADS)
+        waiting: deque[Future[pa.Table]] = deque()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="zarrow-scan")
+        try:
+            for piece in self._pieces(self._candidates(filter, asked)):
+                if len(waiting) == threads and (table := waiting.popleft().result()).num_rows:
+                    yield table
+                if filter is not None and self._are_decoded(piece, {*asked, *names}):
+                    waiting.append(Future())
+                    waiting[-1].set_result(self._passing(piece, names, filter, asked, keep=keep))
+                else:
+                    waiting.append(pool.submit(self._passing, piece, names, filter, asked, keep=keep))
+            while waiting:
+                if (table := waiting.popleft().result()).num_rows:
+                    yield table
+        finally:
+            pool.shutdown(cancel_futures=True)
+        live = self.live() if filter is None else self.live().filter(filter)
+        if live.num_rows:
+            yield live.select(names)
+
+    def _pieces(self, segments: Iterable[int]) -> Iterator[list[int]]:
+        """Yield segments together that are worked on together."""
+        most = max(_PIECE_ROWS // self._view.spec.segment_rows, 1)
+        rest = iter(segments)
+        while piece := list(itertools.islice(rest, most)):
+            yield piece
+
+    def _candidates(self, filter: pc.Expression | None, asked: list[str]) -> Iterable[int]:
+        """Return the segments that have rows which pass, as far as the numbers of their rows tell."""
+        numbers = range(self._view.snapshot.segments)
+        if filter is None or ROW not in asked:
+            return numbers
+        if self._dataset is None:
+            import pyarrow.dataset as ds
+            from pyarrow.fs import LocalFileSystem
+
+            row = ds.field(ROW)
+            self._dataset = ds.FileSystemDataset.from_paths(  # nothing of it is ever opened
+                [str(number) for number in numbers],
+                schema=self.schema,
+                format=ds.ParquetFileFormat(),
+                filesystem=LocalFileSystem(),
+                partitions=[
+                    (row >= rows.start) & (row < max(rows.stop, rows.start + 1))
+                    for rows in self._view.segment_ranges()
+                ],
+            )
+        return (int(fragment.path) for fragment in self._dataset.get_fragments(filter))
+
+    def _passing(
+        self,
+        segments: list[int],
+        names: list[str],
+        filter: pc.Expression | None,
+        asked: list[str],
+        *,
+        keep: bool,
+    ) -> pa.Table:
+        """Return the rows of segments that pass."""
+        if filter is None:
+            return pa.concat_tables([self.segment(number, names, keep=False) for number in segments])
+        first = [*(name for name in asked if name != ROW), ROW]
+        tables = [
+            self.segment(number, first, keep=keep)
+            for number in segments
+            if self._may_pass(number, filter, asked)
+        ]
+        if not tables:
+            return self.schema.empty_table().select(names)
+        found = pa.concat_tables(tables).unify_dictionaries().filter(filter)
+        more = [name for name in names if name not in first]
+        if more:
+            rest = self.take(found[ROW].to_numpy(), more, keep=False)
+            for name in more:
+                found = found.append_column(rest.schema.field(name), rest[name])
+        return found.select(names)
+
+    def _are_decoded(self, segments: list[int], names: Iterable[str]) -> bool:
+        return all(
+            name == ROW or self._decoded.get((number, name)) is not None
+            for number in segments
+            for name in names
+        )
+
+    def _may_pass(self, number: int, filter: pc.Expression, asked: list[str]) -> bool:
+        """Tell whether rows of a segment may pass, as far as Parquet's statistics tell."""
+        if self._are_decoded([number], asked):
+            return True  # it is faster to look
+        import pyarrow.dataset as ds
+
+        try:
+            with pa.OSFile(self._source(number)) as source:
+                fragment = ds.ParquetFileFormat().make_fragment(source)
+                return bool(fragment.subset(filter, schema=self.schema).row_groups)
+        except (OSError, pa.ArrowException) as error:
+            raise self._explain(error, [number]) from error
 
     def exact_batches(
         self, columns: Sequence[str] | None, filter: pc.Expression | None, batch_rows: int
@@ -175,30 +283,6 @@ class Columns:
                 have += batch.num_rows - start
         if pending:
             yield _joined(pending)
-
-    def dataset(self) -> ds.Dataset:
-        """Return the table as a dataset."""
-        if self._dataset is None:
-            import pyarrow.dataset as ds
-            from pyarrow.fs import LocalFileSystem
-
-            row = ds.field(ROW)
-            ranges = self._view.segment_ranges()
-            committed = ds.FileSystemDataset.from_paths(
-                [self._source(number) for number in range(len(ranges))],
-                schema=self.schema,
-                format=ds.ParquetFileFormat(
-                    default_fragment_scan_options=ds.ParquetFragmentScanOptions(
-                        page_checksum_verification=True
-                    )
-                ),
-                filesystem=LocalFileSystem(),
-                # So that a filter on rows opens no file but theirs.
-                partitions=[(row >= rows.start) & (row < max(rows.stop, rows.start + 1)) for rows in ranges],
-            )
-            live = self.live()
-            self._dataset = ds.dataset([committed, ds.dataset(live)]) if live.num_rows else committed
-        return self._dataset
 
     def _path(self, segment: int) -> Path:
         return self._view.snapshot.root / layout.part_path(segment)
@@ -247,8 +331,8 @@ class Columns:
 
     # Single rows
 
-    def segment(self, number: int, names: Sequence[str]) -> pa.Table:
-        """Return columns of one part, decoded.
+    def segment(self, number: int, names: Sequence[str], *, keep: bool = True) -> pa.Table:
+        """Return columns of one part, decoded, and keep them for the next time if that is wanted.
 
         Raises
         ------
@@ -257,33 +341,47 @@ class Columns:
         """
         found: dict[str, pa.ChunkedArray] = {}
         for name in names:
-            column = self._decoded.get((number, name))
+            column = self._numbers(number) if name == ROW else self._decoded.get((number, name))
             if column is not None:
                 found[name] = column
         missing = [name for name in names if name not in found]
         if missing:
-            import pyarrow.parquet as pq
-
-            try:
-                source = pa.OSFile(self._source(number))
-                with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
-                    table = file.read(columns=missing)
-                if table.num_rows != self._view.snapshot.segment_rows(number):
-                    raise CorruptionError(
-                        f"{self._path(number)}: {table.num_rows} rows are not what was committed"
-                    )
-            except (OSError, pa.ArrowException, KeyError) as error:
-                raise self._explain(error, [number]) from error
-            self._view.guard()
+            table = self._decode(number, missing)
             for name in missing:
                 found[name] = table[name]
-                self._decoded.put((number, name), table[name], table[name].nbytes)
+                if keep:
+                    self._decoded.put((number, name), table[name], table[name].nbytes)
         fields = pa.schema([self.schema.field(name) for name in names])
-        return pa.Table.from_arrays(
-            [found[name].cast(fields.field(name).type) for name in names], schema=fields
+        columns = [found[name] for name in names]
+        for place, field in enumerate(fields):
+            if columns[place].type != field.type:
+                columns[place] = columns[place].cast(field.type)
+        return pa.Table.from_arrays(columns, schema=fields)
+
+    def _numbers(self, segment: int) -> pa.ChunkedArray:
+        """Return what a part has as the numbers of its rows: they follow from its place."""
+        start = segment * self._view.spec.segment_rows
+        return pa.chunked_array(
+            [pa.array(np.arange(start, start + self._view.snapshot.segment_rows(segment)))]
         )
 
-    def take(self, rows: npt.NDArray[np.int64], names: Sequence[str]) -> pa.Table:
+    def _decode(self, number: int, names: list[str]) -> pa.Table:
+        import pyarrow.parquet as pq
+
+        try:
+            source = pa.OSFile(self._source(number))
+            with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
+                table = file.read(columns=names, use_threads=len(names) > 1)
+            if table.num_rows != self._view.snapshot.segment_rows(number):
+                raise CorruptionError(
+                    f"{self._path(number)}: {table.num_rows} rows are not what was committed"
+                )
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise self._explain(error, [number]) from error
+        self._view.guard()
+        return table
+
+    def take(self, rows: npt.NDArray[np.int64], names: Sequence[str], *, keep: bool = True) -> pa.Table:
         """Return these rows, which are in range, in the order given."""
         if not len(rows):
             return self.schema.empty_table().select(names)
@@ -300,8 +398,11 @@ class Columns:
             if number == self._view.snapshot.segments:
                 table, first = self.live().select(names), committed
             else:
-                table, first = self.segment(number, names), number * full
-            tables.append(table.take(pa.array(sorted_rows[start:stop] - first)))
+                table, first = self.segment(number, names, keep=keep), number * full
+            places = sorted_rows[start:stop] - first
+            if not np.array_equal(places, np.arange(table.num_rows)):
+                table = table.take(pa.array(places))
+            tables.append(table)
         joined = pa.concat_tables(tables).unify_dictionaries()
         if order is not None:
             joined = joined.combine_chunks().take(pa.array(np.argsort(order, kind="stable")))
@@ -368,6 +469,14 @@ class Columns:
         except (OSError, pa.ArrowException):
             sound = False
         return None if sound else "is no such part, though its checksum holds"
+
+
+def _bound(filter: pc.Expression, schema: pa.Schema) -> pa.DataType:
+    """Return the type that an expression has for rows of a schema."""
+    import pyarrow.dataset as ds
+
+    scanner = ds.dataset(schema.empty_table()).scanner(columns={"passes": filter})
+    return scanner.projected_schema.field(0).type
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zarrow import _files
 from zarrow._prediction_columns import ARRAY, BATCH, EMBEDDING, KEYS, LABEL, PROBABILITIES, TYPES
 from zarrow.errors import InvalidInputError
-from zarrow.layout import MEBIBYTE, ROW, SAMPLE_INDEX
+from zarrow.layout import MEBIBYTE, SAMPLE_INDEX
 from zarrow.store import Store
 from zarrow.store import open as open_store
 
@@ -203,7 +202,9 @@ class _Export:
 
     def _pieces(self, order: Any) -> Iterator[pa.Table]:
         arrays = [] if self._array is None else [self._array]
-        for batch, vectors in _join(self._store, self._names, arrays, self._group_rows, order):
+        for batch, vectors in self._store.join(
+            columns=self._names, arrays=arrays, batch_size=self._group_rows, order=order
+        ):
             columns = list(batch.columns)
             if self._array is not None:
                 rows = np.ascontiguousarray(vectors[self._array], np.float32)
@@ -220,23 +221,10 @@ class _Export:
             yield self._group_rows
 
 
-def _join(
-    store: Store, columns: list[str], arrays: list[str], rows: int, order: Any
-) -> Iterator[tuple[pa.RecordBatch, dict[str, Any]]]:
-    """Yield the rows of a store in batches of up to so many rows."""
-    if order is not None:
-        yield from store.join(columns=columns, arrays=arrays, batch_size=rows, order=order)
-        return
-    # A segment at a time: a scan of all reads ahead as far as Arrow sees fit, which may be a GiB.
-    for segment in store.segments:
-        here = (pc.field(ROW) >= segment.start) & (pc.field(ROW) < segment.stop)
-        yield from store.join(here, columns=columns, arrays=arrays, batch_size=rows)
-
-
 def _order(store: Store) -> Any:
     """Return the order to ask `Store.join` for; the one that costs memory only where rows need it."""
     last = -1
-    for batch, _ in _join(store, [SAMPLE_INDEX], [], _ROW_GROUP_ROWS, None):
+    for batch, _ in store.join(columns=[SAMPLE_INDEX], arrays=[], batch_size=_ROW_GROUP_ROWS):
         index = batch[SAMPLE_INDEX]
         if index.null_count:
             return None
@@ -250,7 +238,7 @@ def _order(store: Store) -> Any:
 def _batch_sizes(store: Store, order: Any) -> Iterator[int]:
     """Yield the rows of each run of rows that came in one batch."""
     current, size = None, 0
-    for batch, _ in _join(store, [BATCH], [], _ROW_GROUP_ROWS, order):
+    for batch, _ in store.join(columns=[BATCH], arrays=[], batch_size=_ROW_GROUP_ROWS, order=order):
         numbers = batch[BATCH].to_numpy()
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         for start, stop in itertools.pairwise(edges):

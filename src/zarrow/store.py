@@ -622,7 +622,8 @@ class Store:
                     "keys; locate() gives their numbers, to choose from"
                 )
             return self._join_rows(self.locate(keys, missing="raise"), names, chosen, size, check)
-        self._columns.scanner(names, filter)  # a filter that does not fit is the caller's error, at once
+        if filter is not None:
+            self._columns.check_filter(filter)  # one that does not fit is the caller's error, at once
         if order is None:
             return self._join(filter, names, chosen, size, check)
         if order != "sample_index":

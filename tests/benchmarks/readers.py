@@ -107,8 +107,8 @@ class Zarrow:
         return sum(vectors[start : start + BLOCK].sum() for start in range(0, len(vectors), BLOCK))
 
     def filter(self) -> np.ndarray:
-        found = self.store.join(pc.field("prob") > THRESHOLD, [], ["v"], 1_000_000)
-        return np.concatenate([vectors["v"] for _, vectors in found])
+        ((_, vectors),) = self.store.join(pc.field("prob") > THRESHOLD, [], ["v"], 1_000_000)
+        return vectors["v"]
 
     def locate(self, keys: np.ndarray) -> np.ndarray:
         return self.store.locate(keys)
