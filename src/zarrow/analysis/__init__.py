@@ -8,6 +8,7 @@ Place: tier 5, the edge that faces people with questions; ``import zarrow`` does
 """
 
 from zarrow.analysis._describe import ArrayDescription, Description, describe
+from zarrow.analysis._evaluate import Evaluation, evaluate
 from zarrow.analysis._pca import Pca, pca
 
-__all__ = ["ArrayDescription", "Description", "Pca", "describe", "pca"]
+__all__ = ["ArrayDescription", "Description", "Evaluation", "Pca", "describe", "evaluate", "pca"]

@@ -1,0 +1,308 @@
+"""How good are the probabilities that the store holds, overall and per task?
+
+The metrics are those of `_scores`, over the rows that have a label and a probability; the label's nulls
+(censored rows, say) are counted and left out, as EveryQuery's ``EQ_evaluate`` does.
+
+The three columns that are asked about are held in memory, some 40 bytes per row; vectors are not read.
+
+Place: tier 5, in `zarrow.analysis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zarrow.analysis._blocks import Progress
+from zarrow.analysis._groups import Groups, column_codes, names_of, plain
+from zarrow.analysis._scores import BINS, Scores, grouped_scores
+from zarrow.errors import InvalidInputError
+from zarrow.store import Store
+
+__all__ = ["Evaluation", "evaluate", "read_binary", "read_numbers"]
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How good probabilities are.
+
+    Parameters
+    ----------
+    probability, label : str
+        The columns.
+    by : tuple of str
+        The columns grouped by.
+    overall : dict of str to number or None
+        All groups together: the columns of `table` that are no keys. ``labelled`` rows have a label and a
+        probability; ``auroc``, ``auprc``, ``brier``, ``ece`` and ``accuracy`` come with the 95 % interval,
+        ``_low`` to ``_high``. None is what is not defined, as the AUROC of a single class.
+    table : pyarrow.Table
+        The same per group, ordered by its keys.
+    missing_labels, missing_probabilities : int
+        Rows left out since the label, or only the probability, is null or NaN.
+    groups : Groups or None
+        The groups.
+    scores : list of Scores
+        Per group what the curves are made of; of all rows, the last.
+    """
+
+    probability: str
+    label: str
+    by: tuple[str, ...]
+    overall: dict[str, Any]
+    table: pa.Table = field(repr=False)
+    missing_labels: int
+    missing_probabilities: int
+    groups: Groups | None = field(repr=False)
+    scores: list[Scores] = field(repr=False)
+
+    def roc_curve(self, group: Any = None, max_points: int | None = None) -> tuple[Float, Float, Float]:
+        """Return the ROC curve.
+
+        Parameters
+        ----------
+        group : value, tuple or dict, optional
+            The key of a group; all rows by default.
+        max_points : int, optional
+            Leave out points between, for drawing.
+
+        Returns
+        -------
+        fpr, tpr, thresholds : float64 array, shape (points,)
+            As scikit-learn's ``roc_curve``, ends included.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such group, or it has one class only.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> store = zarrow.testing.example_predictions()
+        >>> fpr, tpr, _ = zarrow.analysis.evaluate(store, "occurs_prob", "occurs").roc_curve()
+        >>> fpr[0], tpr[-1]
+        (np.float64(0.0), np.float64(1.0))
+        """
+        return self._of(group).roc_curve(max_points)
+
+    def calibration_curve(self, group: Any = None) -> pa.Table:
+        """Return how often what was predicted happened.
+
+        Parameters
+        ----------
+        group : value, tuple or dict, optional
+            The key of a group; all rows by default.
+
+        Returns
+        -------
+        pyarrow.Table
+            Per bin that holds rows: ``low``, ``high`` (included), ``rows``, ``mean_probability``,
+            ``observed``.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such group.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> store = zarrow.testing.example_predictions()
+        >>> found = zarrow.analysis.evaluate(store, "occurs_prob", "occurs", by="query")
+        >>> sum(found.calibration_curve("code//3")["rows"].to_pylist())
+        450
+        """
+        return self._of(group).calibration_curve()
+
+    def _of(self, group: Any) -> Scores:
+        if group is None:
+            return self.scores[-1]
+        if self.groups is None:
+            raise InvalidInputError(f"there is no group {group!r}: the evaluation was made without by=")
+        return self.scores[self.groups.find(group)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, but for times among the groups' keys.
+
+        Returns
+        -------
+        dict
+            Numbers, lists and objects.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> store = zarrow.testing.example_predictions()
+        >>> found = zarrow.analysis.evaluate(store, "occurs_prob", "occurs", by="query").to_dict()
+        >>> found["missing_labels"], len(found["groups"])
+        (500, 10)
+        """
+        return {
+            "probability": self.probability,
+            "label": self.label,
+            "by": list(self.by),
+            "missing_labels": self.missing_labels,
+            "missing_probabilities": self.missing_probabilities,
+            "overall": self.overall,
+            "groups": self.table.to_pylist() if self.by else [],
+        }
+
+
+def evaluate(
+    store: Store,
+    probability: str,
+    label: str,
+    *,
+    by: str | Sequence[str] | None = None,
+    filter: pc.Expression | None = None,
+    bootstrap: int = 200,
+    unit: str | None = None,
+    bins: int = BINS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Hold the store's probabilities against its labels.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    probability : str
+        A column of probabilities, in 0..1; rows where it is null or NaN are left out and counted.
+    label : str
+        A column of booleans, or of zeros and ones; rows where it is null or NaN likewise.
+    by : str or list of str, optional
+        Columns to group by, such as ``["query", "duration_days"]``.
+    filter : pyarrow.compute.Expression, optional
+        Which rows; all by default.
+    bootstrap : int
+        How often to draw for the 95 % intervals; 0 for none.
+    unit : str, optional
+        The column whose values are drawn as a whole, such as ``subject_id``; single rows by default.
+    bins : int
+        Bins of equal width for the calibration.
+    seed : int
+        Of the draws.
+    progress : callable, optional
+        Is called with groups done and groups in all.
+
+    Returns
+    -------
+    Evaluation
+        Also of groups, or a store, without rows or of one class.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column.
+    InvalidInputError
+        If they are no probabilities, or no labels of yes and no.
+    CorruptionError
+        If the table is damaged.
+
+    Examples
+    --------
+    >>> import zarrow.analysis, zarrow.testing
+    >>> store = zarrow.testing.example_predictions()
+    >>> found = zarrow.analysis.evaluate(store, "occurs_prob", "occurs", by="query")
+    >>> round(found.overall["auroc"], 2), found.table.num_rows, found.missing_labels
+    (0.82, 10, 500)
+    """
+    if bootstrap < 0 or bins < 1:
+        raise InvalidInputError(f"bootstrap must be >= 0 and bins >= 1, got {bootstrap} and {bins}")
+    names = names_of(by)
+    columns = dict.fromkeys([probability, label, *names, *([unit] if unit else [])])
+    table = store.table(list(columns), filter)
+    labels, known = read_binary(table[label], label)
+    probabilities = read_numbers(table[probability], probability)
+    scored = ~np.isnan(probabilities)
+    _require_probabilities(probabilities[scored], probability)
+    used = known & scored
+    units = column_codes(table[unit])[0][used] if unit else None
+    groups, codes = None, np.zeros(0, np.int64)
+    if names:
+        groups = Groups(table.select(names))
+        codes = groups.codes(table)
+    del table
+    scores, rows = [], np.zeros(0, np.int64)
+    if groups is not None:
+        rows = np.bincount(codes, minlength=groups.count)
+        chosen = np.flatnonzero(used)
+        order = chosen[np.argsort(codes[chosen], kind="stable")]
+        bounds = np.append(0, np.cumsum(np.bincount(codes[chosen], minlength=groups.count)))
+        places = np.cumsum(used) - 1
+        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            here = order[start:stop]
+            unit_codes = None if units is None else units[places[here]]
+            scores.append(Scores(labels[here], probabilities[here], unit_codes, bins))
+    everything = Scores(labels[used], probabilities[used], units, bins)
+    overall = grouped_scores(None, [everything], np.array([len(used)]), bootstrap, seed)
+    return Evaluation(
+        probability=probability,
+        label=label,
+        by=tuple(names),
+        overall=overall.to_pylist()[0],
+        table=grouped_scores(groups, scores, rows, bootstrap, seed, progress) if groups else overall,
+        missing_labels=int((~known).sum()),
+        missing_probabilities=int((known & ~scored).sum()),
+        groups=groups,
+        scores=[*scores, everything],
+    )
+
+
+def read_binary(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return labels of yes and no, and which rows have one.
+
+    Raises
+    ------
+    InvalidInputError
+        If the column holds something else than booleans, or zeros and ones.
+    """
+    values = plain(column)
+    if not pa.types.is_boolean(values.type):
+        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+            raise InvalidInputError(
+                f"labels must be booleans, or zeros and ones: column {name!r} is of type {values.type}"
+            )
+        numbers = read_numbers(values, name)
+        known = ~np.isnan(numbers)
+        others = numbers[known & (numbers != 0) & (numbers != 1)]
+        if len(others):
+            raise InvalidInputError(
+                f"labels must be booleans, or zeros and ones: column {name!r} has a {others[0]:g}"
+            )
+        return numbers == 1, known
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    return values.fill_null(False).to_numpy(zero_copy_only=False), known
+
+
+def read_numbers(column: pa.ChunkedArray | pa.Array, name: str) -> Float:
+    """Return numbers, NaN where there is none.
+
+    Raises
+    ------
+    InvalidInputError
+        If the column holds something else.
+    """
+    values = plain(column)
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise InvalidInputError(f"column {name!r} must hold numbers, it is of type {kind}")
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
+def _require_probabilities(values: Float, name: str) -> None:
+    if len(values) and not (values.min() >= 0 and values.max() <= 1):
+        raise InvalidInputError(
+            f"probabilities must be in 0..1: column {name!r} has values from {values.min():g} to "
+            f"{values.max():g}; apply the sigmoid to logits"
+        )

@@ -1,0 +1,191 @@
+"""Evaluations, held against scikit-learn, and the bootstrap against a plain one."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
+
+import zarrow
+from zarrow.analysis import evaluate
+from zarrow.analysis._scores import Scores
+from zarrow.errors import InvalidInputError, UnknownNameError
+
+ROWS = 3000
+
+
+def write(path, table):
+    with zarrow.Writer(path, segment_rows=1024) as writer:
+        writer.append(table, {})
+        writer.finalize()
+    return zarrow.open(path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Predictions with ties, censored rows, a group of one class and one without labels."""
+    rng = np.random.default_rng(2)
+    prob = (rng.integers(0, 40, ROWS) / 40).astype(np.float32)
+    label = rng.random(ROWS) < prob * 0.6
+    query = np.array([f"q{n % 5}" for n in range(ROWS)])
+    censored = rng.random(ROWS) < 0.2
+    censored[query == "q4"] = True
+    label[query == "q3"] = True
+    table = pa.table(
+        {
+            "subject_id": np.arange(ROWS) // 7,
+            "query": pa.array(query).dictionary_encode(),
+            "duration_days": pa.array((np.arange(ROWS) // 5 % 2 * 30).astype(np.float32)),
+            "prob": prob,
+            "label": pa.array(label, mask=censored),
+            "number": pa.array(label.astype(np.float64), mask=censored),
+        }
+    )
+    return write(tmp_path_factory.mktemp("evaluate") / "a.zarrow", table), prob, label, censored, query
+
+
+def sklearn_ece(label, prob, bins=15):
+    observed, predicted = calibration_curve(label, prob, n_bins=bins)
+    places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], prob)
+    counts = np.bincount(places, minlength=bins)
+    return float((np.abs(observed - predicted) * counts[counts > 0]).sum() / len(label))
+
+
+def check(found, label, prob):
+    label, prob = label.astype(bool), prob.astype(np.float64)
+    assert found["labelled"] == len(label)
+    assert found["positives"] == label.sum()
+    assert found["prevalence"] == pytest.approx(label.mean())
+    assert found["auroc"] == pytest.approx(metrics.roc_auc_score(label, prob), abs=1e-12)
+    assert found["auprc"] == pytest.approx(metrics.average_precision_score(label, prob), abs=1e-12)
+    assert found["brier"] == pytest.approx(metrics.brier_score_loss(label, prob), abs=1e-12)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(label, prob > 0.5))
+    assert found["ece"] == pytest.approx(sklearn_ece(label, prob), abs=1e-12)
+    for name in ("auroc", "auprc", "brier", "accuracy"):
+        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+
+
+def test_equals_scikit_learn(made):
+    """All metrics, ties and censored rows included, overall and per group."""
+    store, prob, label, censored, query = made
+    found = evaluate(store, "prob", "label", by=["query"])
+    check(found.overall, label[~censored], prob[~censored])
+    assert found.missing_labels == censored.sum()
+    groups = {one["query"]: one for one in found.table.to_pylist()}
+    assert list(groups) == ["q0", "q1", "q2", "q3", "q4"]
+    for name in ("q0", "q1", "q2"):
+        chosen = (query == name) & ~censored
+        check(groups[name], label[chosen], prob[chosen])
+        assert groups[name]["rows"] == ROWS / 5
+
+
+def test_what_is_not_defined_is_null(made):
+    """A group of one class has no AUROC, one without labels has nothing; neither is NaN."""
+    store, *_ = made
+    found = evaluate(store, "prob", "label", by="query").table.to_pylist()
+    assert found[3]["auroc"] is None
+    assert found[3]["auroc_low"] is None
+    assert found[3]["auprc"] == 1
+    assert found[4]["labelled"] == 0
+    assert found[4]["prevalence"] is None
+    assert found[4]["brier"] is None
+    assert not any(isinstance(v, float) and math.isnan(v) for one in found for v in one.values())
+
+
+def test_curves_are_scikit_learns(made):
+    """The ROC and the calibration curve, of all rows and of a group."""
+    store, prob, label, censored, query = made
+    found = evaluate(store, "prob", "label", by=["query", "duration_days"], bootstrap=0)
+    fpr, tpr, thresholds = found.roc_curve()
+    theirs = metrics.roc_curve(label[~censored], prob[~censored], drop_intermediate=False)
+    for ours, other in zip((fpr, tpr, thresholds), theirs, strict=True):
+        np.testing.assert_allclose(ours, other)
+    assert len(found.roc_curve(max_points=10)[0]) == 10
+    observed, predicted = calibration_curve(label[~censored], prob[~censored], n_bins=15)
+    curve = found.calibration_curve()
+    np.testing.assert_allclose(curve["observed"], observed)
+    np.testing.assert_allclose(curve["mean_probability"], predicted)
+    chosen = (query == "q1") & (np.arange(ROWS) // 5 % 2 == 1) & ~censored
+    assert sum(found.calibration_curve(("q1", 30.0))["rows"].to_pylist()) == chosen.sum()
+    with pytest.raises(InvalidInputError, match="no group 'q9'"):
+        found.roc_curve("q9")
+    with pytest.raises(InvalidInputError, match="both classes"):
+        found.roc_curve({"query": "q3", "duration_days": 0.0})
+
+
+def test_labels_may_be_zeros_and_ones(made):
+    """Numbers are as good as booleans; NaN is as good as null."""
+    store, *_ = made
+    assert evaluate(store, "prob", "number").overall == evaluate(store, "prob", "label").overall
+
+
+def test_a_filter_chooses_rows(made):
+    """Only rows that pass count."""
+    store, prob, label, censored, query = made
+    found = evaluate(store, "prob", "label", filter=pc.field("query") == "q2")
+    chosen = (query == "q2") & ~censored
+    check(found.overall, label[chosen], prob[chosen])
+
+
+def test_intervals_are_those_of_a_bootstrap(made):
+    """Percentiles of resampled rows, held against resampling by hand; those of units are wider."""
+    rng = np.random.default_rng(0)
+    unit = np.repeat(np.arange(60), 10)
+    prob = np.repeat(rng.random(60), 10)
+    label = np.repeat(rng.random(60) < 0.5, 10)
+    low, high = Scores(label, prob).intervals(2000)["auroc"]
+    drawn = []
+    for _ in range(2000):
+        rows = rng.integers(0, 600, 600)
+        drawn.append(metrics.roc_auc_score(label[rows], prob[rows]))
+    np.testing.assert_allclose([low, high], np.quantile(drawn, [0.025, 0.975]), atol=0.006)
+    wide = Scores(label, prob, unit).intervals(500)["auroc"]
+    assert wide[1] - wide[0] > 2 * (high - low)
+
+
+def test_intervals_by_unit_are_asked_for_by_name(made):
+    """``unit=`` draws patients, and the same seed draws the same ones."""
+    store, *_ = made
+    one = evaluate(store, "prob", "label", unit="subject_id", by="query", seed=3)
+    assert one.table.equals(evaluate(store, "prob", "label", unit="subject_id", by="query", seed=3).table)
+    assert one.overall["auroc_low"] != evaluate(store, "prob", "label", seed=3).overall["auroc_low"]
+
+
+def test_bad_input_is_refused(made, tmp_path):
+    """Labels that are none, probabilities that are none, columns that are not there."""
+    store, *_ = made
+    with pytest.raises(UnknownNameError, match="no column 'occurs'"):
+        evaluate(store, "prob", "occurs")
+    with pytest.raises(InvalidInputError, match="'query' is of type string"):
+        evaluate(store, "prob", "query")
+    with pytest.raises(InvalidInputError, match="'subject_id' has a 2"):
+        evaluate(store, "prob", "subject_id")
+    with pytest.raises(InvalidInputError, match=r"0\.\.1.*'subject_id' has values from 0 to 428"):
+        evaluate(store, "subject_id", "label")
+    with pytest.raises(InvalidInputError, match="must hold numbers"):
+        evaluate(store, "query", "label")
+
+
+def test_missing_probabilities_are_counted(tmp_path):
+    """NaN and null are no probabilities, and do not spoil the others."""
+    table = pa.table(
+        {"p": [0.1, None, math.nan, 0.9, 0.4], "y": [False, True, True, True, None]},
+    )
+    found = evaluate(write(tmp_path / "a.zarrow", table), "p", "y")
+    assert (found.missing_labels, found.missing_probabilities) == (1, 2)
+    assert found.overall["labelled"] == 2
+    assert found.overall["auroc"] == 1
+
+
+def test_an_empty_store_has_no_metrics(tmp_path):
+    """No rows: counts of zero, metrics of None."""
+    table = pa.table(
+        {"p": pa.array([], pa.float64()), "y": pa.array([], pa.bool_()), "q": pa.array([], pa.string())}
+    )
+    found = evaluate(write(tmp_path / "a.zarrow", table), "p", "y", by="q")
+    assert found.overall["labelled"] == 0
+    assert found.overall["auroc"] is None
+    assert found.table.num_rows == 0
