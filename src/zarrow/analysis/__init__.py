@@ -9,6 +9,17 @@ Place: tier 5, the edge that faces people with questions; ``import zarrow`` does
 
 from zarrow.analysis._describe import ArrayDescription, Description, describe
 from zarrow.analysis._evaluate import Evaluation, evaluate
+from zarrow.analysis._nearest import Neighbours, nearest
 from zarrow.analysis._pca import Pca, pca
 
-__all__ = ["ArrayDescription", "Description", "Evaluation", "Pca", "describe", "evaluate", "pca"]
+__all__ = [
+    "ArrayDescription",
+    "Description",
+    "Evaluation",
+    "Neighbours",
+    "Pca",
+    "describe",
+    "evaluate",
+    "nearest",
+    "pca",
+]

@@ -29,7 +29,7 @@ import pyarrow as pa
 from zarrow.analysis._blocks import Block, Client, Progress, fold, split_finite, width_of
 from zarrow.analysis._column_facts import describe_columns
 from zarrow.analysis._groups import Groups, names_of
-from zarrow.analysis._moments import GroupMoments, Moments
+from zarrow.analysis._moments import GroupMoments, Moments, row_norms
 from zarrow.analysis._sketch import Sketch
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW, SAMPLE_INDEX
@@ -375,26 +375,6 @@ class _ArrayState:
         for name, column in columns.items():
             table = table.append_column(name, column)
         return table
-
-
-def row_norms(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the Euclidean norms of finite rows; of very long ones too, whose squares overflow.
-
-    >>> bool(row_norms(np.array([[3e30, 4e30]], np.float32))[0] > 4e30)
-    True
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        squares = np.einsum("ij,ij->i", values, values).astype(np.float64)
-    extreme = np.flatnonzero(
-        ~np.isfinite(squares) | (squares < np.finfo(values.dtype).tiny * values.shape[1])
-    )
-    norms = np.sqrt(squares)
-    if len(extreme):
-        largest = np.abs(values[extreme]).max(axis=1, initial=0).astype(np.float64)
-        safe = np.where(largest > 0, largest, 1)
-        scaled = values[extreme] / safe[:, None]
-        norms[extreme] = safe * np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
-    return np.asarray(norms)
 
 
 def _add_per_group(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Moments"]
+__all__ = ["GroupMoments", "Moments", "row_norms"]
 
 
 class Moments:
@@ -170,3 +170,23 @@ class GroupMoments:
     def variance(self) -> npt.NDArray[np.float64]:
         """Return the variances, of ``count - 1`` degrees of freedom; 0 of a single row."""
         return np.maximum(self.squares, 0) / np.maximum(self.count - 1, 1)[:, None]
+
+
+def row_norms(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Return the Euclidean norms of finite rows; of very long ones too, whose squares overflow.
+
+    >>> bool(row_norms(np.array([[3e30, 4e30]], np.float32))[0] > 4e30)
+    True
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.einsum("ij,ij->i", values, values).astype(np.float64)
+    extreme = np.flatnonzero(
+        ~np.isfinite(squares) | (squares < np.finfo(values.dtype).tiny * values.shape[1])
+    )
+    norms = np.sqrt(squares)
+    if len(extreme):
+        largest = np.abs(values[extreme]).max(axis=1, initial=0).astype(np.float64)
+        safe = np.where(largest > 0, largest, 1)
+        scaled = values[extreme] / safe[:, None]
+        norms[extreme] = safe * np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
+    return np.asarray(norms)
