@@ -6,6 +6,7 @@ the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk
 """
 
 from zarrow._key_index import build_index
+from zarrow._pack import pack
 from zarrow.derived import add_array, remove_array
 from zarrow.repair import repair
 from zarrow.store import Store, open
@@ -19,6 +20,7 @@ __all__ = [
     "add_array",
     "build_index",
     "open",
+    "pack",
     "remove_array",
     "repair",
     "verify",

@@ -392,7 +392,7 @@ class BatchReader:
         values = self._check_columns(table)
         if not values and not given:
             raise BatchError("a batch must have columns or arrays, got neither columns nor arrays")
-        values.append(pa.nulls(count, pa.int64()) if sample_index is None else _numbers(sample_index))
+        values.append(pa.nulls(count, pa.int64()) if sample_index is None else sample_index)
         return Batch(
             count,
             pa.RecordBatch.from_arrays(values, schema=self._wire).serialize(),
@@ -442,7 +442,13 @@ def _refuse_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
         )
 
 
-def _check_sample_index(values: Any) -> npt.NDArray[np.int64]:
+def _check_sample_index(values: Any) -> pa.Array:
+    if isinstance(values, pa.Array | pa.ChunkedArray) and values.null_count:
+        import pyarrow.compute as pc
+
+        known = _check_sample_index(values.drop_null())  # a null: that row comes from no dataset
+        column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        return pc.replace_with_mask(pa.nulls(len(column), pa.int64()), column.is_valid(), known)
     index = values if type(values) is np.ndarray else np.asarray(to_host(values))
     if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
         raise BatchError(
@@ -450,7 +456,7 @@ def _check_sample_index(values: Any) -> npt.NDArray[np.int64]:
         )
     if index.size and (int(index.min()) < 0 or (index.dtype.kind == "u" and int(index.max()) >= 2**63)):
         raise BatchError(f"sample_index must lie in 0..2**63-1, got {index.min()}..{index.max()}")
-    return index.astype(np.int64, copy=False)
+    return _numbers(index.astype(np.int64, copy=False))
 
 
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)

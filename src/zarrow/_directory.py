@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -124,13 +125,15 @@ def _empty(root: Path) -> None:
     _files.remove(root / layout.STORE_JSON)
 
 
-def install(root: Path, path: Path, *, owner: Owner) -> None:
-    """Put a new, complete store in the place of the old one, then remove that.
+def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], None] | None = None) -> None:
+    """Put a new, complete store in the place of the old one, unless `check` raises, then remove that.
 
     The crash that moving the old one into the new one prevents: half of it left beside, which no writer
     would take for a store, and none would touch. In there it is scratch, which the next writer removes.
     """
+    check = check or (lambda _root: None)
     if root == path:
+        check(root)
         return
     try:
         lock = _lock_old(path, owner=owner)
@@ -139,6 +142,7 @@ def install(root: Path, path: Path, *, owner: Owner) -> None:
             f"{error}; the store that was to replace it is complete: move {root} there yourself"
         ) from error
     try:
+        check(root)
         _files.exchange(root, path)
         _files.sync_dir(path.parent)
         aside = _files.scratch_name(path / layout.OPEN_DIR)

@@ -311,7 +311,7 @@ def head(
         _show_head(
             store,
             min(rows, store.num_rows),
-            [name.strip() for name in columns.split(",")] if columns else None,
+            _names(columns) or None,
         )
 
 
@@ -355,18 +355,91 @@ def _vector(vector: Any) -> str:
 
 
 @app.command()
-def finalize(path: StorePath) -> None:
+def finalize(
+    path: StorePath,
+    sort: Annotated[
+        bool, typer.Option("--sort", help="Put the rows into the dataset's order: pack --order sample_index.")
+    ] = False,
+) -> None:
     """Complete a store whose run was killed, with the rows that were accepted."""
     import zarrow
 
     with zarrow.open(path, partial=True) as store:  # refuses what is no store: a writer would make one
-        if store.complete:
-            out.print(f"{escape(str(path))} is complete already: {store.num_rows:,} rows", soft_wrap=True)
-            return
-    with zarrow.Writer(path, mode="a") as writer:
-        writer.finalize()
-        rows = writer.accepted_rows
-    out.print(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows", soft_wrap=True)
+        rows, complete = store.num_rows, store.complete
+        order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
+    if not complete:
+        with zarrow.Writer(path, mode="a") as writer:
+            writer.finalize()
+            rows = writer.accepted_rows
+    if sort:
+        _pack(path, None, order=order)
+    if complete:
+        out.print(f"{escape(str(path))} is complete already: {rows:,} rows", soft_wrap=True)
+    else:
+        out.print(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows", soft_wrap=True)
+
+
+@app.command()
+def pack(
+    path: StorePath,
+    new: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OUT]", help="Where to, if STORE is to stay.", show_default=False),
+    ] = None,
+    order: Annotated[
+        str, typer.Option(help="Columns to sort by: sample_index, or key,key…", show_default="as it is")
+    ] = "",
+    codecs: Annotated[
+        str,
+        typer.Option(
+            help="plain, blosc, zstd, pcodec; or per array: name=codec,….", show_default="as they are"
+        ),
+    ] = "",
+    segment_rows: Annotated[
+        int | None, typer.Option(help="Rows of a segment, a power of two.", show_default="as many")
+    ] = None,
+) -> None:
+    """Rewrite a complete store: other codecs, other segments, or its rows in another order.
+
+    The new store is verified before it takes the place of the old one; until then the old one stays.
+    """
+    if not (order or codecs or segment_rows or new):
+        raise typer.BadParameter("say what to change: --order, --codecs, --segment-rows, or OUT")
+    _pack(path, new, order=_names(order), codecs=_codecs(codecs), segment_rows=segment_rows)
+    _show_info(_facts(new or path))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def _codecs(text: str) -> Any:
+    def one(codec: str) -> Any:
+        chain = [None if name == "plain" else name for name in codec.strip().split("+")]
+        return chain[0] if len(chain) == 1 else chain
+
+    if "=" not in text:
+        return one(text) if text else "keep"
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    return {name.strip(): one(codec) for name, _, codec in pairs}
+
+
+def _pack(path: Path, new: Path | None, **options: Any) -> None:
+    """Pack with a bar per step."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    import zarrow
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    steps: dict[str, TaskID] = {}
+    with Progress(*columns, console=err, transient=True) as bars:
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in steps:
+                steps[step] = bars.add_task(step)
+            bars.update(steps[step], completed=done, total=total)
+
+        zarrow.pack(path, new, progress=show, **options)
 
 
 def main() -> None:

@@ -225,7 +225,7 @@ class Writer:
         arrays : mapping of str to array or tensor, shapes (rows, *row_shape)
             The vectors. bfloat16 is widened to float32.
         sample_index : int array, shape (rows,), optional
-            Where in the predicted dataset the rows come from.
+            Where in the predicted dataset the rows come from; an Arrow array may have nulls.
         copy : bool
             False gives the arrays' memory away: it must not be written to afterwards. What is not
             contiguous is copied anyway.
@@ -267,10 +267,16 @@ class Writer:
         self._appender.flush(durable=durable)
         self._check_failure()
 
-    def finalize(self) -> None:
+    def finalize(self, *, check: Callable[[Path], None] | None = None) -> None:
         """Make the store complete: all rows visible and durable on return. The writer takes no more.
 
         Doing it twice does no harm.
+
+        Parameters
+        ----------
+        check : callable of Path, optional
+            Called with the complete store before it takes the place of an old one (``mode="w"``); if it
+            raises, the old one stays.
 
         Raises
         ------
@@ -295,7 +301,7 @@ class Writer:
             )
         try:
             _seal.finalize(self._root, self._spec, self._owner)
-            install(self._root, self.path, owner=self._owner)
+            install(self._root, self.path, owner=self._owner, check=check)
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
             raise self._failure(error) from error

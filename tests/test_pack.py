@@ -1,0 +1,403 @@
+"""Is a store that was packed the same store, and is the old one there until the new one is?"""
+
+import errno
+import math
+import os
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from crash.disk import Disk, Recorder, Tree
+from crash.states import State, Tally
+from crash.workloads import calls, scratch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import zarrow
+from zarrow import _files, _pack, _sorted_rows, cli, layout
+from zarrow.errors import (
+    CorruptionError,
+    IncompleteStoreError,
+    InvalidInputError,
+    StoreChangedError,
+    StoreExistsError,
+    StoreLockedError,
+    UnknownNameError,
+    WriteFailedError,
+)
+
+ROWS = 700
+
+
+def make(path, rows=ROWS, *, codecs=None, segment_rows=64, seed=0):
+    """Write a store whose rows come in no order, in columns of many kinds, and finalize it."""
+    rng = np.random.default_rng(seed)
+    places = rng.permutation(rows)
+    schema = pa.schema(
+        [
+            ("id", pa.int64()),
+            ("word", pa.dictionary(pa.int32(), pa.string())),
+            ("when", pa.timestamp("us", "UTC")),
+            ("maybe", pa.float32()),
+        ]
+    )
+    arrays = {"embed": ((5,), "float32"), "pair": ((2, 3), "int16")}
+    with zarrow.Writer(
+        path,
+        arrays=arrays,
+        schema=schema,
+        keys=["word", "id"],
+        codecs=codecs,
+        segment_rows=segment_rows,
+        provenance={"run": "the first"},
+    ) as writer:
+        for start in range(0, rows, 50):
+            here = places[start : start + 50]
+            maybe = [None if p % 5 == 0 else math.nan if p % 5 == 1 else -p for p in here.tolist()]
+            table = {
+                "id": here,
+                "word": [f"w{place % 7}" for place in here],
+                "when": pa.array(1_700_000_000_000_000 + here % 13, pa.timestamp("us", "UTC")),
+                "maybe": pa.array(maybe, pa.float32()),
+            }
+            pairs = np.repeat(here, 6).reshape(-1, 2, 3).astype(np.int16)
+            vectors = {"embed": vectors_of(here), "pair": pairs}
+            writer.append(table, vectors, here)
+        writer.finalize()
+    return path
+
+
+def vectors_of(places):
+    return np.sin(np.arange(5) + np.asarray(places)[:, None]).astype(np.float32)
+
+
+def assert_whole(path, expected=None, rows=ROWS):
+    """Assert that every row is there once, with its own values, in the order expected."""
+    with zarrow.open(path) as store:
+        table = store.table()
+        ids = table["id"].to_numpy()
+        assert sorted(ids.tolist()) == list(range(rows))
+        assert table["row"].to_pylist() == list(range(rows))
+        assert table["sample_index"].to_pylist() == ids.tolist()
+        assert table["word"].to_pylist() == [f"w{i % 7}" for i in ids]
+        assert table["maybe"].is_null().to_pylist() == [i % 5 == 0 for i in ids.tolist()]
+        np.testing.assert_array_equal(store["embed"][:], vectors_of(ids))
+        np.testing.assert_array_equal(store["pair"][:, 1, 2], ids)
+        assert store.provenance["run"] == "the first"
+        assert store.keys == ("word", "id")
+        assert str(table.schema.field("word").type) == "dictionary<values=string, indices=int32, ordered=0>"
+        if expected is not None:
+            assert ids.tolist() == expected
+    assert zarrow.verify(path, level="full").ok
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make(tmp_path / "s.zarrow")
+
+
+# What comes of it
+
+
+@pytest.mark.parametrize("codecs", [None, "blosc"])
+def test_rows_are_put_into_the_order_of_the_dataset(tmp_path, codecs):
+    """Sorted by sample index, every row keeps its columns and vectors, whatever they are encoded with."""
+    path = make(tmp_path / "s.zarrow", codecs=codecs)
+    before = zarrow.open(path)
+    uuid, kept = before.uuid, before["embed"].codecs
+    zarrow.pack(path, order="sample_index")
+    assert_whole(path, list(range(ROWS)))
+    after = zarrow.open(path)
+    assert after.uuid != uuid
+    assert (after["embed"].codecs, after.segment_rows) == (kept, 64)
+    assert sorted(os.listdir(tmp_path)) == ["s.zarrow"]
+
+
+def test_rows_are_sorted_by_several_columns_however_small_the_memory(store, monkeypatch):
+    """Many runs are merged into the order that one sort gives."""
+    monkeypatch.setattr(_sorted_rows, "RUN_BYTES", 1000)
+    monkeypatch.setattr(_sorted_rows, "_STEP_ROWS", 64)
+    monkeypatch.setattr(_sorted_rows, "_MIN_STEP_ROWS", 4)
+    monkeypatch.setattr(_pack, "MAX_BLOCK_ROWS", 33)
+    zarrow.pack(store, order=["when", "word", "id"])
+    assert_whole(store, sorted(range(ROWS), key=lambda i: (i % 13, f"w{i % 7}", i)))
+
+
+def test_codecs_and_segments_change_and_rows_stay(store, tmp_path):
+    """Another codec for one array and other segments leave rows, order and the old store alone."""
+    order = zarrow.open(store).table()["id"].to_pylist()
+    zarrow.pack(store, tmp_path / "t.zarrow", codecs={"embed": "zstd"}, segment_rows=256)
+    assert_whole(tmp_path / "t.zarrow", order)
+    new = zarrow.open(tmp_path / "t.zarrow")
+    assert [codec["name"] for codec in new["embed"].codecs] == ["bytes", "zstd"]
+    assert new["pair"].is_plain
+    assert new.segment_rows == 256
+    assert_whole(store, order)
+    zarrow.pack(tmp_path / "t.zarrow", codecs=None)
+    assert zarrow.open(tmp_path / "t.zarrow")["embed"].is_plain
+    assert_whole(tmp_path / "t.zarrow", order)
+
+
+def test_rows_without_a_sample_index_stay_without(tmp_path):
+    """A null among the sample indices stays where its row goes."""
+    path = tmp_path / "s.zarrow"
+    with zarrow.Writer(path) as writer:
+        writer.append({"x": [5, 3]}, sample_index=[0, 1])
+        writer.append({"x": [4, 1]})
+        writer.finalize()
+    with pytest.raises(InvalidInputError, match="only if all were appended with one"):
+        zarrow.pack(path, order="sample_index")
+    zarrow.pack(path, order="x")
+    assert zarrow.open(path).table().select(["x", "sample_index"]).to_pydict() == {
+        "x": [1, 3, 4, 5],
+        "sample_index": [None, 1, None, 0],
+    }
+
+
+def test_a_store_without_rows_or_arrays_can_be_packed(tmp_path):
+    """No row is no reason to fail."""
+    path = tmp_path / "s.zarrow"
+    with zarrow.Writer(path, schema=pa.schema({"x": pa.int64()}), arrays={"v": (3, "float32")}) as writer:
+        writer.finalize()
+    zarrow.pack(path, order="x", codecs="zstd", segment_rows=8)
+    assert zarrow.open(path)["v"].shape == (0, 3)
+
+
+def test_what_is_in_order_is_left_alone(store):
+    """Sorting what is sorted costs a look at it."""
+    zarrow.pack(store, order="sample_index")
+    uuid = zarrow.open(store).uuid
+    zarrow.pack(store, order="sample_index")
+    zarrow.pack(store, order=["id"], segment_rows=64)
+    assert zarrow.open(store).uuid == uuid
+
+
+values = st.one_of(
+    st.none(), st.floats(width=32), st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(values, st.one_of(st.none(), st.text(max_size=3))), max_size=60),
+    st.integers(1, 9),
+    st.integers(1, 4),
+)
+def test_merging_equals_sorting(tmp_path_factory, rows, batch_rows, step):
+    """Runs, steps and batches of any size give what pyarrow's own sort gives."""
+    schema = pa.schema({"number": pa.float32(), "word": pa.string(), "row": pa.int64()})
+    table = pa.Table.from_pylist(
+        [{"number": n, "word": w, "row": i} for i, (n, w) in enumerate(rows)], schema=schema
+    )
+    by = ["number", "word", "row"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sorted_rows, "RUN_BYTES", 100)
+        patch.setattr(_sorted_rows, "_STEP_ROWS", step)
+        patch.setattr(_sorted_rows, "_MIN_STEP_ROWS", step)
+        batches = table.to_batches(max_chunksize=batch_rows)
+        found = list(_sorted_rows.sort_rows(batches, by, tmp_path_factory.getbasetemp()))
+    expected = table.sort_by([(name, "ascending") for name in by])
+    assert pa.concat_tables([schema.empty_table(), *found])["row"].to_pylist() == expected["row"].to_pylist()
+    assert _sorted_rows.are_sorted(expected.to_batches(max_chunksize=batch_rows), by)
+    if table["row"].to_pylist() != expected["row"].to_pylist():
+        assert not _sorted_rows.are_sorted(batches, by)
+
+
+# The command line
+
+
+def test_the_command_line(store, tmp_path):
+    """`zarrow pack` sorts, encodes and copies; `zarrow finalize --sort` is its shorthand."""
+    run = CliRunner().invoke
+    packed = str(tmp_path / "p.zarrow")
+    options = ["--order", "word,id", "--codecs", "embed=zstd,pair=blosc", "--segment-rows", "128"]
+    result = run(cli.app, ["pack", str(store), packed, *options])
+    assert result.exit_code == 0, result.output
+    assert "complete, 700 rows in 6 segments of 128" in result.output
+    assert_whole(packed, sorted(range(ROWS), key=lambda i: (f"w{i % 7}", i)))
+    result = run(cli.app, ["pack", packed, "--codecs", "plain"])
+    assert result.exit_code == 0, result.output
+    assert zarrow.open(packed)["embed"].is_plain
+    result = run(cli.app, ["finalize", packed, "--sort"])
+    assert result.exit_code == 0, result.output
+    assert_whole(packed, list(range(ROWS)))
+    assert run(cli.app, ["pack", packed]).exit_code == 2
+    assert run(cli.app, ["pack", packed, "--order", "nothing"]).exit_code == 2
+    assert run(cli.app, ["pack", packed, "--codecs", "nothing"]).exit_code == 1
+    assert_whole(packed, list(range(ROWS)))
+
+
+def test_finalize_sorts_what_a_dead_run_left(tmp_path):
+    """`zarrow finalize --sort` completes an incomplete store and puts the datasets' rows into their order."""
+    path = tmp_path / "s.zarrow"
+    with zarrow.Writer(path) as writer:
+        for loader, place in ((1, 0), (0, 1), (1, 1), (0, 0)):
+            writer.append({"dataloader_idx": [loader]}, {"v": np.full((1, 2), place)}, [place])
+    result = CliRunner().invoke(cli.app, ["finalize", str(path), "--sort"])
+    assert result.exit_code == 0, result.output
+    table = zarrow.open(path).table()
+    assert table["dataloader_idx"].to_pylist() == [0, 0, 1, 1]
+    assert table["sample_index"].to_pylist() == [0, 1, 0, 1]
+
+
+# What is refused
+
+
+def test_what_is_refused(store, tmp_path):
+    """A wrong argument is told before anything is written, and nothing changes."""
+    with pytest.raises(UnknownNameError, match="no column 'wordy'; did you mean 'word'"):
+        zarrow.pack(store, order="wordy")
+    with pytest.raises(InvalidInputError, match="segment_rows must be a power of two, got 100"):
+        zarrow.pack(store, segment_rows=100)
+    with pytest.raises(InvalidInputError, match="there is no array 'embd'"):
+        zarrow.pack(store, codecs={"embd": "zstd"})
+    with pytest.raises(StoreExistsError):
+        zarrow.pack(store, make(tmp_path / "t.zarrow", 50))
+    with zarrow.Writer(tmp_path / "open.zarrow") as writer:
+        writer.append({"x": [1]})
+    with pytest.raises(IncompleteStoreError):
+        zarrow.pack(tmp_path / "open.zarrow", codecs="zstd")
+    listed = pa.table({"codes": [[1, 2]]})
+    with zarrow.Writer(tmp_path / "lists.zarrow") as writer:
+        writer.append(listed)
+        writer.finalize()
+    with pytest.raises(InvalidInputError, match="cannot be sorted by 'codes', which is list"):
+        zarrow.pack(tmp_path / "lists.zarrow", order="codes")
+    assert_whole(store)
+    assert sorted(os.listdir(tmp_path)) == ["lists.zarrow", "open.zarrow", "s.zarrow", "t.zarrow"]
+
+
+def test_rows_appended_meanwhile_are_not_lost(store):
+    """Whoever appends while the store is packed keeps the rows; packing is what fails."""
+
+    def append(what, done, total):
+        if what == "write" and not done:
+            with zarrow.Writer(store, mode="a") as writer:
+                old = zarrow.open(store, partial=True)
+                table, vectors = old.take([0], ["id", "word", "when", "maybe"])
+                writer.append(table, vectors, [0])
+                writer.finalize()
+
+    with pytest.raises(StoreChangedError, match="somebody wrote to it"):
+        zarrow.pack(store, order="id", progress=append)
+    assert zarrow.open(store).num_rows == ROWS + 1
+    assert os.listdir(store.parent) == ["s.zarrow"]
+
+
+def test_what_another_process_packs_or_writes_is_left_alone(store):
+    """A second pack, or a writer that replaces the store, is refused, and the first one's work stays."""
+    with zarrow.Writer(store, mode="w") as writer:
+        writer.append({"x": [1]})
+        with pytest.raises(StoreLockedError, match="another writer|is writing this store"):
+            zarrow.pack(store, order="id")
+        writer.finalize()
+    assert zarrow.open(store).table()["x"].to_pylist() == [1]
+
+
+def test_derived_arrays_move_with_their_rows(store):
+    """An array that was computed from the rows belongs to the same rows afterwards."""
+    ids = zarrow.open(store).table()["id"].to_numpy()
+    zarrow.add_array(store, "double", 2 * ids[:, None], provenance={"made": "by doubling"})
+    zarrow.pack(store, order="id", codecs="zstd")
+    assert_whole(store, list(range(ROWS)))
+    packed = zarrow.open(store)
+    assert packed["double"][:, 0].tolist() == [2 * i for i in range(ROWS)]
+    assert zarrow.open(store / "derived" / "double").provenance["made"] == "by doubling"
+    zarrow.pack(store, segment_rows=128)
+    assert zarrow.open(store)["double"][5:7].tolist() == [[10], [12]]
+
+
+def test_damage_is_not_copied_under_a_fresh_checksum(store):
+    """A flipped bit in the old store ends it before a byte is written."""
+    shard = store / layout.shard_path("embed", 2, 1)
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CorruptionError, match=r"embed/c/2/0.*repair"):
+        zarrow.pack(store, order="id")
+    assert not store.with_name("s.zarrow.incoming").exists()
+
+
+# What ends it early
+
+
+@pytest.mark.parametrize("step", ["verify", "sort", "write", "verify the new store"])
+def test_an_interrupted_one_leaves_the_old_store_and_nothing_else(store, step):
+    """Ctrl-C at any step: the old store is as it was, its directory is tidy, and packing works again."""
+    before = zarrow.open(store).uuid
+
+    def interrupt(what, done, total):
+        if what == step and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zarrow.pack(store, order="id", progress=interrupt)
+    assert zarrow.open(store).uuid == before
+    assert_whole(store)
+    assert os.listdir(store.parent) == ["s.zarrow"]
+    assert os.listdir(store / layout.OPEN_DIR) == []
+    zarrow.pack(store, order="id")
+    assert_whole(store, list(range(ROWS)))
+
+
+class FullDisk(_files.Calls):
+    """Fails at the n-th write."""
+
+    def __init__(self, writes):
+        self.left = writes
+
+    def pwrite(self, fd, data, offset):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().pwrite(fd, data, offset)
+
+
+@pytest.mark.parametrize("writes", [0, 3, 30])
+def test_a_full_disk_leaves_the_old_store(store, monkeypatch, writes):
+    """No room for the new store: told so, and the old one is as it was."""
+    monkeypatch.setattr(_files, "calls", FullDisk(writes))
+    with pytest.raises(WriteFailedError, match="No space left"):
+        zarrow.pack(store, order="id")
+    monkeypatch.undo()
+    assert_whole(store)
+    assert os.listdir(store.parent) == ["s.zarrow"]
+
+
+def judge(state):
+    """Check that the path holds the old rows or the new ones, all of them, and can be packed again."""
+    with scratch() as top:
+        state.tree.put(top)
+        path = top / "s.zarrow"
+        expected = list(range(150))
+        ids = zarrow.open(path).table()["id"].to_pylist()
+        assert sorted(ids) == expected
+        if state.promise:
+            assert ids == expected
+        zarrow.pack(path, order="id", codecs="zstd")
+        assert_whole(path, expected, 150)
+        assert os.listdir(top) == ["s.zarrow"]
+
+
+@pytest.mark.slow
+def test_the_store_is_whole_at_every_instant(figures):
+    """Killed at any call, or cut off from power there, the path holds the old store or the new one."""
+    rng = random.Random(4)
+    with scratch() as top:
+        make(top / "s.zarrow", 150)
+        base = Tree.take(top)
+        recorder = Recorder(top)
+        with calls(recorder):
+            zarrow.pack(top / "s.zarrow", order="id", codecs="zstd")
+    disk, tally = Disk(base), Tally()
+    for number, call in enumerate(recorder.log):
+        if number % 4 == 0 or call.name in ("exchange", "rename", "remove"):
+            label, tree = ("killed", disk.now()) if rng.random() < 0.5 else ("power cut", disk.cut(rng))
+            tally.states += 1
+            tally.check(State(f"{label} before call {number}, {call}", tree, {}), judge)
+        disk.do(call)
+    tally.check(State("at the end", disk.now(), {"new": True}), judge)
+    figures("packing a store", calls=len(recorder.log), states=tally.states, bad=len(tally.bad))
+    assert not tally.bad, "\n".join(tally.bad[:20])
