@@ -143,6 +143,10 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
         ) from error
     try:
         check(root)
+    except BaseException:
+        lock.release(remove_file=True)  # the old store stays as it was
+        raise
+    try:
         _files.exchange(root, path)
         _files.sync_dir(path.parent)
         aside = _files.scratch_name(path / layout.OPEN_DIR)

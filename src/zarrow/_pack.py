@@ -32,7 +32,6 @@ import pyarrow as pa
 
 from zarrow import _files, layout
 from zarrow._columns import unknown_name
-from zarrow._directory import INCOMING_SUFFIX
 from zarrow._sorted_rows import are_sorted, check_sortable, sort_rows
 from zarrow.derived import add_array
 from zarrow.errors import (
@@ -73,11 +72,11 @@ def pack(
     """Rewrite a complete store with other codecs, other segments, or its rows in another order.
 
     The new store is verified before it takes the place of the old one, at once; whatever ends the process
-    before leaves the old one as it was. Columns, keys, sample indices, provenance and derived arrays are kept;
-    row numbers are not, if the order is another one, and an index of keys has to be built anew. A store that is as asked
-    for already is left as it is. Memory is that of a few
-    blocks; the disk needs room for the new store, for another order also for the narrow columns, and, where
-    the vectors are compressed, for these as plain bytes.
+    before leaves the old one as it was. Columns, keys, sample indices, provenance and derived arrays are
+    kept; an index of keys has to be built anew. A store that is as asked for already is left alone.
+
+    Memory is that of a few blocks. The disk needs room for the new store; for another order also for the
+    narrow columns, and for vectors that are compressed as plain bytes.
 
     Parameters
     ----------
@@ -129,7 +128,7 @@ def pack(
         if out is None and _is_packed(store, by, codecs, segment_rows):
             return
         remedy = "'zarrow repair' puts aside what is damaged; pack the rest then"
-        _verify(root, lambda done, total: say("verify", done, total), remedy)
+        _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
         target = root if out is None else Path(os.path.realpath(out))
         _write(store, by, target, _chosen_codecs(store, codecs), segment_rows, say)
 
@@ -164,18 +163,17 @@ def _chosen_codecs(store: Store, codecs: Any) -> Any:
     return {**kept, **codecs} if isinstance(codecs, Mapping) and "name" not in codecs else codecs
 
 
-def _verify(root: Path, progress: Callable[[int, int], None], remedy: str) -> None:
-    report = verify(root, progress=progress)
-    if not report.ok:
-        damage = next(str(finding) for finding in report.findings if finding.severity != "note")
-        raise CorruptionError(f"{root} was not packed: {damage}: {remedy}")
+def _verify(root: Path, progress: Callable[[int, int], None], grades: set[str], remedy: str) -> None:
+    for finding in verify(root, progress=progress).findings:
+        if finding.severity in grades:
+            raise CorruptionError(f"{root} was not packed: {finding}: {remedy}")
 
 
 def _write(
     store: Store, by: list[str], target: Path, codecs: Any, segment_rows: int | None, say: Progress
 ) -> None:
     in_place = target == store.path
-    grows_at = target.with_name(target.name + INCOMING_SUFFIX) if in_place else target
+    grows_at = target.with_name(target.name + layout.INCOMING_SUFFIX) if in_place else target
     writer = None
     try:
         writer = Writer(
@@ -200,7 +198,12 @@ def _write(
 
             def check(new: Path) -> None:
                 remedy = "the disk does not keep what is written to it; the old store is as it was"
-                _verify(new, lambda done, total: say("verify the new store", done, total), remedy)
+                _verify(
+                    new,
+                    lambda done, total: say("verify the new store", done, total),
+                    {"damage", "defect"},
+                    remedy,
+                )
                 _copy_derived(store, numbers, new)
                 if in_place:
                     _check_unchanged(store)
