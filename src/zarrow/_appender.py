@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zarrow import _seal
-from zarrow._batches import Batch
+from zarrow._batches import Batch, split
 from zarrow._open_segment import OpenSegment, discard
 from zarrow._queue import BatchQueue
 from zarrow._records import Owner
@@ -96,6 +96,7 @@ class Appender:
         self._segment: OpenSegment | None = None
         self._spare: Future[OpenSegment] | None = None
         self._sealing: Future[None] | None = None
+        self._writeback: Future[None] | None = None
         self._undurable_batches = 0
         self._undurable_since = 0.0
         self._queue = BatchQueue(queue_bytes)
@@ -170,10 +171,13 @@ class Appender:
             item = self._queue.get(self._until_due_s())
             if self._queue.stopped:
                 return
+            size_bytes = 0
             try:
-                if isinstance(item, list):
-                    self._append(Batch.join(item))
-                    self._undurable_batches += len(item)
+                if isinstance(item, tuple):
+                    batches, size_bytes = item
+                    self._append(batches)
+                    self._undurable_batches += len(batches)
+                    del batches
                 elif item is not None:
                     item()
                 self._make_durable_if_due()
@@ -181,25 +185,27 @@ class Appender:
                 self.error = error
                 self._queue.stop()
                 return
-            if item is not None:
-                self._queue.done(len(item) if isinstance(item, list) else 1)
+            item = None  # its memory is free before it is counted so
+            self._queue.done(size_bytes)
 
-    def _append(self, batch: Batch) -> None:
+    def _append(self, batches: list[Batch]) -> None:
         if not self._undurable_batches:
             self._undurable_since = time.monotonic()
         if self._sealing is not None and self._sealing.done():
             self._wait_for_sealer()  # raises what went wrong there, early
-        start = 0
-        while start < batch.rows:
+        while batches:
             segment = self._open_segment()
-            stop = min(batch.rows, start + segment.room)
-            segment.append(batch.slice(start, stop))
-            self.accepted_rows += stop - start
-            start = stop
+            now, batches = split(batches, segment.room)
+            segment.append(now)
+            self.accepted_rows += sum(batch.rows for batch in now)
             if not segment.room:
                 self._roll()
-            elif self._spare is None and segment.room < segment.rows:
+                continue
+            if self._spare is None and segment.room < segment.rows:
                 self._spare = self._submit(self._create)
+            if segment.wants_writeback and (self._writeback is None or self._writeback.done()):
+                # The sealer's work too: the kernel takes its time, and the segment is not closed meanwhile.
+                self._writeback = self._submit(segment.start_writeback)
 
     def _open_segment(self) -> OpenSegment:
         if self._segment is None:

@@ -1,10 +1,13 @@
 """Is what the caller hands over a batch of this store, and if not, what exactly is wrong?
 
 `infer_spec` learns from the first batch what the store is; `BatchReader` turns every batch into the two
-things that the write path takes: the table's rows as an encapsulated Arrow message, and one contiguous
-little-endian array per vector. All checks happen here, before the first byte is written, so a rejected
-batch leaves everything as it was. Nothing is cast unless the cast only changes the representation (byte
-order, ``string`` and ``large_string``, bfloat16 widened to float32).
+things that the write path takes: the table's columns, numbers as numpy has them and the rest as Arrow
+has it, and one contiguous little-endian array per vector. The caller waits for that, so it does no more
+than it must: where caches are cold, every call into Arrow costs tens of microseconds.
+
+All checks happen here, before the first byte is written, so a rejected batch leaves everything as it was.
+Nothing is cast unless the cast only changes the representation (byte order, ``string`` and
+``large_string``, bfloat16 widened to float32).
 
 torch is not imported: a tensor is recognised by what it can do.
 
@@ -27,16 +30,22 @@ from zarrow import layout
 from zarrow.errors import BatchError, InvalidInputError
 from zarrow.layout import RESERVED_COLUMNS, ArraySpec, StoreSpec
 
-__all__ = ["Batch", "BatchReader", "infer_spec", "kept_schema", "to_host"]
+__all__ = ["Batch", "BatchReader", "infer_spec", "kept_schema", "payload", "split", "to_host"]
 
 Columns = Any
 """A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
 names to 1-D arrays, tensors or sequences."""
 
 
+_POOL = pa.system_memory_pool()
+"""For what a writer needs of Arrow: its default pool takes 10 MB and more for a few hundred kB."""
 _NUMBERS = frozenset("bBhHiIlLqQefd")
 """The characters of numpy's types of numbers that Arrow has."""
 _ROW_LABELS = re.compile(r"__index_level_\d+__\Z")
+
+
+Values = Any
+"""A column: numbers as numpy has them, anything as Arrow has it, None where all values are null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +56,8 @@ class Batch:
     ----------
     rows : int
         How many.
-    payload : pyarrow.Buffer
-        The table's rows, of the wire schema, as an encapsulated record batch message.
+    columns : tuple of Arrow array, array or None
+        The table's columns, of the wire schema's types.
     schema : pyarrow.Schema
         The wire schema.
     arrays : tuple of array, shapes (rows, *row_shape)
@@ -56,34 +65,60 @@ class Batch:
     """
 
     rows: int
-    payload: pa.Buffer
+    columns: tuple[Values, ...]
     schema: pa.Schema
     arrays: tuple[npt.NDArray[Any], ...]
 
     @property
     def size_bytes(self) -> int:
         """What it takes in memory."""
-        return int(self.payload.size) + sum(rows.nbytes for rows in self.arrays)
-
-    @classmethod
-    def join(cls, batches: Sequence[Batch]) -> Batch:
-        """Return the rows of several batches as one."""
-        if len(batches) == 1:
-            return batches[0]
-        schema = batches[0].schema
-        tables = [pa.ipc.read_record_batch(batch.payload, schema) for batch in batches]
-        table = pa.Table.from_batches(tables, schema).combine_chunks().to_batches()[0]
-        arrays = [np.concatenate(rows) for rows in zip(*(batch.arrays for batch in batches), strict=True)]
-        return cls(table.num_rows, table.serialize(), schema, tuple(arrays))
+        narrow = sum(values.nbytes for values in self.columns if values is not None)
+        return int(narrow) + sum(rows.nbytes for rows in self.arrays)
 
     def slice(self, start: int, stop: int) -> Batch:
         """Return rows `start` to `stop`."""
-        if start == 0 and stop == self.rows:
-            return self
-        table = pa.ipc.read_record_batch(self.payload, self.schema).slice(start, stop - start)
-        return Batch(
-            stop - start, table.serialize(), self.schema, tuple(rows[start:stop] for rows in self.arrays)
-        )
+        columns = [None if values is None else values[start:stop] for values in self.columns]
+        arrays = [rows[start:stop] for rows in self.arrays]
+        return Batch(stop - start, tuple(columns), self.schema, tuple(arrays))
+
+
+def split(batches: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch]]:
+    """Return the first `rows` rows of batches, or all if there are fewer, and the rest."""
+    first: list[Batch] = []
+    for index, batch in enumerate(batches):
+        if batch.rows > rows:
+            rest = [*batches[index:]]
+            if rows:
+                first.append(batch.slice(0, rows))
+                rest[0] = batch.slice(rows, batch.rows)
+            return first, rest
+        first.append(batch)
+        rows -= batch.rows
+    return first, []
+
+
+def payload(batches: Sequence[Batch]) -> pa.Buffer:
+    """Return the table's rows of batches as one encapsulated Arrow record batch message, without the schema.
+
+    It takes Arrow longer than all checks, so it is left to the thread that writes.
+    """
+    schema = batches[0].schema
+    columns = []
+    for index, column in enumerate(schema):
+        pieces = [batch.columns[index] for batch in batches]
+        if len(pieces) > 1 and all(isinstance(piece, np.ndarray) for piece in pieces):
+            pieces = [np.concatenate(pieces)]
+        arrays = [
+            _as_arrow(piece, column.type, batch.rows) for piece, batch in zip(pieces, batches, strict=False)
+        ]
+        columns.append(arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays, memory_pool=_POOL))
+    return pa.RecordBatch.from_arrays(columns, schema=schema).serialize(memory_pool=_POOL)
+
+
+def _as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(rows, kind)
+    return _numbers(values) if isinstance(values, np.ndarray) else values
 
 
 def to_host(values: Any) -> Any:
@@ -127,11 +162,13 @@ def _as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
     return array
 
 
-def _as_columns(columns: Columns, schema: pa.Schema | None) -> tuple[dict[str, pa.Array], int | None]:
+def _as_columns(
+    columns: Columns, schema: pa.Schema | None
+) -> tuple[dict[str, pa.Array | npt.NDArray[Any]], int | None]:
     """Return the caller's columns, types as they are, and their length; None if there are no columns."""
     if columns is None:
         return {}, None
-    if isinstance(columns, Mapping):
+    if type(columns) is dict or isinstance(columns, Mapping):
         found = {name: _as_column(name, values, schema) for name, values in columns.items()}
         lengths = {len(values) for values in found.values()}
         if len(lengths) > 1:
@@ -163,14 +200,16 @@ def _without_row_labels(table: pa.Table) -> pa.Table:
     return table.drop_columns([name for name in table.column_names if _ROW_LABELS.match(name)])
 
 
-def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array:
-    if isinstance(values, pa.Array):
-        return values
-    if isinstance(values, pa.ChunkedArray):
-        return values.combine_chunks()
-    values = to_host(values)
+def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | npt.NDArray[Any]:
+    """Return a column: plain numbers as they are, anything else as Arrow has it."""
+    if type(values) is not np.ndarray:
+        if isinstance(values, pa.Array):
+            return values
+        if isinstance(values, pa.ChunkedArray):
+            return values.combine_chunks()
+        values = to_host(values)
     if type(values) is np.ndarray and values.ndim == 1 and values.dtype.char in _NUMBERS:
-        return _numbers(values)
+        return values
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         raise BatchError(f"column {name!r}: a column has one value per row, got {values!r}")
     if isinstance(values, np.ndarray) and values.ndim != 1:
@@ -246,7 +285,8 @@ def infer_spec(
             rows = _as_array(name, values)
             shapes[name] = (rows.shape[1:], rows.dtype.name)
     if schema is None:
-        found, _ = _as_columns(columns, None)
+        values, length = _as_columns(columns, None)
+        found = {name: _as_arrow(column, None, length or 0) for name, column in values.items()}
         schema = pa.schema([(name, values.type) for name, values in found.items()])
         for column in schema:
             if pa.types.is_null(column.type):
@@ -329,6 +369,7 @@ class BatchReader:
             (
                 column.name,
                 wire.type,
+                _numpy_dtype(wire.type),
                 column,
                 column.nullable,
                 column.name in spec.keys and pa.types.is_floating(wire.type),
@@ -392,15 +433,15 @@ class BatchReader:
         values = self._check_columns(table)
         if not values and not given:
             raise BatchError("a batch must have columns or arrays, got neither columns nor arrays")
-        values.append(pa.nulls(count, pa.int64()) if sample_index is None else sample_index)
+        values.append(sample_index)
         return Batch(
             count,
-            pa.RecordBatch.from_arrays(values, schema=self._wire).serialize(),
+            tuple(_copies(values) if copy else values),
             self._wire,
             tuple(_own(rows, dtype, copy=copy) for (_, dtype), rows in zip(self._arrays, given, strict=True)),
         )
 
-    def _check_columns(self, table: dict[str, pa.Array]) -> list[pa.Array]:
+    def _check_columns(self, table: Mapping[str, pa.Array | npt.NDArray[Any]]) -> list[Values]:
         """Return the columns in the store's order, of the wire types."""
         if table.keys() != self._column_names:
             for name in RESERVED_COLUMNS:
@@ -413,9 +454,14 @@ class BatchReader:
             raise BatchError(
                 f"columns must be {self._spec.schema.names}; missing {missing}, unknown {unknown}"
             )
-        values = []
-        for name, kind, column, nullable, finite in self._columns:
-            data = table[name]
+        values: list[Values] = []
+        for name, kind, dtype, column, nullable, finite in self._columns:
+            data: Any = table[name]
+            if type(data) is np.ndarray:
+                if data.dtype == dtype and not finite:
+                    values.append(data)
+                    continue
+                data = _numbers(data)
             if data.type != kind:
                 data = _represent(data, kind, column)
             if not nullable and data.null_count:
@@ -442,11 +488,11 @@ def _refuse_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
         )
 
 
-def _check_sample_index(values: Any) -> pa.Array:
+def _check_sample_index(values: Any) -> Values:
     if isinstance(values, pa.Array | pa.ChunkedArray) and values.null_count:
         import pyarrow.compute as pc
 
-        known = _check_sample_index(values.drop_null())  # a null: that row comes from no dataset
+        known = _numbers(_check_sample_index(values.drop_null()))  # a null: that row comes from no dataset
         column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         return pc.replace_with_mask(pa.nulls(len(column), pa.int64()), column.is_valid(), known)
     index = values if type(values) is np.ndarray else np.asarray(to_host(values))
@@ -454,9 +500,11 @@ def _check_sample_index(values: Any) -> pa.Array:
         raise BatchError(
             f"sample_index must be one integer per row, got shape {index.shape} of {index.dtype.name}"
         )
-    if index.size and (int(index.min()) < 0 or (index.dtype.kind == "u" and int(index.max()) >= 2**63)):
+    if index.size and (
+        int(np.minimum.reduce(index)) < 0 or (index.dtype.kind == "u" and int(index.max()) >= 2**63)
+    ):
         raise BatchError(f"sample_index must lie in 0..2**63-1, got {index.min()}..{index.max()}")
-    return _numbers(index.astype(np.int64, copy=False))
+    return index.astype(np.int64, copy=False)
 
 
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
@@ -486,6 +534,24 @@ def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Arra
     if pa.types.is_dictionary(data.type):
         return data.dictionary.cast(wanted).take(data.indices)
     return data.cast(wanted)
+
+
+def _numpy_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """Return numpy's type of numbers; None for anything else."""
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return np.dtype(kind.to_pandas_dtype()) if numbers else None
+
+
+def _copies(columns: Sequence[Values]) -> list[Values]:
+    """Return columns that share no memory with the caller's."""
+    copies: list[Values] = []
+    for values in columns:
+        if isinstance(values, pa.Array):
+            alone = pa.RecordBatch.from_arrays([values], ["values"])
+            copies.append(pa.ipc.read_record_batch(alone.serialize(), alone.schema).column(0))
+        else:
+            copies.append(None if values is None else values.copy())
+    return copies
 
 
 def _own(rows: npt.NDArray[Any], dtype: np.dtype[Any], *, copy: bool) -> npt.NDArray[Any]:

@@ -31,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow import _files, _frames, _shards, layout
-from zarrow._batches import Batch
+from zarrow._batches import Batch, payload
 from zarrow._codecs import ChunkCodec
 from zarrow._records import Owner, ShardFacts
 from zarrow.errors import CorruptionError, StoreLockedError
@@ -362,12 +362,12 @@ class OpenSegment:
         """Rows that it still takes."""
         return self.spec.segment_rows - self._rows
 
-    def append(self, batch: Batch) -> None:
-        """Append rows: accepted on return.
+    def append(self, batches: Sequence[Batch]) -> None:
+        """Append rows, in one frame: accepted on return.
 
         Parameters
         ----------
-        batch : Batch
+        batches : sequence of Batch
             At most `room` rows.
 
         Raises
@@ -375,12 +375,16 @@ class OpenSegment:
         OSError
             If the operating system refuses; the segment must not be appended to again.
         """
-        assert batch.rows <= self.room
-        if any(shard.needs_sync(batch.rows) for shard in self._shards):
+        rows = sum(batch.rows for batch in batches)
+        assert rows <= self.room
+        if any(shard.needs_sync(rows) for shard in self._shards):
             self.sync()
-        entries = [_entry(shard.append(rows)) for shard, rows in zip(self._shards, batch.arrays, strict=True)]
-        self._write_frame(batch.rows, entries, batch.payload)
-        self._rows += batch.rows
+        entries = [
+            _entry(shard.append(*(batch.arrays[index] for batch in batches)))
+            for index, shard in enumerate(self._shards)
+        ]
+        self._write_frame(rows, entries, payload(batches))
+        self._rows += rows
 
     def _write_frame(
         self, rows: int, entries: Sequence[_frames.ArrayEntry], payload: pa.Buffer | bytes
@@ -388,6 +392,16 @@ class OpenSegment:
         frame = _frames.encode(self._uuid, self._rows, rows, self.durable_rows, entries, payload)
         _files.write(self._frames_fd, frame, self._frames_bytes)
         self._frames_bytes += len(frame)
+
+    @property
+    def wants_writeback(self) -> bool:
+        """Whether so much was written that the disk should be told."""
+        return any(shard.wants_writeback for shard in self._shards)
+
+    def start_writeback(self) -> None:
+        """Have the kernel start to write rows out; may run beside `append`."""
+        for shard in self._shards:
+            shard.start_writeback()
 
     def sync(self) -> None:
         """Make all rows durable.

@@ -33,6 +33,9 @@ from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
 
 __all__ = ["check_columns", "write_part"]
 
+_POOL = pa.system_memory_pool()
+"""Arrow's default pool keeps 10 MB and more for what takes a few hundred kB here."""
+
 _BUFFER_BYTES = 1 << 20
 
 
@@ -102,6 +105,7 @@ def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
         "write_page_index": True,
         "write_page_checksum": True,
         "store_schema": True,
+        "memory_pool": _POOL,
     }
     keys = [key for key in spec.keys if not pa.types.is_boolean(spec.schema.field(key).type)]
     if keys and rows and _has_bloom_filters():
@@ -130,7 +134,7 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
     pyarrow.Table
         Of the spec's `table_schema`, one chunk per column.
     """
-    wire = pa.Table.from_batches(batches, spec.wire_schema).combine_chunks()
+    wire = pa.Table.from_batches(batches, spec.wire_schema).combine_chunks(memory_pool=_POOL)
     columns = []
     for column in spec.schema:
         values = wire[column.name]

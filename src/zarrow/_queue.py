@@ -6,20 +6,26 @@ process.
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable
 
 from zarrow._batches import Batch
 
 __all__ = ["BatchQueue"]
 
-GROUP_BYTES = 1 << 20
-"""Batches that wait are written together up to so many bytes; larger ones alone, without being copied."""
+GROUP_BYTES = 4 << 20
+"""Batches that wait are written in one frame up to so many bytes."""
+
+Item = Batch | Callable[[], None]
 
 
 class BatchQueue:
-    """Batches between caller and thread, bounded in bytes; a callable among them is run in its turn.
+    """Batches between callers and one thread, bounded in bytes; a callable among them is run in its turn.
+
+    While there is room, `put` takes no lock that the thread holds: whoever waits for a lock gives the
+    interpreter away, and gets it back when the thread has checked a batch's bytes and written them.
 
     A caller who found it full is woken when an eighth is free, not after every batch: where the disk is
     slower than the model, one batch in a few then waits, and the others do not.
@@ -28,61 +34,77 @@ class BatchQueue:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._resume_bytes = limit_bytes - limit_bytes // 8
-        self._items: deque[Batch | Callable[[], None]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
+        self._items: queue.SimpleQueue[tuple[Item, int] | None] = queue.SimpleQueue()
+        self._next: tuple[Item, int] | None = None  # what the thread took out, but not with what came before
+        self._put_bytes = 0  # callers count these, under `_putting`
+        self._done_bytes = 0  # the thread counts these
+        self._putting = threading.Lock()
+        self._room = threading.Condition()
+        self._waiting = False
         self.stopped = False
 
-    def put(self, item: Batch | Callable[[], None]) -> None:
+    def put(self, item: Item) -> None:
         """Add an item, when there is room for it or nothing else is queued."""
         size = item.size_bytes if isinstance(item, Batch) else 0
-        with self._changed:
+        with self._putting:
+            if self._put_bytes - self._done_bytes + size > self._limit_bytes:
+                self._wait_for_room(size)
+            self._put_bytes += size
+            self._items.put((item, size))
+
+    def _wait_for_room(self, size: int) -> None:
+        with self._room:
             limit = self._limit_bytes
-            while self._bytes and self._bytes + size > limit and not self.stopped:
-                self._changed.wait()
-                limit = self._resume_bytes
-            self._items.append(item)
-            self._bytes += size
-            if len(self._items) == 1:
-                self._changed.notify_all()
-
-    def get(self, timeout_s: float | None) -> list[Batch] | Callable[[], None] | None:
-        """Return what is first, without taking it away; None after the timeout.
-
-        Small batches that wait one behind the other come together: each write has its price.
-        """
-        with self._changed:
-            if not self._items and not self.stopped:  # who stopped it has notified already
-                self._changed.wait(timeout_s)
-            if not self._items:
-                return None
-            first = self._items[0]
-            if not isinstance(first, Batch):
-                return first
-            batches: list[Batch] = []
-            size = 0
-            for item in self._items:
-                if not isinstance(item, Batch) or (batches and size + item.size_bytes > GROUP_BYTES):
+            # Said before the thread's count is looked at, which it raises before it looks here.
+            self._waiting = True
+            while not self.stopped:
+                queued = self._put_bytes - self._done_bytes
+                if not queued or queued + size <= limit:
                     break
-                batches.append(item)
-                size += item.size_bytes
-            return batches
+                self._room.wait()
+                limit = self._resume_bytes
+            self._waiting = False
 
-    def done(self, items: int) -> None:
-        """Take so many items away: their memory is free."""
-        with self._changed:
-            if self.stopped:
-                return
-            for _ in range(items):
-                item = self._items.popleft()
-                self._bytes -= item.size_bytes if isinstance(item, Batch) else 0
-            if self._bytes <= self._resume_bytes:
-                self._changed.notify_all()
+    def get(self, timeout_s: float | None) -> tuple[list[Batch], int] | Callable[[], None] | None:
+        """Return batches that came first and their bytes, or a callable; None after the timeout.
+
+        Batches that wait one behind the other come together: each frame has its price.
+        """
+        first, self._next = self._next, None
+        if first is None and not self.stopped:
+            with contextlib.suppress(queue.Empty):
+                first = self._items.get(timeout=timeout_s)
+        if first is None or self.stopped:
+            return None
+        item, size = first
+        if not isinstance(item, Batch):
+            return item
+        batches = [item]
+        while size < GROUP_BYTES and self._next is None:
+            try:
+                following = self._items.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                break
+            item, more = following
+            if isinstance(item, Batch) and size + more <= GROUP_BYTES:
+                batches.append(item)
+                size += more
+            else:
+                self._next = following
+        return batches, size
+
+    def done(self, size_bytes: int) -> None:
+        """Count the bytes of batches whose memory is free."""
+        self._done_bytes += size_bytes
+        if self._waiting and self._put_bytes - self._done_bytes <= self._resume_bytes:
+            with self._room:
+                self._room.notify_all()
 
     def stop(self) -> None:
-        """Throw everything away and let every caller go."""
-        with self._changed:
+        """Let every caller go; what is queued is never taken."""
+        with self._room:
             self.stopped = True
-            self._items.clear()
-            self._bytes = 0
-            self._changed.notify_all()
+            self._room.notify_all()
+        self._items.put(None)

@@ -481,7 +481,7 @@ def _enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead
     segment = OpenSegment.build(_files.scratch_name(root / layout.OPEN_DIR), spec)
     try:
         for batch in _committed_batches(root, spec, record):
-            segment.append(batch)
+            segment.append([batch])
         segment.enter(root, replace(owner, reopens=number))
         path = segment.path
     finally:
@@ -527,7 +527,7 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
     for start in range(0, record.rows, step):
         rows = table.slice(start, step).combine_chunks().to_batches()[0]
         arrays = tuple(np.ascontiguousarray(next(reader)) for reader in readers)
-        yield Batch(rows.num_rows, rows.serialize(), spec.wire_schema, arrays)
+        yield Batch(rows.num_rows, tuple(rows.columns), spec.wire_schema, arrays)
 
 
 def _rechunk(blocks: Iterator[npt.NDArray[Any]], step: int) -> Iterator[npt.NDArray[Any]]:

@@ -89,9 +89,17 @@ class _ShardFile:
     def _write(self, data: Any, size_bytes: int) -> None:
         _files.write(self._fd, data, self._size_bytes)
         self._size_bytes += size_bytes
-        if self._size_bytes - self._written_back >= WRITEBACK_BYTES:
-            _files.start_writeback(self._fd, self._written_back, self._size_bytes - self._written_back)
-            self._written_back = self._size_bytes
+
+    @property
+    def wants_writeback(self) -> bool:
+        """Whether so much was written that the disk should be told."""
+        return self._size_bytes - self._written_back >= WRITEBACK_BYTES
+
+    def start_writeback(self) -> None:
+        """Have the kernel start to write out what it was given, so that `sync` finds little to do."""
+        size_bytes = self._size_bytes
+        _files.start_writeback(self._fd, self._written_back, size_bytes - self._written_back)
+        self._written_back = size_bytes
 
     def _finish(self, sizes: Sequence[int], checksums: Sequence[int]) -> ShardFacts:
         """Write the index behind the chunks and make the shard durable."""
@@ -141,12 +149,12 @@ class PlainShard(_ShardFile):
         self._chunk_crc = 0
         self._chunk_used = 0
 
-    def append(self, rows: npt.NDArray[Any]) -> Appended:
+    def append(self, *pieces: npt.NDArray[Any]) -> Appended:
         """Write rows behind those that are there: accepted when their frame is written.
 
         Parameters
         ----------
-        rows : array, shape (n, *row_shape)
+        *pieces : array, shape (n, *row_shape)
             Contiguous, of the array's dtype.
 
         Returns
@@ -154,19 +162,21 @@ class PlainShard(_ShardFile):
         Appended
             What the frame says of them.
         """
-        data = _bytes_of(rows)
-        self._write(data, data.size)
-        self.rows += len(rows)
-        return Appended(self._sum(data))
-
-    def _sum(self, data: npt.NDArray[np.uint8]) -> int:
-        """Sum bytes into the chunks' checksums; return the checksum of them all."""
         whole = 0
+        for rows in pieces:
+            data = _bytes_of(rows)
+            self._write(data, data.size)
+            whole = self._sum(data, whole)
+            self.rows += len(rows)
+        return Appended(whole)
+
+    def _sum(self, data: npt.NDArray[np.uint8], whole: int = 0) -> int:
+        """Sum bytes into the chunks' checksums; return the checksum of them all, behind others' `whole`."""
         start = 0
         while start < data.size:
             stop = min(data.size, start + self.array.chunk_bytes - self._chunk_used)
             piece = crc32c(data[start:stop])
-            whole = combine(whole, piece, stop - start) if start else piece
+            whole = combine(whole, piece, stop - start)
             self._chunk_crc = combine(self._chunk_crc, piece, stop - start) if self._chunk_used else piece
             self._chunk_used += stop - start
             if self._chunk_used == self.array.chunk_bytes:
@@ -257,12 +267,12 @@ class EncodedShard(_ShardFile):
         new_tail = self._used + rows > self.array.chunk_rows or not self._used
         return new_tail and self._tail_durable[1 - self._side]
 
-    def append(self, rows: npt.NDArray[Any]) -> Appended:
+    def append(self, *pieces: npt.NDArray[Any]) -> Appended:
         """Encode the chunks that these rows complete and keep the rest in a tail file.
 
         Parameters
         ----------
-        rows : array, shape (n, *row_shape)
+        *pieces : array, shape (n, *row_shape)
             Contiguous, of the array's dtype.
 
         Returns
@@ -270,6 +280,7 @@ class EncodedShard(_ShardFile):
         Appended
             What the frame says of them.
         """
+        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         chunk_rows, row_bytes = self.array.chunk_rows, self.array.row_bytes
         first_done = len(self._done)
         position, tail_start = 0, self._used
