@@ -192,6 +192,80 @@ def test_a_process_answers_without_torch(store: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
+def damage(store: Path) -> Path:
+    """Flip a bit of the first segment's shard, and return the store."""
+    path = store / "embeddings.zarr/query_embed/c/0/0"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    return store
+
+
+def test_verify_says_what_is_wrong(store: Path, killed: Path, tmp_path: Path) -> None:
+    """`verify` is exit code 0 and a summary, or 1 and every finding, or 2 where there is no store."""
+    result = run("verify", store, "--level", "full")
+    assert result.exit_code == 0
+    assert "sound; 1,500 rows in 2 segments, complete" in result.output
+    assert "level: full); nothing found" in result.output
+    result = run("verify", killed)
+    assert result.exit_code == 0
+    assert "incomplete, with 76 more rows in open segments" in result.output
+    result = run("verify", damage(store))
+    assert result.exit_code == 1
+    assert "damaged; 1,500 rows" in result.output
+    assert "1 damaged part" in result.output
+    assert "damage: embeddings.zarr/query_embed/c/0/0 (rows 0 to 1023): " in result.output
+    assert f"zarrow repair {store} --dry-run" in result.output
+    assert run("verify", store, "--level", "structure").exit_code == 0
+    assert run("verify", tmp_path / "nothing").exit_code == 2
+    assert run("verify", store, "--level", "vague").exit_code == 2
+
+
+def test_verify_json_is_one_object(store: Path) -> None:
+    """`verify --json` gives findings as values, with the same exit code."""
+    result = run("verify", damage(store), "--json")
+    assert result.exit_code == 1
+    facts = json.loads(result.output)
+    assert (facts["ok"], facts["counts"]["damage"]) == (False, 1)
+    assert facts["findings"][0]["rows"] == [0, 1024]
+
+
+def test_repair_says_what_it_would_do_then_does_it(store: Path) -> None:
+    """`repair --dry-run` changes nothing; `repair` says how to go on, and `verify` is content."""
+    assert "nothing to mend" in run("repair", store).output
+    damage(store)
+    result = run("repair", store, "--dry-run")
+    assert result.exit_code == 1
+    for words in (
+        "nothing was changed",
+        "would be set aside: segments/00000000.json (rows 0 to 1,023)",
+        "to predict again: 1,024 rows",
+        f"to do it: zarrow repair {store}",
+    ):
+        assert words in result.output
+    assert run("verify", store).exit_code == 1
+    result = run("repair", store)
+    assert result.exit_code == 0
+    for words in ("mended", "→ quarantine/00000000-0: ", "moved: 476 sound rows", f"zarrow finalize {store}"):
+        assert words in result.output
+    assert run("verify", store, "--level", "full").exit_code == 0
+    assert run("finalize", store).exit_code == 0
+    assert zarrow.open(store).table(["id"])["id"].to_pylist() == list(range(1024, 1500))
+
+
+def test_repair_json_is_one_object(store: Path) -> None:
+    """`repair --finalize --json` completes the store and lists what it did as values."""
+    result = run("repair", damage(store), "--finalize", "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.output)
+    assert (facts["finalized"], facts["set_aside"][0]["rows"], facts["before"]["ok"]) == (
+        True,
+        [0, 1024],
+        False,
+    )
+    assert zarrow.open(store).complete
+
+
 @pytest.mark.slow
 def test_predict_runs_a_users_own_module(tmp_path: Path) -> None:
     """`predict` finds a module in the working directory, takes a config file, and writes a complete store."""

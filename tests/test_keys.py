@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import zarrow
-from zarrow import _key_index, _key_words, _keys, layout
+from zarrow import _key_tables, _key_words, _keys, layout
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -78,7 +78,7 @@ def index_of(rows, columns, *, weak=None):
         )
         for start in range(0, rows, 500)
     ]
-    identity = _keys.Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
+    identity = _key_tables.Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
     with open_temporary() as file, open_temporary() as spill:
         _keys.build(file.fileno(), spill.fileno(), batches, identity)
         return _keys.KeyIndex(_keys.map_file(file.fileno(), "test"), kinds, "test")
@@ -412,7 +412,7 @@ class TestWhoseIndex:
         other = tmp_path / "other.zarrow"
         write(other, patients(ROWS, 10_000), ["subject_id", "query"])
         (other / "index").mkdir()
-        shutil.copy(path / _key_index.KEY_INDEX, other / _key_index.KEY_INDEX)
+        shutil.copy(path / layout.KEY_INDEX, other / layout.KEY_INDEX)
         store = zarrow.open(other)
         assert store.locate(store.table()).tolist() == list(range(ROWS))
         assert store.locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [-1]
@@ -444,7 +444,7 @@ class TestDamage:
             ["id", "q"],
         )
         zarrow.build_index(tmp_path / "s")
-        file = tmp_path / "s" / _key_index.KEY_INDEX
+        file = tmp_path / "s" / layout.KEY_INDEX
         data = file.read_bytes()
         store = zarrow.open(tmp_path / "s")
         keys = store.table(["id", "q"])
@@ -464,7 +464,7 @@ class TestDamage:
 
     def test_a_damaged_block_is_told_when_it_is_touched(self, path):
         """Damage far away does not keep others from being found; the remedy is named, and works."""
-        file = path / _key_index.KEY_INDEX
+        file = path / layout.KEY_INDEX
         with file.open("r+b") as opened:
             opened.seek(10)
             opened.write(b"\xff\xff\xff")
@@ -493,12 +493,12 @@ class TestDamage:
         part.write_bytes(data)
         with pytest.raises(CorruptionError, match="segment 1"):
             zarrow.build_index(tmp_path / "s")
-        assert not (tmp_path / "s" / _key_index.KEY_INDEX).exists()
+        assert not (tmp_path / "s" / layout.KEY_INDEX).exists()
 
     def test_a_link_in_its_place(self, path, tmp_path):
         """An index is a file of the store, and no link is followed."""
-        (path / _key_index.KEY_INDEX).rename(tmp_path / "elsewhere")
-        (path / _key_index.KEY_INDEX).symlink_to(tmp_path / "elsewhere")
+        (path / layout.KEY_INDEX).rename(tmp_path / "elsewhere")
+        (path / layout.KEY_INDEX).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(CorruptionError, match="link"):
             zarrow.open(path).locate({"subject_id": [3], "query": ["code//7"]})
 
@@ -509,11 +509,11 @@ class TestDamage:
         def refuse(fd, data, offset):
             raise OSError(28, "No space left on device")
 
-        before = (path / _key_index.KEY_INDEX).read_bytes()
+        before = (path / layout.KEY_INDEX).read_bytes()
         monkeypatch.setattr(_files.calls, "pwrite", refuse)
         with pytest.raises(WriteFailedError, match="the store is as it was"):
             zarrow.build_index(path)
-        assert (path / _key_index.KEY_INDEX).read_bytes() == before
+        assert (path / layout.KEY_INDEX).read_bytes() == before
         assert [one for one in (path / "open").iterdir() if one.name.startswith("tmp-")] == []
 
 
@@ -553,6 +553,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         )
         grown, peaks[rows] = map(float, done.stdout.split())
         assert grown < 20
-    file = (tmp_path / "4000000.zarrow" / _key_index.KEY_INDEX).stat().st_size / 2**20
+    file = (tmp_path / "4000000.zarrow" / layout.KEY_INDEX).stat().st_size / 2**20
     assert file > 90
     assert peaks[4_000_000] - peaks[1_000_000] < file + 40  # mapped pages count as resident until wanted

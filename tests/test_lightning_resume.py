@@ -426,3 +426,25 @@ def test_missing_rows_sampler_without_a_store(tmp_path):
     assert list(MissingRowsSampler(tmp_path / "s", 5, batch_size=2)) == [[0, 1], [2, 3], [4]]
     with pytest.raises(InvalidInputError, match="batch_size must be positive"):
         MissingRowsSampler(tmp_path / "s", 5, batch_size=0)
+
+
+@pytest.mark.parametrize("what", ["embeddings.zarr/query_embed/c/1/0", "table/part-00000001.parquet"])
+def test_a_resume_after_a_repair_predicts_what_was_damaged_and_nothing_else(
+    tmp_path: Path, what: str
+) -> None:
+    """A complete store of which a segment was set aside gets exactly its rows again, and is as it was."""
+    loader = DataLoader(Numbers(60), batch_size=4)
+    for name in ("whole", "damaged"):
+        run(tmp_path / name, loader, segment_rows=16)
+    path = tmp_path / "damaged" / what
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    done = zarrow.repair(tmp_path / "damaged")
+    again = run(tmp_path / "damaged", loader, resume=True)
+    predicted = sorted(itertools.chain.from_iterable(again.seen))
+    assert predicted == list(range(16, 32))
+    assert list(done.sample_index) == ([] if "part" in what else predicted)
+    assert done.nameless_rows == (16 if "part" in what else 0)
+    assert_equal(tmp_path / "whole", tmp_path / "damaged")
+    assert zarrow.verify(tmp_path / "damaged", "full").ok

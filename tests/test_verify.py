@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import zarrow
-from zarrow import _catalog, _zarr_metadata, layout
+from zarrow import _catalog, _key_tables, _keys, _zarr_metadata, layout
 from zarrow._checksum import crc32c
 from zarrow._records import Claim, PartFacts, SegmentRecord, Source
 from zarrow.errors import InvalidInputError, NotAStoreError, StoreNotFoundError
@@ -39,11 +41,13 @@ def batch(start: int, rows: int) -> tuple[dict[str, Any], dict[str, Any], Any]:
 
 def write(path: Path, *, finalize: bool = True, rows: int = ROWS) -> None:
     """Write a store in this process."""
-    with zarrow.Writer(path, keys=["id"], segment_rows=8, codecs={"z": "zstd"}) as writer:
+    with zarrow.Writer(path, keys=["id", "q"], segment_rows=8, codecs={"z": "zstd"}) as writer:
         for start in range(0, rows, 3):
             writer.append(*batch(start, min(3, rows - start)))
         if finalize:
             writer.finalize()
+    if finalize:
+        zarrow.build_index(path)
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +187,8 @@ def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Pat
         }.items():
             if deed == "grown" and relative.parts[0] == "open" and relative.suffix in (".rows", ".frames"):
                 continue  # as a kill leaves them
-            if (deed, relative.parts[0]) == ("lost", "manifest.json"):
-                continue
+            if (deed, relative.parts[0]) in {("lost", "manifest.json"), ("lost", "index")}:
+                continue  # the store was not finalized; it has no index
             store = Path(shutil.copytree(template, tmp_path / f"{number}-{deed}.zarrow"))
             if changed is None:
                 (store / relative).unlink()
@@ -201,6 +205,64 @@ def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Pat
             else:
                 assert not zarrow.verify(store).ok, (relative, deed)
             shutil.rmtree(store)
+
+
+# The key index
+
+
+def index_of(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Write an index with sound checksums of the store's keys as edited."""
+    opened = zarrow.open(store)
+    columns: dict[str, Any] = opened.table(["id", "q", "row"]).to_pydict()
+    edit(columns)
+    schema = pa.schema({"id": pa.int64(), "q": pa.string(), "row": pa.int64()})
+    identity = _key_tables.identity_of(
+        _catalog.read_spec(store), opened.num_rows, _catalog.read_snapshot(store).manifest
+    )
+    with (store / "index/keys.index").open("w+b") as file, tempfile.TemporaryFile() as spill:
+        batches = pa.table(columns, schema).to_batches()
+        _keys.build(file.fileno(), spill.fileno(), batches, identity)
+
+
+def swap(values: list[Any]) -> None:
+    """Swap the first two."""
+    values[0], values[1] = values[1], values[0]
+
+
+@pytest.mark.parametrize("level", ["structure", "checksums", "full"])
+@pytest.mark.parametrize("column", ["id", "q", "row", ""])
+def test_an_index_of_other_keys_is_found(store: Path, column: str, level: Any) -> None:
+    """Only decoding finds an index whose checksums hold but which gives a wrong row for a key."""
+    index_of(store, lambda columns: swap(columns[column]) if column else None)
+    report = zarrow.verify(store, level)
+    assert report.ok == (level != "full" or not column), messages(report)
+    if not report.ok:
+        assert "its keys are not those of the table" in messages(report)
+        assert report.counts == {"damage": 0, "defect": 1, "note": 0}
+        assert zarrow.repair(store).nothing_to_do
+        assert zarrow.repair(store, level=level).rebuilt == ("index/keys.index",)
+        assert not zarrow.verify(store, level).findings
+
+
+def test_an_index_of_other_rows_is_a_note(store: Path) -> None:
+    """Readers ignore it, so nothing is wrong."""
+    with zarrow.Writer(store, mode="a") as writer:
+        writer.append(*batch(ROWS, 2))
+        writer.finalize()
+    report = zarrow.verify(store, "full")
+    assert report.ok
+    assert "made of other rows than the store has" in messages(report)
+    zarrow.build_index(store)
+    assert not zarrow.verify(store, "full").findings
+
+
+def test_an_index_is_looked_at_beneath_the_store_only(store: Path, tmp_path: Path) -> None:
+    """A link is not followed."""
+    (store / "index/keys.index").rename(tmp_path / "elsewhere")
+    (store / "index/keys.index").symlink_to(tmp_path / "elsewhere")
+    report = zarrow.verify(store)
+    assert report.counts["defect"] == 2
+    assert "a symbolic link" in messages(report)
 
 
 def test_damage_is_told_by_row_and_sample_index(store: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 
 from zarrow import layout
 from zarrow._beneath import Beneath
@@ -32,7 +33,7 @@ _TOP = {
     layout.TABLE_DIR: "directory",
     layout.SEGMENTS_DIR: "directory",
     layout.OPEN_DIR: "directory",
-    layout.INDEX_DIR: "directory",  # derived; whoever checks the index looks into it
+    layout.INDEX_DIR: "directory",
     layout.DERIVED_DIR: "directory",  # stores of their own; the audit of the store looks into them
     layout.QUARANTINE_DIR: "directory",
 }
@@ -93,6 +94,10 @@ class Names:
         aside = self.list(layout.QUARANTINE_DIR)
         if aside:
             self._found.note(layout.QUARANTINE_DIR, f"{len(aside)} entries that a repair put aside")
+        names = self.list(layout.INDEX_DIR)
+        index = Path(layout.KEY_INDEX).name
+        strays = [name for name, kind in names.items() if (name, kind) != (index, "file")]
+        self.tell(layout.INDEX_DIR, names, strays)
         self._parts(committed, is_pending)
         self._arrays(committed, is_pending)
 

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from zarrow import _catalog, _zarr_metadata, layout
+from zarrow._audit_index import audit_index, index_size
 from zarrow._audit_names import MAX_STRAYS, Names
 from zarrow._audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
 from zarrow._audit_segment import audit_segment, record_bytes
@@ -152,10 +153,12 @@ class _Audit:
         self._names.audit(self._numbers, self._is_pending)
 
     def run_segments(self) -> None:
-        """Look at the files of all committed segments."""
-        self.found.total_bytes = sum(map(record_bytes, self.records.values()))
+        """Look at the files of all committed segments, then at the index of their keys."""
+        self.found.total_bytes = sum(map(record_bytes, self.records.values())) + index_size(self.files)
         for record in self.records.values():
             audit_segment(self.files, self.spec, record, self.found)
+        records = [record for _, record in sorted(self.records.items())]
+        audit_index(self.files, self.spec, self.manifest, records, self.found)
 
     def run_derived(self, level: Level) -> None:
         """Look at the derived arrays. The store's rows do not depend on them: what is wrong is a defect."""

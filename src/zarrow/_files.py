@@ -47,6 +47,7 @@ __all__ = [
     "publish",
     "read",
     "remove",
+    "remove_empty_dir",
     "remove_tree",
     "replace",
     "require_own_dirs",
@@ -268,6 +269,15 @@ def remove_tree(path: Path) -> None:
             remove(Path(entry.path))
     with contextlib.suppress(FileNotFoundError):
         calls.rmdir(str(path))
+
+
+def remove_empty_dir(path: Path) -> None:
+    """Remove a directory if there is nothing in it."""
+    try:
+        calls.rmdir(str(path))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
 
 
 def scratch_name(scratch: Path) -> Path:

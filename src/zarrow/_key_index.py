@@ -26,16 +26,15 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow import _files, _keys, layout
-from zarrow._checksum import crc32c
 from zarrow._columns import Columns
-from zarrow._keys import Identity, KeyIndex
+from zarrow._key_tables import Identity, identity_of
+from zarrow._keys import KeyIndex
 from zarrow._view import View, take_view
 from zarrow.errors import InvalidInputError, WriteFailedError
 from zarrow.layout import ROW
 
 __all__ = ["build_index", "find_index", "key_schema"]
 
-KEY_INDEX = f"{layout.INDEX_DIR}/keys.index"
 _SCRATCH_PREFIX = "zarrow-keys-"
 
 
@@ -88,7 +87,7 @@ def build_index(path: str | os.PathLike[str]) -> None:
             # The crash that the order prevents: a name whose bytes a power cut takes.
             _files.sync(fd)
             view.guard()
-            _files.rename(scratch, root / KEY_INDEX)
+            _files.rename(scratch, root / layout.KEY_INDEX)
         finally:
             os.close(fd)
             _files.remove(scratch)
@@ -113,7 +112,7 @@ def find_index(view: View, columns: Columns) -> KeyIndex:
     """
     schema = key_schema(view)
     if view.snapshot.complete:
-        path = view.snapshot.root / KEY_INDEX
+        path = view.snapshot.root / layout.KEY_INDEX
         try:
             data = _files.map_bytes(path)
         except FileNotFoundError:
@@ -149,11 +148,4 @@ def _batches(view: View, columns: Columns) -> Iterator[pa.RecordBatch]:
 
 
 def _identity(view: View) -> Identity:
-    manifest = view.snapshot.manifest
-    checksums = np.array([] if manifest is None else manifest.records_crc32c, "<u4")
-    return Identity(
-        uuid=view.spec.uuid,
-        rows=view.rows,
-        records_crc32c=crc32c(checksums.tobytes()),
-        keys=tuple((field.name, str(field.type)) for field in key_schema(view)),
-    )
+    return identity_of(view.spec, view.rows, view.snapshot.manifest)

@@ -29,7 +29,6 @@ import itertools
 import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,41 +37,25 @@ import pyarrow as pa
 
 from zarrow import _files, _key_words
 from zarrow._checksum import crc32c
-from zarrow._documents import decode_document, encode_document
+from zarrow._key_tables import (
+    BLOCK_ENTRIES,
+    HASH,
+    HEAP_BLOCK_BYTES,
+    ROW,
+    WORDS,
+    Identity,
+    damaged,
+    encode_tables,
+    read_tables,
+)
 from zarrow._key_words import Bytes, Keys, Words
 from zarrow.errors import CorruptionError
 
 __all__ = ["Identity", "KeyIndex", "build"]
 
-MAGIC = b"ZARROWK1"
-BLOCK_ENTRIES = 256
-HEAP_BLOCK_BYTES = 4096
 RUN_BYTES = 16 << 20
 _WRITE_BYTES = 1 << 20
 _QUERY_KEYS = 65_536
-_HASH, _ROW, _WORDS = 0, 1, 2  # an entry's columns
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Which rows an index was made of.
-
-    Parameters
-    ----------
-    uuid : str
-        The store's.
-    rows : int
-        How many.
-    records_crc32c : int
-        The crc32c of the manifest's ``records_crc32c``, each as u32: it changes with any file of the rows.
-    keys : tuple of (str, str)
-        Name and type of the key columns.
-    """
-
-    uuid: str
-    rows: int
-    records_crc32c: int
-    keys: tuple[tuple[str, str], ...]
 
 
 def map_file(fd: int, name: str) -> Bytes:
@@ -80,11 +63,7 @@ def map_file(fd: int, name: str) -> Bytes:
     try:
         return np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ), np.uint8)
     except ValueError:  # an empty file cannot be mapped
-        raise CorruptionError(_damaged(name, "it is empty")) from None
-
-
-def _damaged(name: str, what: str) -> str:
-    return f"{name}: {what}: it is derived from the table, so remove it, or make it anew with build_index"
+        raise damaged(name, "it is empty") from None
 
 
 # Building
@@ -147,14 +126,14 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
             raise CorruptionError(f"rows {rows} to {rows + batch.num_rows}: a key is null, which none can be")
         keys = _key_words.encode(batch.columns[:-1])
         if heap is None:
-            entry_bytes = 8 * (_WORDS + keys.words.shape[1])
+            entry_bytes = 8 * (WORDS + keys.words.shape[1])
             heap = _Blocks(fd, identity.rows * entry_bytes, HEAP_BLOCK_BYTES)
         _shift(keys.words, batch.schema.types[:-1], heap.size_bytes + len(heap._pending))
         heap.write(keys.heap)
         entries = np.empty((batch.num_rows, entry_bytes // 8), "<u8")
-        entries[:, _HASH] = keys.hashes
-        entries[:, _ROW] = batch.column(batch.num_columns - 1).to_numpy()
-        entries[:, _WORDS:] = keys.words
+        entries[:, HASH] = keys.hashes
+        entries[:, ROW] = batch.column(batch.num_columns - 1).to_numpy()
+        entries[:, WORDS:] = keys.words
         rows += batch.num_rows
         for start in range(0, len(entries), step := max(RUN_BYTES // 4 // entry_bytes, 1)):
             pending.append(entries[start : start + step].copy())
@@ -167,7 +146,7 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
         raise CorruptionError(f"{rows} rows are in the table, {identity.rows} were committed")
     if heap is None:
         heap = _Blocks(fd, 0, HEAP_BLOCK_BYTES)
-        entry_bytes = 8 * _WORDS  # of none
+        entry_bytes = 8 * WORDS  # of none
     heap.finish()
     output = _Blocks(fd, 0, BLOCK_ENTRIES * entry_bytes)
     fences = array("Q")
@@ -175,10 +154,13 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
     pending = []
     for entries in _merged(spill_fd, runs, last, entry_bytes):
         done = (output.size_bytes + len(output._pending)) // entry_bytes
-        fences.extend(entries[-done % BLOCK_ENTRIES :: BLOCK_ENTRIES, _HASH].tolist())
+        fences.extend(entries[-done % BLOCK_ENTRIES :: BLOCK_ENTRIES, HASH].tolist())
         output.write(entries)
     output.finish()
-    _write_end(fd, output, heap, fences, identity)
+    tables = encode_tables(
+        identity, output.size_bytes, heap.size_bytes, fences, output.checksums, heap.checksums
+    )
+    _files.write(fd, tables, output.size_bytes + heap.size_bytes)
 
 
 def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:
@@ -194,7 +176,7 @@ def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:
 def _sorted(pieces: list[Words]) -> Words:
     """Return entries, which are in row order where their hashes are equal, sorted by hash and row."""
     entries = np.concatenate(pieces)
-    return entries[np.argsort(entries[:, _HASH], kind="stable")]
+    return entries[np.argsort(entries[:, HASH], kind="stable")]
 
 
 def _merged(spill_fd: int, starts: list[int], last: list[Words], entry_bytes: int) -> Iterator[Words]:
@@ -227,28 +209,7 @@ def _merged(spill_fd: int, starts: list[int], last: list[Words], entry_bytes: in
 
 def _first_at(run: Words, value: int, start: int, stop: int) -> int:
     """Return where the hashes of a run reach a value."""
-    return bisect.bisect_left(range(len(run)), value, start, stop, key=lambda at: int(run[at, _HASH]))
-
-
-def _write_end(fd: int, output: _Blocks, heap: _Blocks, fences: array[int], identity: Identity) -> None:
-    size_bytes = output.size_bytes + heap.size_bytes
-    tables = bytes(-size_bytes % 8) + b"".join(
-        np.array(numbers, kind).tobytes()
-        for numbers, kind in ((fences, "<u8"), (output.checksums, "<u4"), (heap.checksums, "<u4"))
-    )
-    footer = encode_document(
-        {
-            "uuid": identity.uuid,
-            "rows": identity.rows,
-            "records_crc32c": identity.records_crc32c,
-            "keys": [list(key) for key in identity.keys],
-            "entries_bytes": output.size_bytes,
-            "heap_bytes": heap.size_bytes,
-            "tables_crc32c": crc32c(tables),
-        }
-    )
-    end = tables + footer + len(footer).to_bytes(8, "little") + MAGIC
-    _files.write(fd, end, size_bytes)
+    return bisect.bisect_left(range(len(run)), value, start, stop, key=lambda at: int(run[at, HASH]))
 
 
 # Reading
@@ -275,51 +236,18 @@ class KeyIndex:
     def __init__(self, data: Bytes, kinds: Sequence[pa.DataType], name: str) -> None:
         self._name = name
         self._kinds = tuple(kinds)
-        self._data = data
-        if len(data) < 16 or data[-8:].tobytes() != MAGIC:
-            raise self._damage("it is no index, or was cut short")
-        stop = len(data) - 16
-        start = stop - int.from_bytes(data[stop : stop + 8].tobytes(), "little")
-        if start < 0:
-            raise self._damage("its footer is damaged")
-        body = decode_document(data[start:stop].tobytes(), name)
-        try:
-            self.identity = Identity(
-                uuid=str(body["uuid"]),
-                rows=int(body["rows"]),
-                records_crc32c=int(body["records_crc32c"]),
-                keys=tuple((str(column), str(kind)) for column, kind in body["keys"]),
-            )
-            entries_bytes, heap_bytes = int(body["entries_bytes"]), int(body["heap_bytes"])
-            tables_crc32c = int(body["tables_crc32c"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._damage(f"its footer breaks the format ({error})") from error
-        rows = self.identity.rows
-        blocks, heap_blocks = -(-rows // BLOCK_ENTRIES), -(-heap_bytes // HEAP_BLOCK_BYTES)
-        tables = entries_bytes + heap_bytes
-        padded = tables + -tables % 8
-        if (
-            min(rows, entries_bytes, heap_bytes) < 0
-            or padded + 12 * blocks + 4 * heap_blocks != start
-            or (rows and (entries_bytes % (8 * rows) or entries_bytes < 24 * rows))
-            or (not rows and entries_bytes)
-        ):
-            raise self._damage("its footer does not fit its size")
-        if crc32c(data[tables:start]) != tables_crc32c:
-            raise self._damage("its fences or checksums are damaged")
-        ends = [padded, padded + 8 * blocks, padded + 12 * blocks]
-        expected = _WORDS + _key_words.word_count(kinds)
-        width = entries_bytes // 8 // rows if rows else expected
-        if width != expected and [kind for _, kind in self.identity.keys] == [str(kind) for kind in kinds]:
-            raise self._damage("its entries have not the size that its keys have")
-        self._entries: Words = data[:entries_bytes].view("<u8").reshape(rows, width)
-        self._hashes = self._entries[:, _HASH]
-        self._heap: Bytes = data[entries_bytes:tables]
-        self._fences = data[ends[0] : ends[1]].view("<u8")
-        self._entry_sums = data[ends[1] : ends[2]].view("<u4")
-        self._heap_sums = data[ends[2] : start].view("<u4")
-        self._checked = np.zeros(blocks, np.bool_)
-        self._heap_checked = np.zeros(heap_blocks, np.bool_)
+        tables = read_tables(lambda start, size: data[start : start + size], len(data), kinds, name)
+        self.identity = tables.identity
+        self._entries: Words = (
+            data[: tables.entries_bytes].view("<u8").reshape(tables.identity.rows, tables.width)
+        )
+        self._hashes = self._entries[:, HASH]
+        self._heap: Bytes = data[tables.entries_bytes : tables.entries_bytes + tables.heap_bytes]
+        self._fences = tables.fences
+        self._entry_sums = tables.entry_sums
+        self._heap_sums = tables.heap_sums
+        self._checked = np.zeros(len(tables.entry_sums), np.bool_)
+        self._heap_checked = np.zeros(len(tables.heap_sums), np.bool_)
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Return per key the first row that has it, −1 if none has.
@@ -353,9 +281,9 @@ class KeyIndex:
             if not len(left):
                 return rows
             entries = self._entries[at]
-            words_here = self._sound(entries[:, _WORDS:])
+            words_here = self._sound(entries[:, WORDS:])
             equal = _key_words.same(self._kinds, words_here, self._heap, words[left], heap)
-            rows[left[equal]] = entries[equal, _ROW].astype(np.int64)
+            rows[left[equal]] = entries[equal, ROW].astype(np.int64)
             left = left[~equal]
             low[left] += 1
 
@@ -397,10 +325,10 @@ class KeyIndex:
                 if hashes[-1] == last:
                     kept.append(heads[-1:])
                 at, heads = at[~new], heads[~new]
-                one, other = (self._sound(self._entries[places, _WORDS:]) for places in (at, heads))
+                one, other = (self._sound(self._entries[places, WORDS:]) for places in (at, heads))
                 equal = _key_words.same(self._kinds, one, self._heap, other, self._heap)
                 again = at[equal]
-                found.append(self._entries[again, _ROW].astype(np.int64))
+                found.append(self._entries[again, ROW].astype(np.int64))
                 at = at[~equal]
             firsts = np.concatenate(kept)
         return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
@@ -408,7 +336,7 @@ class KeyIndex:
     # Nothing is believed that was not checked
 
     def _damage(self, what: str) -> CorruptionError:
-        return CorruptionError(_damaged(self._name, what))
+        return damaged(self._name, what)
 
     def _check(self, blocks: npt.NDArray[np.int64]) -> None:
         """Check blocks of entries that were not yet."""

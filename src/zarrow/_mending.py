@@ -1,7 +1,7 @@
 """What must be moved, and what written anew, so that a store is sound?
 
-`plan` turns an audit's findings into incidents, each of which is one directory in quarantine; `carry_out`
-does it. See `repair` for the order and why.
+`examine` audits the store and turns the findings into a plan of incidents, each of which is one directory in
+quarantine; `carry_out` does it. See `repair` for the order and why.
 
 Of an open segment all rows are set aside, also those before the damage: they are one segment's at most, and
 are computed again. That is simpler to trust than a journal cut in half.
@@ -23,19 +23,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _catalog, _files, _frames, _seal, layout
+from zarrow import _audit_store, _catalog, _files, _frames, _key_index, _seal, layout
 from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._audit_segment import read_sample_index
 from zarrow._audit_store import Audited
 from zarrow._beneath import Beneath
 from zarrow._directory import claim_store
-from zarrow._findings import Finding
+from zarrow._findings import Finding, Level, Progress, Report
 from zarrow._quarantine import Aside, put_aside
 from zarrow._records import Claim, Owner, SegmentRecord, this_host
 from zarrow.errors import CorruptionError, ZarrowError
 from zarrow.layout import SAMPLE_INDEX, StoreSpec
 
-__all__ = ["Incident", "Plan", "carry_out", "exclusively", "plan"]
+__all__ = ["Incident", "Plan", "carry_out", "examine", "exclusively"]
+
+
+_LOCK = f"{layout.OPEN_DIR}/{layout.LOCK}"
+_NEEDED = (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR)
+_RESTORE = "restore zarrow.json from a copy: it never changes, and without it nothing else can be judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +70,21 @@ class Plan:
         Derived files to write anew.
     moved_rows : int
         Rows of sound segments that are entered anew.
+    segments : int
+        How many segments there are, or should be.
     """
 
     spec: StoreSpec
     incidents: tuple[Incident, ...]
     rebuilt: tuple[str, ...]
     moved_rows: int
+    segments: int
 
 
 @contextlib.contextmanager
 def exclusively(root: Path) -> Iterator[Owner]:
-    """Hold the store's lock."""
+    """Hold the lock of a store that is one."""
+    _require_spec(root)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     owner = Owner(session=uuid.uuid4().hex, sequence=0, host=this_host(), pid=os.getpid(), since=now)
     _, lock = claim_store(root, "a", shared=False, owner=owner)
@@ -89,23 +98,42 @@ def exclusively(root: Path) -> Iterator[Owner]:
 # The plan
 
 
-def plan(root: Path, audited: Audited) -> Plan:
-    """Return what has to be done.
+def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report, Plan]:
+    """Audit a store and return what has to be done.
 
     Parameters
     ----------
     root : Path
         The store.
-    audited : Audited
-        Its audit, at the level of checksums at least; of a store whose spec is sound.
+    level : {"checksums", "full"}
+        How closely to look.
+    progress : callable of (int, int), optional
+        Called with the bytes audited so far and those to audit.
 
     Returns
     -------
-    Plan
-        Without incidents and nothing to rebuild if the store is sound.
+    Report, Plan
+        The audit; and a plan without incidents and nothing to rebuild if the store is sound.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError
+        If there is no store.
+    CorruptionError
+        If ``zarrow.json`` or a directory is damaged, so that nothing can be repaired.
     """
-    assert audited.spec is not None
-    return _Planner(root, audited, audited.spec).plan()
+    _require_spec(root)
+    audited = _audit_store.audit(root, level, progress)
+    if audited.spec is None:
+        raise CorruptionError(f"{root / layout.STORE_JSON}: {audited.report.findings[0].message}; {_RESTORE}")
+    return audited.report, _Planner(root, audited, audited.spec).plan()
+
+
+def _require_spec(root: Path) -> None:
+    try:
+        _catalog.read_spec(root)
+    except CorruptionError as error:
+        raise CorruptionError(f"{error}; {_RESTORE}") from error
 
 
 class _Planner:
@@ -135,18 +163,14 @@ class _Planner:
             if path in gone:
                 continue
             parts = path.split("/")
-            if path in self._gaps:
+            if path in _NEEDED or path.endswith("/c") or (path == _LOCK and self._is_odd(path)):
+                raise CorruptionError(
+                    f"{self._root / path}: {findings[0].message}: that cannot be repaired; look at it, "
+                    "remove it, and restore it from a copy"
+                )
+            if self._is_derived(path):
                 rebuilt.append(path)
-                continue
-            if parts[0] == layout.ARRAYS_DIR and parts[-1] == "zarr.json":
-                if not os.path.islink(self._root / path):
-                    rebuilt.append(path)
-                    continue
-                rebuilt.append(path)
-                others.append(self._stray(path, findings, len(others)))
-            elif path == f"{layout.OPEN_DIR}/{layout.LOCK}":
-                rebuilt.append(path)
-                if not (self._root / path).is_file() or os.path.islink(self._root / path):
+                if self._is_odd(path):
                     others.append(self._stray(path, findings, len(others)))
             elif parts[0] == layout.OPEN_DIR and len(parts) > 1 and layout.is_slot(parts[1]):
                 if parts[1] not in slots:
@@ -154,11 +178,6 @@ class _Planner:
                     others.append(self._slot(parts[1]))
             elif path.endswith(".claim"):
                 others.append(self._claim(path, findings))
-            elif path in (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR) or path.endswith("/c"):
-                raise CorruptionError(
-                    f"{self._root / path}: {findings[0].message}: a directory of the store cannot be "
-                    "repaired; restore it from a copy"
-                )
             else:
                 others.append(self._stray(path, findings, len(others)))
         others.extend(self._claims_of(slots))
@@ -166,7 +185,17 @@ class _Planner:
         others.sort(key=lambda one: one.path != layout.MANIFEST_JSON)
         first = [one for one in others if one.path == layout.MANIFEST_JSON]
         incidents = (*first, *segments, *others[len(first) :])
-        return Plan(self._spec, incidents, tuple(rebuilt), self._moved_rows())
+        return Plan(self._spec, incidents, tuple(rebuilt), self._moved_rows(), self._audited.segments)
+
+    def _is_derived(self, path: str) -> bool:
+        """Tell whether a file, or what a gap hides, comes back by itself."""
+        is_metadata = path.startswith(f"{layout.ARRAYS_DIR}/") and path.endswith("/zarr.json")
+        return is_metadata or path in self._gaps or path in (layout.KEY_INDEX, _LOCK)
+
+    def _is_odd(self, path: str) -> bool:
+        """Tell whether something else than a file is in the place of one."""
+        here = self._root / path
+        return os.path.lexists(here) and (here.is_symlink() or not here.is_file())
 
     def _moved_rows(self) -> int:
         """Return the rows of the sound segments that will fill the gaps."""
@@ -294,6 +323,24 @@ class _Planner:
 # Doing it
 
 
+def _rebuild_index(root: Path, spec: StoreSpec) -> None:
+    """Make the index anew if the store can have one, else remove it: it is derived."""
+    if spec.keys and (root / layout.MANIFEST_JSON).exists():
+        _key_index.build_index(root)
+    else:
+        _files.remove(root / layout.KEY_INDEX)
+        _files.sync_dir(root / layout.INDEX_DIR)
+
+
+def _remove_empty_dirs(root: Path, plan: Plan) -> None:
+    """Remove the directories of shards that went aside or moved, if none came in their place."""
+    for number in range(plan.segments):
+        for array in plan.spec.arrays:
+            shard = root / layout.shard_path(array.name, number, len(array.row_shape))
+            for parent in shard.parents[: len(array.row_shape)]:
+                _files.remove_empty_dir(parent)
+
+
 def _takes_rows(one: Incident) -> bool:
     return one.segment is not None or one.path.startswith((layout.OPEN_DIR, layout.SEGMENTS_DIR))
 
@@ -332,5 +379,8 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
     _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
     if finalize:
         _seal.finalize(root, spec, owner)
+    _remove_empty_dirs(root, plan)
+    if layout.KEY_INDEX in plan.rebuilt:
+        _rebuild_index(root, spec)
     for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR):
         _files.sync_dir(root / name)

@@ -16,7 +16,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -440,6 +440,63 @@ def _pack(path: Path, new: Path | None, **options: Any) -> None:
             bars.update(steps[step], completed=done, total=total)
 
         zarrow.pack(path, new, progress=show, **options)
+
+
+@app.command()
+def verify(
+    path: StorePath,
+    level: Annotated[
+        Literal["structure", "checksums", "full"],
+        typer.Option(help="structure: sizes and indexes; checksums: every byte; full: every value too."),
+    ] = "checksums",
+    as_json: AsJson = False,
+) -> None:
+    """Tell what is wrong with a store; exit code 0 if nothing, 1 if something, 2 if it is no store."""
+    import zarrow
+    from zarrow._reports import progress_bar, show_report
+
+    with progress_bar(err, "verifying") as progress:
+        report = zarrow.verify(path, level, progress)
+    if as_json:
+        sys.stdout.write(report.to_json() + "\n")
+    else:
+        show_report(out, report)
+    if not report.ok:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def repair(
+    path: StorePath,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; exit code 1 if anything.")
+    ] = False,
+    complete: Annotated[
+        bool, typer.Option("--finalize", help="Complete the store in the end, without what was set aside.")
+    ] = False,
+    level: Annotated[
+        Literal["checksums", "full"], typer.Option(help="How closely to look: checksums or full.")
+    ] = "checksums",
+    as_json: AsJson = False,
+) -> None:
+    """Move what is damaged to quarantine/ in the store, name the rows to predict again, rebuild the rest."""
+    import zarrow
+    from zarrow._reports import progress_bar, show_repair
+
+    with progress_bar(err, "looking") as progress:
+        done = zarrow.repair(
+            path,
+            dry_run=dry_run,
+            finalize=complete,
+            level=level,
+            progress=progress,
+        )
+    if as_json:
+        sys.stdout.write(done.to_json() + "\n")
+    else:
+        show_repair(out, done)
+    if dry_run and not done.nothing_to_do:
+        raise typer.Exit(FAILED)
 
 
 def main() -> None:

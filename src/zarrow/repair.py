@@ -26,13 +26,14 @@ anywhere leaves a store that a second repair, or a writer, finishes; no row that
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zarrow._findings import Progress, Report
-from zarrow.errors import CorruptionError
+from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zarrow._mending import Plan
@@ -90,6 +91,8 @@ class Repair:
         Derived files that were written anew.
     moved_rows : int
         Sound rows that were entered anew, and have other row numbers since.
+    finalized : bool
+        Whether the store was completed, or would be.
     before : Report
         The audit that it is based on.
 
@@ -106,11 +109,12 @@ class Repair:
     set_aside: tuple[SetAside, ...] = ()
     rebuilt: tuple[str, ...] = ()
     moved_rows: int = 0
+    finalized: bool = False
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether the store was sound."""
-        return not self.set_aside and not self.rebuilt
+        """Whether the store was sound, and no wish was left."""
+        return not self.set_aside and not self.rebuilt and not self.finalized
 
     @property
     def sample_index(self) -> tuple[int, ...]:
@@ -118,12 +122,27 @@ class Repair:
         values = {value for one in self.set_aside for value in one.sample_index or ()}
         return tuple(sorted(values))
 
+    @property
+    def nameless_rows(self) -> int:
+        """How many of the rows that were set aside no ``sample_index`` names: what had it is damaged."""
+        return sum(
+            one.rows[1] - one.rows[0]
+            for one in self.set_aside
+            if one.rows is not None and one.sample_index is None
+        )
+
+    def to_json(self) -> str:
+        """Return what was done as one JSON object."""
+        facts = asdict(self) | {"nothing_to_do": self.nothing_to_do, "sample_index": self.sample_index}
+        return json.dumps(facts | {"before": json.loads(self.before.to_json())})
+
 
 def repair(
     path: str | os.PathLike[str],
     *,
     dry_run: bool = False,
     finalize: bool = False,
+    level: Literal["checksums", "full"] = "checksums",
     progress: Progress | None = None,
 ) -> Repair:
     """Put what is damaged aside, and rebuild what is derived.
@@ -139,6 +158,8 @@ def repair(
         Only say what would be done.
     finalize : bool
         Complete the store in the end, without the rows that were set aside.
+    level : {"checksums", "full"}
+        How closely to look for damage, as in `verify`.
     progress : callable of (int, int), optional
         Called with the bytes audited so far and those to audit.
 
@@ -149,6 +170,8 @@ def repair(
 
     Raises
     ------
+    InvalidInputError
+        If there is no such level.
     StoreNotFoundError, NotAStoreError
         If there is no store.
     StoreLockedError
@@ -162,30 +185,25 @@ def repair(
     >>> zarrow.repair(zarrow.testing.example_store().path, dry_run=True).nothing_to_do
     True
     """
-    from zarrow import (
-        _audit_store,
-        _mending,
-    )  # imports Parquet and the codecs, which `import zarrow` does not
+    if level not in ("checksums", "full"):
+        raise InvalidInputError(f"level must be checksums or full, got {level!r}")
+    from zarrow import _mending  # imports Parquet and the codecs, which `import zarrow` does not
 
     root = Path(os.path.abspath(path))
-    audited = _audit_store.audit(root, "checksums", progress)
-    if audited.spec is None:
-        raise CorruptionError(
-            f"{root}: {audited.report.findings[0].message}: restore zarrow.json from a copy, it never changes"
-        )
-    plan = _mending.plan(root, audited)
-    nothing = not plan.incidents and not plan.rebuilt and (not finalize or audited.report.complete)
-    if dry_run or nothing:
-        return _result(audited.report, plan, dry_run=dry_run)
+    if dry_run:
+        report, plan = _mending.examine(root, level, progress)
+        return _result(path, report, plan, dry_run=True, finalize=finalize)
     with _mending.exclusively(root) as owner:
-        # Once more: a writer may have been at work until now.
-        audited = _audit_store.audit(root, "checksums", progress)
-        plan = _mending.plan(root, audited)
-        _mending.carry_out(root, plan, owner, finalize=finalize)
-    return _result(audited.report, plan, dry_run=False)
+        report, plan = _mending.examine(root, level, progress)
+        done = _result(path, report, plan, dry_run=False, finalize=finalize)
+        if not done.nothing_to_do:
+            _mending.carry_out(root, plan, owner, finalize=finalize)
+    return done
 
 
-def _result(report: Report, plan: Plan, *, dry_run: bool) -> Repair:
+def _result(
+    path: str | os.PathLike[str], report: Report, plan: Plan, *, dry_run: bool, finalize: bool
+) -> Repair:
     aside = tuple(
         SetAside(
             path=one.path,
@@ -198,10 +216,11 @@ def _result(report: Report, plan: Plan, *, dry_run: bool) -> Repair:
         for one in plan.incidents
     )
     return Repair(
-        path=report.path,
+        path=os.fspath(path),
         dry_run=dry_run,
         before=report,
         set_aside=aside,
         rebuilt=plan.rebuilt,
         moved_rows=plan.moved_rows,
+        finalized=finalize and bool(aside or plan.rebuilt or not report.complete),
     )

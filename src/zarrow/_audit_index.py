@@ -1,0 +1,192 @@
+"""Is the key index that of the rows that the store has?
+
+It is derived, so whatever is wrong with it is a defect, and no row is lost by it; but a reader that is told
+the wrong row for a key would never know. Looked at from outside in, as everything else: footer and tables;
+then the checksums of all entries and of the heap; at last, at the level *full*, that the entries are in
+order, that the fences are theirs, and that they are the keys of the table, each with its row. The last is
+told by one number, the sum of a hash of row and key over all rows, so that neither has to be in memory.
+
+An index of other rows than the store has (it was appended to since, or is not complete) is a note: readers
+ignore it.
+
+Place: tier 3, used by `_audit_store`. Reads only, in pieces of some MiB. Must not import `writer` or `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from zarrow import _key_words
+from zarrow._audit_segment import BATCH_ROWS, open_part
+from zarrow._beneath import Beneath, PlainFile
+from zarrow._checksum import crc32c
+from zarrow._findings import Findings
+from zarrow._key_tables import (
+    BLOCK_ENTRIES,
+    HASH,
+    HEAP_BLOCK_BYTES,
+    ROW,
+    WORDS,
+    Tables,
+    damaged,
+    identity_of,
+    read_tables,
+)
+from zarrow._key_words import Bytes, Words
+from zarrow._records import Manifest, SegmentRecord
+from zarrow.errors import CorruptionError
+from zarrow.layout import KEY_INDEX, StoreSpec, part_path
+
+__all__ = ["audit_index", "index_size"]
+
+_PIECE_BYTES = 4 << 20
+
+
+def index_size(files: Beneath) -> int:
+    """Return the size of the index, 0 if there is none that can be read."""
+    try:
+        with files.open(KEY_INDEX) as file:
+            return file.size_bytes
+    except (FileNotFoundError, CorruptionError):
+        return 0
+
+
+def audit_index(
+    files: Beneath,
+    spec: StoreSpec,
+    manifest: Manifest | None,
+    records: Iterable[SegmentRecord],
+    found: Findings,
+) -> None:
+    """Look at the index, if there is one.
+
+    Parameters
+    ----------
+    files : Beneath
+        The store's.
+    spec : StoreSpec
+        What the store is.
+    manifest : Manifest or None
+        If the store is complete.
+    records : iterable of SegmentRecord
+        Of all segments, in order.
+    found : Findings
+        Takes what is wrong.
+    """
+    try:
+        with files.open(KEY_INDEX) as file:
+            found.checked_files += 1
+            _Audit(files, spec, file, found).run(manifest, records)
+    except FileNotFoundError:
+        pass
+    except CorruptionError as error:
+        found.defect(KEY_INDEX, str(error).removeprefix(f"{KEY_INDEX}: "))
+
+
+class _Audit:
+    def __init__(self, files: Beneath, spec: StoreSpec, file: PlainFile, found: Findings) -> None:
+        self._files = files
+        self._spec = spec
+        self._file = file
+        self._found = found
+        self._kinds = [spec.schema.field(key).type for key in spec.keys]
+
+    def run(self, manifest: Manifest | None, records: Iterable[SegmentRecord]) -> None:
+        if not self._spec.keys:
+            raise CorruptionError("an index of keys, in a store that has none: remove it")
+        tables = read_tables(self._read, self._file.size_bytes, self._kinds, KEY_INDEX)
+        expected = None if manifest is None else identity_of(self._spec, manifest.rows, manifest)
+        if tables.identity != expected:
+            self._found.note(KEY_INDEX, "made of other rows than the store has, so readers ignore it")
+            return
+        if self._found.checksums:
+            total = self._entries(tables)
+            self._heap(tables)
+            if self._found.full and total != self._table(records):
+                raise damaged(KEY_INDEX, "though its checksums hold, its keys are not those of the table")
+
+    def _read(self, offset: int, size_bytes: int) -> Bytes:
+        self._found.read(size_bytes)
+        self._found.advance(size_bytes)
+        return np.frombuffer(self._file.read(offset, size_bytes), np.uint8)
+
+    def _entries(self, tables: Tables) -> int:
+        """Check the entries, and return the sum of the hashes of keys and rows."""
+        block_bytes = BLOCK_ENTRIES * 8 * tables.width
+        step = max(_PIECE_BYTES // block_bytes, 1)
+        total = 0
+        last = np.zeros((1, 2), np.uint64)  # of the piece before
+        for block in range(0, len(tables.entry_sums), step):
+            start = block * block_bytes
+            data = self._read(start, min(step * block_bytes, tables.entries_bytes - start))
+            self._checksums(data, block_bytes, tables.entry_sums[block : block + step].tolist(), "entries")
+            if not self._found.full:
+                continue
+            entries = data.view("<u8").reshape(-1, tables.width)
+            fences = tables.fences[block : block + step]
+            places = np.concatenate([last, entries[:, :WORDS]])
+            last = places[-1:]
+            hashes, rows = places[:, HASH], places[:, ROW]
+            later = (hashes[1:] > hashes[:-1]) | ((hashes[1:] == hashes[:-1]) & (rows[1:] > rows[:-1]))
+            if not later[0 if block else 1 :].all() or (entries[::BLOCK_ENTRIES, HASH] != fences).any():
+                raise damaged(KEY_INDEX, "though their checksums hold, its entries are not in order")
+            self._point_into_heap(entries, tables.heap_bytes)
+            total += _total(self._kinds, entries[:, ROW], entries[:, HASH], entries[:, WORDS:])
+        return total % (1 << 64)
+
+    def _heap(self, tables: Tables) -> None:
+        step = _PIECE_BYTES // HEAP_BLOCK_BYTES
+        for block in range(0, len(tables.heap_sums), step):
+            start = block * HEAP_BLOCK_BYTES
+            size_bytes = min(_PIECE_BYTES, tables.heap_bytes - start)
+            data = self._read(tables.entries_bytes + start, size_bytes)
+            self._checksums(data, HEAP_BLOCK_BYTES, tables.heap_sums[block : block + step].tolist(), "keys")
+
+    def _checksums(self, data: Bytes, block_bytes: int, expected: list[int], what: str) -> None:
+        for number, checksum in enumerate(expected):
+            if crc32c(data[number * block_bytes : (number + 1) * block_bytes]) != checksum:
+                raise damaged(KEY_INDEX, f"the checksum of some of its {what} does not hold")
+
+    def _point_into_heap(self, entries: Words, heap_bytes: int) -> None:
+        column, size = WORDS, np.uint64(heap_bytes)
+        for kind in self._kinds:
+            if _key_words.is_in_heap(kind):
+                starts, lengths = entries[:, column], entries[:, column + 1]
+                if np.any(starts > size) or np.any(lengths > size - np.minimum(starts, size)):
+                    raise damaged(KEY_INDEX, "though its checksum holds, an entry points out of it")
+            column += 1 + _key_words.is_in_heap(kind)
+
+    def _table(self, records: Iterable[SegmentRecord]) -> int:
+        """Return what `_entries` returns, from the table."""
+        total = 0
+        for record in records:
+            row = record.segment * self._spec.segment_rows
+            for columns in self._key_columns(record):
+                keys = _key_words.encode(columns)
+                rows = np.arange(row, row + len(keys.hashes), dtype=np.uint64)
+                total += _total(self._kinds, rows, keys.hashes, keys.words)
+                row += len(rows)
+        return total % (1 << 64)
+
+    def _key_columns(self, record: SegmentRecord) -> Iterator[list[pa.Array]]:
+        keys = list(self._spec.keys)
+        path = part_path(record.segment)
+        with self._files.open(path) as file, open_part(file, self._spec, record) as part:
+            for batch in part.iter_batches(BATCH_ROWS, columns=keys, use_threads=False):
+                columns = [batch.column(key) for key in keys]
+                if any(column.null_count for column in columns):
+                    raise CorruptionError("a key is null in the table, which none can be")
+                yield columns
+
+
+def _total(kinds: list[pa.DataType], rows: Words, hashes: Words, words: Words) -> int:
+    """Return the sum of the hashes of rows with their keys; where in a heap a key lies is no part of it."""
+    chain, column = [rows, hashes], 0
+    for kind in kinds:
+        column += _key_words.is_in_heap(kind)
+        chain.append(words[:, column])
+        column += 1
+    return int(np.add.reduce(_key_words.hash_keys(chain)))

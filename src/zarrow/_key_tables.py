@@ -1,0 +1,200 @@
+"""What stands behind the entries of a key index?
+
+Fences, checksums, and a footer that says whose rows they are: all that has to be right before an entry is
+looked at. ``FORMAT.md`` section 13 has the bytes.
+
+Place: tier 1; pure. Used by `_keys`, which maps an index, and by `_audit_index`, which reads it in pieces.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import _key_words
+from zarrow._checksum import crc32c
+from zarrow._documents import decode_document, encode_document
+from zarrow._files import MAX_DOCUMENT_BYTES
+from zarrow._key_words import Bytes, Words
+from zarrow._records import Manifest
+from zarrow.errors import CorruptionError
+from zarrow.layout import StoreSpec
+
+__all__ = ["Identity", "Tables", "damaged", "encode_tables", "identity_of", "read_tables"]
+
+MAGIC = b"ZARROWK1"
+BLOCK_ENTRIES = 256
+HEAP_BLOCK_BYTES = 4096
+HASH, ROW, WORDS = 0, 1, 2
+"""An entry's columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which rows an index was made of.
+
+    Parameters
+    ----------
+    uuid : str
+        The store's.
+    rows : int
+        How many.
+    records_crc32c : int
+        The crc32c of the manifest's ``records_crc32c``, each as u32: it changes with any file of the rows.
+    keys : tuple of (str, str)
+        Name and type of the key columns.
+    """
+
+    uuid: str
+    rows: int
+    records_crc32c: int
+    keys: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """What is known of an index before any entry is looked at.
+
+    Parameters
+    ----------
+    identity : Identity
+        Of the rows that it was made of.
+    width : int
+        Words of an entry.
+    entries_bytes, heap_bytes : int
+        The sizes of the entries and of the heap.
+    fences : uint64 array
+        The hash of every 256th entry.
+    entry_sums, heap_sums : uint32 array
+        The crc32c of every block.
+    """
+
+    identity: Identity
+    width: int
+    entries_bytes: int
+    heap_bytes: int
+    fences: Words
+    entry_sums: npt.NDArray[np.uint32]
+    heap_sums: npt.NDArray[np.uint32]
+
+
+def identity_of(spec: StoreSpec, rows: int, manifest: Manifest | None) -> Identity:
+    """Return whose index is that of so many rows of a store, which is complete if it has a manifest."""
+    checksums = np.array([] if manifest is None else manifest.records_crc32c, "<u4")
+    return Identity(
+        uuid=spec.uuid,
+        rows=rows,
+        records_crc32c=crc32c(checksums.tobytes()),
+        keys=tuple((key, str(spec.schema.field(key).type)) for key in spec.keys),
+    )
+
+
+def damaged(name: str, what: str) -> CorruptionError:
+    """Return an error that says what to do about a damaged index."""
+    return CorruptionError(
+        f"{name}: {what}: it is derived from the table, so remove it, or make it anew with build_index"
+    )
+
+
+def encode_tables(
+    identity: Identity,
+    entries_bytes: int,
+    heap_bytes: int,
+    fences: array[int],
+    entry_sums: array[int],
+    heap_sums: array[int],
+) -> bytes:
+    """Return what is written behind the heap."""
+    tables = bytes(-(entries_bytes + heap_bytes) % 8) + b"".join(
+        np.array(numbers, kind).tobytes()
+        for numbers, kind in ((fences, "<u8"), (entry_sums, "<u4"), (heap_sums, "<u4"))
+    )
+    footer = encode_document(
+        {
+            "uuid": identity.uuid,
+            "rows": identity.rows,
+            "records_crc32c": identity.records_crc32c,
+            "keys": [list(key) for key in identity.keys],
+            "entries_bytes": entries_bytes,
+            "heap_bytes": heap_bytes,
+            "tables_crc32c": crc32c(tables),
+        }
+    )
+    return tables + footer + len(footer).to_bytes(8, "little") + MAGIC
+
+
+def read_tables(
+    read: Callable[[int, int], Bytes], size_bytes: int, kinds: Sequence[pa.DataType], name: str
+) -> Tables:
+    """Check footer and tables of an index.
+
+    Parameters
+    ----------
+    read : callable of (int, int) to uint8 array
+        Returns so many bytes of the file from an offset on.
+    size_bytes : int
+        The file's size.
+    kinds : sequence of DataType
+        The types of the key columns of the store that it is said to belong to.
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    CorruptionError
+        If they are damaged.
+    """
+    if size_bytes < 16:
+        raise damaged(name, "it is no index, or was cut short")
+    stop = size_bytes - 16
+    end = read(stop, 16).tobytes()
+    if end[8:] != MAGIC:
+        raise damaged(name, "it is no index, or was cut short")
+    start = stop - int.from_bytes(end[:8], "little")
+    if start < 0 or stop - start > MAX_DOCUMENT_BYTES:
+        raise damaged(name, "its footer is damaged")
+    body = decode_document(read(start, stop - start).tobytes(), name)
+    try:
+        identity = Identity(
+            uuid=str(body["uuid"]),
+            rows=int(body["rows"]),
+            records_crc32c=int(body["records_crc32c"]),
+            keys=tuple((str(column), str(kind)) for column, kind in body["keys"]),
+        )
+        entries_bytes, heap_bytes = int(body["entries_bytes"]), int(body["heap_bytes"])
+        tables_crc32c = int(body["tables_crc32c"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(name, f"its footer breaks the format ({error})") from error
+    rows = identity.rows
+    blocks, heap_blocks = -(-rows // BLOCK_ENTRIES), -(-heap_bytes // HEAP_BLOCK_BYTES)
+    tables = entries_bytes + heap_bytes
+    padding = -tables % 8
+    if (
+        min(rows, entries_bytes, heap_bytes) < 0
+        or tables + padding + 12 * blocks + 4 * heap_blocks != start
+        or (rows and (entries_bytes % (8 * rows) or entries_bytes < 24 * rows))
+        or (not rows and entries_bytes)
+    ):
+        raise damaged(name, "its footer does not fit its size")
+    data = read(tables, start - tables)
+    if crc32c(data) != tables_crc32c:
+        raise damaged(name, "its fences or checksums are damaged")
+    expected = WORDS + _key_words.word_count(kinds)
+    width = entries_bytes // 8 // rows if rows else expected
+    if width != expected and [kind for _, kind in identity.keys] == [str(kind) for kind in kinds]:
+        raise damaged(name, "its entries have not the size that its keys have")
+    ends = [padding, padding + 8 * blocks, padding + 12 * blocks]
+    return Tables(
+        identity=identity,
+        width=width,
+        entries_bytes=entries_bytes,
+        heap_bytes=heap_bytes,
+        fences=data[ends[0] : ends[1]].view("<u8"),
+        entry_sums=data[ends[1] : ends[2]].view("<u4"),
+        heap_sums=data[ends[2] :].view("<u4"),
+    )
