@@ -1,0 +1,54 @@
+"""How do a store and a Lance dataset become each other?
+
+Vectors are columns of fixed-size lists, which is what Lance indexes for search.
+
+Place: tier 5, used by `zarrow.transfer`; loads Lance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from zarrow.errors import InvalidInputError
+from zarrow.transfer._rows import Incoming, Outgoing, from_arrow, missing, to_arrow
+
+try:
+    import lance
+except ImportError as error:
+    raise missing("The format 'lance'", error, "pylance") from error
+
+__all__ = ["read", "write"]
+
+BATCH_ROWS = 4096
+
+
+def write(rows: Outgoing, scratch: Path, target: Path) -> None:
+    """Write a dataset of one version."""
+    del target
+    schema, batches = to_arrow(rows, tensor=True)
+    lance.write_dataset(batches, str(scratch), schema=schema)
+
+
+def read(source: Path, beside: Path | None) -> Incoming:
+    """Return what the latest version of a dataset holds."""
+    if beside is not None:
+        raise InvalidInputError("a Lance dataset has its vectors in it: nothing goes beside it")
+    try:
+        dataset = lance.dataset(str(source))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{source}: no Lance dataset: {error}") from error
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        # Few at a time: what Lance reads ahead is kept in memory.
+        scanner = dataset.scanner(
+            batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1, scan_in_order=True
+        )
+        return (batch.replace_schema_metadata(None) for batch in scanner.to_batches())
+
+    first = next(batches(), None)
+    if first is None:
+        first = pa.RecordBatch.from_pylist([], schema=dataset.schema)
+    return from_arrow(dataset.count_rows(), first, batches, source)

@@ -1,0 +1,191 @@
+"""How do vectors lie in numpy's files?
+
+One array is one ``.npy`` file (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html), which
+``numpy.load(…, mmap_mode="r")`` maps. With its table it is a folder as embedding-reader has it
+(``file_format="parquet_npy"``): a folder of ``.npy`` files per array, a folder ``metadata`` of Parquet files,
+paired in the order of their names.
+
+Place: tier 5, used by `zarrow.transfer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import _files
+from zarrow.errors import InvalidInputError
+from zarrow.layout import ZARR_DTYPES
+from zarrow.store import StoreArray
+from zarrow.transfer._parquet import open_parts, write_parquet
+from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, from_arrow
+
+__all__ = ["read", "write"]
+
+METADATA = "metadata"
+
+
+def write(rows: Outgoing, scratch: Path, target: Path) -> None:
+    """Write one file if that is what the target is called, else a folder."""
+    if target.suffix == ".npy":
+        if len(rows.arrays) != 1 or (rows.explicit and rows.schema.names):
+            raise InvalidInputError(
+                f"{target}: one .npy file holds one array and no columns; the store has the arrays "
+                f"{', '.join(array.name for array in rows.arrays) or 'none'}: choose one, or give a folder"
+            )
+        with _Sink(scratch, rows.arrays[0]) as sink:
+            for start, _, vectors in rows.only([]).batches():
+                sink.put(start, vectors[rows.arrays[0].name])
+        return
+    _files.make_dir(scratch)
+    with contextlib.ExitStack() as open_files:
+        sinks = {}
+        for array in rows.arrays:
+            _files.make_dir(scratch / array.name)
+            path = scratch / array.name / f"{array.name}_0.npy"
+            sinks[array.name] = open_files.enter_context(_Sink(path, array))
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for start, batch, vectors in rows.batches():
+                for name, found in vectors.items():
+                    sinks[name].put(start, found)
+                yield batch
+
+        _files.make_dir(scratch / METADATA)
+        if rows.schema.names:
+            path = scratch / METADATA / f"{METADATA}_0.parquet"
+            write_parquet(path, rows.schema, batches(), rows.schema.names)
+        else:
+            for _ in batches():
+                pass
+
+
+class _Sink:
+    """A ``.npy`` file whose rows are written where they belong."""
+
+    def __init__(self, path: Path, array: StoreArray) -> None:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_2_0(
+            header,
+            {
+                "shape": array.shape,
+                "fortran_order": False,
+                "descr": np.lib.format.dtype_to_descr(array.dtype),
+            },
+        )
+        self._row_bytes = array.nbytes // max(len(array), 1)
+        self._offset = header.tell()
+        self._fd = _files.create(path)
+        _files.write(self._fd, header.getvalue(), 0)
+
+    def put(self, row: int, rows: npt.NDArray[Any]) -> None:
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        _files.write(self._fd, data, self._offset + row * self._row_bytes)
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def read(source: Path, beside: Path | None) -> Incoming:
+    """Return what a file and its table, or a folder, holds."""
+    if source.is_dir():
+        if beside is None and (source / METADATA).is_dir():
+            beside = source / METADATA
+        folders = {source.name: source} if any(source.glob("*.npy")) else {}
+        folders |= {path.name: path for path in sorted(source.iterdir()) if any(path.glob("*.npy"))}
+        arrays = {name: _Parts(_in_order(folder.glob("*.npy"))) for name, folder in folders.items()}
+    else:
+        arrays = {source.stem: _Parts([source])}
+    arrays = {re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]: parts for name, parts in arrays.items()}
+    if not arrays:
+        raise InvalidInputError(f"{source}: there is no .npy file in this folder, nor in one within it")
+    totals = {name: parts.rows for name, parts in arrays.items()}
+    size = batch_rows(max(parts.row_bytes for parts in arrays.values()))
+    with contextlib.ExitStack() as files:
+        tables = None
+        total = next(iter(totals.values()))
+        schema = pa.schema([])
+        if beside is not None:
+            paths = _in_order(beside.glob("**/*.parquet")) if beside.is_dir() else [beside]
+            totals[str(beside)], schema, tables = open_parts(paths, beside, files)
+        if len(set(totals.values())) > 1:
+            raise InvalidInputError(f"{source}: the files must have the same rows each, got {totals}")
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            if tables is not None:
+                return tables(size)
+            return iter(())
+
+        first = pa.RecordBatch.from_pylist([], schema=schema)
+        table = from_arrow(total, first, batches, source if beside is None else beside)
+
+        def read_all() -> Iterator[Batch]:
+            columns = table.batches()
+            for start in range(0, total, size):
+                stop = min(start + size, total)
+                found = {name: parts.read(start, stop) for name, parts in arrays.items()}
+                if tables is None:
+                    # Of no columns, but of so many rows.
+                    batch = pa.record_batch({"rows": np.zeros(stop - start, np.int8)}).select([])
+                    yield batch, found, None
+                else:
+                    batch, _, index = next(columns)
+                    yield batch, found, index
+
+        shapes = {name: (parts.row_shape, parts.dtype) for name, parts in arrays.items()}
+        return Incoming(
+            schema=table.schema, arrays=shapes, total=total, batches=read_all, files=files.pop_all()
+        )
+
+
+def _in_order(paths: Any) -> list[Path]:
+    """Return paths by their numbers: ``img_2.npy`` before ``img_10.npy``."""
+    return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _split(path)])
+
+
+def _split(path: Path) -> list[str]:
+    return re.split(r"(\d+)", path.name)
+
+
+class _Parts:
+    """Mapped ``.npy`` files, one behind the other."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._maps = []
+        for path in paths:
+            try:
+                self._maps.append(np.load(path, mmap_mode="r", allow_pickle=False))
+            except ValueError as error:
+                raise InvalidInputError(f"{path}: no .npy file of numbers: {error}") from error
+        self.row_shape = self._maps[0].shape[1:]
+        self.dtype = self._maps[0].dtype.name
+        for path, found in zip(paths, self._maps, strict=True):
+            if found.ndim < 2 or found.shape[1:] != self.row_shape or found.dtype.name != self.dtype:
+                raise InvalidInputError(
+                    f"{path}: expected rows of shape {self.row_shape} and dtype {self.dtype}, at least one "
+                    f"axis long, got {found.shape} and {found.dtype}"
+                )
+        if self.dtype not in ZARR_DTYPES:
+            raise InvalidInputError(f"{paths[0]}: a store's arrays have numbers, got {self.dtype}")
+        self.rows = sum(len(found) for found in self._maps)
+        self.row_bytes = int(np.prod(self.row_shape)) * self._maps[0].dtype.itemsize
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        pieces = []
+        for found in self._maps:
+            if start < len(found) and stop > 0:
+                pieces.append(found[max(start, 0) : stop])
+            start, stop = start - len(found), stop - len(found)
+        return np.concatenate(pieces) if len(pieces) > 1 else np.asarray(pieces[0])

@@ -1,0 +1,109 @@
+"""How do vectors lie in one Parquet file?
+
+Each array is a column of fixed-size lists beside the narrow columns. Row groups have some 16 MiB of
+vectors: small enough to write and read in little memory. Vectors have neither dictionary nor statistics,
+which for random floats only cost.
+
+Place: tier 5, used by `zarrow.transfer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zarrow.errors import InvalidInputError
+from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, rebatched, to_arrow
+
+__all__ = ["open_parquet", "read", "write", "write_parquet"]
+
+
+def write(rows: Outgoing, scratch: Path, target: Path) -> None:
+    """Write one file."""
+    del target
+    write_parquet(scratch, *to_arrow(rows), [field.name for field in rows.schema])
+
+
+def write_parquet(
+    path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], narrow: list[str]
+) -> None:
+    """Write a stream of batches, each as a row group."""
+    texts = [name for name in narrow if not pa.types.is_floating(schema.field(name).type)]
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pq.ParquetWriter(
+            sink, schema, compression="zstd", use_dictionary=texts, write_statistics=narrow
+        ) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch, row_group_size=max(batch.num_rows, 1))
+
+
+def read(source: Path, beside: Path | None) -> Incoming:
+    """Return what a file, or a folder of files, holds."""
+    if beside is not None:
+        raise InvalidInputError("a Parquet file has its vectors in it: nothing goes beside it")
+    with contextlib.ExitStack() as files:
+        total, schema, batches = open_parquet(source, files)
+        row_bytes = sum(_bytes(field.type) for field in schema)
+        size = batch_rows(row_bytes)
+        first = next(iter(batches(size)), None)
+        if first is None:
+            first = pa.RecordBatch.from_pylist([], schema=schema)
+        found = from_arrow(total, first, lambda: batches(size), source)
+        found.files = files.pop_all()
+        return found
+
+
+class Batches:
+    """The rows of Parquet files, one behind the other, from the beginning whenever they are asked for."""
+
+    def __init__(self, parts: list[pq.ParquetFile]) -> None:
+        self._parts = parts
+
+    def __call__(self, size: int) -> Iterator[pa.RecordBatch]:
+        """Yield batches of that size, the last one shorter."""
+        return rebatched(
+            (batch for part in self._parts for batch in part.iter_batches(size, use_threads=False)), size
+        )
+
+
+def open_parquet(source: Path, files: contextlib.ExitStack) -> tuple[int, pa.Schema, Batches]:
+    """Open a file, or the files of a folder in the order of their names; return rows, schema, batches."""
+    paths = sorted(source.glob("**/*.parquet")) if source.is_dir() else [source]
+    return open_parts(paths, source, files)
+
+
+def open_parts(
+    paths: list[Path], source: Path, files: contextlib.ExitStack
+) -> tuple[int, pa.Schema, Batches]:
+    """Open files in the order given."""
+    if not paths:
+        raise InvalidInputError(f"{source}: there is no Parquet file in this folder")
+    parts = []
+    for path in paths:
+        try:
+            parts.append(files.enter_context(pq.ParquetFile(path, memory_map=False, pre_buffer=False)))
+        except pa.ArrowInvalid as error:
+            raise InvalidInputError(f"{path}: no Parquet file: {error}") from error
+    schema = parts[0].schema_arrow.remove_metadata()
+    for path, part in zip(paths, parts, strict=True):
+        if part.schema_arrow.remove_metadata() != schema:
+            raise InvalidInputError(f"{path}: its columns are not those of {paths[0]}: import one at a time")
+    return sum(part.metadata.num_rows for part in parts), schema, Batches(parts)
+
+
+def _bytes(kind: pa.DataType) -> int:
+    """Return about how many bytes a value takes."""
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _bytes(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return 1024 * _bytes(kind.value_type)  # Parquet does not tell how long they are
+    try:
+        return max(int(kind.bit_width) // 8, 1)
+    except ValueError:
+        return 16

@@ -1,0 +1,306 @@
+"""What goes out of a store, and what comes in, whatever the format?
+
+`Outgoing` is rows of a store on their way out; `Incoming` is what a format found, on its way in. Both come
+in batches: narrow columns as Arrow has them, and per array the same rows as numpy has them.
+
+Place: below the formats; knows none of them. Pure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow.errors import InvalidInputError, MissingExtraError
+from zarrow.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
+from zarrow.store import Store, StoreArray
+
+__all__ = ["Incoming", "Outgoing", "Progress", "Vectors", "batch_rows", "from_arrow", "rebatched", "to_arrow"]
+
+Progress = Callable[[int, int], None]
+Vectors = dict[str, npt.NDArray[Any]]
+Batch = tuple[pa.RecordBatch, Vectors, npt.NDArray[np.int64] | None]
+
+BATCH_BYTES = 16 * MEBIBYTE
+MAX_BATCH_ROWS = 65_536
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def batch_rows(row_bytes: int) -> int:
+    """Return how many rows of vectors to hold at once: a power of two.
+
+    >>> batch_rows(3072), batch_rows(0)
+    (4096, 65536)
+    """
+    return 1 << (min(max(BATCH_BYTES // max(row_bytes, 1), 1), MAX_BATCH_ROWS).bit_length() - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """Rows of a store on their way out.
+
+    Parameters
+    ----------
+    store : Store
+        Where they come from.
+    schema : pyarrow.Schema
+        The columns that were chosen.
+    explicit : bool
+        Whether the user chose them.
+    arrays : tuple of StoreArray
+        The arrays that were chosen.
+    progress : callable, optional
+        Told how many rows are done, of how many.
+    """
+
+    store: Store
+    schema: pa.Schema
+    explicit: bool
+    arrays: tuple[StoreArray, ...]
+    progress: Progress | None
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        columns: Sequence[str] | None,
+        arrays: Sequence[str] | None,
+        progress: Progress | None,
+    ) -> Self:
+        """Return rows of a store, the names checked."""
+        users = [name for name in store.schema.names if name not in RESERVED_COLUMNS]
+        store.join(columns=columns, arrays=arrays)  # reads nothing, but knows the names
+        names = users if columns is None else list(dict.fromkeys(columns))
+        chosen = list(store.arrays.values()) if arrays is None else [store[name] for name in arrays]
+        if clash := sorted(set(names) & {array.name for array in chosen}):
+            raise InvalidInputError(f"{clash} are both columns and arrays: leave one of them out")
+        schema = pa.schema([store.schema.field(name) for name in names])
+        return cls(
+            store=store,
+            schema=schema,
+            explicit=columns is not None,
+            arrays=tuple(chosen),
+            progress=progress,
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.store.num_rows
+
+    def batch_rows(self) -> int:
+        """Return how many rows of these arrays to hold at once."""
+        return batch_rows(max((array.nbytes // max(len(array), 1) for array in self.arrays), default=0))
+
+    def only(self, columns: Iterable[str]) -> Outgoing:
+        """Return the same rows, of fewer columns."""
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        return Outgoing(
+            store=self.store,
+            schema=schema,
+            explicit=self.explicit,
+            arrays=self.arrays,
+            progress=self.progress,
+        )
+
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch, Vectors]]:
+        """Yield batches of `batch_rows` rows, the last one shorter, and where each begins."""
+        start = 0
+        for batch, vectors in self.store.join(
+            columns=self.schema.names,
+            arrays=[array.name for array in self.arrays],
+            batch_size=self.batch_rows(),
+        ):
+            yield start, batch, vectors
+            start += batch.num_rows
+            if self.progress is not None:
+                self.progress(start, self.rows)
+
+
+@dataclass(slots=True, kw_only=True)
+class Incoming:
+    """What a format found. A context manager, which closes the files.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        The columns that a store of it has.
+    arrays : mapping of str to (row shape, dtype name)
+        The arrays.
+    total : int
+        Rows.
+    batches : callable
+        Returns an iterator of columns, vectors, sample indices.
+    keys : tuple of str
+        What names a row, if the format knows.
+    files : ExitStack
+        What is open.
+    """
+
+    schema: pa.Schema
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    total: int
+    batches: Callable[[], Iterator[Batch]]
+    keys: tuple[str, ...] = ()
+    files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.close()
+
+
+# Vectors in Arrow tables: lists that are equally long
+
+
+def to_arrow(rows: Outgoing, *, tensor: bool = False) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return columns and vectors as one stream, each array a column of fixed-size lists."""
+    fields = list(rows.schema)
+    for array in rows.arrays:
+        kind = pa.from_numpy_dtype(array.dtype)
+        for axis in reversed(array.row_shape if not tensor else (int(np.prod(array.row_shape)),)):
+            kind = pa.list_(pa.field("element", kind, nullable=False), axis)
+        fields.append(pa.field(array.name, kind, nullable=False))
+    schema = pa.schema(fields)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for _, batch, vectors in rows.batches():
+            columns = list(batch.columns)
+            for array in rows.arrays:
+                values = pa.array(np.ascontiguousarray(vectors[array.name]).reshape(-1))
+                columns.append(_listed(values, schema.field(array.name).type))
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    return schema, batches()
+
+
+def _listed(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    inner = kind.value_type
+    if pa.types.is_fixed_size_list(inner):
+        values = _listed(values, inner)
+    return pa.FixedSizeListArray.from_arrays(values, type=kind)
+
+
+def from_arrow(
+    total: int, first: pa.RecordBatch, batches: Callable[[], Iterator[pa.RecordBatch]], where: Path
+) -> Incoming:
+    """Return what a stream of Arrow batches holds: lists of numbers become arrays.
+
+    Parameters
+    ----------
+    total : int
+        Rows.
+    first : pyarrow.RecordBatch
+        A first batch, from which lists that say it nowhere else tell their length.
+    batches : callable
+        Returns the stream, from its beginning.
+    where : Path
+        The source, for messages.
+    """
+    arrays = {
+        column.name: _row_shape(first[column.name], f"{where}: column {column.name!r}")
+        for column in first.schema
+        if any(is_list(column.type) for is_list in _LISTS)
+    }
+    indexed = SAMPLE_INDEX in first.schema.names and pa.types.is_integer(
+        first.schema.field(SAMPLE_INDEX).type
+    )
+    schema = pa.schema(
+        [
+            column.remove_metadata()
+            for column in first.schema
+            if column.name not in arrays and not (indexed and column.name == SAMPLE_INDEX)
+        ]
+    )
+
+    def read() -> Iterator[Batch]:
+        done = 0
+        for batch in batches():
+            vectors = {
+                name: _matrix(batch[name], shape, kind, f"{where}: column {name!r}, rows from {done} on")
+                for name, (shape, kind) in arrays.items()
+            }
+            index = None
+            if indexed:
+                if batch[SAMPLE_INDEX].null_count:
+                    raise InvalidInputError(f"{where}: {SAMPLE_INDEX} is null in rows from {done} on")
+                index = batch[SAMPLE_INDEX].cast(pa.int64()).to_numpy()
+            yield batch.select(schema.names), vectors, index
+            done += batch.num_rows
+
+    return Incoming(schema=schema, arrays=arrays, total=total, batches=read)
+
+
+def _row_shape(column: pa.Array, what: str) -> tuple[tuple[int, ...], str]:
+    shape: list[int] = []
+    kind = column.type
+    while any(is_list(kind) for is_list in _LISTS):
+        if pa.types.is_fixed_size_list(kind):
+            shape.append(kind.list_size)
+        else:
+            lengths = np.diff(column.offsets.to_numpy())
+            if not len(lengths):
+                raise InvalidInputError(f"{what}: there is no row to tell how long its lists are")
+            shape.append(int(lengths[0]))
+        column, kind = column.flatten(), kind.value_type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise InvalidInputError(f"{what}: lists of {kind}, and a store's arrays have numbers: leave it out")
+    return tuple(shape), np.dtype(kind.to_pandas_dtype()).name
+
+
+def _matrix(column: pa.Array, shape: tuple[int, ...], kind: str, what: str) -> npt.NDArray[Any]:
+    """Return lists as an array, if all of them have that shape."""
+    values, count = column, len(column)
+    for axis in shape:
+        if values.null_count:
+            raise InvalidInputError(f"{what}: a vector is null, and a store's never are: leave such rows out")
+        if not pa.types.is_fixed_size_list(values.type):
+            lengths = np.diff(values.offsets.to_numpy())
+            if (lengths != axis).any():
+                raise InvalidInputError(
+                    f"{what}: lists of {axis} and of {int(lengths[lengths != axis][0])} values, and "
+                    "a store's vectors are equally long: pad them"
+                )
+        values = values.flatten()
+        count *= axis
+    if values.null_count:
+        raise InvalidInputError(f"{what}: a value within a vector is null: fill it")
+    found: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return found.astype(kind, copy=False).reshape(len(column), *shape)
+
+
+def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows in batches of `size`, the last one shorter."""
+    pending: list[pa.RecordBatch] = []
+    have = 0
+    for batch in batches:
+        start = 0
+        while have + batch.num_rows - start >= size:
+            stop = start + size - have
+            yield _together([*pending, batch.slice(start, stop - start)])
+            pending, have, start = [], 0, stop
+        if start < batch.num_rows:
+            pending.append(batch.slice(start))
+            have += batch.num_rows - start
+    if pending:
+        yield _together(pending)
+
+
+def _together(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+    return table.to_batches()[0]
+
+
+def missing(what: str, error: ImportError, package: str) -> MissingExtraError:
+    """Return the error that names the command which installs a format's library."""
+    return MissingExtraError(f"{what} needs {error.name}: pip install {package}", name=error.name)

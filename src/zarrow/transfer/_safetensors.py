@@ -1,0 +1,88 @@
+"""How do vectors lie in a safetensors file?
+
+Eight bytes with the length of a JSON header, the header, and the tensors one behind the other
+(https://github.com/huggingface/safetensors#format). The library would want every tensor in memory; since
+all sizes are known ahead, rows are written where they belong instead.
+
+Place: tier 5, used by `zarrow.transfer`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from zarrow import _files
+from zarrow.errors import InvalidInputError
+from zarrow.transfer._rows import Outgoing
+
+__all__ = ["write"]
+
+_DTYPES = {
+    "bool": "BOOL",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+}
+_ALIGNMENT = 8
+
+
+def write(rows: Outgoing, scratch: Path, target: Path) -> None:
+    """Write a tensor per array and per column of numbers."""
+    del target
+    numbers = [field.name for field in rows.schema if _is_number(field.type)]
+    if rows.explicit and (others := [name for name in rows.schema.names if name not in numbers]):
+        raise InvalidInputError(f"safetensors holds numbers, got the columns {others}: leave them out")
+    rows = rows.only(numbers)
+    dtypes = {field.name: np.dtype(field.type.to_pandas_dtype()) for field in rows.schema}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(numbers, (rows.rows,))
+    for array in rows.arrays:
+        dtypes[array.name], shapes[array.name] = array.dtype, array.shape
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "zarrow_uuid": rows.store.uuid}}
+    offsets, end = {}, 0
+    # The widest values first, so that every tensor begins at a multiple of its values' size.
+    for name in sorted(dtypes, key=lambda name: -dtypes[name].itemsize):
+        size_bytes = int(np.prod(shapes[name])) * dtypes[name].itemsize
+        offsets[name] = end
+        header[name] = {
+            "dtype": _DTYPES[dtypes[name].name],
+            "shape": list(shapes[name]),
+            "data_offsets": [end, end + size_bytes],
+        }
+        end += size_bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % _ALIGNMENT)
+    fd = _files.create(scratch)
+    try:
+        _files.write(fd, len(encoded).to_bytes(8, "little") + encoded, 0)
+        for start, batch, vectors in rows.batches():
+            for name, values in (*zip(batch.schema.names, batch.columns, strict=True), *vectors.items()):
+                if isinstance(values, pa.Array):
+                    if values.null_count:
+                        raise InvalidInputError(
+                            f"the column {name!r} is null in rows from {start} on, which safetensors cannot "
+                            f"say: name other columns than {name!r}"
+                        )
+                    values = values.to_numpy(zero_copy_only=False)
+                found = np.ascontiguousarray(values, dtypes[name])
+                place = 8 + len(encoded) + offsets[name] + start * (found.nbytes // max(len(found), 1))
+                _files.write(fd, found.reshape(-1).view(np.uint8).data, place)
+    finally:
+        os.close(fd)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))

@@ -1,0 +1,494 @@
+"""What others read of a store, and what becomes a store of theirs."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import anndata
+import duckdb
+import lance
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+from anndata.experimental import read_lazy
+
+import zarrow
+from zarrow.errors import ConflictError, IncompleteStoreError, InvalidInputError, UnknownNameError
+from zarrow.transfer import EXPORTS, IMPORTS, _rows, export, import_
+
+ROWS = 3000
+
+
+def table_of(start: int, stop: int) -> pa.Table:
+    rows = np.arange(start, stop)
+    return pa.table(
+        {
+            "id": rows,
+            "query": pa.array([None if row % 7 == 0 else f"code//{row % 10}" for row in rows.tolist()]),
+            "label": pa.array([None if row % 5 == 0 else row % 2 == 0 for row in rows.tolist()]),
+            "count": pa.array([None if row % 3 == 0 else row for row in rows.tolist()], pa.int32()),
+            "prob": (rows / ROWS).astype(np.float32),
+            "time": pa.array(rows * 1_000_000, pa.timestamp("us")),
+            "kind": pa.array([f"kind{row % 3}" for row in rows.tolist()]).dictionary_encode(),
+        }
+    )
+
+
+def vectors_of(start: int, stop: int) -> dict[str, np.ndarray]:
+    rows = np.arange(start, stop, dtype=np.float32)[:, None]
+    return {
+        "embed": rows + np.arange(16, dtype=np.float32) / 16,
+        "layers": (rows.astype(np.float16) + np.zeros(12, np.float16)).reshape(-1, 3, 4),
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "run.zarrow"
+    with zarrow.Writer(path, keys=["id"], segment_rows=1024) as writer:
+        for start in range(0, ROWS, 500):
+            arrays = vectors_of(start, start + 500)
+            writer.append(table_of(start, start + 500), arrays, sample_index=np.arange(start, start + 500))
+        writer.finalize()
+    return zarrow.open(path)
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    """Several batches, of which the last is short."""
+    monkeypatch.setattr(_rows, "MAX_BATCH_ROWS", 512)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Dictionaries as their values, for comparison."""
+    for place, column in enumerate(table.schema):
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(place, column.name, table[column.name].cast(pa.string()))
+    return table.combine_chunks()
+
+
+def same_rows(found: zarrow.Store, columns: list[str]) -> None:
+    """The rows are those of the original."""
+    assert found.complete
+    assert found.num_rows == ROWS
+    truth = plain(table_of(0, ROWS))
+    assert plain(found.table(columns)).to_pydict() == truth.select(columns).to_pydict()
+    for name, rows in vectors_of(0, ROWS).items():
+        np.testing.assert_array_equal(found[name][:].reshape(rows.shape), rows)
+        assert found[name].dtype == rows.dtype
+
+
+ALL = ["id", "query", "label", "count", "prob", "time", "kind"]
+
+
+class TestRoundTrips:
+    def test_parquet(self, store, tmp_path):
+        """One Parquet file has columns and vectors, and gives the same store back."""
+        assert export(store, tmp_path / "run.parquet") == ROWS
+        assert duckdb.sql(
+            f"SELECT embed[2], layers[3][4] FROM '{tmp_path}/run.parquet' OFFSET 7"
+        ).fetchall()[0] == (
+            7.0625,
+            7.0,
+        )
+        frame = pd.read_parquet(tmp_path / "run.parquet", columns=["embed"])
+        np.testing.assert_array_equal(np.stack(frame["embed"]), vectors_of(0, ROWS)["embed"])
+        assert pq.ParquetFile(tmp_path / "run.parquet").num_row_groups > 1
+        import_(tmp_path / "run.parquet", tmp_path / "again.zarrow", keys=["id"])
+        again = zarrow.open(tmp_path / "again.zarrow")
+        same_rows(again, ALL)
+        assert again.schema.field("time") == store.schema.field("time")
+        assert again["layers"].row_shape == (3, 4)
+        assert again.keys == ("id",)
+        assert again.provenance["imported_as"] == "parquet"
+
+    def test_npy_folder(self, store, tmp_path):
+        """A folder in embedding-reader's layout is mapped by numpy, and gives the same store back."""
+        export(store, tmp_path / "run", "npy", columns=[*ALL, "sample_index"])
+        mapped = np.load(tmp_path / "run/embed/embed_0.npy", mmap_mode="r")
+        np.testing.assert_array_equal(mapped, vectors_of(0, ROWS)["embed"])
+        assert pq.read_table(tmp_path / "run/metadata/metadata_0.parquet")["id"].to_pylist() == list(
+            range(ROWS)
+        )
+        import_(tmp_path / "run", tmp_path / "again.zarrow", "npy")
+        again = zarrow.open(tmp_path / "again.zarrow")
+        same_rows(again, ALL)
+        assert again.table(["sample_index"])["sample_index"].to_pylist() == list(range(ROWS))
+
+    def test_npy_files_come_in_the_order_of_their_numbers(self, tmp_path):
+        """The tenth file is behind the second, as its rows in the tables are; pieces need not be equal."""
+        for folder in ("img_emb", "metadata"):
+            (tmp_path / "laion" / folder).mkdir(parents=True)
+        start = 0
+        for number in range(12):
+            stop = start + 10 + number
+            rows = np.arange(start, stop)
+            np.save(
+                tmp_path / f"laion/img_emb/img_emb_{number}.npy",
+                np.float16(rows)[:, None] + np.zeros(4, "f2"),
+            )
+            pq.write_table(pa.table({"key": rows}), tmp_path / f"laion/metadata/metadata_{number}.parquet")
+            start = stop
+        assert import_(tmp_path / "laion", tmp_path / "s.zarrow", "npy") == start
+        found = zarrow.open(tmp_path / "s.zarrow")
+        assert found.table(["key"])["key"].to_pylist() == list(range(start))
+        np.testing.assert_array_equal(found["img_emb"][:, 0], np.arange(start))
+
+    def test_one_npy_file(self, store, tmp_path):
+        """One array is one file; a table may lie beside it, or there is none."""
+        export(store, tmp_path / "embed.npy", arrays=["embed"])
+        np.testing.assert_array_equal(np.load(tmp_path / "embed.npy"), vectors_of(0, ROWS)["embed"])
+        pq.write_table(table_of(0, ROWS), tmp_path / "table.parquet")
+        import_(tmp_path / "embed.npy", tmp_path / "a.zarrow", beside=tmp_path / "table.parquet")
+        assert zarrow.open(tmp_path / "a.zarrow").table(["id"])["id"].to_pylist() == list(range(ROWS))
+        import_(tmp_path / "embed.npy", tmp_path / "b.zarrow")
+        bare = zarrow.open(tmp_path / "b.zarrow")
+        assert bare.schema.names == ["row", "sample_index"]
+        np.testing.assert_array_equal(bare["embed"][:], vectors_of(0, ROWS)["embed"])
+
+    def test_lance(self, store, tmp_path):
+        """A Lance dataset has all columns, and gives the same store back."""
+        export(store, tmp_path / "run.lance")
+        dataset = lance.dataset(str(tmp_path / "run.lance"))
+        assert dataset.count_rows() == ROWS
+        taken = dataset.take([7, 2999], columns=["id", "embed"])
+        assert taken["id"].to_pylist() == [7, 2999]
+        np.testing.assert_array_equal(taken["embed"].to_pylist()[1], vectors_of(2999, 3000)["embed"][0])
+        import_(tmp_path / "run.lance", tmp_path / "again.zarrow")
+        same_rows(zarrow.open(tmp_path / "again.zarrow"), ALL)
+
+    def test_anndata(self, store, tmp_path):
+        """anndata reads the columns as obs and the arrays as obsm, lazily too, and the store comes back."""
+        export(store, tmp_path / "run.zarr")
+        found = anndata.read_zarr(tmp_path / "run.zarr")
+        truth = table_of(0, ROWS)
+        assert found.shape == (ROWS, 0)
+        for name, rows in vectors_of(0, ROWS).items():
+            np.testing.assert_array_equal(found.obsm[name], rows)
+        for name in ("id", "prob", "kind"):
+            assert found.obs[name].tolist() == truth[name].to_pylist()
+        for name in ("query", "label", "count"):
+            assert [None if pd.isna(value) else value for value in found.obs[name]] == truth[name].to_pylist()
+        assert found.obs["count"].dtype == pd.Int32Dtype()
+        lazy = read_lazy(tmp_path / "run.zarr")
+        np.testing.assert_array_equal(lazy.obsm["embed"][100:110].compute(), vectors_of(100, 110)["embed"])
+        import_(tmp_path / "run.zarr", tmp_path / "again.zarrow", keys=["id"])
+        again = zarrow.open(tmp_path / "again.zarrow")
+        same_rows(again, [name for name in ALL if name != "time"])
+        assert (
+            pc.strptime(
+                again.table(["time"])["time"].combine_chunks(), "%Y-%m-%d %H:%M:%S.000000", "us"
+            ).to_pylist()
+            == truth["time"].to_pylist()
+        )
+
+    # anndata 0.12.6, the last that can be installed beside pandas 3, cannot write the text of pandas 3.
+    @pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+    @pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
+    def test_anndata_of_others(self, tmp_path, suffix):
+        """What anndata itself writes becomes a store: names of rows, categories, a dense X."""
+        with pd.option_context("future.infer_string", False):
+            names = np.array([f"cell{row}" for row in range(700)])
+            obs = pd.DataFrame(
+                {
+                    "depth": np.arange(700),
+                    "cluster": pd.Categorical.from_codes(np.arange(700) % 3 - 1, ["a", "b"]),
+                    "seen": pd.array([None, True] * 350, "boolean"),
+                },
+                index=names,
+            )
+            var = pd.DataFrame(index=np.array(list("xyz")))
+            data = anndata.AnnData(
+                np.ones((700, 3), np.float32), obs, var, obsm={"X_pca": np.arange(1400.0).reshape(700, 2)}
+            )
+            path = tmp_path / f"cells{suffix}"
+            data.write_zarr(path) if suffix == ".zarr" else data.write_h5ad(path)
+        import_(path, tmp_path / "s.zarrow", keys=["obs_names"])
+        found = zarrow.open(tmp_path / "s.zarrow")
+        table = plain(found.table())
+        assert table["obs_names"].to_pylist() == names.tolist()
+        assert table["cluster"].to_pylist() == [None, "a", "b"] * 233 + [None]
+        assert table["seen"].to_pylist() == [None, True] * 350
+        assert set(found.arrays) == {"X", "X_pca"}
+        np.testing.assert_array_equal(found["X_pca"][-1], [1398, 1399])
+
+    def test_safetensors(self, store, tmp_path):
+        """The library of that name reads arrays and columns of numbers."""
+        export(store, tmp_path / "run.safetensors", columns=["prob", "id"])
+        found = safetensors.numpy.load_file(tmp_path / "run.safetensors")
+        assert sorted(found) == ["embed", "id", "layers", "prob"]
+        np.testing.assert_array_equal(found["id"], np.arange(ROWS))
+        for name, rows in vectors_of(0, ROWS).items():
+            np.testing.assert_array_equal(found[name], rows)
+            assert found[name].dtype == rows.dtype
+
+    def test_everyquery(self, tmp_path):
+        """EveryQuery's pair becomes a store, and the store the same pair."""
+        rows = np.arange(ROWS)
+        keys = {
+            "subject_id": rows // 10,
+            "prediction_time": pa.array(rows, pa.timestamp("us")),
+            "query": pa.array([f"code//{row % 10}" for row in rows.tolist()], pa.large_string()),
+            "duration_days": np.full(ROWS, 30, np.float32),
+        }
+        label = pa.array([None, True, False] * 1000)
+        probabilities = {"censor_prob": np.float32(rows), "occurs_prob": np.float32(rows) / ROWS}
+        pq.write_table(pa.table({**keys, "boolean_value": label, **probabilities}), tmp_path / "p.parquet")
+        values = pa.array(vectors_of(0, ROWS)["embed"].reshape(-1))
+        vectors = pa.FixedSizeListArray.from_arrays(values, 16)
+        pq.write_table(
+            pa.table({**keys, "boolean_value": label, "embedding": vectors}),
+            tmp_path / "e.parquet",
+            row_group_size=700,
+        )
+        import_(tmp_path / "p.parquet", tmp_path / "s.zarrow", "everyquery", beside=tmp_path / "e.parquet")
+        found = zarrow.open(tmp_path / "s.zarrow")
+        assert found.keys == tuple(keys)
+        np.testing.assert_array_equal(found["query_embed"][:], vectors_of(0, ROWS)["embed"])
+        export(found, tmp_path / "again.parquet", "everyquery")
+        again = pq.read_table(tmp_path / "again.parquet")
+        theirs = pq.read_table(tmp_path / "p.parquet")
+        assert again.select(theirs.column_names).to_pydict() == theirs.to_pydict()
+        beside = pq.read_table(tmp_path / "again_embeddings.parquet")
+        assert beside["embedding"].to_pylist() == vectors.to_pylist()
+
+
+class TestRules:
+    @pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "lance", "safetensors"])
+    def test_a_store_without_rows(self, tmp_path, format):
+        """No rows are exported, and come back, as no rows."""
+        with zarrow.Writer(
+            tmp_path / "s.zarrow", schema=pa.schema({"id": pa.int64()}), arrays={"v": (4, "float32")}
+        ) as writer:
+            writer.finalize()
+        assert export(tmp_path / "s.zarrow", tmp_path / "out", format) == 0
+        if format in IMPORTS:
+            assert import_(tmp_path / "out", tmp_path / "again.zarrow", format) == 0
+            again = zarrow.open(tmp_path / "again.zarrow")
+            assert again.schema.names[0] == "id"
+            assert again["v"].shape == (0, 4)
+
+    @pytest.mark.parametrize("format", EXPORTS)
+    def test_what_is_there_is_kept(self, store, tmp_path, format):
+        """An export onto something is refused, and leaves it as it was, unless overwriting was asked for."""
+        target = tmp_path / "out"
+        target.write_text("mine")
+        with pytest.raises(ConflictError, match="there is something already"):
+            export(store, target, format)
+        assert target.read_text() == "mine"
+        if format != "everyquery":
+            export(store, target, format, columns=["id"], overwrite=True)
+            assert target.is_dir() or target.read_bytes() != b"mine"
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "lance", "safetensors"])
+    def test_an_export_that_fails_leaves_nothing(self, store, tmp_path, format, monkeypatch):
+        """If rows cannot be read to the end, what was at the target is still there, and nothing else."""
+        target = tmp_path / "out"
+        target.mkdir()
+        (target / "mine").touch()
+        join = zarrow.Store.join
+
+        def broken(self, *args, **kwargs):
+            for count, batch in enumerate(join(self, *args, **kwargs)):
+                if count == 2:
+                    raise OSError("the disk is gone")
+                yield batch
+
+        monkeypatch.setattr(zarrow.Store, "join", broken)
+        with pytest.raises((OSError, RuntimeError), match="the disk is gone"):
+            export(store, target, format, columns=["id"], overwrite=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert [path.name for path in target.iterdir()] == ["mine"]
+
+    def test_progress(self, store, tmp_path):
+        """Who watches is told of every batch, and of the end."""
+        told = []
+        export(store, tmp_path / "a.parquet", progress=lambda done, total: told.append((done, total)))
+        assert told[0] == (512, ROWS)
+        assert told[-1] == (ROWS, ROWS)
+        back = []
+        import_(
+            tmp_path / "a.parquet",
+            tmp_path / "s.zarrow",
+            progress=lambda done, total: back.append((done, total)),
+        )
+        assert back[-1] == (ROWS, ROWS)
+
+    def test_names_are_checked(self, store, tmp_path):
+        """An unknown column or array is named, with those that there are."""
+        with pytest.raises(UnknownNameError, match="embed"):
+            export(store, tmp_path / "a.parquet", arrays=["embedd"])
+        with pytest.raises(UnknownNameError, match="prob"):
+            export(store, tmp_path / "a.parquet", columns=["porb"])
+        with pytest.raises(InvalidInputError, match="must be one of npy, parquet"):
+            export(store, tmp_path / "a.csv")
+        with pytest.raises(InvalidInputError, match="got 'csv'"):
+            export(store, tmp_path / "a", "csv")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_not_into_the_store_itself(self, store):
+        """A store's directory is no place for an export."""
+        with pytest.raises(InvalidInputError, match="lies in the store"):
+            export(store, store.path / "a.parquet")
+
+    def test_an_incomplete_store(self, tmp_path):
+        """Half a run is not exported by its path; one that was opened on purpose is."""
+        with zarrow.Writer(tmp_path / "s.zarrow") as writer:
+            writer.append({"id": [1, 2]}, {"v": np.ones((2, 4), np.float32)})
+        with pytest.raises(IncompleteStoreError):
+            export(tmp_path / "s.zarrow", tmp_path / "a.parquet")
+        assert export(zarrow.open(tmp_path / "s.zarrow", partial=True), tmp_path / "a.parquet") == 2
+
+    def test_what_a_format_cannot_hold(self, store, tmp_path):
+        """What would be lost or changed is refused, by name."""
+        for target, options, match in [
+            ("a.npy", {}, "one array"),
+            ("a.npy", {"arrays": ["embed"], "columns": ["id"]}, "no columns"),
+            ("a.safetensors", {"columns": ["query"]}, "'query'"),
+            ("a.safetensors", {"columns": ["count"]}, "'count' is null in rows from 0 on"),
+            ("a.h5ad", {}, "ends in .zarr"),
+        ]:
+            with pytest.raises(InvalidInputError, match=match):
+                export(store, tmp_path / target, **options)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_library_that_is_missing_is_named(self):
+        """Whoever lacks a format's library is told the command that installs it."""
+        program = (
+            "import sys; sys.modules['lance'] = None\n"
+            "import zarrow.testing, zarrow.transfer\n"
+            "zarrow.transfer.export(zarrow.testing.example_store(), '/tmp/never.lance')"
+        )
+        done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+        assert "MissingExtraError: The format 'lance' needs lance: pip install pylance" in done.stderr
+
+
+class TestBadSources:
+    def refuse(self, tmp_path: Path, source: Path, format: str, match: str, **options) -> None:
+        """The import is refused, and there is no store, nor one that was begun."""
+        with pytest.raises((InvalidInputError, FileNotFoundError), match=match):
+            import_(source, tmp_path / "s.zarrow", format, **options)
+        with pytest.raises((LookupError, IncompleteStoreError)):
+            zarrow.open(tmp_path / "s.zarrow")
+
+    @pytest.mark.parametrize("format", IMPORTS)
+    def test_nothing_there(self, tmp_path, format):
+        """A path at which there is nothing."""
+        self.refuse(tmp_path, tmp_path / "none", format, "there is nothing to import")
+
+    @pytest.mark.parametrize("format", IMPORTS)
+    def test_something_else(self, tmp_path, format):
+        """A file, and a folder, of another kind."""
+        (tmp_path / "file").write_text("hello" * 100)
+        (tmp_path / "folder").mkdir()
+        for name in ("file", "folder"):
+            self.refuse(tmp_path, tmp_path / name, format, name)
+
+    def test_vectors_of_different_lengths(self, tmp_path):
+        """Ragged lists are no array; the rows are named."""
+        pq.write_table(pa.table({"v": [[1.0, 2.0]] * 600 + [[1.0]]}), tmp_path / "a.parquet")
+        self.refuse(
+            tmp_path, tmp_path / "a.parquet", "parquet", "rows from 512 on: lists of 2 and of 1 values"
+        )
+
+    def test_a_null_vector(self, tmp_path):
+        """A missing vector cannot be stored."""
+        pq.write_table(pa.table({"v": [[1.0, 2.0], None]}), tmp_path / "a.parquet")
+        self.refuse(tmp_path, tmp_path / "a.parquet", "parquet", "a vector is null")
+
+    def test_lists_of_text(self, tmp_path):
+        """Only numbers make an array."""
+        pq.write_table(pa.table({"v": [["a", "b"]]}), tmp_path / "a.parquet")
+        self.refuse(tmp_path, tmp_path / "a.parquet", "parquet", "lists of string")
+
+    def test_a_table_of_another_length(self, tmp_path):
+        """Vectors and table must have as many rows."""
+        np.save(tmp_path / "v.npy", np.ones((3, 2)))
+        pq.write_table(pa.table({"id": [1, 2]}), tmp_path / "t.parquet")
+        self.refuse(tmp_path, tmp_path / "v.npy", "npy", "same rows each", beside=tmp_path / "t.parquet")
+
+    def test_pickles_are_not_loaded(self, tmp_path):
+        """A .npy file of objects could run code: it is refused."""
+        np.save(tmp_path / "v.npy", np.array([{"a": 1}], object), allow_pickle=True)
+        self.refuse(tmp_path, tmp_path / "v.npy", "npy", "no .npy file of numbers")
+
+    def test_embeddings_of_other_predictions(self, tmp_path):
+        """The identifiers of EveryQuery's files are compared row by row."""
+        keys = {
+            "subject_id": [1, 2],
+            "prediction_time": pa.array([0, 0], pa.timestamp("us")),
+            "query": ["a", "b"],
+            "duration_days": [30.0, 30.0],
+        }
+        pq.write_table(pa.table({**keys, "occurs_prob": [0.1, 0.2]}), tmp_path / "p.parquet")
+        keys["query"] = ["b", "a"]
+        pq.write_table(pa.table({**keys, "embedding": [[1.0], [2.0]]}), tmp_path / "e.parquet")
+        self.refuse(
+            tmp_path, tmp_path / "p.parquet", "everyquery", "query differs", beside=tmp_path / "e.parquet"
+        )
+
+    def test_a_store_that_is_there(self, tmp_path):
+        """An import onto a store is refused, and replaces it if that was asked for, and only when whole."""
+        np.save(tmp_path / "v.npy", np.ones((3, 2)))
+        import_(tmp_path / "v.npy", tmp_path / "s.zarrow")
+        with pytest.raises(ConflictError, match="there is something already"):
+            import_(tmp_path / "v.npy", tmp_path / "s.zarrow")
+        np.save(tmp_path / "v.npy", np.ones((5, 2)))
+        import_(tmp_path / "v.npy", tmp_path / "s.zarrow", overwrite=True)
+        assert zarrow.open(tmp_path / "s.zarrow").num_rows == 5
+        pq.write_table(pa.table({"v": [[1.0, 2.0]] * 600 + [[1.0]]}), tmp_path / "a.parquet")
+        with pytest.raises(InvalidInputError):
+            import_(tmp_path / "a.parquet", tmp_path / "s.zarrow", overwrite=True)
+        assert zarrow.open(tmp_path / "s.zarrow").num_rows == 5
+
+
+@pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "safetensors", "everyquery"])
+def test_memory_does_not_grow_with_the_rows(tmp_path, format, monkeypatch):
+    """Peak memory of an export is that of a few batches: a quarter of the vectors at most."""
+    monkeypatch.undo()
+    monkeypatch.setattr(_rows, "BATCH_BYTES", 1 << 20)
+    rows, step = 65_536, 8192
+    columns = {
+        "subject_id": np.arange(step),
+        "prediction_time": pa.array(np.arange(step), pa.timestamp("us")),
+        "query": pa.array(["a"] * step, pa.large_string()),
+        "duration_days": np.ones(step, np.float32),
+        "censor_prob": np.ones(step, np.float32),
+        "occurs_prob": np.ones(step, np.float32),
+    }
+    with zarrow.Writer(tmp_path / "s.zarrow", segment_rows=8192) as writer:
+        for _ in range(0, rows, step):
+            writer.append(columns, {"v": np.zeros((step, 256), np.float32)})
+        writer.finalize()
+    store = zarrow.open(tmp_path / "s.zarrow")
+    before, most = pa.total_allocated_bytes(), 0
+
+    def look(done, total):
+        nonlocal most
+        most = max(most, pa.total_allocated_bytes() - before + tracemalloc.get_traced_memory()[1])
+
+    tracemalloc.start()
+    try:
+        export(store, tmp_path / "out", format, progress=look)
+        look(0, 0)
+    finally:
+        tracemalloc.stop()
+    assert 0 < most < rows * 256 * 4 / 4
+
+
+def test_json_of_the_header(store, tmp_path):
+    """The header of a safetensors file is aligned, as other readers of the format want it."""
+    export(store, tmp_path / "a.safetensors", columns=["id"])
+    data = (tmp_path / "a.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    assert size % 8 == 0
+    assert header["__metadata__"]["zarrow_uuid"] == store.uuid
+    assert all(facts["data_offsets"][0] % 8 == 0 for name, facts in header.items() if name[0] != "_")
