@@ -91,9 +91,9 @@ class TestRoundTrips:
     def test_parquet(self, store, tmp_path):
         """One Parquet file has columns and vectors, and gives the same store back."""
         assert export(store, tmp_path / "run.parquet") == ROWS
-        assert duckdb.sql(
-            f"SELECT embed[2], layers[3][4] FROM '{tmp_path}/run.parquet' OFFSET 7"
-        ).fetchall()[0] == (
+        assert duckdb.sql(f"SELECT embed[2], layers[3][4] FROM '{tmp_path}/run.parquet' OFFSET 7").fetchall()[
+            0
+        ] == (
             7.0625,
             7.0,
         )

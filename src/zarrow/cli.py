@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from zarrow import _commands
 from zarrow.errors import (
     IncompleteStoreError,
     MissingExtraError,
@@ -497,6 +498,9 @@ def repair(
         show_repair(out, done)
     if dry_run and not done.nothing_to_do:
         raise typer.Exit(FAILED)
+
+
+app.add_typer(_commands.app)
 
 
 def main() -> None:

@@ -1,0 +1,146 @@
+"""How far is a run, and how fast?
+
+`Watch` looks at a store that grows: rows, rows and bytes per second, the same per writer, and when it will
+be done. Rates are those of the last seconds (`WINDOW_S`).
+
+A writer's rows are those of its open segments that were seen while it was watched, and of what became of
+them: who wrote the segments that were committed before is not recorded. A store that is being replaced is watched where the new one grows.
+
+Place: tier 4, beside `store`; used by `_commands`. Reads only: writers do not notice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zarrow import layout
+from zarrow._records import Owner
+from zarrow._view import View, take_view
+from zarrow.errors import NotAStoreError
+
+__all__ = ["Watch"]
+
+WINDOW_S = 15.0
+
+
+class Watch:
+    """Looks at a store again and again.
+
+    Parameters
+    ----------
+    path : path
+        The store.
+    total : int, optional
+        How many rows there will be; by default what the run said, if it did.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], total: int | None = None) -> None:
+        self._path = Path(os.path.abspath(path))
+        self._total = total
+        self._owners: dict[str, Owner] = {}
+        self._slots: dict[str, int] = {}
+        self._records: int | None = None
+        self._looks: deque[tuple[float, int, dict[str, int]]] = deque()
+
+    def look(self) -> dict[str, Any]:
+        """Return what there is now, as JSON values; None stands for what is not known yet.
+
+        Raises
+        ------
+        StoreNotFoundError, NotAStoreError, CorruptionError
+            If there is no store, or a damaged one.
+        """
+        view = self._view()
+        rows = 0 if view is None else view.rows
+        if view is not None:
+            self._count(view)
+        total = self._total
+        if total is None and view is not None:
+            total = _expected(view.spec.provenance)
+        writers = self._writers()
+        now = time.monotonic()
+        self._looks.append((now, rows, writers))
+        while self._looks[0][0] < now - WINDOW_S:
+            self._looks.popleft()
+        then, rows_then, writers_then = self._looks[0]
+        spent = now - then
+
+        def rate(after: int, before: int) -> float | None:
+            return round(max(after - before, 0) / spent, 1) if spent else None
+
+        speed = rate(rows, rows_then)
+        row_bytes = 0 if view is None else sum(array.row_bytes for array in view.spec.arrays)
+        complete = view is not None and view.snapshot.complete
+        return {
+            "path": str(self._path),
+            "complete": complete,
+            "rows": rows,
+            "open_rows": 0 if view is None else rows - view.snapshot.rows,
+            "total_rows": total,
+            "rows_per_s": speed,
+            "vector_mb_per_s": None if speed is None else round(speed * row_bytes / 1e6, 2),
+            "eta_s": round((total - rows) / speed, 1) if total and speed and total >= rows else None,
+            "writers": [
+                {
+                    "host": owner.host,
+                    "pid": owner.pid,
+                    "since": owner.since,
+                    "rows": writers[session],
+                    "rows_per_s": rate(writers[session], writers_then.get(session, 0)),
+                }
+                for session, owner in self._sessions().items()
+            ],
+        }
+
+    def _view(self) -> View | None:
+        """Return what there is, None before the first batch."""
+        grows = self._path.with_name(self._path.name + layout.INCOMING_SUFFIX)
+        for path in (grows, self._path):
+            if path == grows and not (path / layout.STORE_JSON).exists():
+                continue
+            try:
+                return take_view(path, partial=True)
+            except NotAStoreError:
+                if not (path / layout.OPEN_DIR).is_dir():
+                    raise
+        return None
+
+    def _count(self, view: View) -> None:
+        """Note the rows of each open segment, also of those that were committed since the last look."""
+        for piece in view.open_pieces:
+            self._owners[piece.rows.slot] = piece.rows.owner
+            self._slots[piece.rows.slot] = max(self._slots.get(piece.rows.slot, 0), piece.rows.rows)
+        segments = view.snapshot.segments
+        if self._records is not None:
+            for number in range(self._records, segments):
+                for source in view.snapshot.record(number).sources:
+                    if source.slot in self._owners:
+                        self._slots[source.slot] = max(self._slots[source.slot], source.stop)
+        self._records = segments
+
+    def _sessions(self) -> Mapping[str, Owner]:
+        return {owner.session: owner for owner in self._owners.values()}
+
+    def _writers(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for slot, owner in self._owners.items():
+            found[owner.session] = found.get(owner.session, 0) + self._slots[slot]
+        return found
+
+
+def _expected(provenance: Mapping[str, Any]) -> int | None:
+    """Return how many rows a run said that it would predict.
+
+    >>> _expected({"predict": {"datasets": [["Cohort", 700], ["Cohort", 300]]}})
+    1000
+    """
+    counts = [provenance.get("everyquery", {}).get("rows")]
+    datasets = provenance.get("predict", {}).get("datasets")
+    if datasets:
+        counts = [rows for _, rows in datasets]
+    return sum(counts) if all(isinstance(count, int) for count in counts) else None
