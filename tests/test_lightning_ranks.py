@@ -8,6 +8,10 @@ gives every rank every batch of a custom sampler      dealt out all the same
 permutes differently on every rank                    every row once, in whatever order
 asserts that no rank is without rows                  a rank may be without rows
 pads with repeated rows (DistributedSampler)          every row once
+lets samplers overlap from rank to rank               refused before the first batch, or every row once
+gives every rank every row of a stream                refused at the end, or every row once
+spawns or forks instead of launching                  the same
+calls every rank of every node 0 of its node          the global rank counts
 knows no indices of streams                           refused, or told by sample_index=
 does not wait for the other ranks at the end          complete when all of them are done
 kills all when one dies                               resumable, with another number of ranks
@@ -16,10 +20,13 @@ kills all when one dies                               resumable, with another nu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,8 +39,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, Subset
+from typer.testing import CliRunner
 
 import zarrow
+from zarrow import _ranks, cli
 from zarrow.errors import ZarrowError
 from zarrow.lightning import MissingRowsSampler, PredictionWriter
 
@@ -118,12 +127,22 @@ class Model(LightningModule):
         return prediction if self.how is None else self.how(prediction)
 
 
-def run(path: Path, loaders: Any, ranks: int, model: Model | None = None, **options: Any) -> PredictionWriter:
+def run(
+    path: Path,
+    loaders: Any,
+    ranks: int,
+    model: Model | None = None,
+    *,
+    strategy: str = "ddp",
+    nodes: int = 1,
+    **options: Any,
+) -> PredictionWriter:
     writer = PredictionWriter(path, **options)
     trainer = Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy="ddp" if ranks > 1 else "auto",
+        num_nodes=nodes,
+        strategy=strategy if ranks * nodes > 1 else "auto",
         callbacks=[writer],
         logger=False,
         enable_checkpointing=False,
@@ -179,11 +198,61 @@ def refused(folder: Path, ranks: int) -> None:
     fail("stream", DataLoader(Stream(divided=True), batch_size=3), ranks)
     fail("overlap", DataLoader(Numbers(20), batch_size=3, sampler=Anyhow()), ranks)
     fail("permuted", DataLoader(Numbers(20), batch_size=3, sampler=AllOverThePlace()), ranks)
+    _ranks._SHARED_DISK_TIMEOUT_S = 1.0
     fail("other disk", loader, ranks, path=folder / f"rank{RANK}")
     fail("missing parent", loader, ranks, path=folder / "nowhere" / "s")
     run(folder / "there", loader, ranks)
     fail("there", loader, ranks)
-    fail("replace", loader, ranks, path=folder / "there", mode="w")
+    places = {"sample_index": torch.Tensor.long}
+    fail("same stream", DataLoader(Stream(divided=False), batch_size=3), ranks, **places)
+    fail("drop and replace", loader, ranks, mode="w", duplicates="drop", **places)
+    torch.distributed.destroy_process_group()  # or its threads may be cut off at the interpreter's end
+
+
+def replaced(folder: Path, ranks: int) -> None:
+    run(folder / "s", DataLoader(Numbers(11), batch_size=2), ranks)
+    say("old", run(folder / "s", DataLoader(Numbers(30), batch_size=4), ranks, mode="w").complete)
+    # One without rows replaces a store, too.
+    ids = pa.table({"id": range(11)})
+    run(folder / "t", DataLoader(Numbers(11), batch_size=2), ranks, identifiers=ids, keys=["id"])
+    nothing = DataLoader(Numbers(0), batch_size=2)
+    run(folder / "t", nothing, ranks, identifiers=ids.slice(0, 0), keys=["id"], mode="w")
+    # An attempt of which a rank fails leaves the old one; gloo tells the other in words of its own.
+    fail = (lambda prediction: None) if RANK else (lambda prediction: prediction)
+    with contextlib.suppress(ZarrowError, RuntimeError):
+        run(folder / "s", DataLoader(Numbers(40), batch_size=4), ranks, Model(0, fail), mode="w")
+    say("rows", zarrow.open(folder / "s").num_rows)
+
+
+def dropped(folder: Path, ranks: int) -> None:
+    drop = {"duplicates": "drop"}
+    overlap = DataLoader(Numbers(20), batch_size=3, sampler=Anyhow())
+    say("overlap", run(folder / "overlap", overlap, ranks, **drop).complete)
+    permuted = DataLoader(Numbers(20), batch_size=3, sampler=AllOverThePlace())
+    say("permuted", run(folder / "permuted", permuted, ranks, **drop).complete)
+    places = {"sample_index": torch.Tensor.long, "identifiers": pa.table({"id": range(20)})}
+    stream = DataLoader(Stream(divided=False), batch_size=3)
+    say("stream", run(folder / "stream", stream, ranks, **places, **drop).complete)
+
+
+def spawned(folder: Path, ranks: int) -> None:
+    ids = pa.table({"id": range(50)})
+    for strategy in ("ddp_spawn", "ddp_fork"):
+        loader = DataLoader(Numbers(50), batch_size=4)
+        options = {"strategy": strategy, "identifiers": ids, "keys": ["id"]}
+        say(strategy, run(folder / strategy, loader, ranks, **options).complete)
+
+
+def node(folder: Path, ranks: int) -> None:
+    """Runs once per node; each has one rank, of which the local number is 0."""
+    say("node", run(folder / "s", DataLoader(Numbers(50), batch_size=4), 1, nodes=2).complete)
+
+
+def many(folder: Path, ranks: int) -> None:
+    ids = pa.table({"id": range(100_003)})
+    loader = DataLoader(Numbers(100_003), batch_size=512, num_workers=1)
+    writer = run(folder / "s", loader, ranks, identifiers=ids, keys=["id"], segment_rows=4096)
+    say("many", writer.complete)
 
 
 def schemas_differ(folder: Path, ranks: int) -> None:
@@ -216,12 +285,13 @@ def say(name: str, what: Any) -> None:
 # The tests
 
 
-def launch(scenario: Any, folder: Path, ranks: int = 2) -> subprocess.Popen[str]:
+def launch(scenario: Any, folder: Path, ranks: int = 2, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", __file__, scenario.__name__, str(folder), str(ranks)]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",
+        **variables,
     }
     environment.pop("LOCAL_RANK", None)
     return subprocess.Popen(
@@ -296,18 +366,102 @@ def test_what_is_refused(tmp_path):
     found = said(output)
     for name, messages in {
         "stream": ["no dataset indices", "each of 2 ranks"],
-        "overlap": ["stored more than once", "another rank failed: .*stored more than once"],
-        "permuted": ["yield 40 rows of a dataset that has 20", "yield 40 rows"],
+        "overlap": ["yield 16 rows of a dataset of 20, 3 of them more than once"] * 2,
+        "permuted": ["yield 40 rows of a dataset of 20, 20 of them more"] * 2,
         "other disk": [
             "not every rank sees the store",
             "rank 1 does not: put it on a disk that all of them share",
         ],
         "missing parent": ["no such directory", "rank 0 could not open the store: .*no such directory"],
         "there": ["resume=True goes on with it", "resume=True goes on with it"],
-        "replace": ["on one rank only", "on one rank only"],
+        "same stream": ["stored more than once", "another rank failed: .*--drop-duplicates"],
+        "drop and replace": ["do not go together", "do not go together"],
     }.items():
         for rank, message in enumerate(messages):
             assert re.search(message, found[name][rank]), found[name]
+
+    # What was refused at the end is never completed with a row in it twice.
+    command = CliRunner().invoke
+    result = command(cli.app, ["finalize", str(tmp_path / "same stream")])
+    assert result.exit_code == 1
+    assert "stored more than once" in result.output
+    with zarrow.open(tmp_path / "same stream", partial=True) as store:
+        assert (store.complete, store.num_rows) == (False, 40)
+    result = command(cli.app, ["finalize", str(tmp_path / "same stream"), "--drop-duplicates", "--sort"])
+    assert result.exit_code == 0, result.output
+    assert_numbers(tmp_path / "same stream", range(20))
+
+
+def assert_numbers(path: Path, expected: Any) -> None:
+    """Assert that a complete store has these rows of `Numbers`, each once."""
+    table, vectors = content(path)
+    assert table["sample_index"].to_pylist() == list(expected)
+    assert table["number"].to_pylist() == list(expected)
+    assert vectors[:, 0].tolist() == list(expected)
+    if "id" in table.column_names:
+        assert table["id"].to_pylist() == list(expected)
+    assert zarrow.verify(path).ok
+
+
+def succeed(scenario: Any, folder: Path, ranks: int = 2) -> dict[str, dict[int, Any]]:
+    process = launch(scenario, folder, ranks)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    return said(output)
+
+
+def test_rows_that_come_on_several_ranks_are_stored_once(tmp_path):
+    """With duplicates='drop' the store has one of each, whether ranks could know that before or not."""
+    found = succeed(dropped, tmp_path)
+    # Rows 13 to 19 come on no rank, and are missed.
+    assert found == {
+        "overlap": {0: False, 1: False},
+        "permuted": {0: True, 1: True},
+        "stream": {0: True, 1: True},
+    }
+    with zarrow.open(tmp_path / "overlap", partial=True) as store:
+        assert sorted(store.table()["sample_index"].to_pylist()) == list(range(13))
+    assert_numbers(tmp_path / "permuted", range(20))
+    assert_numbers(tmp_path / "stream", range(20))
+
+
+def test_several_ranks_replace_a_store(tmp_path):
+    """The old store stays until all ranks are done, and if one of them fails, and goes at once."""
+    found = succeed(replaced, tmp_path)
+    assert found["old"] == {0: True, 1: True}
+    assert found["rows"] == {0: 30, 1: 30}
+    assert_numbers(tmp_path / "s", range(30))
+    assert content(tmp_path / "t")[0].num_rows == 0
+
+
+def test_processes_that_are_spawned_or_forked(tmp_path):
+    """Spawned and forked ranks store what launched ones do, and the process that made them is told."""
+    found = succeed(spawned, tmp_path)
+    for strategy in ("ddp_spawn", "ddp_fork"):
+        assert found[strategy] == {0: True}
+        assert_numbers(tmp_path / strategy, range(50))
+
+
+def test_two_nodes(tmp_path):
+    """Two nodes of one rank each, both of local rank 0: one store, every row once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        launch(node, tmp_path, 1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, NODE_RANK=str(number))
+        for number in (0, 1)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        assert said(output)["node"] == {0: True}
+    assert_numbers(tmp_path / "s", range(50))
+
+
+def test_a_hundred_thousand_rows(tmp_path):
+    """Many segments of two ranks, claimed in any order: every row once, with its own identifier."""
+    assert succeed(many, tmp_path)["many"] == {0: True, 1: True}
+    assert_numbers(tmp_path / "s", range(100_003))
 
 
 def test_ranks_whose_schemas_differ(tmp_path):
@@ -369,7 +523,7 @@ def kill_a_run(folder: Path, victims: tuple[int, ...], number: int, after_rows: 
 )
 def test_deaths(tmp_path, victims, number, ranks):
     """Whoever dies, a resumed run on any number of ranks equals an undisturbed one."""
-    kill_a_run(tmp_path, victims, number, after_rows=60)
+    kill_a_run(tmp_path, victims, number, after_rows=random.randrange(8, 500))
     with zarrow.open(tmp_path / "s", partial=True) as store:
         assert not store.complete
         assert 0 < store.num_rows < 800

@@ -7,7 +7,8 @@ the call of ``predict``, a DataModule, or the model. What it gives back are copi
 * in the dataset's order, or dealt out by a `DistributedSampler` (which pads): in the dataset's order;
 * in random order: the missing rows, in the dataset's order, since it is another order every time;
 * by a sampler or batch sampler of the user's: the batches of that. On several ranks all of them must yield
-  the same, which are then dealt out; or they divide the rows by themselves, which is respected.
+  the same, which are then dealt out; or they divide the rows by themselves, which is respected. A row that
+  comes on more than one rank is refused before the first batch, or left to the first of these ranks.
 
 Iterable datasets, ``batch_size=None`` and loaders that are no `DataLoader` are left as they are.
 
@@ -20,11 +21,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import (
@@ -40,21 +40,26 @@ from torch.utils.data import (
 from zarrow import _rows_left
 from zarrow._checksum import crc32c
 from zarrow._predict_loaders import length_of
-from zarrow._rows_left import Dealer, RemainingBatches, RowSet
+from zarrow._row_set import RowSet
+from zarrow._rows_left import Dealer, RemainingBatches
 from zarrow.errors import InvalidInputError
 
 __all__ = ["choose_batches"]
 
 
-def choose_batches(trainer: Trainer, stored: Mapping[int, RowSet]) -> Callable[[], None]:
+def choose_batches(
+    trainer: Trainer, stored: dict[int, RowSet], *, drop_duplicates: bool
+) -> Callable[[], None]:
     """Let the run's loaders yield the batches that are still to be predicted, to each rank its own.
 
     Parameters
     ----------
     trainer : Trainer
         Before it has asked for the loaders: in ``setup``.
-    stored : mapping of int to RowSet
-        Per ``dataloader_idx`` the rows that are stored.
+    stored : dict of int to RowSet
+        Per ``dataloader_idx`` the rows that are stored; those that another rank is to store are added.
+    drop_duplicates : bool
+        Whether a row may come on several ranks.
 
     Returns
     -------
@@ -79,7 +84,10 @@ def choose_batches(trainer: Trainer, stored: Mapping[int, RowSet]) -> Callable[[
         loaders = (
             copy.copy(found) if isinstance(found, CombinedLoader) else CombinedLoader(found, "sequential")
         )
-        chosen = [_remaining(trainer, loader, stored.get(i)) for i, loader in enumerate(loaders.flattened)]
+        chosen = [
+            _remaining(trainer, loader, stored.setdefault(i, RowSet()), drop_duplicates=drop_duplicates)
+            for i, loader in enumerate(loaders.flattened)
+        ]
         loaders.flattened = chosen
         if any(length_of(one) == 0 for one in chosen):
             undo.enter_context(_zero_batches_will_do(trainer))
@@ -105,10 +113,10 @@ def _zero_batches_will_do(trainer: Trainer) -> Iterator[None]:
         module.allow_zero_length_dataloader_with_multiple_devices = before
 
 
-def _remaining(trainer: Trainer, loader: Any, stored: RowSet | None) -> Any:
+def _remaining(trainer: Trainer, loader: Any, stored: RowSet, *, drop_duplicates: bool) -> Any:
     """Return a copy of the loader that yields what is left, or the loader if it cannot be chosen from."""
     world_size = trainer.world_size
-    if (stored is None or not len(stored)) and world_size == 1:
+    if not len(stored) and world_size == 1:
         return loader
     if (
         not isinstance(loader, DataLoader)
@@ -120,14 +128,15 @@ def _remaining(trainer: Trainer, loader: Any, stored: RowSet | None) -> Any:
     deal, expected = _dealer(loader)
     ranks = (trainer.global_rank, world_size)
     if world_size > 1 and not _is_plain(loader):
-        checksum, rows = _summary(loader)
+        mine, checksum = _summary(loader)
         first: int = trainer.strategy.broadcast(checksum)
         if not trainer.strategy.reduce_boolean_decision(first == checksum):
-            _check_shares(trainer, loader, rows)
-            ranks, expected = (0, 1), length_of(loader.dataset)  # the user has dealt out: all of it is ours
+            # The user has dealt out: all of it is ours, but what a rank before has too.
+            stored.update(_others(trainer, mine, length_of(loader.dataset), drop_duplicates=drop_duplicates))
+            ranks, expected = (0, 1), length_of(loader.dataset)
     chosen = copy.copy(loader)
     # A DataLoader forbids setting this. Lightning makes a new one from the attributes of this one.
-    vars(chosen)["batch_sampler"] = RemainingBatches(deal, stored or RowSet(), lambda: ranks, expected)
+    vars(chosen)["batch_sampler"] = RemainingBatches(deal, stored, lambda: ranks, expected)
     if world_size > 1:
         # Not asked for a row, but it keeps Lightning from making one, which fails if there are fewer rows
         # than ranks.
@@ -141,27 +150,35 @@ def _is_plain(loader: DataLoader[Any]) -> bool:
     return type(loader.batch_sampler) is BatchSampler and type(loader.sampler) in plain
 
 
-def _summary(loader: DataLoader[Any]) -> tuple[int, int]:
-    """Return a checksum of the batches that a rank's sampler yields, and how many rows they have."""
-    checksum = rows = 0
+def _summary(loader: DataLoader[Any]) -> tuple[RowSet, int]:
+    """Return the rows that a rank's sampler yields, and a checksum of its batches."""
+    rows, checksum = RowSet(), 0
     for batch in loader.batch_sampler or ():
-        checksum = crc32c(np.asarray(batch, np.int64).tobytes(), checksum)
-        rows += len(batch)
-    return checksum, rows
+        indices = np.asarray(batch, np.int64)
+        checksum = crc32c(indices.tobytes(), checksum)
+        rows.add(indices[rows.fresh(indices)])
+    return rows, checksum
 
 
-def _check_shares(trainer: Trainer, loader: DataLoader[Any], rows: int) -> None:
-    """Raise if samplers that differ from rank to rank yield more rows than there are."""
-    total = int(
-        trainer.strategy.reduce(torch.tensor(rows, device=trainer.strategy.root_device), reduce_op="sum")
-    )
-    available = length_of(loader.dataset)
-    if available is not None and total > available:
+def _others(trainer: Trainer, mine: RowSet, available: int | None, *, drop_duplicates: bool) -> RowSet:
+    """Return the rows that the ranks before this one have; raise if rows come on several, and may not.
+
+    A rank holds two sets of rows at a time, however many ranks there are.
+    """
+    before, union = RowSet(), RowSet()
+    repeated = 0
+    for rank in range(trainer.world_size):
+        if rank == trainer.global_rank:
+            before.update(union)
+        theirs: RowSet = trainer.strategy.broadcast(mine, src=rank)
+        repeated += union.update(theirs)
+    if repeated and not drop_duplicates:
         raise InvalidInputError(
-            f"the samplers of {trainer.world_size} ranks yield {total} rows of a dataset that has "
-            f"{available}, so some come twice: use samplers that divide the rows without padding and are "
-            "seeded alike, or none of your own"
+            f"the samplers of {trainer.world_size} ranks yield {len(union) + repeated} rows of a dataset of "
+            f"{available}, {repeated} of them more than once: use samplers that divide the rows without "
+            "padding and are seeded alike, or none of your own, or leave them out with duplicates='drop'"
         )
+    return before
 
 
 def _dealer(loader: DataLoader[Any]) -> tuple[Dealer, int | None]:

@@ -53,7 +53,8 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
         if root != path:
             _lock_old(path, owner=owner).release(remove_file=True)
-        lock = _lock_store(root, shared=shared, owner=owner)
+        # Who empties it below must be alone.
+        lock = _lock_store(root, shared=shared and mode != "w", owner=owner)
     except ZarrowError:
         raise
     except OSError as error:

@@ -13,8 +13,9 @@ from collections.abc import Sized
 
 import torch.distributed
 
-from zarrow._predict_run import stored_rows
-from zarrow._rows_left import RemainingBatches, RowSet, batches_in_order
+from zarrow._row_set import RowSet
+from zarrow._rows_left import RemainingBatches, batches_in_order
+from zarrow._stored_rows import stored_rows
 from zarrow.errors import InvalidInputError
 
 __all__ = ["MissingRowsSampler"]

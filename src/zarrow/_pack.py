@@ -33,6 +33,7 @@ import pyarrow as pa
 from zarrow import _files, layout
 from zarrow._columns import unknown_name
 from zarrow._sorted_rows import are_sorted, check_sortable, sort_rows
+from zarrow._stored_rows import first_of_each
 from zarrow.derived import add_array
 from zarrow.errors import (
     ConflictError,
@@ -50,7 +51,7 @@ from zarrow.store import open as open_store
 from zarrow.verify import verify
 from zarrow.writer import Writer
 
-__all__ = ["pack"]
+__all__ = ["drop_repeated", "pack"]
 
 BLOCK_BYTES = 8 << 20
 MAX_BLOCK_ROWS = 16_384
@@ -130,7 +131,27 @@ def pack(
         remedy = "'zarrow repair' puts aside what is damaged; pack the rest then"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
         target = root if out is None else Path(os.path.realpath(out))
-        _write(store, by, target, _chosen_codecs(store, codecs), segment_rows, say)
+        blocks = _sorted(store, by, target.parent, say) if by else _as_is(store)
+        _write(store, blocks, store.num_rows, target, _chosen_codecs(store, codecs), segment_rows, say)
+
+
+def drop_repeated(path: str | os.PathLike[str]) -> int:
+    """Complete a store with the first row of each place in the dataset, and return how many rows it lost.
+
+    Parameters
+    ----------
+    path : path
+        A store, complete or not, that nobody is writing; as it was if this does not return.
+    """
+    with open_store(os.path.realpath(path), partial=True) as store:
+        left = sum(map(len, first_of_each(store)))
+        blocks = (
+            _Block(rows, *store.take(rows, check="crc"))
+            for some in first_of_each(store)
+            for rows in np.array_split(some, -(-len(some) // _block_rows(store.arrays.values())) or 1)
+        )
+        _write(store, blocks, left, store.path, _chosen_codecs(store, "keep"), None, lambda *_: None)
+        return store.num_rows - left
 
 
 def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]:
@@ -170,8 +191,15 @@ def _verify(root: Path, progress: Callable[[int, int], None], grades: set[str], 
 
 
 def _write(
-    store: Store, by: list[str], target: Path, codecs: Any, segment_rows: int | None, say: Progress
+    store: Store,
+    blocks: Iterable[_Block],
+    rows: int,
+    target: Path,
+    codecs: Any,
+    segment_rows: int | None,
+    say: Progress,
 ) -> None:
+    """Write rows of a store into a new one, and that to its place."""
     in_place = target == store.path
     grows_at = target.with_name(target.name + layout.INCOMING_SUFFIX) if in_place else target
     writer = None
@@ -187,14 +215,14 @@ def _write(
             provenance=store.provenance,
         )
         with tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX, dir=target.parent) as numbers:
-            say("write", 0, store.num_rows)
-            for block in _sorted(store, by, target.parent, say) if by else _as_is(store):
+            say("write", 0, rows)
+            for block in blocks:
                 columns = {name: block.table[name] for name in writer.spec.schema.names}  # type: ignore[union-attr]  # declared
                 writer.append(columns, block.vectors, block.table[SAMPLE_INDEX], copy=False)
                 if store.derived:
                     numbers.write(np.ascontiguousarray(block.rows).data)
-                say("write", writer.queued_rows, store.num_rows)
-            assert writer.queued_rows == store.num_rows
+                say("write", writer.queued_rows, rows)
+            assert writer.queued_rows == rows
 
             def check(new: Path) -> None:
                 remedy = "the disk does not keep what is written to it; the old store is as it was"

@@ -18,22 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from zarrow._host_copies import HostCopies
 from zarrow._identifiers import Identifiers
 from zarrow._predict_loaders import LoaderFacts, as_indices, describe, recorded_indices
 from zarrow._prediction_rules import PredictionRules, count_rows
-from zarrow._rows_left import RowSet
-from zarrow.errors import BatchError, InvalidInputError, NotFoundError
-from zarrow.layout import SAMPLE_INDEX
-from zarrow.store import Store
-from zarrow.store import open as open_store
+from zarrow._row_set import RowSet
+from zarrow._stored_rows import DATALOADER_IDX, stored_rows
+from zarrow.errors import BatchError, InvalidInputError
 from zarrow.writer import Writer
 
-__all__ = ["DATALOADER_IDX", "Run", "stored_rows"]
-
-DATALOADER_IDX = "dataloader_idx"
+__all__ = ["Run"]
 
 _WHO_KNOWS = {
     "recorded": "Lightning's record of the batch",
@@ -42,61 +37,6 @@ _WHO_KNOWS = {
 }
 
 Indices = npt.NDArray[np.int64]
-
-
-def stored_rows(path: str | os.PathLike[str]) -> tuple[dict[int, RowSet], Store | None]:
-    """Return the dataset rows that a store holds, those of open segments included.
-
-    Parameters
-    ----------
-    path : path
-        The store, or where one may be.
-
-    Returns
-    -------
-    dict of int to RowSet, Store or None
-        Per ``dataloader_idx``; without that column all rows are of loader 0. None if there is no store.
-
-    Raises
-    ------
-    InvalidInputError
-        If rows have no sample index, or one stands there twice.
-    """
-    try:
-        store = open_store(path, partial=True)
-    except NotFoundError:
-        return {}, None
-    found: dict[int, RowSet] = {}
-    several = DATALOADER_IDX in store.schema.names
-    for batch in store.scan([SAMPLE_INDEX, *([DATALOADER_IDX] if several else [])]):
-        if batch[SAMPLE_INDEX].null_count:
-            raise InvalidInputError(
-                f"{path}: it has rows without a {SAMPLE_INDEX}, so that nobody can tell which rows are "
-                "missing: only what PredictionWriter wrote can be resumed by it"
-            )
-        loaders = pc.unique(batch[DATALOADER_IDX]).to_pylist() if several else [0]
-        for loader in loaders:
-            indices = batch[SAMPLE_INDEX]
-            if several:
-                indices = indices.filter(pc.equal(batch[DATALOADER_IDX], loader))
-            rows = indices.to_numpy(zero_copy_only=False)
-            known = found.setdefault(loader, RowSet())
-            fresh = ~known.contains(rows)
-            fresh &= _first_of_each(rows)
-            if not fresh.all():
-                raise InvalidInputError(
-                    f"{path}: dataset index {rows[~fresh][0]} of data loader {loader} is stored more than "
-                    "once, as it is if samplers yield the same rows on several ranks: predict again, into "
-                    "another store, with samplers that divide the rows, or none of your own"
-                )
-            known.add(rows)
-    return found, store
-
-
-def _first_of_each(rows: Indices) -> npt.NDArray[np.bool_]:
-    first = np.zeros(len(rows), bool)
-    first[np.unique(rows, return_index=True)[1]] = True
-    return first
 
 
 class LoaderState:
@@ -275,7 +215,7 @@ class Run:
     def _fresh(self, state: LoaderState, indices: Indices) -> npt.NDArray[np.bool_]:
         """Return which rows are to be stored."""
         fresh = ~state.before.contains(indices)  # rows of a batch that was cut by a crash, say
-        again = fresh & (state.written.contains(indices) | ~_first_of_each(indices))
+        again = fresh & ~state.written.fresh(indices)
         if again.any() and not self._drop_duplicates:
             raise BatchError(
                 f"{again.sum()} of its {len(indices)} rows were stored already, the first of them dataset "
@@ -300,7 +240,7 @@ class Run:
 
     def missing_on_disk(self, path: str | os.PathLike[str]) -> str | None:
         """Return what is missing of the rows of all ranks, in words; None if nothing is."""
-        stored, _ = stored_rows(path)
+        stored, _ = stored_rows(path, repeated_ok=self._drop_duplicates)
         found = [state.missing_rows(len(stored.get(i, ()))) for i, state in enumerate(self.loaders)]
         return "; ".join(filter(None, found)) or None
 

@@ -22,6 +22,7 @@ Place: under the edge `lightning`.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class _Open(Protocol):
 
 
 def open_together(
-    trainer: Trainer, path: str, open_store: _Open, look: Callable[[], Seen], join: Callable[[], Writer]
+    trainer: Trainer, path: str, open_store: _Open, look: Callable[[], Seen], join: Callable[[str], Writer]
 ) -> tuple[Writer | None, Seen]:
     """Open a store on every rank.
 
@@ -61,8 +62,8 @@ def open_together(
         Opens it on rank 0; None if it is complete, and stays so.
     look : callable
         Finds out what is stored.
-    join : callable
-        Opens it on another rank.
+    join : callable of str
+        Opens it on another rank, where it grows.
 
     Returns
     -------
@@ -76,25 +77,28 @@ def open_together(
     """
     strategy = trainer.strategy
     with contextlib.ExitStack() as opened:
-        writer, failure, sign = None, None, None
+        writer, failure, sign, beside = None, None, None, False
         if trainer.global_rank == 0:
             try:
                 writer = open_store(shared=True)
                 if writer is not None:
                     opened.callback(writer.close)
+                    beside = writer.grows_at != writer.path
                     sign = f"{layout.SCRATCH_PREFIX}{uuid.uuid4().hex}"
-                    _files.make_dir(Path(path, layout.OPEN_DIR, sign))
+                    _files.make_dir(writer.grows_at / layout.OPEN_DIR / sign)
             except (ZarrowError, OSError) as error:
                 failure = error
-        message, sign = strategy.broadcast((None if failure is None else str(failure), sign))
+        message, sign, beside = strategy.broadcast((None if failure is None else str(failure), sign, beside))
+        # By the path that this rank was given: it may lead to another disk.
+        grows_at = os.path.realpath(path) + (layout.INCOMING_SUFFIX if beside else "")
         if failure is not None:
             raise failure
         if message is not None:
             raise IncompleteStoreError(f"rank 0 could not open the store: {message}")
-        visible = sign is None or _wait_for(Path(path, layout.OPEN_DIR, sign))
+        visible = sign is None or _wait_for(Path(grows_at, layout.OPEN_DIR, sign))
         all_see_it = strategy.reduce_boolean_decision(visible)
         if sign is not None and trainer.global_rank == 0:
-            _files.remove_tree(Path(path, layout.OPEN_DIR, sign))
+            _files.remove_tree(Path(grows_at, layout.OPEN_DIR, sign))
         if not all_see_it:
             raise InvalidInputError(
                 f"{path}: not every rank sees the store that rank 0 opened"
@@ -104,7 +108,7 @@ def open_together(
         seen = look()
         strategy.barrier("zarrow: every rank knows what is stored")
         if trainer.global_rank > 0 and sign is not None:
-            writer = join()
+            writer = join(grows_at)
         opened.pop_all()
     return writer, seen
 
@@ -158,7 +162,7 @@ def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run]
     all_done = strategy.reduce_boolean_decision(missing is None)
     if trainer.global_rank == 0:
         try:
-            missing = run.missing_on_disk(path) or missing
+            missing = run.missing_on_disk(path if writer is None else writer.grows_at) or missing
             if missing is None and not all_done:
                 missing = "a rank ended before its data did"
             if missing is None and all_well:

@@ -361,14 +361,25 @@ def finalize(
     sort: Annotated[
         bool, typer.Option("--sort", help="Put the rows into the dataset's order: pack --order sample_index.")
     ] = False,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep one of rows that several ranks predicted.")
+    ] = False,
 ) -> None:
     """Complete a store whose run was killed, with the rows that were accepted."""
     import zarrow
+    from zarrow._pack import drop_repeated
+    from zarrow._stored_rows import stored_rows
 
     with zarrow.open(path, partial=True) as store:  # refuses what is no store: a writer would make one
         rows, complete = store.num_rows, store.complete
         order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
-    if not complete:
+        if not complete and "predict" in store.provenance and not drop_duplicates:
+            stored_rows(path)  # raises if the run's ranks stored a row twice
+    if drop_duplicates:
+        dropped = drop_repeated(path)
+        out.print(f"{dropped:,} of {rows:,} rows were there already")
+        rows -= dropped
+    elif not complete:
         with zarrow.Writer(path, mode="a") as writer:
             writer.finalize()
             rows = writer.accepted_rows

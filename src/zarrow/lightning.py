@@ -26,8 +26,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from zarrow._identifiers import Identifiers, open_identifiers
+from zarrow._pack import drop_repeated
 from zarrow._prediction_rules import Names, PredictionRules
-from zarrow._rows_left import RowSet
+from zarrow._row_set import RowSet
+from zarrow._stored_rows import stored_rows
 from zarrow.errors import (
     BatchError,
     InvalidInputError,
@@ -48,7 +50,7 @@ try:
     from zarrow._host_copies import HostCopies
     from zarrow._missing_rows import MissingRowsSampler
     from zarrow._predict_loaders import loaders_of, trim
-    from zarrow._predict_run import Run, stored_rows
+    from zarrow._predict_run import Run
     from zarrow._ranks import end_together, open_together
     from zarrow._run_identity import differences, identify
 except ImportError as error:
@@ -110,7 +112,7 @@ class PredictionWriter(BasePredictionWriter):
         Where Lightning cannot tell a row's place in the dataset: the entry of the prediction that has it,
         or a callable that gets the batch and returns it.
     mode : {"x", "w"}
-        ``"x"``: there must be no store. ``"w"``: replace one, once the new one is complete (on one rank).
+        ``"x"``: there must be no store. ``"w"``: replace one, once the new one is complete.
     resume : bool
         Whether to go on with an incomplete store, if there is one; a complete one is left as it is.
     force : bool
@@ -120,7 +122,9 @@ class PredictionWriter(BasePredictionWriter):
         Floating-point types to store columns and arrays as, e.g. ``{"query_embed": "float16"}``. By
         default they are stored as they are, and bfloat16 as float32, which holds all its values.
     duplicates : {"refuse", "drop"}
-        What to do with a row that was stored already: end the run, or leave it out.
+        What to do with a row that comes twice, on one rank or on several: end the run, or leave it out. Of
+        a stream whose rows `sample_index` tells, ranks see only at the end what others have: the store is
+        left incomplete then, or rewritten with one of each.
     segment_rows, codecs, durability, queue_bytes, provenance : optional
         As `zarrow.Writer` has them.
 
@@ -213,11 +217,14 @@ class PredictionWriter(BasePredictionWriter):
         self._run: Run | None = None
         self._resumed: Store | None = None
         self._undo: Callable[[], None] | None = None
-        self._complete = False
+        self._complete: bool | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the last run made the store complete."""
+        if self._complete is None:  # it ran in processes that were spawned from this one
+            _, store = stored_rows(self.path, repeated_ok=True)
+            return store is not None and store.complete
         return self._complete
 
     # Lightning's hooks, in the order in which they run
@@ -266,14 +273,17 @@ class PredictionWriter(BasePredictionWriter):
                 drop_duplicates=self._drop_duplicates,
             )
             if before or trainer.world_size > 1:
-                self._undo = choose_batches(trainer, before)
+                self._undo = choose_batches(trainer, before, drop_duplicates=self._drop_duplicates)
             opened.pop_all()
 
     def _open(self, *, shared: bool) -> Writer | None:
         """Return a writer; None if there is a complete store, which a resumed run leaves as it is."""
         options = {**self._options, "shared": shared}
-        if shared and self._mode == "w":
-            raise InvalidInputError("mode='w' replaces a store on one rank only: remove the old one first")
+        if shared and self._mode == "w" and self._drop_duplicates and self._sample_index is not None:
+            raise InvalidInputError(
+                "mode='w', duplicates='drop' and sample_index= do not go together on several ranks, which "
+                "see only at the end what others have: remove the old store first"
+            )
         if not self._resume:
             try:
                 return Writer(self.path, mode=self._mode, **options)
@@ -282,18 +292,20 @@ class PredictionWriter(BasePredictionWriter):
                     f"{self.path}: there is a store already: resume=True goes on with it if it is "
                     "incomplete, mode='w' replaces it"
                 ) from error
-        _, store = stored_rows(self.path)
+        _, store = self._look()
         if store is not None and store.complete:
             return None
         return Writer(self.path, mode="a", **options)
 
     def _look(self) -> tuple[dict[int, RowSet], Store | None]:
         """Return what is stored."""
-        return stored_rows(self.path) if self._resume else ({}, None)
+        if not self._resume:
+            return {}, None
+        return stored_rows(self.path, repeated_ok=self._drop_duplicates)
 
-    def _join(self) -> Writer:
+    def _join(self, path: str) -> Writer:
         """Return a writer to the store that rank 0 has opened."""
-        return Writer(self.path, mode="a", shared=True, **self._options)
+        return Writer(path, mode="a", shared=True, **self._options)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the data loaders, before the first batch.
@@ -458,19 +470,27 @@ class PredictionWriter(BasePredictionWriter):
         return missing
 
     def _finalize(self, run: Run) -> None:
-        if run.writer is None:
+        """Complete the store, on the rank that comes last."""
+        writer = run.writer
+        if writer is None:
             return
-        if run.writer.spec is not None:
-            run.writer.finalize()
-            return
-        # This rank has seen no batch. If no other has, either, what the store is must be said here.
-        run.writer.close()
-        options = dict(self._options)
-        if stored_rows(self.path)[1] is None:
+        stored, store = stored_rows(writer.grows_at, repeated_ok=self._drop_duplicates)
+        if store is None:
+            # No rank has seen a batch, so what the store is must be said here.
+            writer.close()
             table = run.table_without_rows()
-            options |= {"keys": [key for key in self._keys if key in table.column_names]}
-            options |= {"schema": table.schema, "arrays": {}}
-        with Writer(self.path, mode="a", **options) as writer:
+            options = {
+                **self._options,
+                "keys": [key for key in self._keys if key in table.column_names],
+                "schema": table.schema,
+                "arrays": {},
+            }
+            with Writer(self.path, mode="w" if self._mode == "w" else "a", **options) as writer:
+                writer.finalize()
+        elif store.num_rows > sum(map(len, stored.values())):
+            writer.close()
+            drop_repeated(self.path)
+        else:
             writer.finalize()
 
 

@@ -178,6 +178,11 @@ class Writer:
         return self._spec
 
     @property
+    def grows_at(self) -> Path:
+        """Where the rows lie until `finalize`: `path`, or beside it while ``mode="w"`` replaces a store."""
+        return self._root
+
+    @property
     def queued_rows(self) -> int:
         """Rows handed over, those that the store held when it was opened included."""
         return self._queued
@@ -288,7 +293,11 @@ class Writer:
         if self._finalized:
             return
         self._check_usable()
-        if self._spec is None:
+        if self._spec is None and (self._root / layout.STORE_JSON).exists():
+            found = _catalog.read_spec(self._root)  # another writer of a shared store had the first batch
+            self._declaration.check(found)
+            self._set_spec(found)
+        elif self._spec is None:
             self._define()
         assert self._spec is not None
         self.flush(durable=True)  # raises what went wrong in the background: an fsync is not tried again
