@@ -11,12 +11,14 @@ from typing import Any
 import numcodecs
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import zarr
 import zarr.codecs
 from hypothesis import given
 from hypothesis import strategies as st
 
+import zarrow
 from zarrow._codecs import ALLOWED, PRESETS, ChunkCodec, normalize
 from zarrow._zarr_metadata import array_json
 from zarrow.errors import CorruptionError, InvalidInputError
@@ -299,3 +301,57 @@ def test_a_chunk_of_another_size_is_reported(chain: str, rows: int) -> None:
     data = codec.encode(np.ones((rows, 5), np.float32))
     with pytest.raises(CorruptionError, match="here: "):
         codec.decode(data, "here")
+
+
+def _first_batch(kind: str) -> Any:
+    values = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
+    if kind == "bf16-valued":
+        return (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    if kind == "bfloat16":
+        import torch
+
+        return torch.from_numpy(values).bfloat16()
+    return np.repeat(values[:3], 100, 0) if kind == "repeated" else values
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [
+        ("random", ["bytes"]),
+        ("bf16-valued", ["bytes", "blosc"]),
+        ("bfloat16", ["bytes", "blosc"]),
+        ("repeated", ["bytes", "zstd"]),
+    ],
+)
+@pytest.mark.parametrize("declared", [False, True])
+def test_auto_takes_what_shrinks_the_first_batch(
+    kind: str, chosen: list[str], declared: bool, tmp_path: Path
+) -> None:
+    """Plain bytes where nothing is saved; a codec where it is; the rows come back; a resumed run keeps it."""
+    batch = _first_batch(kind)
+    arrays: Any = {"e": (64, "float32")} if declared else None
+    schema = pa.schema([]) if declared else None
+    options: dict[str, Any] = {"codecs": "auto", "arrays": arrays, "schema": schema}
+    with zarrow.Writer(tmp_path / "s.zarrow", **options) as writer:
+        writer.append(arrays={"e": batch})
+    with zarrow.Writer(tmp_path / "s.zarrow", mode="a", **options) as writer:
+        writer.append(arrays={"e": _first_batch("random")})
+        writer.finalize()
+    store = zarrow.open(tmp_path / "s.zarrow")
+    assert [codec["name"] for codec in store["e"].codecs] == chosen
+    want = batch if isinstance(batch, np.ndarray) else batch.float().numpy()
+    np.testing.assert_array_equal(store["e"][:300], want)
+    np.testing.assert_array_equal(store["e"][300:], _first_batch("random"))
+
+
+def test_auto_per_array_and_without_rows(tmp_path: Path) -> None:
+    """Each array has its own; a store that never saw a row has plain bytes."""
+    with zarrow.Writer(tmp_path / "s.zarrow", codecs={"a": "auto", "b": "zstd"}) as writer:
+        writer.append(arrays={"a": _first_batch("bf16-valued"), "b": _first_batch("random")})
+        writer.finalize()
+    found = {name: [c["name"] for c in one.codecs] for name, one in zarrow.open(writer.path).arrays.items()}
+    assert found == {"a": ["bytes", "blosc"], "b": ["bytes", "zstd"]}
+    options: dict[str, Any] = {"arrays": {"a": (4, "float32")}, "schema": pa.schema([]), "codecs": "auto"}
+    with zarrow.Writer(tmp_path / "empty.zarrow", **options) as writer:
+        writer.finalize()
+    assert [codec["name"] for codec in zarrow.open(writer.path)["a"].codecs] == ["bytes"]

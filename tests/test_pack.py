@@ -135,6 +135,9 @@ def test_codecs_and_segments_change_and_rows_stay(store, tmp_path):
     assert new["pair"].is_plain
     assert new.segment_rows == 256
     assert_whole(store, order)
+    zarrow.pack(tmp_path / "t.zarrow", codecs="auto")
+    found = zarrow.open(tmp_path / "t.zarrow").arrays
+    assert [codec["name"] for codec in found["pair"].codecs] == ["bytes", "zstd"], "mostly zeros"
     zarrow.pack(tmp_path / "t.zarrow", codecs=None)
     assert zarrow.open(tmp_path / "t.zarrow")["embed"].is_plain
     assert_whole(tmp_path / "t.zarrow", order)

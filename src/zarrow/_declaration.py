@@ -15,9 +15,12 @@ import pyarrow as pa
 
 from zarrow import _batches, _codecs
 from zarrow.errors import InvalidInputError, SchemaMismatchError
-from zarrow.layout import StoreSpec
+from zarrow.layout import PLAIN, StoreSpec
 
 __all__ = ["Declaration"]
+
+AUTO = "auto"
+"""The codecs that suit the first batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,12 @@ class Declaration:
 
     @property
     def is_whole(self) -> bool:
-        return self.arrays is not None and self.schema is not None
+        return self.arrays is not None and self.schema is not None and not self._has_auto()
+
+    def _has_auto(self) -> bool:
+        chosen = self.codecs
+        named = chosen.values() if isinstance(chosen, Mapping) and "name" not in chosen else [chosen]
+        return any(isinstance(one, str) and one == AUTO for one in named)
 
     def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]] | None:
         if self.arrays is None:
@@ -42,10 +50,14 @@ class Declaration:
             for name, (shape, dtype) in self.arrays.items()
         }
 
-    def _codecs(self, array: str, dtype: str) -> tuple[dict[str, Any], ...]:
+    def _chosen(self, array: str) -> Any:
         chosen = self.codecs
-        if isinstance(chosen, Mapping) and "name" not in chosen:
-            chosen = chosen.get(array)
+        return chosen.get(array) if isinstance(chosen, Mapping) and "name" not in chosen else chosen
+
+    def _codecs(self, array: str, dtype: str, sample: Any = None) -> tuple[dict[str, Any], ...]:
+        chosen = self._chosen(array)
+        if isinstance(chosen, str) and chosen == AUTO:
+            return PLAIN if sample is None else _codecs.choose(np.asarray(_batches.to_host(sample)), dtype)
         return _codecs.normalize(chosen, dtype)
 
     def _check_codecs(self, arrays: Iterable[str]) -> None:
@@ -60,6 +72,11 @@ class Declaration:
         self, table: _batches.Columns, arrays: Mapping[str, Any], provenance: Mapping[str, Any]
     ) -> StoreSpec:
         """Return what the store is, as declared, or else as the first batch has it."""
+        if self.keys and self.schema is None and table is None and not arrays:
+            raise InvalidInputError(
+                f"no batch tells the types of the keys {list(self.keys)}: declare schema= for a store "
+                "without rows"
+            )
         if table is not None or arrays or self.arrays is not None:  # not for a run without any row
             self._check_codecs(arrays if self.arrays is None else self.arrays)
         return _batches.infer_spec(
@@ -67,7 +84,7 @@ class Declaration:
             arrays,
             keys=self.keys,
             segment_rows=self.segment_rows,
-            codecs=self._codecs,
+            codecs=lambda name, dtype: self._codecs(name, dtype, arrays.get(name)),
             schema=self.schema,
             declared=self._shapes(),
             provenance=provenance,
@@ -94,7 +111,8 @@ class Declaration:
         if self.codecs is not None:
             self._check_codecs(array.name for array in spec.arrays)
             for array in spec.arrays:
-                compare(f"codecs of {array.name!r}", self._codecs(array.name, array.dtype), array.codecs)
+                if self._chosen(array.name) != AUTO:  # what was chosen then is what it is
+                    compare(f"codecs of {array.name!r}", self._codecs(array.name, array.dtype), array.codecs)
         if differences:
             raise SchemaMismatchError(
                 "; ".join(differences) + ": declare what the store has (or nothing), or write another store"

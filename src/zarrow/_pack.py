@@ -31,6 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow import _files, layout
+from zarrow._codecs import choose
 from zarrow._columns import unknown_name
 from zarrow._sorted_rows import are_sorted, check_sortable, sort_rows
 from zarrow._stored_rows import first_of_each
@@ -56,6 +57,7 @@ __all__ = ["drop_repeated", "pack"]
 BLOCK_BYTES = 8 << 20
 MAX_BLOCK_ROWS = 16_384
 
+_SAMPLE_ROWS = 4096
 _SCRATCH_PREFIX = "zarrow-pack-"
 
 Progress = Callable[[str, int, int], None]
@@ -89,8 +91,8 @@ def pack(
         Columns to sort the rows by, ascending: ``"sample_index"``, the order of the dataset that was
         predicted, or keys, or any others. Rows that are equal in them keep their order.
     codecs : optional
-        As `Writer` has them; None for plain bytes. By default those of the store, as for arrays that a
-        mapping leaves out.
+        As `Writer` has them; None for plain bytes, ``"auto"`` for those that suit the first segment's rows.
+        By default those of the store, as for arrays that a mapping leaves out.
     segment_rows : int, optional
         Rows of a segment, a power of two. By default as many as the store has.
     progress : callable of (str, int, int), optional
@@ -181,7 +183,12 @@ def _chosen_codecs(store: Store, codecs: Any) -> Any:
     kept = {name: array.codecs for name, array in store.arrays.items()}
     if isinstance(codecs, str) and codecs == "keep":
         return kept
-    return {**kept, **codecs} if isinstance(codecs, Mapping) and "name" not in codecs else codecs
+    by_name = isinstance(codecs, Mapping) and "name" not in codecs
+    chosen = {**kept, **codecs} if by_name else dict.fromkeys(kept, codecs)
+    for name, array in store.arrays.items():
+        if isinstance(chosen[name], str) and chosen[name] == "auto":
+            chosen[name] = choose(array[: min(store.segment_rows, _SAMPLE_ROWS)], array.dtype.name)
+    return chosen
 
 
 def _verify(root: Path, progress: Callable[[int, int], None], grades: set[str], remedy: str) -> None:

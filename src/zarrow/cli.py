@@ -404,7 +404,8 @@ def pack(
     codecs: Annotated[
         str,
         typer.Option(
-            help="plain, blosc, zstd, pcodec; or per array: name=codec,….", show_default="as they are"
+            help="plain, auto, blosc, zstd, pcodec; or per array: name=codec,….",
+            show_default="as they are",
         ),
     ] = "",
     segment_rows: Annotated[

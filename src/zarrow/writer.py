@@ -80,6 +80,8 @@ class Writer:
     codecs : optional
         How chunks are encoded: None for plain bytes (the fastest, and the only one read without a copy),
         ``"blosc"``, ``"zstd"``, ``"pcodec"``, Zarr v3 codecs, or a mapping of array names to those.
+        ``"auto"`` tries lossless ones on the first batch and takes what saves a quarter at least; then the
+        store is made by the first batch, whatever was declared.
     durability : Durability, "segment" or "batch"
         When accepted rows become durable; see `Durability`. ``"segment"``: when theirs is full.
     queue_bytes : int
