@@ -145,6 +145,12 @@ def test_groups_of_many_columns(made):
     assert lonely["anisotropy"] is None
 
 
+def test_nothing_need_be_described(made):
+    """No columns, no arrays: no error."""
+    found = describe(made[0], arrays=[], columns=[])
+    assert (found.rows, found.arrays, found.columns.num_rows) == (ROWS, {}, 0)
+
+
 def test_nothing_is_nan_without_rows(tmp_path):
     """An empty store, and one of NaN alone, are described with None."""
     for count in (0, 1, 3):

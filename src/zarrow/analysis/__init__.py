@@ -11,6 +11,7 @@ from zarrow.analysis._describe import ArrayDescription, Description, describe
 from zarrow.analysis._evaluate import Evaluation, evaluate
 from zarrow.analysis._nearest import Neighbours, nearest
 from zarrow.analysis._pca import Pca, pca
+from zarrow.analysis._probe import Probe, probe
 
 __all__ = [
     "ArrayDescription",
@@ -18,8 +19,10 @@ __all__ = [
     "Evaluation",
     "Neighbours",
     "Pca",
+    "Probe",
     "describe",
     "evaluate",
     "nearest",
     "pca",
+    "probe",
 ]

@@ -22,6 +22,7 @@ Place: tier 5, the floor of `zarrow.analysis`. Reads only; interrupting it harms
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
@@ -38,6 +39,7 @@ from zarrow.store import Store, StoreArray
 __all__ = [
     "Block",
     "Client",
+    "Passes",
     "Progress",
     "State",
     "as_matrix",
@@ -51,8 +53,9 @@ __all__ = [
 Matrix = npt.NDArray[np.floating[Any]]
 Progress = Callable[[int, int], None]
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
 MAX_BLOCK_ROWS = 65_536
+KEPT_BYTES = 128 << 20
 PARTS_PER_WORKER = 4
 
 
@@ -68,11 +71,14 @@ class Block:
         The vectors; read-only where they are the mapped files.
     table : pyarrow.RecordBatch
         The columns that were asked for.
+    aside : array, shape (n, …), or None
+        What `Passes` was given for these rows.
     """
 
     rows: npt.NDArray[np.int64]
     values: Matrix
     table: pa.RecordBatch
+    aside: npt.NDArray[Any] | None = None
 
 
 class State(Protocol):
@@ -96,6 +102,9 @@ class Client(Protocol):
 
     def cancel(self, futures: Sequence[Any]) -> Any:
         """Forget about futures."""
+
+    def scatter(self, data: list[Any]) -> Any:
+        """Send things to workers, and return their futures."""
 
     def scheduler_info(self, n_workers: int) -> dict[str, Any]:
         """Tell which workers there are."""
@@ -179,7 +188,6 @@ def blocks(
     columns: Sequence[str] = (),
     filter: pc.Expression | None = None,
     span: range | None = None,
-    rows: npt.NDArray[np.int64] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Block]:
     """Yield the rows of an array in blocks.
@@ -196,8 +204,6 @@ def blocks(
         Which rows.
     span : range, optional
         Only rows in it.
-    rows : int64 array, shape (n,), optional
-        Exactly these rows, ascending; not together with `filter` and `span`.
     progress : callable, optional
         Is called with the rows that were passed and all that are to be.
 
@@ -207,24 +213,19 @@ def blocks(
         In row order, none of them empty.
     """
     size = block_rows(array)
-    if rows is not None:
-        stream = _chosen(store, array, columns, rows, size)
-        first, total = 0, len(rows)
+    span = range(store.num_rows) if span is None else span
+    if columns or filter is not None:
+        stream = _joined(store, array, columns, filter, span, size)
     else:
-        span = range(store.num_rows) if span is None else span
-        first, total = span.start, len(span)
-        if columns or filter is not None:
-            stream = _joined(store, array, columns, filter, span, size)
-        else:
-            stream = _plain(array, span, size)
+        stream = _plain(array, span, size)
     done = 0
     for block in stream:
         yield block
-        done = done + len(block.rows) if rows is not None else int(block.rows[-1]) + 1 - first
+        done = int(block.rows[-1]) + 1 - span.start
         if progress is not None:
-            progress(done, total)
-    if progress is not None and done < total:
-        progress(total, total)
+            progress(done, len(span))
+    if progress is not None and done < len(span):
+        progress(len(span), len(span))
 
 
 _NO_COLUMNS = pa.record_batch({})
@@ -254,17 +255,17 @@ def _joined(
         yield Block(rows, as_matrix(vectors[array.name]), table)
 
 
-def _chosen(
-    store: Store, array: StoreArray, columns: Sequence[str], rows: npt.NDArray[np.int64], size: int
-) -> Iterator[Block]:
+def _chosen(array: StoreArray, rows: npt.NDArray[np.int64], size: int) -> Iterator[Block]:
     for start in range(0, len(rows), size):
         here = rows[start : start + size]
         first, stop = int(here[0]), int(here[-1]) + 1
-        values = array.read(first, stop) if stop - first == len(here) else array.take(here)
-        table = _NO_COLUMNS
-        if columns:
-            table = store.take(here, list(columns), [])[0].combine_chunks().to_batches()[0]
-        yield Block(here, as_matrix(values), table)
+        if stop - first == len(here):
+            values = array.read(first, stop)
+        elif stop - first < 2 * len(here):  # most of them: in one go, also from a cold disk
+            values = array.read(first, stop)[here - first]
+        else:
+            values = array.take(here)
+        yield Block(here, as_matrix(values), _NO_COLUMNS)
 
 
 # Folds
@@ -300,7 +301,7 @@ def fold(
         for block in blocks(store, array, columns, filter, progress=progress):
             state.add(block)
         return state
-    spans = _spans(store, PARTS_PER_WORKER * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1))
+    spans = _spans(store, _parts(client))
     futures = [
         client.submit(_fold_span, make, store, array.name, tuple(columns), filter, span, pure=False)
         for span in spans
@@ -330,6 +331,104 @@ def _fold_span(
     for block in blocks(store, store[name], columns, filter, span):
         state.add(block)
     return state
+
+
+class Passes:
+    """The same rows again and again, with something aside for each: for what takes many passes.
+
+    Here they stay in memory if they take little of it; a dask cluster is sent the row numbers once.
+
+    Parameters
+    ----------
+    store, array
+        As of `blocks`.
+    rows : int64 array, shape (n,)
+        The rows, ascending.
+    aside : array, shape (n, …)
+        What comes along with them, as `Block.aside`.
+    client : distributed.Client, optional
+        As of `fold`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        array: StoreArray,
+        rows: npt.NDArray[np.int64],
+        aside: npt.NDArray[Any],
+        client: Client | None = None,
+    ) -> None:
+        self.store, self.array, self.rows, self.aside, self.client = store, array, rows, aside, client
+        self._kept: list[Block] | None = None
+        self._parts: list[tuple[int, Any, Any]] = []
+        if client is not None:
+            for span in _spans(store, _parts(client)):
+                low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
+                if low < high:
+                    sent = client.scatter([rows[low:high], aside[low:high]])
+                    self._parts.append((high, *sent))
+
+    def fold(self, make: Callable[[], S], progress: Progress | None = None) -> S:
+        """Return a state that has taken in all of the rows."""
+        state = make()
+        if self.client is None:
+            done = 0
+            for block in self._blocks():
+                state.add(block)
+                done += len(block.rows)
+                if progress is not None:
+                    progress(done, len(self.rows))
+            return state
+        futures = [
+            self.client.submit(_fold_rows, make, self.store, self.array.name, rows, aside, pure=False)
+            for _, rows, aside in self._parts
+        ]
+        try:
+            for (done, *_), future in zip(self._parts, futures, strict=True):
+                state.merge(future.result())
+                if progress is not None:
+                    progress(done, len(self.rows))
+        finally:
+            self.client.cancel(futures)
+        return state
+
+    def _blocks(self) -> Iterator[Block]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        size_bytes = len(self.rows) * width_of(self.array) * compute_dtype(self.array.dtype).itemsize
+        kept: list[Block] | None = [] if size_bytes <= KEPT_BYTES else None
+        for block in _with_aside(self.array, self.rows, self.aside):
+            if kept is not None:
+                kept.append(block)
+            yield block
+        self._kept = kept
+
+
+def _with_aside(array: StoreArray, rows: npt.NDArray[np.int64], aside: npt.NDArray[Any]) -> Iterator[Block]:
+    done = 0
+    for block in _chosen(array, rows, block_rows(array)):
+        yield dataclasses.replace(block, aside=aside[done : done + len(block.rows)])
+        done += len(block.rows)
+
+
+def _fold_rows(
+    make: Callable[[], S],
+    store: Store,
+    name: str,
+    rows: npt.NDArray[np.int64],
+    aside: npt.NDArray[Any],
+) -> S:
+    """Run on a worker."""
+    state = make()
+    for block in _with_aside(store[name], rows, aside):
+        state.add(block)
+    return state
+
+
+def _parts(client: Client) -> int:
+    """Return into how many parts to cut the rows."""
+    return PARTS_PER_WORKER * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
 
 
 def _spans(store: Store, parts: int) -> list[range]:

@@ -55,6 +55,8 @@ def quoted(name: str) -> str:
 
 def describe_columns(store: Store, columns: Sequence[str], by: Sequence[str]) -> pa.Table:
     """Return a table with a row per column and group; see `zarrow.analysis.Description`."""
+    if not columns:
+        return pa.table({"column": pa.array([], pa.string())})
     reader = store.scan(list(dict.fromkeys([*by, *columns])))
     connection = connect()
     keys = "".join(f"{quoted(name)}, " for name in by)
@@ -63,7 +65,7 @@ def describe_columns(store: Store, columns: Sequence[str], by: Sequence[str]) ->
     facts = ", ".join(_facts(field, f"c{number}", exact) for number, field in enumerate(fields))
     group_by = f"GROUP BY {', '.join(map(quoted, by))} ORDER BY ALL" if by else ""
     connection.register("incoming", reader)
-    query = f"SELECT {keys} count(*) AS n{', ' if facts else ''}{facts} FROM incoming {group_by}"
+    query = f"SELECT {keys} count(*) AS n, {facts} FROM incoming {group_by}"
     found: pa.Table = connection.sql(query).to_arrow_table()
     connection.close()
     tables = []
@@ -81,8 +83,6 @@ def describe_columns(store: Store, columns: Sequence[str], by: Sequence[str]) ->
         piece |= {name: found[f"c{number}_{name}"].cast(pa.float64()) for name in NUMBERS}
         piece["exact"] = pa.array([exact] * found.num_rows)
         tables.append(pa.table(piece))
-    if not tables:
-        return pa.table({"column": pa.array([], pa.string())})
     return pa.concat_tables(tables)
 
 

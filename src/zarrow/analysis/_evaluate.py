@@ -10,6 +10,7 @@ Place: tier 5, in `zarrow.analysis`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from zarrow.analysis._scores import BINS, Scores, grouped_scores
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
-__all__ = ["Evaluation", "evaluate", "read_binary", "read_numbers"]
+__all__ = ["Evaluation", "evaluate", "hold_against", "read_binary", "read_numbers"]
 
 Float = npt.NDArray[np.float64]
 
@@ -228,32 +229,65 @@ def evaluate(
     _require_probabilities(probabilities[scored], probability)
     used = known & scored
     units = column_codes(table[unit])[0][used] if unit else None
-    groups, codes = None, np.zeros(0, np.int64)
-    if names:
-        groups = Groups(table.select(names))
-        codes = groups.codes(table)
-    del table
-    scores, rows = [], np.zeros(0, np.int64)
-    if groups is not None:
-        rows = np.bincount(codes, minlength=groups.count)
-        chosen = np.flatnonzero(used)
-        order = chosen[np.argsort(codes[chosen], kind="stable")]
-        bounds = np.append(0, np.cumsum(np.bincount(codes[chosen], minlength=groups.count)))
-        places = np.cumsum(used) - 1
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    groups = Groups(table.select(names)) if names else None
+    return hold_against(
+        labels[used],
+        probabilities[used],
+        groups,
+        None if groups is None else groups.codes(table),
+        used,
+        units,
+        probability=probability,
+        label=label,
+        bootstrap=bootstrap,
+        bins=bins,
+        seed=seed,
+        missing_labels=int((~known).sum()),
+        missing_probabilities=int((known & ~scored).sum()),
+        progress=progress,
+    )
+
+
+def hold_against(
+    labels: npt.NDArray[np.bool_],
+    probabilities: Float,
+    groups: Groups | None,
+    codes: npt.NDArray[np.int64] | None,
+    used: npt.NDArray[np.bool_],
+    units: npt.NDArray[np.int64] | None,
+    *,
+    probability: str,
+    label: str,
+    bootstrap: int,
+    bins: int,
+    seed: int,
+    missing_labels: int = 0,
+    missing_probabilities: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate arrays: `labels`, `probabilities` and `units` of the `used` rows, `codes` of all of them."""
+    scores, table = [], None
+    if groups is not None and codes is not None:
+        chosen = codes[used]
+        order = np.argsort(chosen, kind="stable")
+        bounds = np.append(0, np.cumsum(np.bincount(chosen, minlength=groups.count))).tolist()
+        for start, stop in itertools.pairwise(bounds):
             here = order[start:stop]
-            unit_codes = None if units is None else units[places[here]]
-            scores.append(Scores(labels[here], probabilities[here], unit_codes, bins))
-    everything = Scores(labels[used], probabilities[used], units, bins)
+            scores.append(
+                Scores(labels[here], probabilities[here], None if units is None else units[here], bins)
+            )
+        rows = np.bincount(codes, minlength=groups.count)
+        table = grouped_scores(groups, scores, rows, bootstrap, seed, progress)
+    everything = Scores(labels, probabilities, units, bins)
     overall = grouped_scores(None, [everything], np.array([len(used)]), bootstrap, seed)
     return Evaluation(
         probability=probability,
         label=label,
-        by=tuple(names),
+        by=() if groups is None else tuple(groups.names),
         overall=overall.to_pylist()[0],
-        table=grouped_scores(groups, scores, rows, bootstrap, seed, progress) if groups else overall,
-        missing_labels=int((~known).sum()),
-        missing_probabilities=int((known & ~scored).sum()),
+        table=overall if table is None else table,
+        missing_labels=missing_labels,
+        missing_probabilities=missing_probabilities,
         groups=groups,
         scores=[*scores, everything],
     )

@@ -83,6 +83,7 @@ class Groups:
     """
 
     def __init__(self, table: pa.Table) -> None:
+        table = _decoded(table)
         self._values = [column_codes(table[name])[1] for name in table.column_names]
         if math.prod(max(len(values), 1) for values in self._values) >= 2**63:
             raise InvalidInputError(f"{table.column_names} have too many values to group by all of them")

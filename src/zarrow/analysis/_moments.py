@@ -97,6 +97,13 @@ class Moments:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scratch": None}
 
+    def part(self, columns: slice) -> Moments:
+        """Return those of some of the columns."""
+        found = Moments(0)
+        found.count, found.mean = self.count, self.mean[columns]
+        found.squares = self.squares[columns, columns] if self.full else self.squares[columns]
+        return found
+
     def covariance(self) -> npt.NDArray[np.float64]:
         """Return the covariance matrix, of ``count - 1`` degrees of freedom."""
         return self.squares / max(self.count - 1, 1)
