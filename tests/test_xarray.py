@@ -361,6 +361,108 @@ class TestComputing:
         xr.testing.assert_equal(both, xr.concat([truth, truth], "row"))
 
 
+class TestKeys:
+    @pytest.fixture(params=[None, {}])
+    def keyed(self, plain, request):
+        zarrow.build_index(plain)
+        return xr.open_dataset(plain, key_index=True, chunks=request.param)
+
+    def test_one_key(self, keyed, truth):
+        """A key is one row: scalars, and vectors without the dimension of rows."""
+        found = keyed.sel(id=int(truth.id[700]), query=str(truth["query"].values[700]))
+        xr.testing.assert_equal(found.drop_vars("codes").load(), truth.isel(row=700).drop_vars("codes"))
+        assert found.embed.dims == ("embed_dim",)
+        assert not found.xindexes
+
+    def test_several_keys(self, keyed, truth):
+        """Keys side by side are rows in their order, as often as asked for; one value stands for all."""
+        rows = [2000, 3, 3, 1024]
+        asked = truth.isel(row=rows)
+        found = keyed.sel(id=asked.id.values, query=list(asked["query"].values))
+        same(found, asked)
+        one = keyed.sel(id=truth.id.values[[5, 5]], query=str(truth["query"].values[5]))
+        same(one, truth.isel(row=[5, 5]))
+
+    def test_labels_with_dimensions(self, keyed, truth):
+        """Labels that are DataArrays give the result their shape."""
+        rows = xr.DataArray(np.arange(12).reshape(3, 4), dims=("patient", "visit"))
+        found = keyed.prob.sel(
+            id=xr.DataArray(truth.id.values[rows], dims=rows.dims),
+            query=xr.DataArray(truth["query"].values[rows], dims=rows.dims),
+        )
+        assert found.dims == ("patient", "visit")
+        np.testing.assert_array_equal(found.values, truth.prob.values[rows])
+
+    def test_a_missing_key(self, keyed):
+        """A key that no row has is a KeyError that names it."""
+        with pytest.raises(KeyError, match=r"id=-7, query='none'"):
+            keyed.sel(id=-7, query="none")
+        with pytest.raises(KeyError, match="1 of 2 keys"):
+            keyed.sel(id=[int(keyed.id[0]), -7], query=str(keyed["query"].values[0]))
+
+    @pytest.mark.parametrize(
+        ("labels", "options", "match"),
+        [
+            ({"id": 1}, {}, r"missing \['query'\]"),
+            ({"id": slice(1, 3), "query": "a"}, {}, "no order to slice"),
+            ({"id": [1, 2], "query": ["a", "b", "c"]}, {}, "side by side"),
+            ({"id": [[1, 2]], "query": "a"}, {}, "one or a list"),
+            ({"id": "one", "query": "a"}, {}, "id"),
+            ({"id": 1, "query": "a"}, {"method": "nearest"}, "no method"),
+        ],
+    )
+    def test_what_is_no_key(self, keyed, labels, options, match):
+        """What cannot name a row is refused with the reason."""
+        with pytest.raises(ValueError, match=match):
+            keyed.sel(labels, **options)
+
+    def test_the_index_is_on_disk(self, plain, monkeypatch):
+        """No look-up reads a key column, nor does opening."""
+        zarrow.build_index(plain)
+        monkeypatch.setattr("zarrow._columns.Columns.batches", None)
+        dataset = xr.open_dataset(plain, key_index=True)
+        assert dataset.sel(
+            id=int(zarrow.open(plain).take([9], ["id"], [])[0]["id"][0].as_py()),
+            query=str(dataset["query"].values[9]),
+        ).sizes
+
+    def test_worker_processes_look_up(self, keyed, truth):
+        """A process of dask's finds rows by key in the dataset that it was sent."""
+        found = pickle.loads(pickle.dumps(keyed)).sel(id=truth.id.values[:3], query=truth["query"].values[:3])
+        same(found, truth.isel(row=slice(3)))
+        keys = {"id": truth.id.values[:600], "query": truth["query"].values[:600]}
+        task = dask.delayed(lambda dataset: dataset.embed.sel(keys).mean("row").values)
+        with dask.config.set(scheduler="processes", num_workers=1):
+            mean = task(keyed).compute()
+        np.testing.assert_allclose(mean, truth.embed[:600].mean("row"), rtol=1e-3)
+
+    def test_what_goes_on_working(self, keyed, plain, truth):
+        """With the index, datasets of one store align; renamed keys are found; selections have none."""
+        again = xr.open_dataset(plain, key_index=True)
+        np.testing.assert_array_equal((keyed.prob - again.prob).values, np.zeros(ROWS))
+        renamed = keyed.rename(id="patient")
+        key = {"patient": int(truth.id[3]), "query": str(truth["query"].values[3])}
+        assert renamed.sel(key).prob == truth.prob[3]
+        assert not keyed.isel(row=slice(5)).xindexes
+        assert set(keyed.isel(embed_dim=0).xindexes) == set(KEYS)
+        assert "KeyIndex" in repr(keyed.xindexes)
+
+    def test_two_stores(self, keyed, plain):
+        """An index is of one store: concatenation says what to do instead."""
+        with pytest.raises(ValueError, match="without key_index"):
+            xr.concat([keyed, keyed], "row")
+
+    def test_without_keys(self, plain, tmp_path):
+        """There is no index without key columns."""
+        with pytest.raises(InvalidInputError, match="do not drop them"):
+            xr.open_dataset(plain, key_index=True, drop_variables="id")
+        with zarrow.Writer(tmp_path / "s.zarrow") as writer:
+            writer.append({"id": [1]})
+            writer.finalize()
+        with pytest.raises(InvalidInputError, match="the store has none"):
+            xr.open_dataset(tmp_path / "s.zarrow", key_index=True)
+
+
 class TestElsewhere:
     def test_dask_chunks_are_segments(self, plain):
         """chunks={} has one dask chunk per segment in every variable, and rows are whole."""

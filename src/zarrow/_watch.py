@@ -4,7 +4,8 @@
 be done. Rates are those of the last seconds (`WINDOW_S`).
 
 A writer's rows are those of its open segments that were seen while it was watched, and of what became of
-them: who wrote the segments that were committed before is not recorded. A store that is being replaced is watched where the new one grows.
+them: who wrote the segments that were committed before is not recorded. A store that is being replaced is
+watched where the new one grows.
 
 Place: tier 4, beside `store`; used by `_commands`. Reads only: writers do not notice.
 """

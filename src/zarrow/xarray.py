@@ -5,7 +5,9 @@
 * one variable per array, derived ones too, ``(row, <name>_dim)``: slices of plain bytes are the mapped
   files themselves;
 * one variable per column of the table, along ``row``; the columns that name a row are coordinates. They
-  have no index: xarray would have to hold one in memory.
+  have no index unless ``key_index=True`` asks for `KeyIndex`, which looks rows up in the store's index on
+  disk: xarray's own would be in memory, and any index makes xarray refuse to compute with two stores
+  whose keys differ.
 
 The column ``row`` is no variable: it is the position along the dimension ``row``, and xarray would load a
 variable of a dimension's name for an index.
@@ -22,8 +24,8 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +42,13 @@ try:
     import xarray as xr
     from xarray.backends import BackendArray, BackendEntrypoint
     from xarray.core import indexing
+    from xarray.core.indexing import IndexSelResult
 except ImportError as error:
     raise MissingExtraError(
         f"zarrow.xarray needs {error.name}: pip install 'zarrow[xarray]'", name=error.name
     ) from error
 
-__all__ = ["ZarrowBackendEntrypoint"]
+__all__ = ["KeyIndex", "ZarrowBackendEntrypoint"]
 
 _STORES_KEPT = 8
 _WITHOUT_NAN: dict[Any, Callable[..., Any]] = {np.nanmean: np.mean, np.nansum: np.sum}
@@ -105,6 +108,7 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         partial: bool = False,
         fill_values: Mapping[str, object] | None = None,
+        key_index: bool = False,
     ) -> xr.Dataset:
         """Open a store as a lazy dataset; call `xarray.open_dataset` instead.
 
@@ -118,6 +122,8 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
             Whether a store that was not finalized will do; see `zarrow.open`.
         fill_values : dict of str to value, optional
             Per column, what stands for null; the column keeps its dtype. −1 in ``sample_index``.
+        key_index : bool
+            Whether ``dataset.sel`` finds rows by key; see `KeyIndex`.
 
         Returns
         -------
@@ -129,7 +135,7 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         StoreNotFoundError, NotAStoreError, IncompleteStoreError, CorruptionError
             As `zarrow.open`.
         UnknownNameError, InvalidInputError
-            If a fill value is for no column, or does not fit it.
+            If a fill value is for no column, or does not fit it; if there is no key to index.
 
         Examples
         --------
@@ -138,17 +144,22 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         >>> dataset = xr.open_dataset(path, chunks={}, drop_variables=["occurs_prob"])
         >>> dataset.query_embed.chunks
         ((2048, 2048, 904), (8,))
+        >>> dataset = xr.open_dataset(path, key_index=True)
+        >>> dataset.sel(subject_id=3, query="code//7").occurs_prob.item()
+        0.0074
         """
         if not isinstance(filename_or_obj, str | os.PathLike):
             raise InvalidInputError(f"a store is opened by its path, got {filename_or_obj!r}")
         store = open(filename_or_obj, partial=partial)
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
-        dataset = _dataset(store, dropped, fill_values)
+        dataset = _dataset(store, dropped, fill_values, key_index=key_index)
         dataset.set_close(store.close)
         return dataset
 
 
-def _dataset(store: Store, dropped: set[str], fill_values: Mapping[str, object] | None) -> xr.Dataset:
+def _dataset(
+    store: Store, dropped: set[str], fill_values: Mapping[str, object] | None, *, key_index: bool
+) -> xr.Dataset:
     handle = _Handle(store)
     lengths = tuple(len(rows) for rows in store.segments if len(rows))
     chunks = {ROW: store.segment_rows if store.complete else lengths or (0,)}
@@ -165,7 +176,13 @@ def _dataset(store: Store, dropped: set[str], fill_values: Mapping[str, object] 
             preferred = chunks | dict(zip(names[1:], array.row_shape, strict=True))
             variables[name] = xr.Variable(names, lazy, None, {"preferred_chunks": preferred})
     keys = {name: variables.pop(name) for name in store.keys if name in variables}
-    coords = xr.Coordinates(keys, indexes={})
+    if key_index and (not keys or len(keys) < len(store.keys)):
+        raise InvalidInputError(
+            f"{store.path}: key_index=True needs the key columns {list(store.keys) or '(the store has none)'} "
+            f"in the dataset, got {list(keys)}: do not drop them, or leave key_index away"
+        )
+    index = KeyIndex(handle, {name: name for name in keys}) if key_index else None
+    coords = xr.Coordinates(keys, indexes={} if index is None else dict.fromkeys(keys, index))
     attributes: dict[str, Any] = {
         "zarrow_uuid": store.uuid,
         "zarrow_keys": list(store.keys),
@@ -174,6 +191,183 @@ def _dataset(store: Store, dropped: set[str], fill_values: Mapping[str, object] 
     if not store.complete:
         attributes["committed_rows"] = store.committed_rows
     return xr.Dataset(variables, coords, attributes)
+
+
+class KeyIndex(xr.Index):
+    """Lets ``dataset.sel`` find rows by key, through the index on disk.
+
+    ``xr.open_dataset(path, key_index=True)`` makes it. ``dataset.sel(subject_id=3, query="stroke")`` is one
+    row, and ``dataset.sel(subject_id=[3, 4], query="stroke")`` two: all key columns are named, each by a
+    value or by as many values as the others, which are taken side by side. Labels that are DataArrays give
+    the result their dimensions. Of several rows with one key the first is found; a key that no row has is a
+    KeyError. `zarrow.build_index` makes the first look-up fast, also in the processes of dask.
+
+    The index is of the whole store: a selection has none. Two stores whose keys differ do not align; open
+    them without it to compute with both, or to put one behind the other.
+
+    Parameters
+    ----------
+    handle : object
+        The store.
+    names : dict of str to str
+        Per coordinate, the key column that it is.
+
+    Examples
+    --------
+    >>> import xarray as xr, zarrow.testing
+    >>> dataset = xr.open_dataset(zarrow.testing.example_store().path, key_index=True)
+    >>> dataset.sel(subject_id=[3, 499], query="code//7").occurs_prob.values
+    array([0.0074, 0.9994])
+    """
+
+    def __init__(self, handle: _Handle, names: Mapping[Hashable, str]) -> None:
+        self._handle, self._names = handle, dict(names)
+
+    def sel(self, labels: dict[Any, Any], method: Any = None, tolerance: Any = None) -> IndexSelResult:
+        """Return the rows that have keys; xarray calls this.
+
+        Parameters
+        ----------
+        labels : dict of str to values
+            Per coordinate what was asked for.
+        method, tolerance : None
+            Keys are equal or not: there is nothing else.
+
+        Returns
+        -------
+        IndexSelResult
+            The rows.
+
+        Raises
+        ------
+        KeyNotFoundError
+            A KeyError: no row has a key.
+        InvalidInputError
+            If a key column is not named, the labels are of another type, not side by side, or a slice.
+        """
+        if method is not None or tolerance is not None:
+            raise InvalidInputError("keys are equal or not: sel takes no method or tolerance here")
+        if missing := [name for name in self._names if name not in labels]:
+            raise InvalidInputError(
+                f"a row is named by all of {', '.join(map(str, self._names))}; missing {missing}: for the "
+                "rows of some, filter: dataset.isel(row=dataset.query.values == 'stroke')"
+            )
+        named = {self._names[name]: _labels(name, label) for name, label in labels.items()}
+        try:
+            values = xr.broadcast(*named.values())
+        except ValueError as error:
+            raise InvalidInputError(f"keys are taken side by side, so as many of each: {error}") from None
+        dims, shape = values[0].dims, values[0].shape
+        keys = {name: value.values.reshape(-1) for name, value in zip(named, values, strict=True)}
+        rows = self._handle.store.locate(keys, missing="raise").reshape(shape)
+        if not shape:
+            return IndexSelResult({ROW: int(rows[()])})
+        return IndexSelResult({ROW: rows if dims == (ROW,) else xr.Variable(dims, rows)})
+
+    def isel(self, indexers: Mapping[Any, Any]) -> KeyIndex | None:
+        """Return the index if all rows stay where they are, else None; xarray calls this.
+
+        Parameters
+        ----------
+        indexers : mapping of str to indexer
+            Which rows.
+
+        Returns
+        -------
+        KeyIndex or None
+            The index is of the whole store.
+        """
+        rows = indexers.get(ROW, slice(None))
+        count = self._handle.store.num_rows
+        return self if isinstance(rows, slice) and rows.indices(count) == (0, count, 1) else None
+
+    def equals(self, other: xr.Index, *, exclude: frozenset[Hashable] | None = None) -> bool:
+        """Tell whether another index is of the same rows; xarray calls this.
+
+        Parameters
+        ----------
+        other : Index
+            Of another dataset.
+        exclude : set of str, optional
+            Of no effect.
+
+        Returns
+        -------
+        bool
+            Whether it is.
+        """
+        del exclude
+        if not isinstance(other, KeyIndex):
+            return False
+        mine, theirs = self._handle.store, other._handle.store
+        return (mine.uuid, mine.num_rows, self._names) == (theirs.uuid, theirs.num_rows, other._names)
+
+    def rename(self, name_dict: Mapping[Any, Hashable], dims_dict: Mapping[Any, Hashable]) -> KeyIndex:
+        """Return the index under other names; xarray calls this.
+
+        Parameters
+        ----------
+        name_dict : mapping of str to str
+            New names of coordinates.
+        dims_dict : mapping of str to str
+            New names of dimensions.
+
+        Returns
+        -------
+        KeyIndex
+            Of the same rows.
+        """
+        if dims_dict.get(ROW, ROW) != ROW:
+            raise InvalidInputError("the dimension 'row' keeps its name while keys are indexed: drop_indexes")
+        return KeyIndex(self._handle, {name_dict.get(name, name): key for name, key in self._names.items()})
+
+    @classmethod
+    def concat(
+        cls,
+        indexes: Sequence[Self],
+        dim: Hashable,
+        positions: Iterable[Iterable[int]] | None = None,
+    ) -> Self:
+        """Refuse: an index is of one store; xarray calls this.
+
+        Parameters
+        ----------
+        indexes : sequence of KeyIndex
+            Of the datasets.
+        dim : str
+            Along which.
+        positions : list of int arrays, optional
+            Where the rows go.
+
+        Returns
+        -------
+        KeyIndex
+            Never.
+
+        Raises
+        ------
+        InvalidInputError
+            Always.
+        """
+        del indexes, dim, positions
+        raise InvalidInputError(
+            "the index of keys is of one store: open the stores without key_index to concatenate them"
+        )
+
+    def _repr_inline_(self, max_width: int) -> str:
+        return f"KeyIndex of {self._handle.store.path.name}"[:max_width]
+
+
+def _labels(name: Hashable, label: Any) -> xr.DataArray:
+    """Return labels without coordinates, along the rows unless they say otherwise."""
+    if isinstance(label, slice):
+        raise InvalidInputError(f"keys have no order to slice {name!r} by: give values")
+    if isinstance(label, xr.DataArray | xr.Variable):
+        return xr.DataArray(label.data, dims=label.dims)
+    values = np.asarray(label)
+    if values.ndim > 1:
+        raise InvalidInputError(f"values of {name!r} must be one or a list, got shape {values.shape}")
+    return xr.DataArray(values, dims=(ROW,) * values.ndim)
 
 
 class _Handle:
