@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,51 @@ def test_sentence_embeddings(tmp_path: Path) -> None:
     assert (store.num_rows, store["embedding"].shape) == (96, (96, 384))
     again = run("sentence_embeddings.py", *arguments, "--query", "wait for a coroutine", cwd=tmp_path)
     assert "a coroutine" in again
+
+
+def test_worker_processes(tmp_path: Path) -> None:
+    """Independent processes write one store; one that was killed is run again and goes on with its rows."""
+    spec = importlib.util.spec_from_file_location("worker_processes", EXAMPLES / "worker_processes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    path = tmp_path / "paragraphs.zarrow"
+    rows = len(example.paragraphs())
+
+    def left_to(task: int) -> int:
+        return sum(map(len, example.batches(path, task, 2)))
+
+    example.work(path, 0, 2)
+    assert (left_to(0), left_to(1)) == (0, rows // 2)
+    script = f"import worker_processes as w; w.work({str(path)!r}, 1, 2)"
+    environment = {**os.environ, "PYTHONPATH": f"{Path(zarrow.__file__).parents[1]}:{EXAMPLES}"}
+    victim = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    while victim.poll() is None and left_to(1) == rows // 2:
+        time.sleep(0.002)
+    victim.kill()
+    victim.wait()
+    assert left_to(1) < rows // 2
+    printed = run("worker_processes.py", "paragraphs.zarrow", "--workers", "2", cwd=tmp_path)
+    assert len(printed.splitlines()) == 4
+    store = zarrow.open(path)
+    assert sorted(store.table()["paragraph"].to_pylist()) == list(range(rows))
+    texts = example.paragraphs()
+    table, vectors = store.take(range(0, rows, 9), ["paragraph", "text"])
+    for row, text, vector in zip(*table.to_pydict().values(), vectors["embedding"], strict=True):
+        assert text == texts[row]
+        assert vector.tolist() == example.embed(text).tolist()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="pip install distributed")
+def test_dask_cluster(tmp_path: Path) -> None:
+    """The processes of a Dask cluster write one store, every row once; a second run writes none anew."""
+    printed = run("dask_cluster.py", cwd=tmp_path)
+    assert "35,940 rows by 2 workers" in printed
+    store = zarrow.open(tmp_path / "digits.zarrow")
+    assert store.complete
+    assert sorted(store.table()["sample"].to_pylist()) == list(range(35_940))
+    assert "0 rows by 2 workers" in run("dask_cluster.py", cwd=tmp_path)
 
 
 def test_all_examples_are_tested() -> None:
