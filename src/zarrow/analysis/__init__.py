@@ -9,6 +9,7 @@ Place: tier 5, the edge that faces people with questions; ``import zarrow`` does
 
 from zarrow.analysis._describe import ArrayDescription, Description, describe
 from zarrow.analysis._evaluate import Evaluation, evaluate
+from zarrow.analysis._map import Map, map_rows, place_rows
 from zarrow.analysis._nearest import Neighbours, nearest
 from zarrow.analysis._pca import Pca, pca
 from zarrow.analysis._probe import Probe, probe
@@ -17,12 +18,15 @@ __all__ = [
     "ArrayDescription",
     "Description",
     "Evaluation",
+    "Map",
     "Neighbours",
     "Pca",
     "Probe",
     "describe",
     "evaluate",
+    "map_rows",
     "nearest",
     "pca",
+    "place_rows",
     "probe",
 ]
