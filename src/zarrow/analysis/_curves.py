@@ -83,7 +83,7 @@ def wilson(share: Float, rows: npt.NDArray[np.int64]) -> tuple[Float, Float]:
     z = 1.959963984540054
     middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
     half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
+    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
 
 
 def largest_groups(found: Evaluation, most: int) -> list[tuple[str, Scores]]:

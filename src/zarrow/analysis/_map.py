@@ -17,6 +17,7 @@ Place: tier 5, in `zarrow.analysis`. Interrupting it leaves the store as it was.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -289,7 +290,7 @@ def shares_of(sizes: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]
     Together about `limit`; more only if there are more groups than that.
 
     >>> shares_of(np.array([1_000_000, 30, 500]), 1000).tolist()
-    [920, 30, 50]
+    [919, 30, 50]
     """
     floor = max(min(FLOOR_ROWS, limit // max(len(sizes), 1)), 1)
     least = np.minimum(sizes, floor)
@@ -331,7 +332,9 @@ def _spread(
 
 def _import_umap() -> Any:
     try:
-        import umap
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # that it could use Tensorflow, which nobody asked
+            import umap
     except ImportError as error:
         raise MissingExtraError(
             f"method='umap' needs {error.name}: pip install 'zarrow[map]'", name=error.name

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["calibration", "map", "norms", "roc", "save"]
+__all__ = ["calibration", "check_format", "map", "norms", "roc", "save"]
 
 MAX_POINTS = 50_000
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A900", "#8C8C8C")
@@ -140,7 +140,18 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def check_format(path: Path) -> None:
-    """Raise `InvalidInputError` if a picture cannot be written to a file of that name."""
+    """Refuse a file name that no picture can have, before anything is computed.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    InvalidInputError
+        If it does not end in ``.png``, ``.svg`` or ``.pdf``.
+    """
     if path.suffix.lower() not in FORMATS:
         raise InvalidInputError(f"a picture's name must end in {', '.join(FORMATS)}, got {path.name!r}")
 
@@ -367,6 +378,7 @@ def norms(
         ]
 
     def draw(figure: Figure) -> None:
+        """Draw on it."""
         axes = figure.add_subplot()
         left_out = int((~known).sum())
         few = f"{len(found):,} of " * (len(found) < total)
@@ -538,7 +550,15 @@ def calibration(
 
     Parameters
     ----------
-    store, probability, label, by, filter
+    store : Store
+        The store.
+    probability : str, optional
+        As of `roc`.
+    label : str, optional
+        As of `roc`.
+    by : str or list of str, optional
+        As of `roc`.
+    filter : pyarrow.compute.Expression, optional
         As of `roc`.
     bins : int
         How many groups along the probability.

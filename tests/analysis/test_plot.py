@@ -1,0 +1,177 @@
+"""Do the pictures show what is in the store?"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
+
+import zarrow
+from zarrow.analysis import map_rows, plot
+from zarrow.analysis._curves import calibrate
+from zarrow.analysis._scores import Scores
+from zarrow.cli import app
+from zarrow.errors import InvalidInputError, UnknownNameError, WriteFailedError
+from zarrow.store import Store
+from zarrow.testing import example_predictions, example_store
+
+HOSTILE = "$\\frac{1$ <script>alert(1)</script> & \u202e $"
+
+
+def written(path: Path, columns: dict[str, object], vectors: np.ndarray) -> Store:
+    with zarrow.Writer(path) as writer:
+        writer.append(columns, {"embed": vectors})
+        writer.finalize()
+    return zarrow.open(path)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plot.map,
+        lambda store: plot.map(store, colour="occurs_prob"),
+        lambda store: plot.map(store, colour="query"),
+        plot.norms,
+        lambda store: plot.norms(store, by="query"),
+        plot.roc,
+        lambda store: plot.roc(store, by="query"),
+        plot.calibration,
+    ],
+    ids=["map", "number", "category", "norms", "group norms", "roc", "group roc", "calibration"],
+)
+def test_files(draw: Callable[[Store], Figure], tmp_path: Path) -> None:
+    """Each picture is a PNG of some size that is not blank, and an SVG that any XML reader reads."""
+    figure = draw(example_predictions())
+    plot.save(figure, tmp_path / "a.png")
+    plot.save(figure, tmp_path / "a.svg")
+    pixels = matplotlib.image.imread(tmp_path / "a.png")
+    assert pixels.shape[0] > 500
+    assert pixels.shape[1] > 800
+    assert pixels[..., :3].std() > 0.02
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    assert root.tag.endswith("svg")
+
+
+def test_no_global_state() -> None:
+    """Drawing leaves matplotlib's settings and figures as they were."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    before = dict(matplotlib.rcParams)
+    plot.norms(example_store())
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == []
+
+
+def test_roc_says_the_exact_area() -> None:
+    """The legend's AUROC is scikit-learn's."""
+    store = example_predictions()
+    table = store.table(["occurs", "occurs_prob"]).drop_null()
+    expected = roc_auc_score(table["occurs"].to_numpy(), table["occurs_prob"].to_numpy())
+    (legend,) = [text.get_text() for text in plot.roc(store).axes[0].get_legend().get_texts()]
+    assert legend == f"all rows: AUROC {expected:.3f}"
+
+
+def test_calibration_groups() -> None:
+    """Groups have about as many rows each, none parts equal probabilities, and their means are right."""
+    generator = np.random.default_rng(0)
+    probability = np.round(generator.beta(0.3, 8, 5000), 3)
+    label = generator.random(5000) < probability
+    found = calibrate(Scores(label, probability), 10)
+    assert found.rows.sum() == 5000
+    assert len(found.rows) > 5
+    assert np.average(found.predicted, weights=found.rows) == pytest.approx(probability.mean())
+    assert np.average(found.observed, weights=found.rows) == pytest.approx(label.mean())
+    assert (found.low <= found.observed).all()
+    assert (found.observed <= found.high).all()
+    assert (np.diff(found.predicted) > 0).all()
+
+
+def test_many_rows_become_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit a map counts rows in cells: all of them, and colours by their mean."""
+    monkeypatch.setattr(plot, "MAX_POINTS", 1000)
+    store = example_predictions()
+    figure = plot.map(store)
+    (image,) = figure.axes[0].get_images()
+    assert image.get_array().sum() == 5000
+    (image,) = plot.map(store, colour="occurs_prob").axes[0].get_images()
+    assert 0 <= image.get_array().min() <= image.get_array().max() <= 1
+    assert len(plot.map(store, colour="query").axes[0].get_images()) == 1
+
+
+def test_a_stored_map_is_drawn(tmp_path: Path) -> None:
+    """The map that was stored is shown, under the name of its method."""
+    store = example_store(tmp_path / "run.zarrow")
+    map_rows(store, name="mine")
+    store = zarrow.open(store.path)
+    points = plot.map(store).axes[0].collections[0].get_offsets()
+    assert np.allclose(np.sort(points, axis=0), np.sort(store["mine"][:], axis=0))
+
+
+def test_few_odd_rows(tmp_path: Path) -> None:
+    """Ten rows, some NaN, some zero, with hostile names, can be drawn, and are counted."""
+    vectors = np.eye(10, 4, dtype=np.float32)
+    vectors[3] = np.nan
+    names = [HOSTILE, *"abcdefghi"]
+    labels = [True, False, None] * 3 + [True]
+    columns = {HOSTILE: names, "prob": np.linspace(0, 1, 10), "label": labels}
+    store = written(tmp_path / "run.zarrow", columns, vectors)
+    for number, figure in enumerate(
+        [plot.map(store, colour=HOSTILE), plot.norms(store, by=HOSTILE), plot.roc(store, by=HOSTILE),
+         plot.calibration(store, by=HOSTILE)]
+    ):  # fmt: skip
+        plot.save(figure, tmp_path / f"{number}.svg")
+        ElementTree.parse(tmp_path / f"{number}.svg")
+    note = [text.get_text() for text in plot.norms(store).axes[0].texts]
+    assert any("1 with NaN or infinity left out; 6 of length 0" in text for text in note)
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    """What cannot be drawn is refused, with the reason."""
+    store = example_store()
+    with pytest.raises(InvalidInputError, match="label of each row cannot be told"):
+        plot.roc(store)
+    with pytest.raises(UnknownNameError, match="nope"):
+        plot.map(store, colour="nope")
+    with pytest.raises(InvalidInputError, match="two values per row"):
+        plot.map(zarrow.open(one_class(tmp_path).path), "wide")
+    with pytest.raises(InvalidInputError, match="both classes"):
+        plot.roc(one_class(tmp_path))
+    with pytest.raises(InvalidInputError, match=r"must end in \.png"):
+        plot.save(plot.norms(store), tmp_path / "a.jpeg")
+    with pytest.raises(WriteFailedError, match="cannot be written"):
+        plot.save(plot.norms(store), tmp_path / "none" / "a.png")
+    nothing = written(tmp_path / "nan.zarrow", {"x": [1, 2]}, np.full((2, 3), np.nan, np.float32))
+    with pytest.raises(InvalidInputError, match="no row without NaN"):
+        plot.norms(nothing)
+
+
+def one_class(tmp_path: Path) -> Store:
+    path = tmp_path / "one.zarrow"
+    if not path.exists():
+        columns = {"prob": np.linspace(0, 1, 8), "label": [True] * 8}
+        written(path, columns, np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+        zarrow.add_array(path, "wide", np.zeros((8, 3)))
+    return zarrow.open(path)
+
+
+def test_commands(tmp_path: Path) -> None:
+    """`zarrow plot` writes the file and says so; options that do not fit the kind are refused."""
+    path = str(example_predictions().path)
+    target = str(tmp_path / "a.png")
+    for kind in ("map", "norms", "roc", "calibration"):
+        printed = CliRunner().invoke(app, ["plot", path, "--kind", kind, "-o", target, "--json"])
+        assert printed.exit_code == 0, printed.output
+        assert json.loads(printed.stdout)["kind"] == kind
+    printed = CliRunner().invoke(app, ["plot", path, "--kind", "roc", "--colour", "query", "-o", target])
+    assert printed.exit_code == 1
+    assert "not --colour" in printed.stderr
+    printed = CliRunner().invoke(app, ["plot", path, "-o", str(tmp_path / "a.gif")])
+    assert printed.exit_code == 1
+    assert "must end in" in printed.stderr
