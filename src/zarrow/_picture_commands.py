@@ -1,7 +1,7 @@
 """Which commands make pictures: ``map``, ``plot``, ``report``?
 
-Thin, as `cli` is, which they are part of: arguments in, `zarrow.analysis` called, what was made said. Progress goes
-to standard error, so that ``--json`` leaves standard output to machines.
+Thin, as `cli` is, which they are part of: arguments in, `zarrow.analysis` called, what was made said.
+Progress goes to standard error, so that ``--json`` leaves standard output to machines.
 
 Place: below `cli`, which has the group that tells errors. Ctrl-C leaves store and files as they were.
 """

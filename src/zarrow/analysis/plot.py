@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._blocks import Progress, blocks, choose_array, split_finite
 from zarrow.analysis._curves import calibrate, choose_label, choose_probability, largest_groups
-from zarrow.analysis._describe import row_norms
 from zarrow.analysis._evaluate import Evaluation, evaluate
 from zarrow.analysis._grid import Colour, Grid, Points, choose_map, read_cells, read_colour, read_points
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._map import Map
+from zarrow.analysis._moments import row_norms
 from zarrow.analysis._scores import Scores
 from zarrow.errors import InvalidInputError, MissingExtraError, WriteFailedError
 from zarrow.store import Store, StoreArray
@@ -377,8 +377,7 @@ def norms(
             if sizes[one]
         ]
 
-    def draw(figure: Figure) -> None:
-        """Draw on it."""
+    def _draw_norms(figure: Figure) -> None:
         axes = figure.add_subplot()
         left_out = int((~known).sum())
         few = f"{len(found):,} of " * (len(found) < total)
@@ -406,7 +405,7 @@ def norms(
         axes.set(xlabel="Euclidean length", ylabel="share of rows", ylim=(0, None))
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
 
-    return _draw(draw)
+    return _draw(_draw_norms)
 
 
 def _lengths(
