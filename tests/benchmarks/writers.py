@@ -3,11 +3,15 @@
 Run it from the repository::
 
     python tests/benchmarks/writers.py                     # 400,000 x 768 float32 in batches of 256
-    python tests/benchmarks/writers.py --memory            # peak memory at 100 k, 400 k and 1.6 M rows
-    python tests/benchmarks/writers.py --only raw zarrow lance --repeat 7 --json out.json
+    python tests/benchmarks/writers.py --memory            # its growth with the rows: --sizes
+    python tests/benchmarks/writers.py --only raw zarrow lance --repeat 7 --json out.json --picture out.svg
+    python tests/benchmarks/writers.py --only nothing zarrow --step-ms 5    # beside a model
+    python tests/benchmarks/writers.py --only zarrow-2 zarrow zarrow-4      # several processes
+    python tests/benchmarks/writers.py --only raw zarrow --width 64 --batch-rows 32 --kind float16
 
 Every contender runs in a process of its own, the contenders take turns, and the table shows medians; what
-matters is the ratio to ``raw``: the same bytes by ``write`` and one final ``fdatasync``. A contender's own
+matters is the ratio to ``raw``: the same bytes by ``write`` and one final ``fdatasync`` (or to whoever is
+named first). A contender's own
 process is warmed up by a short run. Each output is read back and compared, so nobody wins by losing rows.
 
 Blocked time is what the caller waits in the call that hands a batch over. Memory is private and anonymous
@@ -17,7 +21,6 @@ Blocked time is what the caller waits in the call that hands a batch over. Memor
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
@@ -27,216 +30,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-SURVIVES = {
-    "raw": "whole rows; power cut: nothing before the end",
-    "memmap": "rows, but not how many; power cut: nothing before the end",
-    "zarrow": "every accepted row; power cut: every full segment",
-    "zarrow-copy": "as zarrow",
-    "zarrow-blosc": "as zarrow",
-    "lance": "nothing before the end",
-    "h5py": "perhaps a file that opens",
-    "tensorstore": "chunks, but not which",
-    "zarr-append": "rows and silent fill values",
-    "parquet": "nothing before the end",
-}
-
-
-class Data:
-    """Batches of vectors and identifiers, made before the clock runs; every batch is a fresh buffer."""
-
-    def __init__(self, rows: int, width: int, batch_rows: int, kind: str) -> None:
-        self.rows, self.width, self.batch_rows = rows, width, batch_rows
-        rng = np.random.default_rng(0)
-        pool = rng.standard_normal((16, batch_rows, width)).astype(np.float32)
-        if kind == "bf16":
-            pool = (pool.view(np.uint32) & 0xFFFF0000).view(np.float32)
-        self.dtype = np.dtype(np.float16 if kind == "float16" else np.float32)
-        self._pool = pool.astype(self.dtype)
-
-    def vectors(self, start: int, stop: int) -> np.ndarray:
-        return self._pool[start // self.batch_rows % len(self._pool)][: stop - start]
-
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for start in range(0, self.rows, self.batch_rows):
-            stop = min(self.rows, start + self.batch_rows)
-            ids = np.arange(start, stop)
-            yield ids, (ids % 997 / 997).astype(np.float32), self.vectors(start, stop)
-
-    def check(self, read: Callable[[int, int], np.ndarray]) -> None:
-        step = self.batch_rows
-        for start in {0, self.rows // 2 // step * step, (self.rows - 1) // step * step}:
-            stop = min(self.rows, start + step)
-            np.testing.assert_array_equal(read(start, stop), self.vectors(start, stop))
-
-
-class Clock:
-    """Times the calls that hand a batch over."""
-
-    def __init__(self) -> None:
-        self.blocked: list[float] = []
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.blocked.append(time.perf_counter() - start)
-
-
-def write_raw(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
-    for _, _, vectors in data.batches():
-        with clock():
-            os.write(fd, vectors)
-    os.fdatasync(fd)
-    os.close(fd)
-    mapped = lambda: np.memmap(path, data.dtype, "r", shape=(data.rows, data.width))  # noqa: E731
-    return lambda: data.check(lambda start, stop: mapped()[start:stop])
-
-
-def write_memmap(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    mapped = np.memmap(path, data.dtype, "w+", shape=(data.rows, data.width))
-    start = 0
-    for _, _, vectors in data.batches():
-        with clock():
-            mapped[start : start + len(vectors)] = vectors
-        start += len(vectors)
-    mapped.flush()
-    return lambda: data.check(lambda start, stop: mapped[start:stop])
-
-
-def write_zarrow(
-    path: Path, data: Data, clock: Clock, *, copy: bool = False, codecs: str | None = None
-) -> Callable[[], None]:
-    import zarrow
-
-    with zarrow.Writer(path, keys=["id"], codecs=codecs) as writer:
-        for ids, prob, vectors in data.batches():
-            columns, arrays = {"id": ids, "prob": prob}, {"query_embed": vectors}
-            with clock():
-                writer.append(columns, arrays, ids, copy=copy)
-        writer.finalize()
-    return lambda: data.check(lambda start, stop: zarrow.open(path)["query_embed"][start:stop])
-
-
-def write_lance(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    import lance
-    import pyarrow as pa
-
-    kind = pa.list_(pa.from_numpy_dtype(data.dtype), data.width)
-    schema = pa.schema([("id", pa.int64()), ("prob", pa.float32()), ("query_embed", kind)])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for ids, prob, vectors in data.batches():
-            start = time.perf_counter()
-            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), data.width)
-            yield pa.record_batch([pa.array(ids), pa.array(prob), flat], schema=schema)
-            clock.blocked.append(time.perf_counter() - start)
-
-    lance.write_dataset(batches(), path, schema=schema)
-
-    def read(start: int, stop: int) -> np.ndarray:
-        table = lance.dataset(path).take(list(range(start, stop)), columns=["query_embed"])
-        flat = table["query_embed"].combine_chunks().flatten()
-        return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
-
-    return lambda: data.check(read)
-
-
-def write_h5py(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        array = file.create_dataset(
-            "e", (0, data.width), data.dtype, maxshape=(None, data.width), chunks=(256, data.width)
-        )
-        ids_ = file.create_dataset("id", (0,), "i8", maxshape=(None,), chunks=(65536,))
-        start = 0
-        for ids, _, vectors in data.batches():
-            with clock():
-                stop = start + len(ids)
-                array.resize(stop, 0)
-                array[start:stop] = vectors
-                ids_.resize(stop, 0)
-                ids_[start:stop] = ids
-            start = stop
-        file.flush()
-    os.sync()
-    return lambda: data.check(lambda start, stop: h5py.File(path)["e"][start:stop])
-
-
-def write_tensorstore(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    import tensorstore as ts
-
-    array = ts.open(
-        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}},
-        create=True,
-        dtype=ts.dtype(data.dtype.name),
-        shape=(data.rows, data.width),
-        chunk_layout=ts.ChunkLayout(chunk_shape=(max(data.batch_rows, 256), data.width)),
-    ).result()
-    start, pending = 0, []
-    for _, _, vectors in data.batches():
-        with clock():
-            pending.append(array[start : start + len(vectors)].write(vectors))
-            if len(pending) > 40:
-                pending.pop(0).result()
-        start += len(vectors)
-    for future in pending:
-        future.result()
-    return lambda: data.check(lambda start, stop: array[start:stop].read().result())
-
-
-def write_zarr_append(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    import zarr
-
-    array = zarr.create_array(
-        path, shape=(0, data.width), chunks=(256, data.width), dtype=data.dtype, compressors=None
-    )
-    for _, _, vectors in data.batches():
-        with clock():
-            array.append(vectors)
-    return lambda: data.check(lambda start, stop: array[start:stop])
-
-
-def write_parquet(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    """Write as EveryQuery 0.3.9 does: one row group per batch, vectors as fixed-size lists."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kind = pa.list_(pa.from_numpy_dtype(data.dtype), data.width)
-    schema = pa.schema([("id", pa.int64()), ("prob", pa.float32()), ("query_embed", kind)])
-    with pq.ParquetWriter(path, schema) as writer:
-        for ids, prob, vectors in data.batches():
-            with clock():
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), data.width)
-                writer.write_batch(pa.record_batch([pa.array(ids), pa.array(prob), flat], schema=schema))
-
-    def read(start: int, stop: int) -> np.ndarray:
-        group = pq.ParquetFile(path).read_row_group(start // data.batch_rows, ["query_embed"])
-        flat = group["query_embed"].combine_chunks().flatten()
-        return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
-
-    return lambda: data.check(read)
-
-
-CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {
-    "raw": write_raw,
-    "memmap": write_memmap,
-    "zarrow": write_zarrow,
-    "zarrow-copy": lambda *args: write_zarrow(*args, copy=True),
-    "zarrow-blosc": lambda *args: write_zarrow(*args, codecs="blosc-lz4-bitshuffle"),
-    "lance": write_lance,
-    "h5py": write_h5py,
-    "tensorstore": write_tensorstore,
-    "zarr-append": write_zarr_append,
-    "parquet": write_parquet,
-}
+from contenders import CONTENDERS, SURVIVES, Clock, Data
 
 
 def private_bytes() -> int:
@@ -260,8 +58,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write = CONTENDERS[options.contender]
     warm = Data(4 * options.batch_rows, options.width, options.batch_rows, options.kind)
     write(folder / "warm", warm, Clock())()
-    data = Data(options.rows, options.width, options.batch_rows, options.kind)
-    clock, peak, done = Clock(), [0], threading.Event()
+    data = Data(options.rows, options.width, options.batch_rows, options.kind, options.step_ms)
+    peak, done = [0], threading.Event()
     touch_memory(2 * data.rows * data.width * data.dtype.itemsize)
     before = private_bytes()
 
@@ -272,16 +70,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    start = time.perf_counter()
+    clock = Clock()
     check = write(folder / "store", data, clock)
-    wall = time.perf_counter() - start
+    wall = time.perf_counter() - clock.started
     now = resource.getrusage(resource.RUSAGE_SELF)
     done.set()
     watcher.join()
     check()
     blocked = sorted(clock.blocked)
     files = [file for file in (folder / "store").rglob("*") if file.is_file()]
-    files = files or [folder / "store"]
+    files = files or [file for file in [folder / "store"] if file.exists()]
     return {
         "wall_s": wall,
         "cpu_s": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
@@ -301,13 +99,13 @@ def run(options: argparse.Namespace, contender: str, rows: int) -> dict[str, Any
     folder.mkdir(parents=True)
     command = [sys.executable, __file__, "--contender", contender, "--rows", str(rows)]
     command += ["--width", str(options.width), "--batch-rows", str(options.batch_rows)]
-    command += ["--kind", options.kind, "--folder", str(folder)]
+    command += ["--kind", options.kind, "--folder", str(folder), "--step-ms", str(options.step_ms)]
     try:
         os.sync()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{contender} failed:\n{done.stderr}")
-        return dict(json.loads(done.stdout))
+        return dict(json.loads(done.stdout.splitlines()[-1]))  # icechunk prints a banner
     finally:
         shutil.rmtree(folder)
 
@@ -324,17 +122,16 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             runs[name].append(run(options, name, options.rows))
         print(f"turn {turn + 1} of {options.repeat}", file=sys.stderr)
     results = {name: medians(all_runs) for name, all_runs in runs.items()}
-    pairs = zip(*(runs[name] for name in runs), strict=True) if "raw" in runs else ()
-    turns = [dict(zip(runs, turn, strict=True)) for turn in pairs]
+    base = "raw" if "raw" in runs else options.only[0]
     for name, result in results.items():
-        ratios = [turn[name]["wall_s"] / turn["raw"]["wall_s"] for turn in turns]
-        result["wall_ratio"] = statistics.median(ratios) if ratios else float("nan")
-        cpu = [turn[name]["cpu_s"] / turn["raw"]["cpu_s"] for turn in turns]
-        result["cpu_ratio"] = statistics.median(cpu) if cpu else float("nan")
+        turns = list(zip(runs[name], runs[base], strict=True))
+        result["wall_ratio"] = statistics.median(one["wall_s"] / other["wall_s"] for one, other in turns)
+        result["cpu_ratio"] = statistics.median(one["cpu_s"] / other["cpu_s"] for one, other in turns)
     size = options.rows * options.width * Data(1, 1, 1, options.kind).dtype.itemsize
     print(f"{options.rows:,} x {options.width} {options.kind} ({size / 1e9:.2f} GB), batches of ", end="")
     print(f"{options.batch_rows}, medians of {options.repeat} turns, {os.cpu_count()} cores\n")
-    head = ("writer", "wall s", "/ raw", "CPU / raw", "p50 ms", "p99 ms", "memory MB", "disk / raw", "files")
+    head = ["writer", "wall s", f"/ {base}", f"CPU / {base}", "p50 ms", "p99 ms", "memory MB", "disk / raw"]
+    head.append("files")
     print("| " + " | ".join(head) + " | survives a kill |\n" + "|---" * (len(head) + 1) + "|")
     for name, one in results.items():
         cells = (
@@ -354,11 +151,26 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 def growth(options: argparse.Namespace) -> dict[str, Any]:
     """Print how the peak memory of writing depends on the rows."""
     results = {}
-    for rows in (100_000, 400_000, 1_600_000):
+    for rows in options.sizes:
         runs = [run(options, "zarrow", rows) for _ in range(options.repeat)]
         results[rows] = medians(runs)
         print(f"{rows:>9,} rows: {results[rows]['memory_mb']:6.1f} MB private above start", flush=True)
     return results
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw how long each took."""
+    import matplotlib.pyplot as plt
+
+    names = sorted(results, key=lambda name: -results[name]["wall_ratio"])
+    figure, axes = plt.subplots(figsize=(7, 0.4 * len(names) + 1), layout="constrained")
+    colours = ["#0072b2" if name.startswith("zarrow") else "#999999" for name in names]
+    bars = axes.barh(names, [results[name]["wall_ratio"] for name in names], color=colours)
+    axes.bar_label(bars, fmt="%.1f ×", padding=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("time of writing, in times of the first contender's (raw: the same bytes and fdatasync)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -368,9 +180,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--batch-rows", type=int, default=256)
     parser.add_argument("--kind", choices=("float32", "float16", "bf16"), default="float32")
+    parser.add_argument("--step-ms", type=float, default=0, help="time of a model's step per batch")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--memory", action="store_true")
+    default = [name for name in CONTENDERS if name not in ("zarrow-2", "zarrow-4", "nothing")]
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=default)
+    parser.add_argument("--memory", action="store_true", help="how peak memory grows with --sizes")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000, 1_600_000])
+    parser.add_argument("--picture", type=Path, help="where to draw the table")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", default=".", help="on the disk to measure")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -381,6 +197,8 @@ def main() -> None:
     results = growth(options) if options.memory else compare(options)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
+    if options.picture and not options.memory:
+        draw(results, options.picture)
 
 
 if __name__ == "__main__":

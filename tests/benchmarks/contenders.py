@@ -1,0 +1,374 @@
+"""Who writes, and what: the contenders of `writers.py`, each used as its own documentation recommends.
+
+A contender writes all batches, tells the clock how long each call that hands one over took, and returns a
+function that reads rows back and compares them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["CONTENDERS", "SURVIVES", "Clock", "Data"]
+
+SURVIVES = {
+    "raw": "whole rows; power cut: nothing before the end",
+    "memmap": "rows, but not how many; power cut: nothing before the end",
+    "zarrow": "every accepted row; power cut: every full segment",
+    "zarrow-copy": "as zarrow",
+    "zarrow-blosc": "as zarrow",
+    "lance": "nothing before the end",
+    "h5py": "perhaps a file that opens",
+    "tensorstore": "chunks, but not which",
+    "zarr-append": "rows and silent fill values",
+    "zarr-aligned": "rows, but not how many",
+    "everyquery": "nothing before the end",
+    "lance-append": "every 64 batches; power cut: nothing is synced",
+    "icechunk": "every 64 batches; power cut: nothing is synced",
+    "arrow-ipc": "whole batches, by reading until it fails",
+    "zarrow-2": "as zarrow",
+    "zarrow-4": "as zarrow",
+    "nothing": "",
+}
+
+
+class Data:
+    """Batches of vectors and identifiers, made before the clock runs; every batch is a fresh buffer."""
+
+    def __init__(self, rows: int, width: int, batch_rows: int, kind: str, step_ms: float = 0) -> None:
+        self.rows, self.width, self.batch_rows, self.step_s = rows, width, batch_rows, step_ms / 1e3
+        self.kind = kind
+        rng = np.random.default_rng(0)
+        pool = rng.standard_normal((16, batch_rows, width)).astype(np.float32)
+        if kind == "bf16":
+            pool = (pool.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        self.dtype = np.dtype(np.float16 if kind == "float16" else np.float32)
+        self._pool = pool.astype(self.dtype)
+
+    def vectors(self, start: int, stop: int) -> np.ndarray:
+        return self._pool[start // self.batch_rows % len(self._pool)][: stop - start]
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for start in range(0, self.rows, self.batch_rows):
+            stop = min(self.rows, start + self.batch_rows)
+            ids = np.arange(start, stop)
+            if self.step_s:  # the model's, on a device: this thread waits
+                time.sleep(self.step_s)
+            yield ids, (ids % 997 / 997).astype(np.float32), self.vectors(start, stop)
+
+    def check(self, read: Callable[[int, int], np.ndarray]) -> None:
+        step = self.batch_rows
+        for start in {0, self.rows // 2 // step * step, (self.rows - 1) // step * step}:
+            stop = min(self.rows, start + step)
+            np.testing.assert_array_equal(read(start, stop), self.vectors(start, stop))
+
+
+class Clock:
+    """Times the calls that hand a batch over."""
+
+    def __init__(self) -> None:
+        self.blocked: list[float] = []
+        self.started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.blocked.append(time.perf_counter() - start)
+
+
+def write_raw(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+    for _, _, vectors in data.batches():
+        with clock():
+            os.write(fd, vectors)
+    os.fdatasync(fd)
+    os.close(fd)
+    mapped = lambda: np.memmap(path, data.dtype, "r", shape=(data.rows, data.width))  # noqa: E731
+    return lambda: data.check(lambda start, stop: mapped()[start:stop])
+
+
+def write_memmap(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    mapped = np.memmap(path, data.dtype, "w+", shape=(data.rows, data.width))
+    start = 0
+    for _, _, vectors in data.batches():
+        with clock():
+            mapped[start : start + len(vectors)] = vectors
+        start += len(vectors)
+    mapped.flush()
+    return lambda: data.check(lambda start, stop: mapped[start:stop])
+
+
+def write_zarrow(
+    path: Path, data: Data, clock: Clock, *, copy: bool = False, codecs: str | None = None
+) -> Callable[[], None]:
+    import zarrow
+
+    with zarrow.Writer(path, keys=["id"], codecs=codecs) as writer:
+        for ids, prob, vectors in data.batches():
+            columns, arrays = {"id": ids, "prob": prob}, {"query_embed": vectors}
+            with clock():
+                writer.append(columns, arrays, ids, copy=copy)
+        writer.finalize()
+    return lambda: data.check(lambda start, stop: zarrow.open(path)["query_embed"][start:stop])
+
+
+def lists(data: Data) -> Any:
+    """Return the Arrow schema of rows with their vectors as fixed-size lists."""
+    import pyarrow as pa
+
+    kind = pa.list_(pa.from_numpy_dtype(data.dtype), data.width)
+    return pa.schema([("id", pa.int64()), ("prob", pa.float32()), ("query_embed", kind)])
+
+
+def record_batch(ids: np.ndarray, prob: np.ndarray, vectors: np.ndarray, schema: Any) -> Any:
+    import pyarrow as pa
+
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    return pa.record_batch([pa.array(ids), pa.array(prob), flat], schema=schema)
+
+
+def write_lance(
+    path: Path, data: Data, clock: Clock, *, append_every: int | None = None
+) -> Callable[[], None]:
+    """Write one stream, or append every so many batches: then what was appended survives a kill."""
+    import lance
+
+    schema = lists(data)
+
+    def batches() -> Iterator[Any]:
+        for ids, prob, vectors in data.batches():
+            start = time.perf_counter()
+            yield record_batch(ids, prob, vectors, schema)
+            clock.blocked.append(time.perf_counter() - start)
+
+    if append_every is None:
+        lance.write_dataset(batches(), path, schema=schema)
+    else:
+        rest = batches()
+        while some := list(itertools.islice(rest, append_every)):
+            with clock():
+                lance.write_dataset(
+                    iter(some), path, schema=schema, mode="append" if path.exists() else "create"
+                )
+
+    def read(start: int, stop: int) -> np.ndarray:
+        table = lance.dataset(path).take(list(range(start, stop)), columns=["query_embed"])
+        flat = table["query_embed"].combine_chunks().flatten()
+        return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
+
+    return lambda: data.check(read)
+
+
+def write_zarrow_shared(path: Path, data: Data, clock: Clock, *, writers: int) -> Callable[[], None]:
+    """Let several processes write one store, a share each; the clock starts when all are ready."""
+    import zarrow
+
+    rows = data.rows // data.batch_rows // writers * data.batch_rows
+    settings = (rows, data.width, data.batch_rows, data.kind)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(writers + 1)
+    processes = [context.Process(target=share, args=(path, settings, ready)) for _ in range(writers)]
+    for process in processes:
+        process.start()
+    ready.wait()
+    clock.started = time.perf_counter()
+    for process in processes:
+        process.join()
+    with zarrow.Writer(path, mode="a") as writer:
+        writer.finalize()
+    clock.blocked.append(0.0)
+    assert zarrow.open(path).num_rows == rows * writers
+    return lambda: None
+
+
+def share(path: Path, settings: Any, ready: Any) -> None:
+    """Write one process's share."""
+    import zarrow
+
+    data = Data(*settings)
+    with zarrow.Writer(path, mode="a", keys=["id"], shared=True) as writer:
+        ready.wait()
+        for ids, prob, vectors in data.batches():
+            writer.append({"id": ids, "prob": prob}, {"query_embed": vectors}, ids, copy=False)
+
+
+def write_nothing(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    for _ in data.batches():
+        with clock():
+            pass
+    return lambda: None
+
+
+def write_h5py(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset(
+            "e", (0, data.width), data.dtype, maxshape=(None, data.width), chunks=(256, data.width)
+        )
+        ids_ = file.create_dataset("id", (0,), "i8", maxshape=(None,), chunks=(65536,))
+        start = 0
+        for ids, _, vectors in data.batches():
+            with clock():
+                stop = start + len(ids)
+                array.resize(stop, 0)
+                array[start:stop] = vectors
+                ids_.resize(stop, 0)
+                ids_[start:stop] = ids
+            start = stop
+        file.flush()
+    os.sync()
+    return lambda: data.check(lambda start, stop: h5py.File(path)["e"][start:stop])
+
+
+def write_tensorstore(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    import tensorstore as ts
+
+    array = ts.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}},
+        create=True,
+        dtype=ts.dtype(data.dtype.name),
+        shape=(data.rows, data.width),
+        chunk_layout=ts.ChunkLayout(chunk_shape=(max(data.batch_rows, 256), data.width)),
+    ).result()
+    start, pending = 0, []
+    for _, _, vectors in data.batches():
+        with clock():
+            pending.append(array[start : start + len(vectors)].write(vectors))
+            if len(pending) > 40:
+                pending.pop(0).result()
+        start += len(vectors)
+    for future in pending:
+        future.result()
+    return lambda: data.check(lambda start, stop: array[start:stop].read().result())
+
+
+def write_zarr_append(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    import zarr
+
+    array = zarr.create_array(
+        path, shape=(0, data.width), chunks=(256, data.width), dtype=data.dtype, compressors=None
+    )
+    for _, _, vectors in data.batches():
+        with clock():
+            array.append(vectors)
+    return lambda: data.check(lambda start, stop: array[start:stop])
+
+
+def write_zarr_aligned(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    """Write into an array that was made as long as it will be, whole chunks at a time."""
+    import zarr
+
+    array = zarr.create_array(
+        path,
+        shape=(data.rows, data.width),
+        chunks=(data.batch_rows, data.width),
+        dtype=data.dtype,
+        compressors=None,
+    )
+    start = 0
+    for _, _, vectors in data.batches():
+        with clock():
+            array[start : start + len(vectors)] = vectors
+        start += len(vectors)
+    return lambda: data.check(lambda start, stop: array[start:stop])
+
+
+def write_icechunk(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    """Append to a Zarr array in a repository, with a commit every 64 batches."""
+    import icechunk
+    import zarr
+
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(path)))
+    session = repository.writable_session("main")
+    chunks = (max(data.batch_rows, 256), data.width)
+    array = zarr.create_array(
+        session.store, name="e", shape=(0, data.width), chunks=chunks, dtype=data.dtype, compressors=None
+    )
+    for number, (_, _, vectors) in enumerate(data.batches(), start=1):
+        with clock():
+            array.append(vectors)
+            if number % 64 == 0:
+                session.commit(f"{number} batches")
+                session = repository.writable_session("main")
+                array = zarr.open_array(session.store, path="e")
+    session.commit("the end")
+    array = zarr.open_array(repository.readonly_session("main").store, path="e", mode="r")
+    return lambda: data.check(lambda start, stop: array[start:stop])
+
+
+def write_arrow_ipc(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    """Write an Arrow IPC stream, one record batch per batch."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, lists(data)) as writer:
+        for ids, prob, vectors in data.batches():
+            with clock():
+                writer.write_batch(record_batch(ids, prob, vectors, lists(data)))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            for _ in range(start // data.batch_rows):
+                reader.read_next_batch()
+            batch = reader.read_next_batch()
+        return batch["query_embed"].flatten().to_numpy(zero_copy_only=False).reshape(-1, data.width)
+
+    return lambda: data.check(read)
+
+
+def write_everyquery(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    """Write as EveryQuery's writer does: a row group per batch, vectors as lists in a sibling."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.list_(pa.from_numpy_dtype(data.dtype), data.width)
+    narrow = pa.schema([("id", pa.int64()), ("prob", pa.float32())])
+    wide = pa.schema([("id", pa.int64()), ("query_embed", kind)])
+    path.mkdir()
+    with (
+        pq.ParquetWriter(path / "predictions.parquet", narrow) as table,
+        pq.ParquetWriter(path / "embeddings.parquet", wide) as sibling,
+    ):
+        for ids, prob, vectors in data.batches():
+            with clock():
+                table.write_batch(pa.record_batch([pa.array(ids), pa.array(prob)], schema=narrow))
+                flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), data.width)
+                sibling.write_batch(pa.record_batch([pa.array(ids), flat], schema=wide))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        file = pq.ParquetFile(path / "embeddings.parquet")
+        group = file.read_row_group(start // data.batch_rows, ["query_embed"])
+        flat = group["query_embed"].combine_chunks().flatten()
+        return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
+
+    return lambda: data.check(read)
+
+
+CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {
+    "raw": write_raw,
+    "memmap": write_memmap,
+    "zarrow": write_zarrow,
+    "zarrow-copy": lambda *args: write_zarrow(*args, copy=True),
+    "zarrow-blosc": lambda *args: write_zarrow(*args, codecs="blosc-lz4-bitshuffle"),
+    "lance": write_lance,
+    "h5py": write_h5py,
+    "tensorstore": write_tensorstore,
+    "zarr-append": write_zarr_append,
+    "zarr-aligned": write_zarr_aligned,
+    "everyquery": write_everyquery,
+    "lance-append": lambda *args: write_lance(*args, append_every=64),
+    "icechunk": write_icechunk,
+    "arrow-ipc": write_arrow_ipc,
+    "zarrow-2": lambda *args: write_zarrow_shared(*args, writers=2),
+    "zarrow-4": lambda *args: write_zarrow_shared(*args, writers=4),
+    "nothing": write_nothing,
+}
