@@ -5,6 +5,7 @@ Run it from the repository::
     python tests/benchmarks/writers.py                     # 400,000 x 768 float32 in batches of 256
     python tests/benchmarks/writers.py --memory            # its growth with the rows: --sizes
     python tests/benchmarks/writers.py --only raw zarrow lance --repeat 7 --json out.json --picture out.svg
+    python tests/benchmarks/writers.py --durable           # all of them synced at the end, as raw and zarrow
     python tests/benchmarks/writers.py --only nothing zarrow --step-ms 5    # beside a model
     python tests/benchmarks/writers.py --only zarrow-2 zarrow zarrow-4      # several processes
     python tests/benchmarks/writers.py --only raw zarrow --width 64 --batch-rows 32 --kind float16
@@ -53,6 +54,15 @@ def touch_memory(size_bytes: int) -> None:
     np.ones(size_bytes, np.uint8)
 
 
+def sync(path: Path) -> None:
+    """Make files durable."""
+    for file in [path, *path.rglob("*")]:
+        if file.exists():
+            fd = os.open(file, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run one contender in this process and return its figures."""
     write = CONTENDERS[options.contender]
@@ -72,6 +82,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     used = resource.getrusage(resource.RUSAGE_SELF)
     clock = Clock()
     check = write(folder / "store", data, clock)
+    if options.durable:
+        sync(folder / "store")
     wall = time.perf_counter() - clock.started
     now = resource.getrusage(resource.RUSAGE_SELF)
     done.set()
@@ -100,6 +112,8 @@ def run(options: argparse.Namespace, contender: str, rows: int) -> dict[str, Any
     command = [sys.executable, __file__, "--contender", contender, "--rows", str(rows)]
     command += ["--width", str(options.width), "--batch-rows", str(options.batch_rows)]
     command += ["--kind", options.kind, "--folder", str(folder), "--step-ms", str(options.step_ms)]
+    if options.durable:
+        command.append("--durable")
     try:
         os.sync()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -181,6 +195,7 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, default=256)
     parser.add_argument("--kind", choices=("float32", "float16", "bf16"), default="float32")
     parser.add_argument("--step-ms", type=float, default=0, help="time of a model's step per batch")
+    parser.add_argument("--durable", action="store_true", help="sync what a contender leaves unsynced")
     parser.add_argument("--repeat", type=int, default=5)
     default = [name for name in CONTENDERS if name not in ("zarrow-2", "zarrow-4", "nothing")]
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=default)
