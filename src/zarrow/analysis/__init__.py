@@ -7,6 +7,8 @@ needs: scipy, scikit-learn, DuckDB.
 Place: tier 5, the edge that faces people with questions; ``import zarrow`` does not import it. Reads only.
 """
 
+from zarrow.analysis._compare import Comparison, compare
+from zarrow.analysis._compose import compose
 from zarrow.analysis._describe import ArrayDescription, Description, describe
 from zarrow.analysis._evaluate import Evaluation, evaluate
 from zarrow.analysis._map import Map, map_rows, place_rows
@@ -16,12 +18,15 @@ from zarrow.analysis._probe import Probe, probe
 
 __all__ = [
     "ArrayDescription",
+    "Comparison",
     "Description",
     "Evaluation",
     "Map",
     "Neighbours",
     "Pca",
     "Probe",
+    "compare",
+    "compose",
     "describe",
     "evaluate",
     "map_rows",

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._columns import unknown_name
 from zarrow.analysis._blocks import Progress
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
 from zarrow.analysis._scores import BINS, Scores, grouped_scores
@@ -159,7 +160,7 @@ class Evaluation:
 
 
 def evaluate(
-    store: Store,
+    store: Store | pa.Table,
     probability: str,
     label: str,
     *,
@@ -175,8 +176,8 @@ def evaluate(
 
     Parameters
     ----------
-    store : Store
-        The store.
+    store : Store or pyarrow.Table
+        The store, or a table such as `compose` makes.
     probability : str
         A column of probabilities, in 0..1; rows where it is null or NaN are left out and counted.
     label : str
@@ -222,7 +223,13 @@ def evaluate(
         raise InvalidInputError(f"bootstrap must be >= 0 and bins >= 1, got {bootstrap} and {bins}")
     names = names_of(by)
     columns = dict.fromkeys([probability, label, *names, *([unit] if unit else [])])
-    table = store.table(list(columns), filter)
+    if isinstance(store, pa.Table):
+        for name in columns:
+            if name not in store.column_names:
+                raise unknown_name("column", name, store.column_names)
+        table = (store if filter is None else store.filter(filter)).select(list(columns))
+    else:
+        table = store.table(list(columns), filter)
     labels, known = read_binary(table[label], label)
     probabilities = read_numbers(table[probability], probability)
     scored = ~np.isnan(probabilities)
