@@ -1011,6 +1011,19 @@ class TestCost:
             counts.append(len(opened))
         assert counts == [2, 2]
 
+    def test_records_are_not_kept_for_ever(self, tmp_path, monkeypatch):
+        """What a snapshot keeps of the records it read does not grow with the segments."""
+        monkeypatch.setattr("zarrow._catalog._RECORD_BYTES", 1 << 20)  # so that eight are many
+        with zarrow.Writer(tmp_path / "s", segment_rows=64) as writer:
+            append(writer, 0, 64 * 30, 64)
+            writer.finalize()
+        store = zarrow.open(tmp_path / "s")
+        np.testing.assert_array_equal(
+            store["embed"].read(0, 64 * 30, check="crc"), vectors_of(np.arange(64 * 30))
+        )
+        kept = store._view.snapshot._records
+        assert sum(kept.get(number) is not None for number in range(30)) <= 8
+
     def test_files_do_not_stay_open(self, plain):
         """A store that was read and forgotten leaves no open file and no map behind."""
         gc.collect()

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zarrow import _files, _zarr_metadata, layout
+from zarrow._cache import Cache
 from zarrow._checksum import crc32c
 from zarrow._records import Claim, Manifest, SegmentRecord, Source, check_record
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
@@ -32,6 +33,10 @@ from zarrow.layout import StoreSpec
 
 __all__ = ["Snapshot", "claim", "commit", "create", "publish_shape", "read_snapshot", "read_spec"]
 
+_RECORDS_BYTES = 8 << 20
+_RECORD_BYTES, _CHUNK_BYTES = 2048, 64
+"""About what a record takes in memory, and each of its chunks: a snapshot keeps those last asked for, for a
+scan of ten thousand segments is not to keep ten thousand."""
 _RECORD = re.compile(r"(\d{8})\.(json|claim)\Z")
 
 
@@ -58,7 +63,10 @@ class Snapshot:
     rows: int
     segments: int
     manifest: Manifest | None
-    _records: dict[int, SegmentRecord] = field(default_factory=dict, repr=False, compare=False)
+    _last: dict[int, SegmentRecord] = field(default_factory=dict, repr=False, compare=False)
+    _records: Cache[SegmentRecord] = field(
+        default_factory=lambda: Cache(_RECORDS_BYTES), repr=False, compare=False
+    )
 
     @property
     def complete(self) -> bool:
@@ -72,7 +80,8 @@ class Snapshot:
 
     def record(self, segment: int) -> SegmentRecord:
         """Return a segment's commit record; `CorruptionError` if it is not the one of this snapshot."""
-        if segment not in self._records:
+        record = self._last.get(segment) or self._records.get(segment)
+        if record is None:
             record, checksum = read_record(self.root, segment, self.spec)
             if record.rows != self.segment_rows(segment) or (
                 self.manifest is not None and self.manifest.records_crc32c[segment] != checksum
@@ -80,8 +89,12 @@ class Snapshot:
                 raise CorruptionError(
                     f"{self.root / layout.record_path(segment)}: not the record that this snapshot has"
                 )
-            self._records[segment] = record
-        return self._records[segment]
+            if segment == self.segments - 1:
+                self._last[segment] = record  # a writer may take it back
+            else:
+                chunks = sum(len(facts.chunks_crc32c) for facts in record.arrays.values())
+                self._records.put(segment, record, _RECORD_BYTES + chunks * _CHUNK_BYTES)
+        return record
 
 
 def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:

@@ -178,7 +178,7 @@ def _dataset(
     keys = {name: variables.pop(name) for name in store.keys if name in variables}
     if key_index and (not keys or len(keys) < len(store.keys)):
         raise InvalidInputError(
-            f"{store.path}: key_index=True needs the key columns {list(store.keys) or '(the store has none)'} "
+            f"{store.path}: key_index=True needs the keys {list(store.keys) or '(the store has none)'} "
             f"in the dataset, got {list(keys)}: do not drop them, or leave key_index away"
         )
     index = KeyIndex(handle, {name: name for name in keys}) if key_index else None

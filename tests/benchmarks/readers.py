@@ -15,6 +15,13 @@ scan     the sum of every block of 8,192 rows, page cache warm
 filter   the vectors of the rows with ``prob > 0.99``, page cache warm
 cold     1,000 random rows in order, the files dropped from the page cache before
 locate   the rows of 1,000 random keys, each contender with its index; beside the first that can, not memmap
+mean     the mean of all vectors: numpy's of the map, xarray's of the dataset (also with dask, ``mean-dask``)
+
+What else is promised has its own options:
+
+    python tests/benchmarks/readers.py --start     # seconds of import, and of opening 10,000 segments
+    python tests/benchmarks/readers.py --memory    # peak memory of join, scan, locate, index: two sizes
+    python tests/benchmarks/readers.py --keys      # locate in 400 thousand rows and in 10 million
 
 What the contenders return is compared, so nobody wins by reading the wrong rows.
 """
@@ -26,6 +33,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,8 +47,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import zarrow
+from zarrow import _files
 
 BLOCK = 8192
+TASKS = ["gather", "scan", "filter", "cold", "locate", "mean"]
+SLOW = ("parquet", "h5py", "zarr", "zarrs")  # seconds per task: twice is enough
 THRESHOLD = 0.99
 GATHERS = 10
 
@@ -59,6 +70,10 @@ class Data:
             block = self._pool[: min(BLOCK, self.rows - start)].copy()
             block[:, 0] = np.arange(start, start + len(block))
             yield start, block
+
+    def means(self) -> np.ndarray:
+        total = sum(block.sum(0, dtype=np.float64) for _, block in self.blocks())
+        return total / self.rows
 
 
 class Memmap:
@@ -83,6 +98,46 @@ class Memmap:
     def filter(self) -> np.ndarray:
         prob = pq.read_table(self.table, columns=["prob"])["prob"].to_numpy()
         return self.vectors[np.flatnonzero(prob > THRESHOLD)]
+
+    def mean(self) -> np.ndarray:
+        return self.vectors.mean(0)
+
+
+class Sidecar:
+    """Parquet for the vectors, too: a list per row in a file beside the columns."""
+
+    def __init__(self, folder: Path, data: Data) -> None:
+        self.table, self.path = folder / "prob.parquet", folder / "vectors.parquet"
+        self.width = data.width
+        schema = pa.schema({"v": pa.list_(pa.float32(), data.width)})
+        with pq.ParquetWriter(self.path, schema, use_dictionary=False, write_statistics=False) as writer:
+            for _, block in data.blocks():
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), data.width)
+                writer.write_table(pa.table([vectors], schema))
+        pq.write_table(pa.table({"prob": data.prob}), self.table, row_group_size=32_768)
+
+    def _blocks(self) -> Any:
+        start = 0
+        with pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):
+                column = file.read_row_group(group)["v"].chunk(0)
+                block = column.flatten().to_numpy().reshape(-1, self.width)
+                yield start, block
+                start += len(block)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), self.width), np.float32)
+        for start, block in self._blocks():
+            here = np.flatnonzero((rows >= start) & (rows < start + len(block)))
+            found[here] = block[rows[here] - start]
+        return found
+
+    def scan(self) -> float:
+        return sum(block.sum() for _, block in self._blocks())
+
+    def filter(self) -> np.ndarray:
+        prob = pq.read_table(self.table, columns=["prob"])["prob"].to_numpy()
+        return self.gather(np.flatnonzero(prob > THRESHOLD))
 
 
 class Zarrow:
@@ -113,17 +168,42 @@ class Zarrow:
     def locate(self, keys: np.ndarray) -> np.ndarray:
         return self.store.locate(keys)
 
+    def mean(self) -> np.ndarray:
+        import xarray as xr
+
+        return xr.open_dataset(self.store.path).v.mean("row").values
+
+
+class ZarrowFresh(Zarrow):
+    """This library, the store opened anew for every filter, so that nothing is decoded already."""
+
+    gather: Any = None
+    scan: Any = None
+    locate: Any = None
+
+    def filter(self) -> np.ndarray:
+        self.store = zarrow.open(self.store.path)
+        return super().filter()
+
+    def mean(self) -> np.ndarray:
+        """With dask, a chunk per segment."""
+        import xarray as xr
+
+        return xr.open_dataset(self.store.path, chunks={}).v.mean("row").values
+
 
 class ZarrowZstd(Zarrow):
     """This library, chunks compressed."""
 
     codecs = "zstd"
+    mean: Any = None
 
 
 class ZarrPython(Zarrow):
     """zarr-python, over the store that this library wrote."""
 
     locate: Any = None  # has no keys
+    mean: Any = None
 
     def __init__(self, folder: Path, data: Data) -> None:
         super().__init__(folder, data)
@@ -139,6 +219,17 @@ class ZarrPython(Zarrow):
 
     def filter(self) -> np.ndarray:
         return self.gather(np.flatnonzero(self.store.table(["prob"])["prob"].to_numpy() > THRESHOLD))
+
+
+class Zarrs(ZarrPython):
+    """zarr-python with the codecs of zarrs, over the store that this library wrote."""
+
+    def __init__(self, folder: Path, data: Data) -> None:
+        import zarr
+
+        Zarrow.__init__(self, folder, data)
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+            self.vectors = self.store["v"].zarr()
 
 
 class TensorStore(ZarrPython):
@@ -252,12 +343,15 @@ class DuckDB:
 CONTENDERS: dict[str, Callable[[Path, Data], Any]] = {
     "memmap": Memmap,
     "zarrow": Zarrow,
+    "zarrow-anew": ZarrowFresh,
     "zarrow-zstd": ZarrowZstd,
     "lance": Lance,
     "duckdb": DuckDB,
     "h5py": H5py,
     "tensorstore": TensorStore,
     "zarr": ZarrPython,
+    "zarrs": Zarrs,
+    "parquet": Sidecar,
 }
 
 
@@ -280,12 +374,15 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     rng = np.random.default_rng(2)
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     wanted = np.flatnonzero(data.prob > THRESHOLD)
+    means = data.means() if "mean" in options.tasks else np.empty(0)
     for turn in range(options.repeat + 1):  # the first warms up
         for task in options.tasks:
             if task == "cold":
                 continue
             for name, contender in contenders.items():
                 if getattr(contender, task, None) is None:
+                    continue
+                if name in SLOW and turn > 1:
                     continue
                 for _ in range(GATHERS if task in ("gather", "locate") else 1):
                     rows = rng.integers(0, data.rows, 1000)
@@ -295,12 +392,14 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
                     spent = time.perf_counter() - start
                     if task == "locate":
                         np.testing.assert_array_equal(found, rows)
+                    elif task == "mean":
+                        np.testing.assert_allclose(found[1:], means[1:], rtol=1e-3, atol=1e-5)
                     elif task != "scan":
                         np.testing.assert_array_equal(found[:, 0], rows if task == "gather" else wanted)
                     if turn:
                         taken[name].setdefault(task, []).append(1000 * spent)
     for name, contender in contenders.items() if "cold" in options.tasks else ():
-        for _ in range(3 if hasattr(contender, "gather") else 0):
+        for _ in range(3 if getattr(contender, "gather", None) is not None else 0):
             rows = np.sort(rng.choice(data.rows, min(1000, data.rows), replace=False))
             if name == "memmap":  # what is mapped is not dropped
                 contender.vectors = np.memmap(folder / name / "vectors.raw", np.float32, "r")
@@ -319,18 +418,150 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     }
 
 
+# What is promised beside: time to start, memory, size of the index
+
+
+def in_new_process(program: str, *arguments: object) -> dict[str, float]:
+    """Run a program that prints JSON."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+class Unsynced(_files.Calls):
+    """The operating system, but for what waits for the disk."""
+
+    def fsync(self, fd: int) -> None:
+        pass
+
+    def fsync_dir(self, path: str) -> None:
+        pass
+
+
+IMPORT = """
+import json, os, time
+start, cpu = time.perf_counter(), os.times().user
+import zarrow
+print(json.dumps({"wall": time.perf_counter() - start, "user": os.times().user - cpu}))
+"""
+OPEN = """
+import json, sys, time
+import zarrow, zarrow.store
+start = time.perf_counter()
+store = zarrow.open(sys.argv[1])
+opened = time.perf_counter() - start
+row = store["v"][len(store) - 1]
+print(json.dumps({"open": opened, "first row": time.perf_counter() - start}))
+"""
+
+
+def start(folder: Path) -> None:
+    """Print the seconds of import, and of opening a store of 10,000 segments."""
+    _files.calls = Unsynced()  # ten thousand segments that are made durable one by one take ten minutes
+    with zarrow.Writer(folder / "s.zarrow", segment_rows=64) as writer:
+        for first in range(0, 640_000, 6400):
+            rows = np.arange(first, first + 6400)
+            writer.append({"id": rows}, {"v": np.ones((6400, 16), np.float32)})
+        writer.finalize()
+    for program, arguments in ((IMPORT, ()), (OPEN, (folder / "s.zarrow",))):
+        runs = [in_new_process(program, *arguments) for _ in range(11)][1:]
+        for name in runs[0]:
+            times = sorted(1000 * run[name] for run in runs)
+            print(
+                f"{'import' if program is IMPORT else '10,000 segments'}, {name:10}"
+                f" median {times[len(times) // 2]:7.1f} ms, least {times[0]:7.1f}"
+            )
+
+
+PEAK = """
+import json, resource, sys
+import numpy as np, pyarrow.compute as pc, pyarrow.parquet, pyarrow.dataset, zarrow
+path, what = sys.argv[1:]
+store = zarrow.open(path)
+
+def status(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+before = status("RssAnon")
+if what == "join":
+    for batch, vectors in store.join(pc.field("prob") > 0.5):
+        pass
+elif what == "scan":
+    for batch in store.scan():
+        pass
+elif what == "locate":
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        store.locate(rng.integers(0, len(store), 10_000))
+elif what == "index":
+    zarrow.build_index(path)
+# What is anonymous counts: mapped files are the page cache's, and go when somebody needs the memory.
+peak = status("VmHWM") - status("RssFile") - before
+print(json.dumps({"MB": peak / 1000, "anonymous at the end": (status("RssAnon") - before) / 1000}))
+"""
+
+
+def memory(folder: Path) -> None:
+    """Print the peak memory of the ways out, above that of an open store, for a store and one 4 x as long."""
+    sizes = (2_000_000, 8_000_000)
+    for rows in sizes:
+        with zarrow.Writer(folder / f"{rows}.zarrow", keys=["id"], segment_rows=32_768) as writer:
+            for first in range(0, rows, 100_000):
+                numbers = np.arange(first, first + 100_000)
+                prob = np.random.default_rng(first).random(100_000, np.float32)
+                writer.append({"id": numbers, "prob": prob}, {"v": np.ones((100_000, 32), np.float32)})
+            writer.finalize()
+    for what in ("index", "join", "scan", "locate"):
+        found = [in_new_process(PEAK, folder / f"{rows}.zarrow", what)["MB"] for rows in sizes]
+        told = ", ".join(f"{rows:,} rows {peak:6.1f} MB" for rows, peak in zip(sizes, found, strict=True))
+        print(f"{what:8} {told}")
+
+
+def key_sizes(folder: Path) -> None:
+    """Print how long locating 1,000 keys takes in a store and in one 25 x as long."""
+    medians = []
+    for rows in (400_000, 10_000_000):
+        path, keys = folder / f"{rows}.zarrow", np.random.default_rng(3).permutation(rows)
+        with zarrow.Writer(path, keys=["id"]) as writer:
+            for first in range(0, rows, 100_000):
+                writer.append({"id": keys[first : first + 100_000]})
+            writer.finalize()
+        zarrow.build_index(path)
+        store, rng, times = zarrow.open(path), np.random.default_rng(2), []
+        for _ in range(300):
+            wanted = rng.integers(0, rows, 1000)
+            began = time.perf_counter()
+            found = store.locate(keys[wanted])
+            times.append(1000 * (time.perf_counter() - began))
+            np.testing.assert_array_equal(found, wanted)
+        medians.append(statistics.median(times[100:]))
+        print(
+            f"{rows:12,} rows: first {times[0]:6.2f} ms, first ten {statistics.median(times[:10]):6.2f}, "
+            f"then {medians[-1]:6.2f}"
+        )
+    print(f"ratio {medians[1] / medians[0]:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--tasks", nargs="+", default=["gather", "scan", "filter", "cold", "locate"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--start", action="store_true", help="only import and open")
+    parser.add_argument("--memory", action="store_true", help="only peak memory")
+    parser.add_argument("--keys", action="store_true", help="only locate, in two sizes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="readers-", dir=options.folder))
     try:
+        if options.start or options.memory or options.keys:
+            for chosen, show in ((options.start, start), (options.memory, memory), (options.keys, key_sizes)):
+                if chosen:
+                    show(folder)
+            return
         found = compare(options, folder)
     finally:
         shutil.rmtree(folder)
