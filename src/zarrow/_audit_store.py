@@ -406,7 +406,8 @@ class _Audit:
     def _open(self) -> None:
         names = self._names.list(layout.OPEN_DIR)
         strays = []
-        for name, kind in sorted(names.items()):
+        # The newest first: if rows are in one, then the one that its writer filled before was full by then.
+        for name, kind in sorted(names.items(), reverse=True):
             if kind == "directory" and layout.is_slot(name):
                 facts = audit_slot(self.files, self.spec, name, self.found)
                 if facts is not None:
