@@ -6,7 +6,9 @@ import resource
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
+import numcodecs  # noqa: F401 - what a first use imports, every fork would import anew
 import numpy as np
+import pyarrow.pandas_compat  # noqa: F401
 
 import zarrow
 from zarrow import _audit_store, errors, testing  # noqa: F401
