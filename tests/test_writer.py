@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import signal
 import socket
@@ -519,6 +520,62 @@ def test_a_store_with_a_writer_at_work_is_not_replaced(path: Path, monkeypatch: 
         old.finalize()
     _check(path, 20)
     _check(path.with_name("run.zarrow.incoming"), 70)
+
+
+def test_a_forked_child_does_not_keep_the_store_of_a_dead_writer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data loader workers may outlive the writer that they were forked from: its store is free at once."""
+    code = """
+import os, signal, sys, time
+import numpy as np, zarrow
+writer = zarrow.Writer(sys.argv[1])
+writer.append({"id": [1, 2]}, {"embed": np.ones((2, 4), "f4")})
+writer.flush()
+child = os.fork()
+if not child:
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, check=False)
+    child = int(done.stdout)
+    try:
+        os.kill(child, 0)  # it lives
+        monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.0)
+        with zarrow.Writer(path, mode="a") as writer:
+            assert writer.accepted_rows == 2
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_forked_child_leaves_the_writer_its_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that ends, or tries to write, takes nothing from the parent's writer."""
+    monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.0)
+    with zarrow.Writer(path, **OPTIONS) as writer:
+        _append(writer, 0, 10)
+        writer.flush()
+        child = multiprocessing.get_context("fork").Process(target=_meddle_in_child, args=(path, writer))
+        child.start()
+        child.join()
+        assert child.exitcode == 7, "the child could write to a store that its parent writes"
+        with pytest.raises(StoreLockedError):
+            zarrow.Writer(path, mode="a")
+        _append(writer, 10, 70)
+        writer.finalize()
+    _check(path, 70)
+
+
+def _meddle_in_child(path: Path, writer: zarrow.Writer) -> None:
+    with pytest.raises(WriterClosedError, match="of which this one was forked"):
+        _append(writer, 10, 20)
+    writer.close()
+    try:
+        zarrow.Writer(path, mode="a")
+    except StoreLockedError:
+        os._exit(7)
 
 
 def test_a_link_to_a_store_is_followed(path: Path) -> None:

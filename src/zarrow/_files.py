@@ -27,6 +27,7 @@ import secrets
 import shutil
 import stat
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -416,6 +417,8 @@ def free_bytes(path: Path) -> int:
 class FileLock:
     """A lock on a file that ends with the process that holds it, however that ends.
 
+    Also if that was forked meanwhile, as data loaders do: a child has no part in it, and may live longer.
+
     The file says who holds it. A courtesy to users: that no rows are lost or doubled rests on `publish`.
 
     Parameters
@@ -450,6 +453,7 @@ class FileLock:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(self.path)):
                     self._fd = fd
+                    _held.add(self)
                     try:
                         if self._holder:
                             truncate(fd, 0)
@@ -486,8 +490,25 @@ class FileLock:
                 os.close(self._fd)
                 self._fd = -1
 
+    def _forget(self) -> None:
+        """Close the copy that a forked child has, lest it keep the lock when its parent is dead."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def __enter__(self) -> FileLock:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    for lock in list(_held):
+        lock._forget()
+
+
+os.register_at_fork(after_in_child=_forget_locks)

@@ -330,7 +330,7 @@ class Writer:
         WriteFailedError
             If a row could not be written.
         """
-        if self._closed:
+        if self._closed or self._is_a_childs:
             return
         try:
             if self._appender.error is None:
@@ -351,7 +351,17 @@ class Writer:
             with contextlib.suppress(ZarrowError):
                 self.close()
 
+    @property
+    def _is_a_childs(self) -> bool:
+        """Whether this process was forked from the one that writes: nothing here is its to touch."""
+        return os.getpid() != self._owner.pid
+
     def _check_usable(self) -> None:
+        if self._is_a_childs:
+            raise WriterClosedError(
+                f"{self.path}: process {self._owner.pid} writes this store, of which this one was forked: "
+                "hand rows over to it, or open a writer in each process with shared=True"
+            )
         self._check_failure()
         if self._closed:
             state = "finalized" if self._finalized else "closed"
