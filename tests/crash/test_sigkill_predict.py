@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_a_predict_killed_at_random_and_resumed_is_as_if_undisturbed(figures, pr
                 check(path, undisturbed[way])
             except Exception as error:  # noqa: BLE001 - whatever it is, the state is bad
                 tally.bad.append(f"run {number} ({way}): {error!r}")
+            shutil.rmtree(path)
         server.stdin.close()
     figures(
         "random SIGKILL of a predict",

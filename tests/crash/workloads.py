@@ -20,6 +20,7 @@ from typing import Any
 import google_crc32c
 import numcodecs
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
@@ -90,7 +91,9 @@ class Run:
         start = self.counted.get(stream, 0)
         ids = ids_of(stream, start, start + rows)
         writer.append(
-            {"id": ids, "s": names_of(ids)}, vectors_of(self.workload.arrays, ids), sample_index=ids
+            {"id": ids, "s": pa.array(names_of(ids), pa.string())},  # a batch of no rows has types too
+            vectors_of(self.workload.arrays, ids),
+            sample_index=ids,
         )
         self.counted[stream] = start + rows
 
