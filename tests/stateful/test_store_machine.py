@@ -59,6 +59,7 @@ class Machine(RuleBasedStateMachine):
         self.open = {}
         self.next_stream = 0
         self.snapshots = []
+        self.looked_at = None
         self.chunks = small_chunks(self.workload)
         self.chunks.__enter__()
 
@@ -92,10 +93,11 @@ class Machine(RuleBasedStateMachine):
         self.run.counted.setdefault(stream, 0)
 
     @precondition(lambda self: self.open)
-    @rule(rows=st.integers(0, 40), which=st.integers(0, 1))
-    def append(self, rows, which):
+    @rule(batches=st.lists(st.integers(0, 40), min_size=1, max_size=4), which=st.integers(0, 1))
+    def append(self, batches, which):
         stream = list(self.open)[which % len(self.open)]
-        self.run.append(self.open[stream], rows, stream)
+        for rows in batches:
+            self.run.append(self.open[stream], rows, stream)
 
     @precondition(lambda self: self.open)
     @rule(durable=st.booleans(), which=st.integers(0, 1))
@@ -124,7 +126,9 @@ class Machine(RuleBasedStateMachine):
             writer._appender.stop()  # what is queued dies with the process
             self.run.counted[stream] = self.run.progress()[stream][0]
         tree = Tree.take(self.top)
-        self._close_all()
+        for writer in self.open.values():
+            writer._release()
+        self.open.clear()
         self.run.writers.clear()
         self.top = self.tops.enter_context(scratch())
         tree.put(self.top)
@@ -133,6 +137,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.next_stream and not self.open and self._has_store())
     @rule()
     def finalize(self):
+        self.looked_at = None
         self.run.open(self.next_stream).finalize()
         self.run.writers.clear()
         counts = check_complete(self.path, self.workload, "finalized", stock=False)
@@ -167,8 +172,10 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def stock_readers_see_committed_rows_only(self):
-        if not self.open and self._has_store():
+        steps = (self.path, dict(self.run.counted), self.next_stream)
+        if not self.open and self._has_store() and self.looked_at != steps:
             check_plain_readers(self.path, self.workload, stock=False)
+            self.looked_at = steps
 
 
 class Compressed(Machine):
