@@ -92,6 +92,7 @@ class Appender:
         self._owner = owner
         self._durability = durability
         self._sequence = 0
+        self._segments = 0  # committed, as far as it is known
         self._spec: StoreSpec | None = None
         self._segment: OpenSegment | None = None
         self._spare: Future[OpenSegment] | None = None
@@ -249,7 +250,7 @@ class Appender:
     def _seal(self, segment: OpenSegment, rows: int) -> None:
         assert self._spec is not None
         try:
-            _seal.seal(self._root, self._spec, segment)
+            self._segments = _seal.seal(self._root, self._spec, segment, self._segments)
         finally:
             segment.close()
         self.durable_rows = max(self.durable_rows, rows)

@@ -168,8 +168,13 @@ def segment_numbers(root: Path) -> list[int]:
     return _numbers(root, "json")
 
 
-def dense_segments(root: Path) -> int:
-    """Return how many records there are before the first gap."""
+def dense_segments(root: Path, known: int = 0) -> int:
+    """Return how many records there are before the first gap.
+
+    A writer knows how many there were; listing all names for every segment would cost it more with each.
+    """
+    if known:
+        return next(number for number in itertools.count(known) if not has_record(root, number))
     numbers = _numbers(root, "json")
     return next((index for index, number in enumerate(numbers) if index != number), len(numbers))
 
@@ -266,7 +271,7 @@ def has_record(root: Path, segment: int) -> bool:
     return (root / layout.record_path(segment)).exists()
 
 
-def claim(root: Path, sources: Iterable[Source], scratch: Path) -> Claim:
+def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) -> Claim:
     """Take the lowest free segment number for these sources: durable on return.
 
     That is the next one, unless a damaged segment was put aside (`repair`), whose number is free again.
@@ -279,17 +284,19 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path) -> Claim:
         What the segment will be made of.
     scratch : Path
         For scratch files.
+    known : int
+        So many segments, from the first on, are known to be committed.
 
     Returns
     -------
     Claim
         It is there until `release_claim`.
     """
-    taken = {*_numbers(root, "json"), *_numbers(root, "claim")}
     rows = tuple(sources)
-    while True:
-        number = next(number for number in itertools.count() if number not in taken)
+    for number in itertools.count(dense_segments(root, known)):
         assert number < layout.MAX_SEGMENTS
+        if has_record(root, number) or (root / layout.claim_path(number)).exists():
+            continue
         wanted = Claim(segment=number, sources=rows)
         try:
             _files.publish(root / layout.claim_path(number), wanted.encode(), scratch=scratch)
@@ -300,7 +307,7 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path) -> Claim:
                 return wanted
             # Another writer claimed, committed and released it between our look and our link.
             release_claim(root, wanted)
-        taken.add(number)
+    raise AssertionError("there is no last number")
 
 
 def commit(root: Path, record: SegmentRecord, scratch: Path) -> None:
@@ -330,7 +337,9 @@ def release_claim(root: Path, claim: Claim) -> None:
     _files.remove(root / layout.claim_path(claim.segment))
 
 
-def publish_shape(root: Path, spec: StoreSpec, scratch: Path, *, segments: int | None = None) -> int:
+def publish_shape(
+    root: Path, spec: StoreSpec, scratch: Path, *, known: int = 0, segments: int | None = None
+) -> int:
     """Let Zarr readers see the committed rows: the dense prefix of the records.
 
     Of several writers that do this at once the last to rename may be the first to have looked, so each
@@ -340,16 +349,18 @@ def publish_shape(root: Path, spec: StoreSpec, scratch: Path, *, segments: int |
     ----------
     root, spec, scratch
         As above.
+    known : int
+        So many segments, from the first on, are known to be committed.
     segments : int, optional
         Fewer segments, before they are taken back.
 
     Returns
     -------
     int
-        The rows of the new shape.
+        The segments that the new shape covers.
     """
     while True:
-        dense = dense_segments(root) if segments is None else segments
+        dense = dense_segments(root, known) if segments is None else segments
         rows = 0
         if dense:
             rows = (dense - 1) * spec.segment_rows + read_record(root, dense - 1, spec)[0].rows
@@ -362,8 +373,8 @@ def publish_shape(root: Path, spec: StoreSpec, scratch: Path, *, segments: int |
             documents.reverse()  # shrinking: the group, which xarray believes, goes first
         for path, data in documents:
             _files.replace(path, data, scratch=scratch)
-        if segments is not None or dense_segments(root) == dense:
-            return rows
+        if segments is not None or dense_segments(root, known) == dense:
+            return dense
 
 
 def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:

@@ -51,7 +51,7 @@ from zarrow.layout import StoreSpec
 __all__ = ["Dead", "finalize", "recover", "release", "reopen", "seal"]
 
 
-def seal(root: Path, spec: StoreSpec, segment: OpenSegment) -> SegmentRecord:
+def seal(root: Path, spec: StoreSpec, segment: OpenSegment, known: int = 0) -> int:
     """Commit an open segment of this process: visible and durable on return.
 
     Parameters
@@ -62,20 +62,22 @@ def seal(root: Path, spec: StoreSpec, segment: OpenSegment) -> SegmentRecord:
         What the store is.
     segment : OpenSegment
         Full, or the last of the store. It is closed and removed.
+    known : int
+        So many segments, from the first on, are known to be committed.
 
     Returns
     -------
-    SegmentRecord
-        As published.
+    int
+        How many are now.
     """
     shards = segment.seal_shards()
     source = Source(slot=segment.slot, start=0, stop=segment.rows)
-    claim = _catalog.claim(root, [source], segment.path.parent)
-    record = _commit(root, spec, claim, segment.path, shards, segment.batches())
+    claim = _catalog.claim(root, [source], segment.path.parent, known)
+    dense = _commit(root, spec, claim, segment.path, shards, segment.batches(), known)
     segment.close()
     discard(segment.path)
     _catalog.release_claim(root, claim)
-    return record
+    return dense
 
 
 def _commit(
@@ -85,7 +87,8 @@ def _commit(
     directory: Path,
     shards: dict[str, ShardFacts],
     batches: Sequence[pa.RecordBatch],
-) -> SegmentRecord:
+    known: int = 0,
+) -> int:
     """Put a claimed segment's files into place and publish its record (steps 3 to 5a)."""
     for array in spec.arrays:
         if shards[array.name].size_bytes:
@@ -101,8 +104,7 @@ def _commit(
         segment=claim.segment, rows=claim.rows, arrays=shards, part=facts, sources=claim.sources
     )
     _catalog.commit(root, record, root / layout.OPEN_DIR)
-    _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
-    return record
+    return _catalog.publish_shape(root, spec, root / layout.OPEN_DIR, known=known)
 
 
 def _place_shard(root: Path, array: layout.ArraySpec, segment: int, source: Path) -> None:
