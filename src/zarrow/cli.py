@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from zarrow import _commands, _picture_commands
+from zarrow import _analysis_commands, _commands, _picture_commands
 from zarrow.errors import (
     IncompleteStoreError,
     MissingExtraError,
@@ -513,6 +513,7 @@ def repair(
 
 
 app.add_typer(_commands.app)
+app.add_typer(_analysis_commands.app)
 app.add_typer(_picture_commands.app)
 
 

@@ -103,7 +103,7 @@ class Client(Protocol):
     def cancel(self, futures: Sequence[Any]) -> Any:
         """Forget about futures."""
 
-    def scatter(self, data: list[Any]) -> Any:
+    def scatter(self, data: list[Any], *, hash: bool) -> Any:
         """Send things to workers, and return their futures."""
 
     def scheduler_info(self, n_workers: int) -> dict[str, Any]:
@@ -365,7 +365,8 @@ class Passes:
             for span in _spans(store, _parts(client)):
                 low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
                 if low < high:
-                    sent = client.scatter([rows[low:high], aside[low:high]])
+                    # Under names of their own: equal ones of another pass may be let go any time.
+                    sent = client.scatter([rows[low:high], aside[low:high]], hash=False)
                     self._parts.append((high, *sent))
 
     def fold(self, make: Callable[[], S], progress: Progress | None = None) -> S:

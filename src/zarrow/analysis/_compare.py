@@ -143,7 +143,7 @@ def compare(
     b: Store,
     *,
     on: str | Sequence[str] | None = None,
-    array: str | tuple[str, str] | None = None,
+    array: str | tuple[str | None, str | None] | None = None,
     by: str | Sequence[str] | None = None,
     probability: str | None = None,
     sample: int = 1000,

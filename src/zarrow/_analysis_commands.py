@@ -1,0 +1,556 @@
+"""Which commands answer questions about vectors and probabilities?
+
+``describe``, ``nearest``, ``pca``, ``probe``, ``evaluate``, ``compose``, ``compare``. As thin as `cli`, which
+they are part of and which shows their errors: arguments in, `zarrow.analysis` called, the answer printed.
+Progress goes to standard error, so that ``--json`` leaves standard output to machines.
+
+Place: below `cli`, above all else. Reads only, but for the files that are asked for with ``--out``; Ctrl-C
+leaves the store as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from zarrow.errors import InvalidInputError, UnknownNameError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from zarrow.store import Store
+
+__all__ = ["app"]
+
+app = typer.Typer()
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+SHOWN_ROWS = 30
+CELL_CHARACTERS = 28
+CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|=|>|<)\s*(.*?)\s*")
+
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)
+]
+ArrayName = Annotated[str | None, typer.Option("--array", help="Which array.", show_default="the only one")]
+By = Annotated[str, typer.Option("--by", help="Columns to group by, with commas in between.")]
+Names = Annotated[str, typer.Option(help="Which, with commas in between.", show_default="all")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="Only rows like query=stroke or occurs_prob>0.9; all of several."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")]
+Draws = Annotated[int, typer.Option("--bootstrap", min=0, help="Draws for the 95 % intervals.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+
+
+@app.command()
+def describe(
+    path: StorePath, arrays: Names = "", columns: Names = "", by: By = "", as_json: AsJson = False
+) -> None:
+    """Say how vectors and columns are distributed: norms, effective rank, NaNs, quantiles; per group."""
+    import zarrow
+    from zarrow.analysis import describe as run
+
+    with zarrow.open(path, partial=True) as store, _bar() as progress:
+        found = run(
+            store,
+            _names(arrays) if arrays else None,
+            _names(columns) if columns else None,
+            _names(by),
+            progress=progress,
+        )
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    for name, one in found.arrays.items():
+        shape = " × ".join(f"{axis:,}" for axis in (one.rows, *one.row_shape))
+        out.print(f"[bold]{escape(name)}[/]  {shape} {one.dtype}")
+        quantiles = [one.norms.quantile(share) for share in (0.05, 0.5, 0.95)] if one.norms.count else []
+        spread = ", ".join(f"{value:.4g}" for value in quantiles)
+        _facts(
+            {
+                "rows with NaN or infinity": f"{one.nonfinite_rows:,}",
+                "rows of zeros": f"{one.zero_rows:,}",
+                "norm": f"{_cell(one.norm_mean)} ± {_cell(one.norm_std)}  (5 %, 50 %, 95 %: {spread})",
+                "effective rank": f"{_cell(one.effective_rank)} of {len(one.mean):,} dimensions",
+                "anisotropy": f"{_cell(one.anisotropy)}  (mean cosine of two rows)",
+                "dead dimensions": f"{len(one.dead_dimensions):,}  "
+                + ", ".join(map(str, one.dead_dimensions[:10])),
+            }
+        )
+        if one.groups is not None:
+            _show(one.groups)
+        out.print()
+    if found.columns.num_rows:
+        _show(found.columns.drop_columns(["exact", "q05", "q95"]))
+
+
+@app.command()
+def nearest(
+    path: StorePath,
+    rows: Annotated[str, typer.Option("--rows", help="Rows to ask about, with commas in between.")] = "",
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="The row to ask about, as COLUMN=VALUE; once per key column."),
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option("--vectors", help="A .npy file of vectors to ask about.")
+    ] = None,
+    array: ArrayName = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")] = 10,
+    metric: Annotated[
+        Literal["cosine", "dot", "l2"], typer.Option(help="What near means: cosine, dot or l2.")
+    ] = "cosine",
+    where: Where = None,
+    columns: Names = "",
+    exclude_self: Annotated[
+        bool, typer.Option("--exclude-self", help="Leave out the rows asked about.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where torch multiplies, e.g. cuda.", show_default="a GPU if any")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the rows whose vectors are nearest: to rows, to the row of a key, or to vectors in a file.
+
+    zarrow nearest run.zarrow --key subject_id=42 --key query=stroke -k 5
+    """
+    import numpy as np
+
+    import zarrow
+    from zarrow.analysis import nearest as run
+
+    if sum([bool(rows), bool(key), vectors is not None]) != 1:
+        raise typer.BadParameter("say what to look for: one of --rows, --key, --vectors")
+    with zarrow.open(path, partial=True) as store, _bar() as progress:
+        queries: Any
+        if vectors is not None:
+            queries = np.load(vectors, allow_pickle=False)
+        elif key:
+            queries = _key(store, key)
+        else:
+            queries = [_number(row) for row in _names(rows)]
+        found = run(
+            store,
+            queries,
+            array=array,
+            k=k,
+            metric=metric,
+            filter=_where(store, where),
+            exclude_self=exclude_self,
+            device=device,
+            progress=progress,
+        )
+        table = found.table(store, _names(columns) if columns else None)
+    if as_json:
+        _print_json({**found.to_dict(), "table": table.to_pylist()})
+    else:
+        _show(table, SHOWN_ROWS if len(found.rows) > 1 else max(k, SHOWN_ROWS))
+
+
+@app.command()
+def pca(
+    path: StorePath,
+    array: ArrayName = None,
+    components: Annotated[
+        int | None, typer.Option("-n", "--components", min=1, help="How many.", show_default="50 or width")
+    ] = None,
+    where: Where = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Write components, mean and variances here, as .npz.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how much of the variance the principal components hold."""
+    import numpy as np
+
+    import zarrow
+    from zarrow.analysis import pca as run
+
+    with zarrow.open(path, partial=True) as store, _bar() as progress:
+        found = run(store, array, components, _where(store, where), progress=progress)
+    if out_file is not None:
+        fields = ("components_", "mean_", "explained_variance_", "explained_variance_ratio_")
+        np.savez(out_file, **{name: getattr(found, name) for name in fields})
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    ratio = found.explained_variance_ratio_
+    out.print(
+        f"[bold]{escape(found.array)}[/]  {found.n_samples_:,} rows of {len(found.mean_):,} numbers"
+        + (f", {found.nonfinite_rows:,} with NaN or infinity left out" if found.nonfinite_rows else "")
+    )
+    grid = _grid({"component": True, "variance": True, "share": True, "together": True})
+    for place in [*range(min(10, len(ratio))), *range(19, len(ratio), 10)]:
+        shares = f"{ratio[place]:.1%}", f"{ratio[: place + 1].sum():.1%}"
+        grid.add_row(f"{place + 1}", f"{found.explained_variance_[place]:.4g}", *shares)
+    out.print(grid)
+
+
+@app.command()
+def probe(
+    path: StorePath,
+    label: Annotated[str, typer.Option("--label", help="The column to tell.", show_default=False)],
+    array: ArrayName = None,
+    group: Annotated[
+        str, typer.Option(help="Its values are trained on or tested on, never both; '' for none.")
+    ] = "subject_id",
+    kind: Annotated[
+        Literal["auto", "logistic", "ridge"], typer.Option(help="auto, logistic or ridge.")
+    ] = "auto",
+    by: By = "",
+    where: Where = None,
+    test_fraction: Annotated[float, typer.Option(help="The share of groups kept for the test.")] = 0.2,
+    regularization: Annotated[float, typer.Option(help="C of logistic, alpha of ridge.")] = 1.0,
+    bootstrap: Draws = 200,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a linear probe that tells a label from the vectors, and say how well it does on other patients."""
+    import zarrow
+    from zarrow.analysis import probe as run
+
+    with zarrow.open(path, partial=True) as store, _bar() as progress:
+        found = run(
+            store,
+            label,
+            array=array,
+            group=group or None,
+            kind=kind,
+            by=_names(by),
+            filter=_where(store, where),
+            test_fraction=test_fraction,
+            regularization=regularization,
+            bootstrap=bootstrap,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    apart = f"; no {escape(found.group)} on both sides" if found.group else ""
+    out.print(
+        f"[bold]{escape(found.label)}[/] from [bold]{escape(found.array)}[/], {found.kind}: fitted to "
+        f"{len(found.train_rows):,} rows, tested on {len(found.test_rows):,}{apart}",
+        soft_wrap=True,
+    )
+    _left_out({"no label": found.missing_labels, "NaN or infinity in the vector": found.nonfinite_rows})
+    if not found.converged:
+        err.print("[yellow]the fit did not converge: more --regularization makes it easier[/]")
+    _metrics(found.overall)
+    if by or len(found.classes) > 2:
+        _show_metrics(found.report)
+
+
+@app.command()
+def evaluate(
+    path: StorePath,
+    probability: Annotated[str, typer.Option(help="The column of probabilities.")] = "occurs_prob",
+    label: Annotated[str, typer.Option(help="The column of labels.")] = "boolean_value",
+    by: By = "",
+    where: Where = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Draw its values as a whole, e.g. subject_id.", show_default="rows")
+    ] = None,
+    bootstrap: Draws = 200,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Hold stored probabilities against labels: AUROC, AUPRC, Brier, calibration error; per group.
+
+    zarrow evaluate run.zarrow --label boolean_value --by query,duration_days
+    """
+    import zarrow
+    from zarrow.analysis import evaluate as run
+
+    with zarrow.open(path, partial=True) as store, _bar() as progress:
+        found = run(
+            store,
+            probability,
+            label,
+            by=_names(by),
+            filter=_where(store, where),
+            unit=unit,
+            bootstrap=bootstrap,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    out.print(f"[bold]{escape(probability)}[/] against [bold]{escape(label)}[/]")
+    _left_out({"no label": found.missing_labels, "no probability": found.missing_probabilities})
+    _metrics(found.overall)
+    if by:
+        _show_metrics(found.table)
+
+
+@app.command()
+def compose(
+    path: StorePath,
+    how: Annotated[
+        Literal["max", "or", "sum", "mean"], typer.Option(help="How to join: max, or, sum or mean.")
+    ] = "max",
+    over: Annotated[str, typer.Option(help="What tells the joined rows apart.")] = "query",
+    by: By = "subject_id,prediction_time",
+    probability: Annotated[str, typer.Option(help="The column to join.")] = "occurs_prob",
+    label: Annotated[str | None, typer.Option(help="A column of labels to join.")] = None,
+    where: Where = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the table here, as Parquet.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join the probabilities of several queries into one per subject and time."""
+    import zarrow
+    from zarrow.analysis import compose as run
+
+    with zarrow.open(path, partial=True) as store, _bar(running=True):
+        table = run(
+            store,
+            how,
+            over,
+            _names(by),
+            probability=probability,
+            label=label,
+            filter=_where(store, where),
+        )
+    if out_file is not None:
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, out_file)
+    if as_json:
+        _print_json({"rows": table.num_rows, "table": table.to_pylist()})
+    else:
+        _show(table)
+
+
+@app.command()
+def compare(
+    path: StorePath,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another store.", show_default=False)],
+    on: Annotated[
+        str, typer.Option(help="Which rows are the same: columns, row or sample_index.", show_default="keys")
+    ] = "",
+    array: ArrayName = None,
+    other_array: Annotated[
+        str | None, typer.Option(help="Which array of OTHER.", show_default="of the same name")
+    ] = None,
+    by: By = "",
+    probability: Annotated[str | None, typer.Option(help="A column of numbers to compare too.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Rows whose neighbours are compared.")] = 1000,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")] = 10,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the vectors of the same rows in two stores, such as those of two checkpoints."""
+    import zarrow
+    from zarrow.analysis import compare as run
+
+    with zarrow.open(path) as store, zarrow.open(other) as second, _bar() as progress:
+        found = run(
+            store,
+            second,
+            on=_names(on) if on else None,
+            array=(array, other_array or array),
+            by=_names(by),
+            probability=probability,
+            sample=sample,
+            k=k,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    one_sided = len(found.only_a), len(found.only_b)
+    out.print(
+        f"{found.matched:,} rows in both; {one_sided[0]:,} only in {escape(str(path))}, {one_sided[1]:,} "
+        f"only in {escape(str(other))}",
+        soft_wrap=True,
+    )
+    _left_out({"NaN or infinity in a vector": found.nonfinite_rows})
+    cosines = f"{_cell(found.cosine_mean)} ± {_cell(found.cosine_std)}, at least {_cell(found.cosine_min)}"
+    facts = {
+        "linear CKA": f"{_cell(found.cka)}  (1: the same up to rotation and scale)",
+        "Procrustes": f"{_cell(found.procrustes)}  (0: the same up to rotation and scale)",
+        "cosine of a row": cosines,
+        "shared neighbours": f"{_cell(found.neighbour_overlap)} of {found.k}, over {found.sampled:,} rows",
+    }
+    if found.probability is not None:
+        p = found.probability
+        facts[probability or ""] = (
+            f"{_cell(p['mean_a'])} → {_cell(p['mean_b'])}, "
+            f"mean |change| {_cell(p['mean_absolute_difference'])}, "
+            f"KS {_cell(p['ks'])}, correlation {_cell(p['correlation'])}"
+        )
+    _facts(facts)
+    if found.groups is not None:
+        _show(found.groups)
+    if found.dimensions is not None:
+        out.print("\ndimensions that moved most")
+        drift = [abs(value or 0) for value in found.dimensions["drift"].to_pylist()]
+        most = sorted(range(len(drift)), key=lambda place: -drift[place])[:5]
+        _show(found.dimensions.take(most))
+
+
+# What is asked
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"--rows takes row numbers, got {text!r}") from None
+
+
+def _value(store: Store, name: str, text: str) -> pa.Scalar:
+    """Return a value of a column's type."""
+    import pyarrow as pa
+
+    if name not in store.schema.names:
+        known = ", ".join(store.schema.names)
+        raise UnknownNameError(f"there is no column {name!r}. There are: {known}")
+    kind = store.schema.field(name).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    try:
+        return pa.scalar(text).cast(kind)
+    except pa.ArrowException as error:
+        raise InvalidInputError(f"{text!r} is no value of column {name!r}, of type {kind}") from error
+
+
+def _key(store: Store, given: Sequence[str]) -> dict[str, Any]:
+    import pyarrow as pa
+
+    pairs = [one.partition("=") for one in given]
+    if any(not equals for _, equals, _ in pairs):
+        raise typer.BadParameter("--key must be COLUMN=VALUE")
+    return {name.strip(): pa.array([_value(store, name.strip(), text.strip())]) for name, _, text in pairs}
+
+
+def _where(store: Store, conditions: Sequence[str] | None) -> pc.Expression | None:
+    """Return the filter that conditions on columns make together."""
+    import operator
+
+    import pyarrow.compute as pc
+
+    compare_by = {
+        "==": operator.eq,
+        "=": operator.eq,
+        "!=": operator.ne,
+        ">=": operator.ge,
+        "<=": operator.le,
+        ">": operator.gt,
+        "<": operator.lt,
+    }
+    whole = None
+    for text in conditions or ():
+        found = CONDITION.fullmatch(text)
+        if found is None:
+            raise typer.BadParameter(f"--where must be like query=stroke or occurs_prob>0.9, got {text!r}")
+        name, sign, value = found.groups()
+        one = compare_by[sign](pc.field(name), _value(store, name, value))
+        whole = one if whole is None else whole & one
+    return whole
+
+
+# What is answered
+
+
+@contextmanager
+def _bar(*, running: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows progress on standard error; it is gone when all is done."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("running" if running else "reading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+
+
+def _grid(titles: dict[str, bool]) -> Table:
+    grid = Table(box=None, pad_edge=False, padding=(0, 2))
+    for title, right in titles.items():
+        grid.add_column(escape(title), justify="right" if right else "left", no_wrap=True)
+    return grid
+
+
+def _facts(facts: dict[str, str]) -> None:
+    grid = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for name, value in facts.items():
+        grid.add_row(f"  {escape(name)}", escape(value))
+    out.print(grid)
+
+
+def _left_out(counts: dict[str, int]) -> None:
+    reasons = [f"{count:,} for {reason}" for reason, count in counts.items() if count]
+    if reasons:
+        out.print(f"[dim]rows left out: {', '.join(reasons)}[/]")
+
+
+def _show(table: pa.Table, limit: int = SHOWN_ROWS) -> None:
+    """Print the first rows of a table."""
+    import pyarrow as pa
+
+    grid = _grid(
+        {
+            field.name: pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+            for field in table.schema
+        }
+    )
+    for row in zip(*(column.to_pylist() for column in table.slice(0, limit).columns), strict=True):
+        grid.add_row(*(escape(_cell(value)) for value in row))
+    out.print(grid)
+    if table.num_rows > limit:
+        out.print(f"[dim]… {table.num_rows - limit:,} more; --json has all of them[/]")
+
+
+def _metrics(overall: dict[str, Any]) -> None:
+    """Print metrics, each with its interval."""
+    shown = {}
+    for name, value in overall.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        low, high = overall.get(f"{name}_low"), overall.get(f"{name}_high")
+        interval = "" if low is None else f"  [{low:.4g}, {high:.4g}]"
+        shown[name] = _cell(value) + interval
+    _facts(shown)
+
+
+def _show_metrics(table: pa.Table) -> None:
+    """Print a table of metrics, the intervals of the first one only."""
+    first = next((name for name in table.column_names if name.endswith("_low")), "_low").removesuffix("_low")
+    bounds = {f"{first}_low", f"{first}_high"}
+    ends = ("_low", "_high")
+    kept = [name for name in table.column_names if not name.endswith(ends) or name in bounds]
+    _show(table.select(kept))

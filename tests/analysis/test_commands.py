@@ -1,0 +1,129 @@
+"""The commands, as a shell and a script see them."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import zarrow
+import zarrow.testing
+from zarrow.cli import app
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return str(zarrow.testing.example_predictions(tmp_path_factory.mktemp("cli") / "run.zarrow").path)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def as_json(*arguments):
+    return json.loads(run(*arguments, "--json"))
+
+
+def test_describe(path):
+    """Vectors, columns and groups, with words that explain themselves."""
+    text = run("describe", path, "--by", "query")
+    for word in ("query_embed  5,000 × 8 float32", "effective rank", "of 8 dimensions", "code//9", "nulls"):
+        assert word in text
+    found = as_json("describe", path, "--columns", "occurs")
+    assert found["columns"][0]["nulls"] == 500
+    assert found["arrays"]["query_embed"]["nonfinite_rows"] == 0
+
+
+def test_nearest(path, tmp_path):
+    """By row, by key and by vector the same rows are found; their columns stand beside."""
+    by_row = as_json("nearest", path, "--rows", "37", "-k", "3")
+    time = zarrow.open(path).table(["prediction_time"])["prediction_time"][37]
+    by_key = as_json(
+        "nearest", path, "-k", 3,
+        "--key", "subject_id=0", "--key", "query=code//7", "--key", f"prediction_time={time}",
+    )  # fmt: skip
+    np.save(tmp_path / "v.npy", zarrow.open(path)["query_embed"][37:38])
+    by_vector = as_json("nearest", path, "--vectors", tmp_path / "v.npy", "-k", "3")
+    assert by_row["table"] == by_key["table"] == by_vector["table"]
+    assert by_row["table"][0]["row"] == 37
+    text = run("nearest", path, "--rows", "37", "--where", "query=code//3", "--where", "occurs_prob>0.5")
+    assert len(re.findall("code//3", text)) == 10
+
+
+def test_pca(path, tmp_path):
+    """Shares of the variance add up, and the components can be had as a file."""
+    found = as_json("pca", path, "--out", tmp_path / "pca.npz")
+    assert sum(found["explained_variance_ratio"]) == pytest.approx(1)
+    assert np.load(tmp_path / "pca.npz")["components_"].shape == (8, 8)
+    assert "100.0%" in run("pca", path)
+
+
+def test_probe(path):
+    """How well the label can be told, on other patients."""
+    text = run("probe", path, "--label", "occurs", "--by", "query")
+    assert "tested on 900; no subject_id on both sides" in text
+    assert "rows left out: 500 for no label" in text
+    assert 0.7 < as_json("probe", path, "--label", "occurs", "--group", "")["overall"]["auroc"] < 0.9
+
+
+def test_evaluate(path):
+    """Stored probabilities, per query."""
+    text = run("evaluate", path, "--label", "occurs", "--by", "query")
+    assert "auroc" in text
+    assert "code//9" in text
+    found = as_json("evaluate", path, "--label", "occurs", "--where", "query!=code//0")
+    assert found["overall"]["rows"] == 4500
+
+
+def test_compose(path, tmp_path):
+    """One row per subject and time, printed, and as a file."""
+    run("compose", path, "--how", "or", "--label", "occurs", "--out", tmp_path / "c.parquet")
+    assert pq.read_table(tmp_path / "c.parquet").num_rows == 500
+    assert as_json("compose", path)["rows"] == 500
+
+
+def test_compare(path):
+    """A store is like itself."""
+    assert "5,000 rows in both" in run("compare", path, path, "--by", "query", "--probability", "occurs_prob")
+    assert as_json("compare", path, path)["cka"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--label", "nope"], "no column 'nope'"),
+        (["evaluate", "--label", "occurs", "--where", "nope>3"], "no column 'nope'"),
+        (["evaluate", "--label", "occurs", "--where", "subject_id>x"], "'x' is no value of column"),
+        (["evaluate", "--label", "occurs", "--where", "what"], "--where must be like"),
+        (["nearest"], "say what to look for"),
+        (["nearest", "--rows", "a"], "--rows takes row numbers"),
+        (["nearest", "--key", "subject_id"], "--key must be COLUMN=VALUE"),
+        (["nearest", "--key", "subject_id=1"], "key columns"),
+        (["probe", "--label", "query", "--array", "nope"], "no array 'nope'"),
+    ],
+)
+def test_wrong_usage_is_one_clear_message(path, arguments, message):
+    """No traceback, no answer, and an exit code that says so."""
+    result = CliRunner().invoke(app, [arguments[0], path, *arguments[1:]], env={"COLUMNS": "200"})
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not result.stdout
+
+
+def test_interrupting_harms_nothing(path, monkeypatch):
+    """Ctrl-C ends the command, not the store."""
+
+    def interrupted(*_, progress, **__):
+        progress(1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zarrow.analysis.pca", interrupted)
+    result = CliRunner().invoke(app, ["pca", path])
+    assert result.exit_code != 0
+    assert not result.stdout
+    zarrow.verify(path)
