@@ -1,0 +1,69 @@
+"""All benchmarks, one after the other: tables on the screen, figures and a picture in a folder.
+
+From the repository, with ``pip install -c constraints.txt '.[bench]'``::
+
+    python tests/benchmarks --out results            # half an hour, and 10 GB of disk while it runs
+    python tests/benchmarks --out results --quick    # some minutes, few rows, one turn: to see that it runs
+
+Each part is a script of its own with more options (``python tests/benchmarks/writers.py --help``). Ratios in
+one run on one machine mean something, seconds do not; leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NARROW = ["--width", "64"]
+PARTS: dict[str, list[str]] = {
+    "writers": ["writers.py", "--picture", "{out}/writers.svg"],
+    "writers, all synced at the end": ["writers.py", "--durable", "--only", "raw", "zarrow", "lance", "h5py"],
+    "writers, small batches": ["writers.py", "--batch-rows", "32", "--only", "raw", "zarrow", "lance"],
+    "writers, large batches": ["writers.py", "--batch-rows", "2048", "--only", "raw", "zarrow", "lance"],
+    "writers, narrow": ["writers.py", *NARROW, "--only", "raw", "zarrow", "lance"],
+    "writers, wide": ["writers.py", "--width", "4096", "--rows", "80000", "--only", "raw", "zarrow", "lance"],
+    "writers, float16": ["writers.py", "--kind", "float16", "--only", "raw", "zarrow", "zarrow-blosc"],
+    "writers, bf16 values": ["writers.py", "--kind", "bf16", "--only", "raw", "zarrow", "zarrow-blosc"],
+    "writers, beside a model": ["writers.py", "--step-ms", "5", "--only", "nothing", "zarrow", "zarrow-copy"],
+    "several processes": ["writers.py", "--rows", "800000", "--only", "zarrow", "zarrow-2", "zarrow-4"],
+    "memory while writing": ["writers.py", "--memory", "--repeat", "1"],
+    "memory while writing, narrow": [
+        *("writers.py", "--memory", *NARROW, "--repeat", "1", "--sizes", "100000", "1000000", "10000000")
+    ],
+    "readers": ["readers.py"],
+    "memory while reading": ["readers.py", "--memory"],
+    "codecs": ["codecs.py"],
+    "analysis": ["analysis.py"],
+}
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="folder for the figures")
+    parser.add_argument("--quick", action="store_true", help="few rows, one turn")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in options.only:
+        script, *arguments = [word.format(out=options.out) for word in PARTS[name]]
+        command = [sys.executable, str(HERE / script), *arguments]
+        command += ["--json", str(options.out / f"{name.replace(', ', '-').replace(' ', '-')}.json")]
+        if options.quick:
+            command += ["--rows", "20000", "--repeat", "1"]
+            command += (
+                ["--sizes", "10000", "20000"] if "--sizes" in command or "memory while w" in name else []
+            )
+        print(f"\n== {name}: {' '.join(command[1:])}\n", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
