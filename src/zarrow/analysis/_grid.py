@@ -113,7 +113,7 @@ def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
             f"column {name!r} has more than {MAX_DISTINCT:,} different values of type {kind}: colour by a "
             "number or by a column of fewer values"
         )
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], _label(item[0])))
     return Colour(name=name, categories=tuple(value for value, _ in ranked[:most]), others=len(ranked) > most)
 
 

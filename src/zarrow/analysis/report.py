@@ -303,12 +303,13 @@ def _evaluation_section(found: Evaluation) -> Html:
         f"{found.probability} against {found.label}: {overall['labelled']:,} of {overall['rows']:,} rows "
         f"have both, {overall['positives']:,} are true. In brackets 95 % bootstrap intervals."
     )
-    rows = [{"": "all rows", **_scores(overall)}]
+    task = ", ".join(found.by) or "task"
+    rows = [{task: "all rows", **_scores(overall)}]
     listed = found.table.to_pylist() if found.by else []
     listed.sort(key=lambda one: -one["labelled"])
     for one in listed[:MAX_GROUPS]:
         key = ", ".join(say(one[name]) for name in found.by)
-        rows.append({"": key, **_scores(one)})
+        rows.append({task: key, **_scores(one)})
     more = ""
     if len(listed) > MAX_GROUPS:
         more = f'<p class="note">The {MAX_GROUPS} largest of {len(listed):,} groups.</p>'
