@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zarrow.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from zarrow.store import Store
 
 __all__ = ["app"]
 
@@ -52,6 +57,7 @@ class Kind(StrEnum):
     NORMS = "norms"
     CALIBRATION = "calibration"
     ROC = "roc"
+    DRIFT = "drift"
 
 
 @contextmanager
@@ -145,30 +151,44 @@ def plot(
     label: Annotated[
         str | None, typer.Option(help="roc, calibration: a column.", show_default="the likely one")
     ] = None,
+    other: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="drift: the store to compare with.")
+    ] = None,
+    on: Annotated[str, typer.Option(help="drift: columns of the same rows.", show_default="the keys")] = "",
     by: By = "",
     as_json: AsJson = False,
 ) -> None:
-    """Draw a picture: a map of the rows, lengths of vectors, ROC curves, calibration.
+    """Draw a picture: a map of the rows, lengths of vectors, ROC curves, calibration, drift.
 
     zarrow plot run.zarrow --kind map --colour occurs_prob -o map.png
 
     zarrow plot run.zarrow --kind roc --by query -o roc.svg
+
+    zarrow plot old.zarrow --kind drift --other new.zarrow --by query -o drift.svg
     """
     import zarrow
     from zarrow.analysis import plot as pictures
 
     pictures.check_format(output)
-    _check_options(
-        kind, {"--array": array, "--map": map_name, "--colour": colour, "--by": by},
-        {"--probability": probability, "--label": label},
-    )  # fmt: skip
-    if map_name is not None and array is not None:
-        raise InvalidInputError("--map and --array exclude each other: a map is of one array already")
+    given = {
+        "--array": array,
+        "--map": map_name,
+        "--colour": colour,
+        "--by": by,
+        "--probability": probability,
+        "--label": label,
+        "--other": other,
+        "--on": on,
+    }
+    _check_options(kind, {option for option, value in given.items() if value})
     with zarrow.open(path) as store, _progress() as (progress, _):
         if kind == Kind.MAP:
             figure = pictures.map(store, map_name or array, colour, progress=progress)
         elif kind == Kind.NORMS:
             figure = pictures.norms(store, array, _names(by), progress=progress)
+        elif kind == Kind.DRIFT:
+            assert other is not None
+            figure = _draw_drift(store, other, array, _names(on), _names(by), probability, progress)
         else:
             draw = pictures.roc if kind == Kind.ROC else pictures.calibration
             figure = draw(store, probability, label, _names(by))
@@ -177,19 +197,42 @@ def plot(
     _show(facts, f"[green]drawn:[/] {escape(str(output))}", as_json=as_json)
 
 
-def _check_options(kind: Kind, some: dict[str, str | None], scores: dict[str, str | None]) -> None:
+def _draw_drift(
+    store: Store,
+    other: Path,
+    array: str | None,
+    on: list[str],
+    by: list[str],
+    probability: str | None,
+    progress: Callable[[int, int], None],
+) -> Figure:
+    import zarrow
+    from zarrow.analysis import plot as pictures
+
+    with zarrow.open(other) as second:
+        return pictures.drift(
+            store, second, on=on or None, array=array, by=by, probability=probability, progress=progress
+        )
+
+
+def _check_options(kind: Kind, given: set[str]) -> None:
     """Refuse options that this kind of picture has no use for."""
+    scores = {"--by", "--probability", "--label"}
     allowed = {
         Kind.MAP: {"--array", "--map", "--colour"},
         Kind.NORMS: {"--array", "--by"},
-        Kind.ROC: {"--by", "--probability", "--label"},
-        Kind.CALIBRATION: {"--by", "--probability", "--label"},
+        Kind.ROC: scores,
+        Kind.CALIBRATION: scores,
+        Kind.DRIFT: {"--other", "--on", "--array", "--by", "--probability"},
     }[kind]
-    for option, value in (some | scores).items():
-        if value and option not in allowed:
-            raise InvalidInputError(
-                f"--kind {kind.value} takes {', '.join(sorted(allowed))}, not {option}: leave it out"
-            )
+    for option in sorted(given - allowed):
+        raise InvalidInputError(
+            f"--kind {kind.value} takes {', '.join(sorted(allowed))}, not {option}: leave it out"
+        )
+    if kind == Kind.DRIFT and "--other" not in given:
+        raise InvalidInputError("--kind drift compares with a second store: name it with --other")
+    if {"--map", "--array"} <= given:
+        raise InvalidInputError("--map and --array exclude each other: a map is of one array already")
 
 
 @app.command()

@@ -24,8 +24,8 @@ from zarrow.testing import example_predictions, example_store
 HOSTILE = "$\\frac{1$ <script>alert(1)</script> & \u202e $"
 
 
-def written(path: Path, columns: dict[str, object], vectors: np.ndarray) -> Store:
-    with zarrow.Writer(path) as writer:
+def written(path: Path, columns: dict[str, object], vectors: np.ndarray, keys: tuple[str, ...] = ()) -> Store:
+    with zarrow.Writer(path, keys=keys) as writer:
         writer.append(columns, {"embed": vectors})
         writer.finalize()
     return zarrow.open(path)
@@ -91,6 +91,35 @@ def test_calibration_groups() -> None:
     assert (found.low <= found.observed).all()
     assert (found.observed <= found.high).all()
     assert (np.diff(found.predicted) > 0).all()
+
+
+def test_drift(tmp_path: Path) -> None:
+    """The dimension that moved is the first, groups that moved are listed, and what cannot be is refused."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(200, 5)).astype(np.float32)
+    columns = {"id": np.arange(200), "group": ["a", "b"] * 100}
+    moved = vectors.copy()
+    moved[:, 3] += 2
+    moved[1::2] += 1
+    old = written(tmp_path / "old.zarrow", columns, vectors, ("id",))
+    new = written(tmp_path / "new.zarrow", columns, moved, ("id",))
+    figure = plot.drift(old, new, on="id", by="group")
+    plot.save(figure, tmp_path / "a.svg")
+    left, right = figure.axes
+    drifts = left.get_lines()[0].get_ydata()
+    assert drifts[0] == max(drifts) > 2
+    assert [text.get_text() for text in right.get_yticklabels()] == ["b", "a"]
+    narrow = written(tmp_path / "narrow.zarrow", columns, vectors[:, :2], ("id",))
+    with pytest.raises(InvalidInputError, match="different widths"):
+        plot.drift(old, narrow, on="id")
+    others = written(tmp_path / "others.zarrow", {**columns, "id": np.arange(900, 1100)}, vectors, ("id",))
+    with pytest.raises(InvalidInputError, match="share 0 rows"):
+        plot.drift(old, others, on="id")
+    command = ["plot", str(old.path), "--kind", "drift", "-o", str(tmp_path / "b.png")]
+    assert "name it with --other" in CliRunner().invoke(app, command).stderr
+    printed = CliRunner().invoke(app, [*command, "--other", str(new.path), "--on", "id", "--by", "group"])
+    assert printed.exit_code == 0, printed.output
+    assert (tmp_path / "b.png").stat().st_size > 10_000
 
 
 def test_many_rows_become_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from zarrow.analysis._map import Map, map_rows, place_rows
 from zarrow.analysis._nearest import Neighbours, nearest
 from zarrow.analysis._pca import Pca, pca
 from zarrow.analysis._probe import Probe, probe
+from zarrow.analysis._texts import embed_texts
 
 __all__ = [
     "ArrayDescription",
@@ -28,6 +29,7 @@ __all__ = [
     "compare",
     "compose",
     "describe",
+    "embed_texts",
     "evaluate",
     "map_rows",
     "nearest",
