@@ -24,9 +24,8 @@ tasks = [name for name in ("query", "duration_days") if name in store.schema.nam
 # %% Per task: censored rows are counted and left out, as EQ_evaluate does. Patients are drawn as a whole.
 found = analysis.evaluate(store, "occurs_prob", label, by=tasks, unit="subject_id", bootstrap=100)
 print(f"{found.overall['labelled']:,} rows with a label, {found.missing_labels:,} censored")
-print(
-    f"{'task':24} {'rows':>6} {'prevalence':>10} {'AUROC':>6}  {'95 %':14} {'AUPRC':>6} {'Brier':>6} {'ECE':>6}"
-)
+scores = f"{'AUROC':>6}  {'95 %':14} {'AUPRC':>6} {'Brier':>6} {'ECE':>6}"
+print(f"{'task':24} {'rows':>6} {'prevalence':>10} {scores}")
 for row in found.table.to_pylist():
     task = ", ".join(str(row[name]) for name in tasks)
     if row["auroc"] is None:

