@@ -20,6 +20,7 @@ from anndata.experimental import read_lazy
 
 import zarrow
 from zarrow.errors import ConflictError, IncompleteStoreError, InvalidInputError, UnknownNameError
+from zarrow.testing import example_store
 from zarrow.transfer import EXPORTS, IMPORTS, _rows, export, import_
 
 ROWS = 3000
@@ -282,7 +283,7 @@ class TestRules:
         with pytest.raises(ConflictError, match="there is something already"):
             export(store, target, format)
         assert target.read_text() == "mine"
-        if format != "everyquery":
+        if format not in ("everyquery", "embedding-atlas"):  # which have tests of their own
             export(store, target, format, columns=["id"], overwrite=True)
             assert target.is_dir() or target.read_bytes() != b"mine"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -364,7 +365,7 @@ class TestRules:
         program = (
             "import sys; sys.modules['lance'] = None\n"
             "import zarrow.testing, zarrow.transfer\n"
-            "zarrow.transfer.export(zarrow.testing.example_store(), '/tmp/never.lance')"
+            "zarrow.export(zarrow.testing.example_store(), '/tmp/never.lance')"
         )
         done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
         assert "MissingExtraError: The format 'lance' needs lance: pip install pylance" in done.stderr
@@ -492,3 +493,24 @@ def test_json_of_the_header(store, tmp_path):
     assert size % 8 == 0
     assert header["__metadata__"]["zarrow_uuid"] == store.uuid
     assert all(facts["data_offsets"][0] % 8 == 0 for name, facts in header.items() if name[0] != "_")
+
+
+def test_embedding_atlas_gets_a_map(tmp_path: Path) -> None:
+    """The columns and the stored map's places come in one file; of several maps one must be named."""
+    store = example_store(tmp_path / "atlas.zarrow")
+    with pytest.raises(InvalidInputError, match="zarrow map"):
+        export(store, tmp_path / "a.parquet", "embedding-atlas")
+    places = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
+    places[7] = np.nan
+    zarrow.add_array(store.path, "first", places)
+    assert export(store.path, tmp_path / "a.parquet", "embedding-atlas") == 5000
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.column_names == ["subject_id", "query", "occurs_prob", "projection_x", "projection_y"]
+    assert table["projection_x"].null_count == table["projection_y"].null_count == 1
+    found = np.stack([table[name].to_numpy() for name in ("projection_x", "projection_y")], axis=1)
+    assert np.array_equal(found, places, equal_nan=True)
+    zarrow.add_array(store.path, "second", places + 1)
+    with pytest.raises(InvalidInputError, match="first, second"):
+        export(store.path, tmp_path / "b.parquet", "embedding-atlas")
+    export(store.path, tmp_path / "b.parquet", "embedding-atlas", arrays=["second"])
+    assert pq.read_table(tmp_path / "b.parquet")["projection_x"][0].as_py() == places[0, 0] + 1

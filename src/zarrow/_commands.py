@@ -41,7 +41,10 @@ def export_store(
     path: Store,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="What to write.", show_default=False)],
     format: Annotated[
-        str, typer.Option("--to", help=f"{FORMATS} or safetensors.", show_default="by the suffix")
+        str,
+        typer.Option(
+            "--to", help=f"{FORMATS}, safetensors or embedding-atlas.", show_default="by the suffix"
+        ),
     ] = "",
     columns: Names = "",
     arrays: Names = "",

@@ -16,7 +16,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from zarrow.errors import ConflictError, InvalidInputError, StoreExistsError
 from zarrow.store import Store
@@ -27,9 +27,9 @@ from zarrow.writer import Writer
 
 __all__ = ["EXPORTS", "IMPORTS", "ExportFormat", "ImportFormat", "export", "import_"]
 
-ExportFormat = Literal["npy", "parquet", "anndata", "lance", "safetensors", "everyquery"]
+ExportFormat = Literal["npy", "parquet", "embedding-atlas", "anndata", "lance", "safetensors", "everyquery"]
 ImportFormat = Literal["npy", "parquet", "anndata", "lance", "everyquery"]
-EXPORTS: tuple[ExportFormat, ...] = ("npy", "parquet", "anndata", "lance", "safetensors", "everyquery")
+EXPORTS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 """What `export` can write."""
 IMPORTS: tuple[ImportFormat, ...] = ("npy", "parquet", "anndata", "lance", "everyquery")
 """What `import_` can read."""
@@ -63,6 +63,8 @@ def export(
       one array as one file.
     * ``"parquet"``: one file with the vectors as ``fixed_size_list`` columns, as embedding-atlas, DuckDB,
       Polars and Hugging Face's datasets read it.
+    * ``"embedding-atlas"``: one Parquet file with the columns and the places of a stored map
+      (`zarrow.analysis.map_rows`) as ``projection_x`` and ``projection_y``; without vectors.
     * ``"anndata"``: AnnData's Zarr layout, the columns in ``obs``, the arrays in ``obsm``; for
       ``anndata.read_zarr`` and ``read_lazy``. Times are text there, and dictionaries their values.
     * ``"lance"``: a Lance dataset. Needs ``pip install pylance``.
@@ -247,4 +249,4 @@ def _format(format: str | None, path: Path, known: Sequence[str], what: str) -> 
 
 
 def _module(format: str) -> Any:
-    return importlib.import_module(f"zarrow.transfer._{format}")
+    return importlib.import_module(f"zarrow.transfer._{format.replace('-', '_')}")
