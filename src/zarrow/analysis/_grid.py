@@ -50,7 +50,7 @@ class Colour:
     name : str
         The column.
     categories : tuple
-        Its most frequent values, most frequent first; empty if it is a number.
+        Its most frequent values, in their order; empty if it is a number.
     others : bool
         Whether there are more values than these.
     """

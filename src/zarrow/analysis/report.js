@@ -100,6 +100,7 @@
         if (x < -side || y < -side || x > width + side || y > height + side) continue;
         context.fillStyle = markColour(i);
         if (cells) {
+          context.globalAlpha = 0.4 + 0.6 * Math.log1p(counts[i]) / Math.log1p(most); // the fuller, the stronger
           const left = Math.round(x - side / 2), top = Math.round(y - side / 2); // whole pixels: no seams
           context.fillRect(left, top, Math.round(x + side / 2) - left, Math.round(y + side / 2) - top);
         } else {

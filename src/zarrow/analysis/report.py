@@ -39,7 +39,7 @@ from zarrow.store import Store
 __all__ = ["report"]
 
 MAX_POINTS = 8000
-CELLS = 140
+CELLS = 200
 MAX_FIELDS = 12
 MAX_GROUPS = 500
 MAX_COLOURS = 6
