@@ -325,7 +325,7 @@ class TestRules:
     def test_names_are_checked(self, store, tmp_path):
         """An unknown column or array is named, with those that there are."""
         with pytest.raises(UnknownNameError, match="embed"):
-            export(store, tmp_path / "a.parquet", arrays=["embedd"])
+            export(store, tmp_path / "a.parquet", arrays=["embde"])
         with pytest.raises(UnknownNameError, match="prob"):
             export(store, tmp_path / "a.parquet", columns=["porb"])
         with pytest.raises(InvalidInputError, match="must be one of npy, parquet"):
