@@ -114,7 +114,13 @@ def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
             "number or by a column of fewer values"
         )
     ranked = sorted(counts.items(), key=lambda item: (-item[1], _label(item[0])))
-    return Colour(name=name, categories=tuple(value for value, _ in ranked[:most]), others=len(ranked) > most)
+    named = sorted((value for value, _ in ranked[:most]), key=_place)
+    return Colour(name=name, categories=tuple(named), others=len(ranked) > most)
+
+
+def _place(value: object) -> tuple[bool, Any]:
+    """Return what values of one column are ordered by, null last."""
+    return value is None, "" if value is None else value
 
 
 # Which map

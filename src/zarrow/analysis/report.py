@@ -45,6 +45,8 @@ MAX_GROUPS = 500
 MAX_COLOURS = 6
 FIELD_CHARACTERS = 160
 HISTOGRAM_BINS = 40
+BOOTSTRAP = 200
+MAX_BOOTSTRAP_ROWS = 1_000_000
 METHODS = {"pca": "Principal components", "umap": "UMAP", "tsne": "t-SNE"}
 HINT = (
     "Point at the map, or tap it, to see who is there. With the keyboard: arrows go from one to the next, "
@@ -64,7 +66,7 @@ def report(
     label: str | None = None,
     by: str | Sequence[str] | None = None,
     title: str | None = None,
-    bootstrap: int = 200,
+    bootstrap: int | None = None,
     progress: Progress | None = None,
     stage: Stage | None = None,
 ) -> None:
@@ -86,8 +88,9 @@ def report(
         Columns to evaluate by; ``query`` and ``duration_days`` by default, where there are such.
     title : str, optional
         What to call it; the store's name by default.
-    bootstrap : int
-        Draws for the intervals of the evaluation.
+    bootstrap : int, optional
+        Draws for the intervals of the evaluation; by default 200, and none above a million rows, where they
+        would take minutes and be narrower than what is shown.
     progress : callable, optional
         Is called with rows done and rows in all, in each part.
     stage : callable, optional
@@ -279,7 +282,7 @@ def _evaluate(
     probability: str | None,
     label: str | None,
     by: str | Sequence[str] | None,
-    bootstrap: int,
+    bootstrap: int | None,
 ) -> Evaluation | None:
     """Evaluate what was asked for, or what there is to evaluate."""
     try:
@@ -291,6 +294,8 @@ def _evaluate(
     names = names_of(by)
     if by is None:
         names = [name for name in ("query", "duration_days") if name in store.schema.names]
+    if bootstrap is None:
+        bootstrap = BOOTSTRAP if store.num_rows <= MAX_BOOTSTRAP_ROWS else 0
     return evaluate(store, *columns, by=names, bootstrap=bootstrap)
 
 
@@ -301,8 +306,10 @@ def _evaluation_section(found: Evaluation) -> Html:
         return section("evaluation", "Evaluation", f'<p class="note">{escape(note)}</p>')
     note = (
         f"{found.probability} against {found.label}: {overall['labelled']:,} of {overall['rows']:,} rows "
-        f"have both, {overall['positives']:,} are true. In brackets 95 % bootstrap intervals."
+        f"have both, {overall['positives']:,} are true."
     )
+    if overall["brier_low"] is not None:
+        note += " In brackets 95 % bootstrap intervals."
     task = ", ".join(found.by) or "task"
     rows = [{task: "all rows", **_scores(overall)}]
     listed = found.table.to_pylist() if found.by else []
