@@ -226,6 +226,21 @@ def test_damage(path: Path, places: np.ndarray) -> None:
     assert not zarrow.verify(path).ok
 
 
+def test_repair_puts_a_damaged_one_aside(path: Path, places: np.ndarray) -> None:
+    """A repair moves the whole derived array away, and the store is sound without it."""
+    zarrow.add_array(path, "pca", places)
+    zarrow.add_array(path, "kept", places)
+    (path / "derived/pca/embeddings.zarr/pca/c/0/0").write_bytes(b"x" * 100)
+    (path / "derived/pca/zarrow.json").write_bytes(b"{}")
+    zarrow.repair(path)
+    assert zarrow.verify(path, "full").ok
+    store = zarrow.open(path)
+    assert list(store.derived) == ["kept"]
+    assert store.num_rows == 5000
+    zarrow.add_array(path, "pca", places)
+    assert np.array_equal(zarrow.open(path)["pca"], places)
+
+
 def test_links_are_not_followed(path: Path, places: np.ndarray, tmp_path: Path) -> None:
     """A derived array behind a symbolic link is none, and verify says what is there."""
     zarrow.add_array(path, "pca", places)

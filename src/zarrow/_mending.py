@@ -151,7 +151,7 @@ class _Planner:
             if finding.segment is not None and not finding.path.endswith(".claim"):
                 self._by_segment[finding.segment].append(finding)
             else:
-                self._by_path[finding.path].append(finding)
+                self._by_path[_whole(finding.path)].append(finding)
 
     def plan(self) -> Plan:
         segments = [self._segment(number) for number in sorted(self._by_segment)]
@@ -318,6 +318,16 @@ class _Planner:
     def _stray(self, path: str, findings: list[Finding], number: int) -> Incident:
         name = "manifest" if path == layout.MANIFEST_JSON else f"stray-{number}"
         return self._incident(path, name, {path: Path(path).name}, findings)
+
+
+def _whole(path: str) -> str:
+    """Return what goes aside for a finding: a derived array as a whole, for half of one is none.
+
+    >>> _whole("derived/pca/embeddings.zarr/pca/c/0/0"), _whole("table/x")
+    ('derived/pca', 'table/x')
+    """
+    parts = path.split("/")
+    return "/".join(parts[:2]) if parts[0] == layout.DERIVED_DIR else path
 
 
 # Doing it
