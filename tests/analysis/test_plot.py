@@ -56,6 +56,7 @@ def test_files(draw: Callable[[Store], Figure], tmp_path: Path) -> None:
     assert pixels[..., :3].std() > 0.02
     root = ElementTree.parse(tmp_path / "a.svg").getroot()
     assert root.tag.endswith("svg")
+    assert (tmp_path / "a.svg").stat().st_size < 500_000
 
 
 def test_no_global_state() -> None:

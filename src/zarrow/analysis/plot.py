@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["calibration", "check_format", "drift", "map", "norms", "roc", "save"]
 
 MAX_POINTS = 50_000
+RASTERIZED_POINTS = 4000
 NOTE_CHARACTERS = 74
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A900", "#8C8C8C")
 """Okabe and Ito, *Color Universal Design* (2008); their yellow darker, for white paper; grey for others."""
@@ -250,7 +251,8 @@ def _draw_points(figure: Figure, points: Points, what: Map, colour: Colour | Non
     size = float(np.clip(6000 / max(count, 1), 2.5, 40))
     order = np.random.default_rng(0).permutation(count)  # no group is always on top
     x, y = points.xy[order].T
-    look: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75}
+    many = count > RASTERIZED_POINTS  # an SVG of as many circles is slow to open: they become an image in it
+    look: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": many}
     if colour is None:
         axes.scatter(x, y, color=PALETTE[0], **look)
         return
