@@ -14,8 +14,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--profile",
         choices=("ci", "long"),
         default=os.environ.get("ZARROW_TEST_PROFILE", "ci"),
-        help="how many states the crash tests and the state machines try: minutes, or hours",
+        help="how many states the crash tests and the state machines try: minutes, or hours; "
+        "'long' runs the tests that are marked so, too",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the long profile be one option: nothing is left out, and nothing takes too long."""
+    if config.getoption("--profile") == "long":
+        if config.option.markexpr == "not long":
+            config.option.markexpr = ""
+        config.option.timeout = 0 if config.option.timeout is None else config.option.timeout
 
 
 @pytest.fixture(scope="session")

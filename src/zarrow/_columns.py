@@ -376,7 +376,9 @@ class Columns:
                 raise CorruptionError(
                     f"{self._path(number)}: {table.num_rows} rows are not what was committed"
                 )
-        except (OSError, pa.ArrowException, KeyError) as error:
+            if set(table.column_names) != set(names):
+                raise CorruptionError(f"{self._path(number)}: its columns are not what was committed")
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise self._explain(error, [number]) from error
         self._view.guard()
         return table
