@@ -553,7 +553,7 @@ def test_views_do_not_pin_what_they_are_views_of(tmp_path):
     for _ in range(6):
         hidden = torch.ones(4, 100, HIDDEN)
         given = {"view": hidden[:, 0], "slice": hidden[:2], "own": torch.ones(4, HIDDEN)}
-        hosted = copies(given)
+        hosted = copies.begin(given).get()
         for name in ("view", "slice"):
             assert not np.shares_memory(hosted[name], hidden.numpy())
     assert np.shares_memory(hosted["own"], given["own"].numpy())

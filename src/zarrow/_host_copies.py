@@ -1,11 +1,16 @@
-"""How do a prediction's tensors get into memory that the writer may keep?
+"""How do a prediction's tensors get into memory that the writer may keep, while the model goes on?
 
-Every tensor is copied at most once on the host:
+One on a GPU is copied on the GPU first, by the step's own stream: views become contiguous, types change, and
+whatever the next step does to the memory is no concern any more. From there a stream beside the step's takes
+it into a pinned buffer (`CudaCopies`), so that neither the step's stream nor the thread that feeds it waits
+for the bus. A batch is looked at when the second one after it was begun (`UnderWay`): then its copy is long
+done. So the memory in use is that of three batches, and of those that wait for the disk, which the writer's
+queue bounds; a disk that is slower than the model makes the next batch wait there, and nowhere else. The
+pinned buffers come from torch's pool, which takes each back when the writer is done with it.
 
-* one on a device goes into a pinned buffer; all of a batch's copies are under way at once, and waited for
-  together. The buffers come from torch's pool of pinned memory, which takes each back when the writer is
-  done with it, so they are few;
-* one on the host that is contiguous and has its storage for itself is given away as it is;
+On the host
+
+* a tensor that is contiguous and has its storage for itself is given away as it is;
 * every other one is copied: a view may pin memory many times its size.
 
 Some models return the same buffer in every step. So tensors are copied, too, in the first few batches, and
@@ -17,8 +22,11 @@ Place: under the edge `lightning`; imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,10 +34,121 @@ import torch
 from zarrow._prediction_rules import check_cast
 from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["HostCopies"]
+__all__ = ["CudaCopies", "DeviceCopies", "HostBatch", "HostCopies", "UnderWay"]
 
+BATCHES_UNDER_WAY = 2
 _WATCHED_BATCHES = 4
 _FLOATS = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+class DeviceCopies(Protocol):
+    """Copies from a device, without waiting for them."""
+
+    def covers(self, tensor: torch.Tensor) -> bool:
+        """Tell whether the tensor lies on such a device."""
+
+    def start(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Callable[[], None]]:
+        """Return buffers on the host that will hold the tensors, and what waits until they do."""
+
+
+class CudaCopies:
+    """Copies from GPUs, each by a stream of its own."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def covers(self, tensor: torch.Tensor) -> bool:
+        return tensor.device.type == "cuda"
+
+    def start(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Callable[[], None]]:
+        hosts = []
+        events: dict[torch.device, torch.cuda.Event] = {}
+        for tensor in tensors:
+            device = tensor.device
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream = self._streams[device]
+            if device not in events:
+                stream.wait_stream(torch.cuda.current_stream(device))  # the step that computes it
+                events[device] = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                hosts.append(host.copy_(tensor, non_blocking=True))
+            tensor.record_stream(stream)  # its memory is not handed out again before this stream is there
+        for device, event in events.items():
+            event.record(self._streams[device])
+
+        def wait() -> None:
+            for event in events.values():
+                event.synchronize()
+
+        return hosts, wait
+
+
+@dataclass(slots=True)
+class HostBatch:
+    """The values of a batch, some of which may still be on their way.
+
+    Parameters
+    ----------
+    values : dict of str to tensor, array or sequence
+        By their names in the store.
+    wait : callable, optional
+        Waits until all of them are there.
+    lost : dict of str to tensor, shape (rows,)
+        Per entry that was made narrower on a device, which rows lost a value by it.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    wait: Callable[[], None] | None = None
+    lost: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def get(self) -> dict[str, Any]:
+        """Return the values, when they are there: tensors and arrays as numpy arrays, the rest as it came."""
+        if self.wait is not None:
+            self.wait()
+        for name, rows in self.lost.items():
+            if rows.any():
+                raise BatchError(
+                    f"array {name!r}: row {int(rows.nonzero()[0])} of the batch has a value that "
+                    f"{self.values[name].numpy().dtype} cannot hold: store it in a wider dtype"
+                )
+        return {
+            name: value.numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in self.values.items()
+        }
+
+
+class UnderWay:
+    """Batches whose copies are under way, in order.
+
+    Parameters
+    ----------
+    batches : int
+        How many may be.
+    """
+
+    def __init__(self, batches: int = BATCHES_UNDER_WAY) -> None:
+        self._limit = batches
+        self._waiting: deque[tuple[HostBatch, Callable[[HostBatch], None]]] = deque()
+
+    def add(self, batch: HostBatch, then: Callable[[HostBatch], None]) -> None:
+        """Hand a batch over to `then` in its turn, at once if nothing is to be waited for."""
+        self._waiting.append((batch, then))
+        self.finish(self._limit if batch.wait is not None else 0)
+
+    def finish(self, left: int = 0) -> None:
+        """Hand over all but the last `left` batches; if one cannot be, those behind it are dropped.
+
+        So what was handed over is what came first, in order.
+        """
+        try:
+            while len(self._waiting) > left:
+                batch, then = self._waiting.popleft()
+                then(batch)
+        except BaseException:
+            self._waiting.clear()
+            raise
 
 
 class HostCopies:
@@ -39,6 +158,8 @@ class HostCopies:
     ----------
     dtypes : mapping of str to {"float16", "float32", "float64"}
         What floating-point columns and arrays are stored as; by default what they are, bfloat16 as float32.
+    device : DeviceCopies, optional
+        Copies from devices; by default from GPUs.
 
     Raises
     ------
@@ -46,47 +167,47 @@ class HostCopies:
         If a dtype is none of these.
     """
 
-    def __init__(self, dtypes: Mapping[str, str] | None = None) -> None:
+    def __init__(self, dtypes: Mapping[str, str] | None = None, device: DeviceCopies | None = None) -> None:
         self._dtypes = dict(dtypes or {})
         for name, dtype in self._dtypes.items():
             if dtype not in _FLOATS:
                 raise InvalidInputError(
                     f"dtypes: {name!r} must be one of {', '.join(_FLOATS)}, got {dtype!r}"
                 )
+        self._device: DeviceCopies = CudaCopies() if device is None else device
         self._watched: dict[str, list[torch.Tensor]] = {}
         self._reused: set[str] = set()
         self._batches = 0
 
-    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values in memory that is nobody else's.
+    def begin(self, values: Mapping[str, Any]) -> HostBatch:
+        """Begin to bring values into memory that is nobody else's.
 
         Parameters
         ----------
         values : mapping of str to tensor, array or sequence
-            By their names in the store.
+            By their names in the store. May be overwritten from now on.
 
         Returns
         -------
-        dict of str to array or sequence
-            Tensors and arrays as numpy arrays, the rest as it came.
+        HostBatch
+            Has them, or will.
 
         Raises
         ------
         BatchError
-            If a tensor is sparse, or a value does not fit its dtype.
+            If a tensor is sparse, or a value on the host does not fit its dtype.
         """
-        hosted: dict[str, Any] = {}
-        casts: dict[str, torch.Tensor] = {}
-        devices: set[torch.device] = set()
-        for name, value in values.items():
+        batch = HostBatch()
+        staged: dict[tuple[str, bool], torch.Tensor] = {}
+        for name, given in values.items():
+            value = given
             if isinstance(value, np.ndarray):
-                value = (
-                    torch.from_numpy(value)
-                    if value.dtype.kind == "f" and name in self._dtypes
-                    else value.copy()
-                )
+                if value.dtype.kind != "f" or name not in self._dtypes:
+                    batch.values[name] = value.copy()
+                    continue
+                value = torch.from_numpy(value)
             if not isinstance(value, torch.Tensor):
-                hosted[name] = value
+                batch.values[name] = value
                 continue
             if value.layout is not torch.strided:
                 raise BatchError(
@@ -94,29 +215,25 @@ class HostCopies:
                 )
             tensor = value.detach()
             dtype = self._dtype(name, tensor)
-            if dtype != tensor.dtype:
-                if dtype.itemsize < tensor.dtype.itemsize or (dtype, tensor.dtype) == (
-                    torch.float16,
-                    torch.bfloat16,
-                ):
-                    casts[name] = tensor
-                hosted[name] = self._to_host(tensor.to(dtype), devices)
-            elif tensor.device.type == "cpu":
-                hosted[name] = self._given_away(name, tensor)
+            if self._device.covers(tensor):
+                staged[name, False] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+                if _narrows(tensor.dtype, dtype):
+                    lost = staged[name, False].isinf() & ~tensor.isinf()
+                    staged[name, True] = lost.reshape(len(lost), math.prod(lost.shape[1:])).any(dim=1)
+            elif tensor.device.type != "cpu":
+                batch.values[name] = _cast_on_host(name, tensor.cpu(), dtype)
+            elif dtype != tensor.dtype:
+                batch.values[name] = _cast_on_host(name, tensor, dtype)
             else:
-                hosted[name] = self._to_host(tensor, devices)
-        for device in devices:
-            torch.cuda.current_stream(device).synchronize()
+                batch.values[name] = self._given_away(name, tensor)
+        if staged:
+            hosts, batch.wait = self._device.start(list(staged.values()))
+            for (name, is_lost), host in zip(staged, hosts, strict=True):
+                (batch.lost if is_lost else batch.values)[name] = host
         self._batches += 1
         if self._batches == _WATCHED_BATCHES:
             self._watched.clear()
-        for name, tensor in hosted.items():
-            if isinstance(tensor, torch.Tensor):
-                hosted[name] = tensor.numpy()
-        for name, tensor in casts.items():
-            if np.isinf(hosted[name]).any():
-                check_cast(name, tensor.cpu().to(torch.float64).numpy(), hosted[name])
-        return hosted
+        return batch
 
     def _dtype(self, name: str, tensor: torch.Tensor) -> torch.dtype:
         if not tensor.is_floating_point():
@@ -128,15 +245,6 @@ class HostCopies:
         if name in self._dtypes:
             return _FLOATS[self._dtypes[name]]
         return torch.float32 if tensor.dtype is torch.bfloat16 else tensor.dtype
-
-    @staticmethod
-    def _to_host(tensor: torch.Tensor, devices: set[torch.device]) -> torch.Tensor:
-        """Return the tensor on the host; if `devices` has its device, only once that has been waited for."""
-        if tensor.device.type != "cuda":
-            return tensor.cpu().contiguous()
-        devices.add(tensor.device)
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
 
     def _given_away(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         alone = (
@@ -154,3 +262,15 @@ class HostCopies:
             held.append(tensor)
         copied = torch.empty(tensor.shape, dtype=tensor.dtype)
         return copied.copy_(tensor)
+
+
+def _narrows(before: torch.dtype, after: torch.dtype) -> bool:
+    """Tell whether a cast may turn finite values into infinite ones."""
+    return after.itemsize < before.itemsize or (after, before) == (torch.float16, torch.bfloat16)
+
+
+def _cast_on_host(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    cast = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if _narrows(tensor.dtype, dtype) and cast.isinf().any():
+        check_cast(name, tensor.to(torch.float64).numpy(), cast.numpy())
+    return cast

@@ -11,21 +11,22 @@ Place: under the edge `lightning`, above `writer` and `store`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._host_copies import HostCopies
+from zarrow._host_copies import HostBatch, HostCopies, UnderWay
 from zarrow._identifiers import Identifiers
 from zarrow._predict_loaders import LoaderFacts, as_indices, describe, recorded_indices
 from zarrow._prediction_rules import PredictionRules, count_rows
 from zarrow._row_set import RowSet
 from zarrow._stored_rows import DATALOADER_IDX, stored_rows
-from zarrow.errors import BatchError, InvalidInputError
+from zarrow.errors import BatchError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer
 
 __all__ = ["Run"]
@@ -124,6 +125,7 @@ class Run:
         self._before = before
         self._rules = rules
         self._host_copies = host_copies
+        self._under_way = UnderWay()
         self._sample_index = sample_index
         self._drop_duplicates = drop_duplicates
 
@@ -150,34 +152,63 @@ class Run:
     # One batch
 
     def write(self, position: int, batch_idx: int, prediction: Any, batch: Any) -> None:
-        """Hand a batch to the writer: queued on return. See `PredictionWriter.write_on_batch_end`."""
-        assert self.writer is not None
+        """Take a batch on: queued on return, but for copies from a device that are under way.
+
+        See `PredictionWriter.write_on_batch_end`.
+        """
         state = self.loaders[position]
-        columns, arrays = self._rules.split(prediction)
-        indices = self._places(state, batch_idx, prediction, batch)
-        rows = count_rows(
-            columns, arrays, None if indices is None else len(indices), _WHO_KNOWS[state.facts.order]
-        )
-        if indices is None:
-            indices = np.arange(state.next_row, state.next_row + rows)
-        known = state.facts.dataset_rows
-        if known is not None and rows and state.facts.order != "running" and indices.max() >= known:
-            raise BatchError(f"got dataset index {indices.max()}, but the dataset has {known} rows")
-        table = self._identify(state, batch, indices, columns)
-        hosted = self._host_copies({**columns, **arrays})
-        table |= {name: hosted[name] for name in columns}
-        vectors = {name: hosted[name] for name in arrays}
-        fresh = self._fresh(state, indices)
-        if not fresh.all():
-            table = {name: _pick(values, fresh) for name, values in table.items()}
-            vectors = {name: values[fresh] for name, values in vectors.items()}
-            indices = indices[fresh]
-        if len(indices) or not rows:
-            self.writer.append(table, vectors, indices, copy=False)
-        state.written.add(indices)
+        where = f"in batch {batch_idx} of {state.facts.name}"
+        with _naming(where):
+            columns, arrays = self._rules.split(prediction)
+            indices = self._places(state, batch_idx, prediction, batch)
+            rows = count_rows(
+                columns, arrays, None if indices is None else len(indices), _WHO_KNOWS[state.facts.order]
+            )
+            if indices is None:
+                indices = np.arange(state.next_row, state.next_row + rows)
+            known = state.facts.dataset_rows
+            if known is not None and rows and state.facts.order != "running" and indices.max() >= known:
+                raise BatchError(f"got dataset index {indices.max()}, but the dataset has {known} rows")
+            table = self._identify(state, batch, indices, columns)
+            hosted = self._host_copies.begin({**columns, **arrays})
+            fresh = self._fresh(state, indices)
+        state.written.add(indices[fresh])
         state.next_row += rows
         state.batches += 1
         self.finished += 1
+
+        def append(done: HostBatch) -> None:
+            with _naming(where):
+                values = done.get()
+                self._append(
+                    table | {name: values[name] for name in columns},
+                    {name: values[name] for name in arrays},
+                    indices,
+                    fresh,
+                )
+
+        self._under_way.add(hosted, append)
+
+    def finish(self) -> None:
+        """Wait for copies from a device: every batch is queued on return."""
+        self._under_way.finish()
+
+    def close(self) -> None:
+        """Let go of the writer after an error, which is the news: a second one would hide it."""
+        if self.writer is not None:
+            with contextlib.suppress(ZarrowError):
+                self.writer.close()
+
+    def _append(
+        self, table: dict[str, Any], vectors: dict[str, Any], indices: Indices, fresh: npt.NDArray[np.bool_]
+    ) -> None:
+        """Append the rows of a batch that are not stored."""
+        assert self.writer is not None
+        if not fresh.all():
+            table = {name: _pick(values, fresh) for name, values in table.items()}
+            vectors = {name: values[fresh] for name, values in vectors.items()}
+        if fresh.any() or not len(fresh):
+            self.writer.append(table, vectors, indices[fresh], copy=False)
 
     def _places(self, state: LoaderState, batch_idx: int, prediction: Any, batch: Any) -> Indices | None:
         """Return the rows' places in the dataset; None if they are to be counted."""
@@ -250,6 +281,18 @@ class Run:
             if one is not None and one.rows is not None:
                 return one.take(None, np.zeros(0, np.int64), 0)
         return pa.table({})
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Say in errors which batch they are about."""
+    try:
+        yield
+    except BatchError as error:
+        raise BatchError(f"{where}: {error}") from error
+    except ZarrowError as error:
+        error.add_note(where)
+        raise
 
 
 def _on_host(values: Any) -> Any:

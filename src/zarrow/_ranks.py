@@ -151,6 +151,7 @@ def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run]
     writer = run.writer
     failure: Exception | None = None
     try:
+        run.finish()
         if writer is not None and trainer.global_rank > 0:
             writer.close()
         elif writer is not None:

@@ -47,7 +47,7 @@ try:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from zarrow._everyquery_run import facts, skip_stored, tasks_crc32c
-    from zarrow._host_copies import HostCopies
+    from zarrow._host_copies import HostBatch, HostCopies, UnderWay
     from zarrow._predict_loaders import loaders_of, trim
     from zarrow.lightning import SIGTERM_EXIT_CODE, PredictionWriter
 except ImportError as error:
@@ -163,6 +163,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._is_open = False
         self._writer: Writer | None = None
         self._copies = HostCopies(FLOAT32)
+        self._under_way = UnderWay()
         self._loader: Any = None
         self._ranks: PredictionWriter | None = None  # does the work if there are several ranks
         self._offset = 0  # rows that are stored; the name is EveryQuery's, which reads it
@@ -303,6 +304,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
             if trainer.received_sigterm:
                 # The scheduler kills us soon, and starts us again.
                 if self._writer is not None:
+                    self._under_way.finish()
                     self._writer.flush(durable=True)
                 raise SIGTERMException(SIGTERM_EXIT_CODE)
 
@@ -323,7 +325,9 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._is_open = False
         writer, self._writer = self._writer, None
         if writer is not None:
-            # The exception under way is the news; a second one would hide it.
+            # The exception under way is the news; a second one, of ours or the GPU's, would hide it.
+            with contextlib.suppress(ZarrowError, RuntimeError):
+                self._under_way.finish()
             with contextlib.suppress(ZarrowError):
                 writer.close()
 
@@ -366,6 +370,13 @@ class StreamingPredictionWriter(BasePredictionWriter):
             return
         self._is_open = False
         writer, self._writer = self._writer, None
+        try:
+            self._under_way.finish()
+        except BaseException:
+            if writer is not None:
+                with contextlib.suppress(ZarrowError):
+                    writer.close()
+            raise
         expected = len(self._frame)
         if self._offset < expected:
             if writer is not None:
@@ -533,13 +544,18 @@ class StreamingPredictionWriter(BasePredictionWriter):
         assert self._writer is not None
         number = self._batches - 1 if stored else self._batches
         table = identifiers(self._frame.slice(self._offset, rows - stored))
-        hosted = self._copies(values)
         narrow: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
-        narrow |= {name: hosted[name][stored:] for name in PROBABILITIES}
         narrow[columns.BATCH] = np.full(rows - stored, number, np.int32)
-        arrays = {name: hosted[name][stored:] for name in self._arrays}
         places = np.arange(self._offset, self._offset + rows - stored)
-        self._writer.append(narrow, arrays, places, copy=False)
+        writer = self._writer
+
+        def append(done: HostBatch) -> None:
+            hosted = done.get()
+            probabilities = {name: hosted[name][stored:] for name in PROBABILITIES}
+            arrays = {name: hosted[name][stored:] for name in self._arrays}
+            writer.append(narrow | probabilities, arrays, places, copy=False)
+
+        self._under_way.add(self._copies.begin(values), append)
         self._offset += rows - stored
         self._batches = number + 1
 

@@ -31,7 +31,6 @@ from zarrow._prediction_rules import Names, PredictionRules
 from zarrow._row_set import RowSet
 from zarrow._stored_rows import stored_rows
 from zarrow.errors import (
-    BatchError,
     InvalidInputError,
     MissingExtraError,
     SchemaMismatchError,
@@ -366,7 +365,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hand a batch to the writer: queued on return.
+        """Hand a batch to the writer: queued on return; from a GPU, when the next but one was begun.
 
         Parameters
         ----------
@@ -387,18 +386,11 @@ class PredictionWriter(BasePredictionWriter):
             If an earlier batch could not be written; says which rows are safe.
         """
         run = self._running()
-        state = run.loaders[dataloader_idx]
-        try:
-            run.write(dataloader_idx, batch_idx, prediction, batch)
-        except ZarrowError as error:
-            where = f"in batch {batch_idx} of {state.facts.name}"
-            if isinstance(error, BatchError):
-                raise BatchError(f"{where}: {error}") from error
-            error.add_note(where)
-            raise
-        trim(state.loader, batch_idx)
+        run.write(dataloader_idx, batch_idx, prediction, batch)
+        trim(run.loaders[dataloader_idx].loader, batch_idx)
         if trainer.received_sigterm:
             # The scheduler kills us soon, and starts us again.
+            run.finish()
             assert run.writer is not None
             run.writer.flush(durable=True)
             raise SIGTERMException(SIGTERM_EXIT_CODE)
@@ -413,9 +405,10 @@ class PredictionWriter(BasePredictionWriter):
         """
         run = self._let_go()
         if run is not None and run.writer is not None:
-            # The exception under way is the news; a second one would hide it.
-            with contextlib.suppress(ZarrowError):
-                run.writer.close()
+            # The exception under way is the news; a second one, of ours or the GPU's, would hide it.
+            with contextlib.suppress(ZarrowError, RuntimeError):
+                run.finish()
+            run.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the store complete if every expected row is in it; else warn and leave it resumable.
@@ -436,10 +429,14 @@ class PredictionWriter(BasePredictionWriter):
             self._meet(trainer, pl_module)
         run = self._let_go()
         assert run is not None
-        if trainer.world_size == 1:
-            missing = self._end(trainer, run)
-        else:
-            missing = end_together(trainer, run, self.path, self._finalize)
+        try:
+            if trainer.world_size == 1:
+                missing = self._end(trainer, run)
+            else:
+                missing = end_together(trainer, run, self.path, self._finalize)
+        except BaseException:
+            run.close()
+            raise
         self._complete = missing is None
         if missing is not None and trainer.is_global_zero:
             warnings.warn(
@@ -462,6 +459,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def _end(self, trainer: Trainer, run: Run) -> str | None:
         """Complete the store of one rank, or return what is missing."""
+        run.finish()
         missing = run.missing(trainer.limit_predict_batches)
         if missing is None:
             self._finalize(run)

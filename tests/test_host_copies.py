@@ -1,0 +1,315 @@
+"""Do values get from a device to the writer whole and in order, though nobody waits for their copies?
+
+`Slow` stands for a GPU on machines without one: its copies are made when they are waited for, or when as many
+steps have passed as it takes them, and until then there is garbage in their buffers. What works on it does
+not read too early, does not write into what is being read, and lets go of nothing too soon.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+import zarrow
+from zarrow import _host_copies, everyquery, lightning
+from zarrow._host_copies import CudaCopies, HostBatch, HostCopies, UnderWay
+from zarrow.errors import BatchError, WriteFailedError
+
+GARBAGE = 77
+
+
+class Slow:
+    """A device whose copies are not there before somebody waits for them."""
+
+    def __init__(self) -> None:
+        self.started: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        self.waits = 0
+        self.under_way = 0
+        self.most_under_way = 0
+
+    def covers(self, tensor: torch.Tensor) -> bool:
+        return True
+
+    def start(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Callable[[], None]]:
+        hosts = [torch.full_like(tensor, GARBAGE) for tensor in tensors]
+        pairs = list(zip(hosts, tensors, strict=True))
+        self.started.append(pairs)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+
+        def wait() -> None:
+            self.waits += 1
+            self.under_way -= 1
+            with torch.inference_mode():
+                for host, tensor in pairs:
+                    host.copy_(tensor)
+            pairs.clear()
+
+        return hosts, wait
+
+
+def test_values_are_those_of_the_step_though_its_memory_is_used_again():
+    """What the next step writes into the same memory, or a view of it, does not reach this batch."""
+    copies, buffer = HostCopies(device=Slow()), torch.zeros(4, 6)
+    begun = []
+    for step in range(5):
+        buffer.fill_(step)
+        begun.append(copies.begin({"whole": buffer, "view": buffer[:, 2], "half": buffer.bfloat16()}))
+    buffer.fill_(-1)
+    for step, batch in enumerate(begun):
+        values = batch.get()
+        assert values["whole"].tolist() == [[step] * 6] * 4
+        assert values["view"].tolist() == [step] * 4
+        assert (values["half"].dtype, values["half"][0, 0]) == (np.float32, step)
+        assert all(array.flags.c_contiguous for array in values.values())
+
+
+def test_batches_are_handed_over_in_order_and_as_late_as_two_steps_on():
+    """Nobody waits for the copy of a batch before the second one after it has begun."""
+    slow = Slow()
+    copies, under_way, seen = HostCopies(device=slow), UnderWay(), []
+    for step in range(6):
+        under_way.add(
+            copies.begin({"x": torch.tensor([step])}), lambda done: seen.append(int(done.get()["x"][0]))
+        )
+        assert seen == list(range(step - 1))
+    assert (slow.most_under_way, slow.waits) == (3, 4)
+    under_way.finish()
+    under_way.finish()
+    assert seen == list(range(6))
+
+
+def test_what_lies_on_the_host_waits_for_nothing_but_its_turn():
+    """A batch without anything on a device is handed over at once, behind those before it."""
+    seen: list[Any] = []
+    under_way = UnderWay()
+    slow, plain = HostCopies(device=Slow()), HostCopies()
+    under_way.add(plain.begin({"x": torch.tensor([0])}), lambda done: seen.append(done.get()["x"][0]))
+    assert seen == [0]
+    under_way.add(slow.begin({"x": torch.tensor([1])}), lambda done: seen.append(done.get()["x"][0]))
+    assert seen == [0]
+    under_way.add(plain.begin({"x": torch.tensor([2])}), lambda done: seen.append(done.get()["x"][0]))
+    assert seen == [0, 1, 2]
+
+
+def test_nothing_is_handed_over_behind_a_batch_that_failed():
+    """What was handed over is what came first: EveryQuery's drop-in goes on by counting its rows."""
+    under_way, seen = UnderWay(), []
+
+    def fail(done: HostBatch) -> None:
+        raise BatchError("no")
+
+    copies = HostCopies(device=Slow())
+    for then in (fail, lambda done: seen.append(1)):
+        under_way.add(copies.begin({"x": torch.zeros(1)}), then)
+    with pytest.raises(BatchError):
+        under_way.finish()
+    under_way.finish()
+    assert seen == []
+
+
+def test_memory_is_let_go_of_when_a_batch_is_done():
+    """The device's memory of a batch is free when its copy is there, the host's when the writer is done."""
+    slow = Slow()
+    copies = HostCopies(device=slow)
+    batch = copies.begin({"x": torch.zeros(4, 6)})
+    host, device = map(weakref.ref, slow.started.pop()[0])
+    values = batch.get()
+    del batch
+    gc.collect()
+    assert device() is None
+    assert values["x"].base is not None
+    del values
+    gc.collect()
+    assert host() is None
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_cast_that_loses_a_value_is_told_by_row(rows):
+    """What float16 cannot hold is found on the device; an infinity that was there before is none of it."""
+    copies = HostCopies({"x": "float16"}, Slow())
+    values = torch.tensor([[1.0, torch.inf], [2.0, 3.0], [4.0, 99840.0]])[:rows]
+    batch = copies.begin({"x": values})
+    if rows:
+        with pytest.raises(BatchError, match=r"'x': row 2 of the batch has a value that float16 cannot hold"):
+            batch.get()
+    else:
+        assert batch.get()["x"].shape == (0, 2)
+    assert copies.begin({"x": values[:2]}).get()["x"].dtype == np.float16
+
+
+# Through the callbacks
+
+
+class Model(LightningModule):
+    """Returns the same memory in every step, as CUDA graphs do."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.memory = torch.zeros(8, 5)
+        self.stop_at = stop_at
+
+    def predict_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
+        if batch_idx == self.stop_at:
+            raise KeyError("the model is to blame")
+        held = self.memory[: len(batch)]
+        held.copy_(batch[:, None] + torch.arange(5) / 8)
+        return {"number": held[:, 0], "query_embed": held, "note": ["a"] * len(batch)}
+
+
+@pytest.fixture
+def slow(monkeypatch) -> Slow:
+    device = Slow()
+    monkeypatch.setattr(_host_copies, "CudaCopies", lambda: device)
+    return device
+
+
+def predict(path: Path, rows: int, model: Model | None = None, **options: Any) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[lightning.PredictionWriter(path, **options)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(torch.arange(rows, dtype=torch.float32), batch_size=8)
+    trainer.predict(model or Model(), loader, return_predictions=False)
+
+
+def check(path: Path, rows: int, *, partial: bool = False) -> None:
+    with zarrow.open(path, partial=partial) as store:
+        table = store.table()
+        assert table["sample_index"].to_pylist() == list(range(rows))
+        assert table["number"].to_pylist() == list(range(rows))
+        np.testing.assert_array_equal(store["query_embed"][:], np.arange(rows)[:, None] + np.arange(5) / 8)
+
+
+def test_a_run_on_a_device_stores_every_row(tmp_path, slow):
+    """Rows, their places and vectors belong together, the last batches included."""
+    predict(tmp_path / "s", 301)
+    check(tmp_path / "s", 301)
+    assert slow.most_under_way == 3
+
+
+def test_a_run_that_fails_keeps_the_batches_that_were_under_way(tmp_path, slow):
+    """An error of the model loses no finished batch, and the run goes on behind them."""
+    with pytest.raises(KeyError, match="to blame"):
+        predict(tmp_path / "s", 301, Model(stop_at=20))
+    check(tmp_path / "s", 160, partial=True)
+    predict(tmp_path / "s", 301, resume=True)
+    check(tmp_path / "s", 301)
+
+
+def test_an_error_that_comes_late_names_its_batch(tmp_path, slow):
+    """What is wrong with a batch is told with the number of that batch, not of the one under way by then."""
+
+    class Large(Model):
+        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
+            return {"v": torch.full((len(batch), 2), 1e6 if batch_idx == 5 else 1.0)}
+
+    with pytest.raises(BatchError, match=r"^in batch 5 of predict data loader 0.*row 0 .*float16"):
+        predict(tmp_path / "s", 301, Large(), dtypes={"v": "float16"})
+    assert zarrow.open(tmp_path / "s", partial=True).num_rows == 40
+
+
+def test_a_disk_that_is_slower_than_the_model_holds_it_back(tmp_path, slow, monkeypatch):
+    """No more batches are in memory than are under way and fit into the queue, however slow the disk is."""
+    from zarrow._open_segment import OpenSegment
+
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    append = OpenSegment.append
+    start = slow.start
+
+    def slowly(self: OpenSegment, batches: Any) -> None:
+        time.sleep(0.002 * len(batches))
+        append(self, batches)
+
+    def counted(tensors: Sequence[torch.Tensor]) -> Any:
+        nonlocal most
+        hosts, wait = start(tensors)
+        slow.started.clear()
+        alive.extend(weakref.ref(host) for host in hosts if host.ndim == 2)
+        most = max(most, sum(one() is not None for one in alive))
+        return hosts, wait
+
+    monkeypatch.setattr(OpenSegment, "append", slowly)
+    monkeypatch.setattr(slow, "start", counted)
+    predict(tmp_path / "s", 1600, queue_bytes=2000)  # a batch has about 400 bytes
+    check(tmp_path / "s", 1600)
+    assert len(alive) == 200
+    assert 3 <= most < 25
+
+
+def test_a_full_disk_is_told_at_the_end_too(tmp_path, slow, monkeypatch):
+    """A failure that shows while the last batches are handed over is raised, and the store can go on."""
+    from zarrow._open_segment import OpenSegment
+
+    append = OpenSegment.append
+
+    def fail(self: OpenSegment, batches: Any) -> None:
+        if self.rows + sum(batch.rows for batch in batches) > 296:
+            raise OSError(28, "No space left on device")
+        append(self, batches)
+
+    monkeypatch.setattr(OpenSegment, "append", fail)
+    with pytest.raises(WriteFailedError, match="No space left"):
+        predict(tmp_path / "s", 301)
+    monkeypatch.undo()
+    predict(tmp_path / "s", 301, resume=True)
+    check(tmp_path / "s", 301)
+
+
+def test_everyquery_hands_its_batches_over_at_the_end(tmp_path, slow):
+    """The drop-in writes the batches that are under way when it is closed."""
+    tasks = pl.DataFrame(
+        {
+            "subject_id": range(50),
+            "prediction_time": pl.Series([0] * 50, dtype=pl.Datetime("us")),
+            "query": ["HR"] * 50,
+            "duration_days": pl.Series([30.0] * 50, dtype=pl.Float32),
+        }
+    )
+    writer = everyquery.StreamingPredictionWriter(tmp_path / "p.parquet", tasks)
+    writer.setup(None, None, "predict")
+    for start in range(0, 50, 5):
+        probabilities = torch.arange(start, start + 5) / 64
+        prediction = {"occurs_probs": probabilities, "censor_probs": 1 - probabilities}
+        writer.write_on_batch_end(None, None, prediction, None, None, start // 5)
+        assert writer._offset == start + 5
+    writer.close()
+    found = pl.read_parquet(tmp_path / "p.parquet")
+    assert found["occurs_prob"].to_list() == [i / 64 for i in range(50)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu():
+    """On a GPU copies run beside the steps, from memory that later steps write into, to pinned buffers."""
+    copies, under_way, seen = HostCopies(device=CudaCopies()), UnderWay(), []
+    memory = torch.zeros(256, 1024, device="cuda")
+    for step in range(50):
+        memory.fill_(step)
+        torch.cuda._sleep(1_000_000)
+        batch = copies.begin({"whole": memory, "view": memory[:, 3], "half": memory.bfloat16()})
+        assert batch.values["whole"].is_pinned()
+        under_way.add(batch, lambda done: seen.append(done.get()))
+    under_way.finish()
+    for step, values in enumerate(seen):
+        for array in values.values():
+            assert (array == step).all()
+            assert array.dtype == np.float32
+    too_large = HostCopies({"x": "float16"}).begin({"x": torch.full((2, 3), 1e6, device="cuda")})
+    with pytest.raises(BatchError, match="float16 cannot hold"):
+        too_large.get()
