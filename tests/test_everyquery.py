@@ -30,7 +30,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 import zarrow
-from zarrow._everyquery_run import tasks_crc32c
+from zarrow._prediction_columns import tasks_crc32c
 from zarrow.errors import (
     BatchError,
     ConflictError,
@@ -482,7 +482,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         predict(tmp_path, 30, Model(stop_at(16)))
     with pytest.raises(
-        ConflictError, match=r"predictions.zarrow.*weights_crc32c \w+, this run has.*remove it"
+        ConflictError, match=r"predictions.zarrow.*weights: the store has \'\w+\', now .*remove it"
     ):
         predict(tmp_path, 30, Model(weight=2.0))
     predict(tmp_path, 30, Model())
@@ -516,7 +516,7 @@ def test_other_tasks_are_refused(tmp_path: Path, change: dict[str, Any], message
     other = tasks(10).with_columns(**{name: pl.lit(value) for name, value in change.items()})
     with pytest.raises(ConflictError, match=message):
         StreamingPredictionWriter(*one_two(tmp_path, other)).setup(None, None, "predict")
-    with pytest.raises(ConflictError, match="it has rows 10, this run has 9"):
+    with pytest.raises(ConflictError, match=r"the store has \{'rows': 10\}, now \{'rows': 9\}"):
         StreamingPredictionWriter(*one_two(tmp_path, tasks(9))).setup(None, None, "predict")
     with pytest.raises(ConflictError, match="labels"):
         StreamingPredictionWriter(*one_two(tmp_path, tasks(10, label=False))).setup(None, None, "predict")

@@ -18,6 +18,7 @@ import inspect
 import io
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,11 @@ def check_columns(spec: StoreSpec) -> None:
             )
         if column.name in spec.keys and (pa.types.is_nested(column.type) or pa.types.is_null(column.type)):
             raise InvalidInputError(f"key {column.name!r}: a key must be a scalar type, got {column.type}")
+        if _may_be_null_list(column) and not _reads_null_lists():
+            raise InvalidInputError(
+                f"column {column.name!r}: pyarrow {pa.__version__} cannot read a null of {column.type} back from "
+                "Parquet: upgrade pyarrow, declare the column not nullable, or cast it to a list"
+            )
         try:
             table = pa.schema([column]).empty_table()
             with _parquet().ParquetWriter(pa.BufferOutputStream(), table.schema) as writer:
@@ -243,3 +249,27 @@ def _has_dictionary(kind: pa.DataType) -> bool:
         pa.types.is_dictionary(kind.field(index).type) or _has_dictionary(kind.field(index).type)
         for index in range(kind.num_fields)
     )
+
+
+def _may_be_null_list(field: pa.Field, *, in_null: bool = False) -> bool:
+    """Tell whether a list of fixed size can be null, in a column or somewhere inside of it."""
+    null, kind = field.nullable or in_null, field.type
+    if pa.types.is_fixed_size_list(kind):
+        return null or _may_be_null_list(kind.value_field)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _may_be_null_list(kind.value_field)
+    if pa.types.is_struct(kind):
+        return any(_may_be_null_list(kind.field(i), in_null=null) for i in range(kind.num_fields))
+    return False
+
+
+@cache
+def _reads_null_lists() -> bool:
+    """Tell whether this pyarrow reads a null list of fixed size from Parquet; 21 does not."""
+    table = pa.table({"probe": pa.array([[1, 2], None], pa.list_(pa.int64(), 2))})
+    sink = pa.BufferOutputStream()
+    try:
+        _parquet().write_table(table, sink)
+        return bool(_parquet().ParquetFile(pa.BufferReader(sink.getvalue())).read().equals(table))
+    except (pa.ArrowException, OSError):
+        return False

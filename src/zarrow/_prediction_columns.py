@@ -21,10 +21,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._checksum import crc32c
 from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["KEYS", "identifiers", "prediction_schema", "preset"]
+__all__ = ["KEYS", "identifiers", "prediction_schema", "preset", "tasks_crc32c"]
 
+_SLICE_ROWS = 1 << 16
 KEYS = ("subject_id", "prediction_time", "query", "duration_days")
 LABEL = "boolean_value"
 OCCURS = "occurs"
@@ -217,3 +219,12 @@ def preset(schema_df: Any, *, embeddings: bool = True) -> dict[str, Any]:
         "ignore": (*_IGNORED, *(() if embeddings else (ENTRIES[ARRAY],))),
         "dtypes": {name: FLOAT32[name] for name in (*columns, *arrays)},
     }
+
+
+def tasks_crc32c(frame: Any) -> str:
+    """Return a checksum of the identifiers and labels of a frame of tasks."""
+    checksum = 0
+    for start in range(0, len(frame), _SLICE_ROWS):
+        for batch in identifiers(frame.slice(start, _SLICE_ROWS)).combine_chunks().to_batches():
+            checksum = crc32c(np.frombuffer(batch.serialize(), np.uint8), checksum)
+    return f"{checksum:08x}"

@@ -30,13 +30,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreExistsError
 from zarrow.lightning import PredictionWriter
 from zarrow.store import Store
 from zarrow.store import open as open_store
-from zarrow.writer import Writer
 
 try:
     import lightning.pytorch as pl
@@ -45,7 +43,7 @@ try:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from sklearn.datasets import load_digits
     from torch import Tensor, nn
-    from torch.utils.data import DataLoader, Dataset, Subset
+    from torch.utils.data import DataLoader, Dataset
 except ImportError as error:
     raise MissingExtraError(f"the demo needs {error.name}: pip install 'zarrow[demo]'") from error
 
@@ -358,7 +356,7 @@ def run(
     """
     say = console or Console()
     checkpoint, picture = out.with_suffix(".ckpt"), out.with_suffix(".png")
-    images = DigitImages(rows)
+    DigitImages(rows)  # raises if there are to be none
     if out.exists() and not resume and not overwrite:
         raise StoreExistsError(
             f"{out}: there is something already: resume it, overwrite it, or choose another path"
@@ -374,19 +372,23 @@ def run(
             model = _train(rows, checkpoint)
         trained = time.perf_counter()
         if resume and (out / "zarrow.json").exists():
-            _predict_rest(model, out, say)
+            with open_store(out, partial=True) as begun:
+                rows, done = int(begun.provenance["demo_rows"]), begun.num_rows
+            say.print(
+                f"[bold]2/3[/] {done:,} of {rows:,} rows were accepted: predicting the rest", soft_wrap=True
+            )
         else:
             say.print(f"[bold]2/3[/] predicting {rows:,} rows into {escape(str(out))}", soft_wrap=True)
-            writer = PredictionWriter(
-                out,
-                identifiers=images.identifiers(),
-                keys=["image_id", "augmentation"],
-                mode="w" if overwrite else "x",
-                segment_rows=SEGMENT_ROWS,
-                provenance={"demo_rows": rows},
-            )
-            trainer = _trainer([writer])
-            trainer.predict(model, datamodule=DigitsData(rows), return_predictions=False)
+        writer = PredictionWriter(
+            out,
+            identifiers=DigitImages(rows).identifiers(),
+            keys=["image_id", "augmentation"],
+            mode="w" if overwrite else "x",
+            resume=resume,
+            segment_rows=SEGMENT_ROWS,
+            provenance={"demo_rows": rows},
+        )
+        _trainer([writer]).predict(model, datamodule=DigitsData(rows), return_predictions=False)
     predicted = time.perf_counter()
     say.print("[bold]3/3[/] drawing the embeddings")
     store = open_store(out)
@@ -401,38 +403,6 @@ def run(
         predict_s=predicted - trained,
         draw_s=time.perf_counter() - predicted,
     )
-
-
-def _predict_rest(model: DigitsModel, out: Path, say: Console) -> None:
-    """Predict the rows that a killed demo did not get to.
-
-    One writer keeps the order of the data loader, so the rows that are missing are the last ones, and they
-    are batched as they would have been.
-    """
-    with open_store(out, partial=True) as store:
-        if store.complete:
-            say.print("[bold]2/3[/] nothing to predict: the store is complete")
-            return
-    with Writer(out, mode="a") as writer, torch.inference_mode():
-        first = writer.accepted_rows
-        assert writer.spec is not None
-        rows = int(writer.spec.provenance["demo_rows"])
-        say.print(
-            f"[bold]2/3[/] {first:,} of {rows:,} rows were accepted: predicting the rest", soft_wrap=True
-        )
-        images = DigitImages(rows)
-        identifiers = images.identifiers()
-        model.eval()
-        batches = DataLoader(Subset(images, range(first, rows)), batch_size=BATCH_ROWS)
-        for batch in track(batches, "Predicting", console=say):
-            prediction = model.predict_step(batch)
-            vectors = {"query_embed": prediction.pop("query_embed")}
-            table = identifiers.slice(first, len(batch[0]))
-            for name, values in prediction.items():
-                table = table.append_column(name, [values.numpy()])
-            writer.append(table, vectors, np.arange(first, first + len(table)))
-            first += len(table)
-        writer.finalize()
 
 
 def _accuracy(store: Store) -> float:

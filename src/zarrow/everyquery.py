@@ -26,7 +26,7 @@ import importlib
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +35,17 @@ import pyarrow as pa
 
 from zarrow import _prediction_columns as columns
 from zarrow import layout
-from zarrow._prediction_columns import ENTRIES, FLOAT32, KEYS, PROBABILITIES, identifiers, preset
+from zarrow._prediction_columns import (
+    ENTRIES,
+    FLOAT32,
+    KEYS,
+    PROBABILITIES,
+    identifiers,
+    preset,
+    tasks_crc32c,
+)
 from zarrow._prediction_files import export_predictions
+from zarrow._row_set import RowSet
 from zarrow.errors import BatchError, ConflictError, InvalidInputError, MissingExtraError, ZarrowError
 from zarrow.store import open as open_store
 from zarrow.writer import Durability, Writer
@@ -46,9 +55,10 @@ try:
     from lightning.pytorch.callbacks import BasePredictionWriter
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from zarrow._everyquery_run import facts, skip_stored, tasks_crc32c
+    from zarrow._chosen_batches import choose_batches
     from zarrow._host_copies import HostBatch, HostCopies, UnderWay
-    from zarrow._predict_loaders import loaders_of, trim
+    from zarrow._predict_loaders import as_indices, loaders_of, recorded_indices, trim
+    from zarrow._run_identity import differences, identify
     from zarrow.lightning import SIGTERM_EXIT_CODE, PredictionWriter
 except ImportError as error:
     raise MissingExtraError(
@@ -165,6 +175,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._copies = HostCopies(FLOAT32)
         self._under_way = UnderWay()
         self._loader: Any = None
+        self._undo: Callable[[], None] | None = None  # of what leaves out the batches that are stored
         self._ranks: PredictionWriter | None = None  # does the work if there are several ranks
         self._offset = 0  # rows that are stored; the name is EveryQuery's, which reads it
         self._next_row = 0  # the first row of the next batch; behind _offset while stored rows come again
@@ -200,10 +211,12 @@ class StreamingPredictionWriter(BasePredictionWriter):
             self._ranks = self._share(trainer)
             self._ranks.setup(trainer, pl_module, stage)
             return
-        self._open(facts(len(self._frame), pl_module, trainer))
+        self._open(self._identity(trainer, pl_module))
         self._is_open = True
         if trainer is not None and self._offset:
-            self._next_row = skip_stored(trainer, self._offset, len(self._frame))
+            stored = RowSet()
+            stored.add(np.arange(self._offset))
+            self._undo = choose_batches(trainer, {0: stored}, drop_duplicates=False)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the data loader, on several ranks.
@@ -296,10 +309,10 @@ class StreamingPredictionWriter(BasePredictionWriter):
                 f"schema_df names the rows of one data loader, got a batch of number {dataloader_idx}: "
                 "predict with one loader"
             )
+        if trainer is not None:
+            self._find_place(trainer, batch_idx)
         self._write(prediction)
         if trainer is not None:
-            if self._loader is None:
-                self._loader = loaders_of(trainer)[dataloader_idx]
             trim(self._loader, batch_idx)
             if trainer.received_sigterm:
                 # The scheduler kills us soon, and starts us again.
@@ -323,6 +336,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
         if self._ranks is not None:
             self._ranks.on_exception(trainer, pl_module, exception)
         self._is_open = False
+        self._let_loaders_go()
         writer, self._writer = self._writer, None
         if writer is not None:
             # The exception under way is the news; a second one, of ours or the GPU's, would hide it.
@@ -345,6 +359,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
         """
         if stage != "predict":
             return
+        self._let_loaders_go()
         ranks, self._ranks = self._ranks, None
         if ranks is not None and trainer is not None and pl_module is not None:
             ranks.teardown(trainer, pl_module, stage)
@@ -352,6 +367,11 @@ class StreamingPredictionWriter(BasePredictionWriter):
             if ranks.complete and trainer.is_global_zero:
                 export_predictions(self.store_path, self._output, self._embeddings)
         self.close()
+
+    def _let_loaders_go(self) -> None:
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
 
     def close(self) -> None:
         """Write the files if every row is there, else leave the store to be resumed.
@@ -400,10 +420,10 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
     # The store
 
-    def _open(self, run_facts: dict[str, Any]) -> None:
+    def _open(self, identity: dict[str, Any]) -> None:
         """Create, resume, or replace the store; leaves no writer if it is complete."""
         if (self.store_path / layout.STORE_JSON).exists():
-            difference = self._take_up(run_facts)
+            difference = self._take_up(identity)
             if difference is None:
                 return
             if not self._may_replace:
@@ -412,7 +432,14 @@ class StreamingPredictionWriter(BasePredictionWriter):
                     "another output_parquet, or pass overwrite=true"
                 )
             self._remove_store()
-        self._writer = self._new_writer(run_facts)
+        self._writer = self._new_writer(identity)
+
+    def _identity(self, trainer: Trainer | None, pl_module: LightningModule | None) -> dict[str, Any]:
+        """Return what the rows depend on, beside the tasks themselves."""
+        rows = {"everyquery": {"rows": len(self._frame)}}
+        if trainer is None or pl_module is None:
+            return rows
+        return rows | identify(trainer, pl_module, [])
 
     def _remove_store(self) -> None:
         # Aside first: killed amid the removal, a half removed store would look like something that is none.
@@ -447,7 +474,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
             **preset(self._frame, embeddings=bool(self._arrays)),
         )
 
-    def _new_writer(self, run_facts: dict[str, Any]) -> Writer:
+    def _new_writer(self, identity: dict[str, Any]) -> Writer:
         schema = columns.prediction_schema(label=self._label).append(pa.field(columns.BATCH, pa.int32()))
         return Writer(
             self.store_path,
@@ -456,16 +483,15 @@ class StreamingPredictionWriter(BasePredictionWriter):
             keys=KEYS,
             mode="a",
             durability=self._durability,
-            provenance={"everyquery": run_facts},
+            provenance=identity,
         )
 
-    def _take_up(self, run_facts: dict[str, Any]) -> str | None:
+    def _take_up(self, identity: dict[str, Any]) -> str | None:
         """Go on where the store ends; return what it has that we do not, if that cannot be."""
         with open_store(self.store_path, partial=True) as store:
-            known = store.provenance.get("everyquery", {})
-            for name, ours in run_facts.items():
-                if ours is not None and known.get(name) is not None and known[name] != ours:
-                    return f"it has {name} {known[name]}, this run has {ours}"
+            differing = differences(store.provenance, identity)
+            if differing:
+                return "; ".join(differing)
             arrays = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
             if arrays != self._arrays:
                 return f"it has the arrays {arrays}, this run has {self._arrays}"
@@ -475,7 +501,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
                 return f"one of the two has labels ({columns.LABEL}), the other has not"
             complete = store.complete
         # The lock first: what another process is writing cannot be compared.
-        writer = None if complete else self._new_writer(run_facts)
+        writer = None if complete else self._new_writer(identity)
         try:
             difference = self._compare()
         except BaseException:
@@ -512,6 +538,22 @@ class StreamingPredictionWriter(BasePredictionWriter):
         return None
 
     # One batch
+
+    def _find_place(self, trainer: Trainer, batch_idx: int) -> None:
+        """Learn which rows a batch has: behind those of the batch before, unless Lightning knows better."""
+        if self._loader is None:
+            self._loader = loaders_of(trainer)[0]
+        sampler = getattr(self._loader, "batch_sampler", None)
+        if getattr(sampler, "seen_batch_indices", None) is None:
+            return
+        rows = as_indices(recorded_indices(self._loader, batch_idx), "what the sampler yields")
+        if not np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)) if len(rows) else rows):
+            raise BatchError(
+                f"schema_df has the tasks in the dataset's order, but batch {batch_idx} has the rows "
+                f"{rows[:3].tolist()}…: predict in that order, without shuffling"
+            )
+        if len(rows):
+            self._next_row = int(rows[0])
 
     def _write(self, prediction: Mapping[str, Any] | None) -> None:
         wanted = [*PROBABILITIES, *self._arrays]
