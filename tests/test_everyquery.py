@@ -396,19 +396,30 @@ def test_sigterm(tmp_path: Path) -> None:
 
 
 @INCOMPLETE
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
 def test_a_loader_that_cannot_be_shortened(tmp_path: Path) -> None:
     """Where stored batches cannot be skipped they are predicted again, and not stored again."""
 
-    class Loader(DataLoader):
-        pass
+    class Loader:
+        def __iter__(self) -> Any:
+            return iter(DataLoader(Rows(30), batch_size=8))
 
     with pytest.raises(KeyError):
         predict(tmp_path, 30, Model(stop_at(16)))
     model = Model()
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(30)))
-    trainer(writer).predict(model, Loader(Rows(30), batch_size=8), return_predictions=False)
+    trainer(writer).predict(model, Loader(), return_predictions=False)
     assert model.seen[0][0] == 0
     check_files(tmp_path, 30)
+
+
+def test_a_shuffled_loader_is_refused(tmp_path: Path) -> None:
+    """Rows that come in another order than the tasks would get the identifiers of others."""
+    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(30)))
+    with pytest.raises(BatchError, match="predict in that order, without shuffling"):
+        trainer(writer).predict(
+            Model(), DataLoader(Rows(30), batch_size=8, sampler=range(29, -1, -1)), return_predictions=False
+        )
 
 
 def test_another_batch_size(tmp_path: Path) -> None:

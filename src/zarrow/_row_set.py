@@ -40,6 +40,8 @@ class RowSet:
 
     def contains(self, indices: Indices) -> npt.NDArray[np.bool_]:
         """Tell for each index whether it is in the set."""
+        if not self._count:
+            return np.zeros(len(indices), bool)
         places = indices >> 3
         inside = places < len(self._bits)
         found = np.zeros(len(indices), bool)
@@ -54,6 +56,8 @@ class RowSet:
         >>> rows.fresh(np.array([3, 4, 3])).tolist()
         [True, False, False]
         """
+        if np.all(indices[1:] > indices[:-1]):  # as they mostly are
+            return ~self.contains(indices)
         first = np.zeros(len(indices), bool)
         first[np.unique(indices, return_index=True)[1]] = True
         return first & ~self.contains(indices)

@@ -28,7 +28,7 @@ _COMPARED = ("model", "weights", "datasets", "precision")
 _SAMPLED = 64
 
 
-def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any]) -> dict[str, Any]:
+def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any] | None) -> dict[str, Any]:
     """Return what is to be written into the store's provenance.
 
     Parameters
@@ -37,8 +37,8 @@ def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any])
         About to predict: the checkpoint has been loaded.
     module : LightningModule
         The model.
-    datasets : sequence of (type, rows)
-        Per loader the type of its dataset, and its rows if it has a length.
+    datasets : sequence of (type, rows), optional
+        Per loader the type of its dataset, and its rows if it has a length; None if they are not known yet.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any])
             "model": type(module).__qualname__,
             "weights": f"{_checksum(module):08x}" if whole else None,
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "datasets": [list(one) for one in datasets],
+            "datasets": None if datasets is None else [list(one) for one in datasets],
             "precision": str(trainer.precision),
             "ranks": trainer.world_size,
             "lightning": lightning.__version__,

@@ -439,7 +439,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
         rows = {"everyquery": {"rows": len(self._frame)}}
         if trainer is None or pl_module is None:
             return rows
-        return rows | identify(trainer, pl_module, [])
+        return rows | identify(trainer, pl_module, None)
 
     def _remove_store(self) -> None:
         # Aside first: killed amid the removal, a half removed store would look like something that is none.

@@ -82,7 +82,8 @@ class PredictionWriter(BasePredictionWriter):
 
     A run that was killed, or interrupted, goes on with ``resume=True``: the batches whose rows are all
     stored are skipped, and the others are the very batches of the first run, so that their values are,
-    too. On SIGTERM, as schedulers send it, the store is made durable, and the process exits with 143.
+    too; a stream, which cannot skip, is predicted again, and its stored rows are left out. On SIGTERM, as
+    schedulers send it, the store is made durable, and the process exits with 143.
 
     On several ranks each writes for itself, and the batches of one process are dealt out to them. If
     samplers divide the rows themselves, that is respected. Rank 0 completes the store when all ranks are
