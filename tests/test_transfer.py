@@ -404,10 +404,16 @@ class TestBadSources:
         pq.write_table(pa.table({"v": [[1.0, 2.0], None]}), tmp_path / "a.parquet")
         self.refuse(tmp_path, tmp_path / "a.parquet", "parquet", "a vector is null")
 
-    def test_lists_of_text(self, tmp_path):
-        """Only numbers make an array."""
-        pq.write_table(pa.table({"v": [["a", "b"]]}), tmp_path / "a.parquet")
-        self.refuse(tmp_path, tmp_path / "a.parquet", "parquet", "lists of string")
+    def test_lists_that_are_no_vectors(self, tmp_path):
+        """Lists of text, and of different lengths from the beginning, stay columns."""
+        columns = {"v": [[1.0, 2.0]] * 2, "tags": [["a", "b"]] * 2, "codes": [[1], [1, 2]]}
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+        import_(tmp_path / "a.parquet", tmp_path / "s.zarrow")
+        found = zarrow.open(tmp_path / "s.zarrow")
+        assert list(found.arrays) == ["v"]
+        assert found.table(["tags", "codes"]).to_pydict() == {
+            name: columns[name] for name in ("tags", "codes")
+        }
 
     def test_a_table_of_another_length(self, tmp_path):
         """Vectors and table must have as many rows."""

@@ -6,8 +6,9 @@ by the rows that they are, and by Parquet's statistics. Of those, a part at a ti
 1. the columns that the filter asks are decoded, and it is applied; ``row`` follows from the place;
 2. where a row passes, the other columns that are wanted are decoded, and its values are taken.
 
-A few threads do that ahead of whoever reads, each for one piece of `_PIECE_ROWS` rows: Arrow's own scanner
-would hold up to a GiB for a slow reader. Live rows (see `_view`) stand behind the parts as a table in memory.
+A few threads do that ahead of whoever reads, for `_AHEAD_ROWS` rows at most or one segment: Arrow's own
+scanner would hold up to a GiB for a slow reader. Live rows (see `_view`) stand behind the parts as a table
+in memory.
 
 Decoded columns of single parts are kept, the last used of them: those that single rows were taken from, and
 those that filters ask, if all parts' of them fit.
@@ -53,7 +54,7 @@ _KEPT_BYTES = 16 << 20
 """Of the columns that a filter asks: more than that is decoded anew for every filter."""
 _MAX_BATCH_ROWS = 131_072
 _PIECE_ROWS = 131_072
-_MAX_THREADS = 4
+_AHEAD_ROWS = 4 * _PIECE_ROWS
 _NO_FIELD = re.compile(r"No match for FieldRef\.\w+\((.*?)\)")
 _READ_BYTES = 8 << 20
 
@@ -168,7 +169,8 @@ class Columns:
 
     def _run(self, names: list[str], filter: pc.Expression | None, asked: list[str]) -> Iterator[pa.Table]:
         keep = self._view.rows * 8 * len(asked) <= _KEPT_BYTES
-        threads = min(os.cpu_count() or 1, _MAX_THREADS)
+        most = _AHEAD_ROWS // max(self._view.spec.segment_rows, _PIECE_ROWS)
+        threads = max(min(os.cpu_count() or 1, most), 1)
         waiting: deque[Future[pa.Table]] = deque()
         pool = ThreadPoolExecutor(threads, thread_name_prefix="zarrow-scan")
         try:

@@ -7,6 +7,7 @@ pyarrow, DuckDB or Polars.
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 import subprocess
 import sys
 import time
@@ -164,6 +165,27 @@ def test_sql_finds_rows_and_zarr_their_vectors(store: Path) -> None:
     assert rows == [row for row in range(ROWS) if prob[row] > 0.9 and query[row] == "code//3"]
     array = zarr.open_group(store / "embeddings.zarr", mode="r")["query_embed"]
     assert np.array_equal(array.oindex[rows], arrays["query_embed"][rows])  # type: ignore[union-attr]
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Spark leaves sockets open
+def test_spark_reads_the_table(tmp_path: Path) -> None:
+    """Spark (pip install pyspark), where Java is, reads the parts as one table, as the README says."""
+    pyspark = pytest.importorskip("pyspark.sql")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    with zarrow.Writer(tmp_path / "run.zarrow", segment_rows=SEGMENT_ROWS) as writer:
+        columns, arrays, sample_index = _predictions()
+        writer.append(columns.drop_columns("tags"), arrays, sample_index)
+        writer.finalize()
+    options = {"spark.ui.enabled": "false", "spark.driver.bindAddress": "127.0.0.1"}
+    spark = pyspark.SparkSession.builder.master("local[1]").config(map=options).getOrCreate()
+    try:
+        found = spark.read.parquet(str(tmp_path / "run.zarrow/table"))
+        likely = found.where("prob > 0.9").orderBy("row").select("row").collect()
+    finally:
+        spark.stop()
+    assert [row["row"] for row in likely] == np.flatnonzero(columns["prob"].to_numpy() > 0.9).tolist()
 
 
 def test_opening_warns_of_nothing(store: Path) -> None:

@@ -157,7 +157,7 @@ def import_(
     * ``"npy"``: one ``.npy`` file, with its table in a Parquet file `beside` it, or a folder in
       embedding-reader's layout: ``.npy`` files in one folder per array (or right there), Parquet files in
       ``metadata``, each in the order of their numbers.
-    * ``"parquet"``: a file, or a folder of them; columns of lists that are all equally long become arrays.
+    * ``"parquet"``: a file, or a folder of them; lists of numbers that are all equally long become arrays.
     * ``"anndata"``: a Zarr group or ``.h5ad`` file; ``obs`` becomes columns, ``obsm`` and a dense ``X``
       arrays. ``.h5ad`` needs ``pip install h5py``.
     * ``"lance"``: a dataset. Needs ``pip install pylance``.

@@ -192,7 +192,7 @@ def _listed(values: pa.Array, kind: pa.DataType) -> pa.Array:
 def from_arrow(
     total: int, first: pa.RecordBatch, batches: Callable[[], Iterator[pa.RecordBatch]], where: Path
 ) -> Incoming:
-    """Return what a stream of Arrow batches holds: lists of numbers become arrays.
+    """Return what a stream of Arrow batches holds: lists of numbers, equally long ones, become arrays.
 
     Parameters
     ----------
@@ -205,11 +205,8 @@ def from_arrow(
     where : Path
         The source, for messages.
     """
-    arrays = {
-        column.name: _row_shape(first[column.name], f"{where}: column {column.name!r}")
-        for column in first.schema
-        if any(is_list(column.type) for is_list in _LISTS)
-    }
+    found = {column.name: _row_shape(first[column.name]) for column in first.schema}
+    arrays = {name: shape for name, shape in found.items() if shape is not None}
     indexed = SAMPLE_INDEX in first.schema.names and pa.types.is_integer(
         first.schema.field(SAMPLE_INDEX).type
     )
@@ -239,20 +236,22 @@ def from_arrow(
     return Incoming(schema=schema, arrays=arrays, total=total, batches=read)
 
 
-def _row_shape(column: pa.Array, what: str) -> tuple[tuple[int, ...], str]:
+def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
+    """Return shape and dtype of what may be vectors, as far as a first batch tells; None for all else."""
     shape: list[int] = []
     kind = column.type
     while any(is_list(kind) for is_list in _LISTS):
         if pa.types.is_fixed_size_list(kind):
             shape.append(kind.list_size)
         else:
-            lengths = np.diff(column.offsets.to_numpy())
-            if not len(lengths):
-                raise InvalidInputError(f"{what}: there is no row to tell how long its lists are")
+            lengths = np.unique(np.diff(column.drop_null().offsets.to_numpy()))  # a null is told later
+            if len(lengths) != 1:
+                return None
             shape.append(int(lengths[0]))
         column, kind = column.flatten(), kind.value_type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise InvalidInputError(f"{what}: lists of {kind}, and a store's arrays have numbers: leave it out")
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not shape or not number or 0 in shape:
+        return None
     return tuple(shape), np.dtype(kind.to_pandas_dtype()).name
 
 
