@@ -472,16 +472,22 @@ def start(folder: Path) -> None:
 
 
 PEAK = """
-import json, resource, sys
+import json, sys, threading, time
 import numpy as np, pyarrow.compute as pc, pyarrow.parquet, pyarrow.dataset, zarrow
 path, what = sys.argv[1:]
 store = zarrow.open(path)
+seen, done = [], threading.Event()
 
-def status(name):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+def anonymous():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 
-open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
-before = status("RssAnon")
+def watch():
+    # What is anonymous counts: mapped files are the page cache's, and go when somebody needs the memory.
+    while not done.wait(0.002):
+        seen.append(anonymous())
+
+before = anonymous()
+threading.Thread(target=watch).start()
 if what == "join":
     for batch, vectors in store.join(pc.field("prob") > 0.5):
         pass
@@ -494,9 +500,8 @@ elif what == "locate":
         store.locate(rng.integers(0, len(store), 10_000))
 elif what == "index":
     zarrow.build_index(path)
-# What is anonymous counts: mapped files are the page cache's, and go when somebody needs the memory.
-peak = status("VmHWM") - status("RssFile") - before
-print(json.dumps({"MB": peak / 1000, "anonymous at the end": (status("RssAnon") - before) / 1000}))
+done.set()
+print(json.dumps({"MB": (max(seen) - before) / 1000}))
 """
 
 
