@@ -365,7 +365,7 @@ class TestRules:
         program = (
             "import sys; sys.modules['lance'] = None\n"
             "import zarrow.testing, zarrow.transfer\n"
-            "zarrow.export(zarrow.testing.example_store(), '/tmp/never.lance')"
+            "zarrow.transfer.export(zarrow.testing.example_store(), '/tmp/never.lance')"
         )
         done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
         assert "MissingExtraError: The format 'lance' needs lance: pip install pylance" in done.stderr
