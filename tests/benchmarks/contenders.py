@@ -195,6 +195,8 @@ def share(path: Path, settings: Any, ready: Any) -> None:
     import zarrow
 
     data = Data(*settings)
+    warm = Data(4 * data.batch_rows, data.width, data.batch_rows, data.kind)
+    write_zarrow(path.with_name(f"warm-{os.getpid()}"), warm, Clock())
     with zarrow.Writer(path, mode="a", keys=["id"], shared=True) as writer:
         ready.wait()
         for ids, prob, vectors in data.batches():
