@@ -49,8 +49,9 @@ class BatchQueue:
         with self._putting:
             if self._put_bytes - self._done_bytes + size > self._limit_bytes:
                 self._wait_for_room(size)
-            self._put_bytes += size
-            self._items.put((item, size))
+            if not self.stopped:
+                self._items.put((item, size))  # before it is counted: an interrupt in between does no harm
+                self._put_bytes += size
 
     def _wait_for_room(self, size: int) -> None:
         with self._room:
@@ -103,8 +104,11 @@ class BatchQueue:
                 self._room.notify_all()
 
     def stop(self) -> None:
-        """Let every caller go; what is queued is never taken."""
+        """Throw away what is queued, and let every caller go."""
         with self._room:
             self.stopped = True
             self._room.notify_all()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._items.get_nowait()
         self._items.put(None)
