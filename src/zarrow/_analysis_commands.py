@@ -109,6 +109,11 @@ def nearest(
     vectors: Annotated[
         Path | None, typer.Option("--vectors", help="A .npy file of vectors to ask about.")
     ] = None,
+    text: Annotated[str, typer.Option("--text", help="A question in words, for vectors of sentences.")] = "",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Package of the sentence model.", show_default="by the vectors' width"),
+    ] = None,
     array: ArrayName = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")] = 10,
     metric: Annotated[
@@ -124,21 +129,25 @@ def nearest(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the rows whose vectors are nearest: to rows, to the row of a key, or to vectors in a file.
+    """Find the rows whose vectors are nearest: to rows, to the row of a key, to vectors, to a text.
 
     zarrow nearest run.zarrow --key subject_id=42 --key query=stroke -k 5
+
+    zarrow nearest python-topics.zarrow --text "how do I define a class"
     """
     import numpy as np
 
     import zarrow
     from zarrow.analysis import nearest as run
 
-    if sum([bool(rows), bool(key), vectors is not None]) != 1:
-        raise typer.BadParameter("say what to look for: one of --rows, --key, --vectors")
+    if sum([bool(rows), bool(key), vectors is not None, bool(text)]) != 1:
+        raise typer.BadParameter("say what to look for: one of --rows, --key, --vectors, --text")
     with zarrow.open(path, partial=True) as store, _bar() as progress:
         queries: Any
         if vectors is not None:
             queries = np.load(vectors, allow_pickle=False)
+        elif text:
+            queries = _embed(text, model, store, array)
         elif key:
             queries = _key(store, key)
         else:
@@ -406,6 +415,14 @@ def compare(
 
 
 # What is asked
+
+
+def _embed(text: str, model: str | None, store: Store, array: str | None) -> Any:
+    """Return the vector of a question in words."""
+    from zarrow.analysis._blocks import choose_array, width_of
+    from zarrow.analysis._texts import embed_texts, model_for
+
+    return embed_texts([text], model or model_for(width_of(choose_array(store, array))))
 
 
 def _names(given: str) -> list[str]:
