@@ -231,8 +231,8 @@ def check_columns(spec: StoreSpec) -> None:
             raise InvalidInputError(f"key {column.name!r}: a key must be a scalar type, got {column.type}")
         if _may_be_null_list(column) and not _reads_null_lists():
             raise InvalidInputError(
-                f"column {column.name!r}: pyarrow {pa.__version__} cannot read a null of {column.type} back from "
-                "Parquet: upgrade pyarrow, declare the column not nullable, or cast it to a list"
+                f"column {column.name!r}: pyarrow {pa.__version__} cannot read a null of {column.type} back "
+                "from Parquet: upgrade pyarrow, declare the column not nullable, or cast it to a list"
             )
         try:
             table = pa.schema([column]).empty_table()

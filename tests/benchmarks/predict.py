@@ -13,7 +13,7 @@ is what the writer adds to a round's time without it. What is stored is read bac
 The model does nothing but matrix products, on one thread: other threads, and on a GPU the host, are free, as
 they are where a model is worth storing predictions of.
 
-``--memory`` prints by how much private memory (``RssAnon``) grows from the first tenth of the rows to the end.
+``--memory`` prints by how much private memory (``RssAnon``) grows from the first tenth of the rows on.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def memory(folder: Path, rows: int, batch_rows: int) -> None:
     assert zarrow.open(folder / "s.zarrow").num_rows == rows
     grown = model.late_bytes - model.early_bytes
     print(
-        f"{rows:,} rows in batches of {batch_rows}: {seconds:.0f} s, {model.late_bytes / 2**20:.0f} MiB private"
+        f"{rows:,} rows in batches of {batch_rows}: {seconds:.0f} s, "
+        f"{model.late_bytes / 2**20:.0f} MiB private"
     )
     print(f"grown by {grown / 2**20:.1f} MiB: {grown / (0.9 * rows):.2f} bytes per row")
 
