@@ -866,7 +866,7 @@ class TestLive:
             store = zarrow.open(tmp_path / "s", partial=True)
             array = store["embed"]
             append(writer, 100, 3000)
-            writer.flush()
+            writer.flush(durable=True)  # also until the full segment is committed, which a refresh would see
             assert store.num_rows == 100
             assert store.refresh()
             assert store.num_rows == 3000
