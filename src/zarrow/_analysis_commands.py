@@ -1,45 +1,47 @@
 """Which commands answer questions about vectors and probabilities?
 
-``describe``, ``nearest``, ``pca``, ``probe``, ``evaluate``, ``compose``, ``compare``. As thin as `cli`, which
-they are part of and which shows their errors: arguments in, `zarrow.analysis` called, the answer printed.
-Progress goes to standard error, so that ``--json`` leaves standard output to machines.
+``describe``, ``nearest``, ``neighbours``, ``pca``, ``probe``, ``evaluate``, ``compose``, ``compare``. As thin
+as `cli`, which they are part of and which shows their errors: arguments in, `zarrow.analysis` called, the
+answer printed. Progress goes to standard error, so that ``--json`` leaves standard output to machines.
 
-Place: below `cli`, above all else. Reads only, but for the files that are asked for with ``--out``; Ctrl-C
-leaves the store as it was.
+Place: below `cli`, above all else. Reads only, but for ``neighbours`` and the files that are asked for with
+``--out``; Ctrl-C leaves the store as it was.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from zarrow.errors import InvalidInputError, UnknownNameError
+from zarrow._answers import (
+    SHOWN_ROWS,
+    bar,
+    cell,
+    err,
+    grid_of,
+    key_of,
+    names,
+    open_store,
+    out,
+    print_json,
+    row_number,
+    show,
+    show_facts,
+    show_left_out,
+    show_metric_table,
+    show_metrics,
+    where_of,
+)
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     from zarrow.store import Store
 
 __all__ = ["app"]
 
 app = typer.Typer()
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-SHOWN_ROWS = 30
-CELL_CHARACTERS = 28
-CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|=|>|<)\s*(.*?)\s*")
 
 StorePath = Annotated[
     Path, typer.Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)
@@ -61,41 +63,40 @@ def describe(
     path: StorePath, arrays: Names = "", columns: Names = "", by: By = "", as_json: AsJson = False
 ) -> None:
     """Say how vectors and columns are distributed: norms, effective rank, NaNs, quantiles; per group."""
-    import zarrow
     from zarrow.analysis import describe as run
 
-    with zarrow.open(path, partial=True) as store, _bar() as progress:
+    with open_store(path) as store, bar() as progress:
         found = run(
             store,
-            _names(arrays) if arrays else None,
-            _names(columns) if columns else None,
-            _names(by),
+            names(arrays) if arrays else None,
+            names(columns) if columns else None,
+            names(by),
             progress=progress,
         )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     for name, one in found.arrays.items():
         shape = " × ".join(f"{axis:,}" for axis in (one.rows, *one.row_shape))
         out.print(f"[bold]{escape(name)}[/]  {shape} {one.dtype}")
         quantiles = [one.norms.quantile(share) for share in (0.05, 0.5, 0.95)] if one.norms.count else []
         spread = ", ".join(f"{value:.4g}" for value in quantiles)
-        _facts(
+        show_facts(
             {
                 "rows with NaN or infinity": f"{one.nonfinite_rows:,}",
                 "rows of zeros": f"{one.zero_rows:,}",
-                "norm": f"{_cell(one.norm_mean)} ± {_cell(one.norm_std)}  (5 %, 50 %, 95 %: {spread})",
-                "effective rank": f"{_cell(one.effective_rank)} of {len(one.mean):,} dimensions",
-                "anisotropy": f"{_cell(one.anisotropy)}  (mean cosine of two rows)",
+                "norm": f"{cell(one.norm_mean)} ± {cell(one.norm_std)}  (5 %, 50 %, 95 %: {spread})",
+                "effective rank": f"{cell(one.effective_rank)} of {len(one.mean):,} dimensions",
+                "anisotropy": f"{cell(one.anisotropy)}  (mean cosine of two rows)",
                 "dead dimensions": f"{len(one.dead_dimensions):,}  "
                 + ", ".join(map(str, one.dead_dimensions[:10])),
             }
         )
         if one.groups is not None:
-            _show(one.groups)
+            show(one.groups)
         out.print()
     if found.columns.num_rows:
-        _show(found.columns.drop_columns(["exact", "q05", "q95"]))
+        show(found.columns.drop_columns(["exact", "q05", "q95"]))
 
 
 @app.command()
@@ -124,6 +125,9 @@ def nearest(
     exclude_self: Annotated[
         bool, typer.Option("--exclude-self", help="Leave out the rows asked about.")
     ] = False,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Use the index that zarrow neighbours made.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="Where torch multiplies, e.g. cuda.", show_default="a GPU if any")
     ] = None,
@@ -137,37 +141,63 @@ def nearest(
     """
     import numpy as np
 
-    import zarrow
     from zarrow.analysis import nearest as run
 
     if sum([bool(rows), bool(key), vectors is not None, bool(text)]) != 1:
         raise typer.BadParameter("say what to look for: one of --rows, --key, --vectors, --text")
-    with zarrow.open(path, partial=True) as store, _bar() as progress:
+    with open_store(path) as store, bar() as progress:
         queries: Any
         if vectors is not None:
             queries = np.load(vectors, allow_pickle=False)
         elif text:
             queries = _embed(text, model, store, array)
         elif key:
-            queries = _key(store, key)
+            queries = key_of(store, key)
         else:
-            queries = [_number(row) for row in _names(rows)]
+            queries = [row_number(row) for row in names(rows)]
         found = run(
             store,
             queries,
             array=array,
             k=k,
             metric=metric,
-            filter=_where(store, where),
+            filter=where_of(store, where),
             exclude_self=exclude_self,
+            approximate=approximate,
             device=device,
             progress=progress,
         )
-        table = found.table(store, _names(columns) if columns else None)
+        table = found.table(store, names(columns) if columns else None)
     if as_json:
-        _print_json({**found.to_dict(), "table": table.to_pylist()})
+        print_json({**found.to_dict(), "table": table.to_pylist()})
     else:
-        _show(table, SHOWN_ROWS if len(found.rows) > 1 else max(k, SHOWN_ROWS))
+        show(table, SHOWN_ROWS if len(found.rows) > 1 else max(k, SHOWN_ROWS))
+
+
+@app.command()
+def neighbours(
+    path: StorePath,
+    array: ArrayName = None,
+    metric: Annotated[
+        Literal["cosine", "dot", "l2"], typer.Option(help="What near means: cosine, dot or l2.")
+    ] = "cosine",
+    as_json: AsJson = False,
+) -> None:
+    """Make the index that nearest --approximate uses, and say how many true neighbours it finds."""
+    import zarrow
+    from zarrow.analysis import build_neighbours
+
+    with zarrow.open(path) as store, bar() as progress:
+        made = build_neighbours(store, array, metric=metric, progress=progress)
+    if as_json:
+        facts = ("array", "metric", "rows", "size_bytes", "probes", "recall")
+        print_json({"path": str(made.path), **{name: getattr(made, name) for name in facts}})
+    else:
+        out.print(
+            f"[bold]{escape(made.array)}[/] by {made.metric}: {made.rows:,} rows, {made.size_bytes:,} bytes; "
+            f"finds {made.recall:.1%} of the true 10 nearest",
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -186,23 +216,22 @@ def pca(
     """Say how much of the variance the principal components hold."""
     import numpy as np
 
-    import zarrow
     from zarrow.analysis import pca as run
 
-    with zarrow.open(path, partial=True) as store, _bar() as progress:
-        found = run(store, array, components, _where(store, where), progress=progress)
+    with open_store(path) as store, bar() as progress:
+        found = run(store, array, components, where_of(store, where), progress=progress)
     if out_file is not None:
         fields = ("components_", "mean_", "explained_variance_", "explained_variance_ratio_")
         np.savez(out_file, **{name: getattr(found, name) for name in fields})
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     ratio = found.explained_variance_ratio_
     out.print(
         f"[bold]{escape(found.array)}[/]  {found.n_samples_:,} rows of {len(found.mean_):,} numbers"
         + (f", {found.nonfinite_rows:,} with NaN or infinity left out" if found.nonfinite_rows else "")
     )
-    grid = _grid({"component": True, "variance": True, "share": True, "together": True})
+    grid = grid_of({"component": True, "variance": True, "share": True, "together": True})
     for place in [*range(min(10, len(ratio))), *range(19, len(ratio), 10)]:
         shares = f"{ratio[place]:.1%}", f"{ratio[: place + 1].sum():.1%}"
         grid.add_row(f"{place + 1}", f"{found.explained_variance_[place]:.4g}", *shares)
@@ -229,18 +258,17 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Fit a linear probe that tells a label from the vectors, and say how well it does on other patients."""
-    import zarrow
     from zarrow.analysis import probe as run
 
-    with zarrow.open(path, partial=True) as store, _bar() as progress:
+    with open_store(path) as store, bar() as progress:
         found = run(
             store,
             label,
             array=array,
             group=group or None,
             kind=kind,
-            by=_names(by),
-            filter=_where(store, where),
+            by=names(by),
+            filter=where_of(store, where),
             test_fraction=test_fraction,
             regularization=regularization,
             bootstrap=bootstrap,
@@ -248,7 +276,7 @@ def probe(
             progress=progress,
         )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     apart = f"; no {escape(found.group)} on both sides" if found.group else ""
     out.print(
@@ -256,12 +284,12 @@ def probe(
         f"{len(found.train_rows):,} rows, tested on {len(found.test_rows):,}{apart}",
         soft_wrap=True,
     )
-    _left_out({"no label": found.missing_labels, "NaN or infinity in the vector": found.nonfinite_rows})
+    show_left_out({"no label": found.missing_labels, "NaN or infinity in the vector": found.nonfinite_rows})
     if not found.converged:
         err.print("[yellow]the fit did not converge: more --regularization makes it easier[/]")
-    _metrics(found.overall)
+    show_metrics(found.overall)
     if by or len(found.classes) > 2:
-        _show_metrics(found.report)
+        show_metric_table(found.report)
 
 
 @app.command()
@@ -282,29 +310,28 @@ def evaluate(
 
     zarrow evaluate run.zarrow --label boolean_value --by query,duration_days
     """
-    import zarrow
     from zarrow.analysis import evaluate as run
 
-    with zarrow.open(path, partial=True) as store, _bar() as progress:
+    with open_store(path) as store, bar() as progress:
         found = run(
             store,
             probability,
             label,
-            by=_names(by),
-            filter=_where(store, where),
+            by=names(by),
+            filter=where_of(store, where),
             unit=unit,
             bootstrap=bootstrap,
             seed=seed,
             progress=progress,
         )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     out.print(f"[bold]{escape(probability)}[/] against [bold]{escape(label)}[/]")
-    _left_out({"no label": found.missing_labels, "no probability": found.missing_probabilities})
-    _metrics(found.overall)
+    show_left_out({"no label": found.missing_labels, "no probability": found.missing_probabilities})
+    show_metrics(found.overall)
     if by:
-        _show_metrics(found.table)
+        show_metric_table(found.table)
 
 
 @app.command()
@@ -322,27 +349,26 @@ def compose(
     as_json: AsJson = False,
 ) -> None:
     """Join the probabilities of several queries into one per subject and time."""
-    import zarrow
     from zarrow.analysis import compose as run
 
-    with zarrow.open(path, partial=True) as store, _bar(running=True):
+    with open_store(path) as store, bar(running=True):
         table = run(
             store,
             how,
             over,
-            _names(by),
+            names(by),
             probability=probability,
             label=label,
-            filter=_where(store, where),
+            filter=where_of(store, where),
         )
     if out_file is not None:
         import pyarrow.parquet as pq
 
         pq.write_table(table, out_file)
     if as_json:
-        _print_json({"rows": table.num_rows, "table": table.to_pylist()})
+        print_json({"rows": table.num_rows, "table": table.to_pylist()})
     else:
-        _show(table)
+        show(table)
 
 
 @app.command()
@@ -367,13 +393,13 @@ def compare(
     import zarrow
     from zarrow.analysis import compare as run
 
-    with zarrow.open(path) as store, zarrow.open(other) as second, _bar() as progress:
+    with zarrow.open(path) as store, zarrow.open(other) as second, bar() as progress:
         found = run(
             store,
             second,
-            on=_names(on) if on else None,
+            on=names(on) if on else None,
             array=(array, other_array or array),
-            by=_names(by),
+            by=names(by),
             probability=probability,
             sample=sample,
             k=k,
@@ -381,7 +407,7 @@ def compare(
             progress=progress,
         )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     one_sided = len(found.only_a), len(found.only_b)
     out.print(
@@ -389,32 +415,29 @@ def compare(
         f"only in {escape(str(other))}",
         soft_wrap=True,
     )
-    _left_out({"NaN or infinity in a vector": found.nonfinite_rows})
-    cosines = f"{_cell(found.cosine_mean)} ± {_cell(found.cosine_std)}, at least {_cell(found.cosine_min)}"
+    show_left_out({"NaN or infinity in a vector": found.nonfinite_rows})
+    cosines = f"{cell(found.cosine_mean)} ± {cell(found.cosine_std)}, at least {cell(found.cosine_min)}"
     facts = {
-        "linear CKA": f"{_cell(found.cka)}  (1: the same up to rotation and scale)",
-        "Procrustes": f"{_cell(found.procrustes)}  (0: the same up to rotation and scale)",
+        "linear CKA": f"{cell(found.cka)}  (1: the same up to rotation and scale)",
+        "Procrustes": f"{cell(found.procrustes)}  (0: the same up to rotation and scale)",
         "cosine of a row": cosines,
-        "shared neighbours": f"{_cell(found.neighbour_overlap)} of {found.k}, over {found.sampled:,} rows",
+        "shared neighbours": f"{cell(found.neighbour_overlap)} of {found.k}, over {found.sampled:,} rows",
     }
     if found.probability is not None:
         p = found.probability
         facts[probability or ""] = (
-            f"{_cell(p['mean_a'])} → {_cell(p['mean_b'])}, "
-            f"mean |change| {_cell(p['mean_absolute_difference'])}, "
-            f"KS {_cell(p['ks'])}, correlation {_cell(p['correlation'])}"
+            f"{cell(p['mean_a'])} → {cell(p['mean_b'])}, "
+            f"mean |change| {cell(p['mean_absolute_difference'])}, "
+            f"KS {cell(p['ks'])}, correlation {cell(p['correlation'])}"
         )
-    _facts(facts)
+    show_facts(facts)
     if found.groups is not None:
-        _show(found.groups)
+        show(found.groups)
     if found.dimensions is not None:
         out.print("\ndimensions that moved most")
         drift = [abs(value or 0) for value in found.dimensions["drift"].to_pylist()]
         most = sorted(range(len(drift)), key=lambda place: -drift[place])[:5]
-        _show(found.dimensions.take(most))
-
-
-# What is asked
+        show(found.dimensions.take(most))
 
 
 def _embed(text: str, model: str | None, store: Store, array: str | None) -> Any:
@@ -423,151 +446,3 @@ def _embed(text: str, model: str | None, store: Store, array: str | None) -> Any
     from zarrow.analysis._texts import embed_texts, model_for
 
     return embed_texts([text], model or model_for(width_of(choose_array(store, array))))
-
-
-def _names(given: str) -> list[str]:
-    return [name.strip() for name in given.split(",") if name.strip()]
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"--rows takes row numbers, got {text!r}") from None
-
-
-def _value(store: Store, name: str, text: str) -> pa.Scalar:
-    """Return a value of a column's type."""
-    import pyarrow as pa
-
-    if name not in store.schema.names:
-        known = ", ".join(store.schema.names)
-        raise UnknownNameError(f"there is no column {name!r}. There are: {known}")
-    kind = store.schema.field(name).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    try:
-        return pa.scalar(text).cast(kind)
-    except pa.ArrowException as error:
-        raise InvalidInputError(f"{text!r} is no value of column {name!r}, of type {kind}") from error
-
-
-def _key(store: Store, given: Sequence[str]) -> dict[str, Any]:
-    import pyarrow as pa
-
-    pairs = [one.partition("=") for one in given]
-    if any(not equals for _, equals, _ in pairs):
-        raise typer.BadParameter("--key must be COLUMN=VALUE")
-    return {name.strip(): pa.array([_value(store, name.strip(), text.strip())]) for name, _, text in pairs}
-
-
-def _where(store: Store, conditions: Sequence[str] | None) -> pc.Expression | None:
-    """Return the filter that conditions on columns make together."""
-    import operator
-
-    import pyarrow.compute as pc
-
-    compare_by = {
-        "==": operator.eq,
-        "=": operator.eq,
-        "!=": operator.ne,
-        ">=": operator.ge,
-        "<=": operator.le,
-        ">": operator.gt,
-        "<": operator.lt,
-    }
-    whole = None
-    for text in conditions or ():
-        found = CONDITION.fullmatch(text)
-        if found is None:
-            raise typer.BadParameter(f"--where must be like query=stroke or occurs_prob>0.9, got {text!r}")
-        name, sign, value = found.groups()
-        one = compare_by[sign](pc.field(name), _value(store, name, value))
-        whole = one if whole is None else whole & one
-    return whole
-
-
-# What is answered
-
-
-@contextmanager
-def _bar(*, running: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows progress on standard error; it is gone when all is done."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("running" if running else "reading", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_json(found: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
-
-
-def _grid(titles: dict[str, bool]) -> Table:
-    grid = Table(box=None, pad_edge=False, padding=(0, 2))
-    for title, right in titles.items():
-        grid.add_column(escape(title), justify="right" if right else "left", no_wrap=True)
-    return grid
-
-
-def _facts(facts: dict[str, str]) -> None:
-    grid = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column()
-    for name, value in facts.items():
-        grid.add_row(f"  {escape(name)}", escape(value))
-    out.print(grid)
-
-
-def _left_out(counts: dict[str, int]) -> None:
-    reasons = [f"{count:,} for {reason}" for reason, count in counts.items() if count]
-    if reasons:
-        out.print(f"[dim]rows left out: {', '.join(reasons)}[/]")
-
-
-def _show(table: pa.Table, limit: int = SHOWN_ROWS) -> None:
-    """Print the first rows of a table."""
-    import pyarrow as pa
-
-    grid = _grid(
-        {
-            field.name: pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-            for field in table.schema
-        }
-    )
-    for row in zip(*(column.to_pylist() for column in table.slice(0, limit).columns), strict=True):
-        grid.add_row(*(escape(_cell(value)) for value in row))
-    out.print(grid)
-    if table.num_rows > limit:
-        out.print(f"[dim]… {table.num_rows - limit:,} more; --json has all of them[/]")
-
-
-def _metrics(overall: dict[str, Any]) -> None:
-    """Print metrics, each with its interval."""
-    shown = {}
-    for name, value in overall.items():
-        if name.endswith(("_low", "_high")):
-            continue
-        low, high = overall.get(f"{name}_low"), overall.get(f"{name}_high")
-        interval = "" if low is None else f"  [{low:.4g}, {high:.4g}]"
-        shown[name] = _cell(value) + interval
-    _facts(shown)
-
-
-def _show_metrics(table: pa.Table) -> None:
-    """Print a table of metrics, the intervals of the first one only."""
-    first = next((name for name in table.column_names if name.endswith("_low")), "_low").removesuffix("_low")
-    bounds = {f"{first}_low", f"{first}_high"}
-    ends = ("_low", "_high")
-    kept = [name for name in table.column_names if not name.endswith(ends) or name in bounds]
-    _show(table.select(kept))

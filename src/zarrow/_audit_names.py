@@ -96,7 +96,11 @@ class Names:
             self._found.note(layout.QUARANTINE_DIR, f"{len(aside)} entries that a repair put aside")
         names = self.list(layout.INDEX_DIR)
         index = Path(layout.KEY_INDEX).name
-        strays = [name for name, kind in names.items() if (name, kind) != (index, "file")]
+        strays = [
+            name
+            for name, kind in names.items()
+            if kind != "file" or not (name == index or name.endswith(layout.NEIGHBOURS_SUFFIX))
+        ]
         self.tell(layout.INDEX_DIR, names, strays)
         self._parts(committed, is_pending)
         self._arrays(committed, is_pending)

@@ -54,6 +54,15 @@ def test_nearest(path, tmp_path):
     assert len(re.findall("code//3", text)) == 10
 
 
+def test_neighbours(path):
+    """The index says how good it is, and is used if asked for."""
+    assert "of the true 10 nearest" in run("neighbours", path)
+    assert as_json("neighbours", path)["recall"] > 0.9
+    exact, found = (as_json("nearest", path, "--rows", "37", *more) for more in ([], ["--approximate"]))
+    assert len(set(exact["neighbours"][0]["rows"]) & set(found["neighbours"][0]["rows"])) >= 8
+    zarrow.verify(path)
+
+
 def test_pca(path, tmp_path):
     """Shares of the variance add up, and the components can be had as a file."""
     found = as_json("pca", path, "--out", tmp_path / "pca.npz")
@@ -113,6 +122,15 @@ def test_wrong_usage_is_one_clear_message(path, arguments, message):
     assert message in result.output
     assert "Traceback" not in result.output
     assert not result.stdout
+
+
+def test_an_incomplete_store_is_said_to_be_one(tmp_path):
+    """The rows so far are described, with a warning beside the answer."""
+    with zarrow.Writer(tmp_path / "a.zarrow") as writer:
+        writer.append({"id": [1, 2]}, {"e": np.eye(2, dtype=np.float32)})
+    result = CliRunner().invoke(app, ["describe", str(tmp_path / "a.zarrow"), "--json"])
+    assert json.loads(result.stdout)["rows"] == 2
+    assert "incomplete: 2 rows so far" in result.stderr
 
 
 def test_interrupting_harms_nothing(path, monkeypatch):

@@ -13,6 +13,7 @@ from zarrow.analysis._describe import ArrayDescription, Description, describe
 from zarrow.analysis._evaluate import Evaluation, evaluate
 from zarrow.analysis._map import Map, map_rows, place_rows
 from zarrow.analysis._nearest import Neighbours, nearest
+from zarrow.analysis._neighbour_index import NeighbourIndex, build_neighbours
 from zarrow.analysis._pca import Pca, pca
 from zarrow.analysis._probe import Probe, probe
 from zarrow.analysis._texts import embed_texts
@@ -23,9 +24,11 @@ __all__ = [
     "Description",
     "Evaluation",
     "Map",
+    "NeighbourIndex",
     "Neighbours",
     "Pca",
     "Probe",
+    "build_neighbours",
     "compare",
     "compose",
     "describe",

@@ -14,18 +14,14 @@ The rules that all analyses share are here, and nowhere else:
 * A filter chooses rows by the table; the vectors of others are not read.
 * `progress` is called with rows done and rows in all, as often as there are blocks.
 
-`fold` runs a state over the blocks, here or on the workers of a dask client: each takes a range of whole
-segments, and the states are merged in the order of the rows, so the result does not depend on who was first.
-
 Place: tier 5, the floor of `zarrow.analysis`. Reads only; interrupting it harms nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,15 +33,14 @@ from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray
 
 __all__ = [
+    "NO_COLUMNS",
     "Block",
-    "Client",
-    "Passes",
     "Progress",
-    "State",
     "as_matrix",
+    "block_rows",
     "blocks",
     "choose_array",
-    "fold",
+    "compute_dtype",
     "split_finite",
     "width_of",
 ]
@@ -55,8 +50,6 @@ Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 16 << 20
 MAX_BLOCK_ROWS = 65_536
-KEPT_BYTES = 128 << 20
-PARTS_PER_WORKER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,42 +65,13 @@ class Block:
     table : pyarrow.RecordBatch
         The columns that were asked for.
     aside : array, shape (n, …), or None
-        What `Passes` was given for these rows.
+        What `zarrow.analysis._folds.Passes` was given for these rows.
     """
 
     rows: npt.NDArray[np.int64]
     values: Matrix
     table: pa.RecordBatch
     aside: npt.NDArray[Any] | None = None
-
-
-class State(Protocol):
-    """What is known after some blocks, and can be joined with what is known after later ones."""
-
-    def add(self, block: Block) -> None:
-        """Take in a block."""
-
-    def merge(self, later: Self) -> None:
-        """Take in what another state knows of later rows."""
-
-
-S = TypeVar("S", bound=State)
-
-
-class Client(Protocol):
-    """What is used of a ``distributed.Client``."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any, pure: bool) -> Any:
-        """Run a function on a worker, and return its future."""
-
-    def cancel(self, futures: Sequence[Any]) -> Any:
-        """Forget about futures."""
-
-    def scatter(self, data: list[Any], *, hash: bool) -> Any:
-        """Send things to workers, and return their futures."""
-
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
-        """Tell which workers there are."""
 
 
 # What an array is to an analysis
@@ -228,14 +192,14 @@ def blocks(
         progress(len(span), len(span))
 
 
-_NO_COLUMNS = pa.record_batch({})
+NO_COLUMNS = pa.record_batch({})
 
 
 def _plain(array: StoreArray, span: range, size: int) -> Iterator[Block]:
     for start in range(span.start, span.stop, size):
         stop = min(start + size, span.stop)
         array.prefetch(stop, stop + size)
-        yield Block(np.arange(start, stop), as_matrix(array.read(start, stop)), _NO_COLUMNS)
+        yield Block(np.arange(start, stop), as_matrix(array.read(start, stop)), NO_COLUMNS)
 
 
 def _joined(
@@ -253,188 +217,3 @@ def _joined(
     for table, vectors in store.join(filter, names, [array.name], size):
         rows = table[ROW].to_numpy(zero_copy_only=False)
         yield Block(rows, as_matrix(vectors[array.name]), table)
-
-
-def _chosen(array: StoreArray, rows: npt.NDArray[np.int64], size: int) -> Iterator[Block]:
-    for start in range(0, len(rows), size):
-        here = rows[start : start + size]
-        first, stop = int(here[0]), int(here[-1]) + 1
-        if stop - first == len(here):
-            values = array.read(first, stop)
-        elif stop - first < 2 * len(here):  # most of them: in one go, also from a cold disk
-            values = array.read(first, stop)[here - first]
-        else:
-            values = array.take(here)
-        yield Block(here, as_matrix(values), _NO_COLUMNS)
-
-
-# Folds
-
-
-def fold(
-    make: Callable[[], S],
-    store: Store,
-    array: StoreArray,
-    columns: Sequence[str] = (),
-    filter: pc.Expression | None = None,
-    progress: Progress | None = None,
-    client: Client | None = None,
-) -> S:
-    """Return a state that has taken in all blocks.
-
-    Parameters
-    ----------
-    make : callable
-        Makes an empty state; can be pickled if there is a `client`.
-    store, array, columns, filter, progress
-        As of `blocks`.
-    client : distributed.Client, optional
-        Whose workers do it; they must see the store's files under the same path.
-
-    Returns
-    -------
-    State
-        The same, but for the last bits, wherever it was done.
-    """
-    if client is None:
-        state = make()
-        for block in blocks(store, array, columns, filter, progress=progress):
-            state.add(block)
-        return state
-    spans = _spans(store, _parts(client))
-    futures = [
-        client.submit(_fold_span, make, store, array.name, tuple(columns), filter, span, pure=False)
-        for span in spans
-    ]
-    try:
-        state = make()
-        for span, future in zip(spans, futures, strict=True):
-            state.merge(future.result())
-            future.release()
-            if progress is not None:
-                progress(span.stop, store.num_rows)
-    finally:
-        client.cancel(futures)
-    return state
-
-
-def _fold_span(
-    make: Callable[[], S],
-    store: Store,
-    name: str,
-    columns: Sequence[str],
-    filter: pc.Expression | None,
-    span: range,
-) -> S:
-    """Run on a worker."""
-    state = make()
-    for block in blocks(store, store[name], columns, filter, span):
-        state.add(block)
-    return state
-
-
-class Passes:
-    """The same rows again and again, with something aside for each: for what takes many passes.
-
-    Here they stay in memory if they take little of it; a dask cluster is sent the row numbers once.
-
-    Parameters
-    ----------
-    store, array
-        As of `blocks`.
-    rows : int64 array, shape (n,)
-        The rows, ascending.
-    aside : array, shape (n, …)
-        What comes along with them, as `Block.aside`.
-    client : distributed.Client, optional
-        As of `fold`.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        array: StoreArray,
-        rows: npt.NDArray[np.int64],
-        aside: npt.NDArray[Any],
-        client: Client | None = None,
-    ) -> None:
-        self.store, self.array, self.rows, self.aside, self.client = store, array, rows, aside, client
-        self._kept: list[Block] | None = None
-        self._parts: list[tuple[int, Any, Any]] = []
-        if client is not None:
-            for span in _spans(store, _parts(client)):
-                low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
-                if low < high:
-                    # Under names of their own: equal ones of another pass may be let go any time.
-                    sent = client.scatter([rows[low:high], aside[low:high]], hash=False)
-                    self._parts.append((high, *sent))
-
-    def fold(self, make: Callable[[], S], progress: Progress | None = None) -> S:
-        """Return a state that has taken in all of the rows."""
-        state = make()
-        if self.client is None:
-            done = 0
-            for block in self._blocks():
-                state.add(block)
-                done += len(block.rows)
-                if progress is not None:
-                    progress(done, len(self.rows))
-            return state
-        futures = [
-            self.client.submit(_fold_rows, make, self.store, self.array.name, rows, aside, pure=False)
-            for _, rows, aside in self._parts
-        ]
-        try:
-            for (done, *_), future in zip(self._parts, futures, strict=True):
-                state.merge(future.result())
-                if progress is not None:
-                    progress(done, len(self.rows))
-        finally:
-            self.client.cancel(futures)
-        return state
-
-    def _blocks(self) -> Iterator[Block]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        size_bytes = len(self.rows) * width_of(self.array) * compute_dtype(self.array.dtype).itemsize
-        kept: list[Block] | None = [] if size_bytes <= KEPT_BYTES else None
-        for block in _with_aside(self.array, self.rows, self.aside):
-            if kept is not None:
-                kept.append(block)
-            yield block
-        self._kept = kept
-
-
-def _with_aside(array: StoreArray, rows: npt.NDArray[np.int64], aside: npt.NDArray[Any]) -> Iterator[Block]:
-    done = 0
-    for block in _chosen(array, rows, block_rows(array)):
-        yield dataclasses.replace(block, aside=aside[done : done + len(block.rows)])
-        done += len(block.rows)
-
-
-def _fold_rows(
-    make: Callable[[], S],
-    store: Store,
-    name: str,
-    rows: npt.NDArray[np.int64],
-    aside: npt.NDArray[Any],
-) -> S:
-    """Run on a worker."""
-    state = make()
-    for block in _with_aside(store[name], rows, aside):
-        state.add(block)
-    return state
-
-
-def _parts(client: Client) -> int:
-    """Return into how many parts to cut the rows."""
-    return PARTS_PER_WORKER * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
-
-
-def _spans(store: Store, parts: int) -> list[range]:
-    """Cut the rows into about so many ranges of whole segments."""
-    segments = [rows for rows in store.segments if len(rows)]
-    per_part = -(-len(segments) // parts) if segments else 1
-    groups = [segments[start : start + per_part] for start in range(0, len(segments), per_part)]
-    return [range(group[0].start, group[-1].stop) for group in groups]

@@ -25,17 +25,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow.analysis._blocks import (
-    Block,
-    Client,
-    Passes,
-    Progress,
-    as_matrix,
-    choose_array,
-    split_finite,
-    width_of,
-)
+from zarrow.analysis._blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
 from zarrow.analysis._evaluate import read_numbers
+from zarrow.analysis._folds import Client, Passes
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._match import Match, match
 from zarrow.analysis._moments import GroupMoments, Moments, row_norms

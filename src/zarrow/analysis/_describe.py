@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow.analysis._blocks import Block, Client, Progress, fold, split_finite, width_of
+from zarrow.analysis._blocks import Block, Progress, split_finite, width_of
 from zarrow.analysis._column_facts import describe_columns
+from zarrow.analysis._folds import Client, fold
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._moments import GroupMoments, Moments, row_norms
 from zarrow.analysis._sketch import Sketch

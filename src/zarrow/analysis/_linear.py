@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow.analysis._blocks import Block, Passes, Progress, split_finite
+from zarrow.analysis._blocks import Block, Progress, split_finite
+from zarrow.analysis._folds import Passes
 from zarrow.analysis._moments import Moments
 
 __all__ = ["Scatter", "Standard", "fit_logistic", "fit_ridge", "predict"]

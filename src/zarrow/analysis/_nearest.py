@@ -1,6 +1,7 @@
 """Which rows are nearest?
 
-`nearest` looks at every row (`_topk`), so what it finds is exact.
+`nearest` looks at every row (`_topk`), so what it finds is exact. ``approximate=True`` asks the index that
+`build_neighbours` made (`_neighbour_index`) for candidates, and scores those exactly.
 
 What is defined: rows that are not finite are nobody's neighbours; the cosine with a zero vector is 0; of
 equal scores the lower row comes first; where fewer rows than `k` can be found, there are fewer columns.
@@ -21,7 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow.analysis._blocks import Client, Progress, as_matrix, choose_array, fold, width_of
+from zarrow.analysis._blocks import Progress, as_matrix, choose_array, width_of
+from zarrow.analysis._folds import Client, fold
 from zarrow.analysis._topk import Metric, TopK
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
@@ -131,6 +133,7 @@ def nearest(
     metric: Metric = "cosine",
     filter: pc.Expression | None = None,
     exclude_self: bool = False,
+    approximate: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
     client: Client | None = None,
@@ -156,6 +159,8 @@ def nearest(
         Which rows may be found; all by default.
     exclude_self : bool
         Whether a query that is a row of the store is kept from finding itself.
+    approximate : bool
+        Whether to use the index that `build_neighbours` made: much faster, and may miss some rows.
     device : str, optional
         Where torch multiplies, such as ``"cuda"``. By default a GPU if there is one, and numpy's BLAS if
         not, which was measured to be as fast as torch's.
@@ -175,6 +180,8 @@ def nearest(
         If queries are of another width, not finite, or none of the above; if `k` is not positive.
     KeyNotFoundError, IndexError
         If a key has no row, or a row is out of range.
+    NotFoundError
+        If `approximate` is asked for and there is no index of these rows for this metric.
     MissingExtraError
         If a device is named and torch is not installed.
 
@@ -198,8 +205,13 @@ def nearest(
         raise InvalidInputError("exclude_self needs queries that are rows of the store: row numbers or keys")
     k = min(int(k), store.num_rows)
     excluded = rows if exclude_self else None
-    make = partial(TopK, vectors, k, metric, excluded, _device(device))
-    found = fold(make, store, chosen, filter=filter, progress=progress, client=client)
+    if approximate:
+        from zarrow.analysis._neighbour_index import search
+
+        found = search(store, chosen, vectors, k, metric, filter, excluded)
+    else:
+        make = partial(TopK, vectors, k, metric, excluded, _device(device))
+        found = fold(make, store, chosen, filter=filter, progress=progress, client=client)
     used = int((found.rows >= 0).sum(axis=1).max(initial=0))
     scores = found.scores[:, :used]
     if metric == "l2":

@@ -24,17 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from zarrow.analysis._blocks import (
-    Block,
-    Client,
-    Progress,
-    as_matrix,
-    blocks,
-    choose_array,
-    fold,
-    split_finite,
-    width_of,
-)
+from zarrow.analysis._blocks import Block, Progress, as_matrix, blocks, choose_array, split_finite, width_of
+from zarrow.analysis._folds import Client, fold
 from zarrow.analysis._moments import Moments
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store, StoreArray

@@ -21,17 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow.analysis._blocks import (
-    Block,
-    Client,
-    Passes,
-    Progress,
-    as_matrix,
-    choose_array,
-    split_finite,
-    width_of,
-)
+from zarrow.analysis._blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
 from zarrow.analysis._evaluate import Evaluation, hold_against, read_numbers
+from zarrow.analysis._folds import Client, Passes
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
 from zarrow.analysis._linear import Scatter, Standard, fit_logistic, fit_ridge, predict
 from zarrow.analysis._regression import regression_scores

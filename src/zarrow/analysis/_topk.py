@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zarrow.analysis._blocks import Block, split_finite
+from zarrow.analysis._blocks import Block, as_matrix, split_finite
 from zarrow.analysis._moments import row_norms
+from zarrow.store import StoreArray
 
 __all__ = ["Metric", "TopK"]
 
@@ -93,6 +94,12 @@ class TopK:
         """Take in the best of later rows."""
         queries, places = np.nonzero(later.rows >= 0)
         self._keep(queries, later.rows[queries, places], later.scores[queries, places])
+
+    def offer(self, queries: Rows, rows: Rows, array: StoreArray) -> None:
+        """Take in pairs of a query and a row, whose vectors are read and scored."""
+        used, places = np.unique(rows, return_inverse=True)
+        values = as_matrix(array.take(used))
+        self._keep(queries, rows, self._exact(queries, values, places.reshape(-1)))
 
     def _prepare(self, values: Any2d) -> tuple[Any2d, Float, Any2d | None]:
         """Return rows ready to be multiplied, their norms then, and what to take off their products."""

@@ -1,0 +1,101 @@
+"""Analyses on a dask cluster of two processes give the numbers that they give here."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from distributed import Client, LocalCluster
+
+import zarrow
+from zarrow.analysis import compare, describe, nearest, pca, probe
+
+ROWS = 4000
+
+pytestmark = [
+    pytest.mark.slow,
+    # Advice and farewells of distributed's.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            local_directory=str(tmp_path_factory.mktemp("dask")),
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    vectors = (rng.standard_normal((ROWS, 12)) * 0.8 ** np.arange(12) + 3).astype(np.float32)
+    vectors[17] = np.nan
+    path = tmp_path_factory.mktemp("store") / "a.zarrow"
+    with zarrow.Writer(path, keys=["id"], segment_rows=512 * 2) as writer:
+        writer.append(
+            pa.table(
+                {
+                    "id": np.arange(ROWS),
+                    "subject_id": np.arange(ROWS) // 8,
+                    "query": [f"q{n % 3}" for n in range(ROWS)],
+                    "label": np.nan_to_num(vectors[:, 0] - 3) + rng.normal(size=ROWS) > 0,
+                }
+            ),
+            {"e": vectors},
+        )
+        writer.finalize()
+    return zarrow.open(path)
+
+
+def test_describe(client, store):
+    """Means, norms, ranks and groups."""
+    here, there = (describe(store, by="query", client=one).arrays["e"] for one in (None, client))
+    np.testing.assert_allclose(there.mean, here.mean, rtol=1e-6)
+    np.testing.assert_allclose(there.std, here.std, rtol=1e-6)
+    np.testing.assert_allclose(there.group_mean, here.group_mean, rtol=1e-6)
+    assert there.nonfinite_rows == here.nonfinite_rows == 1
+    assert there.effective_rank == pytest.approx(here.effective_rank, rel=1e-6)
+    assert there.anisotropy == pytest.approx(here.anisotropy, rel=1e-6)
+    assert np.array_equal(there.norms.counts, here.norms.counts)
+
+
+@pytest.mark.parametrize("solver", ["covariance", "randomized"])
+def test_pca(client, store, solver):
+    """Components and variances; progress reaches the end."""
+    seen = []
+    here = pca(store, n_components=3, solver=solver)
+    there = pca(store, n_components=3, solver=solver, client=client, progress=lambda *done: seen.append(done))
+    np.testing.assert_allclose(there.explained_variance_, here.explained_variance_, rtol=1e-6)
+    np.testing.assert_allclose(there.components_, here.components_, atol=1e-5)
+    assert seen[-1] == (ROWS, ROWS)
+
+
+def test_nearest(client, store):
+    """The same rows, in the same order, with the same scores."""
+    here, there = (nearest(store, np.arange(20, 60), k=9, client=one) for one in (None, client))
+    assert np.array_equal(there.rows, here.rows)
+    assert np.array_equal(there.scores, here.scores)
+
+
+def test_probe(client, store):
+    """The same weights and the same report."""
+    here, there = (probe(store, "label", by="query", tolerance=1e-7, client=one) for one in (None, client))
+    np.testing.assert_allclose(there.weights, here.weights, atol=1e-4)
+    np.testing.assert_allclose(there.predictions, here.predictions, atol=1e-4)
+    assert np.array_equal(there.test_rows, here.test_rows)
+    assert there.overall["auroc"] == pytest.approx(here.overall["auroc"], abs=1e-3)
+    assert there.nonfinite_rows == here.nonfinite_rows == 1
+
+
+def test_compare(client, store):
+    """Two passes over pairs of rows, and the neighbours."""
+    here, there = (compare(store, store, by="query", sample=50, client=one) for one in (None, client))
+    assert there.cka == pytest.approx(here.cka)
+    assert there.neighbour_overlap == here.neighbour_overlap == 1
