@@ -42,7 +42,7 @@ DOCUMENTS: dict[str, Any] = {
         arrays={
             "query_embed": ShardFacts(size_bytes=1024, chunks_crc32c=(1, 2**32 - 1), index_crc32c=0),
         },
-        part=PartFacts(size_bytes=99, crc32c=17),
+        part=PartFacts(size_bytes=99, crc32c=17, footer_crc32c=18),
         sources=(SOURCE,),
     ),
     "manifest": Manifest(

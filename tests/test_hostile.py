@@ -28,6 +28,7 @@ import zarrow
 from zarrow import _catalog, _frames, layout
 from zarrow._checksum import crc32c
 from zarrow._documents import decode_document, encode_document
+from zarrow._pages import read_footer
 from zarrow._records import PartFacts, ShardFacts
 from zarrow._shard_index import encode_index
 
@@ -38,6 +39,12 @@ TIMEOUT_S = 60
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["hostile_use"])
+
+
+def part_facts(data: bytes) -> PartFacts:
+    """Return what a record says of a part."""
+    footer = read_footer(lambda offset, size: data[offset : offset + size], len(data))
+    return PartFacts(size_bytes=len(data), crc32c=crc32c(data), footer_crc32c=crc32c(footer))
 
 
 def try_all(store: Path, ways: Sequence[str] = hostile_use.WAYS) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def recommit(store: Path, number: int, **changes: Any) -> None:
 def replace_part(store: Path, number: int, data: bytes) -> None:
     """Put another part in place, committed."""
     (store / layout.part_path(number)).write_bytes(data)
-    recommit(store, number, part=PartFacts(size_bytes=len(data), crc32c=crc32c(data)))
+    recommit(store, number, part=part_facts(data))
 
 
 def replace_chunk(store: Path, number: int, chunk: bytes, index: bytes | None = None) -> None:

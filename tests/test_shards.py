@@ -244,7 +244,7 @@ def _committed(root: Path, codec: str | None) -> tuple[ArraySpec, SegmentRecord,
     facts = shard.seal()
     shard.close()
     _publish(root, array, [shard.path], 29)
-    part = PartFacts(size_bytes=0, crc32c=0)
+    part = PartFacts(size_bytes=0, crc32c=0, footer_crc32c=0)
     return array, SegmentRecord(segment=0, rows=29, arrays={"e": facts}, part=part, sources=()), values
 
 
@@ -282,6 +282,6 @@ def test_a_segment_without_rows_has_no_shard(tmp_path: Path) -> None:
     """No file is asked for where a segment has no rows."""
     array = _array()
     facts = ShardFacts(size_bytes=0, chunks_crc32c=(), index_crc32c=0)
-    part = PartFacts(size_bytes=0, crc32c=0)
+    part = PartFacts(size_bytes=0, crc32c=0, footer_crc32c=0)
     record = SegmentRecord(segment=0, rows=0, arrays={"e": facts}, part=part, sources=())
     assert list(committed_rows(tmp_path, array, SEGMENT_ROWS, record, ChunkCodec(array))) == []

@@ -20,6 +20,7 @@ import pytest
 import zarrow
 from zarrow import _catalog, _key_tables, _keys, _zarr_metadata, layout
 from zarrow._checksum import crc32c
+from zarrow._pages import read_footer
 from zarrow._records import Claim, PartFacts, SegmentRecord, Source
 from zarrow.errors import InvalidInputError, NotAStoreError, StoreNotFoundError
 from zarrow.verify import Report
@@ -27,6 +28,12 @@ from zarrow.verify import Report
 ROWS = 21
 SHARD = "embeddings.zarr/e/c/1/0"
 PART = "table/part-00000001.parquet"
+
+
+def part_facts(data: bytes) -> PartFacts:
+    """Return what a record says of a part."""
+    footer = read_footer(lambda offset, size: data[offset : offset + size], len(data))
+    return PartFacts(size_bytes=len(data), crc32c=crc32c(data), footer_crc32c=crc32c(footer))
 
 
 def batch(start: int, rows: int) -> tuple[dict[str, Any], dict[str, Any], Any]:
@@ -327,7 +334,7 @@ def test_sound_checksums_over_wrong_values_are_found(store: Path) -> None:
     schema = _catalog.read_spec(store).table_schema
     pq.write_table(wrong.cast(schema), store / PART, store_schema=True)
     data = (store / PART).read_bytes()
-    rewrite_record(store, 1, part=PartFacts(size_bytes=len(data), crc32c=crc32c(data)))
+    rewrite_record(store, 1, part=part_facts(data))
     assert zarrow.verify(store, "checksums").ok
     assert "column 'row' does not count the store's rows from 8" in messages(zarrow.verify(store, "full"))
 
@@ -337,7 +344,7 @@ def test_a_part_of_other_columns_is_found(store: Path) -> None:
     table = pq.read_table(store / PART).drop_columns(["q"])
     pq.write_table(table, store / PART)
     data = (store / PART).read_bytes()
-    rewrite_record(store, 1, part=PartFacts(size_bytes=len(data), crc32c=crc32c(data)))
+    rewrite_record(store, 1, part=part_facts(data))
     assert "its columns are not the store's" in messages(zarrow.verify(store))
 
 

@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 
 from zarrow import layout
 from zarrow._beneath import Beneath, PlainFile
+from zarrow._checksum import crc32c
 from zarrow._codecs import ChunkCodec
 from zarrow._findings import Finding, Findings
-from zarrow._pages import check_pages
+from zarrow._pages import check_pages, read_footer
 from zarrow._records import SegmentRecord, ShardFacts
 from zarrow._shard_index import decode_index, index_bytes
 from zarrow.errors import CorruptionError, ZarrowError
@@ -106,6 +107,8 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterat
         raise CorruptionError(f"{path}: {file.size_bytes} bytes, {record.part.size_bytes} were committed")
     if file.crc32c(0, file.size_bytes) != record.part.crc32c:
         raise CorruptionError(f"{path}: its checksum does not hold")
+    if crc32c(read_footer(file.read, file.size_bytes)) != record.part.footer_crc32c:
+        raise CorruptionError(f"{path}: its footer is not the one that was committed")
     with file.stream() as stream:
         try:
             strings = [column.name for column in spec.schema if _is_text(column.type)]

@@ -39,6 +39,7 @@ from zarrow import _parts, layout
 from zarrow._cache import Cache
 from zarrow._checksum import crc32c
 from zarrow._mapping import File
+from zarrow._pages import read_footer
 from zarrow._view import View
 from zarrow.errors import CorruptionError, InvalidInputError, UnknownNameError
 from zarrow.layout import ROW, SAMPLE_INDEX
@@ -88,6 +89,7 @@ class Columns:
         self._dataset: ds.Dataset | None = None
         self._live: pa.Table | None = None
         self._decoded: Cache[pa.ChunkedArray] = Cache(CACHE_BYTES)
+        self._sound: set[int] = set()  # parts whose footers were checked
 
     def names(self, columns: Sequence[str] | None) -> list[str]:
         """Return the columns that are meant, checked; None means all."""
@@ -263,6 +265,7 @@ class Columns:
 
         try:
             with pa.OSFile(self._source(number)) as source:
+                self._check_footer(number, source)
                 fragment = ds.ParquetFileFormat().make_fragment(source)
                 return bool(fragment.subset(filter, schema=self.schema).row_groups)
         except (OSError, pa.ArrowException) as error:
@@ -372,6 +375,7 @@ class Columns:
 
         try:
             source = pa.OSFile(self._source(number))
+            self._check_footer(number, source)
             with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
                 table = file.read(columns=names, use_threads=len(names) > 1)
             if table.num_rows != self._view.snapshot.segment_rows(number):
@@ -384,6 +388,23 @@ class Columns:
             raise self._explain(error, [number]) from error
         self._view.guard()
         return table
+
+    def _check_footer(self, number: int, source: pa.NativeFile) -> None:
+        """Compare a part's footer with its record, once; raise `OSError` if it is another.
+
+        Pages have checksums of their own. The footer has none, and its statistics tell a filter which parts
+        have no rows for it: rows would be left out that nobody missed.
+        """
+        if number not in self._sound:
+            footer = read_footer(lambda offset, size: source.read_at(size, offset), source.size())
+            try:
+                facts = self._view.snapshot.record(number).part
+            except CorruptionError:
+                self._view.guard()  # the store may have been replaced
+                raise
+            if crc32c(footer) != facts.footer_crc32c:
+                raise OSError("its footer is not what was committed")
+            self._sound.add(number)
 
     def take(self, rows: npt.NDArray[np.int64], names: Sequence[str], *, keep: bool = True) -> pa.Table:
         """Return these rows, which are in range, in the order given."""
@@ -468,7 +489,9 @@ class Columns:
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(self._source(number)) as part:
+            with pq.ParquetFile(self._source(number)) as part, pa.OSFile(self._source(number)) as source:
+                self._sound.discard(number)
+                self._check_footer(number, source)
                 sound = part.metadata.num_rows == self._view.snapshot.segment_rows(number)
         except (OSError, pa.ArrowException):
             sound = False

@@ -22,7 +22,7 @@ from typing import Any
 
 from zarrow.errors import CorruptionError
 
-__all__ = ["Page", "check_pages", "read_pages"]
+__all__ = ["Page", "check_pages", "read_footer", "read_pages"]
 
 Read = Callable[[int, int], bytes]
 
@@ -33,6 +33,28 @@ MAX_RATIO = 1000
 """zstd shrinks even constant columns less than that once they are large."""
 VALUE_BYTES = 8
 _MAX_DEPTH = 8
+_END_BYTES = 8
+
+
+def read_footer(read: Read, size_bytes: int) -> bytes:
+    """Return a Parquet file's footer: the metadata, their length, and the magic number at its end.
+
+    Parameters
+    ----------
+    read : callable of (int, int) to bytes
+        Returns the bytes from an offset, so many of them.
+    size_bytes : int
+        Of the file.
+
+    Returns
+    -------
+    bytes
+        The whole file where its last bytes make no sense, so that no checksum of a footer fits.
+    """
+    end = read(max(size_bytes - _END_BYTES, 0), min(size_bytes, _END_BYTES))
+    length = _END_BYTES + int.from_bytes(end[:4], "little")
+    length = length if length <= size_bytes and len(end) == _END_BYTES else size_bytes
+    return read(size_bytes - length, length)
 
 
 @dataclass(frozen=True, slots=True)

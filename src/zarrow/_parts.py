@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from zarrow import _files
 from zarrow._checksum import crc32c
-from zarrow._pages import check_pages
+from zarrow._pages import check_pages, read_footer
 from zarrow._records import PartFacts
 from zarrow.errors import CorruptionError, InvalidInputError
 from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
@@ -203,9 +203,16 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
             ) as writer:
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
             sink.sync()
-            return PartFacts(size_bytes=sink.size_bytes, crc32c=sink.crc32c)
     finally:
         sink.close()
+    with path.open("rb") as part:
+
+        def read(offset: int, size_bytes: int) -> bytes:
+            part.seek(offset)
+            return part.read(size_bytes)
+
+        footer = read_footer(read, sink.size_bytes)
+    return PartFacts(size_bytes=sink.size_bytes, crc32c=sink.crc32c, footer_crc32c=crc32c(footer))
 
 
 def check_columns(spec: StoreSpec) -> None:

@@ -131,14 +131,26 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFacts:
-    """What a record knows of one Parquet part: its size in bytes and the crc32c of the whole file."""
+    """What a record knows of one Parquet part.
+
+    Parameters
+    ----------
+    size_bytes : int
+        Of the file.
+    crc32c : int
+        Of the whole file.
+    footer_crc32c : int
+        Of its footer, whose statistics tell a filter which parts it need not look at.
+    """
 
     size_bytes: int
     crc32c: int
+    footer_crc32c: int
 
     def __post_init__(self) -> None:
         _require("a size", self.size_bytes)
         _require("a crc32c", self.crc32c, limit=_U32)
+        _require("a crc32c", self.footer_crc32c, limit=_U32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +173,7 @@ class SegmentRecord:
     Examples
     --------
     >>> record = SegmentRecord(
-    ...     segment=0, rows=0, arrays={}, part=PartFacts(size_bytes=4, crc32c=1), sources=()
+    ...     segment=0, rows=0, arrays={}, part=PartFacts(size_bytes=4, crc32c=1, footer_crc32c=2), sources=()
     ... )
     >>> SegmentRecord.decode(record.encode(), "segments/00000000.json") == record
     True
@@ -191,7 +203,11 @@ class SegmentRecord:
                     }
                     for name, facts in self.arrays.items()
                 },
-                "part": {"size_bytes": self.part.size_bytes, "crc32c": self.part.crc32c},
+                "part": {
+                    "size_bytes": self.part.size_bytes,
+                    "crc32c": self.part.crc32c,
+                    "footer_crc32c": self.part.footer_crc32c,
+                },
                 "sources": _sources_to_json(self.sources),
             }
         )
@@ -212,7 +228,11 @@ class SegmentRecord:
                     )
                     for name, facts in body["arrays"].items()
                 },
-                part=PartFacts(size_bytes=body["part"]["size_bytes"], crc32c=body["part"]["crc32c"]),
+                part=PartFacts(
+                    size_bytes=body["part"]["size_bytes"],
+                    crc32c=body["part"]["crc32c"],
+                    footer_crc32c=body["part"]["footer_crc32c"],
+                ),
                 sources=_sources_from_json(body["sources"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
