@@ -37,6 +37,8 @@ PARTS: dict[str, list[str]] = {
     "memory while reading": ["readers.py", "--memory"],
     "codecs": ["codecs.py"],
     "analysis": ["analysis.py"],
+    "predict": ["predict.py"],
+    "memory of predict": ["predict.py", "--memory"],
 }
 
 
@@ -52,8 +54,11 @@ def main() -> None:
     for name in options.only:
         script, *arguments = [word.format(out=options.out) for word in PARTS[name]]
         command = [sys.executable, str(HERE / script), *arguments]
-        command += ["--json", str(options.out / f"{name.replace(', ', '-').replace(' ', '-')}.json")]
-        if options.quick:
+        if script == "predict.py":
+            command += ["--batches", "40", "--rounds", "1"] if options.quick else []
+        else:
+            command += ["--json", str(options.out / f"{name.replace(', ', '-').replace(' ', '-')}.json")]
+        if options.quick and script != "predict.py":
             command += ["--rows", "20000", "--repeat", "1"]
             command += (
                 ["--sizes", "10000", "20000"] if "--sizes" in command or "memory while w" in name else []

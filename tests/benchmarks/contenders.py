@@ -36,6 +36,7 @@ SURVIVES = {
     "arrow-ipc": "whole batches, by reading until it fails",
     "zarrow-2": "as zarrow",
     "zarrow-4": "as zarrow",
+    "memcpy": "",
     "nothing": "",
 }
 
@@ -201,6 +202,14 @@ def share(path: Path, settings: Any, ready: Any) -> None:
         ready.wait()
         for ids, prob, vectors in data.batches():
             writer.append({"id": ids, "prob": prob}, {"query_embed": vectors}, ids, copy=False)
+
+
+def write_memcpy(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
+    """Copy every batch, and keep none: the limit of whoever must not hold the caller's memory."""
+    for _, _, vectors in data.batches():
+        with clock():
+            vectors.copy()
+    return lambda: None
 
 
 def write_nothing(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -372,5 +381,6 @@ CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {
     "arrow-ipc": write_arrow_ipc,
     "zarrow-2": lambda *args: write_zarrow_shared(*args, writers=2),
     "zarrow-4": lambda *args: write_zarrow_shared(*args, writers=4),
+    "memcpy": write_memcpy,
     "nothing": write_nothing,
 }

@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=0, help="time of a model's step per batch")
     parser.add_argument("--durable", action="store_true", help="sync what a contender leaves unsynced")
     parser.add_argument("--repeat", type=int, default=5)
-    default = [name for name in CONTENDERS if name not in ("zarrow-2", "zarrow-4", "nothing")]
+    default = [name for name in CONTENDERS if name not in ("zarrow-2", "zarrow-4", "memcpy", "nothing")]
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=default)
     parser.add_argument("--memory", action="store_true", help="how peak memory grows with --sizes")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000, 1_600_000])
