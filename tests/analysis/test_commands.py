@@ -10,7 +10,14 @@ from typer.testing import CliRunner
 
 import zarrow
 import zarrow.testing
+from zarrow import _answers
 from zarrow.cli import app
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A console looks at the terminal's width when it is made, whoever made it first."""
+    monkeypatch.setattr(_answers.out, "_width", 200)
 
 
 @pytest.fixture(scope="module")
