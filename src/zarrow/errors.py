@@ -74,7 +74,7 @@ class NotFoundError(ZarrowError, LookupError):
     """What was asked for is not there."""
 
 
-class StoreNotFoundError(NotFoundError, FileNotFoundError):
+class StoreNotFoundError(FileNotFoundError, NotFoundError):  # this order: its `__new__` must be OSError's
     """There is nothing at the path."""
 
 
