@@ -97,7 +97,6 @@ class Appender:
         self._segment: OpenSegment | None = None
         self._spare: Future[OpenSegment] | None = None
         self._sealing: Future[None] | None = None
-        self._writeback: Future[None] | None = None
         self._undurable_batches = 0
         self._undurable_since = 0.0
         self._queue = BatchQueue(queue_bytes)
@@ -204,9 +203,9 @@ class Appender:
                 continue
             if self._spare is None and segment.room < segment.rows:
                 self._spare = self._submit(self._create)
-            if segment.wants_writeback and (self._writeback is None or self._writeback.done()):
-                # The sealer's work too: the kernel takes its time, and the segment is not closed meanwhile.
-                self._writeback = self._submit(segment.start_writeback)
+            if segment.wants_writeback:
+                # Here, though the kernel takes its time: behind an fsync of the sealer the disk would idle.
+                segment.start_writeback()
 
     def _open_segment(self) -> OpenSegment:
         if self._segment is None:

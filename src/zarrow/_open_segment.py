@@ -399,7 +399,7 @@ class OpenSegment:
         return any(shard.wants_writeback for shard in self._shards)
 
     def start_writeback(self) -> None:
-        """Have the kernel start to write rows out; may run beside `append`."""
+        """Have the kernel start to write rows out."""
         for shard in self._shards:
             shard.start_writeback()
 
