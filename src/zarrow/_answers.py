@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zarrow._console import err, out
 from zarrow.errors import InvalidInputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ __all__ = [
     "where_of",
 ]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 SHOWN_ROWS = 30
 CELL_CHARACTERS = 28

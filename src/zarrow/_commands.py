@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from zarrow._console import err, out
 
 if TYPE_CHECKING:
     from zarrow.transfer._rows import Progress
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)]
 Names = Annotated[str, typer.Option(help="Which, with commas in between.", show_default="all")]

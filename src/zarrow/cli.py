@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from zarrow import _analysis_commands, _commands, _picture_commands
+from zarrow._console import err, out
 from zarrow.errors import (
     IncompleteStoreError,
     MissingExtraError,
@@ -41,9 +41,6 @@ __all__ = ["app", "main"]
 FAILED, NOT_A_STORE = 1, 2
 PREVIEW_VALUES = 4
 CELL_CHARACTERS = 28
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 
 class _Group(TyperGroup):

@@ -24,6 +24,7 @@ import functools
 import json
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -395,8 +396,9 @@ class _Lazy(BackendArray):
         support = indexing.IndexingSupport.OUTER
         return indexing.explicit_indexing_adapter(key, self.shape, support, self._read)
 
+    @abstractmethod
     def _read(self, key: tuple[Any, ...]) -> Any:
-        raise NotImplementedError
+        """Return what an index per axis selects."""
 
 
 class _Vectors(_Lazy):
