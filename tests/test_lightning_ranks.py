@@ -206,7 +206,6 @@ def refused(folder: Path, ranks: int) -> None:
     places = {"sample_index": torch.Tensor.long}
     fail("same stream", DataLoader(Stream(divided=False), batch_size=3), ranks, **places)
     fail("drop and replace", loader, ranks, mode="w", duplicates="drop", **places)
-    torch.distributed.destroy_process_group()  # or its threads may be cut off at the interpreter's end
 
 
 def replaced(folder: Path, ranks: int) -> None:

@@ -92,9 +92,10 @@ class Faulty(_files.Calls):
         self.written: list[tuple[int, int]] = []
 
     def _called(self, name: str) -> None:
+        error = self.broken.get(name)  # before it counts: who waits for the count may mend what was broken
         self.counts[name] = self.counts.get(name, 0) + 1
-        if name in self.broken:
-            raise OSError(self.broken[name], os.strerror(self.broken[name]))
+        if error is not None:
+            raise OSError(error, os.strerror(error))
 
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         self.gate.wait()

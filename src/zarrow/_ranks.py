@@ -21,6 +21,7 @@ Place: under the edge `lightning`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import time
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import torch.distributed
 from lightning.pytorch import Trainer
 
 from zarrow import _files, layout
@@ -75,6 +77,8 @@ def open_together(
     ZarrowError
         On every rank, if rank 0 cannot open the store, or another rank does not see it.
     """
+    atexit.unregister(_end_process_group)
+    atexit.register(_end_process_group)
     strategy = trainer.strategy
     with contextlib.ExitStack() as opened:
         writer, failure, sign, beside = None, None, None, False
@@ -111,6 +115,16 @@ def open_together(
             writer = join(grows_at)
         opened.pop_all()
     return writer, seen
+
+
+def _end_process_group() -> None:
+    """Stop gloo's threads while the interpreter still stands.
+
+    They hold Python objects. Cut off at its end, they now and then abort a process whose work is done
+    (pytorch/pytorch#179291), and whoever launched it believes that it failed. Lightning does this for nccl.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _wait_for(path: Path) -> bool:
