@@ -198,8 +198,9 @@ def refused(folder: Path, ranks: int) -> None:
     fail("stream", DataLoader(Stream(divided=True), batch_size=3), ranks)
     fail("overlap", DataLoader(Numbers(20), batch_size=3, sampler=Anyhow()), ranks)
     fail("permuted", DataLoader(Numbers(20), batch_size=3, sampler=AllOverThePlace()), ranks)
-    _ranks._SHARED_DISK_TIMEOUT_S = 1.0
+    patience_s, _ranks._SHARED_DISK_TIMEOUT_S = _ranks._SHARED_DISK_TIMEOUT_S, 1.0
     fail("other disk", loader, ranks, path=folder / f"rank{RANK}")
+    _ranks._SHARED_DISK_TIMEOUT_S = patience_s
     fail("missing parent", loader, ranks, path=folder / "nowhere" / "s")
     run(folder / "there", loader, ranks)
     fail("there", loader, ranks)
@@ -276,8 +277,20 @@ def slow(folder: Path, ranks: int) -> None:
     say("done", True)
 
 
+def together(folder: Path, ranks: int) -> None:
+    """Runs one after the other what needs no processes of its own; to import Lightning takes longer."""
+    for scenario in TOGETHER:
+        say.scenario = f"{scenario.__name__}/"  # type: ignore[attr-defined]
+        (folder / scenario.__name__).mkdir(exist_ok=True)
+        scenario(folder / scenario.__name__, ranks)
+
+
+# A rank of the last one fails, and with it the gloo that all of them share.
+TOGETHER = (many, every_kind_of_loader, dropped, refused, replaced)
+
+
 def say(name: str, what: Any) -> None:
-    sys.stdout.write(json.dumps([RANK, name, what]) + "\n")
+    sys.stdout.write(json.dumps([RANK, getattr(say, "scenario", "") + name, what]) + "\n")
     sys.stdout.flush()
 
 
@@ -331,17 +344,30 @@ def assert_equal(one: Path, other: Path) -> None:
     np.testing.assert_array_equal(vectors, other_vectors)
 
 
-def test_every_kind_of_loader(tmp_path):
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Return of a scenario of `TOGETHER` where its stores are and what its two ranks said."""
+    folder = tmp_path_factory.mktemp("together")
+    heard = succeed(together, folder)
+
+    def of(scenario):
+        prefix = f"{scenario.__name__}/"
+        said_there = {
+            name.removeprefix(prefix): what for name, what in heard.items() if name.startswith(prefix)
+        }
+        return folder / scenario.__name__, said_there
+
+    return of
+
+
+def test_every_kind_of_loader(launched, tmp_path):
     """Every row is stored once, with its own identifiers and vector, whoever divides the rows."""
-    process = launch(every_kind_of_loader, tmp_path)
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output
-    found = said(output)
+    folder, found = launched(every_kind_of_loader)
     rows = {"uneven": 11, "workers": 50, "one": 1, "none": 0, "shuffled": 30, "subset": 11, "buckets": 6}
     rows |= {"own share": 6, "backwards": 20, "padded": 7, "missing": 9, "stream": 20}
     for name, expected in rows.items():
         assert found[name] == {0: True, 1: True}, name
-        table, vectors = content(tmp_path / name)
+        table, vectors = content(folder / name)
         assert table["sample_index"].to_pylist() == list(range(expected)), name
         if expected:
             first = 20 if name == "subset" else 0
@@ -350,19 +376,16 @@ def test_every_kind_of_loader(tmp_path):
         if "id" in table.column_names:
             assert table["id"].to_pylist() == list(range(expected)), name
     assert found["again"] == {0: True, 1: True}
-    two, _ = content(tmp_path / "two")
+    two, _ = content(folder / "two")
     assert two["sample_index"].to_pylist() == [*range(5), *range(3)]
     # The batches are those of one process, so the values are.
     run(tmp_path / "alone", DataLoader(Numbers(50), batch_size=4), 1)
-    assert_equal(tmp_path / "workers", tmp_path / "alone")
+    assert_equal(folder / "workers", tmp_path / "alone")
 
 
-def test_what_is_refused(tmp_path):
+def test_what_is_refused(launched):
     """What cannot work fails early, on every rank, with the reason."""
-    process = launch(refused, tmp_path)
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output
-    found = said(output)
+    folder, found = launched(refused)
     for name, messages in {
         "stream": ["no dataset indices", "each of 2 ranks"],
         "overlap": ["yield 16 rows of a dataset of 20, 3 of them more than once"] * 2,
@@ -381,14 +404,14 @@ def test_what_is_refused(tmp_path):
 
     # What was refused at the end is never completed with a row in it twice.
     command = CliRunner().invoke
-    result = command(cli.app, ["finalize", str(tmp_path / "same stream")])
+    result = command(cli.app, ["finalize", str(folder / "same stream")])
     assert result.exit_code == 1
     assert "stored more than once" in result.output
-    with zarrow.open(tmp_path / "same stream", partial=True) as store:
+    with zarrow.open(folder / "same stream", partial=True) as store:
         assert (store.complete, store.num_rows) == (False, 40)
-    result = command(cli.app, ["finalize", str(tmp_path / "same stream"), "--drop-duplicates", "--sort"])
+    result = command(cli.app, ["finalize", str(folder / "same stream"), "--drop-duplicates", "--sort"])
     assert result.exit_code == 0, result.output
-    assert_numbers(tmp_path / "same stream", range(20))
+    assert_numbers(folder / "same stream", range(20))
 
 
 def assert_numbers(path: Path, expected: Any) -> None:
@@ -409,28 +432,28 @@ def succeed(scenario: Any, folder: Path, ranks: int = 2) -> dict[str, dict[int, 
     return said(output)
 
 
-def test_rows_that_come_on_several_ranks_are_stored_once(tmp_path):
+def test_rows_that_come_on_several_ranks_are_stored_once(launched):
     """With duplicates='drop' the store has one of each, whether ranks could know that before or not."""
-    found = succeed(dropped, tmp_path)
+    folder, found = launched(dropped)
     # Rows 13 to 19 come on no rank, and are missed.
     assert found == {
         "overlap": {0: False, 1: False},
         "permuted": {0: True, 1: True},
         "stream": {0: True, 1: True},
     }
-    with zarrow.open(tmp_path / "overlap", partial=True) as store:
+    with zarrow.open(folder / "overlap", partial=True) as store:
         assert sorted(store.table()["sample_index"].to_pylist()) == list(range(13))
-    assert_numbers(tmp_path / "permuted", range(20))
-    assert_numbers(tmp_path / "stream", range(20))
+    assert_numbers(folder / "permuted", range(20))
+    assert_numbers(folder / "stream", range(20))
 
 
-def test_several_ranks_replace_a_store(tmp_path):
+def test_several_ranks_replace_a_store(launched):
     """The old store stays until all ranks are done, and if one of them fails, and goes at once."""
-    found = succeed(replaced, tmp_path)
+    folder, found = launched(replaced)
     assert found["old"] == {0: True, 1: True}
     assert found["rows"] == {0: 30, 1: 30}
-    assert_numbers(tmp_path / "s", range(30))
-    assert content(tmp_path / "t")[0].num_rows == 0
+    assert_numbers(folder / "s", range(30))
+    assert content(folder / "t")[0].num_rows == 0
 
 
 def test_processes_that_are_spawned_or_forked(tmp_path):
@@ -457,10 +480,11 @@ def test_two_nodes(tmp_path):
     assert_numbers(tmp_path / "s", range(50))
 
 
-def test_a_hundred_thousand_rows(tmp_path):
+def test_a_hundred_thousand_rows(launched):
     """Many segments of two ranks, claimed in any order: every row once, with its own identifier."""
-    assert succeed(many, tmp_path)["many"] == {0: True, 1: True}
-    assert_numbers(tmp_path / "s", range(100_003))
+    folder, found = launched(many)
+    assert found["many"] == {0: True, 1: True}
+    assert_numbers(folder / "s", range(100_003))
 
 
 def test_ranks_whose_schemas_differ(tmp_path):

@@ -356,16 +356,12 @@ def finish(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigkill(tmp_path, workers):
-    """Runs that are killed again and again lose no row and store none twice."""
-    seed = np.random.default_rng(workers)
-    for _ in range(2):
-        process = start(tmp_path / "s", workers)
-        wait_for_batches(process, int(seed.integers(1, 90)))
-        time.sleep(seed.random() / 100)
-        process.kill()
-        process.communicate()
+def test_sigkill(tmp_path):
+    """A run that is killed, workers and all, loses no row and stores none twice; more: crash/ kills many."""
+    process = start(tmp_path / "s", workers=2)
+    wait_for_batches(process, 60)
+    process.kill()
+    process.communicate()
     with zarrow.open(tmp_path / "s", partial=True) as store:
         assert store.num_rows > 0
     finish(tmp_path / "s")

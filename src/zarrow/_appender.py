@@ -145,7 +145,7 @@ class Appender:
             done.set()
 
         self._queue.put(reached)
-        while not done.wait(0.1) and self._thread.is_alive():
+        while not done.wait(0.01) and self._thread.is_alive():
             pass
 
     def stop(self) -> None:

@@ -78,11 +78,11 @@ def kills(recording: Recording, *, torn: bool = True) -> Iterator[State]:
 
 
 def cuts(
-    recording: Recording, rng: random.Random, per_call: int, disk: Disk | None = None
+    recording: Recording, rng: random.Random, per_call: int, disk: Disk | None = None, every: int = 1
 ) -> Iterator[State]:
-    """Yield what power cuts before each call may leave."""
-    for _, now, promise, label in _walk(recording, disk):
-        for _ in range(per_call):
+    """Yield what power cuts may leave: `per_call` states before each call, or before one in `every`."""
+    for number, now, promise, label in _walk(recording, disk):
+        for _ in range(per_call if number % every == 0 else 0):
             yield State(f"{label}, power cut", now.cut(rng), _durable(promise))
 
 

@@ -86,15 +86,15 @@ class Faulty(Recorder):
         return refuse
 
 
-def run_with_fault(workload, number, kind, turn, rng):
+def run_with_fault(recording, number, kind, turn, rng):
     """Run a workload with one call refused and judge how it took it; return what kind it was."""
+    workload, base = recording.workload, recording.base
     with scratch() as top, small_chunks(workload):
         recorder = Faulty(top, number, kind, turn)
         run = Run(top / NAME, workload, recorder)
-        if workload.prepare is not None:
-            workload.prepare(run)
-        base = Tree.take(top)
-        recorder.promise = {stream: (rows, rows) for stream, rows in run.counted.items()}
+        base.put(top)
+        run.counted = {stream: rows for stream, (rows, _) in recording.base_promise.items()}
+        recorder.promise = dict(recording.base_promise)
         recorder.progress = run.progress
         error = None
         with calls(recorder):
@@ -144,14 +144,15 @@ def test_a_refused_call_loses_no_accepted_row_and_is_not_swallowed(name, figures
     workload, rng = WORKLOADS[name], random.Random(name)
     tally, kinds = Tally(), {}
     kinds_tried = (None,) if profile == "ci" else sorted({kind for some in KINDS.values() for kind in some})
-    numbers = len(record(workload).log)
+    recording = record(workload)
+    numbers = len(recording.log)
     turn = list(WORKLOADS).index(name)
     for number in range(0, numbers, EVERY.get(name, 1) if profile == "ci" else 1):
         for kind in kinds_tried:
             state = State(f"{name}, call {number}, {kind}", None, {})
 
             def judge(state, number=number, kind=kind):
-                hit = run_with_fault(workload, number, kind, turn, rng)
+                hit = run_with_fault(recording, number, kind, turn, rng)
                 if hit is not None:
                     tally.states += 1
                     kinds[hit] = kinds.get(hit, 0) + 1

@@ -387,14 +387,13 @@ def bits(workload):
     with scratch() as top, small_chunks(workload):
         tree.put(top)
         names = [name for name in tree.files() if "/open/" in name and name.endswith((".frames", ".rows"))]
-        for number, where in enumerate(test_bits.flips(top, names)):
-            if number % 29 == 0:
-                try:
-                    test_bits.check_open(top / NAME, workload)
-                except AssertionError as error:
-                    return [f"{where}: {error}"]
-                except CorruptionError:
-                    pass
+        for where in test_bits.flips(top, names, every=29):
+            try:
+                test_bits.check_open(top / NAME, workload)
+            except AssertionError as error:
+                return [f"{where}: {error}"]
+            except CorruptionError:
+                pass
     return []
 
 

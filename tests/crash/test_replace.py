@@ -22,7 +22,7 @@ from crash.workloads import (
 pytestmark = pytest.mark.slow
 
 OLD, NEW = {0: 70}, {1: 90}
-WORKLOAD = Workload("replace", lambda run: None, NEW, arrays=TWO, options=OPTIONS)
+WORKLOAD = Workload("replace", lambda run: None, NEW, arrays=TWO, options=OPTIONS | {"segment_rows": 64})
 
 
 def write_new(run):
