@@ -541,7 +541,7 @@ def kill_a_run(folder: Path, victims: tuple[int, ...], number: int, after_rows: 
         ((1,), signal.SIGKILL, 1),
         ((0,), signal.SIGKILL, 2),
         ((0, 1), signal.SIGKILL, 3),
-        ((0,), signal.SIGTERM, 2),
+        ((0,), signal.SIGTERM, 1),
     ],
 )
 def test_deaths(tmp_path, victims, number, ranks):

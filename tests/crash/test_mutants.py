@@ -397,11 +397,9 @@ def bits(workload):
     return []
 
 
-@pytest.mark.parametrize(
-    ("workload", "way"), [("none", "bits"), ("straddling", "recovery"), ("small", "cuts")]
-)
+@pytest.mark.parametrize(("workload", "way"), [("none", "bits"), ("straddling", "recovery")])
 def test_the_protocol_as_it_is_survives_what_catches_the_mutants(workload, way):
-    """Without a change the searches that catch the mutants find nothing."""
+    """Without a change the searches that catch the mutants find nothing; cuts and kills: tests beside."""
     assert not caught(workload, way, every=5)
 
 
