@@ -18,6 +18,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow.analysis._choices import require_choice
 from zarrow.analysis._column_facts import connect, quoted
 from zarrow.analysis._groups import names_of
 from zarrow.errors import InvalidInputError
@@ -25,12 +26,13 @@ from zarrow.store import Store
 
 __all__ = ["compose"]
 
-AGGREGATES = {"max": "max(p)", "or": "1 - product(1 - p)", "sum": "sum(p)", "mean": "avg(p)"}
+How = Literal["max", "or", "sum", "mean"]
+AGGREGATES: dict[How, str] = {"max": "max(p)", "or": "1 - product(1 - p)", "sum": "sum(p)", "mean": "avg(p)"}
 
 
 def compose(
     store: Store,
-    how: Literal["max", "or", "sum", "mean"] = "max",
+    how: How = "max",
     over: str = "query",
     by: str | Sequence[str] = ("subject_id", "prediction_time"),
     *,
@@ -81,8 +83,7 @@ def compose(
     >>> table.column_names, table.num_rows
     (['subject_id', 'prediction_time', 'rows', 'occurs_prob', 'occurs'], 500)
     """
-    if how not in AGGREGATES:
-        raise InvalidInputError(f"how must be 'max', 'or', 'sum' or 'mean', got {how!r}")
+    require_choice("how", how, How)
     names = names_of(by)
     if not names:
         raise InvalidInputError("by must name at least one column, such as subject_id")

@@ -78,8 +78,12 @@ class Evaluation:
 
         Returns
         -------
-        fpr, tpr, thresholds : float64 array, shape (points,)
-            As scikit-learn's ``roc_curve``, ends included.
+        fpr : float64 array, shape (points,)
+            False positive rates as of scikit-learn's ``roc_curve``, ends included.
+        tpr : float64 array, shape (points,)
+            True positive rates.
+        thresholds : float64 array, shape (points,)
+            The probabilities at which they change.
 
         Raises
         ------

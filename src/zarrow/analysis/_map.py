@@ -20,12 +20,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zarrow.analysis._blocks import Progress, as_matrix, choose_array, split_finite, width_of
+from zarrow.analysis._choices import require_choice
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._pca import Pca, pca
 from zarrow.derived import add_array
@@ -182,7 +183,21 @@ def place_rows(
 
     Parameters
     ----------
-    store, array, method, by, sample_rows, seed, progress, stage
+    store : Store
+        The store.
+    array : str, optional
+        As of `map_rows`.
+    method : {"pca", "umap", "tsne"}
+        As of `map_rows`.
+    by : str or list of str, optional
+        As of `map_rows`.
+    sample_rows : int, optional
+        As of `map_rows`.
+    seed : int
+        As of `map_rows`.
+    progress : callable, optional
+        As of `map_rows`.
+    stage : callable, optional
         As of `map_rows`.
 
     Returns
@@ -204,8 +219,7 @@ def place_rows(
     >>> made.sample_rows, sum(len(rows) for rows, xy in places)
     (5000, 5000)
     """
-    if method not in get_args(Method):
-        raise InvalidInputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    require_choice("method", method, Method)
     chosen = choose_array(store, array)
     say = stage or (lambda _: None)
     place = _umap if method == "umap" else _tsne

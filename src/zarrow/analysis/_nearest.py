@@ -23,14 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow.analysis._blocks import Progress, as_matrix, choose_array, width_of
+from zarrow.analysis._choices import require_choice
 from zarrow.analysis._folds import Client, fold
 from zarrow.analysis._topk import Metric, TopK
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 
 __all__ = ["Neighbours", "nearest", "read_queries"]
-
-METRICS = ("cosine", "dot", "l2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +195,7 @@ def nearest(
     array([[7]])
     """
     chosen = choose_array(store, array)
-    if metric not in METRICS:
-        raise InvalidInputError(f"metric must be 'cosine', 'dot' or 'l2', got {metric!r}")
+    require_choice("metric", metric, Metric)
     if k < 1 or k != int(k):
         raise InvalidInputError(f"k must be a positive number of rows, got {k!r}")
     vectors, rows = read_queries(store, chosen, queries)

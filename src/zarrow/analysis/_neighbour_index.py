@@ -31,6 +31,7 @@ from zarrow import _documents, _files, layout
 from zarrow._checksum import crc32c
 from zarrow._origin import origin
 from zarrow.analysis._blocks import Progress, as_matrix, blocks, choose_array, split_finite, width_of
+from zarrow.analysis._choices import require_choice
 from zarrow.analysis._moments import row_norms
 from zarrow.analysis._topk import Metric, TopK
 from zarrow.errors import (
@@ -139,8 +140,7 @@ def build_neighbours(
     >>> zarrow.analysis.nearest(store, [7], k=1, approximate=True).rows
     array([[7]])
     """
-    if metric not in ("cosine", "dot", "l2"):
-        raise InvalidInputError(f"metric must be 'cosine', 'dot' or 'l2', got {metric!r}")
+    require_choice("metric", metric, Metric)
     if not store.complete:
         raise IncompleteStoreError(f"{store.path}: only a complete store can have an index of neighbours")
     faiss = _faiss()

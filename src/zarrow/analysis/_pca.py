@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from zarrow.analysis._blocks import Block, Progress, as_matrix, blocks, choose_array, split_finite, width_of
+from zarrow.analysis._choices import require_choice
 from zarrow.analysis._folds import Client, fold
 from zarrow.analysis._moments import Moments
 from zarrow.errors import InvalidInputError
@@ -33,6 +34,7 @@ from zarrow.store import Store, StoreArray
 __all__ = ["Pca", "pca"]
 
 Float = npt.NDArray[np.float64]
+Solver = Literal["auto", "covariance", "randomized"]
 
 DEFAULT_COMPONENTS = 50
 MAX_COVARIANCE_WIDTH = 4096
@@ -185,7 +187,7 @@ def pca(
     n_components: int | None = None,
     filter: pc.Expression | None = None,
     *,
-    solver: Literal["auto", "covariance", "randomized"] = "auto",
+    solver: Solver = "auto",
     seed: int = 0,
     progress: Progress | None = None,
     client: Client | None = None,
@@ -237,8 +239,7 @@ def pca(
     """
     chosen = choose_array(store, array)
     width = width_of(chosen)
-    if solver not in ("auto", "covariance", "randomized"):
-        raise InvalidInputError(f"solver must be 'auto', 'covariance' or 'randomized', got {solver!r}")
+    require_choice("solver", solver, Solver)
     if n_components is not None and not 1 <= n_components <= width:
         raise InvalidInputError(f"n_components must be in 1..{width} for rows of {width}, got {n_components}")
     wanted = min(DEFAULT_COMPONENTS, width) if n_components is None else n_components

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow.analysis._blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
+from zarrow.analysis._choices import require_choice
 from zarrow.analysis._evaluate import Evaluation, hold_against, read_numbers
 from zarrow.analysis._folds import Client, Passes
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
@@ -36,6 +37,7 @@ from zarrow.store import Store
 __all__ = ["Probe", "probe"]
 
 Float = npt.NDArray[np.float64]
+Kind = Literal["auto", "logistic", "ridge"]
 MAX_INTEGER_CLASSES = 20
 
 
@@ -170,7 +172,7 @@ def probe(
     *,
     array: str | None = None,
     group: str | None = "subject_id",
-    kind: Literal["auto", "logistic", "ridge"] = "auto",
+    kind: Kind = "auto",
     by: str | Sequence[str] | None = None,
     filter: pc.Expression | None = None,
     test_fraction: float = 0.2,
@@ -195,7 +197,7 @@ def probe(
     group : str or None
         The column whose values must not be on both sides; None to split single rows.
     kind : {"auto", "logistic", "ridge"}
-        ``auto`` is logistic for booleans, strings and integers of up to 20 values, and ridge for other
+        By default logistic for booleans, strings and integers of up to 20 values, and ridge for other
         numbers.
     by : str or list of str, optional
         Columns to report by, such as ``["query", "duration_days"]``.
@@ -242,8 +244,7 @@ def probe(
     (0.82, 10, True)
     """
     chosen = choose_array(store, array)
-    if kind not in ("auto", "logistic", "ridge"):
-        raise InvalidInputError(f"kind must be 'auto', 'logistic' or 'ridge', got {kind!r}")
+    require_choice("kind", kind, Kind)
     if not regularization > 0:
         raise InvalidInputError(f"regularization must be positive, got {regularization}")
     names = names_of(by)
