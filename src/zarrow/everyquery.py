@@ -4,51 +4,38 @@
 same hooks, same two Parquet files in the end. In between the rows go into a store beside the files, so
 that a killed run loses nothing: the same command again predicts only what is missing. Per batch it
 
-1. slices the identifiers and the label from EveryQuery's frame of tasks (`_prediction_columns`),
-2. brings probabilities and embeddings to the host, in memory of their own (`_host_copies`),
-3. hands them to a `zarrow.Writer`;
+1. finds which rows of EveryQuery's tasks the batch has, from Lightning or by counting,
+2. checks the model's prediction, and hands it to the store (`_prediction_store`), which has identifiers and
+   label from EveryQuery's frame of tasks (`_prediction_columns`);
 
-and when every row is there, it finalizes the store and exports the files (`_prediction_files`).
+and when every row is there, the store is finalized, and the files are exported (`_prediction_files`).
 
 ``python -m zarrow.everyquery model_run_dir=... tasks_dir=... output_parquet=...`` is ``EQ_predict`` with
 this writer in it.
 
 Place: tier 5, the edge that faces EveryQuery, of which nothing is imported but by `main`. The invariant
-it owns: a row of the store has the identifiers of the task at its ``sample_index``, and was predicted by
-the model, in the precision, that the store's provenance names. A crash leaves an incomplete store that
-the next run resumes, or a complete one that it exports.
+it owns: the files are there only when all their rows are. A crash leaves an incomplete store that the next
+run resumes, or a complete one that it exports.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from zarrow import _prediction_columns as columns
-from zarrow import layout
-from zarrow._prediction_columns import (
-    ENTRIES,
-    FLOAT32,
-    KEYS,
-    PROBABILITIES,
-    identifiers,
-    preset,
-    tasks_crc32c,
-)
+from zarrow._prediction_columns import ENTRIES, PROBABILITIES, identifiers, preset, tasks_crc32c
 from zarrow._prediction_files import export_predictions
 from zarrow._row_set import RowSet
-from zarrow.errors import BatchError, ConflictError, InvalidInputError, MissingExtraError, ZarrowError
+from zarrow.errors import BatchError, ConflictError, InvalidInputError, MissingExtraError
 from zarrow.store import open as open_store
-from zarrow.writer import Durability, Writer
+from zarrow.writer import Durability
 
 try:
     from lightning.pytorch import LightningModule, Trainer
@@ -56,9 +43,9 @@ try:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from zarrow._chosen_batches import choose_batches
-    from zarrow._host_copies import HostBatch, HostCopies, UnderWay
     from zarrow._predict_loaders import as_indices, loaders_of, recorded_indices, trim
-    from zarrow._run_identity import differences, identify
+    from zarrow._prediction_store import PredictionStore
+    from zarrow._run_identity import identify
     from zarrow.lightning import SIGTERM_EXIT_CODE, PredictionWriter
 except ImportError as error:
     raise MissingExtraError(
@@ -120,7 +107,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
     Examples
     --------
-    >>> import tempfile, torch, pyarrow.parquet as pq
+    >>> import tempfile, torch, pyarrow as pa, pyarrow.parquet as pq
     >>> folder = tempfile.mkdtemp()
     >>> tasks = pa.table(
     ...     {
@@ -160,7 +147,6 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._output = Path(output_parquet)
         self._embeddings = None if embeddings_output_parquet is None else Path(embeddings_output_parquet)
         self._frame = schema_df
-        self._label = columns.has_label(columns.column_names(schema_df))
         identifiers(schema_df.slice(0, 0))  # what it lacks is told now
         self._arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         if self._embeddings is not None and hidden_size is not None:
@@ -170,16 +156,17 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._may_replace = overwrite or (final is not None and final.exists())
         self._per_batch = one_row_group_per_batch
         self._durability = durability
+        self._store = PredictionStore(self.store_path, schema_df, self._arrays, durability)
         self._is_open = False
-        self._writer: Writer | None = None
-        self._copies = HostCopies(FLOAT32)
-        self._under_way = UnderWay()
         self._loader: Any = None
         self._undo: Callable[[], None] | None = None  # of what leaves out the batches that are stored
         self._ranks: PredictionWriter | None = None  # does the work if there are several ranks
-        self._offset = 0  # rows that are stored; the name is EveryQuery's, which reads it
         self._next_row = 0  # the first row of the next batch; behind _offset while stored rows come again
-        self._batches = 0
+
+    @property
+    def _offset(self) -> int:
+        """Rows that are stored; the name is EveryQuery's, which reads it."""
+        return self._store.rows
 
     # Lightning's hooks, in the order in which they run
 
@@ -211,7 +198,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
             self._ranks = self._share(trainer)
             self._ranks.setup(trainer, pl_module, stage)
             return
-        self._open(self._identity(trainer, pl_module))
+        self._store.open(self._identity(trainer, pl_module), may_replace=self._may_replace)
         self._is_open = True
         if trainer is not None and self._offset:
             stored = RowSet()
@@ -316,9 +303,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
             trim(self._loader, batch_idx)
             if trainer.received_sigterm:
                 # The scheduler kills us soon, and starts us again.
-                if self._writer is not None:
-                    self._under_way.finish()
-                    self._writer.flush(durable=True)
+                self._store.flush()
                 raise SIGTERMException(SIGTERM_EXIT_CODE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -337,13 +322,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
             self._ranks.on_exception(trainer, pl_module, exception)
         self._is_open = False
         self._let_loaders_go()
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            # The exception under way is the news; a second one, of ours or the GPU's, would hide it.
-            with contextlib.suppress(ZarrowError, RuntimeError):
-                self._under_way.finish()
-            with contextlib.suppress(ZarrowError):
-                writer.close()
+        self._store.abandon()
 
     def teardown(self, trainer: Trainer | None, pl_module: LightningModule | None, stage: str) -> None:
         """Close, at the end of predicting.
@@ -363,7 +342,7 @@ class StreamingPredictionWriter(BasePredictionWriter):
         ranks, self._ranks = self._ranks, None
         if ranks is not None and trainer is not None and pl_module is not None:
             ranks.teardown(trainer, pl_module, stage)
-            self._offset = len(self._frame) if ranks.complete else 0
+            self._store.rows = len(self._frame) if ranks.complete else 0
             if ranks.complete and trainer.is_global_zero:
                 export_predictions(self.store_path, self._output, self._embeddings)
         self.close()
@@ -389,50 +368,24 @@ class StreamingPredictionWriter(BasePredictionWriter):
         if not self._is_open:
             return
         self._is_open = False
-        writer, self._writer = self._writer, None
-        try:
-            self._under_way.finish()
-        except BaseException:
-            if writer is not None:
-                with contextlib.suppress(ZarrowError):
-                    writer.close()
-            raise
-        expected = len(self._frame)
-        if self._offset < expected:
-            if writer is not None:
-                writer.close()
+        if not self._store.close():
+            expected = len(self._frame)
             warnings.warn(
                 f"{self._output} is not written: {expected - self._offset} of {expected} rows are missing; "
                 f"run the same again to predict them, {self.store_path} has the others",
                 stacklevel=2,
             )
             return
-        if writer is not None:
-            writer.finalize()
         export_predictions(
             self.store_path,
             self._output,
             self._embeddings,
             one_row_group_per_batch=(
-                self._batches <= MAX_ROW_GROUPS if self._per_batch is None else self._per_batch
+                self._store.batches <= MAX_ROW_GROUPS if self._per_batch is None else self._per_batch
             ),
         )
 
-    # The store
-
-    def _open(self, identity: dict[str, Any]) -> None:
-        """Create, resume, or replace the store; leaves no writer if it is complete."""
-        if (self.store_path / layout.STORE_JSON).exists():
-            difference = self._take_up(identity)
-            if difference is None:
-                return
-            if not self._may_replace:
-                raise ConflictError(
-                    f"{self.store_path}: the store is that of another run: {difference}: remove it, choose "
-                    "another output_parquet, or pass overwrite=true"
-                )
-            self._remove_store()
-        self._writer = self._new_writer(identity)
+    # The run
 
     def _identity(self, trainer: Trainer | None, pl_module: LightningModule | None) -> dict[str, Any]:
         """Return what the rows depend on, beside the tasks themselves."""
@@ -440,13 +393,6 @@ class StreamingPredictionWriter(BasePredictionWriter):
         if trainer is None or pl_module is None:
             return rows
         return rows | identify(trainer, pl_module, None)
-
-    def _remove_store(self) -> None:
-        # Aside first: killed amid the removal, a half removed store would look like something that is none.
-        aside = self.store_path.with_name(self.store_path.name + ".replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.store_path.rename(aside)
-        shutil.rmtree(aside)
 
     def _share(self, trainer: Trainer) -> PredictionWriter:
         """Return the callback that writes on several ranks."""
@@ -456,10 +402,10 @@ class StreamingPredictionWriter(BasePredictionWriter):
                 f"world_size={trainer.world_size}: leave it away"
             )
         if self._may_replace:
-            if trainer.is_global_zero and _is_complete(self.store_path):
-                self._remove_store()
+            if trainer.is_global_zero and self._store.is_complete():
+                self._store.remove()
             trainer.strategy.barrier("zarrow: the old store is gone")
-        if (self.store_path / layout.STORE_JSON).exists():
+        if self._store.exists:
             with open_store(self.store_path, partial=True) as store:
                 if columns.BATCH in store.schema.names:
                     raise ConflictError(
@@ -473,69 +419,6 @@ class StreamingPredictionWriter(BasePredictionWriter):
             provenance={"tasks_crc32c": tasks_crc32c(self._frame)},
             **preset(self._frame, embeddings=bool(self._arrays)),
         )
-
-    def _new_writer(self, identity: dict[str, Any]) -> Writer:
-        schema = columns.prediction_schema(label=self._label).append(pa.field(columns.BATCH, pa.int32()))
-        return Writer(
-            self.store_path,
-            arrays=self._arrays,
-            schema=schema,
-            keys=KEYS,
-            mode="a",
-            durability=self._durability,
-            provenance=identity,
-        )
-
-    def _take_up(self, identity: dict[str, Any]) -> str | None:
-        """Go on where the store ends; return what it has that we do not, if that cannot be."""
-        with open_store(self.store_path, partial=True) as store:
-            differing = differences(store.provenance, identity)
-            if differing:
-                return "; ".join(differing)
-            arrays = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
-            if arrays != self._arrays:
-                return f"it has the arrays {arrays}, this run has {self._arrays}"
-            if columns.BATCH not in store.schema.names:
-                return "it was begun by several ranks, this run has one"
-            if (columns.LABEL in store.schema.names) != self._label:
-                return f"one of the two has labels ({columns.LABEL}), the other has not"
-            complete = store.complete
-        # The lock first: what another process is writing cannot be compared.
-        writer = None if complete else self._new_writer(identity)
-        try:
-            difference = self._compare()
-        except BaseException:
-            if writer is not None:
-                writer.close()
-            raise
-        if difference is not None:
-            if writer is not None:
-                writer.close()
-            self._offset = self._batches = 0
-            return difference
-        self._writer = writer
-        return None
-
-    def _compare(self) -> str | None:
-        """Count the rows of the store; return the first of them that is not that of our task, in words."""
-        with open_store(self.store_path, partial=True) as store:
-            if store.num_rows > len(self._frame):
-                return f"it has {store.num_rows} rows, this run has {len(self._frame)}"
-            if store.complete and store.num_rows < len(self._frame):
-                return f"it is complete with {store.num_rows} rows, this run has {len(self._frame)}"
-            names = [*KEYS, *([columns.LABEL] if self._label else [])]
-            for batch in store.scan([*names, columns.BATCH]):
-                ours = identifiers(self._frame.slice(self._offset, batch.num_rows))
-                for name in names:
-                    if not ours[name].equals(pa.chunked_array([batch[name]])):
-                        pairs = zip(batch[name].to_pylist(), ours[name].to_pylist(), strict=True)
-                        row, pair = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-                        return (
-                            f"in row {self._offset + row} it has {name} {pair[0]!r}, this run has {pair[1]!r}"
-                        )
-                self._offset += batch.num_rows
-                self._batches = batch[columns.BATCH][-1].as_py() + 1
-        return None
 
     # One batch
 
@@ -575,39 +458,8 @@ class StreamingPredictionWriter(BasePredictionWriter):
                     f"occurs_probs has {rows} rows, {ENTRIES[name]} has {len(values[name])}: "
                     "every entry has one per task"
                 )
-        columns.check_range(len(self._frame), self._next_row, rows)
-        stored = max(0, min(rows, self._offset - self._next_row))
-        if stored < rows:
-            self._append(values, rows, stored)
+        self._store.append(values, self._next_row, rows)
         self._next_row += rows
-
-    def _append(self, values: dict[str, Any], rows: int, stored: int) -> None:
-        """Append the rows of a batch but for the first `stored`, which a run that was killed wrote."""
-        assert self._writer is not None
-        number = self._batches - 1 if stored else self._batches
-        table = identifiers(self._frame.slice(self._offset, rows - stored))
-        narrow: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
-        narrow[columns.BATCH] = np.full(rows - stored, number, np.int32)
-        places = np.arange(self._offset, self._offset + rows - stored)
-        writer = self._writer
-
-        def append(done: HostBatch) -> None:
-            hosted = done.get()
-            probabilities = {name: hosted[name][stored:] for name in PROBABILITIES}
-            arrays = {name: hosted[name][stored:] for name in self._arrays}
-            writer.append(narrow | probabilities, arrays, places, copy=False)
-
-        self._under_way.add(self._copies.begin(values), append)
-        self._offset += rows - stored
-        self._batches = number + 1
-
-
-def _is_complete(path: Path) -> bool:
-    """Tell whether there is a complete store."""
-    if not (path / layout.STORE_JSON).exists():
-        return False
-    with open_store(path, partial=True) as store:
-        return store.complete
 
 
 def _store_path(output: Path) -> Path:
