@@ -27,31 +27,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import layout
 from zarrow._arrays import Check, StoreArray, row_numbers
-from zarrow._columns import Columns, unknown_name
-from zarrow._derived import Derived, find_derived
-from zarrow._key_index import find_index, key_schema
+from zarrow._columns import Columns
+from zarrow._derived import Derived
+from zarrow._join import Join, Joined, Vectors, batch_rows, rows_found
+from zarrow._key_index import key_schema
 from zarrow._key_values import read_keys
+from zarrow._opened import Opened
 from zarrow._view import View, take_view
-from zarrow.errors import InvalidInputError, StoreChangedError, UnknownNameError
-from zarrow.layout import ROW
+from zarrow.errors import InvalidInputError, StoreChangedError
 
 if TYPE_CHECKING:
     import duckdb
     import polars as pl
     import pyarrow.compute as pc
 
-    from zarrow._keys import KeyIndex
-
 __all__ = ["Store", "StoreArray", "open"]
-
-Vectors = dict[str, npt.NDArray[Any]]
-Joined = tuple[pa.RecordBatch, Vectors]
-
-DEFAULT_BATCH_BYTES = 32 * layout.MEBIBYTE
-MAX_DEFAULT_BATCH_ROWS = 65_536
-SCAN_BATCH_ROWS = 65_536
 
 
 def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
@@ -115,28 +106,25 @@ class Store:
     def __init__(self, path: str | os.PathLike[str], *, partial: bool = False) -> None:
         self.path = Path(os.path.abspath(path))
         self.partial = partial
-        self._set(take_view(self.path, partial=partial))
+        self._show(take_view(self.path, partial=partial))
 
-    def _set(self, view: View | None) -> None:
-        self._maybe_view = view
-        self._maybe_columns: Columns | None = None
-        self._maybe_arrays: Mapping[str, StoreArray] | None = None
-        self._maybe_index: KeyIndex | None = None
-        self._maybe_derived: Derived | None = None
-        self._sql: duckdb.DuckDBPyConnection | None = None
+    def _show(self, view: View) -> None:
+        reopen = _reopen, (str(self.path), self.partial, view.spec.uuid, view.rows)
+        self._maybe_opened: Opened | None = Opened(view, reopen)
+
+    @property
+    def _opened(self) -> Opened:
+        if self._maybe_opened is None:
+            raise InvalidInputError(f"{self.path}: this store was closed: open it anew")
+        return self._maybe_opened
 
     @property
     def _view(self) -> View:
-        if self._maybe_view is None:
-            raise InvalidInputError(f"{self.path}: this store was closed: open it anew")
-        return self._maybe_view
+        return self._opened.view
 
     @property
     def _columns(self) -> Columns:
-        view = self._view
-        if self._maybe_columns is None:
-            self._maybe_columns = Columns(view)
-        return self._maybe_columns
+        return self._opened.columns
 
     # What there is
 
@@ -196,12 +184,7 @@ class Store:
     @property
     def arrays(self) -> Mapping[str, StoreArray]:
         """The arrays by name."""
-        view = self._view
-        if self._maybe_arrays is None:
-            self._maybe_arrays = MappingProxyType(
-                {array.name: StoreArray(view, array, self.__reduce__()) for array in view.spec.arrays}
-            )
-        return self._maybe_arrays
+        return self._opened.arrays
 
     @property
     def derived(self) -> Mapping[str, StoreArray]:
@@ -214,26 +197,11 @@ class Store:
 
     @property
     def _derived(self) -> Derived:
-        view = self._view
-        if self._maybe_derived is None:
-            self._maybe_derived = find_derived(view, self.__reduce__())
-        return self._maybe_derived
+        return self._opened.derived
 
     def __getitem__(self, name: str) -> StoreArray:
         """Return the array of that name, a derived one too; `UnknownNameError` if there is none."""
-        try:
-            if name in self.arrays:
-                return self.arrays[name]
-            derived = self._derived
-            if name in derived.unusable:
-                raise derived.unusable[name]
-            return derived.arrays[name]
-        except (KeyError, TypeError):
-            if name in self.schema.names:
-                raise UnknownNameError(
-                    f"{name!r} is a column of the table, not an array: ask for table([{name!r}])"
-                ) from None
-            raise unknown_name("array", name, [*self.arrays, *self._derived.arrays]) from None
+        return self._opened.array(name)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -242,7 +210,7 @@ class Store:
         return True
 
     def __repr__(self) -> str:
-        if self._maybe_view is None:
+        if self._maybe_opened is None:
             return f"<zarrow.Store {str(self.path)!r}, closed>"
         arrays = ", ".join(f"{name} {array.row_shape}" for name, array in self.arrays.items())
         state = "complete" if self.complete else f"incomplete, {self.committed_rows} committed"
@@ -377,11 +345,7 @@ class Store:
         >>> store.vectors(best)["query_embed"].shape
         (3, 8)
         """
-        from zarrow import _engines
-
-        if self._sql is None:
-            self._sql = _engines.duckdb_connection(*self._columns.full_parts())
-        return self._sql.sql(query)
+        return self._opened.sql.sql(query)
 
     # Both
 
@@ -465,16 +429,7 @@ class Store:
         >>> store.vectors(store.table(["row"]).slice(10, 5))["query_embed"].shape
         (5, 8)
         """
-        if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "columns"):
-            table = pa.table(rows)
-            if isinstance(rows, pa.ChunkedArray | pa.Array) or table.num_columns == 0:
-                raise InvalidInputError(
-                    "rows must be a table with a column 'row', or an array of row numbers"
-                )
-            if ROW not in table.column_names:
-                raise unknown_name("column", ROW, table.column_names)
-            rows = table[ROW].to_numpy()
-        numbers = row_numbers(rows, self.num_rows)
+        numbers = row_numbers(rows_found(rows), self.num_rows)
         return {array.name: array.take(numbers, check=check) for array in self._chosen(arrays)}
 
     def locate(self, keys: Any, *, missing: Literal[-1, "raise"] = -1) -> npt.NDArray[np.int64]:
@@ -519,7 +474,7 @@ class Store:
             raise InvalidInputError(f"missing must be -1 or 'raise', got {missing!r}")
         asked = read_keys(keys, key_schema(self._view))
         rows = np.full(len(asked.possible), -1, np.int64)
-        rows[asked.possible] = self._index.find(asked.keys)
+        rows[asked.possible] = self._opened.index.find(asked.keys)
         if missing == "raise":
             asked.require(rows, self.path)
         return rows
@@ -547,14 +502,7 @@ class Store:
         >>> len(zarrow.testing.example_store().duplicated())
         0
         """
-        return self._index.repeated()
-
-    @property
-    def _index(self) -> KeyIndex:
-        view = self._view
-        if self._maybe_index is None:
-            self._maybe_index = find_index(view, self._columns)
-        return self._maybe_index
+        return self._opened.index.repeated()
 
     def join(
         self,
@@ -614,21 +562,22 @@ class Store:
         1000 (1000, 8)
         """
         names, chosen = self._columns.names(columns), self._chosen(arrays)
-        size = self._batch_rows(chosen) if batch_size is None else _positive(batch_size)
+        size = batch_rows(chosen) if batch_size is None else _positive(batch_size)
+        join = Join(columns=self._columns, names=names, arrays=chosen, size=size, check=check)
         if keys is not None:
             if filter is not None or order is not None:
                 raise InvalidInputError(
                     "join takes keys, or a filter and an order, not both: the rows come in the order of the "
                     "keys; locate() gives their numbers, to choose from"
                 )
-            return self._join_rows(self.locate(keys, missing="raise"), names, chosen, size, check)
+            return join.of_rows(self.locate(keys, missing="raise"))
         if filter is not None:
             self._columns.check_filter(filter)  # one that does not fit is the caller's error, at once
         if order is None:
-            return self._join(filter, names, chosen, size, check)
+            return join.filtered(filter)
         if order != "sample_index":
             raise InvalidInputError(f"order must be None or 'sample_index', got {order!r}")
-        return self._join_ordered(filter, names, chosen, size, check)
+        return join.ordered(filter)
 
     def __iter__(self) -> Iterator[Joined]:
         """Stream all rows: `join` without a filter."""
@@ -660,60 +609,10 @@ class Store:
         """
         return self._columns.in_sample_order(filter)
 
-    def _join(
-        self,
-        filter: pc.Expression | None,
-        names: list[str],
-        chosen: list[StoreArray],
-        size: int,
-        check: Check,
-    ) -> Iterator[Joined]:
-        with_row = names if ROW in names else [*names, ROW]
-        for batch in self._columns.exact_batches(with_row, filter, size):
-            rows = batch[ROW].to_numpy(zero_copy_only=False)
-            first, stop = int(rows[0]), int(rows[-1]) + 1
-            together = stop - first == len(rows)
-            vectors = {}
-            for array in chosen:
-                if together:
-                    vectors[array.name] = array.read(first, stop, check=check)
-                    array.prefetch(stop, stop + size)
-                else:
-                    vectors[array.name] = array.take(rows, check=check)
-            yield batch if with_row is names else batch.select(names), vectors
-
-    def _join_ordered(
-        self,
-        filter: pc.Expression | None,
-        names: list[str],
-        chosen: list[StoreArray],
-        size: int,
-        check: Check,
-    ) -> Iterator[Joined]:
-        yield from self._join_rows(self._columns.in_sample_order(filter), names, chosen, size, check)
-
-    def _join_rows(
-        self,
-        rows: npt.NDArray[np.int64],
-        names: list[str],
-        chosen: list[StoreArray],
-        size: int,
-        check: Check,
-    ) -> Iterator[Joined]:
-        for start in range(0, len(rows), size):
-            here = rows[start : start + size]
-            table = self._columns.take(here, names).combine_chunks()
-            vectors = {array.name: array.take(here, check=check) for array in chosen}
-            yield table.to_batches()[0], vectors
-
     def _chosen(self, arrays: Sequence[str] | None) -> list[StoreArray]:
         if isinstance(arrays, str):
             raise InvalidInputError(f"arrays must be a list of names, got {arrays!r}")
         return list(self.arrays.values()) if arrays is None else [self[name] for name in arrays]
-
-    def _batch_rows(self, chosen: list[StoreArray]) -> int:
-        row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in chosen)
-        return min(max(DEFAULT_BATCH_BYTES // max(row_bytes, 1), 1), MAX_DEFAULT_BATCH_ROWS)
 
     # The snapshot
 
@@ -747,12 +646,12 @@ class Store:
         new = (view.rows, view.snapshot.rows, view.snapshot.complete)
         if new == (old.rows, old.snapshot.rows, old.snapshot.complete):
             return False
-        self._set(view)
+        self._show(view)
         return True
 
     def close(self) -> None:
         """Let go of files and memory; arrays that were handed out stay usable."""
-        self._set(None)
+        self._maybe_opened = None
 
     def __enter__(self) -> Self:
         return self
@@ -761,7 +660,7 @@ class Store:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
-        return _reopen, (str(self.path), self.partial, self.uuid, self.num_rows)
+        return self._opened.reopen
 
 
 def _reopen(path: str, partial: bool, uuid: str, rows: int) -> Store:

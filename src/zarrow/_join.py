@@ -1,0 +1,105 @@
+"""How do columns and vectors of the same rows come together?
+
+The table says which rows, a batch at a time; then the vectors of those rows are read, and of no others: as
+the mapped files themselves where the rows lie together, gathered where they do not.
+
+Place: tier 3, above `_columns` and `_arrays`; used by `store`. Reads only; holds a few batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow import layout
+from zarrow._arrays import Check, StoreArray
+from zarrow._columns import Columns, unknown_name
+from zarrow.errors import InvalidInputError
+from zarrow.layout import ROW
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
+
+__all__ = ["Join", "Joined", "Vectors", "batch_rows", "rows_found"]
+
+Vectors = dict[str, npt.NDArray[Any]]
+Joined = tuple[pa.RecordBatch, Vectors]
+
+_BATCH_BYTES = 32 * layout.MEBIBYTE
+_MAX_BATCH_ROWS = 65_536
+
+
+def batch_rows(arrays: Sequence[StoreArray]) -> int:
+    """Return how many rows a batch has if nobody says: vectors of 32 MiB, and no more than 65,536 rows."""
+    row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
+    return min(max(_BATCH_BYTES // max(row_bytes, 1), 1), _MAX_BATCH_ROWS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """What is read of each row, and of how many rows at a time.
+
+    Parameters
+    ----------
+    columns : Columns
+        The narrow columns.
+    names : list of str
+        Which of them.
+    arrays : list of StoreArray
+        The arrays.
+    size : int
+        Rows of every batch but the last.
+    check : {"crc"} or None
+        Whether the vectors are compared with their checksums.
+    """
+
+    columns: Columns
+    names: list[str]
+    arrays: list[StoreArray]
+    size: int
+    check: Check
+
+    def filtered(self, filter: pc.Expression | None) -> Iterator[Joined]:
+        """Yield the rows that pass a filter, in row order."""
+        with_row = self.names if ROW in self.names else [*self.names, ROW]
+        for batch in self.columns.exact_batches(with_row, filter, self.size):
+            rows = batch[ROW].to_numpy(zero_copy_only=False)
+            first, stop = int(rows[0]), int(rows[-1]) + 1
+            together = stop - first == len(rows)
+            vectors = {}
+            for array in self.arrays:
+                if together:
+                    vectors[array.name] = array.read(first, stop, check=self.check)
+                    array.prefetch(stop, stop + self.size)
+                else:
+                    vectors[array.name] = array.take(rows, check=self.check)
+            yield batch if with_row is self.names else batch.select(self.names), vectors
+
+    def ordered(self, filter: pc.Expression | None) -> Iterator[Joined]:
+        """Yield the rows that pass a filter, by sample index."""
+        yield from self.of_rows(self.columns.in_sample_order(filter))
+
+    def of_rows(self, rows: npt.NDArray[np.int64]) -> Iterator[Joined]:
+        """Yield these rows, in the order given."""
+        for start in range(0, len(rows), self.size):
+            here = rows[start : start + self.size]
+            table = self.columns.take(here, self.names).combine_chunks()
+            vectors = {array.name: array.take(here, check=self.check) for array in self.arrays}
+            yield table.to_batches()[0], vectors
+
+
+def rows_found(found: Any) -> Any:
+    """Return the row numbers that a query found: the column ``row`` of a table, or what is no table."""
+    if not hasattr(found, "__arrow_c_stream__") and not hasattr(found, "columns"):
+        return found
+    table = pa.table(found)
+    if isinstance(found, pa.ChunkedArray | pa.Array) or table.num_columns == 0:
+        raise InvalidInputError("rows must be a table with a column 'row', or an array of row numbers")
+    if ROW not in table.column_names:
+        raise unknown_name("column", ROW, table.column_names)
+    return table[ROW].to_numpy()

@@ -1,0 +1,88 @@
+"""What is made of a snapshot when it is first asked for?
+
+Opening a store takes its view, and nothing else. Columns, arrays, derived arrays, the index of its keys and
+a connection for SQL are made at the first question that needs them, and kept: all of them of the same rows.
+Another snapshot is another `Opened`; who still holds a part of the old one goes on seeing the old rows.
+
+Place: tier 3, above `_columns`, `_arrays`, `_derived` and `_key_index`; used by `store`. Reads only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from zarrow._arrays import StoreArray
+from zarrow._columns import Columns, unknown_name
+from zarrow._derived import Derived, find_derived
+from zarrow._key_index import find_index
+from zarrow._view import View
+from zarrow.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from zarrow._keys import KeyIndex
+
+__all__ = ["Opened"]
+
+
+class Opened:
+    """A view, and what was made of it so far.
+
+    Parameters
+    ----------
+    view : View
+        The rows.
+    reopen : callable and its arguments
+        Opens the store anew where an array is unpickled.
+    """
+
+    def __init__(self, view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+        self.view = view
+        self.reopen = reopen
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The narrow columns."""
+        return Columns(self.view)
+
+    @cached_property
+    def arrays(self) -> Mapping[str, StoreArray]:
+        """The arrays by name."""
+        arrays = self.view.spec.arrays
+        return MappingProxyType({one.name: StoreArray(self.view, one, self.reopen) for one in arrays})
+
+    @cached_property
+    def derived(self) -> Derived:
+        """The derived arrays, and why others cannot be had."""
+        return find_derived(self.view, self.reopen)
+
+    @cached_property
+    def index(self) -> KeyIndex:
+        """The index of the keys; `InvalidInputError` if there are none."""
+        return find_index(self.view, self.columns)
+
+    @cached_property
+    def sql(self) -> duckdb.DuckDBPyConnection:
+        """A connection with the table ``predictions``."""
+        from zarrow import _engines
+
+        return _engines.duckdb_connection(*self.columns.full_parts())
+
+    def array(self, name: str) -> StoreArray:
+        """Return the array of that name, a derived one too; `UnknownNameError` if there is none."""
+        try:
+            if name in self.arrays:
+                return self.arrays[name]
+            if name in self.derived.unusable:
+                raise self.derived.unusable[name]
+            return self.derived.arrays[name]
+        except (KeyError, TypeError):
+            if name in self.columns.schema.names:
+                raise UnknownNameError(
+                    f"{name!r} is a column of the table, not an array: ask for table([{name!r}])"
+                ) from None
+            raise unknown_name("array", name, [*self.arrays, *self.derived.arrays]) from None
