@@ -17,7 +17,10 @@ import pytest
 import torch
 
 import zarrow
+from zarrow._batches import BatchReader
+from zarrow._first_batch import infer_spec
 from zarrow.errors import BatchError, InvalidInputError
+from zarrow.layout import PLAIN
 
 SCHEMA = pa.schema({"id": pa.int64(), "text": pa.string(), "score": pa.float32()})
 ARRAYS = {"embed": ((4,), "float32"), "layers": ((2, 3), "float16")}
@@ -538,12 +541,8 @@ def test_a_buffer_may_be_used_again_after_append(path: Path) -> None:
 
 def test_an_array_that_is_given_away_is_not_copied() -> None:
     """With copy=False a contiguous array of the store's type is queued as it is."""
-    spec = zarrow._batches.infer_spec(  # type: ignore[attr-defined]
-        None,
-        {"e": np.ones((2, 4), np.float32)},
-        codecs=lambda *_: zarrow.layout.PLAIN,  # type: ignore[attr-defined]
-    )
-    reader = zarrow._batches.BatchReader(spec)  # type: ignore[attr-defined]
+    spec = infer_spec(None, {"e": np.ones((2, 4), np.float32)}, codecs=lambda *_: PLAIN)
+    reader = BatchReader(spec)
     rows = np.ones((2, 4), np.float32)
     given, kept = (
         reader.read(None, {"e": rows}, None, copy=copy, number=0).arrays[0] for copy in (False, True)

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from zarrow import _files, _parts
-from zarrow._batches import kept_schema
 from zarrow._checksum import crc32c
+from zarrow._first_batch import kept_schema
 from zarrow.errors import InvalidInputError
 from zarrow.layout import StoreSpec
 

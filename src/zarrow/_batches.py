@@ -1,23 +1,19 @@
 """Is what the caller hands over a batch of this store, and if not, what exactly is wrong?
 
-`infer_spec` learns from the first batch what the store is; `BatchReader` turns every batch into the two
-things that the write path takes: the table's columns, numbers as numpy has them and the rest as Arrow
-has it, and one contiguous little-endian array per vector. The caller waits for that, so it does no more
-than it must: where caches are cold, every call into Arrow costs tens of microseconds.
+`BatchReader` turns every batch into the two things that the write path takes: the table's columns, numbers
+as numpy has them and the rest as Arrow has it (`_given`), and one contiguous little-endian array per vector.
+The caller waits for that, so it does no more than it must: where caches are cold, every call into Arrow costs
+tens of microseconds.
 
 All checks happen here, before the first byte is written, so a rejected batch leaves everything as it was.
 Nothing is cast unless the cast only changes the representation (byte order, ``string`` and
 ``large_string``, bfloat16 widened to float32).
-
-torch is not imported: a tensor is recognised by what it can do.
 
 Place: tier 2, used by `writer` and `_open_segment`. Pure.
 """
 
 from __future__ import annotations
 
-import re
-import uuid as uuids
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,26 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import layout
-from zarrow.errors import BatchError, InvalidInputError
+from zarrow._given import Columns, Values, as_array, as_arrow, as_columns, numbers_as_arrow, to_host
+from zarrow.errors import BatchError
 from zarrow.layout import RESERVED_COLUMNS, ArraySpec, StoreSpec
 
-__all__ = ["Batch", "BatchReader", "infer_spec", "kept_schema", "payload", "split", "to_host"]
-
-Columns = Any
-"""A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
-names to 1-D arrays, tensors or sequences."""
-
+__all__ = ["Batch", "BatchReader", "Columns", "payload", "split"]
 
 _POOL = pa.system_memory_pool()
 """For what a writer needs of Arrow: its default pool takes 10 MB and more for a few hundred kB."""
-_NUMBERS = frozenset("bBhHiIlLqQefd")
-"""The characters of numpy's types of numbers that Arrow has."""
-_ROW_LABELS = re.compile(r"__index_level_\d+__\Z")
-
-
-Values = Any
-"""A column: numbers as numpy has them, anything as Arrow has it, None where all values are null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,245 +93,10 @@ def payload(batches: Sequence[Batch]) -> pa.Buffer:
         if len(pieces) > 1 and all(isinstance(piece, np.ndarray) for piece in pieces):
             pieces = [np.concatenate(pieces)]
         arrays = [
-            _as_arrow(piece, column.type, batch.rows) for piece, batch in zip(pieces, batches, strict=False)
+            as_arrow(piece, column.type, batch.rows) for piece, batch in zip(pieces, batches, strict=False)
         ]
         columns.append(arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays, memory_pool=_POOL))
     return pa.RecordBatch.from_arrays(columns, schema=schema).serialize(memory_pool=_POOL)
-
-
-def _as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:
-    if values is None:
-        return pa.nulls(rows, kind)
-    return _numbers(values) if isinstance(values, np.ndarray) else values
-
-
-def to_host(values: Any) -> Any:
-    """Return a tensor as a numpy array; leave everything else alone.
-
-    A bfloat16 tensor is widened to float32, which holds all its values.
-
-    Parameters
-    ----------
-    values : torch.Tensor or anything
-        On any device, requiring grad or not.
-
-    Returns
-    -------
-    array or anything
-        On the host; shares memory with a tensor that was there.
-    """
-    if not (hasattr(values, "detach") and hasattr(values, "cpu")):
-        return values
-    tensor = values.detach().cpu()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-
-
-def _as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
-    """Return rows as numpy has them; bfloat16 as float32, or as float16 where `dtype` asks for that."""
-    try:
-        array = values if type(values) is np.ndarray else np.asarray(to_host(values))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BatchError(f"array {name!r}: not an array: {error}") from error
-    if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # ml_dtypes'
-        array = array.astype(np.float32)
-    if dtype == "float16" and str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):
-        with np.errstate(over="ignore"):
-            narrow = array.astype(np.float16)
-        if not np.array_equal(np.isinf(narrow), np.isinf(array)):
-            raise BatchError(
-                f"array {name!r}: expected dtype float16, got bfloat16 values beyond its range "
-                f"(up to {np.abs(array[np.isfinite(array)]).max():.3g}): declare float32"
-            )
-        return narrow
-    return array
-
-
-def _as_columns(
-    columns: Columns, schema: pa.Schema | None
-) -> tuple[dict[str, pa.Array | npt.NDArray[Any]], int | None]:
-    """Return the caller's columns, types as they are, and their length; None if there are no columns."""
-    if columns is None:
-        return {}, None
-    if type(columns) is dict or isinstance(columns, Mapping):
-        found = {name: _as_column(name, values, schema) for name, values in columns.items()}
-        lengths = {len(values) for values in found.values()}
-        if len(lengths) > 1:
-            raise BatchError(
-                f"columns must have one length, got { {name: len(values) for name, values in found.items()} }"
-            )
-        return found, lengths.pop() if lengths else None
-    if not isinstance(columns, pa.RecordBatch):
-        try:
-            table = columns if isinstance(columns, pa.Table) else _without_row_labels(pa.table(columns))
-        except (TypeError, ValueError, pa.ArrowException) as error:
-            raise BatchError(
-                "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping "
-                f"of names to values, got {type(columns).__name__}: {error}"
-            ) from error
-        batches = table.combine_chunks().to_batches()
-        if len(batches) > 1:
-            raise BatchError("columns must fit into one Arrow array each, got 2 GiB of text: split the batch")
-        columns = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-    names = columns.schema.names
-    for name in names:
-        if names.count(name) > 1:
-            raise BatchError(f"column {name!r} stands there more than once: rename one")
-    return dict(zip(names, columns.columns, strict=True)), columns.num_rows if names else None
-
-
-def _without_row_labels(table: pa.Table) -> pa.Table:
-    """Return a table without the labels of a pandas frame's rows, which no name makes a column."""
-    return table.drop_columns([name for name in table.column_names if _ROW_LABELS.match(name)])
-
-
-def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | npt.NDArray[Any]:
-    """Return a column: plain numbers as they are, anything else as Arrow has it."""
-    if type(values) is not np.ndarray:
-        if isinstance(values, pa.Array):
-            return values
-        if isinstance(values, pa.ChunkedArray):
-            return values.combine_chunks()
-        values = to_host(values)
-    if type(values) is np.ndarray and values.ndim == 1 and values.dtype.char in _NUMBERS:
-        return values
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise BatchError(f"column {name!r}: a column has one value per row, got {values!r}")
-    if isinstance(values, np.ndarray) and values.ndim != 1:
-        raise BatchError(
-            f"column {name!r}: a column has one value per row, got shape {values.shape}: "
-            "hand it over as an array"
-        )
-    if isinstance(values, np.ndarray) and not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
-    # A plain sequence has no type of its own, so the store's may decide; an array's is never overruled.
-    known = schema is not None and name in schema.names and not hasattr(values, "dtype")
-    kind = schema.field(name).type if known and schema is not None else None
-    if kind is not None and pa.types.is_integer(kind):
-        # Arrow would cut the fraction off.
-        fraction = next((value for value in values if isinstance(value, float | np.floating)), None)
-        if fraction is not None:
-            raise BatchError(f"column {name!r}: expected {kind}, got {fraction!r}: round it yourself")
-    try:
-        if hasattr(values, "__arrow_c_stream__"):  # of polars or pandas
-            return pa.chunked_array(values).combine_chunks()
-        return pa.array(values, type=kind)
-    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise BatchError(f"column {name!r}: not a column: {error}") from error
-
-
-def _numbers(values: npt.NDArray[Any]) -> pa.Array:
-    """Return numbers as Arrow has them: what `pyarrow.array` does, without its import of pandas."""
-    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-    kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-
-
-def infer_spec(
-    columns: Columns,
-    arrays: Mapping[str, Any],
-    *,
-    keys: Sequence[str] = (),
-    segment_rows: int | None = None,
-    codecs: Callable[[str, str], tuple[dict[str, Any], ...]],
-    schema: pa.Schema | None = None,
-    declared: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> StoreSpec:
-    """Return what a store is, from its declaration and, for what that leaves open, its first batch.
-
-    Parameters
-    ----------
-    columns : Table, RecordBatch, frame or mapping
-        The first batch's columns.
-    arrays : mapping of str to array, shapes (rows, *row_shape)
-        Its arrays.
-    keys : sequence of str
-        The key columns.
-    segment_rows : int, optional
-        Rows of a segment; by default the widest shard has 48 to 96 MiB.
-    codecs : callable of (array name, dtype) to tuple of dict
-        Says how an array is encoded.
-    schema : pyarrow.Schema, optional
-        The columns, if declared.
-    declared : mapping of str to (row shape, dtype), optional
-        The arrays, if declared.
-    provenance : mapping, optional
-        Where the rows come from.
-
-    Returns
-    -------
-    StoreSpec
-        With a new uuid.
-    """
-    shapes = dict(declared) if declared is not None else {}
-    if declared is None:
-        for name, values in arrays.items():
-            rows = _as_array(name, values)
-            shapes[name] = (rows.shape[1:], rows.dtype.name)
-    if schema is None:
-        values, length = _as_columns(columns, None)
-        found = {name: _as_arrow(column, None, length or 0) for name, column in values.items()}
-        schema = pa.schema([(name, values.type) for name, values in found.items()])
-        for column in schema:
-            if pa.types.is_null(column.type):
-                got = "only nulls" if len(found[column.name]) else "no values"
-                raise BatchError(
-                    f"column {column.name!r}: expected values that tell its type, got {got}: "
-                    "declare schema=, or hand over an Arrow array of the type"
-                )
-    widest = max(
-        (
-            layout.ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1).row_bytes
-            for name, (shape, dtype) in shapes.items()
-        ),
-        default=None,
-    )
-    rows_per_segment = layout.default_segment_rows(widest) if segment_rows is None else segment_rows
-    if not layout.is_power_of_two(rows_per_segment):
-        raise InvalidInputError(f"segment_rows must be a power of two, got {rows_per_segment!r}")
-    specs = []
-    for name, (shape, dtype) in shapes.items():
-        spec = ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1)
-        chunk_rows = layout.default_chunk_rows(spec.row_bytes, rows_per_segment)
-        specs.append(
-            ArraySpec(
-                name=name, row_shape=shape, dtype=dtype, chunk_rows=chunk_rows, codecs=codecs(name, dtype)
-            )
-        )
-    return StoreSpec(
-        uuid=uuids.uuid4().hex,
-        segment_rows=rows_per_segment,
-        schema=kept_schema(schema, keys),
-        arrays=tuple(specs),
-        keys=tuple(keys),
-        provenance=dict(provenance or {}),
-    )
-
-
-def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
-    """Return the schema that columns are kept with; a key is never null, which Parquet then knows too."""
-    return pa.schema(
-        pa.field(
-            column.name,
-            _kept(column.type),
-            pa.types.is_null(column.type) or (column.nullable and column.name not in keys),
-        )
-        for column in schema
-    )
-
-
-def _kept(kind: pa.DataType) -> pa.DataType:
-    """Return the type that a column is kept as.
-
-    Views are for memory, not for files; and a segment may see more categories than one batch has, so a
-    dictionary's indices are int32, and in no order. Parquet gives back dictionaries of text and binary only.
-    """
-    if pa.types.is_dictionary(kind):
-        value = _kept(kind.value_type)
-        return pa.dictionary(pa.int32(), value) if any(is_kind(value) for is_kind in _TEXT) else value
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 class BatchReader:
@@ -414,11 +163,11 @@ class BatchReader:
     def _read(self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool) -> Batch:
         if len(arrays) != len(self._names) or any(name not in arrays for name in self._names):
             raise BatchError(f"arrays must be {self._names}, got {list(arrays)}")
-        given = [_as_array(spec.name, arrays[spec.name], spec.dtype) for spec, _ in self._arrays]
+        given = [as_array(spec.name, arrays[spec.name], spec.dtype) for spec, _ in self._arrays]
         for (spec, dtype), rows in zip(self._arrays, given, strict=True):
             if rows.shape[1:] != spec.row_shape or rows.ndim < 2 or rows.dtype != dtype:
                 _refuse_array(spec, rows)
-        table, length = _as_columns(columns, self._spec.schema)
+        table, length = as_columns(columns, self._spec.schema)
         lengths = {len(rows) for rows in given}
         if length is not None:
             lengths.add(length)
@@ -461,7 +210,7 @@ class BatchReader:
                 if data.dtype == dtype and not finite:
                     values.append(data)
                     continue
-                data = _numbers(data)
+                data = numbers_as_arrow(data)
             if data.type != kind:
                 data = _represent(data, kind, column)
             if not nullable and data.null_count:
@@ -492,7 +241,9 @@ def _check_sample_index(values: Any) -> Values:
     if isinstance(values, pa.Array | pa.ChunkedArray) and values.null_count:
         import pyarrow.compute as pc
 
-        known = _numbers(_check_sample_index(values.drop_null()))  # a null: that row comes from no dataset
+        known = numbers_as_arrow(
+            _check_sample_index(values.drop_null())
+        )  # a null: that row comes from no dataset
         column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         return pc.replace_with_mask(pa.nulls(len(column), pa.int64()), column.is_valid(), known)
     index = values if type(values) is np.ndarray else np.asarray(to_host(values))
@@ -507,7 +258,6 @@ def _check_sample_index(values: Any) -> Values:
     return index.astype(np.int64, copy=False)
 
 
-_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _REPRESENTATIONS: tuple[tuple[Callable[[pa.DataType], bool], ...], ...] = (
     (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
     (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),

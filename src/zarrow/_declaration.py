@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _batches, _codecs
+from zarrow import _codecs
+from zarrow._first_batch import infer_spec, kept_schema
+from zarrow._given import Columns, to_host
 from zarrow.errors import InvalidInputError, SchemaMismatchError
 from zarrow.layout import PLAIN, StoreSpec
 
@@ -57,7 +59,7 @@ class Declaration:
     def _codecs(self, array: str, dtype: str, sample: Any = None) -> tuple[dict[str, Any], ...]:
         chosen = self._chosen(array)
         if isinstance(chosen, str) and chosen == AUTO:
-            return PLAIN if sample is None else _codecs.choose(np.asarray(_batches.to_host(sample)), dtype)
+            return PLAIN if sample is None else _codecs.choose(np.asarray(to_host(sample)), dtype)
         return _codecs.normalize(chosen, dtype)
 
     def _check_codecs(self, arrays: Iterable[str]) -> None:
@@ -68,9 +70,7 @@ class Declaration:
                 if name not in names:
                     raise InvalidInputError(f"codecs: there is no array {name!r}; the arrays are {names}")
 
-    def infer(
-        self, table: _batches.Columns, arrays: Mapping[str, Any], provenance: Mapping[str, Any]
-    ) -> StoreSpec:
+    def infer(self, table: Columns, arrays: Mapping[str, Any], provenance: Mapping[str, Any]) -> StoreSpec:
         """Return what the store is, as declared, or else as the first batch has it."""
         if self.keys and self.schema is None and table is None and not arrays:
             raise InvalidInputError(
@@ -79,7 +79,7 @@ class Declaration:
             )
         if table is not None or arrays or self.arrays is not None:  # not for a run without any row
             self._check_codecs(arrays if self.arrays is None else self.arrays)
-        return _batches.infer_spec(
+        return infer_spec(
             table,
             arrays,
             keys=self.keys,
@@ -102,7 +102,7 @@ class Declaration:
         if shapes is not None:
             compare("arrays", shapes, {array.name: (array.row_shape, array.dtype) for array in spec.arrays})
         if self.schema is not None:
-            declared = _batches.kept_schema(self.schema, spec.keys)
+            declared = kept_schema(self.schema, spec.keys)
             compare("columns", list(map(str, declared)), list(map(str, spec.schema)))
         if self.keys:
             compare("keys", tuple(self.keys), spec.keys)
