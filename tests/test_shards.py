@@ -21,7 +21,8 @@ from zarrow._codecs import ChunkCodec, normalize
 from zarrow._frames import ArrayEntry, Chunk
 from zarrow._records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._shard_index import decode_index, encode_index, index_bytes
-from zarrow._shards import EncodedShard, PlainShard, committed_rows, sound_frames
+from zarrow._shard_rows import committed_rows, sound_frames
+from zarrow._shards import EncodedShard, PlainShard
 from zarrow.errors import CorruptionError
 from zarrow.layout import ArraySpec, StoreSpec
 

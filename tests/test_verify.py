@@ -501,7 +501,8 @@ def test_verify_needs_no_writer_and_no_reader() -> None:
     code = (
         "import sys, types; package = types.ModuleType('zarrow'); package.__path__ = sys.argv[1:]; "
         "sys.modules['zarrow'] = package; import zarrow._audit_store, zarrow.verify; "
-        "print(*(name for name in ('writer', 'store', '_seal', '_view') if f'zarrow.{name}' in sys.modules))"
+        "names = 'writer', 'store', '_seal', '_recovery', '_view'; "
+        "print(*(name for name in names if f'zarrow.{name}' in sys.modules))"
     )
     package = str(Path(zarrow.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, package], check=True, capture_output=True, text=True)

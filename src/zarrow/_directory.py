@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from zarrow import _files, layout
+from zarrow._lock import FileLock
 from zarrow._records import Owner
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
@@ -27,7 +28,7 @@ LOCK_TIMEOUT_S = 10.0
 """How long to wait for the lock of a writer that died: its forked data loader workers take a moment."""
 
 
-def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, _files.FileLock]:
+def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, FileLock]:
     """Return the directory to write in, which exists and is ours, and the lock on it."""
     if not path.parent.is_dir():
         raise WriteFailedError(
@@ -86,13 +87,13 @@ def _state(path: Path) -> Literal["nothing", "store", "other"]:
     return "nothing" if leftovers == ours else "other"
 
 
-def _lock_store(root: Path, *, shared: bool, owner: Owner) -> _files.FileLock:
+def _lock_store(root: Path, *, shared: bool, owner: Owner) -> FileLock:
     """Take the store's lock: exclusive if nobody else is there, else shared if that was asked for."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     path = root / layout.OPEN_DIR / layout.LOCK
     while True:
         for as_shared in (False, True) if shared else (False,):
-            lock = _files.FileLock(path, shared=as_shared, holder=b"" if as_shared else owner.encode())
+            lock = FileLock(path, shared=as_shared, holder=b"" if as_shared else owner.encode())
             if lock.acquire():
                 return lock
         if time.monotonic() > deadline:
@@ -158,7 +159,7 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
         lock.release()
 
 
-def _lock_old(path: Path, *, owner: Owner) -> _files.FileLock:
+def _lock_old(path: Path, *, owner: Owner) -> FileLock:
     """Take the lock of the store that is to be replaced: its writer would go on in the wrong one."""
     _files.make_dir(path / layout.OPEN_DIR, exist_ok=True)
     return _lock_store(path, shared=False, owner=owner)

@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _audit_store, _catalog, _files, _frames, _key_index, _seal, layout
+from zarrow import _audit_store, _catalog, _files, _frames, _key_index, _recovery, _seal, layout
 from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._audit_segment import read_sample_index
 from zarrow._audit_store import Audited
@@ -385,10 +385,10 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
             }
         )
     spec = _catalog.create(root, plan.spec, root / layout.OPEN_DIR)
-    _seal.release(_seal.recover(root, spec, owner))
+    _seal.release(_recovery.recover(root, spec, owner))
     _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
     if finalize:
-        _seal.finalize(root, spec, owner)
+        _recovery.finalize(root, spec, owner)
     _remove_empty_dirs(root, plan)
     if layout.KEY_INDEX in plan.rebuilt:
         _rebuild_index(root, spec)

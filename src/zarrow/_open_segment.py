@@ -30,9 +30,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files, _frames, _shards, layout
+from zarrow import _files, _frames, _shard_rows, _shards, layout
 from zarrow._batches import Batch, payload
 from zarrow._codecs import ChunkCodec
+from zarrow._lock import FileLock
 from zarrow._records import Owner, ShardFacts
 from zarrow.errors import CorruptionError, StoreLockedError
 from zarrow.layout import StoreSpec
@@ -108,7 +109,9 @@ class OpenRows:
                 first += facts.chunk_rows
                 offset += chunk.size_bytes
         if max(start, first) < stop:
-            tail = _shards.read_tail(self.path, facts, self.frames[-1].arrays[array].tail_side, stop - first)
+            tail = _shard_rows.read_tail(
+                self.path, facts, self.frames[-1].arrays[array].tail_side, stop - first
+            )
             yield tail[max(start, first) - first :]
 
     def _rows_of(self, array: layout.ArraySpec) -> npt.NDArray[Any]:
@@ -170,7 +173,7 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     )
     counts = [frame.rows for frame in found.frames]
     checks = [
-        _shards.sound_frames(path, array, [frame.arrays[index] for frame in found.frames], counts)
+        _shard_rows.sound_frames(path, array, [frame.arrays[index] for frame in found.frames], counts)
         for index, array in enumerate(spec.arrays)
     ]
     sound = len(found.frames)
@@ -207,7 +210,7 @@ class OpenSegment:
         Whether its files must not be there yet.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, lock: _files.FileLock, *, create: bool) -> None:
+    def __init__(self, path: Path, spec: StoreSpec, lock: FileLock, *, create: bool) -> None:
         self.path = path
         self.spec = spec
         self.durable_rows = 0
@@ -251,7 +254,7 @@ class OpenSegment:
                 break
             except FileExistsError:
                 number += 1
-        lock = _files.FileLock(path / layout.LOCK)
+        lock = FileLock(path / layout.LOCK)
         if not lock.acquire():
             raise StoreLockedError(f"{path}: another writer cleaned this open segment away as it was made")
         try:
@@ -284,7 +287,7 @@ class OpenSegment:
             Empty.
         """
         _files.make_dir(scratch)
-        lock = _files.FileLock(scratch / layout.LOCK)
+        lock = FileLock(scratch / layout.LOCK)
         lock.acquire()
         return cls(scratch, spec, lock, create=True)
 
@@ -309,7 +312,7 @@ class OpenSegment:
         self.path = path
 
     @classmethod
-    def adopt(cls, found: OpenRows, spec: StoreSpec, owner: Owner, lock: _files.FileLock) -> OpenSegment:
+    def adopt(cls, found: OpenRows, spec: StoreSpec, owner: Owner, lock: FileLock) -> OpenSegment:
         """Go on filling an open segment whose writer is dead.
 
         Parameters

@@ -10,19 +10,17 @@ here hold whole rows and lie in row order, so that:
   unfinished chunk lie in a *tail* file until then. There are two of those, used by turns: while the
   first rows of a new chunk go into one, the other still holds what the last frame vouches for.
 
-Each class also reads its file back after a crash: `sound_frames` tells up to which frame the bytes are
-those that were written.
+Each class also goes on behind the rows that a crash left (`restore`), once `_shard_rows.sound_frames` has
+told up to which frame the bytes are those that were written.
 
-Place: tier 2, used by `_open_segment` and `_seal`. Must not import its siblings but for
-the codecs, which are handed in. A crash leaves bytes behind the accepted ones, which the next append
-overwrites.
+Place: tier 2, used by `_open_segment` and `_seal`. Must not import its siblings; the codecs are handed in. A
+crash leaves bytes behind the accepted ones, which the next append overwrites.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,27 +29,14 @@ import numpy.typing as npt
 
 from zarrow import _files
 from zarrow._checksum import combine, crc32c, crc32c_of_zeros
-from zarrow._records import SegmentRecord, ShardFacts
-from zarrow._shard_index import decode_index, encode_index, index_bytes
-from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec, rows_name, shard_path, tail_name
+from zarrow._records import ShardFacts
+from zarrow._shard_index import encode_index
+from zarrow._shard_rows import Entry, mapped, read_tail
+from zarrow.layout import ArraySpec, rows_name, tail_name
 
-__all__ = ["EncodedShard", "PlainShard", "committed_rows", "read_tail", "sound_frames"]
+__all__ = ["Appended", "EncodedShard", "PlainShard", "Shard"]
 
 WRITEBACK_BYTES = 8 << 20
-
-
-class Entry(Protocol):
-    """What of a frame's array entry is read here."""
-
-    @property
-    def rows_crc32c(self) -> int: ...
-    @property
-    def tail_crc32c(self) -> int: ...
-    @property
-    def tail_side(self) -> int: ...
-    @property
-    def chunks(self) -> Sequence[Any]: ...
 
 
 class Appended(NamedTuple):
@@ -63,11 +48,10 @@ class Appended(NamedTuple):
     chunks: Sequence[tuple[int, int]] = ()
 
 
-class Codec(Protocol):
+class Encoder(Protocol):
     """What of a chunk codec is used here."""
 
     def encode(self, chunk: npt.NDArray[Any]) -> bytes: ...
-    def decode(self, data: Any, path: str) -> npt.NDArray[Any]: ...
 
 
 def _bytes_of(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -201,7 +185,7 @@ class PlainShard(_ShardFile):
         """
         self.rows = sum(counts)
         self._size_bytes = self.rows * self.array.row_bytes
-        self._sum(_mapped(self.path)[: self._size_bytes])
+        self._sum(mapped(self.path)[: self._size_bytes])
 
     def seal(self) -> ShardFacts:
         """Turn the file into a shard: pad the last chunk, write the index, sync.
@@ -244,7 +228,7 @@ class EncodedShard(_ShardFile):
     """
 
     def __init__(
-        self, directory: Path, array: ArraySpec, segment_rows: int, codec: Codec, *, create: bool
+        self, directory: Path, array: ArraySpec, segment_rows: int, codec: Encoder, *, create: bool
     ) -> None:
         super().__init__(directory, array, segment_rows, create=create)
         self._codec = codec
@@ -361,144 +345,3 @@ class EncodedShard(_ShardFile):
 
 
 Shard = PlainShard | EncodedShard
-
-
-def committed_rows(
-    root: Path, array: ArraySpec, segment_rows: int, record: SegmentRecord, codec: Codec
-) -> Iterator[npt.NDArray[Any]]:
-    """Yield a committed segment's rows of one array, chunk by chunk, checked against its record.
-
-    Parameters
-    ----------
-    root : Path
-        The store.
-    array : ArraySpec
-        The array.
-    segment_rows : int
-        Rows of a full segment.
-    record : SegmentRecord
-        The segment's.
-    codec : ChunkCodec
-        Decodes a chunk.
-
-    Yields
-    ------
-    array, shape (up to chunk_rows, *row_shape)
-        The rows.
-
-    Raises
-    ------
-    CorruptionError
-        If the shard is not the one that was committed.
-    """
-    path = root / shard_path(array.name, record.segment, len(array.row_shape))
-    facts = record.arrays[array.name]
-    if not facts.size_bytes:
-        return
-    _files.require_own_dirs(root, path)
-    data = _mapped(path)
-    if data.size != facts.size_bytes:
-        raise CorruptionError(f"{path}: {data.size} bytes, {facts.size_bytes} were committed")
-    index = data[data.size - index_bytes(array, segment_rows) :].tobytes()
-    if crc32c(index) != facts.index_crc32c:
-        raise CorruptionError(f"{path}: not the shard index that was committed")
-    places = decode_index(index, str(path), data.size - len(index))
-    for number, (start, checksum) in enumerate(
-        zip(range(0, record.rows, array.chunk_rows), facts.chunks_crc32c, strict=True)
-    ):
-        offset, size = (int(value) for value in places[number])
-        chunk = data[offset : offset + size]
-        if len(chunk) != size or crc32c(chunk) != checksum:
-            raise CorruptionError(
-                f"{path}: chunk {number} (rows {start} to {start + array.chunk_rows} of the segment) "
-                "is not what was committed"
-            )
-        rows = codec.decode(chunk, str(path))
-        yield rows[: record.rows - start]
-
-
-def _mapped(path: Path) -> npt.NDArray[np.uint8]:
-    """Return a file's bytes, mapped for reading; a file that is not there has none."""
-    try:
-        return _files.map_bytes(path)
-    except FileNotFoundError:
-        return np.empty(0, np.uint8)
-
-
-def read_tail(directory: Path, array: ArraySpec, side: int, rows: int) -> npt.NDArray[Any]:
-    """Return the rows of an unfinished chunk."""
-    data = _mapped(directory / tail_name(array.name, side))[: rows * array.row_bytes]
-    return data.view(array.numpy_dtype).reshape(rows, *array.row_shape)
-
-
-def sound_frames(
-    directory: Path, array: ArraySpec, entries: Sequence[Entry], counts: Sequence[int]
-) -> Callable[[int], bool]:
-    """Check an open segment's files of one array against its frames.
-
-    Parameters
-    ----------
-    directory : Path
-        Of the open segment.
-    array : ArraySpec
-        The array.
-    entries : sequence of ArrayEntry
-        What every frame says of the array.
-    counts : sequence of int
-        The rows of every frame.
-
-    Returns
-    -------
-    callable of int to bool
-        Whether the bytes of the first so many frames are all there and as they were written.
-    """
-    data = _mapped(directory / rows_name(array.name))
-    if array.is_plain:
-        return _sound_plain(array, data, entries, counts)
-    return _sound_encoded(directory, array, data, entries, counts)
-
-
-def _sound_plain(
-    array: ArraySpec, data: npt.NDArray[np.uint8], entries: Sequence[Entry], counts: Sequence[int]
-) -> Callable[[int], bool]:
-    start = good = 0
-    for entry, count in zip(entries, counts, strict=True):
-        stop = start + count * array.row_bytes
-        if stop > data.size or crc32c(data[start:stop]) != entry.rows_crc32c:
-            break
-        start = stop
-        good += 1
-    return lambda frames: frames <= good
-
-
-def _sound_encoded(
-    directory: Path,
-    array: ArraySpec,
-    data: npt.NDArray[np.uint8],
-    entries: Sequence[Entry],
-    counts: Sequence[int],
-) -> Callable[[int], bool]:
-    chunks = [chunk for entry in entries for chunk in entry.chunks]
-    start = good = 0
-    for chunk in chunks:
-        stop = start + chunk.size_bytes
-        if stop > data.size or crc32c(data[start:stop]) != chunk.crc32c:
-            break
-        start = stop
-        good += 1
-    listed = [0, *itertools.accumulate(len(entry.chunks) for entry in entries)]
-    rows = [0, *itertools.accumulate(counts)]
-
-    def sound(frames: int) -> bool:
-        if listed[frames] > good or listed[frames] != rows[frames] // array.chunk_rows:
-            return False
-        used = rows[frames] % array.chunk_rows * array.row_bytes
-        if not used:
-            return True
-        entry = entries[frames - 1]
-        if entry.tail_side not in (0, 1):
-            return False
-        tail = _mapped(directory / tail_name(array.name, entry.tail_side))
-        return tail.size >= used and crc32c(tail[:used]) == entry.tail_crc32c
-
-    return sound

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow import _files, layout
+from zarrow._lock import FileLock
 from zarrow._origin import DERIVED_FROM, derived_names, origin
 from zarrow._view import View, take_view
 from zarrow.errors import (
@@ -231,7 +232,7 @@ def _append(
 @contextlib.contextmanager
 def _only_one(target: Path) -> Iterator[None]:
     """Keep other processes from storing the same array: the one would swap the other's away."""
-    lock = _files.FileLock(target.with_name(target.name + layout.LOCK_SUFFIX))
+    lock = FileLock(target.with_name(target.name + layout.LOCK_SUFFIX))
     if not lock.acquire():
         raise StoreLockedError(f"{target}: another process is storing this array: wait for it, or stop it")
     try:

@@ -12,7 +12,7 @@ Three counts are kept apart:
   `Durability` policy.
 
 An error of the operating system poisons the writer: it says which rows are safe and takes no more; the
-store can be opened again. Opening recovers what dead writers left (`_seal`).
+store can be opened again. Opening recovers what dead writers left (`_recovery`).
 
 Place: tier 4, with `store` and `verify`, which it must not import.
 """
@@ -34,7 +34,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from zarrow import _batches, _catalog, _parts, _seal, layout
+from zarrow import _batches, _catalog, _parts, _recovery, _reopening, _seal, layout
 from zarrow._appender import Appender, Durability
 from zarrow._declaration import Declaration
 from zarrow._directory import Mode, claim_store, install
@@ -311,7 +311,7 @@ class Writer:
                 "or 'zarrow finalize', completes the store"
             )
         try:
-            _seal.finalize(self._root, self._spec, self._owner)
+            _recovery.finalize(self._root, self._spec, self._owner)
             install(self._root, self.path, owner=self._owner, check=check)
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
@@ -423,9 +423,9 @@ class Writer:
         self._set_spec(spec)
         if self._lock.shared:
             return  # other writers are at work; whoever was first has recovered
-        dead = _seal.recover(self._root, spec, self._owner)
+        dead = _recovery.recover(self._root, spec, self._owner)
         try:
-            reopened = _seal.reopen(self._root, spec, self._owner)
+            reopened = _reopening.reopen(self._root, spec, self._owner)
             committed = _catalog.read_snapshot(self._root).rows
         except BaseException:
             _seal.release(dead)

@@ -12,7 +12,7 @@ from crash import test_bits
 from crash.disk import Recorder
 from crash.states import cuts, judge_all, kills, record_recovery
 from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
-from zarrow import _catalog, _files, _frames, _seal, _shards, _zarr_metadata, layout
+from zarrow import _catalog, _files, _frames, _recovery, _seal, _shard_rows, _shards, _zarr_metadata, layout
 from zarrow._open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -156,7 +156,7 @@ def _claim_gone_before_its_open_segment():
 
         return late
 
-    with patched(_seal, "discard", discard):
+    with patched(_seal, "discard", discard), patched(_recovery, "discard", discard):
         yield
 
 
@@ -178,7 +178,11 @@ def _open_segment_gone_before_its_record():
     def discard(real):
         return lambda path: real(path) if path.exists() else None
 
-    with patched(_catalog, "commit", commit), patched(_seal, "discard", discard):
+    with (
+        patched(_catalog, "commit", commit),
+        patched(_seal, "discard", discard),
+        patched(_recovery, "discard", discard),
+    ):
         yield
 
 
@@ -214,7 +218,7 @@ def _manifest_before_the_tails_are_packed():
 
         return late
 
-    with patched(_seal, "_pack", pack):
+    with patched(_recovery, "_pack", pack):
         yield
 
 
@@ -229,7 +233,7 @@ def _open_segment_removed_before_its_name_is():
 
         return unsynced
 
-    with patched(_seal, "discard", discard):
+    with patched(_seal, "discard", discard), patched(_recovery, "discard", discard):
         yield
 
 
@@ -252,7 +256,7 @@ def _rows_called_durable_that_were_not_synced():
 @mutant("small")
 @contextlib.contextmanager
 def _row_bytes_not_checked():
-    with patched(_shards, "sound_frames", lambda real: lambda *args: lambda frames: True):
+    with patched(_shard_rows, "sound_frames", lambda real: lambda *args: lambda frames: True):
         yield
 
 
@@ -266,7 +270,7 @@ def _frames_not_checked():
 @mutant("straddling")
 @contextlib.contextmanager
 def _rows_after_a_gap_kept():
-    with patched(_seal, "_drop_after_gap", lambda real: lambda *args: None):
+    with patched(_recovery, "_drop_after_gap", lambda real: lambda *args: None):
         yield
 
 
@@ -309,7 +313,7 @@ def _packing_resumed_from_the_beginning():
 
         return again
 
-    with patched(_seal, "_pack", pack):
+    with patched(_recovery, "_pack", pack):
         yield
 
 
@@ -323,7 +327,7 @@ def _one_owner_for_all_tails():
 
         return same
 
-    with patched(_seal, "_adopt", adopt):
+    with patched(_recovery, "_adopt", adopt):
         yield
 
 

@@ -1,0 +1,314 @@
+"""What happens to the open segments that dead writers left?
+
+`recover`, before anybody appends, finishes what they began:
+
+1. names and removals that a power cut could take back are made durable, scratch files are removed;
+2. the open segments are locked and read, and those that do not count are dropped: copies of a segment that
+   is committed still, and rows behind a gap that a power cut left;
+3. claims without a record are committed from their open segments, and what is committed is removed;
+4. full open segments are sealed, empty ones removed; the others are handed to who appends next.
+
+The records are dense from then on, but for the numbers of damaged segments that `repair` put aside: the
+rows of the last segments are entered anew into these (`_close_gaps`).
+
+`finalize` recovers, then seals the one unfilled open segment as it is, or packs several into dense ones, by
+the steps of `_seal`, and publishes the manifest.
+
+A crash leaves what the next recovery finishes: every step may be done twice. Both assume that the store's
+lock is held exclusively: no other writer is alive.
+
+Place: tier 3, above `_seal` and `_reopening`; used by `writer` and `_mending`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from zarrow import _catalog, _files, layout
+from zarrow._lock import FileLock
+from zarrow._open_segment import OpenSegment, discard, read, slots
+from zarrow._quarantine import put_aside
+from zarrow._records import Claim, Manifest, Owner, Source
+from zarrow._reopening import enter_again, remove_segment_files, reopen
+from zarrow._seal import Dead, commit_claim, commit_copy, release, seal
+from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow.layout import StoreSpec
+
+__all__ = ["finalize", "recover"]
+
+
+def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
+    """Finish what dead writers began.
+
+    Parameters
+    ----------
+    root : Path
+        The store, whose lock is held exclusively.
+    spec : StoreSpec
+        What it is.
+    owner : Owner
+        Who does it.
+
+    Returns
+    -------
+    list
+        The open segments that are neither full nor empty, oldest first; each with its lock, held.
+
+    Raises
+    ------
+    CorruptionError
+        If rows that were durable are damaged.
+    """
+    # What the dead did last may not be on the disk. If we built on a record, or on the removal of an open
+    # segment, that a power cut then takes back, its rows would be lost, or count twice.
+    _files.sync_dir(root / layout.SEGMENTS_DIR)
+    _files.sync_dir(root / layout.OPEN_DIR)
+    for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
+        _remove_any(path)
+    dead = _lock_all(root, spec, owner)
+    try:
+        _drop_after_gap(dead, spec)
+        for claim in _catalog.read_claims(root):
+            if not _catalog.has_record(root, claim.segment):
+                _finish(root, spec, claim, dead)
+        _clean_claims(root, spec, dead)
+        if any(one.start for one in dead.values()):
+            _pack(root, spec, dead)  # was interrupted
+        for slot, one in list(dead.items()):
+            if one.rows.rows == spec.segment_rows:
+                del dead[slot]
+                _seal_dead(root, spec, one)
+            elif not one.rows.rows:
+                del dead[slot]
+                one.lock.release()
+                discard(one.rows.path)
+        dead = _close_gaps(root, spec, owner) | dead
+    except BaseException:
+        release(dead.values())
+        raise
+    return list(dead.values())
+
+
+def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
+    """Move the rows of the last segments to the numbers of damaged ones that were put aside.
+
+    Each is made an open segment again (`_enter_again`), and that is sealed under the lowest free number. The
+    last, short one comes first and stays open, so that no short one lands in between. A crash leaves fewer
+    gaps, or a full open segment, which recovery seals.
+    """
+    short: dict[str, Dead] = {}
+    try:
+        while (gap := _catalog.dense_segments(root)) < len(numbers := _catalog.segment_numbers(root)):
+            if gap not in put_aside(root):
+                raise CorruptionError(
+                    f"{root / layout.record_path(gap)}: the record is missing, though there are later ones: "
+                    "'zarrow repair' puts what is left of the segment aside"
+                )
+            one = enter_again(root, spec, owner, numbers[-1])
+            if one.rows.rows == spec.segment_rows:
+                _seal_dead(root, spec, one)
+            else:
+                short[one.rows.slot] = one
+    except BaseException:
+        release(short.values())
+        raise
+    return short
+
+
+def _adopt(one: Dead, spec: StoreSpec) -> OpenSegment:
+    """Take an open segment over in order to seal it; its owner stays who filled it.
+
+    The crash that this prevents: `_drop_after_gap` knows by the owners which rows follow which. With one
+    owner for all they would look like one writer's, with rows missing in between; with a new owner for
+    one that a power cut then takes rows of, later rows of its writer would close up on the gap.
+    """
+    return OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock)
+
+
+def _seal_dead(root: Path, spec: StoreSpec, one: Dead) -> None:
+    segment = _adopt(one, spec)
+    del one  # the journal that it holds is read again, and need not be in memory twice
+    try:
+        seal(root, spec, segment)
+    finally:
+        segment.close()
+
+
+def _remove_any(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        _files.remove_tree(path)
+    else:
+        _files.remove(path)
+
+
+def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
+    """Lock and read the open segments, and drop those that do not count."""
+    dead: dict[str, Dead] = {}
+    try:
+        for path in slots(root):
+            lock = FileLock(path / layout.LOCK)
+            if not lock.acquire():
+                raise StoreLockedError(f"{path}: another writer fills this open segment")
+            try:
+                found = read(path, spec)
+            except BaseException:
+                lock.release()
+                raise
+            reopens = None if found is None else found.owner.reopens
+            if found is None or (reopens is not None and _catalog.has_record(root, reopens)):
+                lock.release()
+                discard(path)
+                continue
+            dead[path.name] = Dead(found, lock)
+            if reopens is not None:
+                remove_segment_files(root, spec, reopens)
+                taken_over = replace(owner, session=uuid.uuid4().hex)
+                _files.replace(path / layout.OWNER_JSON, taken_over.encode(), scratch=path.parent)
+    except BaseException:
+        release(dead.values())
+        raise
+    return dead
+
+
+def _drop_after_gap(dead: dict[str, Dead], spec: StoreSpec) -> None:
+    """Drop what a power cut left of a writer's later open segments, if it took rows of an earlier one.
+
+    None of it was durable: an open segment is synced before rows of the next one are.
+    """
+
+    def by_session(one: Dead) -> tuple[str, int]:
+        return one.rows.owner.session, one.rows.owner.sequence
+
+    for _, group in itertools.groupby(sorted(dead.values(), key=by_session), lambda one: by_session(one)[0]):
+        gap = False
+        for one in group:
+            if gap:
+                if one.rows.durable_rows:
+                    raise CorruptionError(
+                        f"{one.rows.path}: {one.rows.durable_rows} of its rows were durable, "
+                        "but rows before them are gone"
+                    )
+                del dead[one.rows.slot]
+                one.lock.release()
+                discard(one.rows.path)
+            gap = gap or one.rows.rows < spec.segment_rows
+
+
+def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead]) -> None:
+    """Commit a claim from its open segments."""
+    for source in claim.sources:
+        if source.slot not in dead:
+            raise CorruptionError(
+                f"{root / layout.claim_path(claim.segment)}: claims rows of {source.slot}, which is gone"
+            )
+        have = dead[source.slot].rows.rows
+        if have < source.stop:
+            raise CorruptionError(
+                f"{dead[source.slot].rows.path}: {source.stop} rows of it were claimed, {have} are left"
+            )
+    if len(claim.sources) == 1:
+        source = claim.sources[0]
+        one = dead[source.slot]
+        if source.start == 0 and source.stop == one.rows.rows:
+            segment = _adopt(one, spec)
+            try:
+                commit_claim(root, spec, claim, segment.path, segment.seal_shards(), segment.batches())
+            finally:
+                segment.close()
+            return
+    commit_copy(root, spec, claim, {slot: one.rows for slot, one in dead.items()})
+
+
+def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
+    """Remove open segments whose rows are all committed, then the claims that say so."""
+    claims = _catalog.read_claims(root)
+    covered: dict[str, int] = {}
+    for claim in claims:
+        record, _ = _catalog.read_record(root, claim.segment, spec)
+        if record.sources == claim.sources:
+            for source in claim.sources:
+                covered[source.slot] = max(covered.get(source.slot, 0), source.stop)
+    for slot, stop in covered.items():
+        if slot in dead and stop == dead[slot].rows.rows:
+            dead.pop(slot).lock.release()
+            discard(root / layout.slot_dir(slot))
+        elif slot in dead:
+            dead[slot].start = stop
+    for claim in claims:
+        if not any(source.slot in dead for source in claim.sources):
+            _catalog.release_claim(root, claim)
+
+
+# The end
+
+
+def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
+    """Make a store complete: visible, durable and declared so on return.
+
+    Parameters
+    ----------
+    root : Path
+        The store, whose lock is held exclusively.
+    spec : StoreSpec
+        What it is.
+    owner : Owner
+        Who does it.
+
+    Returns
+    -------
+    Manifest
+        As published, or as it was if the store is complete.
+
+    Raises
+    ------
+    CorruptionError
+        If rows that were durable are damaged.
+    """
+    manifest = _catalog.read_manifest(root, spec)
+    dead = {one.rows.slot: one for one in recover(root, spec, owner)}
+    assert manifest is None or not dead, "a complete store has no open rows"
+    try:
+        if dead:
+            reopened = reopen(root, spec, owner)
+            dead = ({} if reopened is None else {reopened.rows.slot: reopened}) | dead
+        if len(dead) == 1:
+            _seal_dead(root, spec, dead.popitem()[1])
+        elif dead:
+            _pack(root, spec, dead)
+    finally:
+        release(dead.values())
+    if not _catalog.dense_segments(root):
+        claim = _catalog.claim(root, [], root / layout.OPEN_DIR)
+        commit_copy(root, spec, claim, {})
+        _catalog.release_claim(root, claim)
+    _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
+    return manifest or _catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
+
+
+def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
+    """Commit the rows of several open segments as dense segments, and empty `dead`."""
+    pieces: list[list[Source]] = [[]]
+    room = spec.segment_rows
+    for slot, one in dead.items():
+        segment = _adopt(one, spec)
+        try:
+            segment.sync()  # a claim stands for rows that no power cut takes
+        finally:
+            segment.close(keep_lock=True)
+        start = one.start
+        while start < one.rows.rows:
+            stop = min(one.rows.rows, start + room)
+            pieces[-1].append(Source(slot=slot, start=start, stop=stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                pieces.append([])
+                room = spec.segment_rows
+    found = {slot: one.rows for slot, one in dead.items()}
+    for sources in filter(None, pieces):
+        commit_copy(root, spec, _catalog.claim(root, sources, root / layout.OPEN_DIR), found)
+    _clean_claims(root, spec, dead)
+    assert not dead

@@ -1,0 +1,130 @@
+"""How does a committed segment become an open one again?
+
+So that more rows can be appended behind a short last segment, or its rows move to the number of a damaged one
+(`_recovery`), it is copied aside as an open segment, checked, made durable, and only then taken back.
+
+A crash in between leaves either the segment or the open segment in force, never both: the open one says whose
+rows it has, and counts only once that record is gone.
+
+All assumes that the store's lock is held exclusively: no other writer is alive.
+
+Place: tier 3, used by `writer` and `_recovery`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrow import _catalog, _files, _parts, _shard_rows, layout
+from zarrow._batches import Batch
+from zarrow._checksum import crc32c
+from zarrow._codecs import ChunkCodec
+from zarrow._lock import FileLock
+from zarrow._open_segment import OpenSegment, read
+from zarrow._records import Owner, SegmentRecord
+from zarrow._seal import Dead
+from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow.layout import StoreSpec
+
+__all__ = ["enter_again", "remove_segment_files", "reopen"]
+
+
+def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
+    """Make a store incomplete again, so that rows can be appended behind its last.
+
+    A short last segment becomes an open one: copied aside, checked, durable, and only then taken back.
+    A crash in between leaves either the segment or the open segment in force, never both: the open one
+    says whose rows it has, and counts only once that record is gone.
+
+    Parameters
+    ----------
+    root : Path
+        The store, whose lock is held exclusively, and which was recovered.
+    spec : StoreSpec
+        What it is.
+    owner : Owner
+        Who will append.
+
+    Returns
+    -------
+    Dead or None
+        The open segment, its lock held; None if the last segment is full.
+    """
+    if not _last_is_short(root, spec):
+        _catalog.withdraw_manifest(root)
+        return None
+    return enter_again(root, spec, owner, _catalog.dense_segments(root) - 1)
+
+
+def _last_is_short(root: Path, spec: StoreSpec) -> bool:
+    segments = _catalog.dense_segments(root)
+    return bool(segments) and _catalog.read_record(root, segments - 1, spec)[0].rows < spec.segment_rows
+
+
+def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
+    """Make the segment of the last record an open one; nobody else's rows follow its, so it has a session."""
+    owner = replace(owner, session=uuid.uuid4().hex)
+    record, _ = _catalog.read_record(root, number, spec)
+    segment = OpenSegment.build(_files.scratch_name(root / layout.OPEN_DIR), spec)
+    try:
+        for batch in _committed_batches(root, spec, record):
+            segment.append([batch])
+        segment.enter(root, replace(owner, reopens=number))
+        path = segment.path
+    finally:
+        segment.close()
+    _catalog.withdraw_manifest(root)
+    _catalog.uncommit(root, spec, number, root / layout.OPEN_DIR)
+    remove_segment_files(root, spec, number)
+    _files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
+    lock = FileLock(path / layout.LOCK)
+    if not lock.acquire():
+        raise StoreLockedError(f"{path}: another writer fills this open segment")
+    found = read(path, spec)
+    assert found is not None
+    assert found.rows == record.rows
+    return Dead(found, lock)
+
+
+def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
+    """Remove shards and part of a segment that was taken back.
+
+    The crash that doing so again prevents: a part that stays would be read as rows by every Parquet reader.
+    """
+    for array in spec.arrays:
+        shard = root / layout.shard_path(array.name, number, len(array.row_shape))
+        _files.require_own_dirs(root, shard)
+        _files.remove(shard)
+    _files.remove(root / layout.part_path(number))
+
+
+def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[Batch]:
+    """Yield a committed segment's rows as they were appended, checked against its record."""
+    path = root / layout.part_path(record.segment)
+    data = _files.read(path, limit_bytes=record.part.size_bytes)
+    if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
+        raise CorruptionError(f"{path}: not the bytes that were committed")
+    table = _parts.to_wire(spec, data)
+    blocks = [
+        _shard_rows.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
+        for array in spec.arrays
+    ]
+    step = min((array.chunk_rows for array in spec.arrays), default=spec.segment_rows)
+    readers = [_rechunk(block, step) for block in blocks]
+    for start in range(0, record.rows, step):
+        rows = table.slice(start, step).combine_chunks().to_batches()[0]
+        arrays = tuple(np.ascontiguousarray(next(reader)) for reader in readers)
+        yield Batch(rows.num_rows, tuple(rows.columns), spec.wire_schema, arrays)
+
+
+def _rechunk(blocks: Iterator[npt.NDArray[Any]], step: int) -> Iterator[npt.NDArray[Any]]:
+    for block in blocks:
+        for start in range(0, len(block), step):
+            yield block[start : start + step]
