@@ -1,0 +1,105 @@
+"""Does every accepted row count exactly once?
+
+Claims, records and open segments say which rows of which open segments are committed, or about to be. No row
+may be committed twice, a claim's rows must be there, and rows that a writer accepted behind others count only
+as long as those do.
+
+Place: tier 3, used by `_audit_store`; looks at no file beside those of `_audit_documents`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+
+from zarrow import layout
+from zarrow._audit_documents import Documents
+from zarrow._audit_open import OpenFacts
+from zarrow._records import Claim, Source
+
+__all__ = ["audit_sources"]
+
+
+def audit_sources(documents: Documents, slots: dict[str, OpenFacts]) -> int:
+    """Compare claims, records and open segments; return the accepted rows that are not committed."""
+    audit = _Audit(documents, slots)
+    audit.run()
+    return audit.open_rows
+
+
+class _Audit:
+    """The comparison, and the open rows counted so far."""
+
+    def __init__(self, documents: Documents, slots: dict[str, OpenFacts]) -> None:
+        self._documents = documents
+        self._found = documents.found
+        self._slots = slots
+        self.open_rows = 0
+
+    def run(self) -> None:
+        """Compare all."""
+        used: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        for record in self._documents.records.values():
+            for source in record.sources:
+                used[source.slot].append((source.start, source.stop, record.segment))
+        for slot, pieces in used.items():
+            pieces.sort()
+            for (_, stop, one), (start, _, other) in itertools.pairwise(pieces):
+                if start < stop:
+                    path = layout.record_path(other)
+                    self._documents.damage(other, path, f"rows of {slot} that segment {one} has too")
+        for number, claim in self._documents.claims.items():
+            if claim is not None:
+                self._check_claim(number, claim)
+        for slot, facts in self._slots.items():
+            self._check_slot(facts, used.get(slot, []))
+        self._check_order()
+
+    def _check_claim(self, number: int, claim: Claim) -> None:
+        path = layout.claim_path(number)
+        if number in self._documents.numbers:
+            self._found.note(path, "the segment is committed; its writer has not cleaned up", segment=number)
+            return
+        lacking = [source for source in claim.sources if not self._has(source)]
+        if lacking and not self._documents.files.exists(layout.record_path(number)):
+            names = ", ".join(f"{source.slot} up to {source.stop}" for source in lacking)
+            self._found.damage(path, f"claims rows that are not there: of {names}", segment=number)
+        elif self._documents.manifest is not None:
+            self._found.damage(path, "a claim of a segment that a complete store lacks", segment=number)
+        else:
+            self._found.note(path, f"{claim.rows} rows are about to be committed", segment=number)
+
+    def _has(self, source: Source) -> bool:
+        facts = self._slots.get(source.slot)
+        return facts is not None and source.stop <= facts.rows
+
+    def _check_slot(self, facts: OpenFacts, used: Iterable[tuple[int, int, int]]) -> None:
+        path = layout.slot_dir(facts.slot)
+        committed = sum(stop - start for start, stop, _ in used)
+        reopens = None if facts.owner is None else facts.owner.reopens
+        if reopens is not None and reopens in self._documents.numbers:
+            self._found.note(path, f"a copy of segment {reopens} that does not count (yet)")
+            return
+        rows = facts.rows - min(committed, facts.rows)
+        self.open_rows += rows
+        if committed:
+            self._found.note(path, "its rows are being committed; its writer has not cleaned up")
+        elif rows and self._documents.manifest is not None:
+            self._found.damage(path, f"{rows} rows in an open segment of a complete store")
+
+    def _check_order(self) -> None:
+        """Tell of rows that recovery would drop, because rows before them are gone."""
+        sessions: dict[str, list[OpenFacts]] = defaultdict(list)
+        for facts in self._slots.values():
+            if facts.owner is not None and facts.owner.reopens is None:
+                sessions[facts.owner.session].append(facts)
+        for group in sessions.values():
+            group.sort(key=lambda facts: facts.owner.sequence if facts.owner else 0)
+            for before, after in itertools.pairwise(group):
+                if before.rows < self._documents.spec.segment_rows and after.rows:
+                    self._found.damage(
+                        layout.slot_dir(after.slot),
+                        f"{after.rows} rows, though {before.slot}, which its writer filled before, has only "
+                        f"{before.rows}: unless a power cut took rows, some were damaged",
+                    )
