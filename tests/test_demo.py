@@ -90,8 +90,10 @@ def test_a_second_demo_is_refused_before_it_trains(summary: demo.Summary) -> Non
     with pytest.raises(StoreExistsError, match="overwrite"):
         demo.run(summary.store, 100)
     assert summary.checkpoint.stat().st_mtime_ns == before
+    with pytest.raises(InvalidInputError, match="at least 4 rows"):
+        demo.run(summary.store.with_name("none.zarrow"), 3)
     with pytest.raises(InvalidInputError, match="at least 1 row"):
-        demo.run(summary.store.with_name("none.zarrow"), 0)
+        demo.DigitImages(0)
 
 
 def test_rows_do_not_depend_on_how_many_there_are() -> None:

