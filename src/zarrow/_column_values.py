@@ -35,7 +35,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._columns import unknown_name
+from zarrow._known_names import unknown_name
 from zarrow.errors import InvalidInputError
 from zarrow.layout import SAMPLE_INDEX
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,17 +37,19 @@ import pyarrow as pa
 from zarrow import _parts, layout
 from zarrow._cache import Cache
 from zarrow._checksum import crc32c
+from zarrow._filters import asked_columns
+from zarrow._known_names import unknown_name
 from zarrow._mapping import File
 from zarrow._pages import read_footer
 from zarrow._view import View
-from zarrow.errors import CorruptionError, InvalidInputError, UnknownNameError
+from zarrow.errors import CorruptionError, InvalidInputError
 from zarrow.layout import ROW, SAMPLE_INDEX
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-__all__ = ["Columns", "unknown_name"]
+__all__ = ["Columns"]
 
 CACHE_BYTES = 64 << 20
 _KEPT_BYTES = 16 << 20
@@ -56,22 +57,7 @@ _KEPT_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 131_072
 _PIECE_ROWS = 131_072
 _AHEAD_ROWS = 4 * _PIECE_ROWS
-_NO_FIELD = re.compile(r"No match for FieldRef\.\w+\((.*?)\)")
 _READ_BYTES = 8 << 20
-
-
-def unknown_name(what: str, name: object, names: Iterable[str]) -> UnknownNameError:
-    """Return the error that says that there is no `what` of that name, and what there is.
-
-    >>> print(unknown_name("array", "query_embd", ["query_embed"]))
-    there is no array 'query_embd'; did you mean 'query_embed'? There are: query_embed
-    """
-    import difflib
-
-    known = list(names)
-    near = difflib.get_close_matches(str(name), known, n=3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-    return UnknownNameError(f"there is no {what} {name!r}{hint} There are: {', '.join(known) or 'none'}")
 
 
 class Columns:
@@ -104,43 +90,6 @@ class Columns:
 
     # Scans
 
-    def check_filter(self, filter: object) -> list[str]:
-        """Return the columns that a filter asks.
-
-        Raises
-        ------
-        UnknownNameError
-            If there is no such column.
-        InvalidInputError
-            If the filter is none, or compares what cannot be compared.
-        """
-        from pyarrow.compute import Expression
-
-        if not isinstance(filter, Expression):
-            raise InvalidInputError(
-                "filter must be a pyarrow expression, such as pyarrow.compute.field('occurs_prob') > 0.9, "
-                f"got {filter!r}"
-            )
-        try:
-            kind = _bound(filter, self.schema)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            if found := _NO_FIELD.search(str(error)):
-                raise unknown_name("column", found[1], self.schema.names) from None
-            raise InvalidInputError(
-                f"the filter {filter} does not fit the table's columns: {error}"
-            ) from error
-        if not pa.types.is_boolean(kind):
-            raise InvalidInputError(
-                f"the filter {filter} is no condition: it gives {kind}, not true or false"
-            )
-        asked = []
-        for index, name in enumerate(self.schema.names):  # an expression does not tell
-            try:
-                _bound(filter, self.schema.remove(index))
-            except pa.ArrowInvalid:
-                asked.append(name)
-        return asked
-
     def table(self, columns: Sequence[str] | None, filter: pc.Expression | None) -> pa.Table:
         """Return the rows that pass a filter."""
         names = self.names(columns)
@@ -166,7 +115,7 @@ class Columns:
 
     def _tables(self, names: list[str], filter: pc.Expression | None) -> Iterator[pa.Table]:
         """Return the rows that pass a filter, a few segments at a time."""
-        asked = [] if filter is None else self.check_filter(filter)
+        asked = [] if filter is None else asked_columns(filter, self.schema)
         return self._run(names, filter, asked)
 
     def _run(self, names: list[str], filter: pc.Expression | None, asked: list[str]) -> Iterator[pa.Table]:
@@ -496,14 +445,6 @@ class Columns:
         except (OSError, pa.ArrowException):
             sound = False
         return None if sound else "is no such part, though its checksum holds"
-
-
-def _bound(filter: pc.Expression, schema: pa.Schema) -> pa.DataType:
-    """Return the type that an expression has for rows of a schema."""
-    import pyarrow.dataset as ds
-
-    scanner = ds.dataset(schema.empty_table()).scanner(columns={"passes": filter})
-    return scanner.projected_schema.field(0).type
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

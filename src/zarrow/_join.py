@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from zarrow import layout
 from zarrow._arrays import Check, StoreArray
-from zarrow._columns import Columns, unknown_name
+from zarrow._columns import Columns
+from zarrow._known_names import unknown_name
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW
 

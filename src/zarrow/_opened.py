@@ -15,9 +15,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from zarrow._arrays import StoreArray
-from zarrow._columns import Columns, unknown_name
+from zarrow._columns import Columns
 from zarrow._derived import Derived, find_derived
 from zarrow._key_index import find_index
+from zarrow._known_names import unknown_name
 from zarrow._view import View
 from zarrow.errors import UnknownNameError
 

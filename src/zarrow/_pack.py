@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from zarrow import _files, layout
 from zarrow._codecs import choose
-from zarrow._columns import unknown_name
+from zarrow._known_names import unknown_name
 from zarrow._sorted_rows import are_sorted, check_sortable, sort_rows
 from zarrow._stored_rows import first_of_each
 from zarrow.derived import add_array

@@ -30,6 +30,7 @@ import pyarrow as pa
 from zarrow._arrays import Check, StoreArray, row_numbers
 from zarrow._columns import Columns
 from zarrow._derived import Derived
+from zarrow._filters import asked_columns
 from zarrow._join import Join, Joined, Vectors, batch_rows, rows_found
 from zarrow._key_index import key_schema
 from zarrow._key_values import read_keys
@@ -572,7 +573,7 @@ class Store:
                 )
             return join.of_rows(self.locate(keys, missing="raise"))
         if filter is not None:
-            self._columns.check_filter(filter)  # one that does not fit is the caller's error, at once
+            asked_columns(filter, self.schema)  # one that does not fit is the caller's error, at once
         if order is None:
             return join.filtered(filter)
         if order != "sample_index":

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._columns import unknown_name
+from zarrow._known_names import unknown_name
 from zarrow.analysis._blocks import Progress
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
 from zarrow.analysis._scores import BINS, Scores, grouped_scores
