@@ -9,7 +9,9 @@ instant, however many writers are at work. A `Store` hands out
   reads the vectors of those rows only; `Store.take` picks rows;
 * row numbers by key: `Store.locate`, through an index on disk.
 
-Nothing is read that was not asked for, and nothing is read at opening but what the store is.
+Nothing is read that was not asked for, and nothing is read at opening but what the store is. The class says
+what may be asked and what comes of it; the work is done by `_columns`, `_arrays`, `_join` and `_key_index`,
+which `_opened` brings together for one snapshot.
 
 Place: tier 4, with `writer` and `verify`, which it must not import. Never writes, never locks: a reader
 needs no write permission, and a crash of one leaves nothing.
