@@ -48,6 +48,7 @@ class PredictionStore:
         self.batches = 0
         self._frame = frame
         self._label = columns.has_label(columns.column_names(frame))
+        identifiers(frame.slice(0, 0))  # what it lacks is told now
         self._arrays = arrays
         self._durability = durability
         self._writer: Writer | None = None

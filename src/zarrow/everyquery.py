@@ -147,7 +147,6 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._output = Path(output_parquet)
         self._embeddings = None if embeddings_output_parquet is None else Path(embeddings_output_parquet)
         self._frame = schema_df
-        identifiers(schema_df.slice(0, 0))  # what it lacks is told now
         self._arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         if self._embeddings is not None and hidden_size is not None:
             self._arrays[columns.ARRAY] = ((hidden_size,), "float32")

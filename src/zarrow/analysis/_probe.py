@@ -206,7 +206,7 @@ def probe(
     test_fraction : float
         The share of groups that are kept for the test.
     regularization : float
-        scikit-learn's ``C`` of the logistic, or ``alpha`` of the ridge regression.
+        What scikit-learn calls ``C`` of the logistic, or ``alpha`` of the ridge regression.
     max_iterations : int
         Of L-BFGS; each takes a pass or two.
     tolerance : float
