@@ -58,7 +58,7 @@ Draws = Annotated[int, typer.Option("--bootstrap", min=0, help="Draws for the 95
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def describe(
     path: StorePath, arrays: Names = "", columns: Names = "", by: By = "", as_json: AsJson = False
 ) -> None:
@@ -99,7 +99,7 @@ def describe(
         show(found.columns.drop_columns(["exact", "q05", "q95"]))
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def nearest(
     path: StorePath,
     rows: Annotated[str, typer.Option("--rows", help="Rows to ask about, with commas in between.")] = "",
@@ -174,7 +174,7 @@ def nearest(
         show(table, SHOWN_ROWS if len(found.rows) > 1 else max(k, SHOWN_ROWS))
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def neighbours(
     path: StorePath,
     array: ArrayName = None,
@@ -200,7 +200,7 @@ def neighbours(
         )
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def pca(
     path: StorePath,
     array: ArrayName = None,
@@ -238,7 +238,7 @@ def pca(
     out.print(grid)
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def probe(
     path: StorePath,
     label: Annotated[str, typer.Option("--label", help="The column to tell.", show_default=False)],
@@ -292,7 +292,7 @@ def probe(
         show_metric_table(found.report)
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def evaluate(
     path: StorePath,
     probability: Annotated[str, typer.Option(help="The column of probabilities.")] = "occurs_prob",
@@ -334,7 +334,7 @@ def evaluate(
         show_metric_table(found.table)
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def compose(
     path: StorePath,
     how: Annotated[
@@ -371,7 +371,7 @@ def compose(
         show(table)
 
 
-@app.command()
+@app.command(rich_help_panel="Analyse")
 def compare(
     path: StorePath,
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another store.", show_default=False)],

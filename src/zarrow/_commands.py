@@ -35,7 +35,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 FORMATS = "npy, parquet, anndata, lance, everyquery"
 
 
-@app.command("export")
+@app.command("export", rich_help_panel="Move")
 def export_store(
     path: Store,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="What to write.", show_default=False)],
@@ -67,7 +67,7 @@ def export_store(
     out.print(f"[green]written:[/] {escape(str(target))} has {rows:,} rows", soft_wrap=True)
 
 
-@app.command("import")
+@app.command("import", rich_help_panel="Move")
 def import_store(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What others wrote.", show_default=False)],
     path: Annotated[Path, typer.Argument(metavar="STORE", help="The store to make.", show_default=False)],
@@ -97,7 +97,7 @@ def import_store(
     out.print(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel="Keep")
 def index(path: Store) -> None:
     """Build the index that finds rows by key at once; tell of keys that several rows have."""
     import zarrow
@@ -119,7 +119,7 @@ def index(path: Store) -> None:
             )
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def watch(
     path: Store,
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,

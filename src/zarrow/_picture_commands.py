@@ -87,7 +87,7 @@ def _show(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
         out.print(text, soft_wrap=True)
 
 
-@app.command("map")
+@app.command("map", rich_help_panel="Draw")
 def map_store(
     path: StorePath,
     method: Annotated[Method, typer.Option(help="umap needs the extra 'map'.")] = Method.PCA,
@@ -133,7 +133,7 @@ def map_store(
     _show(made.to_dict(), text, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Draw")
 def plot(
     path: StorePath,
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf.", show_default=False)],
@@ -233,7 +233,7 @@ def _check_options(kind: Kind, given: set[str]) -> None:
         raise InvalidInputError("--map and --array exclude each other: a map is of one array already")
 
 
-@app.command()
+@app.command(rich_help_panel="Draw")
 def report(
     path: StorePath,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),

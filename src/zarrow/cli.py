@@ -86,7 +86,7 @@ def _common(
 # Running something
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def demo(
     path: Annotated[Path, typer.Option("--out", help="The store to write.")] = Path("demo.zarrow"),
     rows: Annotated[int, typer.Option(min=4, help="Rows to predict.")] = 20_000,
@@ -132,7 +132,9 @@ def _show_summary(summary: Summary) -> None:
             out.print(f"  [cyan]{line}[/]", soft_wrap=True)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    rich_help_panel="Run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 def predict(
     context: typer.Context,
     store: Annotated[Path, typer.Option("--store", help="The store to write.", show_default=False)],
@@ -178,7 +180,7 @@ def predict(
 # Looking at a store
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def info(path: StorePath, as_json: AsJson = False) -> None:
     """Say what a store holds: rows, arrays, sizes, whether it is complete, where it comes from."""
     facts = facts_of(path)
@@ -188,7 +190,7 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
         show_info(facts)
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def head(
     path: StorePath,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 10,
@@ -209,7 +211,7 @@ def head(
         )
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def finalize(
     path: StorePath,
     sort: Annotated[
@@ -245,7 +247,7 @@ def finalize(
         out.print(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel="Keep")
 def pack(
     path: StorePath,
     new: Annotated[
@@ -309,7 +311,7 @@ def _pack(path: Path, new: Path | None, **options: Any) -> None:
         zarrow.pack(path, new, progress=show, **options)
 
 
-@app.command()
+@app.command(rich_help_panel="Keep")
 def verify(
     path: StorePath,
     level: Annotated[
@@ -332,7 +334,7 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(rich_help_panel="Keep")
 def repair(
     path: StorePath,
     dry_run: Annotated[

@@ -369,7 +369,8 @@ def run(
         )
     if out.exists() and not resume and not overwrite:
         raise StoreExistsError(
-            f"{out}: there is something already: resume it, overwrite it, or choose another path"
+            f"{out}: there is something already: --resume goes on with it, --overwrite replaces it, "
+            "or choose another path"
         )
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
