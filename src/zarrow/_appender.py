@@ -25,9 +25,9 @@ from typing import TypeVar
 from zarrow import _seal
 from zarrow._batches import Batch, split
 from zarrow._open_segment import OpenSegment, discard
-from zarrow._queue import BatchQueue
+from zarrow._queue import BatchQueue, Later
 from zarrow._records import Owner
-from zarrow.errors import InvalidInputError
+from zarrow.errors import BatchError, InvalidInputError
 from zarrow.layout import StoreSpec
 
 __all__ = ["Appender", "Durability"]
@@ -131,7 +131,7 @@ class Appender:
         finally:
             _seal.release(dead)
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: Batch | Later) -> None:
         """Queue a batch; waits while the queue is full."""
         self._queue.put(batch)
 
@@ -182,13 +182,24 @@ class Appender:
                     item()
                 self._make_durable_if_due()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
+                if isinstance(error, BatchError):  # what came before is none the worse for it
+                    with contextlib.suppress(OSError):
+                        self._make_durable()
                 self.error = error
                 self._queue.stop()
                 return
             item = None  # its memory is free before it is counted so
             self._queue.done(size_bytes)
 
-    def _append(self, batches: list[Batch]) -> None:
+    def _append(self, items: list[Batch | Later]) -> None:
+        batches: list[Batch] = []
+        try:
+            for item in items:
+                batches += item.make() if isinstance(item, Later) else [item]
+        finally:  # if one cannot be made, those before it are appended
+            self._append_batches([batch for batch in batches if batch.rows])
+
+    def _append_batches(self, batches: list[Batch]) -> None:
         if not self._undurable_batches:
             self._undurable_since = time.monotonic()
         if self._sealing is not None and self._sealing.done():

@@ -103,10 +103,25 @@ class HostBatch:
     wait: Callable[[], None] | None = None
     lost: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def size_bytes(self) -> int:
+        """What tensors and arrays among them take in memory."""
+        return sum(getattr(value, "nbytes", 0) for value in self.values.values())
+
+    @property
+    def is_its_own(self) -> bool:
+        """Whether all values are tensors and arrays, in memory that nobody else writes into."""
+        return all(isinstance(value, torch.Tensor | np.ndarray) for value in self.values.values())
+
+    def arrive(self) -> None:
+        """Wait until all values are there."""
+        wait, self.wait = self.wait, None
+        if wait is not None:
+            wait()
+
     def get(self) -> dict[str, Any]:
         """Return the values, when they are there: tensors and arrays as numpy arrays, the rest as it came."""
-        if self.wait is not None:
-            self.wait()
+        self.arrive()
         for name, rows in self.lost.items():
             if rows.any():
                 raise BatchError(
@@ -114,7 +129,7 @@ class HostBatch:
                     f"{self.values[name].numpy().dtype} cannot hold: store it in a wider dtype"
                 )
         return {
-            name: value.numpy() if isinstance(value, torch.Tensor) else value
+            name: value.numpy(force=True) if isinstance(value, torch.Tensor) else value
             for name, value in self.values.items()
         }
 
@@ -175,6 +190,7 @@ class HostCopies:
                     f"dtypes: {name!r} must be one of {', '.join(_FLOATS)}, got {dtype!r}"
                 )
         self._device: DeviceCopies = CudaCopies() if device is None else device
+        self._targets: dict[tuple[str, torch.dtype], torch.dtype] = {}
         self._watched: dict[str, list[torch.Tensor]] = {}
         self._reused: set[str] = set()
         self._batches = 0
@@ -213,16 +229,17 @@ class HostCopies:
                 raise BatchError(
                     f"{name!r} is a tensor of layout {value.layout}: return it dense: .to_dense()"
                 )
-            tensor = value.detach()
-            dtype = self._dtype(name, tensor)
+            dtype = self._targets.get((name, value.dtype)) or self._target(name, value.dtype)
+            tensor = value if dtype is value.dtype else value.detach()
             if self._device.covers(tensor):
+                tensor = tensor.detach()
                 staged[name, False] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
                 if _narrows(tensor.dtype, dtype):
                     lost = staged[name, False].isinf() & ~tensor.isinf()
                     staged[name, True] = lost.reshape(len(lost), math.prod(lost.shape[1:])).any(dim=1)
-            elif tensor.device.type != "cpu":
-                batch.values[name] = _cast_on_host(name, tensor.cpu(), dtype)
-            elif dtype != tensor.dtype:
+            elif not tensor.is_cpu:
+                batch.values[name] = _cast_on_host(name, tensor.detach().cpu(), dtype)
+            elif dtype is not tensor.dtype:
                 batch.values[name] = _cast_on_host(name, tensor, dtype)
             else:
                 batch.values[name] = self._given_away(name, tensor)
@@ -235,24 +252,20 @@ class HostCopies:
             self._watched.clear()
         return batch
 
-    def _dtype(self, name: str, tensor: torch.Tensor) -> torch.dtype:
-        if not tensor.is_floating_point():
-            if name in self._dtypes:
-                raise BatchError(
-                    f"dtypes: {name!r} is {tensor.dtype}, which is no floating-point type: cast it yourself"
-                )
-            return tensor.dtype
+    def _target(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Return what values of a type are stored as, and remember it."""
+        target = torch.float32 if dtype is torch.bfloat16 else dtype
         if name in self._dtypes:
-            return _FLOATS[self._dtypes[name]]
-        return torch.float32 if tensor.dtype is torch.bfloat16 else tensor.dtype
+            if not dtype.is_floating_point:
+                raise BatchError(
+                    f"dtypes: {name!r} is {dtype}, which is no floating-point type: cast it yourself"
+                )
+            target = _FLOATS[self._dtypes[name]]
+        self._targets[name, dtype] = target
+        return target
 
     def _given_away(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        alone = (
-            tensor.is_contiguous()
-            and not tensor.is_conj()
-            and not tensor.is_neg()
-            and tensor.untyped_storage().nbytes() == tensor.nbytes
-        )
+        alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         if alone and name not in self._reused:
             if self._batches >= _WATCHED_BATCHES:
                 return tensor
@@ -261,7 +274,7 @@ class HostCopies:
                 self._reused.add(name)
             held.append(tensor)
         copied = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return copied.copy_(tensor)
+        return copied.copy_(tensor.detach())
 
 
 def _narrows(before: torch.dtype, after: torch.dtype) -> bool:

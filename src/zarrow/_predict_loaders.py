@@ -220,12 +220,13 @@ def recorded_indices(loader: Any, batch_idx: int) -> Any:
         If there is no record.
     """
     try:
-        return loader.batch_sampler.seen_batch_indices[batch_idx]
+        indices = loader.batch_sampler.seen_batch_indices[batch_idx]
     except (AttributeError, LookupError):
         raise InvalidInputError(
             f"Lightning has no record of the dataset indices of batch {batch_idx}: tell the rows' places in "
             "the dataset with sample_index="
         ) from None
+    return indices[:] if type(indices) is list else np.array(indices)  # samplers may use theirs again
 
 
 def trim(loader: Any, batch_idx: int) -> None:

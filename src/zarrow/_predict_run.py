@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._host_copies import HostBatch, HostCopies, UnderWay
-from zarrow._identifiers import Identifiers
+from zarrow._identifiers import CallableIdentifiers, Identifiers
 from zarrow._predict_loaders import LoaderFacts, as_indices, describe, recorded_indices
 from zarrow._prediction_rules import PredictionRules, count_rows
 from zarrow._row_set import RowSet
@@ -53,6 +54,8 @@ class LoaderState:
         self.written = RowSet()
         self.next_row = 0
         self.batches = 0
+        self.asks_caller = isinstance(identifiers, CallableIdentifiers)
+        self.at_once = self.asks_caller
 
     @property
     def expected_rows(self) -> int | None:
@@ -154,63 +157,94 @@ class Run:
     def write(self, position: int, batch_idx: int, prediction: Any, batch: Any) -> None:
         """Take a batch on: queued on return, but for copies from a device that are under way.
 
+        The model waits for this. So what can be left to the thread that writes is left to it (`_rows`): all
+        but the caller's own functions, and values in memory that the caller may change.
         See `PredictionWriter.write_on_batch_end`.
         """
         state = self.loaders[position]
-        where = f"in batch {batch_idx} of {state.facts.name}"
-        with _naming(where):
+        try:
             columns, arrays = self._rules.split(prediction)
-            indices = self._places(state, batch_idx, prediction, batch)
-            rows = count_rows(
-                columns, arrays, None if indices is None else len(indices), _WHO_KNOWS[state.facts.order]
-            )
-            if indices is None:
-                indices = np.arange(state.next_row, state.next_row + rows)
-            known = state.facts.dataset_rows
-            if known is not None and rows and state.facts.order != "running" and indices.max() >= known:
-                raise BatchError(f"got dataset index {indices.max()}, but the dataset has {known} rows")
-            table = self._identify(state, batch, indices, columns)
-            hosted = self._host_copies.begin({**columns, **arrays})
-            fresh = self._fresh(state, indices)
-        state.written.add(indices[fresh])
-        state.next_row += rows
+            places = self._places(state, batch_idx, prediction, batch)
+            hosted = self._host_copies.begin(columns | arrays)
+        except ZarrowError as error:
+            raise _named(error, state, batch_idx) from error.__cause__
+        names = tuple(columns), tuple(arrays)
+        asked = batch if state.asks_caller else None
         state.batches += 1
         self.finished += 1
 
-        def append(done: HostBatch) -> None:
-            with _naming(where):
-                values = done.get()
-                self._append(
-                    table | {name: values[name] for name in columns},
-                    {name: values[name] for name in arrays},
-                    indices,
-                    fresh,
-                )
+        def append_to(append: Callable[..., None], done: HostBatch) -> None:
+            try:
+                rows = self._rows(state, done, names, places, asked)
+                if rows is not None:
+                    append(*rows)
+            except ZarrowError as error:
+                raise _named(error, state, batch_idx) from error.__cause__
 
-        self._under_way.add(hosted, append)
+        def hand_over(done: HostBatch) -> None:
+            done.arrive()
+            if not state.at_once and not done.is_its_own:
+                self._flush()
+                state.at_once = True
+            if state.at_once or self.writer is None:
+                append_to(self._append, done)
+            else:
+                self.writer.append_later(partial(append_to, done=done), done.size_bytes)
+
+        self._under_way.add(hosted, hand_over)
 
     def finish(self) -> None:
-        """Wait for copies from a device: every batch is queued on return."""
+        """Wait for copies from a device and for the writing thread: every batch is accepted on return."""
         self._under_way.finish()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
 
     def close(self) -> None:
         """Let go of the writer after an error, which is the news: a second one would hide it."""
-        if self.writer is not None:
-            with contextlib.suppress(ZarrowError):
+        with contextlib.suppress(ZarrowError, RuntimeError):
+            if self.writer is not None:
                 self.writer.close()
 
-    def _append(
-        self, table: dict[str, Any], vectors: dict[str, Any], indices: Indices, fresh: npt.NDArray[np.bool_]
-    ) -> None:
-        """Append the rows of a batch that are not stored."""
+    def _append(self, *rows: Any) -> None:
         assert self.writer is not None
+        self.writer.append(*rows, copy=False)
+
+    def _rows(
+        self,
+        state: LoaderState,
+        hosted: HostBatch,
+        names: tuple[tuple[str, ...], tuple[str, ...]],
+        places: Any,
+        batch: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], Indices] | None:
+        """Return table, arrays and places of the rows of a batch that are not stored; None if all are."""
+        columns, arrays = ({name: hosted.values[name] for name in kind} for kind in names)
+        indices = None if places is None else as_indices(places, "what the sampler yields")
+        rows = count_rows(
+            columns, arrays, None if indices is None else len(indices), _WHO_KNOWS[state.facts.order]
+        )
+        if indices is None:
+            indices = np.arange(state.next_row, state.next_row + rows)
+        known = state.facts.dataset_rows
+        if known is not None and rows and state.facts.order != "running" and indices.max() >= known:
+            raise BatchError(f"got dataset index {indices.max()}, but the dataset has {known} rows")
+        table = self._identify(state, batch, indices, columns)
+        values = hosted.get()
+        table |= {name: values[name] for name in columns}
+        vectors = {name: values[name] for name in arrays}
+        fresh = self._fresh(state, indices)
+        state.next_row += rows
         if not fresh.all():
             table = {name: _pick(values, fresh) for name, values in table.items()}
             vectors = {name: values[fresh] for name, values in vectors.items()}
-        if fresh.any() or not len(fresh):
-            self.writer.append(table, vectors, indices[fresh], copy=False)
+            indices = indices[fresh]
+        state.written.add(indices)
+        return (table, vectors, indices) if len(indices) or not rows else None
 
-    def _places(self, state: LoaderState, batch_idx: int, prediction: Any, batch: Any) -> Indices | None:
+    def _places(self, state: LoaderState, batch_idx: int, prediction: Any, batch: Any) -> Any:
         """Return the rows' places in the dataset; None if they are to be counted."""
         chosen = self._sample_index
         if isinstance(chosen, str):
@@ -223,7 +257,7 @@ class Run:
             return as_indices(_on_host(chosen(batch)), "what the callable sample_index returns")
         if state.facts.order == "running":
             return None
-        return as_indices(recorded_indices(state.loader, batch_idx), "what the sampler yields")
+        return recorded_indices(state.loader, batch_idx)
 
     def _identify(
         self, state: LoaderState, batch: Any, indices: Indices, columns: Mapping[str, Any]
@@ -283,16 +317,13 @@ class Run:
         return pa.table({})
 
 
-@contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Say in errors which batch they are about."""
-    try:
-        yield
-    except BatchError as error:
-        raise BatchError(f"{where}: {error}") from error
-    except ZarrowError as error:
-        error.add_note(where)
-        raise
+def _named(error: ZarrowError, state: LoaderState, batch_idx: int) -> ZarrowError:
+    """Return an error that says which batch it is about."""
+    where = f"in batch {batch_idx} of {state.facts.name}"
+    if isinstance(error, BatchError):
+        return BatchError(f"{where}: {error}")
+    error.add_note(where)
+    return error
 
 
 def _on_host(values: Any) -> Any:

@@ -110,6 +110,7 @@ class PredictionRules:
         if used:
             raise InvalidInputError(f"{sorted(used)} cannot be both stored and ignored")
         self._chosen: tuple[dict[str, str], dict[str, str]] | None = None
+        self._wanted = self._known = frozenset[str]()
 
     def split(self, prediction: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the prediction's columns and arrays by their names in the store.
@@ -140,7 +141,17 @@ class PredictionRules:
                 'give it a name: {"query_embed": ...}'
             )
         columns, arrays = self._choose(prediction)
-        wanted = {*columns.values(), *arrays.values()}
+        if not self._wanted <= prediction.keys() <= self._known:
+            self._refuse(prediction, columns, arrays)
+        return (
+            {name: prediction[entry] for name, entry in columns.items()},
+            {name: prediction[entry] for name, entry in arrays.items()},
+        )
+
+    def _refuse(
+        self, prediction: Mapping[str, Any], columns: Mapping[str, str], arrays: Mapping[str, str]
+    ) -> None:
+        """Raise what entries are missing, or too many."""
         for kind, chosen in (("column", columns), ("array", arrays)):
             for name, entry in chosen.items():
                 if entry not in prediction:
@@ -148,15 +159,10 @@ class PredictionRules:
                         f"the prediction lacks the entry {entry!r}, which {kind} {name!r} is made of; "
                         f"it has {list(prediction)}"
                     )
-        unknown = [entry for entry in prediction if entry not in wanted and entry not in self._ignore]
-        if unknown:
-            raise BatchError(
-                f"the prediction has entries that are neither stored nor ignored: {unknown}: "
-                f"name them in columns= or arrays=, or leave them out with ignore={unknown}"
-            )
-        return (
-            {name: prediction[entry] for name, entry in columns.items()},
-            {name: prediction[entry] for name, entry in arrays.items()},
+        unknown = [entry for entry in prediction if entry not in self._known]
+        raise BatchError(
+            f"the prediction has entries that are neither stored nor ignored: {unknown}: "
+            f"name them in columns= or arrays=, or leave them out with ignore={unknown}"
         )
 
     def _choose(self, prediction: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
@@ -183,6 +189,8 @@ class PredictionRules:
                     f"it has {list(prediction)}"
                 )
             self._chosen = columns, arrays
+            self._wanted = frozenset({*columns.values(), *arrays.values()})
+            self._known = self._wanted | self._ignore
         return self._chosen
 
 

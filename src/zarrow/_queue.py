@@ -10,15 +10,36 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from zarrow._batches import Batch
 
-__all__ = ["BatchQueue"]
+__all__ = ["BatchQueue", "Later"]
 
 GROUP_BYTES = 4 << 20
 """Batches that wait are written in one frame up to so many bytes."""
 
-Item = Batch | Callable[[], None]
+ITEM_BYTES = 4 << 10
+"""What Python takes for whatever waits, beside its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A batch that the thread is to make.
+
+    Parameters
+    ----------
+    size_bytes : int
+        What it takes in memory, until then and after.
+    make : callable
+        Returns it, in a list that may be empty.
+    """
+
+    size_bytes: int
+    make: Callable[[], list[Batch]]
+
+
+Item = Batch | Later | Callable[[], None]
 
 
 class BatchQueue:
@@ -45,7 +66,7 @@ class BatchQueue:
 
     def put(self, item: Item) -> None:
         """Add an item, when there is room for it or nothing else is queued."""
-        size = item.size_bytes if isinstance(item, Batch) else 0
+        size = item.size_bytes + ITEM_BYTES if isinstance(item, Batch | Later) else 0
         with self._putting:
             if self._put_bytes - self._done_bytes + size > self._limit_bytes:
                 self._wait_for_room(size)
@@ -66,7 +87,7 @@ class BatchQueue:
                 limit = self._resume_bytes
             self._waiting = False
 
-    def get(self, timeout_s: float | None) -> tuple[list[Batch], int] | Callable[[], None] | None:
+    def get(self, timeout_s: float | None) -> tuple[list[Batch | Later], int] | Callable[[], None] | None:
         """Return batches that came first and their bytes, or a callable; None after the timeout.
 
         Batches that wait one behind the other come together: each frame has its price.
@@ -78,7 +99,7 @@ class BatchQueue:
         if first is None or self.stopped:
             return None
         item, size = first
-        if not isinstance(item, Batch):
+        if not isinstance(item, Batch | Later):
             return item
         batches = [item]
         while size < GROUP_BYTES and self._next is None:
@@ -89,7 +110,7 @@ class BatchQueue:
             if following is None:
                 break
             item, more = following
-            if isinstance(item, Batch) and size + more <= GROUP_BYTES:
+            if isinstance(item, Batch | Later) and size + more <= GROUP_BYTES:
                 batches.append(item)
                 size += more
             else:

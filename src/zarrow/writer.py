@@ -29,6 +29,7 @@ import uuid as uuids
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -38,6 +39,7 @@ from zarrow import _batches, _catalog, _parts, _recovery, _reopening, _seal, lay
 from zarrow._appender import Appender, Durability
 from zarrow._declaration import Declaration
 from zarrow._directory import Mode, claim_store, install
+from zarrow._queue import Later
 from zarrow._records import Owner, this_host
 from zarrow.errors import (
     BatchError,
@@ -170,6 +172,7 @@ class Writer:
             self._lock.release()
             raise
         self._queued = self._appender.accepted_rows
+        self._queued_later = 0  # counted by the thread that makes them
         self._at_exit = _close_at_exit(weakref.ref(self))
 
     # What there is
@@ -186,8 +189,8 @@ class Writer:
 
     @property
     def queued_rows(self) -> int:
-        """Rows handed over, those that the store held when it was opened included."""
-        return self._queued
+        """Rows handed over and made, those that the store held when it was opened included."""
+        return self._queued + self._queued_later
 
     @property
     def accepted_rows(self) -> int:
@@ -256,6 +259,66 @@ class Writer:
             self._appender.put(batch)
             self._queued += batch.rows
             self._check_failure()
+
+    def append_later(self, work: Callable[[Callable[..., None]], None], size_bytes: int) -> None:
+        """Hand over work that appends a batch, which the thread that writes is to do: queued on return.
+
+        For callers who must not wait for a batch to be made. The first is made at once. What is wrong with
+        a later one is told by the next call: what came before it is accepted, and the writer takes no more.
+
+        Parameters
+        ----------
+        work : callable
+            Gets a function to call with what `append` takes, table, arrays and sample index, for at most
+            one batch. The arrays' memory is given away.
+        size_bytes : int
+            What the batch takes in memory, until it is made and after.
+
+        Raises
+        ------
+        BatchError
+            If this or an earlier batch breaks a rule.
+        WriteFailedError
+            If an earlier batch could not be written; says which rows are safe.
+        WriterClosedError
+            If the writer was closed or finalized.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, zarrow
+        >>> path = tempfile.mkdtemp() + "/run.zarrow"
+        >>> with zarrow.Writer(path) as writer:
+        ...     for n in range(2):
+        ...         writer.append_later(lambda append, n=n: append({"id": [n]}, {"v": np.ones((1, 4))}), 40)
+        ...     writer.finalize()
+        >>> zarrow.open(path).num_rows
+        2
+        """
+        self._check_usable()
+        if self._spec is None:
+            work(partial(self.append, copy=False))
+            return
+        number = self._batches
+        self._batches += 1
+
+        def make() -> list[_batches.Batch]:
+            batches: list[_batches.Batch] = []
+
+            def append(
+                table: _batches.Columns = None,
+                arrays: Mapping[str, Any] | None = None,
+                sample_index: Any = None,
+            ) -> None:
+                assert self._reader is not None
+                batch = self._reader.read(table, arrays or {}, sample_index, copy=False, number=number)
+                self._queued_later += batch.rows
+                batches.append(batch)
+
+            work(append)
+            return batches
+
+        self._appender.put(Later(size_bytes, make))
+        self._check_failure()
 
     def flush(self, *, durable: bool = False) -> None:
         """Wait until every queued row is accepted, or durable.

@@ -6,9 +6,12 @@ Run it from the repository::
     python tests/benchmarks/predict.py --step-ms 20 --batches 1000 --accelerator gpu
     python tests/benchmarks/predict.py --memory         # what 5,000,000 rows in tiny batches keep in memory
 
-Trainer.predict runs in turns without a writer (the predictions are dropped) and with `PredictionWriter`; a
-round is one of each, right one behind the other, and the table shows medians over the rounds. The share lost
-is what the writer adds to a round's time without it. What is stored is read back and counted.
+Trainer.predict runs in turns without a callback (the predictions are dropped), with a
+`BasePredictionWriter` that does nothing, which is what Lightning itself takes for such callbacks, and with
+`PredictionWriter`; a round is one of each, right one behind the other, and the table shows medians over the
+rounds. The share lost is what a callback adds to a round's time without it, its own time is what one call of
+its hook takes. All of it twice: for vectors that the step returns as they are, which the writer keeps, and
+for a view of a larger tensor, which it must copy. What is stored is read back and counted.
 
 The model does nothing but matrix products, on one thread: other threads, and on a GPU the host, are free, as
 they are where a model is worth storing predictions of.
@@ -30,6 +33,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset
 
 import zarrow
@@ -52,11 +56,11 @@ class Indices(Dataset):
 
 
 class Model(LightningModule):
-    """Takes so long per step, and returns a fresh vector per row."""
+    """Takes so long per step, and returns a fresh vector per row, or a view of a fresh tensor."""
 
-    def __init__(self, products: int) -> None:
+    def __init__(self, products: int, *, view: bool) -> None:
         super().__init__()
-        self.products = products
+        self.products, self.view = products, view
         self.weights = torch.nn.Parameter(torch.randn(WIDTH, WIDTH) / WIDTH**0.5)
         self.rows = torch.nn.Parameter(torch.randn(4096, WIDTH))
 
@@ -64,12 +68,48 @@ class Model(LightningModule):
         vectors = self.rows[batch % 4096]
         for _ in range(self.products):
             vectors = (vectors @ self.weights).tanh()
-        return {"occurs_prob": vectors[:, 0].sigmoid(), "query_embed": vectors}
+        prob = vectors[:, 0].sigmoid()
+        return {"occurs_prob": prob, "query_embed": vectors.repeat(1, 2)[:, :WIDTH] if self.view else vectors}
+
+
+class Idle(BasePredictionWriter):
+    """Does nothing."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__("batch")
+
+    def write_on_batch_end(self, *arguments: Any) -> None:
+        pass
+
+
+def timed(callback: type[BasePredictionWriter]) -> type[BasePredictionWriter]:
+    """Return a callback whose hook takes its own time."""
+
+    class Timed(callback):
+        hook_s: list[float]
+
+        def setup(self, *arguments: Any, **named: Any) -> None:
+            self.hook_s = []
+            super().setup(*arguments, **named)
+
+        def write_on_batch_end(self, *arguments: Any) -> None:
+            started = time.perf_counter()
+            super().write_on_batch_end(*arguments)
+            self.hook_s.append(time.perf_counter() - started)
+
+    return Timed
+
+
+CALLBACKS = {
+    "no callback": None,
+    "one that does nothing": timed(Idle),
+    "PredictionWriter": timed(PredictionWriter),
+}
 
 
 def calibrate(step_ms: float, batch_rows: int, device: str) -> int:
     """Return how many matrix products a step needs to take so long."""
-    model = Model(8).to(device)
+    model = Model(8, view=False).to(device)
     batch = torch.arange(batch_rows, device=device)
     times = []
     with torch.inference_mode():
@@ -80,12 +120,14 @@ def calibrate(step_ms: float, batch_rows: int, device: str) -> int:
     return max(1, round(8 * step_ms / 1e3 / statistics.median(times)))
 
 
-def predict(model: Model, batches: int, batch_rows: int, accelerator: str, store: Path | None) -> float:
+def predict(
+    model: LightningModule, batches: int, batch_rows: int, accelerator: str, callback: Any = None
+) -> float:
     """Return the seconds that a run takes."""
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,
-        callbacks=[] if store is None else [PredictionWriter(store)],
+        callbacks=callback,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -97,6 +139,32 @@ def predict(model: Model, batches: int, batch_rows: int, accelerator: str, store
     if accelerator == "gpu":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def compare(options: argparse.Namespace, store: Path, *, view: bool) -> None:
+    """Print what callbacks cost."""
+    device = "cuda" if options.accelerator == "gpu" else "cpu"
+    model = Model(calibrate(options.step_ms, options.batch_rows, device), view=view)
+    seconds: dict[str, list[float]] = {name: [] for name in CALLBACKS}
+    hook_ms: dict[str, list[float]] = {name: [] for name in CALLBACKS}
+    for number in range(options.rounds + 1):
+        batches = options.batches if number else 20  # the first round warms up
+        for name, kind in CALLBACKS.items():
+            callback = kind and kind(store)
+            took = predict(model, batches, options.batch_rows, options.accelerator, callback)
+            if number:
+                seconds[name].append(took)
+                hook_ms[name].append(1e3 * statistics.mean(callback.hook_s) if callback else 0.0)
+        assert zarrow.open(store).num_rows == batches * options.batch_rows
+        shutil.rmtree(store)
+    print(f"{'a view' if view else 'vectors as they are':24}{'ms per batch':>14}{'the hook':>10}{'lost':>8}")
+    for name, times in seconds.items():
+        lost = [one / plain - 1 for one, plain in zip(times, seconds["no callback"], strict=True)]
+        ms = 1e3 * statistics.median(times) / options.batches
+        print(
+            f"{name:24}{ms:14.2f}{statistics.median(hook_ms[name]):10.3f}{statistics.median(lost):8.1%}"
+            + (f"  (in the rounds: {', '.join(f'{one:.1%}' for one in lost)})" if any(lost) else "")
+        )
 
 
 class Tiny(LightningModule):
@@ -123,7 +191,8 @@ def private_bytes() -> int:
 
 def memory(folder: Path, rows: int, batch_rows: int) -> None:
     model = Tiny(rows)
-    seconds = predict(model, rows // batch_rows, batch_rows, "cpu", folder / "s.zarrow")
+    writer = PredictionWriter(folder / "s.zarrow")
+    seconds = predict(model, rows // batch_rows, batch_rows, "cpu", writer)
     assert zarrow.open(folder / "s.zarrow").num_rows == rows
     grown = model.late_bytes - model.early_bytes
     print(
@@ -136,7 +205,7 @@ def memory(folder: Path, rows: int, batch_rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--step-ms", type=float, default=8.0)
-    parser.add_argument("--batches", type=int, default=400)
+    parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--batch-rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
@@ -150,31 +219,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             memory(Path(folder), 5_000_000, 40)
         return
-    device = "cuda" if options.accelerator == "gpu" else "cpu"
-    model = Model(calibrate(options.step_ms, options.batch_rows, device))
-    rows = options.batches * options.batch_rows
     top = Path(tempfile.mkdtemp(dir=options.folder))
-    without, with_writer, lost = [], [], []
     try:
-        for number in range(options.rounds + 1):
-            store = top / "s.zarrow"
-            run = (model, options.batches if number else 20, options.batch_rows, options.accelerator)
-            plain, written = predict(*run, None), predict(*run, store)
-            if number:  # the first round warms up
-                assert zarrow.open(store).num_rows == rows
-                without.append(plain)
-                with_writer.append(written)
-                lost.append(written / plain - 1)
-            shutil.rmtree(store)
+        print(f"{options.batches} batches of {options.batch_rows} x {WIDTH} float32, {options.rounds} rounds")
+        for view in (False, True):
+            compare(options, top / "s.zarrow", view=view)
     finally:
         shutil.rmtree(top)
-    kind = f"{WIDTH} float32 in batches of {options.batch_rows}, {device}, {options.rounds} rounds"
-    each = ", ".join(f"{one:.1%}" for one in lost)
-    print(f"{rows:,} rows of {kind}")
-    print(f"a step                 {statistics.median(without) / options.batches * 1e3:9.2f} ms")
-    print(f"without a writer       {rows / statistics.median(without):9,.0f} rows/s")
-    print(f"with PredictionWriter  {rows / statistics.median(with_writer):9,.0f} rows/s")
-    print(f"lost                   {statistics.median(lost):9.1%}  (in the rounds: {each})")
 
 
 if __name__ == "__main__":
