@@ -97,21 +97,17 @@ class HostBatch:
         Waits until all of them are there.
     lost : dict of str to tensor, shape (rows,)
         Per entry that was made narrower on a device, which rows lost a value by it.
+    size_bytes : int
+        What tensors and arrays among them take in memory.
+    is_its_own : bool
+        Whether all values are tensors and arrays, in memory that nobody else writes into.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     wait: Callable[[], None] | None = None
     lost: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def size_bytes(self) -> int:
-        """What tensors and arrays among them take in memory."""
-        return sum(getattr(value, "nbytes", 0) for value in self.values.values())
-
-    @property
-    def is_its_own(self) -> bool:
-        """Whether all values are tensors and arrays, in memory that nobody else writes into."""
-        return all(isinstance(value, torch.Tensor | np.ndarray) for value in self.values.values())
+    size_bytes: int = 0
+    is_its_own: bool = True
 
     def arrive(self) -> None:
         """Wait until all values are there."""
@@ -149,6 +145,9 @@ class UnderWay:
 
     def add(self, batch: HostBatch, then: Callable[[HostBatch], None]) -> None:
         """Hand a batch over to `then` in its turn, at once if nothing is to be waited for."""
+        if batch.wait is None and not self._waiting:
+            then(batch)
+            return
         self._waiting.append((batch, then))
         self.finish(self._limit if batch.wait is not None else 0)
 
@@ -220,15 +219,18 @@ class HostCopies:
             if isinstance(value, np.ndarray):
                 if value.dtype.kind != "f" or name not in self._dtypes:
                     batch.values[name] = value.copy()
+                    batch.size_bytes += value.nbytes
                     continue
                 value = torch.from_numpy(value)
             if not isinstance(value, torch.Tensor):
                 batch.values[name] = value
+                batch.is_its_own = False
                 continue
             if value.layout is not torch.strided:
                 raise BatchError(
                     f"{name!r} is a tensor of layout {value.layout}: return it dense: .to_dense()"
                 )
+            batch.size_bytes += value.nbytes
             dtype = self._targets.get((name, value.dtype)) or self._target(name, value.dtype)
             tensor = value if dtype is value.dtype else value.detach()
             if self._device.covers(tensor):

@@ -19,6 +19,8 @@ __all__ = ["BatchQueue", "Later"]
 GROUP_BYTES = 4 << 20
 """Batches that wait are written in one frame up to so many bytes."""
 
+NAP_S = 0.05
+"""How long batches wait for others to be written with, if there are not so many bytes and nobody waits."""
 ITEM_BYTES = 4 << 10
 """What Python takes for whatever waits, beside its values."""
 
@@ -62,6 +64,8 @@ class BatchQueue:
         self._putting = threading.Lock()
         self._room = threading.Condition()
         self._waiting = False
+        self._calls_put = self._calls_taken = 0  # callables, whose callers wait: counted in the same way
+        self._enough = threading.Event()
         self.stopped = False
 
     def put(self, item: Item) -> None:
@@ -73,12 +77,21 @@ class BatchQueue:
             if not self.stopped:
                 self._items.put((item, size))  # before it is counted: an interrupt in between does no harm
                 self._put_bytes += size
+                self._calls_put += not size
+                if self._is_enough() and not self._enough.is_set():
+                    self._enough.set()
+
+    def _is_enough(self) -> bool:
+        """Tell whether the thread is not to wait for more."""
+        queued = self._put_bytes - self._done_bytes
+        return queued >= GROUP_BYTES or self._waiting or self._calls_put > self._calls_taken or self.stopped
 
     def _wait_for_room(self, size: int) -> None:
         with self._room:
             limit = self._limit_bytes
             # Said before the thread's count is looked at, which it raises before it looks here.
             self._waiting = True
+            self._enough.set()
             while not self.stopped:
                 queued = self._put_bytes - self._done_bytes
                 if not queued or queued + size <= limit:
@@ -90,8 +103,11 @@ class BatchQueue:
     def get(self, timeout_s: float | None) -> tuple[list[Batch | Later], int] | Callable[[], None] | None:
         """Return batches that came first and their bytes, or a callable; None after the timeout.
 
-        Batches that wait one behind the other come together: each frame has its price.
+        Batches that wait one behind the other come together: each frame has its price, and so has waking
+        up: between the steps of a model caches are cold, and what runs then takes the interpreter from the
+        model. So the first batch waits a moment for others.
         """
+        self._enough.clear()
         first, self._next = self._next, None
         if first is None and not self.stopped:
             with contextlib.suppress(queue.Empty):
@@ -100,7 +116,10 @@ class BatchQueue:
             return None
         item, size = first
         if not isinstance(item, Batch | Later):
+            self._calls_taken += 1
             return item
+        if not self._is_enough():
+            self._enough.wait(NAP_S)
         batches = [item]
         while size < GROUP_BYTES and self._next is None:
             try:
@@ -128,6 +147,7 @@ class BatchQueue:
         """Throw away what is queued, and let every caller go."""
         with self._room:
             self.stopped = True
+            self._enough.set()
             self._room.notify_all()
         with contextlib.suppress(queue.Empty):
             while True:

@@ -16,6 +16,8 @@ __all__ = ["RowSet"]
 
 Indices = npt.NDArray[np.int64]
 _BLOCK_BYTES = 1 << 16
+_WINDOW = 64
+"""Indices that span at most so many times their number are added together."""
 
 
 class RowSet:
@@ -56,7 +58,9 @@ class RowSet:
         >>> rows.fresh(np.array([3, 4, 3])).tolist()
         [True, False, False]
         """
-        if np.all(indices[1:] > indices[:-1]):  # as they mostly are
+        if (indices[1:] > indices[:-1]).all():  # as they mostly are
+            if len(indices) and indices[0] >= 8 * len(self._bits):
+                return np.ones(len(indices), bool)
             return ~self.contains(indices)
         first = np.zeros(len(indices), bool)
         first[np.unique(indices, return_index=True)[1]] = True
@@ -84,12 +88,17 @@ class RowSet:
         """Add indices, of which none is in the set and none stands there twice."""
         if not len(indices):
             return
-        need = int(indices.max() >> 3) + 1
+        first, need = int(indices.min() >> 3), int(indices.max() >> 3) + 1
         if need > len(self._bits):
             bits = np.zeros(max(need, 2 * len(self._bits)), np.uint8)
             bits[: len(self._bits)] = self._bits
             self._bits = bits
-        np.bitwise_or.at(self._bits, indices >> 3, np.left_shift(1, indices & 7).astype(np.uint8))
+        if 8 * (need - first) <= _WINDOW * len(indices):
+            window = np.zeros(8 * (need - first), bool)
+            window[indices - 8 * first] = True
+            self._bits[first:need] |= np.packbits(window, bitorder="little")
+        else:
+            np.bitwise_or.at(self._bits, indices >> 3, np.left_shift(1, indices & 7).astype(np.uint8))
         self._count += len(indices)
 
     def update(self, other: RowSet) -> int:

@@ -2,16 +2,24 @@
 
 Run it from the repository::
 
-    python tests/benchmarks/predict.py                  # a step of about 8 ms, 256 x 768 float32 per batch
-    python tests/benchmarks/predict.py --step-ms 20 --batches 1000 --accelerator gpu
+    python tests/benchmarks/predict.py                  # a step of about 8 ms, 768 float32 per row
+    python tests/benchmarks/predict.py --step-ms 20 --batches 1000 --batch-rows 256 --accelerator gpu
     python tests/benchmarks/predict.py --memory         # what 5,000,000 rows in tiny batches keep in memory
 
-Trainer.predict runs in turns without a callback (the predictions are dropped), with a
-`BasePredictionWriter` that does nothing, which is what Lightning itself takes for such callbacks, and with
-`PredictionWriter`; a round is one of each, right one behind the other, and the table shows medians over the
-rounds. The share lost is what a callback adds to a round's time without it, its own time is what one call of
-its hook takes. All of it twice: for vectors that the step returns as they are, which the writer keeps, and
-for a view of a larger tensor, which it must copy. What is stored is read back and counted.
+Trainer.predict runs in turns
+
+* without a callback: the predictions are dropped;
+* with a `BasePredictionWriter` that does nothing, which is what Lightning itself takes for one;
+* with one that hands the vectors to a thread, which writes their bytes into a file and knows nothing of
+  stores: what any writer that does not stop the model takes on this machine, whose memory and disk the model
+  shares with it;
+* with `PredictionWriter`.
+
+A round is one of each, right one behind the other, and the tables show medians over the rounds: milliseconds
+per batch, those of them in the callback's hook, and the share lost, which is what a callback adds to a
+batch's time. What a run takes before its sixth batch and behind its last one stands beside. There are two
+tables per size of a batch: for vectors that the step returns as they are, which the writer keeps, and for a
+view of a larger tensor, which it must copy. What is stored is read back and counted.
 
 The model does nothing but matrix products, on one thread: other threads, and on a GPU the host, are free, as
 they are where a model is worth storing predictions of.
@@ -23,9 +31,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import queue
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -40,6 +51,8 @@ import zarrow
 from zarrow.lightning import PredictionWriter
 
 WIDTH = 768
+WARM_UP = 5
+"""Batches that are not counted: the first one makes the store, and the writer looks closer at a few."""
 
 
 class Indices(Dataset):
@@ -63,8 +76,10 @@ class Model(LightningModule):
         self.products, self.view = products, view
         self.weights = torch.nn.Parameter(torch.randn(WIDTH, WIDTH) / WIDTH**0.5)
         self.rows = torch.nn.Parameter(torch.randn(4096, WIDTH))
+        self.begun_s: list[float] = []
 
     def predict_step(self, batch: torch.Tensor) -> dict[str, Any]:
+        self.begun_s.append(time.perf_counter())
         vectors = self.rows[batch % 4096]
         for _ in range(self.products):
             vectors = (vectors @ self.weights).tanh()
@@ -75,15 +90,38 @@ class Model(LightningModule):
 class Idle(BasePredictionWriter):
     """Does nothing."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__("batch")
+        self.path = path
 
     def write_on_batch_end(self, *arguments: Any) -> None:
         pass
 
 
+class Bytes(Idle):
+    """Has a thread write the vectors' bytes into a file."""
+
+    def setup(self, *arguments: Any, **named: Any) -> None:
+        self.queue: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self.write)
+        self.thread.start()
+
+    def write(self) -> None:
+        with self.path.open("wb", buffering=0) as file:
+            while (vectors := self.queue.get()) is not None:
+                file.write(vectors.contiguous().numpy())
+
+    def write_on_batch_end(self, trainer: Any, module: Any, prediction: Any, *arguments: Any) -> None:
+        self.queue.put(prediction["query_embed"])
+
+    def teardown(self, *arguments: Any, **named: Any) -> None:
+        self.queue.put(None)
+        self.thread.join()
+        self.path.unlink()
+
+
 def timed(callback: type[BasePredictionWriter]) -> type[BasePredictionWriter]:
-    """Return a callback whose hook takes its own time."""
+    """Return a callback that says how long its hook takes."""
 
     class Timed(callback):
         hook_s: list[float]
@@ -103,6 +141,7 @@ def timed(callback: type[BasePredictionWriter]) -> type[BasePredictionWriter]:
 CALLBACKS = {
     "no callback": None,
     "one that does nothing": timed(Idle),
+    "a thread writes bytes": timed(Bytes),
     "PredictionWriter": timed(PredictionWriter),
 }
 
@@ -117,7 +156,7 @@ def calibrate(step_ms: float, batch_rows: int, device: str) -> int:
             started = time.perf_counter()
             model.predict_step(batch)["occurs_prob"].cpu()
             times.append(time.perf_counter() - started)
-    return max(1, round(8 * step_ms / 1e3 / statistics.median(times)))
+    return max(1, math.ceil(8 * step_ms / 1e3 / statistics.median(times)))
 
 
 def predict(
@@ -141,28 +180,33 @@ def predict(
     return time.perf_counter() - started
 
 
-def compare(options: argparse.Namespace, store: Path, *, view: bool) -> None:
+def compare(options: argparse.Namespace, store: Path, batch_rows: int, *, view: bool) -> None:
     """Print what callbacks cost."""
     device = "cuda" if options.accelerator == "gpu" else "cpu"
-    model = Model(calibrate(options.step_ms, options.batch_rows, device), view=view)
-    seconds: dict[str, list[float]] = {name: [] for name in CALLBACKS}
+    model = Model(calibrate(options.step_ms, batch_rows, device), view=view)
+    batch_ms: dict[str, list[float]] = {name: [] for name in CALLBACKS}
     hook_ms: dict[str, list[float]] = {name: [] for name in CALLBACKS}
+    ends_ms: dict[str, list[float]] = {name: [] for name in CALLBACKS}
     for number in range(options.rounds + 1):
-        batches = options.batches if number else 20  # the first round warms up
+        batches = options.batches if number else 20
         for name, kind in CALLBACKS.items():
             callback = kind and kind(store)
-            took = predict(model, batches, options.batch_rows, options.accelerator, callback)
-            if number:
-                seconds[name].append(took)
-                hook_ms[name].append(1e3 * statistics.mean(callback.hook_s) if callback else 0.0)
-        assert zarrow.open(store).num_rows == batches * options.batch_rows
+            model.begun_s.clear()
+            took = predict(model, batches, batch_rows, options.accelerator, callback)
+            if number:  # the first round warms up
+                ms = 1e3 * (model.begun_s[-1] - model.begun_s[WARM_UP]) / (batches - WARM_UP - 1)
+                batch_ms[name].append(ms)
+                hook_ms[name].append(1e3 * statistics.mean(callback.hook_s[WARM_UP:]) if callback else 0.0)
+                ends_ms[name].append(1e3 * took - ms * batches)
+        assert zarrow.open(store).num_rows == batches * batch_rows
         shutil.rmtree(store)
-    print(f"{'a view' if view else 'vectors as they are':24}{'ms per batch':>14}{'the hook':>10}{'lost':>8}")
-    for name, times in seconds.items():
-        lost = [one / plain - 1 for one, plain in zip(times, seconds["no callback"], strict=True)]
-        ms = 1e3 * statistics.median(times) / options.batches
+    what = "a view" if view else "as they are"
+    print(f"{f'{batch_rows} rows, {what}':24}{'ms per batch':>14}{'the hook':>10}{'beside':>10}{'lost':>8}")
+    for name, times in batch_ms.items():
+        lost = [one / plain - 1 for one, plain in zip(times, batch_ms["no callback"], strict=True)]
         print(
-            f"{name:24}{ms:14.2f}{statistics.median(hook_ms[name]):10.3f}{statistics.median(lost):8.1%}"
+            f"{name:24}{statistics.median(times):14.2f}{statistics.median(hook_ms[name]):10.3f}"
+            f"{statistics.median(ends_ms[name]):10.0f}{statistics.median(lost):8.1%}"
             + (f"  (in the rounds: {', '.join(f'{one:.1%}' for one in lost)})" if any(lost) else "")
         )
 
@@ -206,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--step-ms", type=float, default=8.0)
     parser.add_argument("--batches", type=int, default=300)
-    parser.add_argument("--batch-rows", type=int, default=256)
+    parser.add_argument("--batch-rows", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--folder", type=Path, help="where the store goes; a temporary directory by default")
@@ -221,9 +265,10 @@ def main() -> None:
         return
     top = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        print(f"{options.batches} batches of {options.batch_rows} x {WIDTH} float32, {options.rounds} rounds")
-        for view in (False, True):
-            compare(options, top / "s.zarrow", view=view)
+        print(f"{options.batches} batches, {WIDTH} float32 per row, {options.rounds} rounds")
+        for batch_rows in options.batch_rows:
+            for view in (False, True):
+                compare(options, top / "s.zarrow", batch_rows, view=view)
     finally:
         shutil.rmtree(top)
 
