@@ -8,6 +8,9 @@
 3. brings them to the host (`_host_copies`) and hands them to a `zarrow.Writer`, which does not wait for
    the disk (`_predict_run`).
 
+The model waits for the copies only: where the caller's own functions are not asked, the rest is done by the
+thread that writes, a few batches at a time.
+
 A batch is stored whole or not at all. The store becomes complete when the run ended *and* every row that
 was expected is in it; however else the run ends, the store keeps every finished batch and can be resumed.
 
@@ -368,6 +371,8 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Hand a batch to the writer: queued on return; from a GPU, when the next but one was begun.
 
+        What is wrong with a batch may be told by the hook of a later one, or at the end.
+
         Parameters
         ----------
         trainer, pl_module : Trainer, LightningModule
@@ -382,7 +387,8 @@ class PredictionWriter(BasePredictionWriter):
         Raises
         ------
         BatchError
-            If the batch breaks a rule; nothing of it is stored, and all of the batches before it.
+            If this batch or one before it breaks a rule, which it names; nothing of that one is stored, and
+            all of the batches before it.
         WriteFailedError
             If an earlier batch could not be written; says which rows are safe.
         """
