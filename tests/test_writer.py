@@ -958,7 +958,8 @@ def test_an_fsync_that_failed_once_is_not_believed_later(path: Path, calls: Faul
         with zarrow.Writer(path, **OPTIONS) as writer:
             _append(writer, 0, SEGMENT_ROWS - 4)
             writer.flush()
-            _wait_for(lambda: len(list(path.glob("open/*/owner.json"))) == 2)  # the next open segment is no row's loss
+            # That of the next open segment would lose no row.
+            _wait_for(lambda: len(list(path.glob("open/*/owner.json"))) == 2)
             calls.broken["fsync"] = errno.EIO
             before = calls.counts.get("fsync", 0)
             _append(writer, SEGMENT_ROWS - 4, SEGMENT_ROWS)

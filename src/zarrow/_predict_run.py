@@ -2,10 +2,10 @@
 
 `Run` lives from the callback's ``setup`` to the run's end, on every rank one. Per batch it finds the rows'
 places in the dataset, their identifiers, and the values to store, leaves out what was stored before, and
-hands the rest to the writer; most of that in the writing thread, since the model waits for the callback: it
-is cold work between steps, and took 0.6 ms of each. At the end it judges whether every expected row arrived. With one rank it
-knows; with several, rank 0 asks the store, when all others have closed their writers: what counts is what
-is there, not who says that it is done.
+hands the rest to the writer. The model waits for the callback, so most of that is left to the thread that
+writes: work between steps is cold, and took 0.6 ms of each. At the end `Run` judges whether every expected
+row arrived. With one rank it knows; with several, rank 0 asks the store, when all others have closed their
+writers: what counts is what is there, not who says that it is done.
 
 Place: under the edge `lightning`, above `writer` and `store`.
 """
