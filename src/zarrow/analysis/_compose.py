@@ -18,7 +18,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow.analysis._choices import require_choice
+from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._column_facts import connect, quoted
 from zarrow.analysis._groups import names_of
 from zarrow.errors import InvalidInputError

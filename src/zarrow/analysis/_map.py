@@ -25,8 +25,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, choose_array, split_finite, width_of
-from zarrow.analysis._choices import require_choice
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._pca import Pca, pca
 from zarrow.derived import add_array

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, choose_array, width_of
-from zarrow.analysis._choices import require_choice
 from zarrow.analysis._folds import Client, fold
 from zarrow.analysis._topk import Metric, TopK
 from zarrow.errors import InvalidInputError, MissingExtraError

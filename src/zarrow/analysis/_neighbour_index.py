@@ -30,8 +30,8 @@ import pyarrow.compute as pc
 from zarrow import _documents, _files, layout
 from zarrow._checksum import crc32c
 from zarrow._origin import origin
+from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, blocks, choose_array, split_finite, width_of
-from zarrow.analysis._choices import require_choice
 from zarrow.analysis._moments import row_norms
 from zarrow.analysis._topk import Metric, TopK
 from zarrow.errors import (

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from zarrow.analysis._blocks import Block, Progress, as_matrix, blocks, choose_array, split_finite, width_of
-from zarrow.analysis._choices import require_choice
+from zarrow.analysis._arguments import read_vectors, require_choice
+from zarrow.analysis._blocks import Block, Progress, blocks, choose_array, split_finite, width_of
 from zarrow.analysis._folds import Client, fold
 from zarrow.analysis._moments import Moments
 from zarrow.errors import InvalidInputError
@@ -97,13 +97,7 @@ class Pca:
         >>> zarrow.analysis.pca(store, n_components=2).transform(store["query_embed"][:5]).shape
         (5, 2)
         """
-        given = np.asarray(vectors)
-        width = self.components_.shape[1]
-        if given.ndim < 2 or int(np.prod(given.shape[1:])) != width:
-            raise InvalidInputError(
-                f"vectors must be of shape (n, {width}), as array {self.array!r} was, got {given.shape}"
-            )
-        values = as_matrix(given)
+        values = read_vectors(vectors, self.components_.shape[1], self.array)
         # Centred first: the mean may be large beside what is left, and then cancels here and not later.
         centred = values - self.mean_.astype(values.dtype)
         with np.errstate(invalid="ignore"):

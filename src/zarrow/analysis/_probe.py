@@ -21,8 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow.analysis._blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
-from zarrow.analysis._choices import require_choice
+from zarrow.analysis._arguments import read_vectors, require_choice
+from zarrow.analysis._blocks import Block, Progress, choose_array, split_finite, width_of
 from zarrow.analysis._evaluate import Evaluation, hold_against, read_numbers
 from zarrow.analysis._folds import Client, Passes
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
@@ -126,10 +126,7 @@ class Probe:
         >>> zarrow.analysis.probe(store, "occurs").predict(store["query_embed"][:3]).shape
         (3, 2)
         """
-        given = np.asarray(vectors)
-        if given.ndim < 2 or int(np.prod(given.shape[1:])) != len(self.mean):
-            raise InvalidInputError(f"vectors must be of shape (n, {len(self.mean)}), got {given.shape}")
-        values = as_matrix(given)
+        values = read_vectors(vectors, len(self.mean), self.array)
         if split_finite(values) is not None:
             raise InvalidInputError("vectors must be finite")
         return predict(values, Standard(self.mean, self.scale), self.weights, self.intercept, self.kind)
