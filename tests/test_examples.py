@@ -34,6 +34,12 @@ def test_sentence_embeddings(tmp_path: Path) -> None:
     assert (store.num_rows, store["embedding"].shape) == (96, (96, 384))
     again = run("sentence_embeddings.py", *arguments, "--query", "wait for a coroutine", cwd=tmp_path)
     assert "a coroutine" in again
+    # What analysis makes of such a store: the best answer, its likes, and a map.
+    question = "assert that a condition holds"
+    printed = run("analysis/find_paragraphs.py", "topics.zarrow", question, cwd=tmp_path)
+    assert printed.splitlines()[1].split()[1] == "assert"
+    assert printed.splitlines()[7] == "like the best of them:"
+    assert (tmp_path / "topics.png").stat().st_size > 10_000
 
 
 def test_worker_processes(tmp_path: Path) -> None:

@@ -191,3 +191,15 @@ def test_too_many_groups_are_refused(tmp_path):
     )
     with pytest.raises(InvalidInputError, match="12000 groups of 1000 dimensions"):
         describe(store, by="id")
+
+
+def test_names_that_sql_has_no_word_for(tmp_path):
+    """A column may be named as Arrow lets it, and be grouped by."""
+    name = 'a "b"\0; --'
+    with zarrow.Writer(tmp_path / "s") as writer:
+        writer.append({name: [1, 1, 4], "v0": [1.0, 2.0, 3.0]})
+        writer.finalize()
+    store = zarrow.open(tmp_path / "s")
+    assert describe(store).columns["column"].to_pylist() == [name, "v0"]
+    grouped = describe(store, columns=["v0"], by=name).columns.to_pylist()
+    assert [(one[name], one["mean"]) for one in grouped] == [(1, 1.5), (4, 3.0)]

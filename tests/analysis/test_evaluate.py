@@ -1,5 +1,6 @@
 """Evaluations, held against scikit-learn, and the bootstrap against a plain one."""
 
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,8 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 import zarrow
-from zarrow.analysis import evaluate
+from zarrow.analysis import _evaluate, _gather, _scores, evaluate
+from zarrow.analysis._curves import calibrate
 from zarrow.analysis._scores import Scores
 from zarrow.errors import InvalidInputError, UnknownNameError
 
@@ -80,6 +82,37 @@ def test_equals_scikit_learn(made):
         chosen = (query == name) & ~censored
         check(groups[name], label[chosen], prob[chosen])
         assert groups[name]["rows"] == ROWS / 5
+
+
+@pytest.mark.parametrize("dtype", [pa.float32(), pa.float64()])
+def test_rows_that_come_in_pieces_are_evaluated_as_one(made, dtype, monkeypatch):
+    """Where rows lie in files, and ties in several pieces, every figure is what it is in memory."""
+    approx = functools.partial(pytest.approx, rel=1e-12)
+    table = made[0].table()
+    place = table.schema.get_field_index("prob")
+    table = table.set_column(place, "prob", table["prob"].cast(dtype))
+    whole = evaluate(table, "prob", "label", by=["query"], bootstrap=0)
+    monkeypatch.setattr(_evaluate, "BATCH_ROWS", 11)
+    monkeypatch.setattr(_gather, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(_gather, "CHUNK", 7)
+    monkeypatch.setattr(_scores, "CHUNK", 5)
+    pieces = evaluate(table, "prob", "label", by=["query"], bootstrap=0)
+    assert isinstance(pieces.scores[-1]._keys, np.memmap)
+    for one, other in zip(
+        [whole.overall, *whole.table.to_pylist()], [pieces.overall, *pieces.table.to_pylist()], strict=True
+    ):
+        assert one.keys() == other.keys()
+        assert all(one[name] == other[name] or one[name] == approx(other[name]) for name in one)
+    for one, other in zip(whole.roc_curve(), pieces.roc_curve(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(whole.roc_curve("q1", 9), pieces.roc_curve("q1", 9), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for column in whole.calibration_curve().column_names:
+        one, other = (found.calibration_curve()[column].to_numpy() for found in (whole, pieces))
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    for name in ("predicted", "observed", "rows"):
+        one, other = (getattr(calibrate(found.scores[-1]), name) for found in (whole, pieces))
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 def test_what_is_not_defined_is_null(made):

@@ -8,6 +8,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -361,3 +363,44 @@ def test_command(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["report", path, "-o", str(page), "--by", "nope"])
     assert printed.exit_code == 2
     assert "nope" in printed.stderr
+
+
+GROWTH = """
+import sys, threading, time
+import numpy as np
+import zarrow
+from zarrow.analysis.report import report
+
+folder, peak = sys.argv[1], 0
+
+
+def watch():
+    global peak
+    while True:
+        with open("/proc/self/status") as status:
+            peak = max(peak, *(int(line.split()[1]) for line in status if line.startswith("RssAnon")))
+        time.sleep(0.005)
+
+
+threading.Thread(target=watch, daemon=True).start()
+values = np.random.default_rng(0)
+for rows in (1_100_000, 2_500_000):
+    with zarrow.Writer(f"{folder}/{rows}") as writer:
+        for start in range(0, rows, 50_000):
+            prob = values.random(50_000, np.float32)
+            label, days = values.random(50_000) < prob, values.integers(1, 3, 50_000)
+            writer.append({"prob": prob, "label": label, "days": days, "id": np.arange(50_000)}, {})
+        writer.finalize()
+    report(zarrow.open(f"{folder}/{rows}"), f"{folder}/{rows}.html", by="days")
+    print(peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """A page about 2.5 million rows takes little more memory than one about 1.1 million."""
+    command = [sys.executable, "-c", GROWTH, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert second - first < 60_000, f"{first} kB, then {second} kB"

@@ -1,8 +1,8 @@
 """How are the values of a table's columns distributed?
 
-Asked of DuckDB, over a stream of the columns. Quantiles are exact up to ten million rows; above they are
-t-digest's (Dunning and Ertl, *Computing Extremely Accurate Quantiles Using t-Digests*, 2019), as DuckDB
-has it.
+Asked of DuckDB, over a stream of the columns. Quantiles are exact up to a million rows, whose values DuckDB
+holds in memory to have them; above they are t-digest's (Dunning and Ertl, *Computing Extremely Accurate
+Quantiles Using t-Digests*, 2019), as DuckDB has it.
 
 Place: tier 5, in `zarrow.analysis`; below `_describe`. Reads narrow columns only.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from zarrow.errors import MissingExtraError
+from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store
 
 if TYPE_CHECKING:
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "describe_columns", "quoted"]
 
-MAX_EXACT_ROWS = 10_000_000
+MAX_EXACT_ROWS = 1_000_000
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
-NUMBERS = ("mean", "std", "min", *QUANTILES, "max")
 
 
 def connect() -> duckdb.DuckDBPyConnection:
@@ -47,9 +46,16 @@ def connect() -> duckdb.DuckDBPyConnection:
 def quoted(name: str) -> str:
     """Return a column's name as SQL has it.
 
+    Raises
+    ------
+    InvalidInputError
+        If SQL has no way to say it.
+
     >>> print(quoted("subject_id"))
     "subject_id"
     """
+    if "\0" in name:
+        raise InvalidInputError(f"a column named in SQL can have no NUL in its name: {name!r}")
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -57,21 +63,28 @@ def describe_columns(store: Store, columns: Sequence[str], by: Sequence[str]) ->
     """Return a table with a row per column and group; see `zarrow.analysis.Description`."""
     if not columns:
         return pa.table({"column": pa.array([], pa.string())})
-    reader = store.scan(list(dict.fromkeys([*by, *columns])))
+    names = list(dict.fromkeys([*by, *columns]))
+    reader = store.scan(names)
+    # By number: not everything that Arrow takes for a name, NUL for one, is one in SQL.
+    called = {name: f"v{number}" for number, name in enumerate(names)}
+    schema = pa.schema([field.with_name(called[field.name]) for field in reader.schema])
+    batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
     connection = connect()
-    keys = "".join(f"{quoted(name)}, " for name in by)
+    keys = "".join(f"{called[name]}, " for name in by)
     fields = [store.schema.field(name) for name in columns]
     exact = store.num_rows <= MAX_EXACT_ROWS
-    facts = ", ".join(_facts(field, f"c{number}", exact) for number, field in enumerate(fields))
-    group_by = f"GROUP BY {', '.join(map(quoted, by))} ORDER BY ALL" if by else ""
-    connection.register("incoming", reader)
+    facts = ", ".join(
+        _facts(field, called[field.name], f"c{number}", exact) for number, field in enumerate(fields)
+    )
+    group_by = f"GROUP BY {', '.join(called[name] for name in by)} ORDER BY ALL" if by else ""
+    connection.register("incoming", pa.RecordBatchReader.from_batches(schema, batches))
     query = f"SELECT {keys} count(*) AS n, {facts} FROM incoming {group_by}"
     found: pa.Table = connection.sql(query).to_arrow_table()
     connection.close()
     tables = []
     for number, field in enumerate(fields):
         count = found[f"c{number}_count"]
-        piece = {name: found[name] for name in by} | {
+        piece = {name: found[called[name]] for name in by} | {
             "column": pa.array([field.name] * found.num_rows, pa.string()),
             "type": pa.array([str(field.type)] * found.num_rows, pa.string()),
             "count": count.cast(pa.int64()),
@@ -80,16 +93,19 @@ def describe_columns(store: Store, columns: Sequence[str], by: Sequence[str]) ->
             ),
         }
         piece |= {name: found[f"c{number}_{name}"].cast(pa.int64()) for name in ("nonfinite", "distinct")}
-        piece |= {name: found[f"c{number}_{name}"].cast(pa.float64()) for name in NUMBERS}
+        piece |= {name: found[f"c{number}_{name}"].cast(pa.float64()) for name in ("mean", "std", "min")}
+        shares = found[f"c{number}_quantiles"].to_pylist()
+        for place, name in enumerate(QUANTILES):
+            piece[name] = pa.array([None if one is None else one[place] for one in shares], pa.float64())
+        piece["max"] = found[f"c{number}_max"].cast(pa.float64())
         piece["exact"] = pa.array([exact] * found.num_rows)
         tables.append(pa.table(piece))
     return pa.concat_tables(tables)
 
 
-def _facts(field: pa.Field, name: str, exact: bool) -> str:
+def _facts(field: pa.Field, column: str, name: str, exact: bool) -> str:
     """Return the aggregates of a column."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    column = quoted(field.name)
     number, nonfinite, distinct = "NULL::DOUBLE", "0", f"approx_count_distinct({column})"
     if pa.types.is_floating(kind):
         number = f"CASE WHEN isfinite({column}) THEN {column}::DOUBLE END"
@@ -110,7 +126,8 @@ def _facts(field: pa.Field, name: str, exact: bool) -> str:
         "mean": f"avg({number})",
         "std": f"stddev_samp({number})",
         "min": f"min({number})",
-        **{key: f"{quantile}({number}, {share})" for key, share in QUANTILES.items()},
+        # Of a list at once: it holds the values, or the digest, once.
+        "quantiles": f"{quantile}({number}, {list(QUANTILES.values())})",
         "max": f"max({number})",
     }
     return ", ".join(f"{value} AS {name}_{key}" for key, value in aggregates.items())

@@ -60,17 +60,20 @@ def calibrate(scores: Scores, bins: int = 10) -> Calibration:
     >>> found.predicted.tolist(), found.observed.tolist()
     ([0.1875, 0.6875], [0.5, 0.5])
     """
-    if not len(scores.label):
+    if not len(scores):
         raise InvalidInputError("a calibration needs rows that have a label and a probability")
-    probability, label = scores.probability[::-1], scores.label[::-1]
-    _, first = np.unique(probability, return_index=True)
-    group = np.minimum(first * bins // len(label), bins - 1)
-    starts = first[np.flatnonzero(np.diff(group, prepend=-1))]
-    rows = np.diff(np.append(starts, len(label)))
-    observed = np.add.reduceat(label.astype(np.float64), starts) / rows
-    low, high = wilson(observed, rows)
-    predicted = np.add.reduceat(probability, starts) / rows
-    return Calibration(predicted=predicted, observed=observed, low=low, high=high, rows=rows)
+    sums = np.zeros((3, bins))
+    above = 0
+    for values, counts, positive in scores.runs():
+        below = len(scores) - above - np.cumsum(counts)
+        above += int(counts.sum())
+        group = np.minimum(below * bins // len(scores), bins - 1)
+        for total, what in zip(sums, (counts, counts * values, positive), strict=True):
+            total += np.bincount(group, what, minlength=bins)
+    rows, predicted, observed = sums[:, sums[0] > 0]
+    predicted, observed = predicted / rows, observed / rows
+    low, high = wilson(observed, rows.astype(np.int64))
+    return Calibration(predicted=predicted, observed=observed, low=low, high=high, rows=rows.astype(np.int64))
 
 
 def wilson(share: Float, rows: npt.NDArray[np.int64]) -> tuple[Float, Float]:
@@ -90,7 +93,7 @@ def largest_groups(found: Evaluation, most: int) -> list[tuple[str, Scores]]:
     """Return the groups of an evaluation that have most labelled rows, in the order of their keys."""
     if found.groups is None:
         return []
-    sizes = np.array([len(one.label) for one in found.scores[:-1]])
+    sizes = np.array([len(one) for one in found.scores[:-1]])
     chosen = np.sort(np.argsort(-sizes, kind="stable")[:most])
     keys = found.groups.keys.to_pylist()
     return [(group_name(keys[one]), found.scores[one]) for one in chosen]

@@ -10,7 +10,7 @@ Of each array, in one pass: mean and standard deviation per dimension, norms, Na
 * *dead dimensions*: those whose values are the same in all rows, to a millionth.
 
 Sums are those of `_moments`, quantiles of norms those of `_sketch`. Columns are DuckDB's work: quantiles are
-exact up to ten million rows, and above by t-digest (Dunning and Ertl, 2019).
+exact up to a million rows, and above by t-digest (Dunning and Ertl, 2019).
 
 Place: tier 5, in `zarrow.analysis`.
 """

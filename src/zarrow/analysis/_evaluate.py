@@ -3,7 +3,8 @@
 The metrics are those of `_scores`, over the rows that have a label and a probability; the label's nulls
 (censored rows, say) are counted and left out, as EveryQuery's ``EQ_evaluate`` does.
 
-The three columns that are asked about are held in memory, some 40 bytes per row; vectors are not read.
+The columns come past in batches. What is kept is four or eight bytes per row and group, in files once it
+is more than 64 MiB (`_gather`); bootstraps hold all rows in memory. Vectors are not read.
 
 Place: tier 5, in `zarrow.analysis`.
 """
@@ -22,14 +23,16 @@ import pyarrow.compute as pc
 
 from zarrow._known_names import unknown_name
 from zarrow.analysis._blocks import Progress
+from zarrow.analysis._gather import part, room
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
-from zarrow.analysis._scores import BINS, Scores, grouped_scores
+from zarrow.analysis._scores import BINS, Scores, grouped_scores, score_keys
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
 __all__ = ["Evaluation", "evaluate", "hold_against", "read_binary", "read_numbers"]
 
 Float = npt.NDArray[np.float64]
+BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,14 +235,27 @@ def evaluate(
             if name not in store.column_names:
                 raise unknown_name("column", name, store.column_names)
         table = (store if filter is None else store.filter(filter)).select(list(columns))
+        if unit is None:
+            groups = Groups(table.select(names)) if names else None
+            batches, most = iter(table.to_batches(BATCH_ROWS)), table.num_rows
+            empty = table.schema.empty_table()
+    elif unit is None:
+        groups = Groups.of_store(store, names, filter) if names else None
+        reader = store.scan(list(columns), filter, BATCH_ROWS)
+        batches, most, empty = iter(reader), store.num_rows, reader.schema.empty_table()
     else:
         table = store.table(list(columns), filter)
+    if unit is None:
+        gathered = _Gathered(probability, label, groups, most, empty)
+        for batch in batches:
+            gathered.add(batch)
+        return gathered.evaluation(bootstrap, bins, seed, progress)
     labels, known = read_binary(table[label], label)
     probabilities = read_numbers(table[probability], probability)
     scored = ~np.isnan(probabilities)
     _require_probabilities(probabilities[scored], probability)
     used = known & scored
-    units = column_codes(table[unit])[0][used] if unit else None
+    units = column_codes(table[unit])[0][used]
     groups = Groups(table.select(names)) if names else None
     return hold_against(
         labels[used],
@@ -257,6 +273,65 @@ def evaluate(
         missing_probabilities=int((known & ~scored).sum()),
         progress=progress,
     )
+
+
+class _Gathered:
+    """The rows that have a label and a probability, brought together group by group; of many, in files."""
+
+    def __init__(
+        self, probability: str, label: str, groups: Groups | None, most: int, empty: pa.Table
+    ) -> None:
+        self._names = probability, label
+        self._groups = groups
+        self._single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
+        read_binary(empty[label], label)  # raises what is wrong with their types, though there be no rows
+        read_numbers(empty[probability], probability)
+        self._keys = room(most, np.dtype(np.uint32 if self._single else np.uint64))
+        self._codes = room(most if groups is not None else 0, np.dtype(np.int32))
+        self._filled = self._missing_labels = self._missing_probabilities = self._passed = 0
+        self._rows = np.zeros(0 if groups is None else groups.count, np.int64)
+        self._low, self._high = 0.0, 1.0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        probability, label = self._names
+        labels, known = read_binary(batch[label], label)
+        probabilities = read_numbers(batch[probability], probability)
+        scored = ~np.isnan(probabilities)
+        used = known & scored
+        self._passed += batch.num_rows
+        self._missing_labels += int((~known).sum())
+        self._missing_probabilities += int((known & ~scored).sum())
+        if scored.any():
+            self._low = min(self._low, probabilities[scored].min())
+            self._high = max(self._high, probabilities[scored].max())
+        chosen = probabilities[used]
+        here = slice(self._filled, self._filled + len(chosen))
+        self._keys[here] = score_keys(labels[used], chosen.astype(np.float32) if self._single else chosen)
+        if self._groups is not None:
+            codes = self._groups.codes(batch)
+            self._rows += np.bincount(codes, minlength=self._groups.count)
+            self._codes[here] = codes[used]
+        self._filled = here.stop
+
+    def evaluation(self, bootstrap: int, bins: int, seed: int, progress: Progress | None) -> Evaluation:
+        _require_probabilities(np.array([self._low, self._high]), self._names[0])
+        keys, codes, scores = self._keys[: self._filled], self._codes[: self._filled], []
+        if self._groups is not None:
+            scores = [Scores.of_keys(here, bins) for here in part(keys, codes, self._groups.count)]
+        return _evaluation(
+            Scores.of_keys(keys, bins),
+            scores,
+            self._groups,
+            self._rows,
+            self._passed,
+            probability=self._names[0],
+            label=self._names[1],
+            bootstrap=bootstrap,
+            seed=seed,
+            missing_labels=self._missing_labels,
+            missing_probabilities=self._missing_probabilities,
+            progress=progress,
+        )
 
 
 def hold_against(
@@ -277,7 +352,7 @@ def hold_against(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate arrays: `labels`, `probabilities` and `units` of the `used` rows, `codes` of all of them."""
-    scores, table = [], None
+    scores, rows = [], np.zeros(0, np.int64)
     if groups is not None and codes is not None:
         chosen = codes[used]
         order = np.argsort(chosen, kind="stable")
@@ -288,9 +363,41 @@ def hold_against(
                 Scores(labels[here], probabilities[here], None if units is None else units[here], bins)
             )
         rows = np.bincount(codes, minlength=groups.count)
+    return _evaluation(
+        Scores(labels, probabilities, units, bins),
+        scores,
+        groups,
+        rows,
+        len(used),
+        probability=probability,
+        label=label,
+        bootstrap=bootstrap,
+        seed=seed,
+        missing_labels=missing_labels,
+        missing_probabilities=missing_probabilities,
+        progress=progress,
+    )
+
+
+def _evaluation(
+    everything: Scores,
+    scores: list[Scores],
+    groups: Groups | None,
+    rows: npt.NDArray[np.int64],
+    all_rows: int,
+    *,
+    probability: str,
+    label: str,
+    bootstrap: int,
+    seed: int,
+    missing_labels: int,
+    missing_probabilities: int,
+    progress: Progress | None,
+) -> Evaluation:
+    table = None
+    if groups is not None:
         table = grouped_scores(groups, scores, rows, bootstrap, seed, progress)
-    everything = Scores(labels, probabilities, units, bins)
-    overall = grouped_scores(None, [everything], np.array([len(used)]), bootstrap, seed)
+    overall = grouped_scores(None, [everything], np.array([all_rows]), bootstrap, seed)
     return Evaluation(
         probability=probability,
         label=label,

@@ -5,7 +5,8 @@ of rows around centres (an inverted file: Sivic and Zisserman, *Video Google*, I
 number of a row (scalar quantization). A search looks into the lists whose centres are nearest to the query,
 takes the rows whose codes are best as candidates, and scores those by their vectors in the store (`_topk`):
 scores are exact, and only rows can be missing. How many are was measured when the index was made:
-`NeighbourIndex.recall`.
+`NeighbourIndex.recall`. Of a million rows of 768 numbers, Gaussian and so without clusters, 98.9 % of the 10
+nearest were found (``tests/benchmarks/analysis.py --recall``).
 
 The file is faiss's own, then a document (FORMAT.md, section 3) that says whose it is and its checksum, the
 document's size (u64) and ``ZARROWN1``. It is derived: a reader ignores it if it is of other rows than the

@@ -186,7 +186,7 @@ def _draw_calibration(figure: Figure, found: Evaluation, bins: int) -> None:
     curves = _curves(found)
     top = 0.0
     for name, scores, colour in curves:
-        if not len(scores.label):
+        if not len(scores):
             continue
         shown = calibrate(scores, bins)
         first = colour == INK
