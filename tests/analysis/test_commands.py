@@ -151,4 +151,4 @@ def test_interrupting_harms_nothing(path, monkeypatch):
     result = CliRunner().invoke(app, ["pca", path])
     assert result.exit_code != 0
     assert not result.stdout
-    zarrow.verify(path)
+    assert zarrow.verify(path).ok

@@ -44,10 +44,6 @@ KINDS = {
 }
 
 
-EVERY = {"straddling": 4, "many arrays": 4, "reopen and append": 4}
-"""In CI the calls of these workloads, which the others make too, are refused one in four."""
-
-
 class Faulty(Recorder):
     """Refuses, or does a part of, one call."""
 
@@ -147,7 +143,7 @@ def test_a_refused_call_loses_no_accepted_row_and_is_not_swallowed(name, figures
     recording = record(workload)
     numbers = len(recording.log)
     turn = list(WORKLOADS).index(name)
-    for number in range(0, numbers, EVERY.get(name, 1) if profile == "ci" else 1):
+    for number in range(numbers):
         for kind in kinds_tried:
             state = State(f"{name}, call {number}, {kind}", None, {})
 
