@@ -15,7 +15,8 @@ scan     the sum of every block of 8,192 rows, page cache warm
 filter   the vectors of the rows with ``prob > 0.99``, page cache warm
 cold     1,000 random rows in order, the files dropped from the page cache before
 locate   the rows of 1,000 random keys, each contender with its index; beside the first that can, not memmap
-mean     the mean of all vectors: numpy's of the map, xarray's of the dataset (also with dask, ``mean-dask``)
+mean     the mean of all vectors: numpy's of the map, xarray's of the dataset; opened anew, with dask
+nanmean  the same, but for NaN, which is what xarray's mean does unless it is told ``skipna=False``
 
 What else is promised has its own options:
 
@@ -51,7 +52,7 @@ import zarrow
 from zarrow import _catalog, layout
 
 BLOCK = 8192
-TASKS = ["gather", "scan", "filter", "cold", "locate", "mean"]
+TASKS = ["gather", "scan", "filter", "cold", "locate", "mean", "nanmean"]
 SLOW = ("parquet", "h5py", "zarr", "zarrs")  # seconds per task: twice is enough
 THRESHOLD = 0.99
 GATHERS = 10
@@ -102,6 +103,9 @@ class Memmap:
 
     def mean(self) -> np.ndarray:
         return self.vectors.mean(0)
+
+    def nanmean(self) -> np.ndarray:
+        return np.nanmean(self.vectors, 0)
 
 
 class Sidecar:
@@ -172,6 +176,11 @@ class Zarrow:
     def mean(self) -> np.ndarray:
         import xarray as xr
 
+        return xr.open_dataset(self.store.path).v.mean("row", skipna=False).values
+
+    def nanmean(self) -> np.ndarray:
+        import xarray as xr
+
         return xr.open_dataset(self.store.path).v.mean("row").values
 
 
@@ -190,6 +199,11 @@ class ZarrowFresh(Zarrow):
         """With dask, a chunk per segment."""
         import xarray as xr
 
+        return xr.open_dataset(self.store.path, chunks={}).v.mean("row", skipna=False).values
+
+    def nanmean(self) -> np.ndarray:
+        import xarray as xr
+
         return xr.open_dataset(self.store.path, chunks={}).v.mean("row").values
 
 
@@ -198,6 +212,7 @@ class ZarrowZstd(Zarrow):
 
     codecs = "zstd"
     mean: Any = None
+    nanmean: Any = None
 
 
 class ZarrPython(Zarrow):
@@ -205,6 +220,7 @@ class ZarrPython(Zarrow):
 
     locate: Any = None  # has no keys
     mean: Any = None
+    nanmean: Any = None
 
     def __init__(self, folder: Path, data: Data) -> None:
         super().__init__(folder, data)
@@ -375,7 +391,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     rng = np.random.default_rng(2)
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     wanted = np.flatnonzero(data.prob > THRESHOLD)
-    means = data.means() if "mean" in options.tasks else np.empty(0)
+    means = data.means() if {"mean", "nanmean"} & {*options.tasks} else np.empty(0)
     for turn in range(options.repeat + 1):  # the first warms up
         for task in options.tasks:
             if task == "cold":
@@ -393,7 +409,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
                     spent = time.perf_counter() - start
                     if task == "locate":
                         np.testing.assert_array_equal(found, rows)
-                    elif task == "mean":
+                    elif task in ("mean", "nanmean"):
                         np.testing.assert_allclose(found[1:], means[1:], rtol=1e-3, atol=1e-5)
                     elif task != "scan":
                         np.testing.assert_array_equal(found[:, 0], rows if task == "gather" else wanted)
