@@ -1,5 +1,6 @@
 """What all tests share: how thorough to be, and the figures that they print at the end."""
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.option.markexpr == "not long":
             config.option.markexpr = ""
         config.option.timeout = 0 if config.option.timeout is None else config.option.timeout
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let no watchdog dump the stacks of a long test: of threads that run, that can end the process."""
+    if item.config.getoption("--profile") == "long":
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")
