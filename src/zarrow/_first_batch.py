@@ -46,7 +46,7 @@ def infer_spec(
     keys : sequence of str
         The key columns.
     segment_rows : int, optional
-        Rows of a segment; by default the widest shard has 48 to 96 MiB.
+        Rows of a segment; by default those of `layout.default_segment_rows`.
     codecs : callable of (array name, dtype) to tuple of dict
         Says how an array is encoded.
     schema : pyarrow.Schema, optional

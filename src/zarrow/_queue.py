@@ -22,8 +22,7 @@ GROUP_BYTES = 4 << 20
 NAP_S = 0.05
 """How long batches wait for others to be written with, if there are not so many bytes and nobody waits."""
 ITEM_BYTES = 32 << 10
-"""Each that waits counts as so much more: for small ones Python takes several times their bytes, and where
-they come faster than they are made the queue is always full."""
+"""What each that waits counts beside its values: Python's own objects are most of a tiny one."""
 
 
 @dataclass(frozen=True, slots=True)

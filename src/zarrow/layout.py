@@ -60,6 +60,9 @@ PAGE_BYTES = 4096
 MAX_SHARD_BYTES = 96 * MEBIBYTE
 MIN_SEGMENT_ROWS = 1024
 TABLE_ONLY_SEGMENT_ROWS = 65_536
+MAX_DEFAULT_SEGMENT_ROWS = 131_072
+"""Where rows are narrow: sealing a segment takes memory for the values of all its columns."""
+
 TARGET_CHUNK_BYTES = MEBIBYTE
 MAX_SEGMENTS = 10**8
 """Part and record names have eight digits, so that they sort as their numbers do."""
@@ -322,17 +325,17 @@ def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
 
 
 def default_segment_rows(widest_row_bytes: int | None) -> int:
-    """Return the rows of a segment whose widest shard has 48 to 96 MiB.
+    """Return the rows of a segment whose widest shard has 48 to 96 MiB, or less where rows are narrow.
 
     >>> default_segment_rows(768 * 4)
     32768
-    >>> default_segment_rows(10**6), default_segment_rows(None)
-    (1024, 65536)
+    >>> default_segment_rows(10**6), default_segment_rows(16), default_segment_rows(None)
+    (1024, 131072, 65536)
     """
     if widest_row_bytes is None:
         return TABLE_ONLY_SEGMENT_ROWS
     rows = _floor_power_of_two(MAX_SHARD_BYTES // widest_row_bytes)
-    return min(max(rows, MIN_SEGMENT_ROWS), 1 << 20)
+    return min(max(rows, MIN_SEGMENT_ROWS), MAX_DEFAULT_SEGMENT_ROWS)
 
 
 def _floor_power_of_two(number: int) -> int:

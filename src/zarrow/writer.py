@@ -78,7 +78,8 @@ class Writer:
         new one, which grows beside it as ``<name>.incoming``, is finalized. ``"a"``: create, resume an
         incomplete store, or append to a complete one, which is incomplete from then on.
     segment_rows : int, optional
-        Rows of a segment, a power of two. By default the widest array's shard has 48 to 96 MiB.
+        Rows of a segment, a power of two. By default the widest array's shard has 48 to 96 MiB,
+        and no segment more than 131,072 rows.
     codecs : optional
         How chunks are encoded: None for plain bytes (the fastest, and the only one read without a copy),
         ``"blosc"``, ``"zstd"``, ``"pcodec"``, Zarr v3 codecs, or a mapping of array names to those.
@@ -196,7 +197,8 @@ class Writer:
     def accepted_rows(self) -> int:
         """Rows that survive the death of the process, those that the store held when it was opened included.
 
-        With one writer this is the row that the next batch starts at.
+        A batch is one of them some 0.05 s after it was handed over, if the disk keeps up: small ones are
+        written together. With one writer this is the row that the next batch starts at.
         """
         return self._appender.accepted_rows
 
