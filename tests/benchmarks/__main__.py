@@ -19,8 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 NARROW = ["--width", "64"]
 PARTS: dict[str, list[str]] = {
-    "writers": ["writers.py", "--picture", "{out}/writers.svg"],
-    "writers, all synced at the end": ["writers.py", "--durable", "--only", "raw", "zarrow", "lance", "h5py"],
+    "writers": ["writers.py"],
+    "writers, all synced at the end": ["writers.py", "--durable", "--picture", "{out}/writers.svg"],
     "writers, small batches": ["writers.py", "--batch-rows", "32", "--only", "raw", "zarrow", "lance"],
     "writers, large batches": ["writers.py", "--batch-rows", "2048", "--only", "raw", "zarrow", "lance"],
     "writers, narrow": ["writers.py", *NARROW, "--only", "raw", "zarrow", "lance"],

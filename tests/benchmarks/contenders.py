@@ -42,7 +42,7 @@ SURVIVES = {
 
 
 class Data:
-    """Batches of vectors and identifiers, made before the clock runs; every batch is a fresh buffer."""
+    """Batches of vectors, which are drawn before the clock runs, and of identifiers."""
 
     def __init__(self, rows: int, width: int, batch_rows: int, kind: str, step_ms: float = 0) -> None:
         self.rows, self.width, self.batch_rows, self.step_s = rows, width, batch_rows, step_ms / 1e3

@@ -172,17 +172,20 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path, *, durable: bool) -> None:
     """Draw how long each took."""
     import matplotlib.pyplot as plt
 
     names = sorted(results, key=lambda name: -results[name]["wall_ratio"])
-    figure, axes = plt.subplots(figsize=(7, 0.4 * len(names) + 1), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 0.32 * len(names) + 1), layout="constrained")
     colours = ["#0072b2" if name.startswith("zarrow") else "#999999" for name in names]
     bars = axes.barh(names, [results[name]["wall_ratio"] for name in names], color=colours)
-    axes.bar_label(bars, fmt="%.1f ×", padding=3)
+    axes.bar_label(bars, fmt="%.2g", padding=3)
     axes.set_xscale("log")
-    axes.set_xlabel("time of writing, in times of the first contender's (raw: the same bytes and fdatasync)")
+    axes.set_xlim(right=2 * max(results[name]["wall_ratio"] for name in names))
+    axes.xaxis.set_major_formatter("{x:g}")
+    synced = ", all synced at the end" if durable else ""
+    axes.set_xlabel(f"time to write, in times of the same bytes raw with fdatasync{synced}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
@@ -213,7 +216,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
     if options.picture and not options.memory:
-        draw(results, options.picture)
+        draw(results, options.picture, durable=options.durable)
 
 
 if __name__ == "__main__":
