@@ -302,25 +302,27 @@ class Writer:
             return
         number = self._batches
         self._batches += 1
-
-        def make() -> list[_batches.Batch]:
-            batches: list[_batches.Batch] = []
-
-            def append(
-                table: _batches.Columns = None,
-                arrays: Mapping[str, Any] | None = None,
-                sample_index: Any = None,
-            ) -> None:
-                assert self._reader is not None
-                batch = self._reader.read(table, arrays or {}, sample_index, copy=False, number=number)
-                self._queued_later += batch.rows
-                batches.append(batch)
-
-            work(append)
-            return batches
-
-        self._appender.put(Later(size_bytes, make))
+        self._appender.put(Later(size_bytes, partial(self._make, work, number)))
         self._check_failure()
+
+    def _make(self, work: Callable[[Callable[..., None]], None], number: int) -> list[_batches.Batch]:
+        """Return what `work` appends; on the thread that writes."""
+        made: list[_batches.Batch] = []
+        work(partial(self._take, made, number))
+        return made
+
+    def _take(
+        self,
+        made: list[_batches.Batch],
+        number: int,
+        table: _batches.Columns = None,
+        arrays: Mapping[str, Any] | None = None,
+        sample_index: Any = None,
+    ) -> None:
+        assert self._reader is not None
+        batch = self._reader.read(table, arrays or {}, sample_index, copy=False, number=number)
+        self._queued_later += batch.rows
+        made.append(batch)
 
     def flush(self, *, durable: bool = False) -> None:
         """Wait until every queued row is accepted, or durable.
