@@ -298,6 +298,7 @@ def test_a_complete_store(tmp_path: Path) -> None:
     assert [array["chunk_rows"] for array in mini.spec["arrays"]] == [64, 64, 128]
     table, arrays = mini.table(), {name: mini.array(name) for name in SHAPES}
     assert_rows(table, arrays, 0, 300)
+    assert table.schema == store.table().schema
     assert table.to_pylist() == store.table().to_pylist()
     for name, values in arrays.items():
         np.testing.assert_array_equal(values, np.asarray(store[name]))
