@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 
 import zarrow
-from zarrow import _chunks, layout
+from zarrow import _threads, layout
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -398,7 +398,7 @@ class TestArray:
             pytest.skip("forking a process that has threads is deprecated")
         rows = np.random.default_rng(0).integers(0, ROWS, 2000)
         store["layers"].take(rows)
-        _chunks._forget_threads()
+        _threads._forget_pool()
         child = os.fork()
         if not child:
             good = False

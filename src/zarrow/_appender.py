@@ -16,13 +16,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-from zarrow import _seal
+from zarrow import _seal, _threads
 from zarrow._batches import Batch, split
 from zarrow._open_segment import OpenSegment, discard
 from zarrow._queue import BatchQueue, Later
@@ -31,8 +29,6 @@ from zarrow.errors import BatchError, InvalidInputError
 from zarrow.layout import StoreSpec
 
 __all__ = ["Appender", "Durability"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +209,7 @@ class Appender:
                 self._roll()
                 continue
             if self._spare is None and segment.room < segment.rows:
-                self._spare = self._submit(self._create)
+                self._spare = _threads.submit(self._sealer, self._create)
             if segment.wants_writeback:
                 # Here, though the kernel takes its time: behind an fsync of the sealer the disk would idle.
                 segment.start_writeback()
@@ -243,19 +239,7 @@ class Appender:
         self._wait_for_sealer()
         self._segment = None  # not before: should that raise, it is ours to close
         rows = self.accepted_rows
-        self._sealing = self._submit(lambda: self._seal(segment, rows))
-
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
-        """Hand work to the sealer; at the interpreter's end, where that takes no more, do it here."""
-        try:
-            return self._sealer.submit(work)
-        except RuntimeError:
-            done: Future[T] = Future()
-            try:
-                done.set_result(work())
-            except Exception as error:  # noqa: BLE001 - whoever asks for the result hears of it
-                done.set_exception(error)
-            return done
+        self._sealing = _threads.submit(self._sealer, lambda: self._seal(segment, rows))
 
     def _seal(self, segment: OpenSegment, rows: int) -> None:
         assert self._spec is not None

@@ -13,17 +13,15 @@ Place: tier 3, used by `_arrays`. Reads only.
 
 from __future__ import annotations
 
-import os
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _shard_index
+from zarrow import _shard_index, _threads
 from zarrow._cache import Cache
 from zarrow._checksum import crc32c
 from zarrow._codecs import ChunkCodec
@@ -36,7 +34,6 @@ __all__ = ["EncodedRows", "Places", "committed_places"]
 
 CACHE_BYTES = 64 << 20
 OPEN_SHARDS = 64
-_WORTH_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +173,8 @@ class EncodedRows:
             low, high = max(start, first), min(stop, first + chunk_rows)
             out[low - start : high - start] = self._chunk(number)[low - first : high - first]
 
-        _for_each(fill, range(start // chunk_rows, -(-stop // chunk_rows)) if len(out) else range(0))
+        numbers = range(start // chunk_rows, -(-stop // chunk_rows)) if len(out) else range(0)
+        deque(_threads.in_order(fill, numbers), maxlen=0)
         return out
 
     def take(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -201,43 +199,8 @@ class EncodedRows:
             number = int(numbers[index])
             target[order[here]] = self._chunk(number)[ordered[here] - number * chunk_rows]
 
-        _for_each(fill, range(len(numbers)))
+        deque(_threads.in_order(fill, range(len(numbers))), maxlen=0)
         return out
 
     def prefetch(self, start: int, stop: int) -> None:
         """Do nothing: decoding takes longer than reading."""
-
-
-# Threads
-
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
-
-
-def _for_each(run: Callable[[int], None], numbers: range) -> None:
-    """Run a function for every number, in several threads if there are enough of them."""
-    if len(numbers) < _WORTH_THREADS:
-        for number in numbers:
-            run(number)
-        return
-    for _ in _threads().map(run, numbers):
-        pass
-
-
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="zarrow-decoder")
-        return _pool
-
-
-def _forget_threads() -> None:
-    """Forget the threads after a fork (data loader workers): they stayed in the parent."""
-    global _pool, _pool_lock
-    _pool = None
-    _pool_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)

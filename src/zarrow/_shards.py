@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _files
+from zarrow import _files, _threads
 from zarrow._checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._records import ShardFacts
 from zarrow._shard_index import encode_index
@@ -266,21 +266,17 @@ class EncodedShard(_ShardFile):
         """
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         chunk_rows, row_bytes = self.array.chunk_rows, self.array.row_bytes
-        first_done = len(self._done)
-        position, tail_start = 0, self._used
-        while position < len(rows):
-            if not self._used and len(rows) - position >= chunk_rows:
-                self._encode(rows[position : position + chunk_rows])
-                position += chunk_rows
-                tail_start = 0
-                continue
-            count = min(chunk_rows - self._used, len(rows) - position)
-            self._buffer[self._used : self._used + count] = rows[position : position + count]
-            self._used += count
-            position += count
-            if self._used == chunk_rows:
-                self._encode(self._buffer)
-                self._used = tail_start = 0
+        first_done, tail_start = len(self._done), self._used
+        head = min(-self._used % chunk_rows, len(rows))  # these go into the unfinished chunk
+        self._buffer[self._used : self._used + head] = rows[:head]
+        whole = [self._buffer] if head and self._used + head == chunk_rows else []
+        position = head + (len(rows) - head) // chunk_rows * chunk_rows
+        whole += [rows[start : start + chunk_rows] for start in range(head, position, chunk_rows)]
+        self._encode(whole)
+        if whole or not tail_start:
+            tail_start = 0
+            self._buffer[: len(rows) - position] = rows[position:]
+        self._used = (self._used + len(rows)) % chunk_rows
         if self._used:
             fresh = _bytes_of(self._buffer[tail_start : self._used])
             if not tail_start:
@@ -295,10 +291,10 @@ class EncodedShard(_ShardFile):
         self.rows += len(rows)
         return Appended(crc32c(_bytes_of(rows)), self._tail_crc, self._side, self._done[first_done:])
 
-    def _encode(self, chunk: npt.NDArray[Any]) -> None:
-        data = self._codec.encode(chunk)
-        self._write(data, len(data))
-        self._done.append((len(data), crc32c(data)))
+    def _encode(self, chunks: Sequence[npt.NDArray[Any]]) -> None:
+        for data in _threads.in_order(self._codec.encode, chunks):
+            self._write(data, len(data))
+            self._done.append((len(data), crc32c(data)))
 
     def restore(self, entries: Sequence[Entry], counts: Sequence[int]) -> None:
         """Go on behind the rows of these frames, which `sound_frames` vouched for."""
@@ -330,7 +326,7 @@ class EncodedShard(_ShardFile):
         if self._used:
             chunk = self._buffer.copy()
             chunk[self._used :] = 0
-            self._encode(chunk)
+            self._encode([chunk])
             # Once they are claimed, a power cut that takes rows of the frames' own copy would look like rot.
             _files.sync(self._tails[self._side])
         facts = self._finish([size for size, _ in self._done], [crc for _, crc in self._done])
