@@ -8,6 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of OpenMP that wait for a core spin meanwhile: two workers on two cores took ten times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests of one folder can share a module
 
 
