@@ -206,6 +206,25 @@ def test_few_maps_are_kept_at_a_time(tmp_path, vectors, monkeypatch):
     np.testing.assert_array_equal(rows.read(0, 50), vectors[:50])
 
 
+def test_maps_are_let_go_when_the_process_may_have_no_more(tmp_path, vectors, monkeypatch):
+    """Where the kernel refuses a map, those of other files make room."""
+    limit, put = 2, _mapping._Region.put
+
+    def limited(region, *args):
+        gc.collect()
+        if maps_of(tmp_path) >= limit:
+            raise OSError(12, "so many maps")
+        put(region, *args)
+
+    monkeypatch.setattr(_mapping, "_max_maps", lambda: 0)
+    monkeypatch.setattr(_mapping._Region, "put", limited)
+    rows = mapped(write(tmp_path, vectors), vectors)
+    np.testing.assert_array_equal(rows.take(np.arange(ROWS)), vectors)
+    limit = 0
+    with pytest.raises(OSError, match="so many maps"):
+        mapped(write(tmp_path, vectors), vectors).read(0, 1)
+
+
 def test_no_address_space_is_no_obstacle(tmp_path, vectors, monkeypatch):
     """If the system gives no room for the whole array, files are mapped one by one."""
 

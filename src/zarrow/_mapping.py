@@ -200,7 +200,10 @@ def _map(address: int | None, size_bytes: int, protection: int, flags: int, fd: 
     found = _libc.mmap(address, size_bytes, protection, flags, fd, 0)
     if found == _FAILED:
         number = ctypes.get_errno()
-        raise OSError(number, f"mapping {size_bytes} bytes: {os.strerror(number)}")
+        why = os.strerror(number)
+        if number == errno.ENOMEM:
+            why += f" (of address space, or of the {_max_maps()} maps of a process: close stores not in use)"
+        raise OSError(number, f"mapping {size_bytes} bytes: {why}")
     return int(found)
 
 
@@ -403,14 +406,22 @@ class RowsPerFile(_Rows):
         with self._lock:
             found = self._maps.pop(number, None)
             if found is None:
-                rows = self._rows_of(number)
-                region = _Region(_whole_pages(rows * self.row_bytes))
-                region.put(0, region.size_bytes, self._open(number))
-                found = region.array((rows, *self.row_shape), self.dtype)
+                file = self._open(number)
+                try:
+                    found = self._map_file(number, file)
+                except OSError:  # a process may have so many maps: other stores have them
+                    self._maps.clear()
+                    found = self._map_file(number, file)
             self._maps[number] = found
             if len(self._maps) > _MAPS_KEPT:
                 self._maps.popitem(last=False)
             return found
+
+    def _map_file(self, number: int, file: File) -> npt.NDArray[Any]:
+        rows = self._rows_of(number)
+        region = _Region(_whole_pages(rows * self.row_bytes))
+        region.put(0, region.size_bytes, file)
+        return region.array((rows, *self.row_shape), self.dtype)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows `start` to `stop`: without a copy if they lie in one file."""

@@ -40,6 +40,9 @@ ZSTD = Workload(
     "zstd", lambda run: None, {}, arrays=TWO, options=PLAIN.options | {"codecs": "zstd"}, chunk_bytes=64
 )
 
+SNAPSHOTS_KEPT = 20
+"""More of them, of thousands of segments, are more maps than a process may have."""
+
 
 class _Silent:
     def note(self):
@@ -156,6 +159,8 @@ class Machine(RuleBasedStateMachine):
         ids = store.table(columns=["id"])["id"].to_numpy()
         self.snapshots.append((store, ids))
         self._check_snapshot(store, ids)
+        if len(self.snapshots) > SNAPSHOTS_KEPT:
+            self.snapshots.pop(0)[0].close()
 
     @precondition(lambda self: self.snapshots)
     @rule(which=st.integers(0, 100))
