@@ -58,8 +58,9 @@ _WITHOUT_NAN: dict[Any, Callable[..., Any]] = {np.nanmean: np.mean, np.nansum: n
 class ZarrowBackendEntrypoint(BackendEntrypoint):
     """The engine ``zarrow`` of `xarray.open_dataset`, which xarray takes for stores by itself.
 
-    Nullable integers and booleans are floats with NaN, as in xarray at large; name their `fill_values` to
-    have them in their own dtype. Key columns are never null, and so keep theirs. Strings are objects, None
+    Nullable integers and booleans are floats with NaN, as in xarray at large, with their own type for an
+    attribute, ``arrow_type``; name their `fill_values` to have them in their own dtype. Key columns are never
+    null, and so keep theirs. Strings are objects, None
     where null; timestamps are ``datetime64`` in UTC.
 
     Examples
@@ -168,8 +169,7 @@ def _dataset(
     for name, values in column_values(store.schema, fill_values, widen=True).items():
         if name != ROW and name not in dropped:
             lazy = indexing.LazilyIndexedArray(_Column(handle, values))
-            timezone = {} if values.timezone is None else {"timezone": values.timezone}
-            variables[name] = xr.Variable((ROW,), lazy, timezone, {"preferred_chunks": chunks})
+            variables[name] = xr.Variable((ROW,), lazy, _attributes(values), {"preferred_chunks": chunks})
     for name, array in {**store.arrays, **store.derived}.items():
         if name not in dropped:
             names = dimension_names(name, array.row_shape)
@@ -192,6 +192,14 @@ def _dataset(
     if not store.complete:
         attributes["committed_rows"] = store.committed_rows
     return xr.Dataset(variables, coords, attributes)
+
+
+def _attributes(values: ColumnValues) -> dict[str, str]:
+    """Return what the dtype does not say of a column: its time zone, its type if it became a float."""
+    if values.timezone is not None:
+        return {"timezone": values.timezone}
+    was = np.dtype(values.arrow_type.to_pandas_dtype()) if values.dtype.kind == "f" else values.dtype
+    return {"arrow_type": str(values.arrow_type)} if was.kind != values.dtype.kind else {}
 
 
 class KeyIndex(xr.Index):

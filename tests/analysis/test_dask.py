@@ -1,8 +1,12 @@
-"""Analyses on a dask cluster of two processes give the numbers that they give here."""
+"""Analyses on a dask cluster of two processes, of a store or a Dataset, give the numbers of here."""
 
+import os
+
+import dask
 import numpy as np
 import pyarrow as pa
 import pytest
+import xarray as xr
 from distributed import Client, LocalCluster
 
 import zarrow
@@ -54,9 +58,21 @@ def store(tmp_path_factory):
     return zarrow.open(path)
 
 
-def test_describe(client, store):
+@pytest.fixture(params=["store", "Dataset", "Dataset on the cluster", "Dataset in memory"])
+def asked(request, client, store):
+    """Return what is analysed there, and how the cluster is named: a Dataset of dask finds it by itself."""
+    if request.param == "store":
+        return store, {"client": client}
+    if request.param == "Dataset in memory":
+        return xr.open_dataset(store.path).load(), {"client": client}
+    dataset = xr.open_dataset(store.path, chunks={})
+    return (dataset if request.param == "Dataset" else dataset.chunk(row=700).persist()), {}
+
+
+def test_describe(asked, store):
     """Means, norms, ranks and groups."""
-    here, there = (describe(store, by="query", client=one).arrays["e"] for one in (None, client))
+    given, options = asked
+    here, there = describe(store, by="query").arrays["e"], describe(given, by="query", **options).arrays["e"]
     np.testing.assert_allclose(there.mean, here.mean, rtol=1e-6)
     np.testing.assert_allclose(there.std, here.std, rtol=1e-6)
     np.testing.assert_allclose(there.group_mean, here.group_mean, rtol=1e-6)
@@ -67,31 +83,48 @@ def test_describe(client, store):
 
 
 @pytest.mark.parametrize("solver", ["covariance", "randomized"])
-def test_pca(client, store, solver):
+def test_pca(asked, store, solver):
     """Components and variances; progress reaches the end."""
+    given, options = asked
     seen = []
     here = pca(store, n_components=3, solver=solver)
-    there = pca(store, n_components=3, solver=solver, client=client, progress=lambda *done: seen.append(done))
+    there = pca(given, n_components=3, solver=solver, progress=lambda *done: seen.append(done), **options)
     np.testing.assert_allclose(there.explained_variance_, here.explained_variance_, rtol=1e-6)
     np.testing.assert_allclose(there.components_, here.components_, atol=1e-5)
     assert seen[-1] == (ROWS, ROWS)
 
 
-def test_nearest(client, store):
+def test_nearest(asked, store):
     """The same rows, in the same order, with the same scores."""
-    here, there = (nearest(store, np.arange(20, 60), k=9, client=one) for one in (None, client))
+    given, options = asked
+    here, there = nearest(store, np.arange(20, 60), k=9), nearest(given, np.arange(20, 60), k=9, **options)
     assert np.array_equal(there.rows, here.rows)
     assert np.array_equal(there.scores, here.scores)
 
 
-def test_probe(client, store):
+def test_probe(asked, store):
     """The same weights and the same report."""
-    here, there = (probe(store, "label", by="query", tolerance=1e-7, client=one) for one in (None, client))
+    given, options = asked
+    here = probe(store, "label", by="query", tolerance=1e-7)
+    there = probe(given, "label", by="query", tolerance=1e-7, **options)
     np.testing.assert_allclose(there.weights, here.weights, atol=1e-4)
     np.testing.assert_allclose(there.predictions, here.predictions, atol=1e-4)
     assert np.array_equal(there.test_rows, here.test_rows)
     assert there.overall["auroc"] == pytest.approx(here.overall["auroc"], abs=1e-3)
     assert there.nonfinite_rows == here.nonfinite_rows == 1
+
+
+def test_the_workers_do_it(client, store):
+    """Pieces of a Dataset are computed by the processes of the cluster, and by no other."""
+    dataset = xr.open_dataset(store.path, chunks={})
+    where = dataset.e.data.map_blocks(lambda block: np.full_like(block, os.getpid()), dtype=np.float64)
+    found = describe(dataset.assign(e=(dataset.e.dims, where)), columns=[]).arrays["e"]
+    workers = client.run(os.getpid).values()
+    assert min(workers) <= found.mean[0] <= max(workers)
+    assert os.getpid() not in (found.norms.quantile(0.0), found.norms.quantile(1.0))
+    with dask.config.set(scheduler="threads"):
+        found = describe(dataset.assign(e=(dataset.e.dims, where)), columns=[]).arrays["e"]
+    assert found.mean[0] == os.getpid()
 
 
 def test_compare(client, store):

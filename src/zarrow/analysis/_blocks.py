@@ -14,6 +14,8 @@ The rules that all analyses share are here, and nowhere else:
 * A filter chooses rows by the table; the vectors of others are not read.
 * `progress` is called with rows done and rows in all, as often as there are blocks.
 
+Of an xarray Dataset the same rules hold; its rows come past piece by piece (`_dataset`).
+
 Place: tier 5, the floor of `zarrow.analysis`. Reads only; interrupting it harms nothing.
 """
 
@@ -21,13 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow.analysis._dataset import Array, Rows, pieces
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray
@@ -77,7 +80,11 @@ class Block:
 # What an array is to an analysis
 
 
-def choose_array(store: Store, name: str | None) -> StoreArray:
+@overload
+def choose_array(store: Store, name: str | None) -> StoreArray: ...
+@overload
+def choose_array(store: Rows, name: str | None) -> Array: ...
+def choose_array(store: Rows, name: str | None) -> Array:
     """Return the array of that name, or the only one.
 
     Raises
@@ -95,7 +102,7 @@ def choose_array(store: Store, name: str | None) -> StoreArray:
     return store[name]
 
 
-def width_of(array: StoreArray) -> int:
+def width_of(array: Array) -> int:
     """Return how many numbers a row has."""
     return int(np.prod(array.row_shape))
 
@@ -139,7 +146,7 @@ def split_finite(values: Matrix) -> npt.NDArray[np.bool_] | None:
 # Streams
 
 
-def block_rows(array: StoreArray) -> int:
+def block_rows(array: Array) -> int:
     """Return how many rows make a block."""
     rows = BLOCK_BYTES // max(width_of(array) * compute_dtype(array.dtype).itemsize, 1)
     rows = min(max(rows, 1), MAX_BLOCK_ROWS)
@@ -147,8 +154,8 @@ def block_rows(array: StoreArray) -> int:
 
 
 def blocks(
-    store: Store,
-    array: StoreArray,
+    store: Rows,
+    array: Array,
     columns: Sequence[str] = (),
     filter: pc.Expression | None = None,
     span: range | None = None,
@@ -158,9 +165,9 @@ def blocks(
 
     Parameters
     ----------
-    store : Store
-        The store.
-    array : StoreArray
+    store : Store or DatasetRows
+        Where the rows are.
+    array : StoreArray or DatasetArray
         One of its arrays.
     columns : list of str
         Columns to come along.
@@ -178,16 +185,21 @@ def blocks(
     """
     size = block_rows(array)
     span = range(store.num_rows) if span is None else span
-    if columns or filter is not None:
-        stream = _joined(store, array, columns, filter, span, size)
-    else:
-        stream = _plain(array, span, size)
     done = 0
-    for block in stream:
-        yield block
-        done = int(block.rows[-1]) + 1 - span.start
-        if progress is not None:
-            progress(done, len(span))
+    for part, at_hand in pieces(store, [array.name, *columns], filter):
+        here = range(max(part.start, span.start), min(part.stop, span.stop))
+        if not len(here):
+            continue
+        rows = at_hand()
+        if columns or filter is not None:
+            stream = _joined(rows, rows[array.name], columns, filter, here, size)
+        else:
+            stream = _plain(rows[array.name], here, size)
+        for block in stream:
+            yield block
+            done = int(block.rows[-1]) + 1 - span.start
+            if progress is not None:
+                progress(done, len(span))
     if progress is not None and done < len(span):
         progress(len(span), len(span))
 
@@ -195,7 +207,7 @@ def blocks(
 NO_COLUMNS = pa.record_batch({})
 
 
-def _plain(array: StoreArray, span: range, size: int) -> Iterator[Block]:
+def _plain(array: Array, span: range, size: int) -> Iterator[Block]:
     for start in range(span.start, span.stop, size):
         stop = min(start + size, span.stop)
         array.prefetch(stop, stop + size)
@@ -203,8 +215,8 @@ def _plain(array: StoreArray, span: range, size: int) -> Iterator[Block]:
 
 
 def _joined(
-    store: Store,
-    array: StoreArray,
+    store: Rows,
+    array: Array,
     columns: Sequence[str],
     filter: pc.Expression | None,
     span: range,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from zarrow.analysis._dataset import Rows
 from zarrow.errors import InvalidInputError, MissingExtraError
-from zarrow.store import Store
 
 if TYPE_CHECKING:
     import duckdb
@@ -59,7 +59,7 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def describe_columns(store: Store, columns: Sequence[str], by: Sequence[str]) -> pa.Table:
+def describe_columns(store: Rows, columns: Sequence[str], by: Sequence[str]) -> pa.Table:
     """Return a table with a row per column and group; see `zarrow.analysis.Description`."""
     if not columns:
         return pa.table({"column": pa.array([], pa.string())})

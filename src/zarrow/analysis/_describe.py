@@ -28,13 +28,13 @@ import pyarrow as pa
 
 from zarrow.analysis._blocks import Block, Progress, split_finite, width_of
 from zarrow.analysis._column_facts import describe_columns
-from zarrow.analysis._folds import Client, fold
+from zarrow.analysis._dataset import Array, Client, Source, source_of
+from zarrow.analysis._folds import fold
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._moments import GroupMoments, Moments, row_norms
 from zarrow.analysis._sketch import Sketch
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW, SAMPLE_INDEX
-from zarrow.store import Store, StoreArray
 
 __all__ = ["ArrayDescription", "Description", "describe"]
 
@@ -184,7 +184,7 @@ class Description:
 
 
 def describe(
-    store: Store,
+    store: Source,
     arrays: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     by: str | Sequence[str] | None = None,
@@ -194,10 +194,13 @@ def describe(
 ) -> Description:
     """Describe arrays and columns, in one pass over each array and one over the table.
 
+    Of a Dataset, variables along ``row`` alone are the columns, and their NaNs count as nulls.
+
     Parameters
     ----------
-    store : Store
-        The store.
+    store : Store, xarray.Dataset or xarray.DataArray
+        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
+        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
     arrays : list of str, optional
         Which arrays; all by default.
     columns : list of str, optional
@@ -207,7 +210,7 @@ def describe(
     progress : callable, optional
         Is called with rows done and rows in all.
     client : distributed.Client, optional
-        Whose dask workers read the arrays.
+        Whose dask workers read the arrays. Of a Dataset of dask arrays the one that dask uses by default.
 
     Returns
     -------
@@ -233,12 +236,13 @@ def describe(
     >>> round(vectors.effective_rank, 1), len(vectors.dead_dimensions), vectors.groups.num_rows
     (8.0, 0, 10)
     """
-    chosen = [store[name] for name in (store.arrays if arrays is None else arrays)]
+    rows, client = source_of(store, client)
+    chosen = [rows[name] for name in (rows.arrays if arrays is None else arrays)]
     names = names_of(by)
     if columns is None:
-        columns = [name for name in store.schema.names if name not in (ROW, SAMPLE_INDEX, *names)]
-    facts = describe_columns(store, list(columns), names)
-    groups = Groups.of_store(store, names) if names else None
+        columns = [name for name in rows.schema.names if name not in (ROW, SAMPLE_INDEX, *names)]
+    facts = describe_columns(rows, list(columns), names)
+    groups = Groups.of_store(rows, names) if names else None
     described = {}
     for place, array in enumerate(chosen):
         width = width_of(array)
@@ -249,9 +253,9 @@ def describe(
                 f"{array.name!r} out with arrays="
             )
         make = partial(_ArrayState, width, groups)
-        state = fold(make, store, array, names, None, _share(progress, place, len(chosen)), client)
+        state = fold(make, rows, array, names, None, _share(progress, place, len(chosen)), client)
         described[array.name] = state.result(array)
-    return Description(rows=store.num_rows, by=tuple(names), arrays=described, columns=facts)
+    return Description(rows=rows.num_rows, by=tuple(names), arrays=described, columns=facts)
 
 
 def _share(progress: Progress | None, place: int, parts: int) -> Progress | None:
@@ -321,7 +325,7 @@ class _ArrayState:
             self.group_rows += later.group_rows
             self.group_zeros += later.group_zeros
 
-    def result(self, array: StoreArray) -> ArrayDescription:
+    def result(self, array: Array) -> ArrayDescription:
         moments = self.moments
         std = np.sqrt(moments.variance())
         scale = np.maximum(np.abs(moments.mean), std.max(initial=0))

@@ -1,9 +1,9 @@
 """How do blocks become one answer, here or on a cluster?
 
 A *state* takes in blocks one by one, and can be joined with the state of later rows. `fold` runs one over all
-blocks, here or on the workers of a dask client: each takes a range of whole segments, and the states are
-merged in the order of the rows, so the result does not depend on who was first. `Passes` does so again and
-again over chosen rows.
+blocks, here or on the workers of a dask client: each takes a range of whole segments of a store, or a piece
+of a Dataset, and the states are merged in the order of the rows, so the result does not depend on who was
+first. `Passes` does so again and again over chosen rows.
 
 Place: tier 5, in `zarrow.analysis`, above `_blocks`. Reads only; interrupting it harms nothing.
 """
@@ -11,11 +11,13 @@ Place: tier 5, in `zarrow.analysis`, above `_blocks`. Reads only; interrupting i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow.analysis._blocks import (
@@ -28,7 +30,8 @@ from zarrow.analysis._blocks import (
     compute_dtype,
     width_of,
 )
-from zarrow.store import Store, StoreArray
+from zarrow.analysis._dataset import Array, Client, DatasetRows, Rows, pieces, received
+from zarrow.store import Store
 
 __all__ = ["Client", "Passes", "State", "fold"]
 
@@ -49,26 +52,10 @@ class State(Protocol):
 S = TypeVar("S", bound=State)
 
 
-class Client(Protocol):
-    """What is used of a ``distributed.Client``."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any, pure: bool) -> Any:
-        """Run a function on a worker, and return its future."""
-
-    def cancel(self, futures: Sequence[Any]) -> Any:
-        """Forget about futures."""
-
-    def scatter(self, data: list[Any], *, hash: bool) -> Any:
-        """Send things to workers, and return their futures."""
-
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
-        """Tell which workers there are."""
-
-
 def fold(
     make: Callable[[], S],
-    store: Store,
-    array: StoreArray,
+    store: Rows,
+    array: Array,
     columns: Sequence[str] = (),
     filter: pc.Expression | None = None,
     progress: Progress | None = None,
@@ -95,26 +82,19 @@ def fold(
         for block in blocks(store, array, columns, filter, progress=progress):
             state.add(block)
         return state
-    spans = _spans(store, _parts(client))
-    futures = [
-        client.submit(_fold_span, make, store, array.name, tuple(columns), filter, span, pure=False)
-        for span in spans
-    ]
-    try:
-        state = make()
-        for span, future in zip(spans, futures, strict=True):
-            state.merge(future.result())
-            future.release()
-            if progress is not None:
-                progress(span.stop, store.num_rows)
-    finally:
-        client.cancel(futures)
-    return state
+
+    def submitted() -> Iterator[tuple[int, Any]]:
+        for span, schema, send in _sources(store, [array.name, *columns], client, filter):
+            asked = array.name, tuple(columns), filter, span
+            yield span.stop, client.submit(_fold_span, make, send(), schema, *asked, pure=False)
+
+    return _merged(make, submitted(), client, store.num_rows, progress)
 
 
 def _fold_span(
     make: Callable[[], S],
-    store: Store,
+    source: Any,
+    schema: pa.Schema | None,
     name: str,
     columns: Sequence[str],
     filter: pc.Expression | None,
@@ -122,8 +102,52 @@ def _fold_span(
 ) -> S:
     """Run on a worker."""
     state = make()
-    for block in blocks(store, store[name], columns, filter, span):
+    rows = received(source, schema, span)
+    for block in blocks(rows, rows[name], columns, filter, span):
         state.add(block)
+    return state
+
+
+def _sources(
+    store: Rows, names: Sequence[str], client: Client, filter: pc.Expression | None = None
+) -> Iterator[tuple[range, pa.Schema | None, Callable[[], Any]]]:
+    """Yield ranges of rows, and per range what sends a worker what it reads: see `received`."""
+    if isinstance(store, DatasetRows):
+        wanted = store.wanted(names, filter)
+        schema = store.columns_of(wanted)
+        for span, send in store.senders(wanted, client):
+            yield span, schema, send
+    else:
+        for span in _spans(store, _parts(client)):
+            yield span, None, lambda: store
+
+
+def _merged(
+    make: Callable[[], S],
+    submitted: Iterable[tuple[int, Any]],
+    client: Client,
+    total: int,
+    progress: Progress | None,
+) -> S:
+    """Return what the states of futures come to, which are asked for as workers have time for them."""
+    state, window, pending = make(), _parts(client), deque[tuple[int, Any]]()
+
+    def merge_first() -> None:
+        done, future = pending[0]
+        state.merge(future.result())
+        pending.popleft()
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        for one in submitted:
+            pending.append(one)
+            if len(pending) >= window:
+                merge_first()
+        while pending:
+            merge_first()
+    finally:
+        client.cancel([future for _, future in pending])
     return state
 
 
@@ -146,46 +170,39 @@ class Passes:
 
     def __init__(
         self,
-        store: Store,
-        array: StoreArray,
+        store: Rows,
+        array: Array,
         rows: npt.NDArray[np.int64],
         aside: npt.NDArray[Any],
         client: Client | None = None,
     ) -> None:
         self.store, self.array, self.rows, self.aside, self.client = store, array, rows, aside, client
         self._kept: list[Block] | None = None
-        self._parts: list[tuple[int, Any, Any]] = []
+        self._sent: list[tuple[int, range, Callable[[], Any], Any, Any]] = []
         if client is not None:
-            for span in _spans(store, _parts(client)):
+            for span, _, send in _sources(store, [array.name], client):
                 low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
                 if low < high:
                     # Under names of their own: equal ones of another pass may be let go any time.
                     sent = client.scatter([rows[low:high], aside[low:high]], hash=False)
-                    self._parts.append((high, *sent))
+                    self._sent.append((high, span, send, *sent))
 
     def fold(self, make: Callable[[], S], progress: Progress | None = None) -> S:
         """Return a state that has taken in all of the rows."""
-        state = make()
-        if self.client is None:
-            done = 0
-            for block in self._blocks():
-                state.add(block)
-                done += len(block.rows)
-                if progress is not None:
-                    progress(done, len(self.rows))
-            return state
-        futures = [
-            self.client.submit(_fold_rows, make, self.store, self.array.name, rows, aside, pure=False)
-            for _, rows, aside in self._parts
-        ]
-        try:
-            for (done, *_), future in zip(self._parts, futures, strict=True):
-                state.merge(future.result())
-                if progress is not None:
-                    progress(done, len(self.rows))
-        finally:
-            self.client.cancel(futures)
+        if self.client is not None:
+            return _merged(make, self._submitted(make, self.client), self.client, len(self.rows), progress)
+        state, done = make(), 0
+        for block in self._blocks():
+            state.add(block)
+            done += len(block.rows)
+            if progress is not None:
+                progress(done, len(self.rows))
         return state
+
+    def _submitted(self, make: Callable[[], State], client: Client) -> Iterator[tuple[int, Any]]:
+        for done, span, send, rows, aside in self._sent:
+            asked = self.array.name, span, rows, aside
+            yield done, client.submit(_fold_rows, make, send(), *asked, pure=False)
 
     def _blocks(self) -> Iterator[Block]:
         if self._kept is not None:
@@ -193,30 +210,37 @@ class Passes:
             return
         size_bytes = len(self.rows) * width_of(self.array) * compute_dtype(self.array.dtype).itemsize
         kept: list[Block] | None = [] if size_bytes <= KEPT_BYTES else None
-        for block in _with_aside(self.array, self.rows, self.aside):
+        for block in _with_aside(self.store, self.array.name, self.rows, self.aside):
             if kept is not None:
                 kept.append(block)
             yield block
         self._kept = kept
 
 
-def _with_aside(array: StoreArray, rows: npt.NDArray[np.int64], aside: npt.NDArray[Any]) -> Iterator[Block]:
-    done = 0
-    for block in _chosen(array, rows, block_rows(array)):
-        yield dataclasses.replace(block, aside=aside[done : done + len(block.rows)])
-        done += len(block.rows)
+def _with_aside(
+    store: Rows, name: str, rows: npt.NDArray[np.int64], aside: npt.NDArray[Any]
+) -> Iterator[Block]:
+    for span, at_hand in pieces(store, [name]):
+        low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
+        if low == high:
+            continue
+        array = at_hand()[name]
+        for block in _chosen(array, rows[low:high], block_rows(array)):
+            yield dataclasses.replace(block, aside=aside[low : low + len(block.rows)])
+            low += len(block.rows)
 
 
 def _fold_rows(
     make: Callable[[], S],
-    store: Store,
+    source: Any,
     name: str,
+    span: range,
     rows: npt.NDArray[np.int64],
     aside: npt.NDArray[Any],
 ) -> S:
     """Run on a worker."""
     state = make()
-    for block in _with_aside(store[name], rows, aside):
+    for block in _with_aside(received(source, pa.schema([]), span), name, rows, aside):
         state.add(block)
     return state
 
@@ -234,7 +258,7 @@ def _spans(store: Store, parts: int) -> list[range]:
     return [range(group[0].start, group[-1].stop) for group in groups]
 
 
-def _chosen(array: StoreArray, rows: npt.NDArray[np.int64], size: int) -> Iterator[Block]:
+def _chosen(array: Array, rows: npt.NDArray[np.int64], size: int) -> Iterator[Block]:
     for start in range(0, len(rows), size):
         here = rows[start : start + size]
         first, stop = int(here[0]), int(here[-1]) + 1

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow.analysis._dataset import Rows
 from zarrow.errors import InvalidInputError
-from zarrow.store import Store
 
 __all__ = ["Groups", "column_codes", "names_of"]
 
@@ -93,7 +93,7 @@ class Groups:
         self.count = len(first)
 
     @classmethod
-    def of_store(cls, store: Store, by: Sequence[str], filter: pc.Expression | None = None) -> Groups:
+    def of_store(cls, store: Rows, by: Sequence[str], filter: pc.Expression | None = None) -> Groups:
         """Return the groups of the rows that pass a filter: one scan of these columns, kept in no memory."""
         reader = store.scan(list(by), filter)
         found = _decoded(reader.schema.empty_table())

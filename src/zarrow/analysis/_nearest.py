@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, choose_array, width_of
-from zarrow.analysis._folds import Client, fold
+from zarrow.analysis._dataset import Array, Client, Rows, Source, source_of
+from zarrow.analysis._folds import fold
 from zarrow.analysis._topk import Metric, TopK
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
@@ -57,13 +58,13 @@ class Neighbours:
     scores: npt.NDArray[np.float64] = field(repr=False)
     query_rows: npt.NDArray[np.int64] | None = field(default=None, repr=False)
 
-    def table(self, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
+    def table(self, store: Source, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one line per neighbour: ``query``, ``rank``, ``row``, ``score``, and columns of the row.
 
         Parameters
         ----------
-        store : Store
-            The store that was asked.
+        store : Store or xarray.Dataset
+            What was asked.
         columns : list of str, optional
             Which columns; all by default.
 
@@ -84,14 +85,15 @@ class Neighbours:
         >>> zarrow.analysis.nearest(store, [7, 8], k=3).table(store, ["query"]).column_names
         ['query', 'rank', 'row', 'score', 'query_']
         """
+        source, _ = source_of(store)
         queries, ranks = np.nonzero(self.rows >= 0)
         rows = self.rows[queries, ranks]
         if columns is None:
-            columns = [name for name in store.schema.names if name != "row"]
+            columns = [name for name in source.schema.names if name != "row"]
         table = pa.table(
             {"query": queries, "rank": ranks + 1, "row": rows, "score": self.scores[queries, ranks]}
         )
-        taken = store.take(rows, list(columns), [])[0]
+        taken = source.take(rows, list(columns), [])[0]
         for name in taken.column_names:
             unused = name
             while unused in table.column_names:
@@ -124,7 +126,7 @@ class Neighbours:
 
 
 def nearest(
-    store: Store,
+    store: Source,
     queries: Any,
     *,
     array: str | None = None,
@@ -143,8 +145,9 @@ def nearest(
 
     Parameters
     ----------
-    store : Store
-        The store.
+    store : Store, xarray.Dataset or xarray.DataArray
+        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
+        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
     queries : vectors, row numbers or keys
         Floats of shape (q, width), (q, *row_shape) or (width,); or integers: rows of the store; or a table or
         mapping of the key columns, as in `Store.locate`.
@@ -166,7 +169,7 @@ def nearest(
     progress : callable, optional
         Is called with rows done and rows in all.
     client : distributed.Client, optional
-        Whose dask workers read the segments.
+        Whose dask workers read the segments. Of a Dataset of dask arrays the one that dask uses by default.
 
     Returns
     -------
@@ -176,7 +179,8 @@ def nearest(
     Raises
     ------
     InvalidInputError
-        If queries are of another width, not finite, or none of the above; if `k` is not positive.
+        If queries are of another width, not finite, or none of the above; if `k` is not positive; if
+        `approximate` is asked for of a Dataset.
     KeyNotFoundError, IndexError
         If a key has no row, or a row is out of range.
     NotFoundError
@@ -194,22 +198,25 @@ def nearest(
     >>> zarrow.analysis.nearest(store, {"subject_id": [0], "query": ["code//7"]}, k=1).rows
     array([[7]])
     """
-    chosen = choose_array(store, array)
+    source, client = source_of(store, client)
+    chosen = choose_array(source, array)
     require_choice("metric", metric, Metric)
     if k < 1 or k != int(k):
         raise InvalidInputError(f"k must be a positive number of rows, got {k!r}")
-    vectors, rows = read_queries(store, chosen, queries)
+    vectors, rows = read_queries(source, chosen, queries)
     if exclude_self and rows is None:
         raise InvalidInputError("exclude_self needs queries that are rows of the store: row numbers or keys")
-    k = min(int(k), store.num_rows)
+    k = min(int(k), source.num_rows)
     excluded = rows if exclude_self else None
     if approximate:
         from zarrow.analysis._neighbour_index import search
 
-        found = search(store, chosen, vectors, k, metric, filter, excluded)
+        if not (isinstance(source, Store) and isinstance(chosen, StoreArray)):
+            raise InvalidInputError("approximate search needs the index that lies in a store: give the store")
+        found = search(source, chosen, vectors, k, metric, filter, excluded)
     else:
         make = partial(TopK, vectors, k, metric, excluded, _device(device))
-        found = fold(make, store, chosen, filter=filter, progress=progress, client=client)
+        found = fold(make, source, chosen, filter=filter, progress=progress, client=client)
     used = int((found.rows >= 0).sum(axis=1).max(initial=0))
     scores = found.scores[:, :used]
     if metric == "l2":
@@ -220,7 +227,7 @@ def nearest(
 
 
 def read_queries(
-    store: Store, array: StoreArray, queries: Any
+    store: Rows, array: Array, queries: Any
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64] | None]:
     """Return the vectors that are asked about, and the rows that they are of, if they are of rows.
 

@@ -26,10 +26,10 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._arguments import read_vectors, require_choice
 from zarrow.analysis._blocks import Block, Progress, blocks, choose_array, split_finite, width_of
-from zarrow.analysis._folds import Client, fold
+from zarrow.analysis._dataset import Array, Client, Rows, Source, source_of
+from zarrow.analysis._folds import fold
 from zarrow.analysis._moments import Moments
 from zarrow.errors import InvalidInputError
-from zarrow.store import Store, StoreArray
 
 __all__ = ["Pca", "pca"]
 
@@ -105,7 +105,7 @@ class Pca:
 
     def project(
         self,
-        store: Store,
+        store: Source,
         array: str | None = None,
         filter: pc.Expression | None = None,
         progress: Progress | None = None,
@@ -114,8 +114,8 @@ class Pca:
 
         Parameters
         ----------
-        store : Store
-            The store, this one or another.
+        store : Store, xarray.Dataset or xarray.DataArray
+            The store or Dataset, this one or another.
         array : str, optional
             The array; the one of the same name by default.
         filter : pyarrow.compute.Expression, optional
@@ -141,13 +141,14 @@ class Pca:
         >>> sum(len(rows) for rows, xy in found.project(store))
         5000
         """
-        chosen = store[self.array if array is None else array]
+        rows, _ = source_of(store)
+        chosen = rows[self.array if array is None else array]
         if width_of(chosen) != self.components_.shape[1]:
             raise InvalidInputError(
                 f"array {chosen.name!r} has rows of {width_of(chosen)} numbers, the components are of "
                 f"{self.components_.shape[1]}"
             )
-        stream = blocks(store, chosen, filter=filter, progress=progress)
+        stream = blocks(rows, chosen, filter=filter, progress=progress)
         return ((block.rows, self.transform(block.values)) for block in stream)
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class Pca:
 
 
 def pca(
-    store: Store,
+    store: Source,
     array: str | None = None,
     n_components: int | None = None,
     filter: pc.Expression | None = None,
@@ -192,8 +193,9 @@ def pca(
 
     Parameters
     ----------
-    store : Store
-        The store.
+    store : Store, xarray.Dataset or xarray.DataArray
+        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
+        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
     array : str, optional
         The array; need not be named if there is only one.
     n_components : int, optional
@@ -208,7 +210,7 @@ def pca(
     progress : callable, optional
         Is called with rows done and rows in all, in each pass.
     client : distributed.Client, optional
-        Whose dask workers read the segments.
+        Whose dask workers read the segments. Of a Dataset of dask arrays the one that dask uses by default.
 
     Returns
     -------
@@ -231,14 +233,15 @@ def pca(
     >>> found.components_.shape, found.n_samples_
     ((3, 8), 5000)
     """
-    chosen = choose_array(store, array)
+    rows, client = source_of(store, client)
+    chosen = choose_array(rows, array)
     width = width_of(chosen)
     require_choice("solver", solver, Solver)
     if n_components is not None and not 1 <= n_components <= width:
         raise InvalidInputError(f"n_components must be in 1..{width} for rows of {width}, got {n_components}")
     wanted = min(DEFAULT_COMPONENTS, width) if n_components is None else n_components
     exact = solver == "covariance" or (solver == "auto" and width <= MAX_COVARIANCE_WIDTH)
-    first = _pass(partial(_Spread, width, full=exact), store, chosen, filter, progress, client)
+    first = _pass(partial(_Spread, width, full=exact), rows, chosen, filter, progress, client)
     moments = first.moments
     if moments.count < 2:
         raise InvalidInputError(
@@ -251,7 +254,7 @@ def pca(
     if exact:
         variances, vectors = _largest(moments.covariance(), wanted)
     else:
-        variances, vectors = _randomized(store, chosen, filter, moments, wanted, seed, progress, client)
+        variances, vectors = _randomized(rows, chosen, filter, moments, wanted, seed, progress, client)
     total = float(moments.variance().sum())
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(wanted)])
     return Pca(
@@ -275,8 +278,8 @@ def _largest(symmetric: Float, count: int) -> tuple[Float, Float]:
 
 
 def _randomized(
-    store: Store,
-    array: StoreArray,
+    store: Rows,
+    array: Array,
     filter: pc.Expression | None,
     moments: Moments,
     wanted: int,
@@ -297,8 +300,8 @@ def _randomized(
 
 def _pass(
     make: Any,
-    store: Store,
-    array: StoreArray,
+    store: Rows,
+    array: Array,
     filter: pc.Expression | None,
     progress: Progress | None,
     client: Client | None,

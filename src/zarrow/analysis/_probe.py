@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._arguments import read_vectors, require_choice
 from zarrow.analysis._blocks import Block, Progress, choose_array, split_finite, width_of
+from zarrow.analysis._dataset import Client, Source, source_of
 from zarrow.analysis._evaluate import Evaluation, hold_against, read_numbers
-from zarrow.analysis._folds import Client, Passes
+from zarrow.analysis._folds import Passes
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
 from zarrow.analysis._linear import Scatter, Standard, fit_logistic, fit_ridge, predict
 from zarrow.analysis._regression import regression_scores
@@ -32,7 +33,6 @@ from zarrow.analysis._scores import BINS
 from zarrow.analysis._split import split
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW
-from zarrow.store import Store
 
 __all__ = ["Probe", "probe"]
 
@@ -164,7 +164,7 @@ class Probe:
 
 
 def probe(
-    store: Store,
+    store: Source,
     label: str,
     *,
     array: str | None = None,
@@ -185,8 +185,9 @@ def probe(
 
     Parameters
     ----------
-    store : Store
-        The store.
+    store : Store, xarray.Dataset or xarray.DataArray
+        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
+        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
     label : str
         The column to tell; rows where it is null or NaN are left out and counted.
     array : str, optional
@@ -215,7 +216,7 @@ def probe(
     progress : callable, optional
         Is called with rows done and rows in all, in each pass.
     client : distributed.Client, optional
-        Whose dask workers read the vectors.
+        Whose dask workers read the vectors. Of a Dataset of dask arrays the one that dask uses by default.
 
     Returns
     -------
@@ -240,12 +241,13 @@ def probe(
     >>> round(found.overall["auroc"], 2), found.report.num_rows, found.converged
     (0.82, 10, True)
     """
-    chosen = choose_array(store, array)
+    source, client = source_of(store, client)
+    chosen = choose_array(source, array)
     require_choice("kind", kind, Kind)
     if not regularization > 0:
         raise InvalidInputError(f"regularization must be positive, got {regularization}")
     names = names_of(by)
-    table = store.table(list(dict.fromkeys([ROW, label, *names, *([group] if group else [])])), filter)
+    table = source.table(list(dict.fromkeys([ROW, label, *names, *([group] if group else [])])), filter)
     rows = table[ROW].to_numpy()
     target, known, classes = _read_label(table[label], label, kind)
     units = np.arange(len(rows))
@@ -265,13 +267,13 @@ def probe(
 
     train, train_target = rows[~for_test], target[~for_test]
     width = width_of(chosen)
-    passes = Passes(store, chosen, train, train_target, client)
+    passes = Passes(source, chosen, train, train_target, client)
     scatter = passes.fold(partial(Scatter, width, full=resolved == "ridge"), progress)
     bad = np.concatenate([np.empty(0, np.int64), *scatter.bad])
     if len(bad):
         keep = ~np.isin(train, bad)
         train, train_target = train[keep], train_target[keep]
-        passes = Passes(store, chosen, train, train_target, client)
+        passes = Passes(source, chosen, train, train_target, client)
     if not len(train):
         raise InvalidInputError(f"no row to train on has a finite vector in array {chosen.name!r}")
     iterations, converged = 0, True
@@ -285,7 +287,7 @@ def probe(
             passes, standard, len(classes), regularization, max_iterations, tolerance, progress
         )
     make = partial(_Predictions, standard, weights, intercept, resolved)
-    test = Passes(store, chosen, rows[for_test], np.flatnonzero(for_test), client).fold(make, progress)
+    test = Passes(source, chosen, rows[for_test], np.flatnonzero(for_test), client).fold(make, progress)
     places, predictions = test.result(len(classes) or 1)
     if not len(places):
         raise InvalidInputError(f"no row to test on has a finite vector in array {chosen.name!r}")
