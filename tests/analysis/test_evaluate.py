@@ -13,6 +13,7 @@ from sklearn.calibration import calibration_curve
 import zarrow
 from zarrow.analysis import _evaluate, _gather, _scores, evaluate
 from zarrow.analysis._curves import calibrate
+from zarrow.analysis._draws import draw_rows
 from zarrow.analysis._scores import Scores
 from zarrow.errors import InvalidInputError, UnknownNameError
 
@@ -84,20 +85,23 @@ def test_equals_scikit_learn(made):
         assert groups[name]["rows"] == ROWS / 5
 
 
+@pytest.mark.parametrize("unit", [None, "subject_id"])
 @pytest.mark.parametrize("dtype", [pa.float32(), pa.float64()])
-def test_rows_that_come_in_pieces_are_evaluated_as_one(made, dtype, monkeypatch):
+def test_rows_that_come_in_pieces_are_evaluated_as_one(made, dtype, unit, monkeypatch):
     """Where rows lie in files, and ties in several pieces, every figure is what it is in memory."""
     approx = functools.partial(pytest.approx, rel=1e-12)
     table = made[0].table()
     place = table.schema.get_field_index("prob")
     table = table.set_column(place, "prob", table["prob"].cast(dtype))
-    whole = evaluate(table, "prob", "label", by=["query"], bootstrap=0)
+    asked = {"by": ["query"], "bootstrap": 20 if unit else 0, "unit": unit}
+    whole = evaluate(table, "prob", "label", **asked)
     monkeypatch.setattr(_evaluate, "BATCH_ROWS", 11)
     monkeypatch.setattr(_gather, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(_gather, "CHUNK", 7)
     monkeypatch.setattr(_scores, "CHUNK", 5)
-    pieces = evaluate(table, "prob", "label", by=["query"], bootstrap=0)
+    pieces = evaluate(table, "prob", "label", **asked)
     assert isinstance(pieces.scores[-1]._keys, np.memmap)
+    assert unit is None or isinstance(pieces.scores[-1]._units, np.memmap)
     for one, other in zip(
         [whole.overall, *whole.table.to_pylist()], [pieces.overall, *pieces.table.to_pylist()], strict=True
     ):
@@ -163,8 +167,10 @@ def test_a_filter_chooses_rows(made):
     check(found.overall, label[chosen], prob[chosen])
 
 
-def test_intervals_are_those_of_a_bootstrap(made):
+@pytest.mark.parametrize("rows", [1 << 15, 64])
+def test_intervals_are_those_of_a_bootstrap(rows, monkeypatch):
     """Percentiles of resampled rows, held against resampling by hand; those of units are wider."""
+    monkeypatch.setattr(_scores, "DRAWN_ROWS", rows)
     rng = np.random.default_rng(0)
     unit = np.repeat(np.arange(60), 10)
     prob = np.repeat(rng.random(60), 10)
@@ -177,6 +183,27 @@ def test_intervals_are_those_of_a_bootstrap(made):
     np.testing.assert_allclose([low, high], np.quantile(drawn, [0.025, 0.975]), atol=0.006)
     wide = Scores(label, prob, unit).intervals(500)["auroc"]
     assert wide[1] - wide[0] > 2 * (high - low)
+
+
+@pytest.mark.parametrize("rows", [1 << 15, 7])
+def test_a_draw_is_scored_as_scikit_learn_weighs_rows(made, rows, monkeypatch):
+    """Ties, pieces and all: how often a row was drawn is its weight."""
+    _, prob, label, *_ = made
+    monkeypatch.setattr(_scores, "DRAWN_ROWS", rows)
+    scores = Scores(label[:600], prob[:600])
+    weights = np.concatenate(list(draw_rows(np.random.default_rng(5), 20, 600, min(rows, 600))), axis=1)
+    found = scores.intervals(20, seed=5)
+    truth, given = scores.label, scores.probability
+    for name, score in {
+        "auroc": metrics.roc_auc_score,
+        "auprc": metrics.average_precision_score,
+        "brier": metrics.brier_score_loss,
+        "accuracy": lambda y, p, sample_weight: metrics.accuracy_score(
+            y, p > 0.5, sample_weight=sample_weight
+        ),
+    }.items():
+        drawn = [score(truth, given, sample_weight=weight) for weight in weights]
+        np.testing.assert_allclose(found[name], np.quantile(drawn, [0.025, 0.975]), rtol=1e-9)
 
 
 def test_intervals_by_unit_are_asked_for_by_name(made):

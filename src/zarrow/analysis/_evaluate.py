@@ -3,8 +3,10 @@
 The metrics are those of `_scores`, over the rows that have a label and a probability; the label's nulls
 (censored rows, say) are counted and left out, as EveryQuery's ``EQ_evaluate`` does.
 
-The columns come past in batches. What is kept is four or eight bytes per row and group, in files once it
-is more than 64 MiB (`_gather`); bootstraps hold all rows in memory. Vectors are not read.
+The columns come past in batches. What is kept per row is its probability and label (four bytes, or eight if
+probabilities are float64), its group and its unit (four each), in files once one of these is more than 64 MiB
+(`_gather`). Memory is that of the groups and units, some 50 bytes each; and of float64 probabilities with
+units, 20 bytes per row while they are sorted. Vectors are not read.
 
 Place: tier 5, in `zarrow.analysis`.
 """
@@ -24,7 +26,7 @@ import pyarrow.compute as pc
 from zarrow._known_names import unknown_name
 from zarrow.analysis._blocks import Progress
 from zarrow.analysis._gather import part, room
-from zarrow.analysis._groups import Groups, column_codes, names_of, plain
+from zarrow.analysis._groups import Groups, names_of, plain
 from zarrow.analysis._scores import BINS, Scores, grouped_scores, score_keys
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
@@ -32,7 +34,7 @@ from zarrow.store import Store
 __all__ = ["Evaluation", "evaluate", "hold_against", "read_binary", "read_numbers"]
 
 Float = npt.NDArray[np.float64]
-BATCH_ROWS = 65_536
+BATCH_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,59 +237,41 @@ def evaluate(
             if name not in store.column_names:
                 raise unknown_name("column", name, store.column_names)
         table = (store if filter is None else store.filter(filter)).select(list(columns))
-        if unit is None:
-            groups = Groups(table.select(names)) if names else None
-            batches, most = iter(table.to_batches(BATCH_ROWS)), table.num_rows
-            empty = table.schema.empty_table()
-    elif unit is None:
+        groups = Groups(table.select(names)) if names else None
+        units = None if unit is None else Groups(table.select([unit]))
+        batches, most = iter(table.to_batches(BATCH_ROWS)), table.num_rows
+        empty = table.schema.empty_table()
+    else:
         groups = Groups.of_store(store, names, filter) if names else None
+        units = None if unit is None else Groups.of_store(store, [unit], filter)
         reader = store.scan(list(columns), filter, BATCH_ROWS)
         batches, most, empty = iter(reader), store.num_rows, reader.schema.empty_table()
-    else:
-        table = store.table(list(columns), filter)
-    if unit is None:
-        gathered = _Gathered(probability, label, groups, most, empty)
-        for batch in batches:
-            gathered.add(batch)
-        return gathered.evaluation(bootstrap, bins, seed, progress)
-    labels, known = read_binary(table[label], label)
-    probabilities = read_numbers(table[probability], probability)
-    scored = ~np.isnan(probabilities)
-    _require_probabilities(probabilities[scored], probability)
-    used = known & scored
-    units = column_codes(table[unit])[0][used]
-    groups = Groups(table.select(names)) if names else None
-    return hold_against(
-        labels[used],
-        probabilities[used],
-        groups,
-        None if groups is None else groups.codes(table),
-        used,
-        units,
-        probability=probability,
-        label=label,
-        bootstrap=bootstrap,
-        bins=bins,
-        seed=seed,
-        missing_labels=int((~known).sum()),
-        missing_probabilities=int((known & ~scored).sum()),
-        progress=progress,
-    )
+    gathered = _Gathered(probability, label, groups, units, most, empty)
+    for batch in batches:
+        gathered.add(batch)
+    return gathered.evaluation(bootstrap, bins, seed, progress)
 
 
 class _Gathered:
     """The rows that have a label and a probability, brought together group by group; of many, in files."""
 
     def __init__(
-        self, probability: str, label: str, groups: Groups | None, most: int, empty: pa.Table
+        self,
+        probability: str,
+        label: str,
+        groups: Groups | None,
+        units: Groups | None,
+        most: int,
+        empty: pa.Table,
     ) -> None:
         self._names = probability, label
-        self._groups = groups
+        self._groups, self._units = groups, units
         self._single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
         read_binary(empty[label], label)  # raises what is wrong with their types, though there be no rows
         read_numbers(empty[probability], probability)
         self._keys = room(most, np.dtype(np.uint32 if self._single else np.uint64))
         self._codes = room(most if groups is not None else 0, np.dtype(np.int32))
+        self._unit = room(most if units is not None else 0, np.dtype(np.int32))
         self._filled = self._missing_labels = self._missing_probabilities = self._passed = 0
         self._rows = np.zeros(0 if groups is None else groups.count, np.int64)
         self._low, self._high = 0.0, 1.0
@@ -311,15 +295,21 @@ class _Gathered:
             codes = self._groups.codes(batch)
             self._rows += np.bincount(codes, minlength=self._groups.count)
             self._codes[here] = codes[used]
+        if self._units is not None:
+            self._unit[here] = self._units.codes(batch)[used]
         self._filled = here.stop
 
     def evaluation(self, bootstrap: int, bins: int, seed: int, progress: Progress | None) -> Evaluation:
         _require_probabilities(np.array([self._low, self._high]), self._names[0])
-        keys, codes, scores = self._keys[: self._filled], self._codes[: self._filled], []
+        keys, codes = self._keys[: self._filled], self._codes[: self._filled]
+        unit, scores = None if self._units is None else self._unit[: self._filled], []
         if self._groups is not None:
-            scores = [Scores.of_keys(here, bins) for here in part(keys, codes, self._groups.count)]
+            count = self._groups.count
+            parts = [None] * count if unit is None else part(unit, codes, count)
+            for own_keys, own_unit in zip(part(keys, codes, count), parts, strict=True):
+                scores.append(Scores.of_keys(own_keys, own_unit, bins))
         return _evaluation(
-            Scores.of_keys(keys, bins),
+            Scores.of_keys(keys, unit, bins),
             scores,
             self._groups,
             self._rows,

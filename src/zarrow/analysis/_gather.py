@@ -11,17 +11,27 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["part", "room"]
+__all__ = ["part", "pieces_of", "room"]
 
 IN_MEMORY_BYTES = 64 << 20
 CHUNK = 1 << 18
 
 Numbers = npt.NDArray[Any]
+
+
+def pieces_of(count: int, size: int) -> Iterator[slice]:
+    """Yield slices of so many rows, the last one of what is left.
+
+    >>> list(pieces_of(5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def room(count: int, dtype: np.dtype[Any]) -> Numbers:
@@ -39,7 +49,7 @@ def part(values: Numbers, codes: npt.NDArray[np.int32], groups: int) -> list[Num
     >>> [one.tolist() for one in part(np.array([5, 6, 7]), np.array([1, 0, 1], np.int32), 3)]
     [[6], [5, 7], []]
     """
-    pieces = [slice(start, start + CHUNK) for start in range(0, len(values), CHUNK)]
+    pieces = list(pieces_of(len(values), CHUNK))
     counts = sum((np.bincount(codes[here], minlength=groups) for here in pieces), np.zeros(groups, np.int64))
     bounds = np.append(0, np.cumsum(counts))
     free = bounds[:-1].copy()

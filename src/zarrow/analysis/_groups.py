@@ -64,6 +64,10 @@ def _decoded(table: pa.Table) -> pa.Table:
     return pa.table({name: plain(table[name]) for name in table.column_names})
 
 
+def _distinct(table: pa.Table, by: Sequence[str]) -> pa.Table:
+    return table.group_by(list(by)).aggregate([])
+
+
 class Groups:
     """The groups that there are.
 
@@ -99,9 +103,14 @@ class Groups:
         found = _decoded(reader.schema.empty_table())
         if not by:
             return cls(pa.table({}))
+        new: list[pa.Table] = []
         for batch in reader:
-            new = _decoded(pa.Table.from_batches([batch])).group_by(list(by)).aggregate([])
-            found = pa.concat_tables([found, new]).group_by(list(by)).aggregate([])
+            new.append(_distinct(_decoded(pa.Table.from_batches([batch])), by))
+            if (
+                sum(table.num_rows for table in new) > found.num_rows
+            ):  # not with each batch: there may be many
+                found, new = _distinct(pa.concat_tables([found, *new]), by), []
+        found = _distinct(pa.concat_tables([found, *new]), by)
         return cls(found)
 
     def codes(self, table: pa.Table | pa.RecordBatch) -> npt.NDArray[np.int64]:

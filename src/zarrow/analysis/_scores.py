@@ -12,20 +12,23 @@
 
 A metric that a group of rows cannot have (AUROC of one class, AUPRC without positives, anything of no rows)
 is None. Intervals are percentiles of a bootstrap: rows, or whole units such as patients, are drawn with
-replacement; draws for which the metric is not defined are left out.
+replacement (`_draws`); draws for which the metric is not defined are left out.
 
 Place: tier 5, in `zarrow.analysis`; below `_evaluate` and `_probe`. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow.analysis._draws import draw_rows, draw_units
+from zarrow.analysis._gather import pieces_of, room
 from zarrow.analysis._groups import Groups
 from zarrow.errors import InvalidInputError
 
@@ -35,7 +38,8 @@ METRICS = ("auroc", "auprc", "brier", "ece", "accuracy")
 COUNTS = ("rows", "labelled", "positives")
 BINS = 15
 CHUNK = 1 << 18
-DRAWN = 1 << 21
+DRAWN_ROWS = 1 << 15
+DRAWN = 1 << 19
 TAIL = 0.025
 
 Float = npt.NDArray[np.float64]
@@ -47,8 +51,8 @@ class Scores:
     """Probabilities and labels, highest probability first.
 
     Each row is one sorted integer: what its probability lacks of one, in bits, and its label. That is four
-    bytes of float16 and float32, eight of anything wider; and metrics are summed over pieces of it, so that
-    it may as well lie in a file.
+    bytes of float16 and float32, eight of anything wider, and four more if it has a unit; and metrics are
+    summed over pieces of it, so that it may as well lie in a file.
 
     Parameters
     ----------
@@ -75,25 +79,27 @@ class Scores:
         units: npt.NDArray[np.int64] | None = None,
         bins: int = BINS,
     ) -> None:
-        self._keys = score_keys(label, probability)
-        self._units = None
         self.bins = bins
         # Bins are open at the left, as scikit-learn's are: 0.2 of five bins is in the first.
         self._edges = np.linspace(0, 1, bins + 1)[1:-1]
-        if units is None:
-            self._keys.sort()
-        else:
-            order = np.argsort(self._keys, kind="stable")
-            self._keys = self._keys[order]
-            self._units = np.unique(units[order], return_inverse=True)[1].reshape(-1)
+        self._keys = score_keys(label, probability)
+        self._units = None if units is None else units.astype(np.int32)
+        self._sort()
 
     @classmethod
-    def of_keys(cls, keys: Keys, bins: int = BINS) -> Scores:
-        """Return scores of `score_keys` that are the scores' from now on: sorts them in place."""
+    def of_keys(cls, keys: Keys, units: npt.NDArray[np.int32] | None = None, bins: int = BINS) -> Scores:
+        """Return scores of `score_keys` and units that are the scores' from now on: sorts them in place."""
         made = cls(np.empty(0, np.bool_), np.empty(0, np.float32), None, bins)
-        keys.sort()
-        made._keys = keys
+        made._keys, made._units = keys, units
+        made._sort()
         return made
+
+    def _sort(self) -> None:
+        if self._units is None:
+            self._keys.sort()
+        else:
+            _sort_both(self._keys, self._units)
+            _close_ranks(self._units)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -113,74 +119,71 @@ class Scores:
         """How many labels are true."""
         return sum(int(positive.sum()) for _, _, positive in self.runs())
 
-    def runs(self) -> Iterator[tuple[Float, Counts, Counts]]:
-        """Yield different probabilities, highest first, how many rows have each, and how many positive."""
+    def runs(
+        self, weights: Iterable[Counts] | None = None, rows: int | None = None
+    ) -> Iterator[tuple[Float, Counts, Counts]]:
+        """Yield different probabilities, highest first, how many rows have each, and how many positive.
+
+        Weights, shape (draws, rows at a time), say how often each row counts; so have the counts a row per
+        draw.
+        """
         held: tuple[Float, Counts, Counts] | None = None
-        for start in range(0, len(self._keys), CHUNK):
-            keys = np.asarray(self._keys[start : start + CHUNK])
+        rows = CHUNK if rows is None else rows
+        weighing = itertools.repeat(np.ones(rows, np.int64)) if weights is None else iter(weights)
+        for here in pieces_of(len(self._keys), rows):
+            keys = np.asarray(self._keys[here])
+            weight = next(weighing)[..., : len(keys)]
             codes = keys >> 1
-            starts = np.append(0, np.flatnonzero(np.diff(codes)) + 1)
-            run = (
-                _probabilities(codes[starts]),
-                np.diff(np.append(starts, len(codes))),
-                np.add.reduceat((keys & 1).astype(np.int64), starts),
+            ends = np.append(np.flatnonzero(np.diff(codes)), len(codes) - 1)
+            counts, positive = (
+                np.diff(np.cumsum(what, axis=-1)[..., ends], axis=-1, prepend=0)
+                for what in (weight, weight * (keys & 1).astype(np.int64))
             )
-            if held is not None and held[0][0] == run[0][0]:
-                run[1][0] += held[1][0]
-                run[2][0] += held[2][0]
+            values = _probabilities(codes[ends])
+            if held is not None and held[0][0] == values[0]:
+                counts[..., 0] += held[1][..., 0]
+                positive[..., 0] += held[2][..., 0]
             elif held is not None:
                 yield held
             # The next piece may begin with more of the last.
-            yield run[0][:-1], run[1][:-1], run[2][:-1]
-            held = run[0][-1:], run[1][-1:], run[2][-1:]
+            yield values[:-1], counts[..., :-1], positive[..., :-1]
+            held = values[-1:], counts[..., -1:], positive[..., -1:]
         if held is not None:
             yield held
 
     def metrics(self) -> dict[str, float | None]:
         """Return each metric, None where it is not defined."""
-        pairs = precision = squares = called = 0.0
-        errors = np.zeros(self.bins)
-        rows = positives = 0
+        sums = _Sums(1, self._edges)
         for values, counts, positive in self.runs():
-            negative = counts - positive
-            above = positives + np.cumsum(positive)
-            together = rows + np.cumsum(counts)
-            pairs += float((negative * (above - positive / 2)).sum())
-            precision += float((positive * (above / together)).sum())
-            squares += float((positive * (1 - values) ** 2 + negative * values**2).sum())
-            called += float(np.where(values > 0.5, positive, negative).sum())
-            bins = np.searchsorted(self._edges, values)
-            errors += np.bincount(bins, counts * values - positive, minlength=self.bins)
-            rows, positives = rows + int(counts.sum()), positives + int(positive.sum())
-        if not rows:
-            return dict.fromkeys(METRICS)
-        negatives = rows - positives
-        return {
-            "auroc": pairs / (positives * negatives) if positives and negatives else None,
-            "auprc": precision / positives if positives else None,
-            "brier": squares / rows,
-            "ece": float(np.abs(errors).sum()) / rows,
-            "accuracy": called / rows,
-        }
+            sums.add(values, counts[None], positive[None])
+        found = {name: float(values[0]) for name, values in sums.metrics().items()}
+        return {name: None if np.isnan(value) else value for name, value in found.items()}
 
     def intervals(self, draws: int, seed: int = 0) -> dict[str, tuple[float, float] | None]:
-        """Return the 95 % interval of each metric, None where it is not defined."""
+        """Return the 95 % interval of each metric, None where it is not defined.
+
+        A few draws at a time are made and weighed in pieces of the rows: memory is that of the pieces, and of
+        eight bytes per unit.
+        """
         count = len(self)
         if not count or not draws:
             return dict.fromkeys(METRICS)
-        rows = _Rows(self.probability, self.label, self._edges)
         generator = np.random.default_rng(seed)
-        units = count if self._units is None else int(self._units.max()) + 1
-        chunks: dict[str, list[Float]] = {name: [] for name in METRICS}
-        step = max(DRAWN // count, 1)
+        units = 0 if self._units is None else int(self._units.max()) + 1
+        rows = min(count, DRAWN_ROWS)
+        step = max(DRAWN // max(rows, units), 1)
+        found: list[dict[str, Float]] = []
         for start in range(0, draws, step):
             here = min(step, draws - start)
-            drawn = generator.integers(0, units, (here, units)) + np.arange(here)[:, None] * units
-            weights = np.bincount(drawn.reshape(-1), minlength=here * units).reshape(here, units)
-            found = rows.weighted(weights if self._units is None else weights[:, self._units])
-            for name in METRICS:
-                chunks[name].append(found[name])
-        return {name: _interval(np.concatenate(values)) for name, values in chunks.items()}
+            if self._units is None:
+                weights = draw_rows(generator, here, count, rows)
+            else:
+                weights = draw_units(generator, here, units, self._units, rows)
+            sums = _Sums(here, self._edges)
+            for run in self.runs(weights, rows):
+                sums.add(*run)
+            found.append(sums.metrics())
+        return {name: _interval(np.concatenate([one[name] for one in found])) for name in METRICS}
 
     def roc_curve(self, max_points: int | None = None) -> tuple[Float, Float, Float]:
         """Return false and true positive rates and thresholds, from (0, 0) to (1, 1)."""
@@ -241,35 +244,70 @@ def _one(dtype: np.dtype[Any]) -> Any:
     return np.ones(1, np.float32 if dtype.itemsize == 4 else np.float64).view(dtype)[0]
 
 
-class _Rows:
-    """Rows one by one, to be weighted."""
+def _sort_both(keys: Keys, units: npt.NDArray[np.int32]) -> None:
+    """Sort keys, and the units of the same rows with them, in place."""
+    if keys.itemsize == 8:
+        order = np.argsort(keys)
+        keys[:], units[:] = keys[order], units[order]
+        return
+    both = room(len(keys), np.dtype(np.uint64))
+    for here in pieces_of(len(keys), CHUNK):
+        both[here] = (keys[here].astype(np.uint64) << 32) | units[here].astype(np.uint64)
+    both.sort()
+    for here in pieces_of(len(keys), CHUNK):
+        keys[here], units[here] = both[here] >> 32, both[here] & 0xFFFFFFFF
 
-    def __init__(self, probability: Float, label: npt.NDArray[np.bool_], edges: Float) -> None:
-        self.probability, self.label = probability, label
-        self._ends = np.append(np.flatnonzero(np.diff(probability)), len(label) - 1)
-        self._bin_starts = np.flatnonzero(np.diff(np.searchsorted(edges, probability), prepend=-1))
 
-    def weighted(self, weights: npt.NDArray[np.int64]) -> dict[str, Float]:
-        """Return metrics for each row of weights; NaN where one is not defined."""
-        positive = np.cumsum(weights * self.label, axis=1)[:, self._ends].astype(np.float64)
-        together = np.cumsum(weights, axis=1)[:, self._ends].astype(np.float64)
-        positives, total = positive[:, -1], together[:, -1]
-        new = np.diff(positive, axis=1, prepend=0)
-        new_negative = np.diff(together, axis=1, prepend=0) - new
+def _close_ranks(units: npt.NDArray[np.int32]) -> None:
+    """Give the units that there are the numbers from 0, in place."""
+    if len(units) <= CHUNK:
+        units[:] = np.unique(units, return_inverse=True)[1].reshape(-1)
+        return
+    present = np.zeros(int(units.max()) + 1, np.bool_)
+    for here in pieces_of(len(units), CHUNK):
+        present[units[here]] = True
+    numbers = np.cumsum(present, dtype=np.int32) - 1
+    for here in pieces_of(len(units), CHUNK):
+        units[here] = numbers[units[here]]
+
+
+class _Sums:
+    """What metrics are computed from, per draw, as runs of equal probabilities come past, highest first."""
+
+    def __init__(self, draws: int, edges: Float) -> None:
+        self._edges = edges
+        self._pairs, self._precision, self._squares, self._called = np.zeros((4, draws))
+        self._rows, self._positives = np.zeros((2, draws))
+        self._errors = np.zeros((draws, len(edges) + 1))
+
+    def add(self, values: Float, counts: Counts, positive: Counts) -> None:
+        """Take in runs; counts are of shape (draws, runs)."""
+        if not len(values):
+            return
+        negative = (counts - positive).astype(np.float64)
+        above = self._positives[:, None] + np.cumsum(positive, axis=1)
+        together = self._rows[:, None] + np.cumsum(counts, axis=1)
+        self._rows, self._positives = together[:, -1].copy(), above[:, -1].copy()
+        precision = np.divide(above, together, out=np.zeros_like(above), where=together > 0)
+        self._precision += np.einsum("ij,ij->i", positive, precision)
+        above -= positive / 2
+        self._pairs += np.einsum("ij,ij->i", negative, above)
+        self._squares += positive @ (1 - values) ** 2 + negative @ values**2
+        self._called += positive @ (values > 0.5) + negative @ (values <= 0.5)
+        bins = np.searchsorted(self._edges, values)
+        starts = np.flatnonzero(np.diff(bins, prepend=-1))
+        self._errors[:, bins[starts]] += np.add.reduceat(counts * values - positive, starts, axis=1)
+
+    def metrics(self) -> dict[str, Float]:
+        """Return the metrics of each draw; NaN where one is not defined."""
+        rows, positives = self._rows, self._positives
         with np.errstate(invalid="ignore", divide="ignore"):
-            pairs = (new_negative * (positive - new / 2)).sum(axis=1)
-            auroc = pairs / (positives * (total - positives))
-            precision = np.divide(positive, together, out=np.zeros_like(positive), where=together > 0)
-            auprc = (new * precision).sum(axis=1) / positives
-            error = self.probability - self.label
-            per_bin = np.add.reduceat(weights * error, self._bin_starts, axis=1)
-            called = self.probability > 0.5
             return {
-                "auroc": auroc,
-                "auprc": auprc,
-                "brier": (weights * error**2).sum(axis=1) / total,
-                "ece": np.abs(per_bin).sum(axis=1) / total,
-                "accuracy": (weights * (called == self.label)).sum(axis=1) / total,
+                "auroc": self._pairs / (positives * (rows - positives)),
+                "auprc": self._precision / positives,
+                "brier": self._squares / rows,
+                "ece": np.abs(self._errors).sum(axis=1) / rows,
+                "accuracy": self._called / rows,
             }
 
 
