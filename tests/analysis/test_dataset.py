@@ -174,7 +174,7 @@ def test_a_dataset_of_anything_else():
     )
     found = describe(dataset)
     np.testing.assert_allclose(found.arrays["x"].mean, (values * 2).reshape(500, 6).mean(axis=0))
-    assert found.columns["column"].to_pylist() == ["y", "patient"]
+    assert found.columns["column"].to_pylist() == ["patient", "y"]
     assert max(seen) <= 100
     assert probe(dataset, "y", group="patient").overall["auroc"] > 0.9
     assert nearest(dataset, {"patient": [7]}, k=1).rows.tolist() == [[35]]

@@ -27,11 +27,12 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
 from zarrow.analysis._evaluate import read_numbers
-from zarrow.analysis._folds import Client, Passes
+from zarrow.analysis._folds import Passes
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._match import Match, match
 from zarrow.analysis._moments import GroupMoments, Moments, row_norms
 from zarrow.analysis._topk import TopK
+from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray

@@ -6,14 +6,13 @@
 * variables along the dimension ``row`` alone are columns (`_dataset_columns`), those of numbers along it and
   more are arrays; ``row`` need not come first;
 * row numbers are positions in the Dataset as it is given, whatever rows of whatever store it was made from;
-* rows come in *pieces*: as many whole chunks as make a block, never more than one of them in memory. A piece
-  is computed by itself: on the workers of a dask client, where its chunks lie, if there is a client, else
-  here, by dask's threads, or by a slice of what is no dask array.
+* rows come in *pieces*: as many whole chunks as make a block, or slices of what is no dask array. A piece is
+  computed by itself (`_workers`), and let go when the next one has been.
 
 `pieces` is the seam: what `_blocks` and `_folds` do with all of a store's rows at once, they do with those of
 a Dataset piece by piece.
 
-Place: tier 5, below `_blocks`. Loads xarray and dask for who has a Dataset, and so has loaded them.
+Place: tier 5, below `_blocks`. Loads xarray for who has a Dataset, and so has loaded it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +34,7 @@ from zarrow._filters import asked_columns
 from zarrow._key_values import read_keys
 from zarrow._known_names import unknown_name
 from zarrow.analysis._dataset_columns import arrow_type, arrow_values
+from zarrow.analysis._workers import Client, active_client, compute, load, sender
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Array",
-    "Client",
     "DatasetArray",
     "DatasetRows",
     "Rows",
@@ -55,30 +54,10 @@ __all__ = [
 ]
 
 PIECE_BYTES = 16 << 20
-ZARROW_KEYS = "zarrow_keys"
 
 Source: TypeAlias = "Store | xr.Dataset | xr.DataArray"
 Rows: TypeAlias = "Store | DatasetRows"
 Array: TypeAlias = "StoreArray | DatasetArray"
-
-
-class Client(Protocol):
-    """What is used of a ``distributed.Client``."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any, pure: bool) -> Any:
-        """Run a function on a worker, and return its future."""
-
-    def compute(self, collections: Any) -> Any:
-        """Compute a dask collection on the workers, and return its future."""
-
-    def cancel(self, futures: Sequence[Any]) -> Any:
-        """Forget about futures."""
-
-    def scatter(self, data: list[Any], *, hash: bool) -> Any:
-        """Send things to workers, and return their futures."""
-
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
-        """Tell which workers there are."""
 
 
 def source_of(given: Source | DatasetRows, client: Client | None = None) -> tuple[Rows, Client | None]:
@@ -112,23 +91,8 @@ def source_of(given: Source | DatasetRows, client: Client | None = None) -> tupl
             f"{list(given.sizes)}: give the right one that name, as in dataset.rename(sample={ROW!r})"
         )
     if client is None and any(given.variables[name].chunks for name in given.variables):
-        client = _active_client()
+        client = active_client()
     return DatasetRows(given, client), client
-
-
-def _active_client() -> Client | None:
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    import dask
-
-    if dask.config.get("scheduler", None) not in (None, "dask.distributed", "distributed"):
-        return None
-    try:
-        found: Client = distributed.default_client()
-    except ValueError:
-        return None
-    return found
 
 
 def pieces(
@@ -155,36 +119,7 @@ def pieces(
 
 def received(sent: Any, schema: pa.Schema | None, span: range) -> Rows:
     """Return, on a worker, the rows that it was sent: a store, or those of `DatasetRows.senders`."""
-    return sent if isinstance(sent, Store) else DatasetRows(_loaded(sent), None, span, schema)
-
-
-def _computed(chosen: xr.Dataset, client: Client | None) -> xr.Dataset:
-    """Return a Dataset whose values are in memory here."""
-    if client is None or not chosen.chunks:
-        return chosen.load()
-    found: xr.Dataset = client.submit(_loaded, _sender(chosen, client)(), pure=False).result()
-    return found
-
-
-def _loaded(dataset: xr.Dataset) -> xr.Dataset:
-    """Run on a worker."""
-    return dataset.load(scheduler="synchronous")
-
-
-def _sender(chosen: xr.Dataset, client: Client) -> Callable[[], Any]:
-    """Return what gives the future of a Dataset for `_loaded`.
-
-    What lies on the workers is put together there. Else a worker is sent how to make the values, once, and
-    makes them within its task: pieces that are made by tasks of their own would have keys in common, with
-    graphs that were optimized differently, which dask's scheduler warns of.
-    """
-    from dask.base import optimize
-    from distributed import futures_of
-
-    if futures_of(chosen):  # type: ignore[no-untyped-call]
-        return functools.partial(client.compute, chosen)
-    (small,) = optimize(chosen)  # type: ignore[no-untyped-call]
-    return functools.cache(lambda: client.scatter([small], hash=False)[0])
+    return sent if isinstance(sent, Store) else DatasetRows(load(sent), None, span, schema)
 
 
 class DatasetRows:
@@ -218,9 +153,9 @@ class DatasetRows:
     ) -> None:
         # Variables as such: a dimension's index would be compared wherever two meet.
         self._variables: dict[str, xr.Variable] = {
-            str(name): variable.to_base_variable().transpose(ROW, ...)
-            for name, variable in dataset.variables.items()
-            if ROW in variable.dims and name != ROW
+            str(name): dataset.variables[name].to_base_variable().transpose(ROW, ...)
+            for name in (*dataset.coords, *dataset.data_vars)
+            if ROW in dataset.variables[name].dims and name != ROW
         }
         self._attributes = dataset.attrs
         self._client, self._known = client, schema
@@ -296,9 +231,7 @@ class DatasetRows:
         widest = chunks[max(sizes, key=lambda name: (self._variables[name].ndim > 1, sizes[name]))]
         for name, own in chunks.items():
             if own is not None and own != widest:
-                self._variables[name] = _computed(self._chosen([name], self.span), self._client)[
-                    name
-                ].variable
+                self._variables[name] = self._computed([name], self.span)[name].variable
         ends = [*range(rows, self.num_rows, rows), self.num_rows]
         if widest is not None:
             ends = list(itertools.accumulate(widest))
@@ -311,14 +244,12 @@ class DatasetRows:
 
     def load(self, names: Sequence[str], span: range) -> DatasetRows:
         """Return rows in memory."""
-        return DatasetRows(
-            _computed(self._chosen(names, span), self._client), None, span, self.columns_of(names)
-        )
+        return DatasetRows(self._computed(names, span), None, span, self.columns_of(names))
 
     def senders(self, names: Sequence[str], client: Client) -> Iterator[tuple[range, Callable[[], Any]]]:
         """Yield the rows of each piece, and what sends it to a worker: see `received`."""
         for span in self.spans(names):
-            yield span, _sender(self._chosen(names, span), client)
+            yield span, sender(self._chosen(names, span), client)
 
     def columns_of(self, names: Sequence[str]) -> pa.Schema:
         """Return the columns among some variables; no others are looked at."""
@@ -332,7 +263,7 @@ class DatasetRows:
         return xarray.Dataset({name: self._variables[name].isel({ROW: here}) for name in names})
 
     def _computed(self, names: Sequence[str], rows: range | npt.NDArray[np.int64]) -> xr.Dataset:
-        return _computed(self._chosen(names, rows), self._client)
+        return compute(self._chosen(names, rows), self._client)
 
     # What a store answers
 
@@ -437,7 +368,7 @@ class DatasetArray:
         import xarray
 
         chosen = xarray.Dataset({self.name: self._variable.isel({ROW: rows - self._first})})
-        return np.asarray(_computed(chosen, self._client)[self.name].values)
+        return np.asarray(compute(chosen, self._client)[self.name].values)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Do nothing: a piece is in memory."""

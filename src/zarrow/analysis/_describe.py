@@ -28,11 +28,12 @@ import pyarrow as pa
 
 from zarrow.analysis._blocks import Block, Progress, split_finite, width_of
 from zarrow.analysis._column_facts import describe_columns
-from zarrow.analysis._dataset import Array, Client, Source, source_of
+from zarrow.analysis._dataset import Array, Source, source_of
 from zarrow.analysis._folds import fold
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._moments import GroupMoments, Moments, row_norms
 from zarrow.analysis._sketch import Sketch
+from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW, SAMPLE_INDEX
 

@@ -30,10 +30,11 @@ from zarrow.analysis._blocks import (
     compute_dtype,
     width_of,
 )
-from zarrow.analysis._dataset import Array, Client, DatasetRows, Rows, pieces, received
+from zarrow.analysis._dataset import Array, DatasetRows, Rows, pieces, received
+from zarrow.analysis._workers import Client
 from zarrow.store import Store
 
-__all__ = ["Client", "Passes", "State", "fold"]
+__all__ = ["Passes", "State", "fold"]
 
 KEPT_BYTES = 128 << 20
 PARTS_PER_WORKER = 4

@@ -24,9 +24,10 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, choose_array, width_of
-from zarrow.analysis._dataset import Array, Client, Rows, Source, source_of
+from zarrow.analysis._dataset import Array, Rows, Source, source_of
 from zarrow.analysis._folds import fold
 from zarrow.analysis._topk import Metric, TopK
+from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 

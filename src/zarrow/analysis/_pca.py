@@ -26,9 +26,10 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._arguments import read_vectors, require_choice
 from zarrow.analysis._blocks import Block, Progress, blocks, choose_array, split_finite, width_of
-from zarrow.analysis._dataset import Array, Client, Rows, Source, source_of
+from zarrow.analysis._dataset import Array, Rows, Source, source_of
 from zarrow.analysis._folds import fold
 from zarrow.analysis._moments import Moments
+from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError
 
 __all__ = ["Pca", "pca"]

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._arguments import read_vectors, require_choice
 from zarrow.analysis._blocks import Block, Progress, choose_array, split_finite, width_of
-from zarrow.analysis._dataset import Client, Source, source_of
+from zarrow.analysis._dataset import Source, source_of
 from zarrow.analysis._evaluate import Evaluation, hold_against, read_numbers
 from zarrow.analysis._folds import Passes
 from zarrow.analysis._groups import Groups, column_codes, names_of, plain
@@ -31,6 +31,7 @@ from zarrow.analysis._linear import Scatter, Standard, fit_logistic, fit_ridge, 
 from zarrow.analysis._regression import regression_scores
 from zarrow.analysis._scores import BINS
 from zarrow.analysis._split import split
+from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW
 
