@@ -6,7 +6,7 @@ sent how to make them, once, and makes them within its own task: values that are
 would share keys with those of other analyses, under graphs that were optimized differently, of which dask's
 scheduler says that it may fail or hang.
 
-Place: tier 5, in `zarrow.analysis`; below `_dataset`. Loads dask for who has loaded it, having arrays of dask.
+Place: tier 5, in `zarrow.analysis`; below `_dataset`. Loads dask for who has arrays of dask.
 """
 
 from __future__ import annotations
