@@ -211,8 +211,8 @@ def test_what_is_no_source_is_refused(store):
         describe(dataset.rename(row="sample"))
     with pytest.raises(UnknownNameError, match="no array 'emb'; did you mean 'embed'"):
         pca(dataset.rename(e="embed"), "emb")
-    with pytest.raises(UnknownNameError, match="no column 'lable'; did you mean 'label'"):
-        probe(dataset, "lable")
+    with pytest.raises(UnknownNameError, match="no column 'labl'; did you mean 'label'"):
+        probe(dataset, "labl")
     with pytest.raises(UnknownNameError, match="no column 'quer'; did you mean 'query'"):
         describe(dataset, by="quer")
     with pytest.raises(UnknownNameError, match="no column 'scor'; did you mean 'score'"):
