@@ -50,13 +50,13 @@ class BatchQueue:
     While there is room, `put` takes no lock that the thread holds: whoever waits for a lock gives the
     interpreter away, and gets it back when the thread has checked a batch's bytes and written them.
 
-    A caller who found it full is woken when an eighth is free, not after every batch: where the disk is
+    A caller who found it full is woken when a sixteenth is free, not after every batch: where the disk is
     slower than the model, one batch in a few then waits, and the others do not.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._resume_bytes = limit_bytes - limit_bytes // 8
+        self._resume_bytes = limit_bytes - limit_bytes // 16
         self._items: queue.SimpleQueue[tuple[Item, int] | None] = queue.SimpleQueue()
         self._next: tuple[Item, int] | None = None  # what the thread took out, but not with what came before
         self._put_bytes = 0  # callers count these, under `_putting`
