@@ -20,7 +20,7 @@ crash leaves bytes behind the accepted ones, which the next append overwrites.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -264,19 +264,11 @@ class EncodedShard(_ShardFile):
         Appended
             What the frame says of them.
         """
-        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        chunk_rows, row_bytes = self.array.chunk_rows, self.array.row_bytes
         first_done, tail_start = len(self._done), self._used
-        head = min(-self._used % chunk_rows, len(rows))  # these go into the unfinished chunk
-        self._buffer[self._used : self._used + head] = rows[:head]
-        whole = [self._buffer] if head and self._used + head == chunk_rows else []
-        position = head + (len(rows) - head) // chunk_rows * chunk_rows
-        whole += [rows[start : start + chunk_rows] for start in range(head, position, chunk_rows)]
+        whole = list(self._filled(pieces))
         self._encode(whole)
-        if whole or not tail_start:
+        if whole:
             tail_start = 0
-            self._buffer[: len(rows) - position] = rows[position:]
-        self._used = (self._used + len(rows)) % chunk_rows
         if self._used:
             fresh = _bytes_of(self._buffer[tail_start : self._used])
             if not tail_start:
@@ -284,12 +276,34 @@ class EncodedShard(_ShardFile):
                 self._side = 1 - self._side
                 self._tail_durable[self._side] = False
                 self._tail_crc = 0
-            _files.write(self._tails[self._side], fresh, tail_start * row_bytes)
+            _files.write(self._tails[self._side], fresh, tail_start * self.array.row_bytes)
             self._tail_crc = crc32c(fresh, self._tail_crc)
         else:
             self._tail_crc = 0
-        self.rows += len(rows)
-        return Appended(crc32c(_bytes_of(rows)), self._tail_crc, self._side, self._done[first_done:])
+        self.rows += sum(map(len, pieces))
+        checksum = 0
+        for rows in pieces:
+            checksum = crc32c(_bytes_of(rows), checksum)
+        return Appended(checksum, self._tail_crc, self._side, self._done[first_done:])
+
+    def _filled(self, pieces: Sequence[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+        """Yield the chunks that these rows complete; those of the unfinished one are in the buffer then."""
+        chunk_rows = self.array.chunk_rows
+        for rows in pieces:
+            position = 0
+            while position < len(rows):
+                if not self._used and len(rows) - position >= chunk_rows:
+                    yield rows[position : position + chunk_rows]
+                    position += chunk_rows
+                    continue
+                count = min(chunk_rows - self._used, len(rows) - position)
+                self._buffer[self._used : self._used + count] = rows[position : position + count]
+                self._used += count
+                position += count
+                if self._used == chunk_rows:
+                    yield self._buffer
+                    self._buffer = np.empty_like(self._buffer)
+                    self._used = 0
 
     def _encode(self, chunks: Sequence[npt.NDArray[Any]]) -> None:
         for data in _threads.in_order(self._codec.encode, chunks):
