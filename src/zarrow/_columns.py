@@ -27,22 +27,20 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _parts, layout
+from zarrow import _parts
 from zarrow._cache import Cache
-from zarrow._checksum import crc32c
 from zarrow._filters import asked_columns
+from zarrow._given import numbers_as_arrow
 from zarrow._known_names import unknown_name
-from zarrow._mapping import File
-from zarrow._pages import read_footer
+from zarrow._part_files import PartFiles
 from zarrow._view import View
-from zarrow.errors import CorruptionError, InvalidInputError
+from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW, SAMPLE_INDEX
 
 if TYPE_CHECKING:
@@ -57,7 +55,6 @@ _KEPT_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 131_072
 _PIECE_ROWS = 131_072
 _AHEAD_ROWS = 4 * _PIECE_ROWS
-_READ_BYTES = 8 << 20
 
 
 class Columns:
@@ -75,7 +72,7 @@ class Columns:
         self._dataset: ds.Dataset | None = None
         self._live: pa.Table | None = None
         self._decoded: Cache[pa.ChunkedArray] = Cache(CACHE_BYTES)
-        self._sound: set[int] = set()  # parts whose footers were checked
+        self._part_files = PartFiles(view)
 
     def names(self, columns: Sequence[str] | None) -> list[str]:
         """Return the columns that are meant, checked; None means all."""
@@ -138,9 +135,10 @@ class Columns:
                     yield table
         finally:
             pool.shutdown(cancel_futures=True)
-        live = self.live() if filter is None else self.live().filter(filter)
-        if live.num_rows:
-            yield live.select(names)
+        if self._view.rows > self._view.snapshot.rows:
+            live = self.live() if filter is None else self.live().filter(filter)
+            if live.num_rows:
+                yield live.select(names)
 
     def _pieces(self, segments: Iterable[int]) -> Iterator[list[int]]:
         """Yield segments together that are worked on together."""
@@ -183,18 +181,21 @@ class Columns:
         """Return the rows of segments that pass."""
         if filter is None:
             return pa.concat_tables([self.segment(number, names, keep=False) for number in segments])
-        first = [*(name for name in asked if name != ROW), ROW]
-        tables = [
-            self.segment(number, first, keep=keep)
-            for number in segments
-            if self._may_pass(number, filter, asked)
-        ]
+        first = asked or [ROW]  # a table without columns forgets how many rows it has
+        decoded = {number: self._segment(number, first, keep=keep, filter=filter) for number in segments}
+        tables = {number: table for number, table in decoded.items() if table is not None}
         if not tables:
             return self.schema.empty_table().select(names)
-        found = pa.concat_tables(tables).unify_dictionaries().filter(filter)
-        more = [name for name in names if name not in first]
+        table = pa.concat_tables(tables.values()).unify_dictionaries()
+        passes = _passes(table, filter)
+        index, place = np.divmod(np.flatnonzero(passes), self._view.spec.segment_rows)
+        rows = np.array([*tables])[index] * self._view.spec.segment_rows + place
+        found = table.filter(pa.array(passes))
+        if ROW not in first:
+            found = found.append_column(self.schema.field(ROW), numbers_as_arrow(rows))
+        more = [name for name in names if name not in found.column_names]
         if more:
-            rest = self.take(found[ROW].to_numpy(), more, keep=False)
+            rest = self.take(rows, more, keep=False)
             for name in more:
                 found = found.append_column(rest.schema.field(name), rest[name])
         return found.select(names)
@@ -205,20 +206,6 @@ class Columns:
             for number in segments
             for name in names
         )
-
-    def _may_pass(self, number: int, filter: pc.Expression, asked: list[str]) -> bool:
-        """Tell whether rows of a segment may pass, as far as Parquet's statistics tell."""
-        if self._are_decoded([number], asked):
-            return True  # it is faster to look
-        import pyarrow.dataset as ds
-
-        try:
-            with pa.OSFile(self._source(number)) as source:
-                self._check_footer(number, source)
-                fragment = ds.ParquetFileFormat().make_fragment(source)
-                return bool(fragment.subset(filter, schema=self.schema).row_groups)
-        except (OSError, pa.ArrowException) as error:
-            raise self._explain(error, [number]) from error
 
     def exact_batches(
         self, columns: Sequence[str] | None, filter: pc.Expression | None, batch_rows: int
@@ -238,19 +225,6 @@ class Columns:
         if pending:
             yield _joined(pending)
 
-    def _path(self, segment: int) -> Path:
-        return self._view.snapshot.root / layout.part_path(segment)
-
-    def _source(self, segment: int) -> str:
-        """Return a name under which a part can be opened."""
-        file = self._view.last_files.get("") if self._view.is_short_last(segment) else None
-        if file is not None:
-            return f"/dev/fd/{file.fd}"
-        path = self._path(segment)
-        if path.is_symlink():
-            raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store")
-        return str(path)
-
     # Rows that are not in the dataset's files
 
     def live(self) -> pa.Table:
@@ -263,9 +237,9 @@ class Columns:
             ranges = view.live_ranges()
             for record, rows in zip(view.behind_gap, ranges, strict=False):
                 part = pq.read_table(
-                    self._path(record.segment), schema=self.schema, page_checksum_verification=True
+                    self._part_files.path(record.segment), schema=self.schema, page_checksum_verification=True
                 )
-                numbers = pa.array(np.arange(rows.start, rows.stop))
+                numbers = numbers_as_arrow(np.arange(rows.start, rows.stop))
                 place = self.schema.get_field_index(ROW)
                 tables.append(part.set_column(place, self.schema.field(ROW), numbers))
             for piece, rows in zip(view.open_pieces, ranges[len(view.behind_gap) :], strict=True):
@@ -277,7 +251,7 @@ class Columns:
         """Return the files of full segments, which never change, and the rows that are in none of them."""
         view = self._view
         numbers = range(view.snapshot.segments)
-        paths = [str(self._path(number)) for number in numbers if not view.is_short_last(number)]
+        paths = [str(self._part_files.path(number)) for number in numbers if not view.is_short_last(number)]
         rest = [self.live()]
         if len(paths) < len(numbers):
             rest.insert(0, self.segment(numbers[-1], self.schema.names))
@@ -293,6 +267,14 @@ class Columns:
         CorruptionError
             If the part is damaged.
         """
+        table = self._segment(number, names, keep=keep, filter=None)
+        assert table is not None
+        return table
+
+    def _segment(
+        self, number: int, names: Sequence[str], *, keep: bool, filter: pc.Expression | None
+    ) -> pa.Table | None:
+        """Return columns of one part, or None if they are not decoded and no row can pass a filter."""
         found: dict[str, pa.ChunkedArray] = {}
         for name in names:
             column = self._numbers(number) if name == ROW else self._decoded.get((number, name))
@@ -300,7 +282,9 @@ class Columns:
                 found[name] = column
         missing = [name for name in names if name not in found]
         if missing:
-            table = self._decode(number, missing)
+            table = self._part_files.decode(number, missing, filter)
+            if table is None:
+                return None
             for name in missing:
                 found[name] = table[name]
                 if keep:
@@ -316,44 +300,8 @@ class Columns:
         """Return what a part has as the numbers of its rows: they follow from its place."""
         start = segment * self._view.spec.segment_rows
         return pa.chunked_array(
-            [pa.array(np.arange(start, start + self._view.snapshot.segment_rows(segment)))]
+            [numbers_as_arrow(np.arange(start, start + self._view.snapshot.segment_rows(segment)))]
         )
-
-    def _decode(self, number: int, names: list[str]) -> pa.Table:
-        import pyarrow.parquet as pq
-
-        try:
-            source = pa.OSFile(self._source(number))
-            self._check_footer(number, source)
-            with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
-                table = file.read(columns=names, use_threads=len(names) > 1)
-            if table.num_rows != self._view.snapshot.segment_rows(number):
-                raise CorruptionError(
-                    f"{self._path(number)}: {table.num_rows} rows are not what was committed"
-                )
-            if set(table.column_names) != set(names):
-                raise CorruptionError(f"{self._path(number)}: its columns are not what was committed")
-        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-            raise self._explain(error, [number]) from error
-        self._view.guard()
-        return table
-
-    def _check_footer(self, number: int, source: pa.NativeFile) -> None:
-        """Compare a part's footer with its record, once; raise `OSError` if it is another.
-
-        Pages have checksums of their own. The footer has none, and its statistics tell a filter which parts
-        have no rows for it: rows would be left out that nobody missed.
-        """
-        if number not in self._sound:
-            footer = read_footer(lambda offset, size: source.read_at(size, offset), source.size())
-            try:
-                facts = self._view.snapshot.record(number).part
-            except CorruptionError:
-                self._view.guard()  # the store may have been replaced
-                raise
-            if crc32c(footer) != facts.footer_crc32c:
-                raise OSError("its footer is not what was committed")
-            self._sound.add(number)
 
     def take(self, rows: npt.NDArray[np.int64], names: Sequence[str], *, keep: bool = True) -> pa.Table:
         """Return these rows, which are in range, in the order given."""
@@ -375,11 +323,11 @@ class Columns:
                 table, first = self.segment(number, names, keep=keep), number * full
             places = sorted_rows[start:stop] - first
             if not np.array_equal(places, np.arange(table.num_rows)):
-                table = table.take(pa.array(places))
+                table = table.take(numbers_as_arrow(places))
             tables.append(table)
         joined = pa.concat_tables(tables).unify_dictionaries()
         if order is not None:
-            joined = joined.combine_chunks().take(pa.array(np.argsort(order, kind="stable")))
+            joined = joined.combine_chunks().take(numbers_as_arrow(np.argsort(order, kind="stable")))
         return joined
 
     def in_sample_order(self, filter: pc.Expression | None) -> npt.NDArray[np.int64]:
@@ -404,47 +352,18 @@ class Columns:
         order = np.argsort(np.concatenate(samples), kind="stable")
         return np.concatenate(rows)[order]
 
-    # What went wrong
 
-    def _explain(self, error: Exception, segments: Iterable[int] | None = None) -> Exception:
-        """Return the error that names the damaged segment, or `error` if none is."""
-        if isinstance(error, CorruptionError):
-            return error
-        self._view.guard()
-        for number in range(self._view.snapshot.segments) if segments is None else segments:
-            problem = self._damage(number)
-            if problem:
-                rows = self._view.segment_ranges()[number]
-                return CorruptionError(
-                    f"{self._path(number)}: the part of segment {number} (rows {rows.start} to {rows.stop}) "
-                    f"{problem}: other rows can still be read, with a filter on 'row' ({error})"
-                )
-        return error
+def _passes(table: pa.Table, filter: pc.Expression) -> npt.NDArray[np.bool_]:
+    """Tell which rows of a table pass."""
+    from pyarrow import acero
 
-    def _damage(self, number: int) -> str | None:
-        facts = self._view.snapshot.record(number).part
-        try:
-            last = self._view.last_files.get("") if self._view.is_short_last(number) else None
-            file = File(self._path(number)) if last is None else last
-        except OSError as error:
-            return f"cannot be opened ({error.strerror})"
-        if file.size_bytes != facts.size_bytes:
-            return f"has {file.size_bytes} bytes, {facts.size_bytes} were committed"
-        checksum = 0
-        for offset in range(0, file.size_bytes, _READ_BYTES):
-            checksum = crc32c(file.read(offset, _READ_BYTES), checksum)
-        if checksum != facts.crc32c:
-            return "is damaged"
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(self._source(number)) as part, pa.OSFile(self._source(number)) as source:
-                self._sound.discard(number)
-                self._check_footer(number, source)
-                sound = part.metadata.num_rows == self._view.snapshot.segment_rows(number)
-        except (OSError, pa.ArrowException):
-            sound = False
-        return None if sound else "is no such part, though its checksum holds"
+    passes = acero.Declaration.from_sequence(
+        [
+            acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
+            acero.Declaration("project", acero.ProjectNodeOptions([filter], ["passes"])),
+        ]
+    ).to_table(use_threads=False)["passes"]
+    return np.asarray(passes.fill_null(False) if passes.null_count else passes, np.bool_)
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

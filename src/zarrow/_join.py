@@ -69,7 +69,7 @@ class Join:
         """Yield the rows that pass a filter, in row order."""
         with_row = self.names if ROW in self.names else [*self.names, ROW]
         for batch in self.columns.exact_batches(with_row, filter, self.size):
-            rows = batch[ROW].to_numpy(zero_copy_only=False)
+            rows = np.from_dlpack(batch[ROW])  # to_numpy would import pandas
             first, stop = int(rows[0]), int(rows[-1]) + 1
             together = stop - first == len(rows)
             vectors = {}

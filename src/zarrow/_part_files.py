@@ -1,0 +1,158 @@
+"""Which file holds a segment's columns, is it the one that was committed, and may rows of it pass a filter?
+
+A part is opened once for all three. Its footer is compared with its record, then asked by Arrow whether the
+statistics leave rows that pass; if so, the columns that are wanted are decoded, with the footer as it was
+parsed already. Pages have checksums of their own, which are verified; if anything fails, the whole file is
+compared with its record to say what is wrong.
+
+Place: tier 3, used by `_columns`. Reads only, and keeps nothing but which footers were checked. Loads what
+pyarrow has beside its core when a part is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from zarrow import layout
+from zarrow._checksum import crc32c
+from zarrow._mapping import File
+from zarrow._pages import read_footer
+from zarrow._view import View
+from zarrow.errors import CorruptionError
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
+
+__all__ = ["PartFiles"]
+
+_READ_BYTES = 8 << 20
+
+
+class PartFiles:
+    """The parts of a view's committed segments.
+
+    Parameters
+    ----------
+    view : View
+        The rows.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._schema = view.spec.table_schema
+        self._sound: set[int] = set()  # parts whose footers were checked
+
+    def path(self, segment: int) -> Path:
+        """Return where a segment's part is."""
+        return self._view.snapshot.root / layout.part_path(segment)
+
+    def decode(
+        self, number: int, names: Sequence[str], filter: pc.Expression | None = None
+    ) -> pa.Table | None:
+        """Return columns of a part, or None if the statistics say that no row of it passes a filter.
+
+        Raises
+        ------
+        CorruptionError
+            If the part is damaged.
+        """
+        import pyarrow.parquet as pq
+
+        metadata = None
+        try:
+            with pa.OSFile(self._source(number)) as source:
+                self._check_footer(number, source)
+                if filter is not None:
+                    import pyarrow.dataset as ds
+
+                    fragment = ds.ParquetFileFormat().make_fragment(source)
+                    if not fragment.subset(filter, schema=self._schema).row_groups:
+                        return None
+                    metadata = fragment.metadata
+                # Read ahead is what would be read anyway, and by another thread.
+                with pq.ParquetFile(
+                    source, metadata=metadata, page_checksum_verification=True, pre_buffer=False
+                ) as file:
+                    table = file.read(columns=list(names), use_threads=len(names) > 1)
+            if table.num_rows != self._view.snapshot.segment_rows(number):
+                raise CorruptionError(
+                    f"{self.path(number)}: {table.num_rows} rows are not what was committed"
+                )
+            if set(table.column_names) != set(names):
+                raise CorruptionError(f"{self.path(number)}: its columns are not what was committed")
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+            raise self._explain(error, number) from error
+        self._view.guard()
+        return table
+
+    def _source(self, segment: int) -> str:
+        """Return a name under which a part can be opened."""
+        file = self._view.last_files.get("") if self._view.is_short_last(segment) else None
+        if file is not None:
+            return f"/dev/fd/{file.fd}"
+        path = self.path(segment)
+        if path.is_symlink():
+            raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store")
+        return str(path)
+
+    def _check_footer(self, number: int, source: pa.NativeFile) -> None:
+        """Compare a part's footer with its record, once; raise `OSError` if it is another.
+
+        The footer has no checksum of its own, and its statistics tell a filter which parts have no rows for
+        it: rows would be left out that nobody missed.
+        """
+        if number not in self._sound:
+            footer = read_footer(lambda offset, size: source.read_at(size, offset), source.size())
+            try:
+                facts = self._view.snapshot.record(number).part
+            except CorruptionError:
+                self._view.guard()  # the store may have been replaced
+                raise
+            if crc32c(footer) != facts.footer_crc32c:
+                raise OSError("its footer is not what was committed")
+            self._sound.add(number)
+
+    # What went wrong
+
+    def _explain(self, error: Exception, number: int) -> Exception:
+        """Return the error that says how a segment's part is damaged, or `error` if it is not."""
+        if isinstance(error, CorruptionError):
+            return error
+        self._view.guard()
+        problem = self._damage(number)
+        if not problem:
+            return error
+        rows = self._view.segment_ranges()[number]
+        return CorruptionError(
+            f"{self.path(number)}: the part of segment {number} (rows {rows.start} to {rows.stop}) "
+            f"{problem}: other rows can still be read, with a filter on 'row' ({error})"
+        )
+
+    def _damage(self, number: int) -> str | None:
+        facts = self._view.snapshot.record(number).part
+        try:
+            last = self._view.last_files.get("") if self._view.is_short_last(number) else None
+            file = File(self.path(number)) if last is None else last
+        except OSError as error:
+            return f"cannot be opened ({error.strerror})"
+        if file.size_bytes != facts.size_bytes:
+            return f"has {file.size_bytes} bytes, {facts.size_bytes} were committed"
+        checksum = 0
+        for offset in range(0, file.size_bytes, _READ_BYTES):
+            checksum = crc32c(file.read(offset, _READ_BYTES), checksum)
+        if checksum != facts.crc32c:
+            return "is damaged"
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self._source(number)) as part, pa.OSFile(self._source(number)) as source:
+                self._sound.discard(number)
+                self._check_footer(number, source)
+                sound = part.metadata.num_rows == self._view.snapshot.segment_rows(number)
+        except (OSError, pa.ArrowException):
+            sound = False
+        return None if sound else "is no such part, though its checksum holds"
