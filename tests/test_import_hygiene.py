@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import zarrow
@@ -46,6 +48,19 @@ zarrow.open(path)["e"][:]
 """
     # pyarrow itself looks for pandas when it is handed a list.
     assert set(_loaded(statement)) <= {"pandas"}
+
+
+@pytest.mark.parametrize(
+    "question", ["locate(numpy.arange(3))", "take(numpy.arange(3))", "join(columns=['id']).__next__()"]
+)
+def test_numbers_are_looked_up_without_pandas(tmp_path: Path, question: str) -> None:
+    """Who asks with numpy does not wait for pandas, which pyarrow would import: a quarter of a second."""
+    path = tmp_path / "a.zarrow"
+    with zarrow.Writer(path, keys=["id"]) as writer:
+        writer.append({"id": np.arange(5)}, {"e": np.ones((5, 2), np.float32)})
+        writer.finalize()
+    zarrow.build_index(path)
+    assert _loaded(f"import numpy, zarrow; zarrow.open({str(path)!r}).{question}") == []
 
 
 def test_the_check_can_fail() -> None:

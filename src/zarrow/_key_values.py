@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow import _key_words
+from zarrow._given import numbers_as_arrow
 from zarrow._key_words import Keys
 from zarrow.errors import InvalidInputError, KeyNotFoundError
 
@@ -95,7 +96,8 @@ def read_keys(given: Any, schema: pa.Schema) -> Asked:
     possible = np.ones(next(iter(lengths.values())), np.bool_)
     for field in schema:
         values = columns[field.name]
-        possible &= values.is_valid().to_numpy(zero_copy_only=False)
+        if values.null_count:
+            possible &= values.is_valid().to_numpy(zero_copy_only=False)
         if pa.types.is_integer(values.type):
             possible &= _has_word(values, field.type)
     chosen = list(columns.values())
@@ -130,7 +132,9 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     family = _key_words.family(kind)
     try:
-        if isinstance(values, pa.Array):
+        if type(values) is np.ndarray and values.ndim == 1 and values.dtype.kind in "iuf":
+            array = numbers_as_arrow(values)
+        elif isinstance(values, pa.Array):
             array = values
         elif hasattr(values, "__arrow_c_stream__"):
             array = pa.chunked_array(values)
@@ -167,16 +171,17 @@ def _of_sequence(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def _no_view(array: pa.Array) -> pa.Array:
     """Return strings of a type that pyarrow can filter and take."""
-    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(array.type)
-    return array if plain is None else array.cast(plain)
+    if pa.types.is_string_view(array.type):
+        return array.cast(pa.large_string())
+    return array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array
 
 
-def _has_word(values: pa.Array, kind: pa.DataType) -> npt.NDArray[np.bool_]:
+def _has_word(values: pa.Array, kind: pa.DataType) -> npt.NDArray[np.bool_] | bool:
     """Tell which integers are not mistaken for another one when their sign is forgotten."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     given_unsigned, unsigned = (pa.types.is_unsigned_integer(one) for one in (values.type, kind))
     if given_unsigned == unsigned:
-        return np.ones(len(values), np.bool_)
+        return True
     numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
     return np.asarray(numbers <= np.uint64(2**63 - 1) if given_unsigned else numbers >= 0)

@@ -33,6 +33,15 @@ Bytes = npt.NDArray[np.uint8]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 _LAST_SHIFT = np.uint64(31)
+_FAMILIES = {
+    "integer": pa.types.is_integer,
+    "float": pa.types.is_floating,
+    "boolean": pa.types.is_boolean,
+    "date": pa.types.is_date,
+    "time": pa.types.is_time,
+    "duration": pa.types.is_duration,
+    "decimal": pa.types.is_decimal,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +72,13 @@ def family(kind: pa.DataType) -> str:
     types = pa.types
     if types.is_dictionary(kind):
         return family(kind.value_type)
-    named = {
-        "boolean": types.is_boolean,
-        "integer": types.is_integer,
-        "float": types.is_floating,
-        "date": types.is_date,
-        "time": types.is_time,
-        "duration": types.is_duration,
-        "decimal": types.is_decimal,
-    }
+    for name, test in _FAMILIES.items():
+        if test(kind):
+            return name
     if types.is_timestamp(kind):
         return "timestamp" if kind.tz is None else "timestamp with a time zone"
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "string"
-    for name, test in named.items():
-        if test(kind):
-            return name
     return "bytes" if "binary" in str(kind) else str(kind)
 
 
@@ -117,7 +117,10 @@ def encode(columns: Sequence[pa.Array]) -> Keys:
         heaps.append(data)
         size_bytes += len(data)
     heap = np.concatenate(heaps) if heaps else np.empty(0, np.uint8)
-    return Keys(np.stack(words, axis=1), heap, hash_keys(chain))
+    table = np.empty((len(words[0]), len(words)), np.uint64)
+    for place, word in enumerate(words):
+        table[:, place] = word
+    return Keys(table, heap, hash_keys(chain))
 
 
 def hash_keys(chain: Sequence[Words]) -> Words:
@@ -133,10 +136,13 @@ def hash_keys(chain: Sequence[Words]) -> Words:
 
 
 def _step(before: Words, word: Words) -> Words:
-    mixed = (before ^ word) + _GOLDEN
+    mixed = before ^ word
+    mixed += _GOLDEN
     for shift, factor in _MIX:
-        mixed = (mixed ^ (mixed >> shift)) * factor
-    return mixed ^ (mixed >> _LAST_SHIFT)
+        mixed ^= mixed >> shift
+        mixed *= factor
+    mixed ^= mixed >> _LAST_SHIFT
+    return mixed
 
 
 def _hash_bytes(lengths: npt.NDArray[np.int64], data: Bytes) -> Words:
@@ -169,7 +175,7 @@ def _spread(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> np
 def _word(column: pa.Array) -> Words:
     kind = column.type
     if pa.types.is_floating(kind):
-        floats: npt.NDArray[np.float64] = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        floats: npt.NDArray[np.float64] = _numbers(column).astype(np.float64)
         floats = floats + 0.0  # −0.0 becomes 0.0
         floats[np.isnan(floats)] = np.nan
         return floats.view(np.uint64)
@@ -177,10 +183,15 @@ def _word(column: pa.Array) -> Words:
         column = column.cast(pa.uint8())
     elif not pa.types.is_integer(kind):
         column = column.view(pa.int32() if kind.bit_width == 32 else pa.int64())
-    numbers: npt.NDArray[np.integer[Any]] = column.to_numpy(zero_copy_only=False)
+    numbers = _numbers(column)
     if numbers.dtype.kind == "u":
         return numbers.astype(np.uint64)
     return numbers.astype(np.int64).view(np.uint64)
+
+
+def _numbers(column: pa.Array) -> npt.NDArray[Any]:
+    """Return numbers without nulls as numpy has them: what `to_numpy` does, without its import of pandas."""
+    return np.from_dlpack(column)
 
 
 def _distinct(
@@ -201,7 +212,7 @@ def _distinct(
     offsets = np.frombuffer(offsets_buffer, np.int64)[values.offset : values.offset + len(values) + 1]
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.empty(0, np.uint8)
     starts = offsets[:-1] - offsets[0]
-    return coded.indices.to_numpy(), starts, np.diff(offsets), data[offsets[0] : offsets[-1]]
+    return _numbers(coded.indices), starts, np.diff(offsets), data[offsets[0] : offsets[-1]]
 
 
 def same(

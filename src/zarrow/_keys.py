@@ -271,35 +271,39 @@ class KeyIndex:
         self._check(block)
         low = self._first_not_below(hashes, block)
         rows = np.full(len(hashes), -1, np.int64)
-        left = np.arange(len(hashes))  # the keys that may yet be found; `low` is where
-        while True:
-            left = left[low[left] < count]
+        left = np.flatnonzero(low < count)  # the keys that may yet be found; `low` is where
+        while len(left):
             at = low[left]
             self._check(at // BLOCK_ENTRIES)
-            alike = self._hashes[at] == hashes[left]
-            left, at = left[alike], at[alike]
-            if not len(left):
-                return rows
-            entries = self._entries[at]
+            entries = self._entries.take(at, axis=0)
+            alike = entries[:, HASH] == hashes[left]
+            if not alike.all():
+                left, entries = left[alike], entries[alike]
             words_here = self._sound(entries[:, WORDS:])
             equal = _key_words.same(self._kinds, words_here, self._heap, words[left], heap)
             rows[left[equal]] = entries[equal, ROW].astype(np.int64)
             left = left[~equal]
             low[left] += 1
+            left = left[low[left] < count]
+        return rows
 
     def _first_not_below(self, hashes: Words, block: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the first entry of a block whose hash is not below, or the one behind the block."""
+        """Return the first entry of a block whose hash is not below, or the one behind the block.
+
+        In the last block, which may be short, as many entries before it are looked at: they are below, or
+        damaged, and then one of them is found, which whoever believes it has to check.
+        """
         count, width = self._entries.shape
         flat = self._entries.reshape(-1)
-        place = block * (BLOCK_ENTRIES * width)  # of the hash, in words
-        last = (count - 1) * width
-        step = BLOCK_ENTRIES
-        while step:  # behind the last entry the last one is met again and again, and passed or not like it
-            ahead = np.minimum(place + (step - 1) * width, last)
-            place += (flat.take(ahead) < hashes) * (step * width)
-            step //= 2
+        left = min(BLOCK_ENTRIES, count)
+        place = np.minimum(block * BLOCK_ENTRIES, count - left) * width  # of the hash, in words
+        while left > 1:
+            half = left // 2
+            place += (flat.take(place + (half - 1) * width) < hashes) * (half * width)
+            left -= half
+        place += (flat.take(place) < hashes) * width
         found: npt.NDArray[np.int64] = place // width
-        return np.minimum(np.minimum(found, (block + 1) * BLOCK_ENTRIES), count)
+        return found
 
     def repeated(self) -> npt.NDArray[np.int64]:
         """Return the rows whose key an earlier row has, in order.
@@ -340,12 +344,16 @@ class KeyIndex:
 
     def _check(self, blocks: npt.NDArray[np.int64]) -> None:
         """Check blocks of entries that were not yet."""
-        new = ~self._checked[blocks]
-        for block in np.unique(blocks[new]).tolist() if new.any() else ():
-            entries = self._entries[block * BLOCK_ENTRIES : (block + 1) * BLOCK_ENTRIES]
-            if crc32c(entries.reshape(-1).view(np.uint8)) != self._entry_sums[block]:
-                raise self._damage(f"entries from {block * BLOCK_ENTRIES} on are damaged")
-            self._checked[block] = True
+        new = np.unique(blocks[~self._checked[blocks]])
+        if not len(new):
+            return
+        size_bytes = BLOCK_ENTRIES * 8 * self._entries.shape[1]
+        data = self._entries.reshape(-1).view(np.uint8)
+        found = [crc32c(data[start : start + size_bytes]) for start in (new * size_bytes).tolist()]
+        damaged_blocks = new[self._entry_sums[new] != found]
+        if len(damaged_blocks):
+            raise self._damage(f"entries from {damaged_blocks[0] * BLOCK_ENTRIES} on are damaged")
+        self._checked[new] = True
 
     def _sound(self, words: Words) -> Words:
         """Return words whose bytes are in the heap and were checked."""

@@ -14,10 +14,12 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from zarrow._arrays import StoreArray
 from zarrow._columns import Columns
 from zarrow._derived import Derived, find_derived
-from zarrow._key_index import find_index
+from zarrow._key_index import find_index, key_schema
 from zarrow._known_names import unknown_name
 from zarrow._view import View
 from zarrow.errors import UnknownNameError
@@ -60,6 +62,11 @@ class Opened:
     def derived(self) -> Derived:
         """The derived arrays, and why others cannot be had."""
         return find_derived(self.view, self.reopen)
+
+    @cached_property
+    def key_schema(self) -> pa.Schema:
+        """The key columns; `InvalidInputError` if there are none."""
+        return key_schema(self.view)
 
     @cached_property
     def index(self) -> KeyIndex:

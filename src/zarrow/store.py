@@ -34,7 +34,6 @@ from zarrow._columns import Columns
 from zarrow._derived import Derived
 from zarrow._filters import asked_columns
 from zarrow._join import Join, Joined, Vectors, batch_rows, rows_found
-from zarrow._key_index import key_schema
 from zarrow._key_values import read_keys
 from zarrow._opened import Opened
 from zarrow._view import View, take_view
@@ -475,7 +474,7 @@ class Store:
         """
         if missing not in (-1, "raise"):
             raise InvalidInputError(f"missing must be -1 or 'raise', got {missing!r}")
-        asked = read_keys(keys, key_schema(self._view))
+        asked = read_keys(keys, self._opened.key_schema)
         rows = np.full(len(asked.possible), -1, np.int64)
         rows[asked.possible] = self._opened.index.find(asked.keys)
         if missing == "raise":
