@@ -73,6 +73,19 @@ def test_takes_rows_in_any_order(found, vectors):
     assert found.take(np.empty(0, np.int64)).shape == (0, 16)
 
 
+@pytest.mark.parametrize("count", [7, 1000])
+def test_a_large_gather_is_that_of_a_small_one(tmp_path, vectors, monkeypatch, count):
+    """Where several threads gather, every row comes to its place, in a buffer that was given, too."""
+    monkeypatch.setattr(_mapping, "_THREAD_BYTES", 100)
+    monkeypatch.setattr(_mapping, "_MAX_THREADS", 4)
+    found = mapped(write(tmp_path, vectors), vectors)
+    rows = np.random.default_rng(1).integers(0, ROWS, count)
+    np.testing.assert_array_equal(found.take(rows), vectors[rows])
+    out = np.full((count, 16), np.nan, np.float32)
+    assert found.take(rows, out) is out
+    np.testing.assert_array_equal(out, vectors[rows])
+
+
 def test_takes_into_a_buffer(found, vectors):
     """A gather fills the buffer that it is given."""
     rows = np.array([3, 700, 3])
@@ -252,6 +265,27 @@ def test_cold_rows_are_asked_for_and_come_back_right(tmp_path):
     np.testing.assert_array_equal(rows.take(chosen), data[chosen])
     rows.prefetch(0, 2048)
     np.testing.assert_array_equal(rows.read(0, 4096), data)
+
+
+def test_a_file_that_is_mostly_in_memory_is_not_taken_for_warm(tmp_path):
+    """One row in ten that is missing is noticed, lest the kernel reads far ahead of every such row."""
+    data = np.random.default_rng(1).normal(size=(4096, 1024)).astype(np.float32)
+    (file,) = write(tmp_path, data, 4096)
+    chosen = np.sort(np.random.default_rng(2).permutation(4096)[:200])
+    missing = chosen[10::10]
+    with open(file.path, "rb") as source:
+        os.fsync(source.fileno())
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for row in np.setdiff1d(chosen, missing).tolist():
+            os.pread(source.fileno(), 4096, row * 4096)
+    rows = mapped([file], data, 4096)
+    rows.read(0, 1)
+    if any(rows._is_resident(row) for row in missing.tolist()):
+        pytest.skip("a file system that keeps what nobody needs, or does not tell")
+    assert rows._is_cold(chosen)
+    np.testing.assert_array_equal(rows.take(chosen), data[chosen])
+    assert not rows._is_cold(chosen)
 
 
 def test_an_open_file_does_not_mind_what_becomes_of_its_name(tmp_path, vectors):

@@ -32,6 +32,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,13 @@ _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 _FAILED = ctypes.c_void_p(-1).value
-_SAMPLED_ROWS = 3
+_SAMPLED_ROWS = (1, 4, 16, 64)
 _HUGE_PAGE_BYTES = 2 << 20
 _NEAR_BYTES = 16384
 _RUSAGE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _MAPS_KEPT = 1024
+_MAX_THREADS = min(os.cpu_count() or 1, 8)
+_THREAD_BYTES = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -323,22 +326,42 @@ class JoinedRows(_Rows):
             self._ensure(np.unique(rows // self.file_rows))
         if len(rows) and self._is_cold(rows):
             return self._take_cold(rows, out)
-        # "raise" would gather into a buffer first; the caller has checked the bounds.
-        return np.take(self._array, rows, axis=0, out=out, mode="clip")
+        return self._gather(rows, out)
+
+    def _gather(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        """Copy rows; many of them by several threads, for most of the time goes to waiting for memory."""
+        if out is None:
+            out = np.empty((len(rows), *self.row_shape), self.dtype)
+        chosen: npt.NDArray[Any] = out
+
+        def gather(start: int, stop: int) -> None:
+            # "raise" would gather into a buffer first; the caller has checked the bounds.
+            np.take(self._array, rows[start:stop], axis=0, out=chosen[start:stop], mode="clip")
+
+        threads = min(_MAX_THREADS, len(rows) * self.row_bytes // _THREAD_BYTES)
+        if threads < 2:
+            gather(0, len(rows))
+            return out
+        bounds = [len(rows) * thread // threads for thread in range(threads + 1)]
+        with ThreadPoolExecutor(threads, thread_name_prefix="zarrow-take") as pool:
+            list(pool.map(gather, bounds[:-1], bounds[1:]))  # raises what they raised
+        return out
 
     def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:
-        """Tell whether any of a few of the rows is, or had to be, read from the disk.
+        """Tell whether any of a sample of the rows is, or had to be, read from the disk.
 
-        The kernel says what is resident only to who may write to the file; so the rows are touched too.
+        The kernel says what is resident only to who may write to the file; so rows are touched too: few at
+        first, for it reads far ahead of each that is missing.
         """
-        sample = rows[:: -(-len(rows) // _SAMPLED_ROWS)].tolist()
-        if not self._is_resident(sample[0]):
+        if not self._is_resident(int(rows[0])):
             return True
         before = _disk_reads()
-        for row in sample:
-            self._touch[row]
+        for count in _SAMPLED_ROWS:
+            self._touch[rows[:: -(-len(rows) // count)]]
             if _disk_reads() > before:
                 return True
+            if count >= len(rows):
+                break
         return False
 
     @contextlib.contextmanager
@@ -377,7 +400,7 @@ class JoinedRows(_Rows):
         with self._advice(first, last, mmap.MADV_RANDOM):
             for start, end in runs:
                 self._will_need(start, end)
-            return np.take(self._array, rows, axis=0, out=out, mode="clip")
+            return self._gather(rows, out)
 
     def _will_need(self, start: int, end: int) -> None:
         start -= start % mmap.PAGESIZE
