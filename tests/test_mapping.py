@@ -76,8 +76,7 @@ def test_takes_rows_in_any_order(found, vectors):
 @pytest.mark.parametrize("count", [7, 1000])
 def test_a_large_gather_is_that_of_a_small_one(tmp_path, vectors, monkeypatch, count):
     """Where several threads gather, every row comes to its place, in a buffer that was given, too."""
-    monkeypatch.setattr(_mapping, "_THREAD_BYTES", 100)
-    monkeypatch.setattr(_mapping, "_MAX_THREADS", 4)
+    monkeypatch.setattr(_mapping, "_PIECE_BYTES", 100)
     found = mapped(write(tmp_path, vectors), vectors)
     rows = np.random.default_rng(1).integers(0, ROWS, count)
     np.testing.assert_array_equal(found.take(rows), vectors[rows])

@@ -30,9 +30,8 @@ import resource
 import stat
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarrow import _threads
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["File", "JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
@@ -55,8 +55,7 @@ _HUGE_PAGE_BYTES = 2 << 20
 _NEAR_BYTES = 16384
 _RUSAGE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _MAPS_KEPT = 1024
-_MAX_THREADS = min(os.cpu_count() or 1, 8)
-_THREAD_BYTES = 4 << 20
+_PIECE_BYTES = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -329,23 +328,18 @@ class JoinedRows(_Rows):
         return self._gather(rows, out)
 
     def _gather(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
-        """Copy rows; many of them by several threads, for most of the time goes to waiting for memory."""
-        if out is None:
-            out = np.empty((len(rows), *self.row_shape), self.dtype)
-        chosen: npt.NDArray[Any] = out
+        """Copy rows; many of them in several threads, for most of the time goes to waiting for memory."""
+        chosen = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
+        pieces = max(len(rows) * self.row_bytes // _PIECE_BYTES, 1)
+        step = max(-(-len(rows) // pieces), 1)
 
-        def gather(start: int, stop: int) -> None:
+        def gather(start: int) -> None:
+            stop = start + step
             # "raise" would gather into a buffer first; the caller has checked the bounds.
             np.take(self._array, rows[start:stop], axis=0, out=chosen[start:stop], mode="clip")
 
-        threads = min(_MAX_THREADS, len(rows) * self.row_bytes // _THREAD_BYTES)
-        if threads < 2:
-            gather(0, len(rows))
-            return out
-        bounds = [len(rows) * thread // threads for thread in range(threads + 1)]
-        with ThreadPoolExecutor(threads, thread_name_prefix="zarrow-take") as pool:
-            list(pool.map(gather, bounds[:-1], bounds[1:]))  # raises what they raised
-        return out
+        deque(_threads.in_order(gather, range(0, len(rows), step)), maxlen=0)
+        return chosen
 
     def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:
         """Tell whether any of a sample of the rows is, or had to be, read from the disk.

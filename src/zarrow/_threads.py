@@ -1,9 +1,9 @@
-"""In which threads are chunks encoded and decoded?
+"""In which threads are chunks encoded and decoded, and rows gathered?
 
-One pool per process, made when it is first needed, for the codecs let go of Python's lock. At the
+One pool per process, made when it is first needed, for codecs and numpy let go of Python's lock. At the
 interpreter's end pools take no more work; whoever hands some in does it then.
 
-Place: tier 1, used by `_shards`, `_chunks` and `_appender`.
+Place: tier 1, used by `_shards`, `_chunks`, `_mapping` and `_appender`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _shared_pool() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(_threads(), thread_name_prefix="zarrow-codec")
+            _pool = ThreadPoolExecutor(_threads(), thread_name_prefix="zarrow")
         return _pool
 
 
