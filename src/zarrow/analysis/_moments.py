@@ -62,30 +62,35 @@ class Moments:
         centred = np.subtract(values, shift, out=self._buffer(values))
         with np.errstate(over="ignore", invalid="ignore"):
             rest = (ones @ centred).astype(np.float64)  # what the shift, rounded as it is, left of the mean
-            if self.full:
-                squares = (centred.T @ centred).astype(np.float64)  # numpy sees the symmetry: half the work
-                squares -= np.outer(rest, rest) / count
-            else:
-                squares = np.einsum("ij,ij->j", centred, centred).astype(np.float64)
-                squares -= rest * rest / count
-        if values.dtype == np.float32 and not np.isfinite(squares).all():
+            # Of a full product numpy sees the symmetry: half the work.
+            squares = centred.T @ centred if self.full else np.einsum("ij,ij->j", centred, centred)
+            largest = np.diagonal(squares) if self.full else squares
+        if values.dtype == np.float32 and not np.isfinite(largest).all():
             self.add(values.astype(np.float64))  # beyond 10¹⁹ the squares overflow
             return
-        self._join(count, shift.astype(np.float64) + rest / count, squares)
+        self._join(count, shift.astype(np.float64) + rest / count, squares, rest)
 
     def merge(self, later: Moments) -> None:
         """Take in what is known of other rows."""
-        self._join(later.count, later.mean, later.squares)
+        self._join(later.count, later.mean, later.squares, np.zeros_like(later.mean))
 
-    def _join(self, count: int, mean: npt.NDArray[np.float64], squares: npt.NDArray[np.float64]) -> None:
+    def _join(
+        self,
+        count: int,
+        mean: npt.NDArray[np.float64],
+        squares: npt.NDArray[np.floating[Any]],
+        rest: npt.NDArray[np.float64],
+    ) -> None:
+        """Take in sums of squares about a point that the rows differ from by `rest` in all."""
         if not count:
             return
         total = self.count + count
         delta = mean - self.mean
-        weight = self.count * (count / total)
+        left = np.stack([-rest / count, delta * (self.count * (count / total))])
+        right = np.stack([rest, delta])
         self.squares += squares
-        if self.count:
-            self.squares += np.outer(delta * weight, delta) if self.full else delta * delta * weight
+        # Of a wide matrix each pass counts, so both corrections are made in one.
+        self.squares += left.T @ right if self.full else (left * right).sum(axis=0)
         self.mean += delta * (count / total)
         self.count = total
 
