@@ -11,8 +11,8 @@ the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk
 #                    _queue, _appender (the thread), _open_segment, _shards and _frames
 # Sealing a segment  _seal, _parts, _records, _zarr_metadata; every byte through _files
 # A writer has died  _lock, _recovery, _reopening
-# Rows go out        store, _opened, _catalog and _view (which rows?), _columns, _arrays, _join; _mapping for
-#                    plain bytes, _chunks for encoded ones
+# Rows go out        store, _opened, _catalog and _view (which rows?), _columns, _arrays, _join; _part_files
+#                    for Parquet, _mapping for plain bytes, _chunks for encoded ones
 # ... found by key   _key_index, _keys, _key_values
 # Is all well?       verify, _audit_*, _findings; repair, _mending, _quarantine
 # A predict          lightning, _predict_run, _predict_loaders, _prediction_rules, _identifiers, _host_copies

@@ -13,8 +13,7 @@ in memory.
 Decoded columns of single parts are kept, the last used of them: those that single rows were taken from, and
 those that filters ask, if all parts' of them fit.
 
-Page checksums are verified. If anything fails, the files are compared with their records to say which
-segment is damaged; its neighbours stay readable.
+A damaged part is an error that names its segment (`_part_files`); its neighbours stay readable.
 
 Place: tier 3, used by `store`. Loads what pyarrow has beside its core (a third of the time that ``import
 zarrow`` took) when it is first needed.
