@@ -133,11 +133,11 @@ def split_finite(values: Matrix) -> npt.NDArray[np.bool_] | None:
     array([ True, False, False])
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        # One pass at the speed of memory: a sum is finite only if all its terms are.
+        # A sum is finite only if all its terms are, and sums down the columns are the fastest to be had.
+        if np.isfinite(np.ones(len(values), values.dtype) @ values).all():
+            return None
         sums = values @ np.ones(values.shape[1], values.dtype)
     suspects = np.flatnonzero(~np.isfinite(sums))
-    if not len(suspects):
-        return None
     finite = np.ones(len(values), np.bool_)
     finite[suspects] = np.isfinite(values[suspects]).all(axis=1)  # large numbers may just have overflowed
     return None if finite.all() else finite
