@@ -50,6 +50,20 @@ zarrow.open(path)["e"][:]
     assert set(_loaded(statement)) <= {"pandas"}
 
 
+def test_numbers_are_written_and_read_back_without_pandas() -> None:
+    """Who writes arrays does not wait for pandas either, which takes 25 MB of memory, too."""
+    statement = """
+import tempfile, numpy, zarrow
+path = tempfile.mkdtemp() + "/a.zarrow"
+with zarrow.Writer(path, keys=["id"]) as writer:
+    writer.append({"id": numpy.arange(3)}, {"e": numpy.ones((3, 2), "float32")}, numpy.arange(3))
+    writer.finalize()
+store = zarrow.open(path)
+assert store.table(["row", "id"]).num_rows == len(store.locate(numpy.arange(3))) == len(store["e"][:])
+"""
+    assert _loaded(statement) == []
+
+
 @pytest.mark.parametrize(
     "question", ["locate(numpy.arange(3))", "take(numpy.arange(3))", "join(columns=['id']).__next__()"]
 )

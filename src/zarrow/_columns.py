@@ -84,13 +84,16 @@ class Columns:
                 raise unknown_name("column", name, self.schema.names)
         return list(columns)
 
+    def _empty(self, names: Sequence[str]) -> pa.Table:
+        return pa.Table.from_batches([], self.schema).select(names)  # Schema.empty_table imports pandas
+
     # Scans
 
     def table(self, columns: Sequence[str] | None, filter: pc.Expression | None) -> pa.Table:
         """Return the rows that pass a filter."""
         names = self.names(columns)
         tables = [
-            self.schema.empty_table().select(names or [ROW]),
+            self._empty(names or [ROW]),
             *self._tables(names or [ROW], filter),  # a table without columns forgets how many rows it has
         ]
         return pa.concat_tables(tables).unify_dictionaries().select(names)
@@ -184,7 +187,7 @@ class Columns:
         decoded = {number: self._segment(number, first, keep=keep, filter=filter) for number in segments}
         tables = {number: table for number, table in decoded.items() if table is not None}
         if not tables:
-            return self.schema.empty_table().select(names)
+            return self._empty(names)
         table = pa.concat_tables(tables.values()).unify_dictionaries()
         passes = _passes(table, filter)
         index, place = np.divmod(np.flatnonzero(passes), self._view.spec.segment_rows)
@@ -232,7 +235,7 @@ class Columns:
             import pyarrow.parquet as pq
 
             view, spec = self._view, self._view.spec
-            tables = [self.schema.empty_table()]
+            tables = [self._empty(self.schema.names)]
             ranges = view.live_ranges()
             for record, rows in zip(view.behind_gap, ranges, strict=False):
                 part = pq.read_table(
@@ -305,7 +308,7 @@ class Columns:
     def take(self, rows: npt.NDArray[np.int64], names: Sequence[str], *, keep: bool = True) -> pa.Table:
         """Return these rows, which are in range, in the order given."""
         if not len(rows):
-            return self.schema.empty_table().select(names)
+            return self._empty(names)
         full, committed = self._view.spec.segment_rows, self._view.snapshot.rows
         segments = np.where(rows < committed, rows // full, self._view.snapshot.segments)
         ordered = bool(np.all(segments[1:] >= segments[:-1]))

@@ -132,7 +132,7 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
         heap.write(keys.heap)
         entries = np.empty((batch.num_rows, entry_bytes // 8), "<u8")
         entries[:, HASH] = keys.hashes
-        entries[:, ROW] = batch.column(batch.num_columns - 1).to_numpy()
+        entries[:, ROW] = np.from_dlpack(batch.column(batch.num_columns - 1))  # to_numpy imports pandas
         entries[:, WORDS:] = keys.words
         rows += batch.num_rows
         for start in range(0, len(entries), step := max(RUN_BYTES // 4 // entry_bytes, 1)):

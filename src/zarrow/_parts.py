@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from zarrow import _files
 from zarrow._checksum import crc32c
+from zarrow._given import numbers_as_arrow
 from zarrow._pages import check_pages, read_footer
 from zarrow._records import PartFacts
 from zarrow.errors import CorruptionError, InvalidInputError
@@ -142,7 +143,7 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
         if pa.types.is_dictionary(column.type):
             values = values.dictionary_encode().cast(column.type)
         columns.append(values)
-    rows = pa.array(np.arange(first_row, first_row + wire.num_rows, dtype=np.int64))
+    rows = numbers_as_arrow(np.arange(first_row, first_row + wire.num_rows, dtype=np.int64))
     return pa.Table.from_arrays([*columns, rows, wire[SAMPLE_INDEX]], schema=spec.table_schema)
 
 
@@ -174,7 +175,7 @@ def _stored_schema(spec: StoreSpec) -> pa.Schema:
     """Return the schema that Parquet gives back: it has no seconds, for instance, but milliseconds."""
     sink = pa.BufferOutputStream()
     with _parquet().ParquetWriter(sink, spec.table_schema) as writer:
-        writer.write_table(spec.table_schema.empty_table())
+        writer.write_table(pa.Table.from_batches([], spec.table_schema))
     return _parquet().ParquetFile(pa.BufferReader(sink.getvalue())).schema_arrow.remove_metadata()
 
 
@@ -242,7 +243,7 @@ def check_columns(spec: StoreSpec) -> None:
                 "from Parquet: upgrade pyarrow, declare the column not nullable, or cast it to a list"
             )
         try:
-            table = pa.schema([column]).empty_table()
+            table = pa.Table.from_batches([], pa.schema([column]))  # empty_table imports pandas
             with _parquet().ParquetWriter(pa.BufferOutputStream(), table.schema) as writer:
                 writer.write_table(table)
         except (pa.ArrowException, OSError) as error:
