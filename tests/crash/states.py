@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
+import secrets
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple
+from unittest import mock
 
+import zarrow.writer
 from crash.disk import Disk, Recorder, Tree, _apply
 from crash.workloads import (
     NAME,
@@ -110,6 +118,25 @@ def judge_all(
     return tally
 
 
+class _Then(datetime):
+    @classmethod
+    def now(cls, tz: object = None) -> datetime:
+        return datetime(2100, 1, 1)
+
+
+@contextlib.contextmanager
+def _the_same_names() -> Iterator[None]:
+    """Draw no lots and read no clock: what two recoveries leave alike is one state to be judged, not two."""
+    numbers, moments = itertools.count(1), itertools.count(4_000_000_000_000_000_000)
+    with (
+        mock.patch.object(time, "time_ns", moments.__next__),
+        mock.patch.object(secrets, "token_hex", lambda size: f"{next(numbers):0{2 * size}x}"),
+        mock.patch.object(uuid, "uuid4", (uuid.UUID(int=number) for number in numbers).__next__),
+        mock.patch.object(zarrow.writer, "datetime", _Then),
+    ):
+        yield
+
+
 def record_recovery(
     recording: Recording, calls_before: int, tree: Tree | None = None
 ) -> tuple[Disk, Recording]:
@@ -144,6 +171,6 @@ def record_recovery(
         tree.put(top)
         recorder = Recorder(top)
         recorder.promise = promise
-        with calls(recorder):
+        with calls(recorder), _the_same_names():
             finish_and_check(top / NAME, workload, {})
         return disk, Recording(workload, tree, recorder.log, promise, promise, Tree.take(top))

@@ -1,6 +1,7 @@
 """A process that is killed at any call, or inside of one, loses no accepted row."""
 
 import random
+from itertools import chain
 
 import pytest
 
@@ -42,19 +43,21 @@ def test_a_crash_inside_recovery_or_finalize_is_harmless(name, figures, profile)
     points = range(len(recording.log) + 1)
     if profile == "ci":
         points = sorted(rng.sample(points, 5))
-    states = distinct = 0
-    bad: list[str] = []
-    for point in points:
-        disk, recovery = record_recovery(recording, point)
-        every = 1 if profile == "long" else max(1, len(recovery.log) // STATES_PER_CRASH)
-        for found in (kills(recovery, torn=profile == "long"), cuts(recovery, rng, 1, disk, every)):
-            tally = judge_all(found, WORKLOADS[name], thorough_every=25)
-            states, distinct, bad = states + tally.states, distinct + tally.distinct, bad + tally.bad
+
+    def states():
+        for point in points:
+            disk, recovery = record_recovery(recording, point)
+            every = 1 if profile == "long" else max(1, len(recovery.log) // STATES_PER_CRASH)
+            killed, cut = kills(recovery, torn=profile == "long"), cuts(recovery, rng, 1, disk, every)
+            for state in chain(killed, cut):
+                yield state._replace(label=f"recovery after a kill before call {point}: {state.label}")
+
+    tally = judge_all(states(), WORKLOADS[name], thorough_every=25)
     figures(
         "crash inside recovery and finalize",
         crashes=len(points),
-        states=states,
-        distinct=distinct,
-        bad=len(bad),
+        states=tally.states,
+        distinct=tally.distinct,
+        bad=len(tally.bad),
     )
-    assert not bad, f"recovery after a kill at calls {points}:\n" + "\n".join(bad[:20])
+    assert not tally.bad, "\n".join(tally.bad)
