@@ -241,6 +241,8 @@ def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
         _files.publish(root / layout.STORE_JSON, spec.encode(), scratch=scratch)
     except FileExistsError:
         spec = read_spec(root)
+        # Who was first may have died before the name was durable: without it what follows is no store.
+        _files.sync_dir(root)
     for name in (layout.ARRAYS_DIR, layout.TABLE_DIR, layout.SEGMENTS_DIR):
         _files.make_dir(root / name, exist_ok=True)
     for array in spec.arrays:

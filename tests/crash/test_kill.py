@@ -61,3 +61,13 @@ def test_a_crash_inside_recovery_or_finalize_is_harmless(name, figures, profile)
         bad=len(tally.bad),
     )
     assert not tally.bad, "\n".join(tally.bad)
+
+
+def test_a_store_is_built_upon_only_when_its_name_is_durable(figures):
+    """Its maker may have died before that: else a power cut leaves directories without the name."""
+    recording = record(WORKLOADS["small"])
+    named = 1 + next(number for number, call in enumerate(recording.log) if call.name == "link")
+    disk, recovery = record_recovery(recording, named)
+    tally = judge_all(cuts(recovery, random.Random(0), 5, disk), WORKLOADS["small"], thorough_every=0)
+    figures("power cuts while a store is made again", states=tally.states, bad=len(tally.bad))
+    assert not tally.bad, "\n".join(tally.bad)
