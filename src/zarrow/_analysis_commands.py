@@ -35,6 +35,7 @@ from zarrow._answers import (
     show_metrics,
     where_of,
 )
+from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zarrow.store import Store
@@ -79,13 +80,15 @@ def describe(
     for name, one in found.arrays.items():
         shape = " × ".join(f"{axis:,}" for axis in (one.rows, *one.row_shape))
         out.print(f"[bold]{escape(name)}[/]  {shape} {one.dtype}")
-        quantiles = [one.norms.quantile(share) for share in (0.05, 0.5, 0.95)] if one.norms.count else []
-        spread = ", ".join(f"{value:.4g}" for value in quantiles)
+        norm = "–"
+        if one.norm_mean is not None:
+            quantiles = ", ".join(f"{one.norms.quantile(share):.4g}" for share in (0.05, 0.5, 0.95))
+            norm = f"{cell(one.norm_mean)} ± {cell(one.norm_std)}  (5 %, 50 %, 95 %: {quantiles})"
         show_facts(
             {
                 "rows with NaN or infinity": f"{one.nonfinite_rows:,}",
                 "rows of zeros": f"{one.zero_rows:,}",
-                "norm": f"{cell(one.norm_mean)} ± {cell(one.norm_std)}  (5 %, 50 %, 95 %: {spread})",
+                "norm": norm,
                 "effective rank": f"{cell(one.effective_rank)} of {len(one.mean):,} dimensions",
                 "anisotropy": f"{cell(one.anisotropy)}  (mean cosine of two rows)",
                 "dead dimensions": f"{len(one.dead_dimensions):,}  "
@@ -93,10 +96,10 @@ def describe(
             }
         )
         if one.groups is not None:
-            show(one.groups)
+            show(one.groups, keys=len(names(by)))
         out.print()
     if found.columns.num_rows:
-        show(found.columns.drop_columns(["exact", "q05", "q95"]))
+        show(found.columns.drop_columns(["exact", "q05", "q95"]), keys=len(names(by)) + 1)
 
 
 @app.command(rich_help_panel="Analyse")
@@ -139,8 +142,6 @@ def nearest(
 
     zarrow nearest python-topics.zarrow --text "how do I define a class"
     """
-    import numpy as np
-
     from zarrow.analysis import nearest as run
 
     if sum([bool(rows), bool(key), vectors is not None, bool(text)]) != 1:
@@ -148,13 +149,13 @@ def nearest(
     with open_store(path) as store, bar() as progress:
         queries: Any
         if vectors is not None:
-            queries = np.load(vectors, allow_pickle=False)
+            queries = _read_vectors(vectors)
         elif text:
             queries = _embed(text, model, store, array)
         elif key:
             queries = key_of(store, key)
         else:
-            queries = [row_number(row) for row in names(rows)]
+            queries = [row_number(row, store.num_rows) for row in names(rows)]
         found = run(
             store,
             queries,
@@ -171,7 +172,7 @@ def nearest(
     if as_json:
         print_json({**found.to_dict(), "table": table.to_pylist()})
     else:
-        show(table, SHOWN_ROWS if len(found.rows) > 1 else max(k, SHOWN_ROWS))
+        show(table, SHOWN_ROWS if len(found.rows) > 1 else max(k, SHOWN_ROWS), keys=3)
 
 
 @app.command(rich_help_panel="Analyse")
@@ -217,12 +218,16 @@ def pca(
     import numpy as np
 
     from zarrow.analysis import pca as run
+    from zarrow.analysis._output import in_one_step, require_writable
 
+    if out_file is not None:
+        require_writable(out_file)
     with open_store(path) as store, bar() as progress:
         found = run(store, array, components, where_of(store, where), progress=progress)
     if out_file is not None:
         fields = ("components_", "mean_", "explained_variance_", "explained_variance_ratio_")
-        np.savez(out_file, **{name: getattr(found, name) for name in fields})
+        with in_one_step(out_file) as scratch, scratch.open("wb") as file:
+            np.savez(file, **{name: getattr(found, name) for name in fields})
     if as_json:
         print_json(found.to_dict())
         return
@@ -236,6 +241,7 @@ def pca(
         shares = f"{ratio[place]:.1%}", f"{ratio[: place + 1].sum():.1%}"
         grid.add_row(f"{place + 1}", f"{found.explained_variance_[place]:.4g}", *shares)
     out.print(grid)
+    _show_written(out_file)
 
 
 @app.command(rich_help_panel="Analyse")
@@ -289,7 +295,7 @@ def probe(
         err.print("[yellow]the fit did not converge: more --regularization makes it easier[/]")
     show_metrics(found.overall)
     if by or len(found.classes) > 2:
-        show_metric_table(found.report)
+        show_metric_table(found.report, len(names(by)) + (len(found.classes) > 2))
 
 
 @app.command(rich_help_panel="Analyse")
@@ -331,7 +337,7 @@ def evaluate(
     show_left_out({"no label": found.missing_labels, "no probability": found.missing_probabilities})
     show_metrics(found.overall)
     if by:
-        show_metric_table(found.table)
+        show_metric_table(found.table, len(names(by)))
 
 
 @app.command(rich_help_panel="Analyse")
@@ -350,7 +356,10 @@ def compose(
 ) -> None:
     """Join the probabilities of several queries into one per subject and time."""
     from zarrow.analysis import compose as run
+    from zarrow.analysis._output import in_one_step, require_writable
 
+    if out_file is not None:
+        require_writable(out_file)
     with open_store(path) as store, bar(running=True):
         table = run(
             store,
@@ -364,11 +373,13 @@ def compose(
     if out_file is not None:
         import pyarrow.parquet as pq
 
-        pq.write_table(table, out_file)
+        with in_one_step(out_file) as scratch:
+            pq.write_table(table, scratch)
     if as_json:
         print_json({"rows": table.num_rows, "table": table.to_pylist()})
     else:
         show(table)
+        _show_written(out_file)
 
 
 @app.command(rich_help_panel="Analyse")
@@ -417,11 +428,12 @@ def compare(
     )
     show_left_out({"NaN or infinity in a vector": found.nonfinite_rows})
     cosines = f"{cell(found.cosine_mean)} ± {cell(found.cosine_std)}, at least {cell(found.cosine_min)}"
+    shared = f"{found.neighbour_overlap:.1%}" if found.neighbour_overlap is not None else "–"
     facts = {
         "linear CKA": f"{cell(found.cka)}  (1: the same up to rotation and scale)",
         "Procrustes": f"{cell(found.procrustes)}  (0: the same up to rotation and scale)",
-        "cosine of a row": cosines,
-        "shared neighbours": f"{cell(found.neighbour_overlap)} of {found.k}, over {found.sampled:,} rows",
+        "cosine of a row": cosines if found.cosine_mean is not None else "–",
+        "shared neighbours": f"{shared} of the {found.k} nearest, over {found.sampled:,} rows",
     }
     if found.probability is not None:
         p = found.probability
@@ -432,12 +444,32 @@ def compare(
         )
     show_facts(facts)
     if found.groups is not None:
-        show(found.groups)
+        show(found.groups, keys=len(names(by)))
     if found.dimensions is not None:
         out.print("\ndimensions that moved most")
         drift = [abs(value or 0) for value in found.dimensions["drift"].to_pylist()]
         most = sorted(range(len(drift)), key=lambda place: -drift[place])[:5]
         show(found.dimensions.take(most))
+
+
+def _show_written(file: Path | None) -> None:
+    if file is not None:
+        out.print(f"[green]written:[/] {escape(str(file))}", soft_wrap=True)
+
+
+def _read_vectors(file: Path) -> Any:
+    """Return the array of a .npy file."""
+    import numpy as np
+
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InvalidInputError(
+            f"{file}: --vectors takes a .npy file of numbers, which this is not"
+        ) from error
+    if not isinstance(found, np.ndarray):
+        raise InvalidInputError(f"{file}: --vectors takes a .npy file, one array, got several: save the one")
+    return found
 
 
 def _embed(text: str, model: str | None, store: Store, array: str | None) -> Any:

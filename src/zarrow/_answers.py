@@ -9,6 +9,7 @@ Place: below `_analysis_commands`. Nothing is read but schemas.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -52,6 +54,7 @@ __all__ = [
 
 SHOWN_ROWS = 30
 CELL_CHARACTERS = 28
+GAP = 2
 CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|=|>|<)\s*(.*?)\s*")
 
 
@@ -69,11 +72,14 @@ def names(given: str) -> list[str]:
     return [name.strip() for name in given.split(",") if name.strip()]
 
 
-def row_number(text: str) -> int:
+def row_number(text: str, count: int) -> int:
     try:
-        return int(text)
+        row = int(text)
     except ValueError:
         raise typer.BadParameter(f"--rows takes row numbers, got {text!r}") from None
+    if not -count <= row < count:
+        raise typer.BadParameter(f"--rows takes numbers of rows, of which there are {count}, got {row}")
+    return row
 
 
 def _value(store: Store, name: str, text: str) -> pa.Scalar:
@@ -135,13 +141,22 @@ def bar(*, running: bool = False) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("running" if running else "reading", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_json(found: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
+    """Print JSON as its standard has it: no NaN, no infinity."""
+    sys.stdout.write(json.dumps(_finite(found), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def _finite(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: _finite(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def cell(value: Any) -> str:
@@ -154,7 +169,7 @@ def cell(value: Any) -> str:
 
 
 def grid_of(titles: dict[str, bool]) -> Table:
-    grid = Table(box=None, pad_edge=False, padding=(0, 2))
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP // 2))
     for title, right in titles.items():
         grid.add_column(escape(title), justify="right" if right else "left", no_wrap=True)
     return grid
@@ -175,21 +190,41 @@ def show_left_out(counts: dict[str, int]) -> None:
         out.print(f"[dim]rows left out: {', '.join(reasons)}[/]")
 
 
-def show(table: pa.Table, limit: int = SHOWN_ROWS) -> None:
-    """Print the first rows of a table."""
+def show(table: pa.Table, limit: int = SHOWN_ROWS, keys: int = 1) -> None:
+    """Print the first rows of a table; columns for which there is no room below, beside the keys again."""
     import pyarrow as pa
 
-    grid = grid_of(
-        {
-            field.name: pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-            for field in table.schema
-        }
-    )
-    for row in zip(*(column.to_pylist() for column in table.slice(0, limit).columns), strict=True):
-        grid.add_row(*(escape(cell(value)) for value in row))
-    out.print(grid)
+    right = [pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in table.schema]
+    columns = table.slice(0, limit).to_pydict().values()
+    # Numbers of rows and patients are there to be copied: no separators.
+    cells = [[str(one) if type(one) is int else cell(one) for one in column] for column in columns]
+    widths = [
+        max(map(cell_len, [name, *values])) for name, values in zip(table.column_names, cells, strict=True)
+    ]
+    for number, places in enumerate(_side_by_side(widths, keys, out.width)):
+        if number:
+            out.print()
+        grid = grid_of({table.column_names[place]: right[place] for place in places})
+        for row in zip(*(cells[place] for place in places), strict=True):
+            grid.add_row(*map(escape, row))
+        out.print(grid)
     if table.num_rows > limit:
         out.print(f"[dim]… {table.num_rows - limit:,} more; --json has all of them[/]")
+
+
+def _side_by_side(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """Return which columns to print together, the keys with all.
+
+    >>> _side_by_side([8, 10, 10, 10], 1, 34)
+    [[0, 1, 2], [0, 3]]
+    """
+    together: list[list[int]] = [list(range(min(keys, len(widths))))]
+    for place in range(keys, len(widths)):
+        wanted = sum(widths[one] + GAP for one in [*together[-1], place]) - GAP
+        if wanted > room and len(together[-1]) > keys:
+            together.append(list(range(keys)))
+        together[-1].append(place)
+    return together
 
 
 def show_metrics(overall: dict[str, Any]) -> None:
@@ -204,10 +239,21 @@ def show_metrics(overall: dict[str, Any]) -> None:
     show_facts(shown)
 
 
-def show_metric_table(table: pa.Table) -> None:
-    """Print a table of metrics, the intervals of the first one only."""
-    first = next((name for name in table.column_names if name.endswith("_low")), "_low").removesuffix("_low")
-    bounds = {f"{first}_low", f"{first}_high"}
+def show_metric_table(table: pa.Table, keys: int) -> None:
+    """Print a table of metrics, the first one with its interval."""
+    import pyarrow as pa
+
     ends = ("_low", "_high")
-    kept = [name for name in table.column_names if not name.endswith(ends) or name in bounds]
-    show(table.select(kept))
+    shown = table.select([name for name in table.column_names if not name.endswith(ends)])
+    first = next((name for name in table.column_names[keys:] if name.endswith("_low")), "").removesuffix(
+        "_low"
+    )
+    if first and table[f"{first}_low"].null_count < table.num_rows:
+        values = zip(
+            *(table[name].to_pylist() for name in (first, f"{first}_low", f"{first}_high")), strict=True
+        )
+        texts = ["–" if low is None else f"{one:.3f} [{low:.3f}, {high:.3f}]" for one, low, high in values]
+        shown = shown.set_column(
+            shown.column_names.index(first), f"{first}, 95 %", pa.array(texts, pa.string())
+        )
+    show(shown, keys=keys)

@@ -64,7 +64,7 @@ def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[str], No
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
 
         def tell(done: int, total: int) -> None:

@@ -301,7 +301,7 @@ def _pack(path: Path, new: Path | None, **options: Any) -> None:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     steps: dict[str, TaskID] = {}
-    with Progress(*columns, console=err, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
 
         def show(step: str, done: int, total: int) -> None:
             if step not in steps:

@@ -1,7 +1,11 @@
 """The commands, as a shell and a script see them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -117,6 +121,12 @@ def test_compare(path):
         (["evaluate", "--label", "occurs", "--where", "what"], "--where must be like"),
         (["nearest"], "say what to look for"),
         (["nearest", "--rows", "a"], "--rows takes row numbers"),
+        (["nearest", "--rows", "5000"], "of which there are 5000, got 5000"),
+        (["nearest", "--vectors", __file__], "takes a .npy file"),
+        (["evaluate", "--label", "occurs", "--unit", "nope"], "no column 'nope'"),
+        (["pca", "--out", "/nowhere/pca.npz"], "/nowhere: no such directory"),
+        (["compose", "--out", "/nowhere/a.parquet"], "/nowhere: no such directory"),
+        (["plot", "-o", "/nowhere/map.png"], "/nowhere: no such directory"),
         (["nearest", "--key", "subject_id"], "--key must be COLUMN=VALUE"),
         (["nearest", "--key", "subject_id=1"], "key columns"),
         (["probe", "--label", "query", "--array", "nope"], "no array 'nope'"),
@@ -152,3 +162,76 @@ def test_interrupting_harms_nothing(path, monkeypatch):
     assert result.exit_code != 0
     assert not result.stdout
     assert zarrow.verify(path).ok
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_a_narrow_terminal(path, monkeypatch, columns):
+    """Every column is whole: what has no room beside the others stands below, with the keys again."""
+    monkeypatch.setattr(_answers.out, "_width", columns)
+    text = run("evaluate", path, "--label", "occurs", "--by", "query", "--bootstrap", "20")
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= columns
+    for name in ("labelled", "positives", "prevalence", "auroc, 95 %", "auprc", "brier", "ece", "accuracy"):
+        assert re.search(rf"^query.*\s{name}(\s|$)", text, re.MULTILINE), name
+    found = as_json("evaluate", path, "--label", "occurs", "--by", "query", "--bootstrap", "20")
+    for group in found["groups"]:
+        assert re.search(rf"^{group['query']} .*\s{group['accuracy']:.4g}(\s|$)", text, re.MULTILINE)
+
+
+def test_a_pipe_gets_one_line_per_row(path):
+    """Nothing is wrapped or squeezed for grep, and nothing but the answer is written."""
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment["PYTHONPATH"] = str(Path(zarrow.__file__).parents[1])
+    command = "from zarrow.cli import main; main()"
+    arguments = ["nearest", path, "--rows", "1234", "-k", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    head, first, _ = done.stdout.splitlines()
+    names = ["rank", "row", "score", "subject_id", "query_", "occurs_prob"]
+    assert [name for name in head.split() if name in names] == names
+    assert "1234" in first.split()
+    assert done.stderr == ""
+
+
+def test_json_knows_no_nan(tmp_path):
+    """A NaN among the columns of a neighbour is null, as JSON has it."""
+    with zarrow.Writer(tmp_path / "a.zarrow") as writer:
+        writer.append({"score": [np.nan, np.inf]}, {"e": np.eye(2, dtype=np.float32)})
+        writer.finalize()
+    text = run("nearest", tmp_path / "a.zarrow", "--rows", "0", "--json")
+    found = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+    assert [one["score_"] for one in found["table"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("command", "writes"),
+    [
+        (["compose", "--out"], "pyarrow.parquet.write_table"),
+        (["pca", "--out"], "numpy.savez"),
+        (["plot", "--kind", "norms", "-o"], "matplotlib.figure.Figure.savefig"),
+    ],
+)
+def test_an_interrupted_file_is_the_one_that_was_there(path, tmp_path, monkeypatch, command, writes):
+    """Ctrl-C while a file is written leaves the earlier one, and no half of the new one."""
+    target = tmp_path / "a.png"
+    target.write_bytes(b"earlier")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writes, interrupted)
+    result = CliRunner().invoke(app, [command[0], path, *command[1:], str(target)])
+    assert result.exit_code == 130
+    assert target.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_has_the_name_that_was_asked_for(path, tmp_path):
+    """No suffix is added to it, and the answer names it."""
+    assert "written:" in run("pca", path, "--out", tmp_path / "components")
+    assert np.load(tmp_path / "components")["components_"].shape == (8, 8)

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zarrow.errors import InvalidInputError, MissingExtraError, WriteFailedError
+from zarrow.analysis._output import in_one_step, require_writable
+from zarrow.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     InvalidInputError
         If it ends otherwise.
     WriteFailedError
-        If it cannot be written.
+        If it cannot be written; what was there before stays.
 
     Examples
     --------
@@ -119,17 +120,12 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     file = Path(path)
     check_format(file)
     dates: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    try:
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(file, metadata=dates.get(file.suffix.lower()))
-    except OSError as error:
-        raise WriteFailedError(
-            error.errno or 0, f"{file}: the picture cannot be written: {error.strerror or error}"
-        ) from error
+    with in_one_step(file) as scratch, matplotlib.rc_context(STYLE):
+        figure.savefig(scratch, metadata=dates.get(file.suffix.lower()))
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file name that no picture can have, before anything is computed.
+    """Refuse a file that no picture can be, before anything is computed.
 
     Parameters
     ----------
@@ -140,6 +136,9 @@ def check_format(path: Path) -> None:
     ------
     InvalidInputError
         If it does not end in ``.png``, ``.svg`` or ``.pdf``.
+    WriteFailedError
+        If its directory is missing or must not be written to.
     """
     if path.suffix.lower() not in FORMATS:
         raise InvalidInputError(f"a picture's name must end in {', '.join(FORMATS)}, got {path.name!r}")
+    require_writable(path)

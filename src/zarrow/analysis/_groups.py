@@ -9,7 +9,7 @@ Place: tier 5, in `zarrow.analysis`; below its questions. Reads narrow columns o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from zarrow.analysis._dataset import Rows
 from zarrow.errors import InvalidInputError
 
-__all__ = ["Groups", "column_codes", "names_of"]
+__all__ = ["Groups", "column_codes", "free_names", "names_of"]
 
 
 def names_of(by: str | Sequence[str] | None) -> list[str]:
@@ -31,7 +31,21 @@ def names_of(by: str | Sequence[str] | None) -> list[str]:
     """
     if by is None:
         return []
-    return [by] if isinstance(by, str) else list(by)
+    return [by] if isinstance(by, str) else list(dict.fromkeys(by))
+
+
+def free_names(names: Sequence[str], taken: Container[str]) -> list[str]:
+    """Return names with underscores after those that are taken.
+
+    >>> free_names(["query", "rows"], ["rows", "auroc"])
+    ['query', 'rows_']
+    """
+    found: list[str] = []
+    for name in names:
+        while name in taken or name in found:
+            name += "_"
+        found.append(name)
+    return found
 
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -49,12 +63,12 @@ def column_codes(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int
     >>> codes.tolist(), values.to_pylist()
     ([1, 2, 0, 1], ['a', 'b', None])
     """
-    encoded = plain(column).dictionary_encode(null_encoding="encode")
-    values = encoded.dictionary
     try:
+        encoded = plain(column).dictionary_encode(null_encoding="encode")
+        values = encoded.dictionary
         order = pc.sort_indices(values).to_numpy()
     except pa.ArrowNotImplementedError as error:
-        raise InvalidInputError(f"rows cannot be grouped by values of type {values.type}") from error
+        raise InvalidInputError(f"rows cannot be grouped by values of type {column.type}") from error
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank[encoded.indices.to_numpy(zero_copy_only=False)], values.take(pa.array(order))
@@ -65,6 +79,12 @@ def _decoded(table: pa.Table) -> pa.Table:
 
 
 def _distinct(table: pa.Table, by: Sequence[str]) -> pa.Table:
+    for field in table.schema:
+        if pa.types.is_nested(field.type):
+            raise InvalidInputError(
+                f"rows cannot be grouped by column {field.name!r}, of type {field.type}: it must hold "
+                "single values"
+            )
     return table.group_by(list(by)).aggregate([])
 
 
@@ -112,6 +132,16 @@ class Groups:
                 found, new = _distinct(pa.concat_tables([found, *new]), by), []
         found = _distinct(pa.concat_tables([found, *new]), by)
         return cls(found)
+
+    def beside(self, columns: Mapping[str, pa.Array]) -> pa.Table:
+        """Return a table of the groups' keys and these columns; a key of the name of one gets an underscore.
+
+        >>> Groups(pa.table({"rows": [7]})).beside({"rows": pa.array([1])}).column_names
+        ['rows_', 'rows']
+        """
+        return pa.table(
+            dict(zip(free_names(self.names, columns), self.keys.columns, strict=True)) | dict(columns)
+        )
 
     def codes(self, table: pa.Table | pa.RecordBatch) -> npt.NDArray[np.int64]:
         """Return the number of the group of each row, −1 where it is none of these."""

@@ -10,9 +10,7 @@ Place: tier 5, in `zarrow.analysis`. Reads the store; a crash leaves the page th
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from html import escape
 from importlib.metadata import version
@@ -29,10 +27,11 @@ from zarrow.analysis._curves import calibrate, choose_label, choose_probability
 from zarrow.analysis._describe import Description, describe
 from zarrow.analysis._evaluate import Evaluation, evaluate
 from zarrow.analysis._grid import Colour, choose_map, read_cells, read_colour, read_points
-from zarrow.analysis._groups import names_of
+from zarrow.analysis._groups import free_names, names_of
 from zarrow.analysis._map import Map
+from zarrow.analysis._output import in_one_step, require_writable
 from zarrow.analysis._page import Html, Interval, assemble, cards, embed, facts, pack, say, section, table
-from zarrow.errors import InvalidInputError, WriteFailedError
+from zarrow.errors import InvalidInputError
 from zarrow.layout import ROW, SAMPLE_INDEX
 from zarrow.store import Store
 
@@ -114,8 +113,7 @@ def report(
     '<!doctype html>'
     """
     target = Path(output)
-    if not target.parent.is_dir():
-        raise WriteFailedError(2, f"{target.parent}: no such directory: create it, or write elsewhere")
+    require_writable(target)
     say_stage = stage or (lambda _: None)
     wanted = [read_colour(store, name) for name in colours] if colours is not None else None
     say_stage("describing")
@@ -141,34 +139,8 @@ def report(
         f"<footer>Written by zarrow {escape(version('zarrow'))} from {escape(str(store.path))}</footer>"
     )
     say_stage("writing")
-    _write(target, assemble(name, body))
-
-
-def _write(target: Path, page: str) -> None:
-    """Put the page in place in one step."""
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=".zarrow-report-", delete=False
-        ) as file:
-            scratch = file.name
-            file.write(page)
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, target)
-    except OSError as error:
-        raise WriteFailedError(
-            error.errno or 0, f"{target}: the page cannot be written: {error.strerror or error}"
-        ) from error
-    finally:
-        if scratch is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(scratch)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with in_one_step(target) as file:
+        file.write_text(assemble(name, body), encoding="utf-8")
 
 
 # What it says
@@ -222,7 +194,9 @@ def _columns_section(described: Description) -> Html:
     ]
     if not rows:
         return section("columns", "Columns", '<p class="note">The table has no columns of its own.</p>')
-    note = "How many different values there are is about right; q05 and q95 are the 5 % and 95 % quantiles."
+    note = "q05 and q95 are the 5 % and 95 % quantiles."
+    if not all(described.columns["exact"].to_pylist()):
+        note = f"How many different values there are is about right; {note}"
     return section("columns", "Columns", f'<p class="note">{note}</p>', table("Columns", rows, ["type"]))
 
 
@@ -310,12 +284,12 @@ def _evaluation_section(found: Evaluation) -> Html:
     )
     if overall["brier_low"] is not None:
         note += " In brackets 95 % bootstrap intervals."
-    task = ", ".join(found.by) or "task"
+    (task,) = free_names([", ".join(found.by) or "task"], _scores(overall))
     rows = [{task: "all rows", **_scores(overall)}]
     listed = found.table.to_pylist() if found.by else []
     listed.sort(key=lambda one: -one["labelled"])
     for one in listed[:MAX_GROUPS]:
-        key = ", ".join(say(one[name]) for name in found.by)
+        key = ", ".join(map(say, list(one.values())[: len(found.by)]))
         rows.append({task: key, **_scores(one)})
     more = ""
     if len(listed) > MAX_GROUPS:
