@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import zarrow
-from zarrow.analysis import compare, describe, evaluate, map_rows, nearest, pca, probe
+from zarrow.analysis import compare, compose, describe, evaluate, map_rows, nearest, pca, probe
 from zarrow.analysis.report import report
 from zarrow.errors import InvalidInputError, UnknownNameError
 from zarrow.store import Store
@@ -78,3 +79,68 @@ def test_stores_without_labels(sound: Store, tmp_path: Path) -> None:
         probe(sound, "boolean_value")
     report(sound, tmp_path / "page.html")
     assert "AUROC" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Store:
+    """A store whose columns are named as what is said of groups, and one of lists."""
+    rows = np.arange(60)
+    columns = {"subject_id": rows, "rows": rows % 3, "class": rows % 2, "list": pa.array([[1]] * 60)}
+    columns |= {"label": rows % 2 == 0, "three": rows // 2 % 3, "p": rows / 60}
+    with zarrow.Writer(tmp_path / "named.zarrow", keys=["subject_id"]) as writer:
+        writer.append(columns, {"e": np.random.default_rng(0).integers(-9, 9, (60, 4)).astype(np.int8)})
+        writer.finalize()
+    return zarrow.open(tmp_path / "named.zarrow")
+
+
+def test_groups_keep_their_keys_whatever_these_are_called(named: Store) -> None:
+    """A key of the name of a figure gets an underscore; neither is lost."""
+    tables = [
+        describe(named, by="rows").arrays["e"].groups,
+        evaluate(named, "p", "label", by="rows").table,
+        probe(named, "label", by="rows").report,
+        compare(named, named, by="rows").groups,
+    ]
+    for table in tables:
+        assert table["rows_"].to_pylist() == [0, 1, 2]
+        assert table.column_names.count("rows") == 1
+    assert sum(tables[1]["rows"].to_pylist()) == 60
+    found = probe(named, "three", by="class").report
+    assert set(zip(found["class_"].to_pylist(), found["class"].to_pylist(), strict=True)) == {
+        (one, other) for one in range(2) for other in range(3)
+    }
+    composed = compose(named, over="subject_id", by="rows", probability="p")
+    assert (composed["rows_"].to_pylist(), composed["rows"].to_pylist()) == ([0, 1, 2], [20, 20, 20])
+    facts = describe(named, by=["class", "class"], columns=["p"]).columns
+    assert facts["class"].to_pylist() == [0, 1]
+
+
+def test_columns_that_cannot_be_grouped_or_told(named: Store) -> None:
+    """Lists are neither groups nor labels, and the message says so."""
+    for asked in (
+        lambda: describe(named, by="list"),
+        lambda: evaluate(named, "p", "label", by="list"),
+        lambda: probe(named, "label", by="list"),
+        lambda: probe(named, "label", group="list"),
+        lambda: compare(named, named, by="list"),
+        lambda: probe(named, "list"),
+    ):
+        with pytest.raises(InvalidInputError, match="of type list"):
+            asked()
+
+
+def test_vectors_of_integers_are_vectors(named: Store) -> None:
+    """The rows of an array of integers can be looked for as they come."""
+    assert nearest(named, named["e"][7:9], k=1, metric="l2").scores.tolist() == [[0.0], [0.0]]
+
+
+def test_a_path_is_no_store(named: Store) -> None:
+    """What takes a store says so to who gives its path."""
+    path = str(named.path)
+    for asked in (
+        lambda: evaluate(path, "p", "label"),
+        lambda: compose(path),
+        lambda: compare(named, path),
+    ):
+        with pytest.raises(InvalidInputError, match=r"as zarrow.open\(path\) gives it, got str"):
+            asked()

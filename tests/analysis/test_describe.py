@@ -10,6 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 import zarrow
 from zarrow.analysis import describe
+from zarrow.analysis._sketch import Sketch
 from zarrow.errors import InvalidInputError, UnknownNameError
 
 ROWS = 2500
@@ -203,3 +204,30 @@ def test_names_that_sql_has_no_word_for(tmp_path):
     assert describe(store).columns["column"].to_pylist() == [name, "v0"]
     grouped = describe(store, columns=["v0"], by=name).columns.to_pylist()
     assert [(one[name], one["mean"]) for one in grouped] == [(1, 1.5), (4, 3.0)]
+
+
+def test_few_values_are_counted_exactly(tmp_path):
+    """There are never more different values than values, and the shortest and longest rows are exact."""
+    vectors = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    store = write(tmp_path / "a.zarrow", {"e": vectors}, {"id": [f"k{n}" for n in range(300)]}, 300)
+    found = describe(store)
+    assert found.columns["distinct"].to_pylist() == [300]
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    quantiles = found.arrays["e"].to_dict()["norm_quantiles"]
+    assert (quantiles["0.0"], quantiles["1.0"]) == pytest.approx((norms.min(), norms.max()), rel=1e-6)
+    constant = describe(
+        write(tmp_path / "b.zarrow", {"e": np.ones((9, 4), np.float32)}, {"id": np.arange(9)}, 9)
+    )
+    assert set(constant.arrays["e"].to_dict()["norm_quantiles"].values()) == {2.0}
+
+
+@pytest.mark.parametrize("zeros", [0, 40])
+def test_a_histogram_of_norms_has_bins_of_one_width(zeros):
+    """A bar's height compares with its neighbour's: counts are about those of numpy's bins."""
+    norms = np.concatenate([np.zeros(zeros), np.random.default_rng(0).gamma(3, size=5000)])
+    sketch = Sketch()
+    sketch.add(norms)
+    edges, counts = sketch.histogram(30)
+    assert np.diff(edges) == pytest.approx(np.full(30, norms.max() / 30), rel=0.02)
+    assert counts.sum() == len(norms)
+    assert np.abs(counts - np.histogram(norms, edges)[0]).max() < 30

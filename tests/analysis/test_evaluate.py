@@ -249,3 +249,12 @@ def test_an_empty_store_has_no_metrics(tmp_path):
     assert found.overall["labelled"] == 0
     assert found.overall["auroc"] is None
     assert found.table.num_rows == 0
+
+
+@pytest.mark.parametrize("rows", [100, 5000])
+def test_the_interval_of_a_small_calibration_error_holds_it(rows):
+    """Drawn rows look worse calibrated than they are: no reason for an interval above the estimate."""
+    rng = np.random.default_rng(0)
+    prob = rng.random(rows)
+    found = evaluate(pa.table({"p": prob, "y": rng.random(rows) < prob}), "p", "y").overall
+    assert 0 <= found["ece_low"] < found["ece"] < found["ece_high"]

@@ -1,6 +1,6 @@
 """Is an argument what it must be?
 
-Checks that several questions share: a word of a few, vectors of a model's width.
+Checks that several questions share: a store, a word of a few, vectors of a model's width.
 
 Place: tier 5, in `zarrow.analysis`. Pure.
 """
@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from zarrow.analysis._blocks import as_matrix
 from zarrow.errors import InvalidInputError
+from zarrow.store import Store
 
-__all__ = ["read_vectors", "require_choice"]
+__all__ = ["read_vectors", "require_choice", "require_store"]
 
 
 def require_choice(name: str, value: object, words: Any) -> None:
@@ -27,6 +28,19 @@ def require_choice(name: str, value: object, words: Any) -> None:
     allowed = get_args(words)
     if value not in allowed:
         raise InvalidInputError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def require_store(given: object) -> None:
+    """Raise `InvalidInputError` unless what is asked is a store.
+
+    >>> require_store("run.zarrow")
+    Traceback (most recent call last):
+    zarrow.errors.InvalidInputError: a store is needed, as zarrow.open(path) gives it, got str
+    """
+    if not isinstance(given, Store):
+        raise InvalidInputError(
+            f"a store is needed, as zarrow.open(path) gives it, got {type(given).__name__}"
+        )
 
 
 def read_vectors(vectors: npt.ArrayLike, width: int, array: str) -> npt.NDArray[Any]:

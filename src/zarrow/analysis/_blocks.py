@@ -97,7 +97,7 @@ def choose_array(store: Rows, name: str | None) -> Array:
     if name is None:
         if len(store.arrays) != 1:
             names = ", ".join(store.arrays) or "none"
-            raise InvalidInputError(f"array= must say which array of the store is meant; there are: {names}")
+            raise InvalidInputError(f"say which array is meant, by array= or --array; there are: {names}")
         name = next(iter(store.arrays))
     return store[name]
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow.analysis._arguments import require_store
 from zarrow.analysis._blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
 from zarrow.analysis._evaluate import read_numbers
 from zarrow.analysis._folds import Passes
@@ -192,6 +193,8 @@ def compare(
     >>> found.matched, round(found.cka, 6), round(found.procrustes, 6), found.groups.num_rows
     (5000, 1.0, 0.0, 10)
     """
+    for store in (a, b):
+        require_store(store)
     names_ab = array if isinstance(array, tuple) else (array, array)
     array_a, array_b = choose_array(a, names_ab[0]), choose_array(b, names_ab[1])
     names = names_of(by)
@@ -321,7 +324,7 @@ class _Pairs:
         """Return what the groups' rows did."""
         rows = np.bincount(codes, minlength=groups.count)
         none = self.group_moments.count == 0
-        table = {name: groups.keys[name] for name in groups.names} | {"rows": pa.array(rows)}
+        table = {"rows": pa.array(rows)}
         if self.widths[0] == self.widths[1]:
             moved = (
                 self.group_moments.mean[:, self.widths[0] :] - self.group_moments.mean[:, : self.widths[0]]
@@ -333,7 +336,7 @@ class _Pairs:
             counts = np.bincount(codes[known], minlength=groups.count)
             sums = np.bincount(codes[known], per_row[known], minlength=groups.count).astype(np.float64)
             table["probability_difference"] = _ratio(sums, counts.astype(np.float64))
-        return pa.table(table)
+        return groups.beside(table)
 
 
 def _ratio(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> pa.Array:

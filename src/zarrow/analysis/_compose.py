@@ -18,9 +18,9 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow.analysis._arguments import require_choice
+from zarrow.analysis._arguments import require_choice, require_store
 from zarrow.analysis._column_facts import connect, quoted
-from zarrow.analysis._groups import names_of
+from zarrow.analysis._groups import free_names, names_of
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
@@ -84,6 +84,7 @@ def compose(
     (['subject_id', 'prediction_time', 'rows', 'occurs_prob', 'occurs'], 500)
     """
     require_choice("how", how, How)
+    require_store(store)
     names = names_of(by)
     if not names:
         raise InvalidInputError("by must name at least one column, such as subject_id")
@@ -128,10 +129,11 @@ def compose(
         "choose some of them with a filter",
         names,
     )
-    found = {name: result[name] for name in names} | {"rows": result["n"], probability: result["p"]}
+    found = {"rows": result["n"], probability: result["p"]}
     if label is not None:
         found[label] = result["y"]
-    return pa.table(found)
+    grouped = dict(zip(free_names(names, found), (result[name] for name in names), strict=True))
+    return pa.table(grouped | found)
 
 
 def _require_none(table: pa.Table, column: str, message: str, names: list[str]) -> None:

@@ -78,7 +78,7 @@ class ArrayDescription:
     groups : pyarrow.Table or None
         Per group, if any were asked for: the columns, ``rows``, ``nonfinite_rows``, ``norm_mean``,
         ``norm_std``, ``spread`` (the root of the sum of the variances), ``shift`` (how far the group's mean
-        is from the mean of all rows) and ``anisotropy``.
+        is from the mean of all rows) and ``anisotropy``; a column called as one of these gets an underscore.
     group_mean, group_std : float64 array, shape (groups, width), or None
         Per group and dimension.
     """
@@ -152,9 +152,9 @@ class Description:
     arrays : dict of str to ArrayDescription
         Its arrays.
     columns : pyarrow.Table
-        Per column (and group): ``column``, ``type``, ``count``, ``nulls``, ``nonfinite``, ``distinct``
-        (about), ``mean``, ``std``, ``min``, ``q05``, ``q25``, ``median``, ``q75``, ``q95``, ``max`` of
-        numbers (of times, as seconds since 1970), and ``exact``: whether the quantiles are.
+        Per column (and group): ``column``, ``type``, ``count``, ``nulls``, ``nonfinite``, ``distinct``,
+        ``mean``, ``std``, ``min``, ``q05``, ``q25``, ``median``, ``q75``, ``q95``, ``max`` of numbers (of
+        times, as seconds since 1970), and ``exact``: whether quantiles and ``distinct`` are.
     """
 
     rows: int
@@ -377,10 +377,7 @@ class _ArrayState:
                 pa.float64(),
             ),
         }
-        table = self.groups.keys
-        for name, column in columns.items():
-            table = table.append_column(name, column)
-        return table
+        return self.groups.beside(columns)
 
 
 def _add_per_group(

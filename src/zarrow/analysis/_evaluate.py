@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._known_names import unknown_name
+from zarrow.analysis._arguments import require_store
 from zarrow.analysis._blocks import Progress
 from zarrow.analysis._gather import part, room
 from zarrow.analysis._groups import Groups, names_of, plain
@@ -52,7 +53,7 @@ class Evaluation:
         probability; ``auroc``, ``auprc``, ``brier``, ``ece`` and ``accuracy`` come with the 95 % interval,
         ``_low`` to ``_high``. None is what is not defined, as the AUROC of a single class.
     table : pyarrow.Table
-        The same per group, ordered by its keys.
+        The same per group, ordered by its keys; a key called as one of the figures gets an underscore.
     missing_labels, missing_probabilities : int
         Rows left out since the label, or only the probability, is null or NaN.
     groups : Groups or None
@@ -245,6 +246,7 @@ def evaluate(
         batches, most = iter(table.to_batches(BATCH_ROWS)), table.num_rows
         empty = table.schema.empty_table()
     else:
+        require_store(store)
         groups = Groups.of_store(store, names, filter) if names else None
         units = None if unit is None else Groups.of_store(store, [unit], filter)
         reader = store.scan(list(columns), filter, BATCH_ROWS)

@@ -150,8 +150,8 @@ def nearest(
         The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
         whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
     queries : vectors, row numbers or keys
-        Floats of shape (q, width), (q, *row_shape) or (width,); or integers: rows of the store; or a table or
-        mapping of the key columns, as in `Store.locate`.
+        Numbers of shape (q, width), (q, *row_shape) or (width,); or integers in a list: rows of the store; or
+        a table or mapping of the key columns, as in `Store.locate`.
     array : str, optional
         The array; need not be named if there is only one.
     k : int
@@ -249,9 +249,9 @@ def read_queries(
             if len(outside):
                 raise IndexError(f"row {outside[0]} is out of bounds for {store.num_rows} rows")
             rows = np.where(rows < 0, rows + store.num_rows, rows)
-        elif given.dtype.kind != "f":
+        elif given.dtype.kind not in "fiu":
             raise InvalidInputError(
-                "queries must be vectors of floats, row numbers, or a table or mapping of keys, got "
+                "queries must be vectors of numbers, row numbers, or a table or mapping of keys, got "
                 f"{given.dtype} of shape {given.shape}"
             )
     if rows is not None:

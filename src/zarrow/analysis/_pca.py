@@ -238,7 +238,7 @@ def pca(
     chosen = choose_array(rows, array)
     width = width_of(chosen)
     require_choice("solver", solver, Solver)
-    if n_components is not None and not 1 <= n_components <= width:
+    if n_components is not None and not (1 <= n_components <= width and n_components == int(n_components)):
         raise InvalidInputError(f"n_components must be in 1..{width} for rows of {width}, got {n_components}")
     wanted = min(DEFAULT_COMPONENTS, width) if n_components is None else n_components
     exact = solver == "covariance" or (solver == "auto" and width <= MAX_COVARIANCE_WIDTH)

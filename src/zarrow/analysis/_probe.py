@@ -26,7 +26,7 @@ from zarrow.analysis._blocks import Block, Progress, choose_array, split_finite,
 from zarrow.analysis._dataset import Source, source_of
 from zarrow.analysis._evaluate import Evaluation, hold_against, read_numbers
 from zarrow.analysis._folds import Passes
-from zarrow.analysis._groups import Groups, column_codes, names_of, plain
+from zarrow.analysis._groups import Groups, column_codes, free_names, names_of, plain
 from zarrow.analysis._linear import Scatter, Standard, fit_logistic, fit_ridge, predict
 from zarrow.analysis._regression import regression_scores
 from zarrow.analysis._scores import BINS
@@ -245,6 +245,8 @@ def probe(
     source, client = source_of(store, client)
     chosen = choose_array(source, array)
     require_choice("kind", kind, Kind)
+    if bootstrap < 0:
+        raise InvalidInputError(f"bootstrap must be >= 0, got {bootstrap}")
     if not regularization > 0:
         raise InvalidInputError(f"regularization must be positive, got {regularization}")
     names = names_of(by)
@@ -332,7 +334,10 @@ def _read_label(
     """Return targets, which rows have one, and the classes; none of these if they are numbers."""
     values = plain(column)
     known = values.is_valid().to_numpy(zero_copy_only=False)
-    floating, integer = pa.types.is_floating(values.type), pa.types.is_integer(values.type)
+    if pa.types.is_nested(values.type):
+        raise InvalidInputError(f"a label is a single value: column {name!r} is of type {values.type}")
+    floating = pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)
+    integer = pa.types.is_integer(values.type)
     if floating:
         known = known & ~np.isnan(read_numbers(values, name))
     few = len(pc.unique(values.filter(pa.array(known)))) <= MAX_INTEGER_CLASSES
@@ -434,12 +439,15 @@ def _judge(
         for one in evaluations.values()
     ]
     kind = plain(table[label]).type
+    keys = free_names(tables[0].column_names[: len(names)], ["class"])
     report = pa.concat_tables(
-        one.add_column(len(names), "class", pa.array([name] * one.num_rows, kind))
+        one.rename_columns([*keys, *one.column_names[len(names) :]]).add_column(
+            len(names), "class", pa.array([name] * one.num_rows, kind)
+        )
         for name, one in zip(evaluations, tables, strict=True)
     )
     if names:
-        report = report.sort_by([*((name, "ascending") for name in names), ("class", "ascending")])
+        report = report.sort_by([(name, "ascending") for name in [*keys, "class"]])
     return _over_classes(evaluations, target, predictions, units, bootstrap, seed), report, evaluations
 
 

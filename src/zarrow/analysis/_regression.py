@@ -60,10 +60,11 @@ def regression_scores(
             low, high = np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else (None, None)
             columns[f"{name}_low"].append(low)
             columns[f"{name}_high"].append(high)
-    arrays = {} if groups is None else {name: groups.keys[name] for name in groups.names}
-    for name, values in columns.items():
-        arrays[name] = pa.array(values, pa.int64() if name == "rows" else pa.float64())
-    return pa.table(arrays)
+    arrays = {
+        name: pa.array(values, pa.int64() if name == "rows" else pa.float64())
+        for name, values in columns.items()
+    }
+    return pa.table(arrays) if groups is None else groups.beside(arrays)
 
 
 def _sums(target: Float, predicted: Float, units: npt.NDArray[np.int64]) -> Float:

@@ -12,7 +12,9 @@
 
 A metric that a group of rows cannot have (AUROC of one class, AUPRC without positives, anything of no rows)
 is None. Intervals are percentiles of a bootstrap: rows, or whole units such as patients, are drawn with
-replacement (`_draws`); draws for which the metric is not defined are left out.
+replacement (`_draws`); draws for which the metric is not defined are left out. Chance makes drawn rows look
+worse calibrated than the rows they are drawn from: of ECE the mean of the draws, less that of the rows, is
+taken off first (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 10).
 
 Place: tier 5, in `zarrow.analysis`; below `_evaluate` and `_probe`. Pure.
 """
@@ -183,7 +185,9 @@ class Scores:
             for run in self.runs(weights, rows):
                 sums.add(*run)
             found.append(sums.metrics())
-        return {name: _interval(np.concatenate([one[name] for one in found])) for name in METRICS}
+        drawn = {name: np.concatenate([one[name] for one in found]) for name in METRICS}
+        drawn["ece"] = np.maximum(drawn["ece"] - drawn["ece"].mean() + self.metrics()["ece"], 0)
+        return {name: _interval(values) for name, values in drawn.items()}
 
     def roc_curve(self, max_points: int | None = None) -> tuple[Float, Float, Float]:
         """Return false and true positive rates and thresholds, from (0, 0) to (1, 1)."""
@@ -345,7 +349,8 @@ def grouped_scores(
             columns[f"{name}_high"].append(high)
         if progress is not None:
             progress(number + 1, len(scores))
-    arrays = {} if groups is None else {name: groups.keys[name] for name in groups.names}
-    for name, values in columns.items():
-        arrays[name] = pa.array(values, pa.int64() if name in COUNTS else pa.float64())
-    return pa.table(arrays)
+    arrays = {
+        name: pa.array(values, pa.int64() if name in COUNTS else pa.float64())
+        for name, values in columns.items()
+    }
+    return pa.table(arrays) if groups is None else groups.beside(arrays)

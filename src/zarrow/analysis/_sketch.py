@@ -34,10 +34,15 @@ class Sketch:
 
     def __init__(self) -> None:
         self.zeros = 0
+        self.lowest, self.highest = np.inf, 0.0
         self.counts = np.zeros(BINS, np.int64)
 
     def add(self, numbers: npt.NDArray[np.floating]) -> None:
         """Take in finite numbers."""
+        if not len(numbers):
+            return
+        self.lowest = min(self.lowest, float(numbers.min()))
+        self.highest = max(self.highest, float(numbers.max()))
         positive = numbers[numbers > 0].astype(np.float64)
         self.zeros += len(numbers) - len(positive)
         places = np.ceil(np.log(positive) / np.log(GAMMA)).astype(np.int64) - LOWEST
@@ -46,6 +51,8 @@ class Sketch:
     def merge(self, later: Sketch) -> None:
         """Take in what another one counted."""
         self.zeros += later.zeros
+        self.lowest = min(self.lowest, later.lowest)
+        self.highest = max(self.highest, later.highest)
         self.counts += later.counts
 
     @property
@@ -54,23 +61,31 @@ class Sketch:
         return self.zeros + int(self.counts.sum())
 
     def quantile(self, share: float) -> float:
-        """Return the number that a share of the numbers does not exceed, to half a per cent; 0 of none."""
+        """Return the number that a share of the numbers does not exceed, to half a per cent; 0 of none.
+
+        The least and the greatest are exact.
+        """
+        if not self.count or share <= 0:
+            return self.lowest if self.count else 0.0
         rank = share * (self.count - 1)
         if rank < self.zeros:
             return 0.0
         place = int(np.searchsorted(np.cumsum(self.counts), rank - self.zeros, side="right"))
-        return float(2 * GAMMA ** (place + LOWEST) / (GAMMA + 1))
+        found = float(2 * GAMMA ** (place + LOWEST) / (GAMMA + 1))
+        return self.highest if share >= 1 else min(max(found, self.lowest), self.highest)
 
     def histogram(self, bins: int = 50) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Return the edges and counts of about so many bins that span the numbers, zeros in the first."""
-        used = np.flatnonzero(self.counts)
-        if not len(used):
-            return np.array([0.0, 1.0]), np.array([self.zeros])
-        low, high = int(used[0]), int(used[-1]) + 1
-        step = max(-(-(high - low) // bins), 1)
-        starts = np.arange(low, high, step)
-        counts = np.add.reduceat(self.counts, starts)
-        counts[-1] = self.counts[starts[-1] : high].sum()
-        counts[0] += self.zeros
-        edges = GAMMA ** (np.append(starts, min(starts[-1] + step, BINS)) + LOWEST - 1.0)
-        return edges, counts
+        """Return the edges and counts of bins of one width, so many or fewer, from the least to the greatest.
+
+        None is narrower than what is known of where a number is.
+        """
+        low, high = self.lowest, self.highest
+        if not self.count or high <= low:
+            middle = high if self.count else 0.0
+            return np.array([middle * (1 - ACCURACY), middle * (1 + ACCURACY) or 1.0]), np.array([self.count])
+        bins = int(np.clip((high - low) / (2 * ACCURACY * high), 1, bins))
+        edges = np.linspace(low, high, bins + 1)
+        ends = GAMMA ** (np.arange(BINS) + float(LOWEST))
+        below = np.interp(edges, np.clip(ends, low, high), self.zeros + np.cumsum(self.counts))
+        below[0], below[-1] = 0, self.count
+        return edges, np.diff(np.round(below)).astype(np.int64)
