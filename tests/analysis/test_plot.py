@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import zarrow
 from zarrow.analysis import _map_plot, map_rows, plot
 from zarrow.analysis._curves import calibrate
+from zarrow.analysis._grid import Bounds, Grid, read_colour
 from zarrow.analysis._scores import Scores
 from zarrow.cli import app
 from zarrow.errors import InvalidInputError, UnknownNameError, WriteFailedError
@@ -175,7 +176,7 @@ def test_bad_input(tmp_path: Path) -> None:
         plot.roc(one_class(tmp_path))
     with pytest.raises(InvalidInputError, match=r"must end in \.png"):
         plot.save(plot.norms(store), tmp_path / "a.jpeg")
-    with pytest.raises(WriteFailedError, match="cannot be written"):
+    with pytest.raises(WriteFailedError, match="no such directory"):
         plot.save(plot.norms(store), tmp_path / "none" / "a.png")
     nothing = written(tmp_path / "nan.zarrow", {"x": [1, 2]}, np.full((2, 3), np.nan, np.float32))
     with pytest.raises(InvalidInputError, match="no row without NaN"):
@@ -205,3 +206,18 @@ def test_commands(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["plot", path, "-o", str(tmp_path / "a.gif")])
     assert printed.exit_code == 1
     assert "must end in" in printed.stderr
+
+
+def test_many_rare_categories_do_not_hide_the_frequent_one(tmp_path: Path) -> None:
+    """A cell has the colour of its most frequent category, though all the rare ones together are more."""
+    names = ["often"] * 40 + [f"rare {number % 20}" for number in range(60)]
+    with zarrow.Writer(tmp_path / "a.zarrow") as writer:
+        writer.append({"name": names}, {"e": np.zeros((100, 2), np.float32)})
+        writer.finalize()
+    store = zarrow.open(tmp_path / "a.zarrow")
+    for rows, wanted in ((slice(None), "often"), (slice(40, None), "other")):
+        colour = read_colour(store, "name")
+        grid = Grid(Bounds(np.array([-1.0, -1.0]), np.array([1.0, 1.0])), (1, 1), [colour])
+        codes = colour.codes(store.table(["name"])["name"].combine_chunks())[rows]
+        grid.add(0, np.zeros((len(codes), 2)), [codes])
+        assert colour.labels[int(grid.colour("name")[0])] == wanted

@@ -332,10 +332,16 @@ class Grid:
                 self._sums[colour.name] += np.bincount(cells[has], codes[has], minlength=total)
 
     def colour(self, name: str) -> Float:
-        """Return each cell's mean, or its most frequent category; NaN where there is nothing."""
+        """Return each cell's mean, or its most frequent category; NaN where there is nothing.
+
+        The other categories, which are many, win only if they are more than half of the cell.
+        """
         known = self._known[name]
         if name in self._votes:
-            found = self._votes[name].argmax(axis=0).astype(np.float64)
+            votes = self._votes[name]
+            found = votes.argmax(axis=0).astype(np.float64)
+            if any(colour.name == name and colour.others for colour in self.colours):
+                found = np.where(2 * votes[-1] > known, len(votes) - 1.0, votes[:-1].argmax(axis=0))
         else:
             found = self._sums[name] / np.maximum(known, 1)
         return np.where(known > 0, found, np.nan)

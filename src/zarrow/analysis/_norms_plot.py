@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["norms"]
 
-NORM_BINS = 60
+FEWEST_BINS, NORM_BINS = 10, 60
 NORM_GROUPS = 6
 MAX_LENGTHS = 5_000_000
 
@@ -78,10 +78,6 @@ def norms(
     known = np.isfinite(found)
     if not known.any():
         raise InvalidInputError(f"array {chosen.name!r}: there is no row without NaN or infinity to draw")
-    edges = np.histogram_bin_edges(found[known], NORM_BINS)
-    if edges[-1] - edges[0] < 1e-5 * max(abs(edges[-1]), 1e-9):  # vectors of one length
-        middle = float(np.mean(edges))
-        edges = np.linspace(middle * 0.9 if middle else -1, middle * 1.1 if middle else 1, NORM_BINS + 1)
     lines = [("", found[known])]
     if groups is not None:
         sizes = np.bincount(codes[known], minlength=groups.count)
@@ -92,6 +88,12 @@ def norms(
             for one in sorted(largest)
             if sizes[one]
         ]
+    # Of few rows narrow bins would show nothing but chance.
+    bins = int(np.clip(np.sqrt(min(len(values) for _, values in lines)), FEWEST_BINS, NORM_BINS))
+    edges = np.histogram_bin_edges(found[known], bins)
+    if edges[-1] - edges[0] < 1e-5 * max(abs(edges[-1]), 1e-9):  # vectors of one length
+        middle = float(np.mean(edges))
+        edges = np.linspace(middle * 0.9 if middle else -1, middle * 1.1 if middle else 1, bins + 1)
 
     def _draw_norms(figure: Figure) -> None:
         axes = figure.add_subplot()
