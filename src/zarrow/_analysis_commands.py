@@ -29,6 +29,7 @@ from zarrow._answers import (
     print_json,
     row_number,
     show,
+    show_columns,
     show_facts,
     show_left_out,
     show_metric_table,
@@ -99,7 +100,7 @@ def describe(
             show(one.groups, keys=len(names(by)))
         out.print()
     if found.columns.num_rows:
-        show(found.columns.drop_columns(["exact", "q05", "q95"]), keys=len(names(by)) + 1)
+        show_columns(found.columns, keys=len(names(by)) + 1)
 
 
 @app.command(rich_help_panel="Analyse")

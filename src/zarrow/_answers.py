@@ -44,6 +44,7 @@ __all__ = [
     "print_json",
     "row_number",
     "show",
+    "show_columns",
     "show_facts",
     "show_left_out",
     "show_metric_table",
@@ -163,7 +164,7 @@ def cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
 
@@ -225,6 +226,26 @@ def _side_by_side(widths: Sequence[int], keys: int, room: int) -> list[list[int]
             together.append(list(range(keys)))
         together[-1].append(place)
     return together
+
+
+def show_columns(table: pa.Table, keys: int) -> None:
+    """Print what `zarrow.analysis.describe` says of columns; of times as times, in a table of their own."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    timed = pc.match_substring_regex(table["type"], "^(timestamp|date)")
+    numbers, times = table.filter(pc.invert(timed)), table.filter(timed)
+    if numbers.num_rows:
+        show(numbers.drop_columns(["exact", "q05", "q95"]), keys=keys)
+    if numbers.num_rows and times.num_rows:
+        out.print()
+    if times.num_rows:
+        counted = times.select([*times.column_names[:keys], "type", "count", "nulls", "distinct"])
+        zone = " UTC" if pc.any(pc.match_substring(times["type"], "tz=")).as_py() else ""
+        for name in ("min", "median", "max"):
+            seconds = pc.round(times[name]).cast(pa.int64()).cast(pa.timestamp("s"))
+            counted = counted.append_column(name + zone, seconds)
+        show(counted, keys=keys)
 
 
 def show_metrics(overall: dict[str, Any]) -> None:

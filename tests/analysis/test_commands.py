@@ -178,6 +178,19 @@ def test_a_narrow_terminal(path, monkeypatch, columns):
         assert re.search(rf"^{group['query']} .*\s{group['accuracy']:.4g}(\s|$)", text, re.MULTILINE)
 
 
+def test_times_and_large_numbers_can_be_read(tmp_path):
+    """A time is a time, not its seconds since 1970, and 39,999 is not 4e+04."""
+    times = np.datetime64("2026-01-01", "us") + np.arange(3) * np.timedelta64(1, "D")
+    with zarrow.Writer(tmp_path / "a.zarrow") as writer:
+        writer.append({"id": [0, 39_999, 7], "at": times}, {})
+        writer.finalize()
+    text = run("describe", tmp_path / "a.zarrow")
+    for day in (1, 2, 3):
+        assert f"2026-01-0{day} 00:00:00" in text
+    assert re.search(r"^id .*\s39999(\s|$)", text, re.MULTILINE)
+    assert "e+" not in text
+
+
 def test_a_pipe_gets_one_line_per_row(path):
     """Nothing is wrapped or squeezed for grep, and nothing but the answer is written."""
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
