@@ -171,6 +171,7 @@ def test_long_and_short_vectors_keep_their_norm(tmp_path):
     assert found.nonfinite_rows == 0
     assert found.zero_rows == 0
     assert found.norm_mean == pytest.approx(2.5e30)
+    assert found.norms.quantile(0.4) == pytest.approx(5e-30, rel=0.01)
 
 
 def test_bad_input_is_refused(made):

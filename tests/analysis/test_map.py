@@ -109,6 +109,29 @@ def test_bad_input(tmp_path: Path) -> None:
     assert not (store.path / "derived").exists()
 
 
+def test_rows_that_are_all_the_same(tmp_path: Path) -> None:
+    """t-SNE would end the process: they are refused, and PCA has them in one place."""
+    with zarrow.Writer(tmp_path / "a.zarrow") as writer:
+        writer.append({}, {"embed": np.ones((50, 4), np.float32)})
+        writer.finalize()
+    store = zarrow.open(tmp_path / "a.zarrow")
+    with pytest.raises(InvalidInputError, match="50 of the sample are all the same: take method='pca'"):
+        map_rows(store, method="tsne")
+    places = np.concatenate([xy for _, xy in place_rows(store)[1]])
+    assert (places == 0).all()
+
+
+def test_very_long_rows(tmp_path: Path) -> None:
+    """Rows whose squares would overflow are placed, apart from each other."""
+    vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32) * np.float32(1e30)
+    with zarrow.Writer(tmp_path / "a.zarrow") as writer:
+        writer.append({}, {"embed": vectors})
+        writer.finalize()
+    places = np.concatenate([xy for _, xy in place_rows(zarrow.open(tmp_path / "a.zarrow"), None, "tsne")[1]])
+    assert np.isfinite(places).all()
+    assert len(np.unique(places, axis=0)) == 40
+
+
 def test_umap_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without umap-learn the error names the extra, before anything is computed."""
     monkeypatch.setitem(__import__("sys").modules, "umap", None)

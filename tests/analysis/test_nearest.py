@@ -196,3 +196,17 @@ def test_bad_input_is_refused(tmp_path):
         nearest(store, [1], array="e", device="abacus")
     with pytest.raises(UnknownNameError):
         nearest(store, [1], array="e", filter=pc.field("nope") > 1)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_lengths_whose_squares_float32_does_not_hold(tmp_path, metric, scale):
+    """No row gets lost, nor the order, where products overflow or vanish."""
+    vectors = np.random.default_rng(0).standard_normal((200, WIDTH)).astype(np.float32) * np.float32(scale)
+    store = write(tmp_path / "a.zarrow", vectors)
+    found = nearest(store, [3, 150], k=5, metric=metric)
+    plain = vectors.astype(np.float64) / scale
+    assert found.rows.tolist() == brute(plain, plain[[3, 150]], 5, metric)[0].tolist()
+    if metric != "cosine":
+        with pytest.raises(InvalidInputError, match="must be shorter than"):
+            nearest(store, np.full((1, WIDTH), 1e200), metric=metric)

@@ -114,3 +114,12 @@ def test_bad_input_is_refused(tmp_path):
         writer.append({"id": [1]}, {"e": np.ones((1, 4), np.float32)})
     with pytest.raises(IncompleteStoreError):
         build_neighbours(zarrow.open(tmp_path / "b.zarrow", partial=True))
+
+
+def test_few_rows_are_no_reason_to_warn(tmp_path, capfd):
+    """Nothing but the answer is printed, by faiss neither."""
+    with zarrow.Writer(tmp_path / "a.zarrow") as writer:
+        writer.append({}, {"e": np.eye(4, dtype=np.float32)})
+        writer.finalize()
+    assert build_neighbours(zarrow.open(tmp_path / "a.zarrow")).rows == 4
+    assert capfd.readouterr() == ("", "")

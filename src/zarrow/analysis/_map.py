@@ -258,8 +258,15 @@ def place_rows(
             f"{method} needs at least {MIN_ROWS} rows without NaN and infinity, the sample has {len(rows)}: "
             "take method='pca'"
         )
+    size = float(np.ptp(scores, axis=0).max())
+    if not size > 0:
+        raise InvalidInputError(
+            f"{method} needs rows that differ, the {len(rows):,} of the sample are all the same: take "
+            "method='pca'"
+        )
+    size = 1.0 if 1e-9 < size < 1e9 else size  # the methods know no scale, but their squares may overflow
     say(f"{method} of {len(rows):,} rows")
-    there, transform = place(np.ascontiguousarray(scores, np.float32), seed)
+    there, transform = place(np.ascontiguousarray(scores / size, np.float32), seed)
     made = Map(
         name=None,
         array=chosen.name,
@@ -270,7 +277,9 @@ def place_rows(
         seed=seed,
     )
     say("placing the other rows" if len(rows) < store.num_rows else "storing")
-    return made, _spread(store, chosen, reduced, rows, there, transform, progress)
+    return made, _spread(
+        store, chosen, reduced, rows, there, lambda others: transform(others / np.float32(size)), progress
+    )
 
 
 def _two(projected: Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]) -> Placed:

@@ -55,6 +55,7 @@ MAX_TRAINED = 100_000
 CANDIDATES = 20
 ASKED, ASKED_K = 200, 10
 WANTED_RECALL = 0.95
+FEW = 39  # below as many rows per list faiss warns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,8 @@ def build_neighbours(
     lists = min(max(int(4 * np.sqrt(store.num_rows)), 1), max(len(trained) // TRAINED_PER_LIST, 1))
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(width_of(chosen), f"IVF{lists},SQ8", kind)
+    if len(trained) < FEW:
+        index.cp.min_points_per_centroid = 1  # else faiss warns that a handful of rows is not many
     index.train(trained)
     for block in blocks(store, chosen, progress=_half(progress, 0)):
         values, keep = _ready(block.values, metric)

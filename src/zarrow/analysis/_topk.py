@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from zarrow.analysis._blocks import Block, as_matrix, split_finite
 from zarrow.analysis._moments import row_norms
+from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
 
 __all__ = ["Metric", "TopK"]
@@ -36,6 +37,7 @@ Any2d = npt.NDArray[np.floating[Any]]
 
 CHUNK_ELEMENTS = 1 << 22
 PAIR_BYTES = 8 << 20
+MOST_FLOAT32, MOST = 1e18, 1e150  # the lengths whose squares fit into float32 and float64
 
 
 class TopK:
@@ -83,6 +85,7 @@ class TopK:
             # Rounded as the rows are: rows and queries must be moved by the same.
             self._centre = values.mean(axis=0, dtype=np.float64).astype(values.dtype).astype(np.float64)
         prepared, norms, halves = self._prepare(values)
+        values = values.astype(prepared.dtype, copy=False)
         largest = float(norms.max())
         step = max(CHUNK_ELEMENTS // len(values), 1)
         right = self._on_device(prepared)
@@ -102,11 +105,24 @@ class TopK:
         self._keep(queries, rows, self._exact(queries, values, places.reshape(-1)))
 
     def _prepare(self, values: Any2d) -> tuple[Any2d, Float, Any2d | None]:
-        """Return rows ready to be multiplied, their norms then, and what to take off their products."""
-        if self.metric == "l2":
-            assert self._centre is not None
-            values = values - self._centre.astype(values.dtype)
-        norms = row_norms(values)
+        """Return rows ready to be multiplied, their norms then, and what to take off their products.
+
+        Rows of float32 whose products would not fit into it become float64.
+        """
+        given = values
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.metric == "l2":
+                assert self._centre is not None
+                values = values - self._centre.astype(values.dtype)
+            norms = row_norms(values)
+        largest = max(float(norms.max()), float(self._norms.max(initial=0)))
+        least = float(norms.min(where=norms > 0, initial=1))
+        if given.dtype == np.float32 and not (largest < MOST_FLOAT32 and least > 1 / MOST_FLOAT32):
+            return self._prepare(given.astype(np.float64))
+        if self.metric != "cosine" and not largest < MOST:
+            raise InvalidInputError(
+                f"rows and queries must be shorter than {MOST:g}, got a length of {largest:g}"
+            )
         if self.metric == "cosine":
             inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
             return values * inverse.astype(values.dtype)[:, None], np.ones(1), None
