@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -310,20 +311,28 @@ def check_rows(
     return counts
 
 
+@lru_cache(maxsize=4096)
+def _decode_part(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Decode the columns row, sample_index, id and s of a part, which thousands of states have alike."""
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+        part = parquet.read(use_threads=False)
+    row, sample_index, ids = (part[name].to_numpy() for name in ("row", "sample_index", "id"))
+    return row, sample_index, ids, part["s"].to_pylist()
+
+
 def read_table(path: Path, segments: int) -> tuple[np.ndarray, list[str]]:
     """Read the first parts of a store with pyarrow."""
     ids: list[np.ndarray] = []
     names: list[str] = []
     rows = 0
     for segment in range(segments):
-        file = path / f"table/part-{segment:08d}.parquet"
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            part = parquet.read(use_threads=False)
-        require(part["row"].to_pylist() == list(range(rows, rows + len(part))), f"part {segment}: row column")
-        require(part["sample_index"].to_pylist() == part["id"].to_pylist(), f"part {segment}: sample_index")
-        rows += len(part)
-        ids.append(part["id"].to_numpy())
-        names.extend(part["s"].to_pylist())
+        data = (path / f"table/part-{segment:08d}.parquet").read_bytes()
+        row, sample_index, part_ids, part_names = _decode_part(data)
+        require(np.array_equal(row, np.arange(rows, rows + len(row))), f"part {segment}: row column")
+        require(np.array_equal(sample_index, part_ids), f"part {segment}: sample_index")
+        rows += len(row)
+        ids.append(part_ids)
+        names.extend(part_names)
     return np.concatenate([np.empty(0, np.int64), *ids]), names
 
 
@@ -333,6 +342,23 @@ def read_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
         return None
     group = zarr.open_group(path / "embeddings.zarr", mode="r")
     return {name: np.asarray(group[name][:]) for name in workload.arrays}
+
+
+@lru_cache(maxsize=8192)
+def _decode_shard(
+    shard: bytes, rows: int, chunks: int, chunk_shape: tuple[int, ...], dtype: str, compressed: bool
+) -> np.ndarray:
+    """Decode the first rows of a shard, which thousands of states have alike."""
+    index = shard[len(shard) - 16 * chunks - 4 :]
+    require(google_crc32c.value(index[:-4]) == int.from_bytes(index[-4:], "little"), "shard index")
+    places = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)[: -(-rows // chunk_shape[0])]
+    pieces = []
+    for offset, size in places.tolist():
+        require(offset + size <= len(shard), f"a chunk at {offset} of {size} bytes")
+        data = shard[offset : offset + size]
+        data = _ZSTD.decode(data) if compressed else data
+        pieces.append(np.frombuffer(data, dtype).reshape(chunk_shape))
+    return np.concatenate(pieces)[:rows]
 
 
 def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
@@ -351,18 +377,9 @@ def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | Non
         pieces = [np.empty((0, *shape), metadata["data_type"])]
         for segment in range(-(-rows // segment_rows)):
             shard = (path / f"embeddings.zarr/{name}/c/{segment}" / "/".join("0" * len(shape))).read_bytes()
-            chunks = segment_rows // chunk_rows
-            index = shard[len(shard) - 16 * chunks - 4 :]
-            require(google_crc32c.value(index[:-4]) == int.from_bytes(index[-4:], "little"), "shard index")
-            left = min(segment_rows, rows - segment * segment_rows)
-            for offset, size in (
-                np.frombuffer(index[:-4], "<u8").reshape(-1, 2)[: -(-left // chunk_rows)].tolist()
-            ):
-                require(offset + size <= len(shard), f"{name!r} has a chunk at {offset} of {size} bytes")
-                data = shard[offset : offset + size]
-                data = _ZSTD.decode(data) if "zstd" in codecs else data
-                pieces.append(np.frombuffer(data, metadata["data_type"]).reshape(-1, *shape))
-            pieces[-1] = pieces[-1][: (left - 1) % chunk_rows + 1]
+            left, chunks = min(segment_rows, rows - segment * segment_rows), segment_rows // chunk_rows
+            chunk_shape, dtype = (chunk_rows, *shape), metadata["data_type"]
+            pieces.append(_decode_shard(shard, left, chunks, chunk_shape, dtype, "zstd" in codecs))
         arrays[name] = np.concatenate(pieces)
     return arrays
 
