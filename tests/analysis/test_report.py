@@ -4,6 +4,7 @@ The page is looked at in a real headless browser (Chromium, by Playwright), wher
 """
 
 import base64
+import io
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -204,6 +206,24 @@ def test_phone_and_dark(many: Path, browser: Any, scheme: str) -> None:
         box = page.locator("#map").bounding_box()
         page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         assert "here" in page.locator("#detail").inner_text()
+
+
+def test_a_table_shows_that_it_goes_on(many: Path, browser: Any) -> None:
+    """Where columns are hidden behind an edge, it is shaded until one has come to the last of them."""
+    with Opened(browser, many, viewport={"width": 375, "height": 760}) as page:
+        box = page.locator(".scroll").first
+        box.scroll_into_view_if_needed()
+
+        def edge() -> float:
+            """Return how dark the last pixels before the border are, below the header."""
+            place = box.bounding_box()
+            clip = {"x": place["x"] + place["width"] - 4, "y": place["y"] + 40, "width": 2, "height": 60}
+            pixels = matplotlib.image.imread(io.BytesIO(page.screenshot(clip=clip)))
+            return float(np.median(pixels[..., :3]))
+
+        hidden = edge()
+        box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+        assert hidden < 0.9 < edge()
 
 
 def test_everything_has_a_name(many: Path, browser: Any) -> None:

@@ -165,7 +165,7 @@
           told.push([colour.labels ? `${colour.name}, most often` : `${colour.name}, mean`, colour.labels ? colour.labels[value] : tell(value)]);
         }
       }
-      told.push([cells && counts[i] > 1 ? "one of them: row" : "row", rows[i].toLocaleString("en")]);
+      told.push([cells && counts[i] > 1 ? "one of them: row" : "row", String(rows[i])]);
       for (const field of fields) told.push([field.name, field.values[field.codes[i]]]);
       return told;
     }
