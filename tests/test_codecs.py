@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import zarr
 import zarr.codecs
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import zarrow
@@ -159,6 +159,21 @@ def test_presets_lose_no_bit(bits: list[int], chain: str) -> None:
     assert codec.decode(codec.encode(rows), "here").tobytes() == rows.tobytes()
 
 
+@given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=CHUNK_ROWS, max_size=CHUNK_ROWS))
+@example(bits=[0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000] + [0x80000000] * 10)
+def test_bitround_makes_no_value_another_kind_of_value(bits: list[int]) -> None:
+    """NaN (CUDA's is all ones), infinities and the largest floats stay what they are; others are rounded."""
+    spec = _spec([BITROUND, "zstd"], row_shape=(1,))
+    rows = np.array(bits, np.uint32).view(np.float32).reshape(-1, 1)
+    codec = ChunkCodec(spec)
+    back = codec.decode(codec.encode(rows), "here")
+    finite = np.isfinite(rows)
+    assert np.array_equal(np.isfinite(back), finite)
+    assert np.array_equal(back[~finite], rows[~finite], equal_nan=True)
+    want, got = rows[finite].astype("f8"), back[finite].astype("f8")
+    assert np.all(np.abs(got - want) <= np.maximum(np.abs(want), np.finfo("f4").tiny) / 2**8)
+
+
 @pytest.mark.parametrize("codecs", [None, "none", [], {"name": "bytes"}, LITTLE, zarr.codecs.BytesCodec()])
 def test_plain_bytes_have_one_form(codecs: Any) -> None:
     """However plain bytes are asked for, they are recognised as such."""
@@ -196,6 +211,9 @@ def test_codecs_are_written_as_zarr_writes_them() -> None:
         (["zstd", BITROUND], "float32", "array-to-array, then"),
         (BITROUND, "int32", "cannot encode int32"),
         ({**BITROUND, "configuration": {"keepbits": 99}}, "float32", "cannot encode float32"),
+        ({"name": "numcodecs.bitround"}, "float32", "wants keepbits"),
+        ({"name": "zstd", "configuration": {"lvl": 3}}, "float32", "the options level, checksum, got lvl$"),
+        (["auto"], "float32", r"codecs must be 'auto' \(alone\), none.*got 'auto'"),
         ("pcodec", "bool", "cannot encode bool"),
         ({"name": "blosc", "configuration": {"cname": "lz5"}}, "float32", "cannot encode float32.*lz5"),
         ({"name": "blosc", "configuration": {"shuffle": "sideways"}}, "float32", "shuffle.*got 'sideways'"),

@@ -116,9 +116,8 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
     for codec in given:
         if isinstance(codec, str):
             if codec not in PRESETS:
-                raise InvalidInputError(
-                    f"codecs must be of {', '.join(PRESETS)} or Zarr v3 codecs, got {codec!r}"
-                )
+                known = f"'auto' (alone), {', '.join(PRESETS)} or Zarr v3 codecs"
+                raise InvalidInputError(f"codecs must be {known}, got {codec!r}")
             chain.extend(PRESETS[codec])
         elif isinstance(codec, Mapping) or hasattr(codec, "to_dict"):
             chain.append(codec if isinstance(codec, Mapping) else codec.to_dict())
@@ -143,7 +142,8 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
     except MissingExtraError:
         raise
     except Exception as error:
-        raise InvalidInputError(f"codecs {codecs!r} cannot encode {dtype}: {error}") from error
+        reason = str(error).removeprefix("array 'probe': ")
+        raise InvalidInputError(f"codecs {codecs!r} cannot encode {dtype}: {reason}") from error
     return chain_spec
 
 
@@ -244,10 +244,9 @@ def _numcodec(kind: str, *items: tuple[str, Any]) -> Any:
 def _runner(codec: Codec) -> Any:
     """Return the numcodecs codec that runs a Zarr v3 one; None for plain little-endian bytes."""
     name, configuration = codec["name"], dict(codec.get("configuration") or {})
-    if not set(configuration) <= set(_OPTIONS[name]):
-        raise InvalidInputError(
-            f"codec {name!r} has the options {', '.join(_OPTIONS[name])}, got {', '.join(configuration)}"
-        )
+    if unknown := configuration.keys() - set(_OPTIONS[name]):
+        options = ", ".join(_OPTIONS[name]) or "none"
+        raise InvalidInputError(f"codec {name!r} has the options {options}, got {', '.join(sorted(unknown))}")
     if name == "blosc":
         configuration["shuffle"] = _BLOSC_SHUFFLES[configuration["shuffle"]]
     if name == "bytes":
@@ -255,6 +254,10 @@ def _runner(codec: Codec) -> Any:
             raise InvalidInputError("arrays are stored little-endian")
         return None
     kind = name.removeprefix("numcodecs.")
+    if kind == "bitround":
+        if "keepbits" not in configuration:
+            raise InvalidInputError(f"codec {name!r} wants keepbits, how many bits of the fraction to keep")
+        return _Bitround(**configuration)
     if kind == "crc32c":
         return _Crc32c()
     if kind == "gzip":
@@ -274,6 +277,22 @@ class _Crc32c:
         if len(raw) < 4 or crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise CorruptionError("the crc32c in the chunk does not hold")
         return raw[:-4]
+
+
+class _Bitround:
+    """Bitround that leaves alone what rounding would make something else.
+
+    It adds to the bits as if they were a number's: the largest floats would become infinite, and the NaN of
+    CUDA, all ones, would become -0.
+    """
+
+    def __init__(self, keepbits: int) -> None:
+        self._codec = _numcodec("bitround", ("keepbits", keepbits))
+
+    def encode(self, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        rounded: npt.NDArray[Any] = np.asarray(self._codec.encode(data)).view(data.dtype).reshape(data.shape)
+        kept = ~np.isfinite(rounded) | np.isnan(data)
+        return np.where(kept, data, rounded) if kept.any() else rounded
 
 
 class _Gzip:
@@ -341,7 +360,7 @@ class ChunkCodec:
         """
         data: Any = chunk
         for step in self._filters:
-            data = np.asarray(step.encode(data)).view(self._array.numpy_dtype).reshape(chunk.shape)
+            data = step.encode(data)
         if self._packer is not None:
             data = self._packer.encode(data)
         for step in self._compressors:
