@@ -194,6 +194,10 @@ def test_bad_input_is_refused(tmp_path):
         nearest(store, ["a"], array="e")
     with pytest.raises(InvalidInputError, match="device"):
         nearest(store, [1], array="e", device="abacus")
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInputError, match="that this machine has"):
+            nearest(store, [1], array="e", device="cuda")
     with pytest.raises(UnknownNameError):
         nearest(store, [1], array="e", filter=pc.field("nope") > 1)
 

@@ -284,6 +284,8 @@ def _device(asked: str | None) -> str | None:
     if asked is None:
         return "cuda" if torch.cuda.is_available() else None
     try:
-        return str(torch.device(asked))
-    except RuntimeError as error:
-        raise InvalidInputError(f"device must be one of torch's, such as 'cuda', got {asked!r}") from error
+        return str(torch.empty(0, device=asked).device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises if it was built without CUDA
+        raise InvalidInputError(
+            f"device must be one of torch's that this machine has, such as 'cuda', got {asked!r}: {error}"
+        ) from error
