@@ -145,7 +145,7 @@ def nearest(
     """
     from zarrow.analysis import nearest as run
 
-    if sum([bool(rows), bool(key), vectors is not None, bool(text)]) != 1:
+    if sum([bool(names(rows)), bool(key), vectors is not None, bool(text)]) != 1:
         raise typer.BadParameter("say what to look for: one of --rows, --key, --vectors, --text")
     with open_store(path) as store, bar() as progress:
         queries: Any

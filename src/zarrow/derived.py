@@ -90,7 +90,7 @@ def add_array(
     """
     root = Path(os.path.realpath(path))
     view = take_view(root, partial=False)
-    _check_name(view, name)
+    check_derived_name(view, name)
     target = root / layout.DERIVED_DIR / name
     try:
         _files.make_dir(root / layout.DERIVED_DIR, exist_ok=True)
@@ -174,7 +174,7 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
         ) from error
 
 
-def _check_name(view: View, name: str) -> None:
+def check_derived_name(view: View, name: str) -> None:
     """Raise `InvalidInputError` if a derived array of a store cannot be called so."""
     layout.check_name(name, "a derived array")
     taken = {array.name for array in view.spec.arrays} | set(view.spec.schema.names) | {ROW, SAMPLE_INDEX}

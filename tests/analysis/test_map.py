@@ -104,8 +104,14 @@ def test_bad_input(tmp_path: Path) -> None:
         map_rows(store, method="tsne", sample_rows=3)
     with pytest.raises(UnknownNameError, match="embd"):
         map_rows(store, "embd")
+    said: list[str] = []
     with pytest.raises(InvalidInputError, match="name of its own"):
-        map_rows(store, name="embed")
+        map_rows(store, name="embed", stage=said.append)
+    with pytest.raises(InvalidInputError, match="the name of a derived array must be"):
+        map_rows(store, name="a map", stage=said.append)
+    with pytest.raises(UnknownNameError, match="no column 'nope'"):
+        map_rows(store, by="nope", stage=said.append)
+    assert said == []  # nothing was computed
     assert not (store.path / "derived").exists()
 
 

@@ -25,11 +25,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._known_names import unknown_name
 from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, choose_array, split_finite, width_of
 from zarrow.analysis._groups import Groups, names_of
 from zarrow.analysis._pca import Pca, pca
-from zarrow.derived import add_array
+from zarrow.derived import add_array, check_derived_name
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 
@@ -160,6 +161,7 @@ def map_rows(
     """
     chosen = choose_array(store, array)
     wanted = f"{chosen.name}_{method}"[:64] if name is None else name
+    check_derived_name(store._view, wanted)  # before minutes are spent
     made, places = place_rows(
         store, chosen.name, method, by=by, sample_rows=sample_rows, seed=seed, progress=progress, stage=stage
     )
@@ -221,6 +223,10 @@ def place_rows(
     """
     require_choice("method", method, Method)
     chosen = choose_array(store, array)
+    names = names_of(by)
+    for column in names:
+        if column not in store.schema.names:
+            raise unknown_name("column", column, store.schema.names)
     say = stage or (lambda _: None)
     place = _umap if method == "umap" else _tsne
     if method == "umap":
@@ -238,7 +244,6 @@ def place_rows(
         )
         say("placing rows")
         return made, _two(found.project(store, progress=progress))
-    names = names_of(by)
     limit = SAMPLE_ROWS[method] if sample_rows is None else sample_rows
     if limit < MIN_ROWS:
         raise InvalidInputError(f"a sample must have at least {MIN_ROWS} rows, got {limit}")
