@@ -175,7 +175,20 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
 
 
 def check_derived_name(view: View, name: str) -> None:
-    """Raise `InvalidInputError` if a derived array of a store cannot be called so."""
+    """Refuse a name that a derived array of a store cannot have.
+
+    Parameters
+    ----------
+    view : View
+        Of the store.
+    name : str
+        The name.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is no name, or that of a column or array.
+    """
     layout.check_name(name, "a derived array")
     taken = {array.name for array in view.spec.arrays} | set(view.spec.schema.names) | {ROW, SAMPLE_INDEX}
     if name in taken:
