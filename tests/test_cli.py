@@ -253,6 +253,19 @@ def test_repair_says_what_it_would_do_then_does_it(store: Path) -> None:
     assert zarrow.open(store).table(["id"])["id"].to_pylist() == list(range(1024, 1500))
 
 
+def test_repair_says_how_to_go_on_without_a_manifest(store: Path) -> None:
+    """A store that lost no row but its manifest is incomplete, and its owner is told how to complete it."""
+    (store / "manifest.json").write_bytes(b"{}")
+    result = run("repair", store)
+    assert (
+        f"the store is incomplete: resume its run, or complete it as it is: zarrow finalize {store}"
+        in result.output
+    )
+    assert run("finalize", store).exit_code == 0
+    assert len(zarrow.open(store)) == 1500
+    assert "quarantine: 1 entry that" in run("verify", store).output
+
+
 def test_repair_json_is_one_object(store: Path) -> None:
     """`repair --finalize --json` completes the store and lists what it did as values."""
     result = run("repair", damage(store), "--finalize", "--json")

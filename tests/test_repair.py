@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -241,6 +242,25 @@ def test_a_damaged_manifest_goes_aside(store: Path) -> None:
     with zarrow.Writer(store, mode="a") as writer:
         writer.finalize()
     assert samples_in(store) == expected()
+
+
+@pytest.mark.parametrize(
+    "name", ["segments/00000001.json", "embeddings.zarr/e/c/1/0", "table", "manifest.json"]
+)
+def test_what_may_not_be_read_is_not_taken_for_damaged(store: Path, name: str) -> None:
+    """A user without permission is told so, and moves nobody's rows to quarantine."""
+    mode = (store / name).stat().st_mode
+    (store / name).chmod(0)
+    try:
+        if os.access(store / name, os.R_OK):
+            pytest.skip("this user may read anything")
+        assert "Permission denied" in str(zarrow.verify(store).findings[0])
+        for dry_run in (True, False):
+            with pytest.raises(PermissionError, match=f"{name}: may not be read"):
+                zarrow.repair(store, dry_run=dry_run)
+    finally:
+        (store / name).chmod(mode)
+    assert zarrow.verify(store).findings == ()
 
 
 def test_what_is_derived_is_rebuilt(store: Path) -> None:

@@ -718,6 +718,26 @@ class TestDamage:
         assert store.table(["id"], pc.field("row") >= 2048).num_rows == ROWS - 2048
         assert store.take([5, 4000])[0]["id"].to_pylist() == [5, 4000]
 
+    @pytest.mark.parametrize("what", ["truncate", "remove", "pipe", "swap"])
+    def test_no_reader_of_parts_takes_or_waits_for_what_is_none(self, tmp_path, what):
+        """SQL, Polars and our own reader refuse another file, a pipe or nothing in place of a part."""
+        write(tmp_path / "s")
+        part, other = (tmp_path / "s" / layout.part_path(number) for number in (1, 0))
+        assert part.stat().st_size != other.stat().st_size
+        if what == "truncate":
+            os.truncate(part, 300)
+        else:
+            part.rename(tmp_path / "aside")
+        if what == "pipe":
+            os.mkfifo(part)
+        if what == "swap":
+            other.rename(part)
+            (tmp_path / "aside").rename(other)
+        store = zarrow.open(tmp_path / "s")
+        for read in (store.table, store.to_polars, lambda: store.sql("SELECT * FROM predictions")):
+            with pytest.raises(CorruptionError, match=r"part-0000000[01]\.parquet: "):
+                read()
+
     def test_a_missing_last_shard(self, tmp_path):
         """A short last segment whose files are gone spoils its own rows only."""
         write(tmp_path / "s")
@@ -736,6 +756,16 @@ class TestDamage:
         (tmp_path / "s" / layout.record_path(4)).unlink()
         with pytest.raises(CorruptionError, match=r"00000004\.json"):
             zarrow.open(tmp_path / "s")
+
+    def test_a_missing_record_of_another_segment(self, tmp_path):
+        """Whoever needs a record that is lost is told which; other rows can be read."""
+        write(tmp_path / "s", codecs="zstd")
+        (tmp_path / "s" / layout.record_path(1)).unlink()
+        store = zarrow.open(tmp_path / "s")
+        for read in (store.table, lambda: store["embed"][1500], lambda: store.take([1500])):
+            with pytest.raises(CorruptionError, match=r"00000001\.json: missing"):
+                read()
+        assert store["embed"][2048][0] == 2048
 
 
 class TestSnapshot:
@@ -761,10 +791,11 @@ class TestSnapshot:
         assert store.table(["id"])["id"].to_pylist() == list(range(ROWS))
         assert not store.refresh()
 
-    def test_a_replaced_store_is_not_mixed_with_the_old_one(self, tmp_path):
+    @pytest.mark.parametrize("codecs", [None, "zstd"])
+    def test_a_replaced_store_is_not_mixed_with_the_old_one(self, tmp_path, codecs):
         """A store that is replaced while it is open says so, and never shows rows of the other one."""
         path = tmp_path / "s"
-        write(path)
+        write(path, codecs=codecs)
         store = zarrow.open(path)
         seen = store["embed"][:1000]
         with zarrow.Writer(path, mode="w", keys=["id"], segment_rows=SEGMENT_ROWS) as writer:
@@ -773,6 +804,7 @@ class TestSnapshot:
         np.testing.assert_array_equal(seen, vectors_of(np.arange(1000)))
         for read in (
             lambda: store["embed"][2000:3000],
+            lambda: store["embed"].read(2000, 3000, check="crc"),
             lambda: store.table(["id"]),
             lambda: list(store.join()),
             lambda: store.take([3000]),

@@ -251,6 +251,14 @@ def test_an_index_of_other_keys_is_found(store: Path, column: str, level: Any) -
         assert not zarrow.verify(store, level).findings
 
 
+@pytest.mark.parametrize("name", [PART, "segments/00000001.json"])
+def test_an_index_is_not_to_blame_for_a_damaged_table(store: Path, name: str) -> None:
+    """What cannot be compared with the index is reported, and the index is not."""
+    zarrow.build_index(store)
+    (store / name).unlink()
+    assert not any(finding.path == "index/keys.index" for finding in zarrow.verify(store, "full").findings)
+
+
 def test_an_index_of_other_rows_is_a_note(store: Path) -> None:
     """Readers ignore it, so nothing is wrong."""
     with zarrow.Writer(store, mode="a") as writer:

@@ -103,7 +103,7 @@ class StoreArray:
         if snapshot.manifest is not None:
             return sum(snapshot.manifest.shard_bytes[self.name])
         return sum(
-            snapshot.record(number).arrays[self.name].size_bytes for number in range(snapshot.segments)
+            self._view.record(number).arrays[self.name].size_bytes for number in range(snapshot.segments)
         )
 
     @property

@@ -86,7 +86,7 @@ class Documents:
             return
         except CorruptionError as error:
             self.damaged_manifest = True
-            self.found.damage(path, said_by(self.files.root / path, error))
+            self.found.damage(path, said_by(path, said_by(self.files.root / path, error)))
 
     def _segments_dir(self) -> None:
         """Read records and claims, the claims first: one that is released meanwhile has a record."""

@@ -73,7 +73,7 @@ class Names:
             kind = names[name]
             if kind in ("link", "other"):
                 what = "a symbolic link" if kind == "link" else "neither file nor directory"
-                self._found.defect(path, f"{what}: a store has none")
+                self._found.defect(path, f"{what}, which a store never has")
             else:
                 self._found.note(path, f"a {kind} that is not the store's")
         if len(strays) > MAX_STRAYS:
@@ -93,7 +93,10 @@ class Names:
         self.tell("", names, [name for name, kind in names.items() if _TOP.get(name) != kind])
         aside = self.list(layout.QUARANTINE_DIR)
         if aside:
-            self._found.note(layout.QUARANTINE_DIR, f"{len(aside)} entries that a repair put aside")
+            self._found.note(
+                layout.QUARANTINE_DIR,
+                f"{len(aside)} {'entry' if len(aside) == 1 else 'entries'} that a repair put aside",
+            )
         names = self.list(layout.INDEX_DIR)
         index = Path(layout.KEY_INDEX).name
         strays = [

@@ -113,7 +113,7 @@ class Beneath:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
                 raise CorruptionError(
-                    f"{path}: leads over something that is neither file nor directory"
+                    f"{path}: a symbolic link, or behind one, or nothing that can be read as a file"
                 ) from error
             if error.errno in (errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV):
                 raise CorruptionError(f"{path}: cannot be read: {error.strerror}") from error

@@ -250,10 +250,16 @@ class Columns:
         return self._live
 
     def full_parts(self) -> tuple[list[str], pa.Table]:
-        """Return the files of full segments, which never change, and the rows that are in none of them."""
+        """Return the files of full segments, which never change, and the rows that are in none of them.
+
+        Raises
+        ------
+        CorruptionError
+            If one of them is missing, cut short or no file.
+        """
         view = self._view
         numbers = range(view.snapshot.segments)
-        paths = [str(self._part_files.path(number)) for number in numbers if not view.is_short_last(number)]
+        paths = [self._part_files.whole_path(number) for number in numbers if not view.is_short_last(number)]
         rest = [self.live()]
         if len(paths) < len(numbers):
             rest.insert(0, self.segment(numbers[-1], self.schema.names))

@@ -76,7 +76,7 @@ def find_extents(view: View, array: ArraySpec) -> tuple[Extent, ...]:
 
 def _find(view: View, array: ArraySpec) -> Iterator[Extent]:
     if view.snapshot.rows:
-        yield _committed(view, array, range(view.snapshot.rows), 0, view.snapshot.record)
+        yield _committed(view, array, range(view.snapshot.rows), 0, view.record)
     live = view.live_ranges()
     for record, rows in zip(view.behind_gap, live, strict=False):
         yield _committed(view, array, rows, record.segment, _always(record))

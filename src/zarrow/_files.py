@@ -155,7 +155,9 @@ def _no_odd_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise CorruptionError(f"{path}: not a file, or a link to one: a store has none") from error
+            raise CorruptionError(
+                f"{path}: not a regular file, but perhaps a link to one, which a store never has"
+            ) from error
         raise
 
 
@@ -163,7 +165,7 @@ def _require_file(fd: int, path: Path) -> int:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise CorruptionError(f"{path}: not a regular file: a store has none")
+    raise CorruptionError(f"{path}: not a regular file, as all of a store are")
 
 
 def write(fd: int, data: Any, offset: int) -> None:

@@ -173,6 +173,11 @@ class Findings:
         """Whether there is nothing but notes, so far."""
         return all(finding.severity == "note" for finding in self._found)
 
+    @property
+    def damaged(self) -> bool:
+        """Whether rows are lost, so far."""
+        return any(finding.severity == "damage" for finding in self._found)
+
     def read(self, size_bytes: int) -> None:
         """Count bytes that were read and checked."""
         self.checked_bytes += size_bytes

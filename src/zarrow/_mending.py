@@ -121,12 +121,31 @@ def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report
         If there is no store.
     CorruptionError
         If ``zarrow.json`` or a directory is damaged, so that nothing can be repaired.
+    PermissionError
+        If what seems damaged may only not be read by this user.
     """
     _require_spec(root)
     audited = _audit_store.audit(root, level, progress)
     if audited.spec is None:
         raise CorruptionError(f"{root / layout.STORE_JSON}: {audited.report.findings[0].message}; {_RESTORE}")
+    _require_readable(root, audited.report)
     return audited.report, _Planner(root, audited, audited.spec).plan()
+
+
+def _require_readable(root: Path, report: Report) -> None:
+    """Refuse to judge what may be sound, but is not for this user to read."""
+    for finding in report.findings:
+        if finding.severity == "note":
+            continue
+        for place in (Path(finding.path), *Path(finding.path).parents):
+            path = root / place
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                continue
+            if not os.access(path, os.R_OK | os.X_OK * path.is_dir()):
+                raise PermissionError(
+                    f"{path}: may not be read by this user, which is no damage: change its permissions, and "
+                    "repair then"
+                )
 
 
 def _require_spec(root: Path) -> None:

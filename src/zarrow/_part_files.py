@@ -11,6 +11,7 @@ pyarrow has beside its core when a part is read.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,20 @@ class PartFiles:
     def path(self, segment: int) -> Path:
         """Return where a segment's part is."""
         return self._view.snapshot.root / layout.part_path(segment)
+
+    def whole_path(self, segment: int) -> str:
+        """Return the path of a part that somebody else will read: a file of the size that was committed.
+
+        Raises
+        ------
+        CorruptionError
+            If it is missing, cut short or no file.
+        """
+        misfit = self._misfit(segment)
+        if misfit is not None:
+            self._view.guard()
+            raise self._damaged(segment, misfit)
+        return str(self.path(segment))
 
     def decode(
         self, number: int, names: Sequence[str], filter: pc.Expression | None = None
@@ -95,8 +110,11 @@ class PartFiles:
         if file is not None:
             return f"/dev/fd/{file.fd}"
         path = self.path(segment)
-        if path.is_symlink():
+        kind = path.lstat().st_mode
+        if stat.S_ISLNK(kind):
             raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store")
+        if not stat.S_ISREG(kind):
+            raise CorruptionError(f"{path}: not a regular file")  # opening a pipe would wait for its writer
         return str(path)
 
     def _check_footer(self, number: int, source: pa.NativeFile) -> None:
@@ -107,12 +125,7 @@ class PartFiles:
         """
         if number not in self._sound:
             footer = read_footer(lambda offset, size: source.read_at(size, offset), source.size())
-            try:
-                facts = self._view.snapshot.record(number).part
-            except CorruptionError:
-                self._view.guard()  # the store may have been replaced
-                raise
-            if crc32c(footer) != facts.footer_crc32c:
+            if crc32c(footer) != self._view.record(number).part.footer_crc32c:
                 raise OSError("its footer is not what was committed")
             self._sound.add(number)
 
@@ -126,21 +139,37 @@ class PartFiles:
         problem = self._damage(number)
         if not problem:
             return error
+        return self._damaged(number, problem, f" ({error})")
+
+    def _damaged(self, number: int, problem: str, because: str = "") -> CorruptionError:
         rows = self._view.segment_ranges()[number]
         return CorruptionError(
             f"{self.path(number)}: the part of segment {number} (rows {rows.start} to {rows.stop}) "
-            f"{problem}: other rows can still be read, with a filter on 'row' ({error})"
+            f"{problem}: other rows can still be read, with a filter on 'row'{because}"
         )
 
-    def _damage(self, number: int) -> str | None:
-        facts = self._view.snapshot.record(number).part
+    def _open(self, number: int) -> File:
+        last = self._view.last_files.get("") if self._view.is_short_last(number) else None
+        return File(self.path(number)) if last is None else last
+
+    def _misfit(self, number: int) -> str | None:
+        """Tell what is wrong with a part without reading it."""
+        manifest = self._view.snapshot.manifest  # saves reading the record
+        committed = (
+            self._view.record(number).part.size_bytes if manifest is None else manifest.part_bytes[number]
+        )
         try:
-            last = self._view.last_files.get("") if self._view.is_short_last(number) else None
-            file = File(self.path(number)) if last is None else last
+            size_bytes = self._open(number).size_bytes
         except OSError as error:
             return f"cannot be opened ({error.strerror})"
-        if file.size_bytes != facts.size_bytes:
-            return f"has {file.size_bytes} bytes, {facts.size_bytes} were committed"
+        return None if size_bytes == committed else f"has {size_bytes} bytes, {committed} were committed"
+
+    def _damage(self, number: int) -> str | None:
+        facts = self._view.record(number).part
+        misfit = self._misfit(number)
+        if misfit is not None:
+            return misfit
+        file = self._open(number)
         checksum = 0
         for offset in range(0, file.size_bytes, _READ_BYTES):
             checksum = crc32c(file.read(offset, _READ_BYTES), checksum)

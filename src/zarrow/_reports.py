@@ -97,7 +97,9 @@ def show_repair(console: Console, done: Repair) -> None:
     if lost:
         known = [f"sample_index {ranges(done.sample_index)}"] if done.sample_index else []
         if done.nameless_rows:
-            known.append(f"{done.nameless_rows:,} of them without a name, since their part is damaged")
+            known.append(
+                f"{done.nameless_rows:,} of them without a name, since the file that had it is damaged"
+            )
         _line(console, f"  to predict again: {lost:,} rows{': ' * bool(known)}{'; '.join(known)}")
     if done.dry_run:
         _line(console, f"to do it: zarrow repair {name}")
@@ -105,6 +107,11 @@ def show_repair(console: Console, done: Repair) -> None:
         _line(
             console,
             f"now resume the run, which predicts these rows only, or do without: zarrow finalize {name}",
+        )
+    elif not done.before.complete and not done.finalized:
+        _line(
+            console,
+            f"the store is incomplete: resume its run, or complete it as it is: zarrow finalize {name}",
         )
 
 

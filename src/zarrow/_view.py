@@ -163,6 +163,28 @@ class View:
             range(number * full, min(rows, (number + 1) * full)) for number in range(self.snapshot.segments)
         ]
 
+    def record(self, segment: int) -> SegmentRecord:
+        """Return a segment's commit record.
+
+        Raises
+        ------
+        StoreChangedError
+            If the store was replaced meanwhile, so that the records are another store's.
+        CorruptionError
+            If the record is missing or damaged.
+        """
+        try:
+            return self.snapshot.record(segment)
+        except FileNotFoundError as error:
+            self.guard()
+            path = self.snapshot.root / layout.record_path(segment)
+            raise CorruptionError(
+                f"{path}: missing, though the store has rows of segment {segment}"
+            ) from error
+        except CorruptionError:
+            self.guard()
+            raise
+
     def is_short_last(self, segment: int) -> bool:
         """Tell whether it is the last segment and may be taken back."""
         return segment == self.snapshot.segments - 1 and bool(self.last_files)

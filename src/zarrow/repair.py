@@ -81,6 +81,8 @@ def repair(
         If a writer is at work.
     CorruptionError
         If ``zarrow.json`` is damaged: without it nothing else can be judged.
+    PermissionError
+        If this user may not read what seems damaged, or not write.
 
     Examples
     --------

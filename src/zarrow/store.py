@@ -181,7 +181,7 @@ class Store:
         snapshot = self._view.snapshot
         if snapshot.manifest is not None:
             return sum(snapshot.manifest.part_bytes)
-        return sum(snapshot.record(number).part.size_bytes for number in range(snapshot.segments))
+        return sum(self._view.record(number).part.size_bytes for number in range(snapshot.segments))
 
     @property
     def arrays(self) -> Mapping[str, StoreArray]:
@@ -310,6 +310,8 @@ class Store:
         ------
         MissingExtraError
             If Polars is not installed.
+        CorruptionError
+            If a part is missing or has another size. Polars compares no checksums: `zarrow.verify` does.
 
         Examples
         --------
@@ -338,6 +340,8 @@ class Store:
         ------
         MissingExtraError
             If DuckDB is not installed.
+        CorruptionError
+            If a part is missing or has another size. DuckDB compares no checksums: `zarrow.verify` does.
 
         Examples
         --------
