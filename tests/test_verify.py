@@ -391,9 +391,34 @@ def test_a_whole_frame_that_is_damaged_is_damage(unfinished: Path) -> None:
     """The last frame of a killed run may be dropped by a writer, but not without being told of."""
     frames = slot_of(unfinished) / "table.frames"
     data = bytearray(frames.read_bytes())
+    del data[data.rindex(b"ZARROWF1") :]  # says that its rows are durable
     data[-1] ^= 1
     frames.write_bytes(data)
     assert "are no sound frame: rows from" in messages(zarrow.verify(unfinished))
+
+
+def test_a_damaged_frame_without_rows_costs_none(unfinished: Path) -> None:
+    """A power cut in the frame that says what is durable is told and mended; no row is set aside for it."""
+    with zarrow.Writer(unfinished, mode="a") as writer:
+        writer.append(*batch(ROWS, 1))
+        writer.flush(durable=True)
+    frames = slot_of(unfinished) / "table.frames"
+    data = bytearray(frames.read_bytes())
+    last = data.rindex(b"ZARROWF1")
+    assert int.from_bytes(data[last + 48 : last + 52], "little") == 0, "the last frame has no rows"
+    before = zarrow.open(unfinished, partial=True).table()
+    for byte in range(last, len(data)):
+        data[byte] ^= 1
+        frames.write_bytes(data)
+        report = zarrow.verify(unfinished)
+        assert report.counts == {"damage": 0, "defect": 1, "note": 0}, messages(report)
+        data[byte] ^= 1
+    done = zarrow.repair(unfinished)
+    assert not done.set_aside
+    assert done.rebuilt == (str(frames.relative_to(unfinished)),)
+    assert zarrow.open(unfinished, partial=True).table().equals(before)
+    assert not zarrow.verify(unfinished, "full").findings
+    assert zarrow.repair(unfinished).nothing_to_do
 
 
 def test_rows_of_an_open_segment_are_checked(unfinished: Path) -> None:

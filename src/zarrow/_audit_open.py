@@ -182,6 +182,15 @@ class _Audit:
                     layout.FRAMES,
                     f"{len(tail)} bytes behind the last frame, which was being written: no accepted row",
                 )
+            elif scan.rows == spec.segment_rows or not _frames.may_hold_rows(tail, arrays):
+                self.findings.append(
+                    Finding(
+                        severity="defect",
+                        path=path,
+                        message=f"{len(tail)} bytes behind the last frame are no sound one: no row was in "
+                        "them, only how many are durable",
+                    )
+                )
             else:
                 self._damage(
                     layout.FRAMES,

@@ -288,6 +288,16 @@ def _scan(
     return Scan(tuple(frames), tuple(ends), len(view) - offset), broken
 
 
+def may_hold_rows(tail: bytes, arrays: int) -> bool:
+    """Tell whether damaged bytes are so many that a frame with rows can be among them.
+
+    >>> len(encode(bytes(16), 0, 0, 0, (), b"")), may_hold_rows(bytes(72), 0), may_hold_rows(bytes(80), 0)
+    (72, False, True)
+    """
+    without_rows = _HEAD.size + arrays * _ENTRY.size + _CRC.size
+    return len(tail) > without_rows + -without_rows % _ALIGNMENT
+
+
 def is_torn(tail: bytes, uuid: bytes, arrays: int) -> bool:
     """Tell whether bytes behind the last sound frame are the beginning of one that was being written.
 

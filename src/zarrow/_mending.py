@@ -30,6 +30,7 @@ from zarrow._audit_store import Audited
 from zarrow._beneath import Beneath
 from zarrow._directory import claim_store
 from zarrow._findings import Finding, Level, Progress, Report
+from zarrow._open_segment import OpenSegment
 from zarrow._quarantine import Aside, put_aside
 from zarrow._records import Claim, Owner, SegmentRecord, this_host
 from zarrow.errors import CorruptionError, ZarrowError
@@ -192,7 +193,9 @@ class _Planner:
                 if self._is_odd(path):
                     others.append(self._stray(path, findings, len(others)))
             elif parts[0] == layout.OPEN_DIR and len(parts) > 1 and layout.is_slot(parts[1]):
-                if parts[1] not in slots:
+                if self._is_cut_short(parts[1]):
+                    rebuilt.append(path)
+                elif parts[1] not in slots:
                     slots.add(parts[1])
                     others.append(self._slot(parts[1]))
             elif path.endswith(".claim"):
@@ -210,6 +213,12 @@ class _Planner:
         """Tell whether a file, or what a gap hides, comes back by itself."""
         is_metadata = path.startswith(f"{layout.ARRAYS_DIR}/") and path.endswith("/zarr.json")
         return is_metadata or path in self._gaps or path in (layout.KEY_INDEX, _LOCK)
+
+    def _is_cut_short(self, slot: str) -> bool:
+        """Tell whether an open segment has all its rows, and need only lose what lies behind them."""
+        journal = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
+        mine = [path for path in self._by_path if path.startswith(layout.slot_dir(slot))]
+        return mine == [journal] and all(one.severity == "defect" for one in self._by_path[journal])
 
     def _is_odd(self, path: str) -> bool:
         """Tell whether something else than a file is in the place of one."""
@@ -404,7 +413,14 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
             }
         )
     spec = _catalog.create(root, plan.spec, root / layout.OPEN_DIR)
-    _seal.release(_recovery.recover(root, spec, owner))
+    dead = _recovery.recover(root, spec, owner)
+    try:
+        for one in dead:
+            if f"{layout.slot_dir(one.rows.slot)}/{layout.FRAMES}" in plan.rebuilt:
+                # Cuts off what lies behind the rows.
+                OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock).close(keep_lock=True)
+    finally:
+        _seal.release(dead)
     _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
     if finalize:
         _recovery.finalize(root, spec, owner)
