@@ -415,10 +415,10 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
     spec = _catalog.create(root, plan.spec, root / layout.OPEN_DIR)
     dead = _recovery.recover(root, spec, owner)
     try:
-        for one in dead:
-            if f"{layout.slot_dir(one.rows.slot)}/{layout.FRAMES}" in plan.rebuilt:
+        for segment in dead:
+            if f"{layout.slot_dir(segment.rows.slot)}/{layout.FRAMES}" in plan.rebuilt:
                 # Cuts off what lies behind the rows.
-                OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock).close(keep_lock=True)
+                OpenSegment.adopt(segment.rows, spec, segment.rows.owner, segment.lock).close(keep_lock=True)
     finally:
         _seal.release(dead)
     _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
