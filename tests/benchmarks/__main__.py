@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness import command
+
 HERE = Path(__file__).parent
 NARROW = ["--width", "64"]
 PARTS: dict[str, list[str]] = {
@@ -53,22 +55,20 @@ def main() -> None:
     failed = []
     for name in options.only:
         script, *arguments = [word.format(out=options.out) for word in PARTS[name]]
-        command = [sys.executable, str(HERE / script), *arguments]
+        words = [sys.executable, str(HERE / script), *arguments]
         if script == "predict.py":
-            command += ["--batches", "40", "--rounds", "1"] if options.quick else []
+            words += ["--batches", "40", "--rounds", "1"] if options.quick else []
         else:
-            command += ["--json", str(options.out / f"{name.replace(', ', '-').replace(' ', '-')}.json")]
+            words += ["--json", str(options.out / f"{name.replace(', ', '-').replace(' ', '-')}.json")]
         if options.quick and script != "predict.py":
-            command += ["--rows", "20000", "--repeat", "1"]
-            command += (
-                ["--sizes", "10000", "20000"] if "--sizes" in command or "memory while w" in name else []
-            )
-        print(f"\n== {name}: {' '.join(command[1:])}\n", flush=True)
-        if subprocess.run(command, check=False).returncode:
+            words += ["--rows", "20000", "--repeat", "1"]
+            words += ["--sizes", "10000", "20000"] if "--sizes" in words or "memory while w" in name else []
+        print(f"\n== {name}: {' '.join(words[1:])}\n", flush=True)
+        if subprocess.run(words, check=False).returncode:
             failed.append(name)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

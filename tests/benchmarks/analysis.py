@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import command
 
 QUERIES, K, COMPONENTS = 1000, 10, 50
 BLOCK = 4096
@@ -210,8 +211,8 @@ def main() -> None:
         for task in options.only:
             sides = []
             for side in (0, 1):
-                command = [sys.executable, __file__, "--one", task, str(side), str(path), str(options.repeat)]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                words = [sys.executable, __file__, "--one", task, str(side), str(path), str(options.repeat)]
+                output = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
                 sides.append(json.loads(output))
             ours, theirs = sides
             found, wanted = np.array(ours.pop("found")), np.array(theirs.pop("found"))
@@ -232,4 +233,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

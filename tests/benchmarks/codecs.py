@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import command, show_table
 
 import zarrow
 
@@ -70,7 +71,6 @@ KINDS = {"float32": normal, "bf16-valued": bf16, "hidden layer": hidden}
 def once(name: str, values: np.ndarray, folder: Path) -> dict[str, float]:
     """Write and read the rows once."""
     path = folder / "codec.zarrow"
-    shutil.rmtree(path, ignore_errors=True)
     os.sync()
     start = time.perf_counter()
     with zarrow.Writer(path, codecs=CODECS[name]) as writer:
@@ -95,7 +95,6 @@ def once(name: str, values: np.ndarray, folder: Path) -> dict[str, float]:
         norms = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
         cosine = min(cosine, float(((got * want).sum(1)[norms > 0] / norms[norms > 0]).min()))
     size = sum(file.stat().st_size for file in path.glob("embeddings.zarr/e/c/**/*") if file.is_file())
-    shutil.rmtree(path)
     return {
         "bytes_ratio": size / values.nbytes,
         "write_mb_s": values.nbytes / write_s / 1e6,
@@ -123,7 +122,8 @@ def main() -> None:
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
         for turn in range(options.repeat):
             for name in runs:
-                runs[name].append(once(name, values, options.folder))
+                with tempfile.TemporaryDirectory(prefix="codecs-", dir=options.folder) as folder:
+                    runs[name].append(once(name, values, Path(folder)))
             print(f"{kind}: turn {turn + 1} of {options.repeat}", file=sys.stderr)
         results[kind] = {
             name: {figure: statistics.median(one[figure] for one in all_runs) for figure in all_runs[0]}
@@ -131,15 +131,23 @@ def main() -> None:
         }
         print(f"\n{kind}: {options.rows:,} x {options.width}, medians of {options.repeat} turns\n")
         head = ("codec", "bytes / raw", "write MB/s", "read MB/s", "max error", "max relative", "min cosine")
-        print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-        for name, one in results[kind].items():
-            print(
-                f"| {name} | {one['bytes_ratio']:.2f} | {one['write_mb_s']:.0f} | {one['read_mb_s']:.0f} "
-                f"| {one['max_error']:.2g} | {one['max_relative_error']:.2g} | {one['min_cosine']:.7f} |"
+        rows = [
+            (
+                name,
+                f"{one['bytes_ratio']:.2f}",
+                f"{one['write_mb_s']:.0f}",
+                f"{one['read_mb_s']:.0f}",
+                f"{one['max_error']:.2g}",
+                f"{one['max_relative_error']:.2g}",
+                f"{one['min_cosine']:.7f}",
             )
+            for name, one in results[kind].items()
+        ]
+        show_table(head, rows)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+        told = {"options": vars(options), "medians": results}
+        options.json.write_text(json.dumps(told, default=str, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

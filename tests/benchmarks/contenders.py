@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,26 @@ import numpy as np
 __all__ = ["CONTENDERS", "SURVIVES", "Clock", "Data"]
 
 SURVIVES = {
-    "raw": "whole rows; power cut: nothing before the end",
-    "memmap": "rows, but not how many; power cut: nothing before the end",
-    "zarrow": "every accepted row; power cut: every full segment",
+    "raw": "whole rows; synced at the end",
+    "memmap": "rows, but not how many; synced at the end",
+    "zarrow": "every accepted row; every full segment is synced",
     "zarrow-copy": "as zarrow",
     "zarrow-blosc": "as zarrow",
-    "lance": "nothing before the end",
-    "h5py": "perhaps a file that opens",
-    "tensorstore": "chunks, but not which",
-    "zarr-append": "rows and silent fill values",
-    "zarr-aligned": "rows, but not how many",
-    "everyquery": "nothing before the end",
-    "lance-append": "every 64 batches; power cut: nothing is synced",
-    "icechunk": "every 64 batches; power cut: nothing is synced",
-    "arrow-ipc": "whole batches, by reading until it fails",
+    "lance": "nothing before the end; never synced",
+    "h5py": "perhaps a file that opens; never synced",
+    "tensorstore": "chunks, but not which; each is synced",
+    "zarr-append": "rows and silent fill values; never synced",
+    "zarr-aligned": "rows, but not how many; never synced",
+    "everyquery": "nothing before the end; never synced",
+    "lance-append": "every 64 batches; never synced",
+    "icechunk": "every 64 batches; never synced",
+    "arrow-ipc": "whole batches, by reading until it fails; never synced",
     "zarrow-2": "as zarrow",
     "zarrow-4": "as zarrow",
-    "memcpy": "",
-    "nothing": "",
+    "memcpy": "nothing is written",
+    "nothing": "nothing is written",
 }
+"""What a SIGKILL leaves, and what is synced (seen by strace) unless ``--durable`` syncs it."""
 
 
 class Data:
@@ -57,8 +59,10 @@ class Data:
     def vectors(self, start: int, stop: int) -> np.ndarray:
         return self._pool[start // self.batch_rows % len(self._pool)][: stop - start]
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for start in range(0, self.rows, self.batch_rows):
+    def batches(
+        self, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for start in range(begin, self.rows if end is None else end, self.batch_rows):
             stop = min(self.rows, start + self.batch_rows)
             ids = np.arange(start, stop)
             if self.step_s:  # the model's, on a device: this thread waits
@@ -66,10 +70,14 @@ class Data:
             yield ids, (ids % 997 / 997).astype(np.float32), self.vectors(start, stop)
 
     def check(self, read: Callable[[int, int], np.ndarray]) -> None:
-        step = self.batch_rows
-        for start in {0, self.rows // 2 // step * step, (self.rows - 1) // step * step}:
-            stop = min(self.rows, start + step)
+        """Compare all rows, batch by batch, in order."""
+        for start in range(0, self.rows, self.batch_rows):
+            stop = min(self.rows, start + self.batch_rows)
             np.testing.assert_array_equal(read(start, stop), self.vectors(start, stop))
+
+
+def slices(array: Any) -> Callable[[int, int], np.ndarray]:
+    return lambda start, stop: array[start:stop]
 
 
 class Clock:
@@ -77,6 +85,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.blocked: list[float] = []
+        self.others_cpu_s: float | None = None  # of processes that share the work, if any do
         self.started = time.perf_counter()
 
     @contextlib.contextmanager
@@ -93,8 +102,8 @@ def write_raw(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
             os.write(fd, vectors)
     os.fdatasync(fd)
     os.close(fd)
-    mapped = lambda: np.memmap(path, data.dtype, "r", shape=(data.rows, data.width))  # noqa: E731
-    return lambda: data.check(lambda start, stop: mapped()[start:stop])
+    shape = (data.rows, data.width)
+    return lambda: data.check(slices(np.memmap(path, data.dtype, "r", shape=shape)))
 
 
 def write_memmap(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -105,7 +114,7 @@ def write_memmap(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
             mapped[start : start + len(vectors)] = vectors
         start += len(vectors)
     mapped.flush()
-    return lambda: data.check(lambda start, stop: mapped[start:stop])
+    return lambda: data.check(slices(np.memmap(path, data.dtype, "r", shape=(data.rows, data.width))))
 
 
 def write_zarrow(
@@ -119,7 +128,7 @@ def write_zarrow(
             with clock():
                 writer.append(columns, arrays, ids, copy=copy)
         writer.finalize()
-    return lambda: data.check(lambda start, stop: zarrow.open(path)["query_embed"][start:stop])
+    return lambda: data.check(slices(zarrow.open(path)["query_embed"]))
 
 
 def lists(data: Data) -> Any:
@@ -161,47 +170,67 @@ def write_lance(
                     iter(some), path, schema=schema, mode="append" if path.exists() else "create"
                 )
 
-    def read(start: int, stop: int) -> np.ndarray:
-        table = lance.dataset(path).take(list(range(start, stop)), columns=["query_embed"])
-        flat = table["query_embed"].combine_chunks().flatten()
-        return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
+    def check() -> None:
+        dataset = lance.dataset(path)
 
-    return lambda: data.check(read)
+        def read(start: int, stop: int) -> np.ndarray:
+            table = dataset.take(list(range(start, stop)), columns=["query_embed"])
+            flat = table["query_embed"].combine_chunks().flatten()
+            return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
+
+        data.check(read)
+
+    return check
 
 
 def write_zarrow_shared(path: Path, data: Data, clock: Clock, *, writers: int) -> Callable[[], None]:
     """Let several processes write one store, a share each; the clock starts when all are ready."""
     import zarrow
 
-    rows = data.rows // data.batch_rows // writers * data.batch_rows
-    settings = (rows, data.width, data.batch_rows, data.kind)
+    settings = (data.rows, data.width, data.batch_rows, data.kind, 1e3 * data.step_s)
+    batches = -(-data.rows // data.batch_rows)
+    bounds = [data.batch_rows * (batches * number // writers) for number in range(writers + 1)]
     context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(writers + 1)
-    processes = [context.Process(target=share, args=(path, settings, ready)) for _ in range(writers)]
-    for process in processes:
-        process.start()
-    ready.wait()
-    clock.started = time.perf_counter()
-    for process in processes:
-        process.join()
-    with zarrow.Writer(path, mode="a") as writer:
-        writer.finalize()
-    clock.blocked.append(0.0)
-    assert zarrow.open(path).num_rows == rows * writers
-    return lambda: None
+    ready = context.Barrier(writers + 1, timeout=120)
+    with ProcessPoolExecutor(writers, context, initializer=wait_for, initargs=(ready,)) as pool:
+        shares = [pool.submit(share, path, settings, begin, end) for begin, end in itertools.pairwise(bounds)]
+        ready.wait()
+        clock.started = time.perf_counter()
+        figures = [one.result() for one in shares]
+        with zarrow.Writer(path, mode="a") as writer:
+            writer.finalize()
+    clock.blocked += [blocked for one, _ in figures for blocked in one]
+    clock.others_cpu_s = sum(cpu_s for _, cpu_s in figures)
+
+    def check() -> None:
+        store = zarrow.open(path)
+        rows = np.argsort(store.table(["id"])["id"].to_numpy())
+        assert len(rows) == data.rows
+        data.check(lambda start, stop: store["query_embed"][rows[start:stop]])
+
+    return check
 
 
-def share(path: Path, settings: Any, ready: Any) -> None:
-    """Write one process's share."""
+def wait_for(barrier: Any) -> None:
+    global ready
+    ready = barrier
+
+
+def share(path: Path, settings: Any, begin: int, end: int) -> tuple[list[float], float]:
+    """Write one process's share, and return how long calls took and the CPU seconds."""
     import zarrow
 
-    data = Data(*settings)
+    data, clock = Data(*settings), Clock()
     warm = Data(4 * data.batch_rows, data.width, data.batch_rows, data.kind)
     write_zarrow(path.with_name(f"warm-{os.getpid()}"), warm, Clock())
     with zarrow.Writer(path, mode="a", keys=["id"], shared=True) as writer:
         ready.wait()
-        for ids, prob, vectors in data.batches():
-            writer.append({"id": ids, "prob": prob}, {"query_embed": vectors}, ids, copy=False)
+        cpu_s = time.process_time()
+        for ids, prob, vectors in data.batches(begin, end):
+            columns, arrays = {"id": ids, "prob": prob}, {"query_embed": vectors}
+            with clock():
+                writer.append(columns, arrays, ids, copy=False)
+    return clock.blocked, time.process_time() - cpu_s
 
 
 def write_memcpy(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -236,9 +265,7 @@ def write_h5py(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
                 ids_.resize(stop, 0)
                 ids_[start:stop] = ids
             start = stop
-        file.flush()
-    os.sync()
-    return lambda: data.check(lambda start, stop: h5py.File(path)["e"][start:stop])
+    return lambda: data.check(slices(h5py.File(path)["e"]))
 
 
 def write_tensorstore(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -272,7 +299,7 @@ def write_zarr_append(path: Path, data: Data, clock: Clock) -> Callable[[], None
     for _, _, vectors in data.batches():
         with clock():
             array.append(vectors)
-    return lambda: data.check(lambda start, stop: array[start:stop])
+    return lambda: data.check(slices(array))
 
 
 def write_zarr_aligned(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -291,7 +318,7 @@ def write_zarr_aligned(path: Path, data: Data, clock: Clock) -> Callable[[], Non
         with clock():
             array[start : start + len(vectors)] = vectors
         start += len(vectors)
-    return lambda: data.check(lambda start, stop: array[start:stop])
+    return lambda: data.check(slices(array))
 
 
 def write_icechunk(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -314,7 +341,7 @@ def write_icechunk(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
                 array = zarr.open_array(session.store, path="e")
     session.commit("the end")
     array = zarr.open_array(repository.readonly_session("main").store, path="e", mode="r")
-    return lambda: data.check(lambda start, stop: array[start:stop])
+    return lambda: data.check(slices(array))
 
 
 def write_arrow_ipc(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -326,14 +353,16 @@ def write_arrow_ipc(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
             with clock():
                 writer.write_batch(record_batch(ids, prob, vectors, lists(data)))
 
-    def read(start: int, stop: int) -> np.ndarray:
+    def check() -> None:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            for _ in range(start // data.batch_rows):
-                reader.read_next_batch()
-            batch = reader.read_next_batch()
-        return batch["query_embed"].flatten().to_numpy(zero_copy_only=False).reshape(-1, data.width)
 
-    return lambda: data.check(read)
+            def read(start: int, stop: int) -> np.ndarray:
+                batch = reader.read_next_batch()
+                return batch["query_embed"].flatten().to_numpy(zero_copy_only=False).reshape(-1, data.width)
+
+            data.check(read)
+
+    return check
 
 
 def write_everyquery(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
@@ -355,13 +384,17 @@ def write_everyquery(path: Path, data: Data, clock: Clock) -> Callable[[], None]
                 flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), data.width)
                 sibling.write_batch(pa.record_batch([pa.array(ids), flat], schema=wide))
 
-    def read(start: int, stop: int) -> np.ndarray:
+    def check() -> None:
         file = pq.ParquetFile(path / "embeddings.parquet")
-        group = file.read_row_group(start // data.batch_rows, ["query_embed"])
-        flat = group["query_embed"].combine_chunks().flatten()
-        return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
 
-    return lambda: data.check(read)
+        def read(start: int, stop: int) -> np.ndarray:
+            group = file.read_row_group(start // data.batch_rows, ["query_embed"])
+            flat = group["query_embed"].combine_chunks().flatten()
+            return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
+
+        data.check(read)
+
+    return check
 
 
 CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {

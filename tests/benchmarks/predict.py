@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness import command
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset
@@ -278,4 +279,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

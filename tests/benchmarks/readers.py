@@ -47,6 +47,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from harness import command
 
 import zarrow
 from zarrow import _catalog, layout
@@ -440,8 +441,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
 
 def in_new_process(program: str, *arguments: object) -> dict[str, float]:
     """Run a program that prints JSON."""
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    words = [sys.executable, "-c", program, *map(str, arguments)]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
 IMPORT = """
@@ -598,4 +599,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

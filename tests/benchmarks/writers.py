@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from contenders import CONTENDERS, SURVIVES, Clock, Data
+from harness import command, show_table
 
 
 def private_bytes() -> int:
@@ -94,8 +95,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files = files or [file for file in [folder / "store"] if file.exists()]
     return {
         "wall_s": wall,
-        "cpu_s": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
-        "memory_mb": peak[0] / 1e6,
+        "cpu_s": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime + (clock.others_cpu_s or 0),
+        "memory_mb": peak[0] / 1e6 if clock.others_cpu_s is None else None,  # it is theirs
         "p50_ms": blocked[len(blocked) // 2] * 1e3,
         "p99_ms": blocked[int(len(blocked) * 0.99)] * 1e3,
         "disk_ratio": sum(file.stat().st_blocks * 512 for file in files)
@@ -109,23 +110,26 @@ def run(options: argparse.Namespace, contender: str, rows: int) -> dict[str, Any
     folder = Path(options.folder) / f"zarrow-benchmark-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = [sys.executable, __file__, "--contender", contender, "--rows", str(rows)]
-    command += ["--width", str(options.width), "--batch-rows", str(options.batch_rows)]
-    command += ["--kind", options.kind, "--folder", str(folder), "--step-ms", str(options.step_ms)]
+    words = [sys.executable, __file__, "--contender", contender, "--rows", str(rows)]
+    words += ["--width", str(options.width), "--batch-rows", str(options.batch_rows)]
+    words += ["--kind", options.kind, "--folder", str(folder), "--step-ms", str(options.step_ms)]
     if options.durable:
-        command.append("--durable")
+        words.append("--durable")
     try:
         os.sync()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"{contender} failed:\n{done.stderr}")
+            sys.exit(f"{contender}: {done.stderr.strip()}")
         return dict(json.loads(done.stdout.splitlines()[-1]))  # icechunk prints a banner
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
-    return {name: statistics.median(one[name] for one in runs) for name in runs[0]}
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: None if first is None else statistics.median(one[name] for one in runs)
+        for name, first in runs[0].items()
+    }
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -146,19 +150,24 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{options.batch_rows}, medians of {options.repeat} turns, {os.cpu_count()} cores\n")
     head = ["writer", "wall s", f"/ {base}", f"CPU / {base}", "p50 ms", "p99 ms", "memory MB", "disk / raw"]
     head.append("files")
-    print("| " + " | ".join(head) + " | survives a kill |\n" + "|---" * (len(head) + 1) + "|")
+    rows = []
     for name, one in results.items():
-        cells = (
-            f"{one['wall_s']:.2f}",
-            f"{one['wall_ratio']:.2f}",
-            f"{one['cpu_ratio']:.2f}",
-            f"{one['p50_ms']:.3f}",
-            f"{one['p99_ms']:.2f}",
-            f"{one['memory_mb']:.1f}",
-            f"{one['disk_ratio']:.2f}",
-            f"{one['files']:.0f}",
+        survives = SURVIVES[name]
+        rows.append(
+            (
+                name,
+                f"{one['wall_s']:.2f}",
+                f"{one['wall_ratio']:.2f}",
+                f"{one['cpu_ratio']:.2f}",
+                f"{one['p50_ms']:.3f}",
+                f"{one['p99_ms']:.2f}",
+                "–" if one["memory_mb"] is None else f"{one['memory_mb']:.1f}",
+                f"{one['disk_ratio']:.2f}",
+                f"{one['files']:.0f}",
+                survives.replace("never synced", "synced at the end") if options.durable else survives,
+            )
         )
-        print(f"| {name} | " + " | ".join(cells) + f" | {SURVIVES[name]} |")
+    show_table([*head, "survives a kill; power"], rows)
     return results
 
 
@@ -214,10 +223,11 @@ def main() -> None:
         return
     results = growth(options) if options.memory else compare(options)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+        told = {"options": vars(options), "medians": results}
+        options.json.write_text(json.dumps(told, default=str, indent=2))
     if options.picture and not options.memory:
         draw(results, options.picture, durable=options.durable)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,0 +1,26 @@
+"""What do the benchmarks have in common? Their tables, and how they end early."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["command", "show_table"]
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table whose columns are also aligned on a screen."""
+    widths = [max(len(line[at]) for line in (head, *rows)) for at in range(len(head))]
+    rule = ["-" * width for width in widths]
+    for line in (head, rule, *rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a script: Ctrl-C and a package that is not there end it without a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        sys.exit(f"no package {error.name}: pip install -c constraints.txt '.[bench]'")

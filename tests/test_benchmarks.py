@@ -1,0 +1,38 @@
+"""Do the benchmarks run, and would they notice who loses rows?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def test_writers_take_turns_and_are_checked(tmp_path: Path) -> None:
+    """The table is aligned, the figures are in the JSON file, and nothing else is left."""
+    words = ["--rows", "700", "--width", "8", "--repeat", "1", "--only", "raw", "zarrow-2"]
+    words += ["--folder", str(tmp_path), "--json", str(tmp_path / "out.json")]
+    script = str(BENCHMARKS / "writers.py")
+    done = subprocess.run([sys.executable, script, *words], check=True, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [line.split()[1] for line in lines[2:]] == ["raw", "zarrow-2"]
+    assert len({len(line) for line in lines}) == 1
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["options"]["rows"] == 700
+    assert told["medians"]["zarrow-2"]["p50_ms"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_writer_that_loses_a_batch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch is compared, not some."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from contenders import Data
+
+    data = Data(700, 8, 32, "float32")
+    data.check(data.vectors)
+    with pytest.raises(AssertionError):
+        data.check(lambda start, stop: data.vectors(start, stop) * (start != 128))
