@@ -43,6 +43,7 @@ from zarrow.errors import (
     InvalidInputError,
     NotFoundError,
     StoreChangedError,
+    StoreExistsError,
     WriteFailedError,
     ZarrowError,
 )
@@ -130,9 +131,11 @@ def pack(
         by = _checked_order(store, order)
         if out is None and _is_packed(store, by, codecs, segment_rows):
             return
+        target = root if out is None else Path(os.path.realpath(out))
+        if target != root and (target / layout.STORE_JSON).exists():
+            raise StoreExistsError(f"{target}: there is a store already: pack to another path")
         remedy = "'zarrow repair' puts aside what is damaged; pack the rest then"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
-        target = root if out is None else Path(os.path.realpath(out))
         blocks = _sorted(store, by, target.parent, say) if by else _as_is(store)
         _write(store, blocks, store.num_rows, target, _chosen_codecs(store, codecs), segment_rows, say)
 
@@ -251,12 +254,12 @@ def _write(
         if writer is not None or not isinstance(error, ConflictError | NotFoundError):  # else it is not ours
             with contextlib.suppress(OSError):
                 _files.remove_tree(grows_at)
-        if isinstance(error, ZarrowError) or not isinstance(error, OSError):
+        failed = isinstance(error, WriteFailedError)  # whose remedy, to go on writing, is not ours
+        if not isinstance(error, OSError) or (isinstance(error, ZarrowError) and not failed):
             raise
-        raise WriteFailedError(
-            error.errno or errno.EIO,
-            f"{target.parent}: {error.strerror or error}: {store.path} is as it was",
-        ) from error
+        number = error.errno or errno.EIO
+        reason = os.strerror(number) if failed else error.strerror or error
+        raise WriteFailedError(number, f"{target.parent}: {reason}: {store.path} is as it was") from error
 
 
 def _check_unchanged(store: Store) -> None:
