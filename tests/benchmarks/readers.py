@@ -522,20 +522,23 @@ print(json.dumps({"MB": (max(seen) - before) / 1000}))
 """
 
 
-def memory(folder: Path) -> None:
+def memory(folder: Path, least: int) -> dict[str, dict[int, float]]:
     """Print the peak memory of the ways out, above that of an open store, for a store and one 4 x as long."""
-    sizes = (2_000_000, 8_000_000)
+    sizes, step = (least, 4 * least), min(least, 100_000)
     for rows in sizes:
         with zarrow.Writer(folder / f"{rows}.zarrow", keys=["id"], segment_rows=32_768) as writer:
-            for first in range(0, rows, 100_000):
-                numbers = np.arange(first, first + 100_000)
-                prob = np.random.default_rng(first).random(100_000, np.float32)
-                writer.append({"id": numbers, "prob": prob}, {"v": np.ones((100_000, 32), np.float32)})
+            for first in range(0, rows, step):
+                numbers = np.arange(first, min(first + step, rows))
+                prob = np.random.default_rng(first).random(len(numbers), np.float32)
+                writer.append({"id": numbers, "prob": prob}, {"v": np.ones((len(numbers), 32), np.float32)})
             writer.finalize()
+    figures = {}
     for what in ("index", "join", "scan", "locate"):
         found = [in_new_process(PEAK, folder / f"{rows}.zarrow", what)["MB"] for rows in sizes]
         told = ", ".join(f"{rows:,} rows {peak:6.1f} MB" for rows, peak in zip(sizes, found, strict=True))
         print(f"{what:8} {told}")
+        figures[what] = dict(zip(sizes, found, strict=True))
+    return figures
 
 
 def key_sizes(folder: Path) -> None:
@@ -571,15 +574,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--start", action="store_true", help="only import and open")
-    parser.add_argument("--memory", action="store_true", help="only peak memory")
+    parser.add_argument("--memory", action="store_true", help="only peak memory, of 5 and of 20 x --rows")
     parser.add_argument("--keys", action="store_true", help="only locate, in two sizes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="readers-", dir=options.folder))
     try:
+        if options.memory:
+            peaks = memory(folder, 5 * options.rows)
+            if options.json:
+                options.json.write_text(json.dumps({"options": vars(options), "MB": peaks}, default=str))
         if options.start or options.memory or options.keys:
-            for chosen, show in ((options.start, start), (options.memory, memory), (options.keys, key_sizes)):
+            for chosen, show in ((options.start, start), (options.keys, key_sizes)):
                 if chosen:
                     show(folder)
             return
