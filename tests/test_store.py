@@ -767,6 +767,14 @@ class TestDamage:
                 read()
         assert store["embed"][2048][0] == 2048
 
+    def test_a_missing_file_of_an_open_segment(self, tmp_path):
+        """A store without a file that live rows need is damaged; it does not seem to change."""
+        write(tmp_path / "s", 300, finalize=False, codecs="zstd")
+        rows = next((tmp_path / "s").glob("open/*/embed.rows"))
+        rows.unlink()
+        with pytest.raises(CorruptionError, match=r"embed\.rows"):
+            zarrow.open(tmp_path / "s", partial=True)
+
 
 class TestSnapshot:
     @pytest.mark.parametrize("codecs", [None, "zstd"])

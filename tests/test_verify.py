@@ -439,6 +439,17 @@ def test_an_owner_that_is_lost_is_damage(unfinished: Path) -> None:
     assert "a writer will throw the rows away" in messages(zarrow.verify(unfinished))
 
 
+def test_a_journal_that_is_lost_is_damage(unfinished: Path) -> None:
+    """Row bytes without a journal are rows that a writer will throw away, unless a repair keeps the bytes."""
+    slot = slot_of(unfinished)
+    kept = (slot / "e.rows").read_bytes()
+    (slot / "table.frames").unlink()
+    assert "it is not there, so a writer will throw the rows away" in messages(zarrow.verify(unfinished))
+    (aside,) = zarrow.repair(unfinished).set_aside
+    assert (unfinished / aside.to / "open/e.rows").read_bytes() == kept
+    assert zarrow.verify(unfinished).ok
+
+
 def test_a_claim_of_rows_that_are_gone_is_damage(unfinished: Path) -> None:
     """A claim without its sources can never be committed."""
     claim = Claim(segment=2, sources=(Source(slot="0" * 16, start=0, stop=8),))

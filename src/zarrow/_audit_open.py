@@ -127,7 +127,10 @@ class _Audit:
         try:
             journal = self._read(layout.FRAMES)
         except FileNotFoundError:
-            self._note("", "an open segment that was never finished being made, or is being removed")
+            if self._has_row_bytes():  # which are written only once the journal's name is durable
+                self._damage(layout.FRAMES, "it is not there, so a writer will throw the rows away")
+            else:
+                self._note("", "an open segment that was never finished being made, or is being removed")
             return None
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
@@ -142,6 +145,20 @@ class _Audit:
         rows = frames[-1].stop if frames else 0
         durable = max((frame.durable_rows for frame in frames), default=0)
         return OpenFacts(self._slot, owner, rows, durable)
+
+    def _has_row_bytes(self) -> bool:
+        for array in self._spec.arrays:
+            names = [layout.rows_name(array.name)]
+            if not array.is_plain:
+                names += [layout.tail_name(array.name, side) for side in (0, 1)]
+            for name in names:
+                try:
+                    with self._files.open(self._path(name)) as file:
+                        if file.size_bytes:
+                            return True
+                except (FileNotFoundError, CorruptionError):
+                    pass
+        return False
 
     def _read(self, name: str, limit_bytes: int = _frames.MAX_FRAME_BYTES) -> bytes:
         data = self._files.read(self._path(name), limit_bytes, drop_hole=name == layout.FRAMES)

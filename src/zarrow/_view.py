@@ -357,7 +357,9 @@ def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
                 if crc32c(data) != entry.tail_crc32c:
                     raise _GoneError
                 tails[array.name] = np.frombuffer(data, array.numpy_dtype).reshape(used, *array.row_shape)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if path.exists():  # it is renamed as a whole before it is removed
+            raise CorruptionError(f"{error.filename}: missing, though the open segment has rows") from error
         raise _GoneError from None
     return _Slot(found, files, tails)
 
