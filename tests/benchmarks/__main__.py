@@ -2,7 +2,7 @@
 
 From the repository, with ``pip install -c constraints.txt '.[bench]'``::
 
-    python tests/benchmarks --out results            # half an hour, and 10 GB of disk while it runs
+    python tests/benchmarks --out results            # an hour and more, and 10 GB of disk while it runs
     python tests/benchmarks --out results --quick    # some minutes, few rows, one turn: to see that it runs
 
 Each part is a script of its own with more options (``python tests/benchmarks/writers.py --help``). Ratios in
