@@ -36,3 +36,13 @@ def test_a_writer_that_loses_a_batch_is_caught(monkeypatch: pytest.MonkeyPatch) 
     data.check(data.vectors)
     with pytest.raises(AssertionError):
         data.check(lambda start, stop: data.vectors(start, stop) * (start != 128))
+
+
+@pytest.mark.slow
+def test_predict_runs_a_single_round() -> None:
+    """One round has quartiles, too: ``python tests/benchmarks --quick`` asks for no more."""
+    words = ["--batches", "8", "--rounds", "1", "--step-ms", "0.2", "--batch-rows", "4"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "predict.py"), *words], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.count("PredictionWriter") == 2, done.stdout
