@@ -19,8 +19,8 @@ import torch
 import zarrow
 from zarrow._batches import BatchReader
 from zarrow._first_batch import infer_spec
+from zarrow._format.layout import PLAIN
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow.layout import PLAIN
 
 SCHEMA = pa.schema({"id": pa.int64(), "text": pa.string(), "score": pa.float32()})
 ARRAYS = {"embed": ((4,), "float32"), "layers": ((2, 3), "float16")}

@@ -1,4 +1,4 @@
-"""Tests of `zarrow._checksum`."""
+"""Tests of `zarrow._format.checksum`."""
 
 import os
 
@@ -6,7 +6,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from zarrow._checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0), (1, 1), (3, 4096), (100_003, 7), (7, 1 << 20)])

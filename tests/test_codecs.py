@@ -1,4 +1,4 @@
-"""Tests of `zarrow._codecs`."""
+"""Tests of `zarrow._format.codecs`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import zarrow
-from zarrow._codecs import ALLOWED, PRESETS, ChunkCodec, normalize
-from zarrow._zarr_metadata import array_json
+from zarrow._format.codecs import ALLOWED, PRESETS, ChunkCodec, normalize
+from zarrow._format.layout import PLAIN, ArraySpec, StoreSpec
+from zarrow._format.zarr_metadata import array_json
 from zarrow.errors import CorruptionError, InvalidInputError
-from zarrow.layout import PLAIN, ArraySpec, StoreSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
 

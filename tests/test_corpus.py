@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrow import _frames, _key_tables, _shard_index
-from zarrow._checksum import crc32c
-from zarrow._documents import encode_document
-from zarrow._records import Claim, Manifest, Owner, SegmentRecord
+from zarrow._format import frames, key_tables, shard_index
+from zarrow._format.checksum import crc32c
+from zarrow._format.documents import encode_document
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord
 from zarrow.errors import ZarrowError
-from zarrow.layout import StoreSpec
 
 UUID = bytes(range(16))
 SCHEMA = pa.schema({"id": pa.int64(), "text": pa.string(), "sample_index": pa.int64()})
@@ -33,7 +33,7 @@ SEGMENT_ROWS = 64
 def _frame(first: int, rows: int, durable: int = 0) -> bytes:
     batch = pa.record_batch([range(rows), ["é"] * rows, [None] * rows], SCHEMA)
     payload = batch.serialize() if rows else b""
-    return bytes(_frames.encode(UUID, first, rows, durable, (_frames.ArrayEntry(7),), payload))
+    return bytes(frames.encode(UUID, first, rows, durable, (frames.ArrayEntry(7),), payload))
 
 
 FRAMES = (
@@ -60,16 +60,16 @@ DOCUMENTS = tuple(
     )
 )  # fmt: skip
 INDEXES = (
-    _shard_index.encode_index([10, 20], 4),
-    _shard_index.encode_index([], 1),
+    shard_index.encode_index([10, 20], 4),
+    shard_index.encode_index([], 1),
     np.full((2, 2), 2**63, "<u8").tobytes()
     + crc32c(np.full((2, 2), 2**63, "<u8").tobytes()).to_bytes(4, "little"),
     b"",
     bytes(3),
 )
 TABLES = tuple(
-    _key_tables.encode_tables(
-        _key_tables.Identity(uuid="0" * 32, rows=rows, records_crc32c=1, keys=(("id", "int64"),)),
+    key_tables.encode_tables(
+        key_tables.Identity(uuid="0" * 32, rows=rows, records_crc32c=1, keys=(("id", "int64"),)),
         24 * rows, 0, [0] * blocks, [0] * blocks, [],
     )
     for rows, blocks in ((0, 0), (1, 1), (300, 2))
@@ -97,12 +97,12 @@ def resign_index(data: bytes) -> bytes:
 
 def decode_frames(data: bytes) -> None:
     """Scan a journal, and decode what it vouches for."""
-    found = _frames.scan(pa.py_buffer(data), UUID, 1, SEGMENT_ROWS, "here")
+    found = frames.scan(pa.py_buffer(data), UUID, 1, SEGMENT_ROWS, "here")
     assert sum(frame.rows for frame in found.frames) <= SEGMENT_ROWS
     assert all(end <= len(data) for end in found.ends)
     for frame in found.frames:
         if frame.rows:
-            batch = _frames.parse_payload(frame, SCHEMA)
+            batch = frames.parse_payload(frame, SCHEMA)
             assert batch.num_rows == frame.rows
             assert batch.nbytes <= len(data)
             batch.to_pylist()
@@ -119,7 +119,7 @@ def decode_documents(data: bytes) -> None:
 
 def decode_index(data: bytes) -> None:
     """Read a shard index that says where chunks lie in a shard of 64 bytes."""
-    places = _shard_index.decode_index(data, "here", 64)
+    places = shard_index.decode_index(data, "here", 64)
     there = places[(places != 2**64 - 1).any(axis=1)]
     assert all(int(offset) + int(size) <= 64 for offset, size in there.tolist())
 
@@ -131,7 +131,7 @@ def decode_tables(data: bytes) -> None:
         assert 0 <= start <= start + size <= len(data)
         return np.frombuffer(data, np.uint8)[start : start + size]
 
-    found = _key_tables.read_tables(read, len(data), [pa.int64()], "here")
+    found = key_tables.read_tables(read, len(data), [pa.int64()], "here")
     assert found.entries_bytes + found.heap_bytes <= len(data)
 
 

@@ -1,4 +1,4 @@
-"""Tests of `zarrow._documents`, over every kind of document that a store has."""
+"""Tests of `zarrow._format.documents`, over every kind of document that a store has."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrow._checksum import crc32c
-from zarrow._documents import decode_document
-from zarrow._records import Claim, Manifest, Owner, PartFacts, SegmentRecord, ShardFacts, Source
+from zarrow._format.checksum import crc32c
+from zarrow._format.documents import decode_document
+from zarrow._format.layout import ArraySpec, StoreSpec
+from zarrow._format.records import Claim, Manifest, Owner, PartFacts, SegmentRecord, ShardFacts, Source
 from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec, StoreSpec
 
 SOURCE = Source(slot="0123456789abcdef", start=3, stop=40)
 ARRAY = ArraySpec(name="query_embed", row_shape=(2, 4), dtype="float16", chunk_rows=8)

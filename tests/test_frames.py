@@ -1,4 +1,4 @@
-"""Tests of `zarrow._frames`."""
+"""Tests of `zarrow._format.frames`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrow import _frames
-from zarrow._checksum import crc32c
-from zarrow._frames import ArrayEntry, Chunk, Frame
+from zarrow._format import frames as _frames
+from zarrow._format.checksum import crc32c
+from zarrow._format.frames import ArrayEntry, Chunk, Frame
 from zarrow.errors import CorruptionError
 
 UUID = bytes(range(16))

@@ -25,12 +25,13 @@ import pytest
 from crash.workloads import scratch
 
 import zarrow
-from zarrow import _catalog, _frames, layout
-from zarrow._checksum import crc32c
-from zarrow._documents import decode_document, encode_document
-from zarrow._pages import read_footer
-from zarrow._records import PartFacts, ShardFacts
-from zarrow._shard_index import encode_index
+from zarrow import _catalog
+from zarrow._format import frames, layout
+from zarrow._format.checksum import crc32c
+from zarrow._format.documents import decode_document, encode_document
+from zarrow._format.pages import read_footer
+from zarrow._format.records import PartFacts, ShardFacts
+from zarrow._format.shard_index import encode_index
 
 MEMORY_BYTES = 192 << 20
 """By how much a process may grow; every bomb here is larger."""
@@ -169,10 +170,10 @@ def repay(store: Path, payload: bytes, rows: int) -> None:
     tails = [path.read_bytes()[: rows * 4] for path in sorted(slot.glob("z.tail*"))]
     side = max(range(2), key=lambda number: len(tails[number]))
     entries = [
-        _frames.ArrayEntry(ones) if array.is_plain else _frames.ArrayEntry(0, crc32c(tails[side]), side)
+        frames.ArrayEntry(ones) if array.is_plain else frames.ArrayEntry(0, crc32c(tails[side]), side)
         for array in spec.arrays
     ]
-    frame = _frames.encode(bytes.fromhex(spec.uuid), 0, rows, 0, entries, payload)
+    frame = frames.encode(bytes.fromhex(spec.uuid), 0, rows, 0, entries, payload)
     (slot / "table.frames").write_bytes(frame)
 
 

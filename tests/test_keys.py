@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import zarrow
-from zarrow import _key_tables, _key_words, _keys, layout
+from zarrow import _keys
+from zarrow._format import key_tables as _key_tables
+from zarrow._format import key_words, layout
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -262,14 +264,14 @@ class TestDuplicates:
         """Rows of one single key, more than fit into a run, are sorted and reported."""
         monkeypatch.setattr(_keys, "RUN_BYTES", 24 * 100)
         index = index_of(1500, [pa.array([7] * 1500)])
-        assert index.find(_key_words.encode([pa.array([7, 8])])).tolist() == [0, -1]
+        assert index.find(key_words.encode([pa.array([7, 8])])).tolist() == [0, -1]
         assert index.repeated().tolist() == list(range(1, 1500))
 
 
 def weaken(monkeypatch, bits):
     """Let nearly all keys collide."""
-    strong = _key_words.hash_keys
-    monkeypatch.setattr(_key_words, "hash_keys", lambda chain: strong(chain) & np.uint64((1 << bits) - 1))
+    strong = key_words.hash_keys
+    monkeypatch.setattr(key_words, "hash_keys", lambda chain: strong(chain) & np.uint64((1 << bits) - 1))
 
 
 class TestCollisions:
@@ -283,15 +285,15 @@ class TestCollisions:
         for column in (pa.array(ids), pa.array([f"a{one}" for one in ids])):
             index = index_of(len(ids), [column])
             _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-            assert index.find(_key_words.encode([column])).tolist() == first[inverse].tolist()
+            assert index.find(key_words.encode([column])).tolist() == first[inverse].tolist()
             assert index.repeated().tolist() == sorted(set(range(1200)) - set(first.tolist()))
-        assert index.find(_key_words.encode([pa.array(["a", "", "a1x"])])).tolist() == [-1, -1, -1]
+        assert index.find(key_words.encode([pa.array(["a", "", "a1x"])])).tolist() == [-1, -1, -1]
 
     def test_columns_do_not_run_together(self):
         """Keys whose columns are the same when put together are different keys."""
         one, other = pa.array(["ab", "a", ""]), pa.array(["c", "bc", "abc"])
         index = index_of(3, [one, other])
-        assert index.find(_key_words.encode([one, other])).tolist() == [0, 1, 2]
+        assert index.find(key_words.encode([one, other])).tolist() == [0, 1, 2]
         assert index.repeated().tolist() == []
 
 
@@ -301,7 +303,7 @@ def test_runs_are_merged(monkeypatch, run_bytes):
     monkeypatch.setattr(_keys, "RUN_BYTES", run_bytes)
     ids = np.random.default_rng(3).permutation(5000)
     index = index_of(5000, [pa.array(ids)])
-    assert index.find(_key_words.encode([pa.array(np.arange(-5, 5005))])).tolist() == [
+    assert index.find(key_words.encode([pa.array(np.arange(-5, 5005))])).tolist() == [
         *[-1] * 5,
         *np.argsort(ids).tolist(),
         *[-1] * 5,
@@ -353,7 +355,7 @@ def test_keys_of_all_types(tables):
     first: dict[object, int] = {}
     for place, row in enumerate(rows[:half]):
         first.setdefault(row, place)
-    assert index.find(_key_words.encode(columns)).tolist() == [first.get(row, -1) for row in rows]
+    assert index.find(key_words.encode(columns)).tolist() == [first.get(row, -1) for row in rows]
     assert index.repeated().tolist() == [place for place in range(half) if first[rows[place]] != place]
 
 
@@ -374,7 +376,7 @@ def test_the_hash_is_that_of_the_format_document():
         return found
 
     texts = ["", "b", "12345678", "a longer one, of 25 bytes"]
-    keys = _key_words.encode([pa.array([7, -1, 0, 1]), pa.array(texts)])
+    keys = key_words.encode([pa.array([7, -1, 0, 1]), pa.array(texts)])
     expected = [
         step(step(0, number & mask), word(text.encode()))
         for number, text in zip([7, -1, 0, 1], texts, strict=True)
@@ -382,7 +384,7 @@ def test_the_hash_is_that_of_the_format_document():
     assert keys.hashes.tolist() == expected
     document = Path(layout.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
     for columns in ([[0]], [[1]], [["b"]], [[7], ["code//stroke"]]):
-        assert f"`0x{_key_words.encode([pa.array(one) for one in columns]).hashes[0]:016x}`" in document
+        assert f"`0x{key_words.encode([pa.array(one) for one in columns]).hashes[0]:016x}`" in document
 
 
 class TestWhoseIndex:

@@ -1,4 +1,4 @@
-"""Tests of `zarrow.layout`."""
+"""Tests of `zarrow._format.layout`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrow import layout
-from zarrow._documents import encode_document
+from zarrow._format import layout
+from zarrow._format.documents import encode_document
+from zarrow._format.layout import ArraySpec, StoreSpec
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
-from zarrow.layout import ArraySpec, StoreSpec
 
 ARRAY = ArraySpec(name="query_embed", row_shape=(2, 4), dtype="float16", chunk_rows=8)
 SPEC = StoreSpec(

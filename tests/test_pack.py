@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import zarrow
-from zarrow import _files, _pack, _sorted_rows, cli, layout
+from zarrow import _files, _pack, _sorted_rows, cli
+from zarrow._format import layout
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,

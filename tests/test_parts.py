@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from zarrow import _files, _parts
-from zarrow._checksum import crc32c
 from zarrow._first_batch import kept_schema
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import StoreSpec
 from zarrow.errors import InvalidInputError
-from zarrow.layout import StoreSpec
 
 ROWS = 3000
 UTC = dt.UTC

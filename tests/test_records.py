@@ -1,4 +1,4 @@
-"""Tests of `zarrow._records`."""
+"""Tests of `zarrow._format.records`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from zarrow._documents import encode_document
-from zarrow._records import Claim, Manifest, Owner, SegmentRecord, Source
+from zarrow._format.documents import encode_document
+from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, Source
 from zarrow.errors import CorruptionError, InvalidInputError
 
 

@@ -17,7 +17,7 @@ from crash.states import State, Tally
 from crash.workloads import NAME, calls, scratch
 
 import zarrow
-from zarrow._documents import decode_document
+from zarrow._format.documents import decode_document
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError, StoreNotFoundError
 
 ROWS = 37

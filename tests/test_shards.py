@@ -1,4 +1,4 @@
-"""Tests of `zarrow._shards` and `zarrow._shard_index`."""
+"""Tests of `zarrow._shards` and `zarrow._format.shard_index`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zarrow import _zarr_metadata, layout
-from zarrow._checksum import crc32c
-from zarrow._codecs import ChunkCodec, normalize
-from zarrow._frames import ArrayEntry, Chunk
-from zarrow._records import PartFacts, SegmentRecord, ShardFacts
-from zarrow._shard_index import decode_index, encode_index, index_bytes
+from zarrow._format import layout, zarr_metadata
+from zarrow._format.checksum import crc32c
+from zarrow._format.codecs import ChunkCodec, normalize
+from zarrow._format.frames import ArrayEntry, Chunk
+from zarrow._format.layout import ArraySpec, StoreSpec
+from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
+from zarrow._format.shard_index import decode_index, encode_index, index_bytes
 from zarrow._shard_rows import committed_rows, sound_frames
 from zarrow._shards import EncodedShard, PlainShard
 from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec, StoreSpec
 
 SEGMENT_ROWS, CHUNK_ROWS = 64, 8
 ODD = (1, 7, 8, 9, 30, 9)
@@ -73,8 +73,8 @@ def _publish(root: Path, array: ArraySpec, shards: list[Path], rows: int) -> Pat
         target.parent.mkdir(parents=True, exist_ok=True)
         target.hardlink_to(source)
     group = root / layout.ARRAYS_DIR
-    (group / array.name / "zarr.json").write_bytes(_zarr_metadata.array_json(spec, array, rows))
-    (group / "zarr.json").write_bytes(_zarr_metadata.group_json(spec, rows))
+    (group / array.name / "zarr.json").write_bytes(zarr_metadata.array_json(spec, array, rows))
+    (group / "zarr.json").write_bytes(zarr_metadata.group_json(spec, rows))
     return group
 
 

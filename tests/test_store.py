@@ -17,7 +17,8 @@ import pyarrow.dataset as ds
 import pytest
 
 import zarrow
-from zarrow import _threads, layout
+from zarrow import _threads
+from zarrow._format import layout
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import zarrow
-from zarrow import _catalog, _key_tables, _keys, _zarr_metadata, layout
-from zarrow._checksum import crc32c
-from zarrow._pages import read_footer
-from zarrow._records import Claim, PartFacts, SegmentRecord, Source
+from zarrow import _catalog, _keys
+from zarrow._format import key_tables, layout, zarr_metadata
+from zarrow._format.checksum import crc32c
+from zarrow._format.pages import read_footer
+from zarrow._format.records import Claim, PartFacts, SegmentRecord, Source
 from zarrow.errors import InvalidInputError, NotAStoreError, StoreNotFoundError
 from zarrow.verify import Report
 
@@ -223,7 +224,7 @@ def index_of(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     columns: dict[str, Any] = opened.table(["id", "q", "row"]).to_pydict()
     edit(columns)
     schema = pa.schema({"id": pa.int64(), "q": pa.string(), "row": pa.int64()})
-    identity = _key_tables.identity_of(
+    identity = key_tables.identity_of(
         _catalog.read_spec(store), opened.num_rows, _catalog.read_snapshot(store).manifest
     )
     with (store / "index/keys.index").open("w+b") as file, tempfile.TemporaryFile() as spill:
@@ -472,7 +473,7 @@ def test_a_claim_whose_rows_are_there_is_a_note(unfinished: Path) -> None:
 def test_zarr_metadata_that_are_behind_are_a_defect(store: Path) -> None:
     """All rows are there, but Zarr readers do not see them."""
     spec = _catalog.read_spec(store)
-    (store / "embeddings.zarr/zarr.json").write_bytes(_zarr_metadata.group_json(spec, 16))
+    (store / "embeddings.zarr/zarr.json").write_bytes(zarr_metadata.group_json(spec, 16))
     (finding,) = zarrow.verify(store).findings
     assert (finding.severity, finding.path) == ("defect", "embeddings.zarr/zarr.json")
 
@@ -483,7 +484,7 @@ def test_zarr_metadata_that_a_kill_left_behind_are_a_note(unfinished: Path) -> N
     record, _ = _catalog.read_record(unfinished, 1, _catalog.read_spec(unfinished))
     claim = Claim(segment=1, sources=record.sources)
     (unfinished / "segments/00000001.claim").write_bytes(claim.encode())
-    (unfinished / "embeddings.zarr/zarr.json").write_bytes(_zarr_metadata.group_json(spec, 8))
+    (unfinished / "embeddings.zarr/zarr.json").write_bytes(zarr_metadata.group_json(spec, 8))
     report = zarrow.verify(unfinished)
     assert report.ok
     assert "has not yet told Zarr readers" in messages(report)

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from zarrow import _seal, _threads
 from zarrow._batches import Batch, split
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Owner
 from zarrow._open_segment import OpenSegment, discard
 from zarrow._queue import BatchQueue, Later
-from zarrow._records import Owner
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow.layout import StoreSpec
 
 __all__ = ["Appender", "Durability"]
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import layout
 from zarrow._extents import Extent, find_extents
+from zarrow._format import layout
+from zarrow._format.layout import ArraySpec
 from zarrow._mapping import JoinedRows
 from zarrow._view import View
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ArraySpec
 
 if TYPE_CHECKING:
     import zarr

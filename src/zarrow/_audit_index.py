@@ -19,12 +19,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _key_words
 from zarrow._audit_segment import BATCH_ROWS, open_part
 from zarrow._beneath import Beneath, PlainFile
-from zarrow._checksum import crc32c
 from zarrow._findings import Findings
-from zarrow._key_tables import (
+from zarrow._format import key_words
+from zarrow._format.checksum import crc32c
+from zarrow._format.key_tables import (
     BLOCK_ENTRIES,
     HASH,
     HEAP_BLOCK_BYTES,
@@ -35,10 +35,10 @@ from zarrow._key_tables import (
     identity_of,
     read_tables,
 )
-from zarrow._key_words import Bytes, Words
-from zarrow._records import Manifest, SegmentRecord
+from zarrow._format.key_words import Bytes, Words
+from zarrow._format.layout import KEY_INDEX, StoreSpec, part_path
+from zarrow._format.records import Manifest, SegmentRecord
 from zarrow.errors import CorruptionError
-from zarrow.layout import KEY_INDEX, StoreSpec, part_path
 
 __all__ = ["audit_index", "index_size"]
 
@@ -154,11 +154,11 @@ class _Audit:
     def _point_into_heap(self, entries: Words, heap_bytes: int) -> None:
         column, size = WORDS, np.uint64(heap_bytes)
         for kind in self._kinds:
-            if _key_words.is_in_heap(kind):
+            if key_words.is_in_heap(kind):
                 starts, lengths = entries[:, column], entries[:, column + 1]
                 if np.any(starts > size) or np.any(lengths > size - np.minimum(starts, size)):
                     raise damaged(KEY_INDEX, "though its checksum holds, an entry points out of it")
-            column += 1 + _key_words.is_in_heap(kind)
+            column += 1 + key_words.is_in_heap(kind)
 
     def _table(self, records: Iterable[SegmentRecord]) -> int:
         """Return what `_entries` returns, from the table."""
@@ -166,7 +166,7 @@ class _Audit:
         for record in records:
             row = record.segment * self._spec.segment_rows
             for columns in self._key_columns(record):
-                keys = _key_words.encode(columns)
+                keys = key_words.encode(columns)
                 rows = np.arange(row, row + len(keys.hashes), dtype=np.uint64)
                 total += _total(self._kinds, rows, keys.hashes, keys.words)
                 row += len(rows)
@@ -187,7 +187,7 @@ def _total(kinds: list[pa.DataType], rows: Words, hashes: Words, words: Words) -
     """Return the sum of the hashes of rows with their keys; where in a heap a key lies is no part of it."""
     chain, column = [rows, hashes], 0
     for kind in kinds:
-        column += _key_words.is_in_heap(kind)
+        column += key_words.is_in_heap(kind)
         chain.append(words[:, column])
         column += 1
-    return int(np.add.reduce(_key_words.hash_keys(chain)))
+    return int(np.add.reduce(key_words.hash_keys(chain)))

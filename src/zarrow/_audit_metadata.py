@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable
 from functools import partial
 
-from zarrow import _zarr_metadata, layout
 from zarrow._audit_documents import Documents, read_document, said_by
+from zarrow._format import layout, zarr_metadata
 from zarrow.errors import CorruptionError
 
 __all__ = ["audit_metadata"]
@@ -25,11 +25,11 @@ def audit_metadata(documents: Documents, reopened: list[int]) -> None:
     settled = max(documents.records, default=-1) + 1 == documents.dense and not documents.damaged_manifest
     stale = set() if documents.manifest is not None else _stale_rows(documents, reopened)
     derived: list[tuple[str, Callable[[int], bytes]]] = [
-        (f"{layout.ARRAYS_DIR}/zarr.json", partial(_zarr_metadata.group_json, spec)),
+        (f"{layout.ARRAYS_DIR}/zarr.json", partial(zarr_metadata.group_json, spec)),
         *(
             (
                 f"{layout.array_dir(array.name)}/zarr.json",
-                partial(_zarr_metadata.array_json, spec, array),
+                partial(zarr_metadata.array_json, spec, array),
             )
             for array in spec.arrays
         ),

@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from zarrow import layout
 from zarrow._beneath import Beneath
 from zarrow._findings import Findings
+from zarrow._format import layout
+from zarrow._format.layout import StoreSpec
 from zarrow.errors import CorruptionError
-from zarrow.layout import StoreSpec
 
 __all__ = ["Names"]
 

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from zarrow import _frames, layout
 from zarrow._beneath import Beneath, PlainFile
-from zarrow._codecs import ChunkCodec
 from zarrow._findings import Finding, Findings
-from zarrow._records import Owner
+from zarrow._format import frames as _frames
+from zarrow._format import layout
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.layout import ArraySpec, StoreSpec
+from zarrow._format.records import Owner
 from zarrow.errors import CorruptionError, ZarrowError
-from zarrow.layout import ArraySpec, StoreSpec
 
 __all__ = ["OpenFacts", "audit_slot", "read_frames"]
 

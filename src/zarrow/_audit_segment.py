@@ -24,16 +24,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from zarrow import layout
 from zarrow._beneath import Beneath, PlainFile
-from zarrow._checksum import crc32c
-from zarrow._codecs import ChunkCodec
 from zarrow._findings import Finding, Findings
-from zarrow._pages import check_pages, read_footer
-from zarrow._records import SegmentRecord, ShardFacts
-from zarrow._shard_index import decode_index, index_bytes
+from zarrow._format import layout
+from zarrow._format.checksum import crc32c
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.layout import ROW, SAMPLE_INDEX, ArraySpec, StoreSpec
+from zarrow._format.pages import check_pages, read_footer
+from zarrow._format.records import SegmentRecord, ShardFacts
+from zarrow._format.shard_index import decode_index, index_bytes
 from zarrow.errors import CorruptionError, ZarrowError
-from zarrow.layout import ROW, SAMPLE_INDEX, ArraySpec, StoreSpec
 
 __all__ = ["audit_segment", "open_part", "read_sample_index", "record_bytes"]
 
@@ -55,7 +55,7 @@ def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found:
     spec : StoreSpec
         What the store is.
     record : SegmentRecord
-        As `_records.check_record` passed it.
+        As `_format.records.check_record` passed it.
     found : Findings
         Takes what is wrong.
 

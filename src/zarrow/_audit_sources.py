@@ -13,10 +13,10 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 
-from zarrow import layout
 from zarrow._audit_documents import Documents
 from zarrow._audit_open import OpenFacts
-from zarrow._records import Claim, Source
+from zarrow._format import layout
+from zarrow._format.records import Claim, Source
 
 __all__ = ["audit_sources"]
 

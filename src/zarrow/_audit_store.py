@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from zarrow import _catalog, layout
+from zarrow import _catalog
 from zarrow._audit_documents import Documents, read_document, said_by
 from zarrow._audit_index import audit_index, index_size
 from zarrow._audit_metadata import audit_metadata
@@ -30,12 +30,13 @@ from zarrow._audit_segment import audit_segment, record_bytes
 from zarrow._audit_sources import audit_sources
 from zarrow._beneath import Beneath
 from zarrow._catalog import Snapshot
-from zarrow._codecs import ChunkCodec
 from zarrow._findings import Finding, Findings, Level, Progress, Report
+from zarrow._format import layout
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Owner, SegmentRecord
 from zarrow._origin import derived_names, origin, said_origin
-from zarrow._records import Owner, SegmentRecord
 from zarrow.errors import CorruptionError, InvalidInputError, NotFoundError
-from zarrow.layout import StoreSpec
 
 __all__ = ["Audited", "audit"]
 

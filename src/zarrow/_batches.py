@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.layout import RESERVED_COLUMNS, ArraySpec, StoreSpec
 from zarrow._given import Columns, Values, as_array, as_arrow, as_columns, numbers_as_arrow, to_host
 from zarrow.errors import BatchError
-from zarrow.layout import RESERVED_COLUMNS, ArraySpec, StoreSpec
 
 __all__ = ["Batch", "BatchReader", "Columns", "payload", "split"]
 

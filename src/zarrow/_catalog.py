@@ -24,12 +24,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zarrow import _files, _zarr_metadata, layout
+from zarrow import _files
 from zarrow._cache import Cache
-from zarrow._checksum import crc32c
-from zarrow._records import Claim, Manifest, SegmentRecord, Source, check_record
+from zarrow._format import layout, zarr_metadata
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Claim, Manifest, SegmentRecord, Source, check_record
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
-from zarrow.layout import StoreSpec
 
 __all__ = ["Snapshot", "claim", "commit", "create", "publish_shape", "read_snapshot", "read_spec"]
 
@@ -367,10 +368,10 @@ def publish_shape(
         if dense:
             rows = (dense - 1) * spec.segment_rows + read_record(root, dense - 1, spec)[0].rows
         documents = [
-            (root / layout.array_dir(array.name) / "zarr.json", _zarr_metadata.array_json(spec, array, rows))
+            (root / layout.array_dir(array.name) / "zarr.json", zarr_metadata.array_json(spec, array, rows))
             for array in spec.arrays
         ]
-        documents.append((root / layout.ARRAYS_DIR / "zarr.json", _zarr_metadata.group_json(spec, rows)))
+        documents.append((root / layout.ARRAYS_DIR / "zarr.json", zarr_metadata.group_json(spec, rows)))
         if segments is not None:
             documents.reverse()  # shrinking: the group, which xarray believes, goes first
         for path, data in documents:

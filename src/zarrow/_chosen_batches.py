@@ -38,7 +38,7 @@ from torch.utils.data import (
 )
 
 from zarrow import _rows_left
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
 from zarrow._predict_loaders import length_of
 from zarrow._row_set import RowSet
 from zarrow._rows_left import Dealer, RemainingBatches

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _shard_index, _threads
+from zarrow import _threads
 from zarrow._cache import Cache
-from zarrow._checksum import crc32c
-from zarrow._codecs import ChunkCodec
+from zarrow._format import shard_index
+from zarrow._format.checksum import crc32c
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.layout import ArraySpec
+from zarrow._format.records import ShardFacts
 from zarrow._mapping import File, Guard, ShardFile
-from zarrow._records import ShardFacts
 from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec
 
 __all__ = ["EncodedRows", "Places", "committed_places"]
 
@@ -90,11 +91,11 @@ def committed_places(
         If it is not the shard that was committed.
     """
     file = shard.open(guard, rows)
-    index_bytes = _shard_index.index_bytes(array, segment_rows)
+    index_bytes = shard_index.index_bytes(array, segment_rows)
     index = file.read(file.size_bytes - index_bytes, index_bytes)
     if crc32c(index) != facts.index_crc32c:
         raise CorruptionError(f"{shard.path}: not the shard index that was committed for {rows}")
-    table = _shard_index.decode_index(index, str(shard.path), file.size_bytes - index_bytes)
+    table = shard_index.decode_index(index, str(shard.path), file.size_bytes - index_bytes)
     table = table[: len(facts.chunks_crc32c)]
     return Places(file, table[:, 0].tolist(), table[:, 1].tolist(), facts.chunks_crc32c)
 

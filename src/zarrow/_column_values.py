@@ -35,9 +35,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.layout import SAMPLE_INDEX
 from zarrow._known_names import unknown_name
 from zarrow.errors import InvalidInputError
-from zarrow.layout import SAMPLE_INDEX
 
 __all__ = ["ColumnValues", "column_values"]
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zarrow import layout
 from zarrow._arrays import StoreArray
+from zarrow._format import layout
 from zarrow._origin import derived_names, origin, said_origin
 from zarrow._view import View, take_view
 from zarrow.errors import CorruptionError, IncompleteStoreError, NotFoundError, ZarrowError

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from zarrow import _files, layout
+from zarrow import _files
+from zarrow._format import layout
+from zarrow._format.records import Owner
 from zarrow._lock import FileLock
-from zarrow._records import Owner
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
 __all__ = ["Mode", "claim_store", "install"]

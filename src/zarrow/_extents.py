@@ -19,14 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
-from zarrow import _files, layout
-from zarrow._checksum import combine, crc32c, crc32c_of_zeros
+from zarrow import _files
 from zarrow._chunks import EncodedRows, Places, committed_places
+from zarrow._format import layout
+from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._format.layout import ArraySpec
+from zarrow._format.records import SegmentRecord
 from zarrow._mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
-from zarrow._records import SegmentRecord
 from zarrow._view import OpenPiece, View
 from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec
 
 __all__ = ["Extent", "find_extents"]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from zarrow import layout
+from zarrow._format import layout
+from zarrow._format.layout import ArraySpec, StoreSpec
 from zarrow._given import Columns, as_array, as_arrow, as_columns
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow.layout import ArraySpec, StoreSpec
 
 __all__ = ["infer_spec", "kept_schema"]
 

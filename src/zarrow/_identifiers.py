@@ -25,8 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow.layout import RESERVED_COLUMNS
 
 __all__ = ["Identifiers", "open_identifiers"]
 

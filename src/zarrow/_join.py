@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import layout
 from zarrow._arrays import Check, StoreArray
 from zarrow._columns import Columns
+from zarrow._format import layout
+from zarrow._format.layout import ROW
 from zarrow._known_names import unknown_name
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc

@@ -25,13 +25,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _files, _keys, layout
+from zarrow import _files, _keys
 from zarrow._columns import Columns
-from zarrow._key_tables import Identity, identity_of
+from zarrow._format import layout
+from zarrow._format.key_tables import Identity, identity_of
+from zarrow._format.layout import ROW
 from zarrow._keys import KeyIndex
 from zarrow._view import View, take_view
 from zarrow.errors import InvalidInputError, WriteFailedError
-from zarrow.layout import ROW
 
 __all__ = ["build_index", "find_index", "key_schema"]
 

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _key_words
+from zarrow._format import key_words
+from zarrow._format.key_words import Keys
 from zarrow._given import numbers_as_arrow
-from zarrow._key_words import Keys
 from zarrow.errors import InvalidInputError, KeyNotFoundError
 
 __all__ = ["Asked", "read_keys"]
@@ -103,7 +103,7 @@ def read_keys(given: Any, schema: pa.Schema) -> Asked:
     chosen = list(columns.values())
     if not possible.all():
         chosen = [values.filter(pa.array(possible)) for values in chosen]
-    return Asked(columns, possible, _key_words.encode(chosen))
+    return Asked(columns, possible, key_words.encode(chosen))
 
 
 def _by_name(given: Any, names: Sequence[str]) -> list[Any]:
@@ -130,7 +130,7 @@ def _by_name(given: Any, names: Sequence[str]) -> list[Any]:
 
 def _as_array(values: Any, field: pa.Field) -> pa.Array:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    family = _key_words.family(kind)
+    family = key_words.family(kind)
     try:
         if type(values) is np.ndarray and values.ndim == 1 and values.dtype.kind in "iuf":
             array = numbers_as_arrow(values)
@@ -149,7 +149,7 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
         array = _no_view(array)
         if pa.types.is_null(array.type):
             return array.cast(kind)
-        if _key_words.family(array.type) != family:
+        if key_words.family(array.type) != family:
             raise InvalidInputError(
                 f"key {field.name!r} is of type {field.type}, got {array.type}: cast it to {kind}"
             )

@@ -1,6 +1,6 @@
 """Which row has this key, if neither the keys nor the index fit into memory?
 
-An index file holds an *entry* per row (hash, row, the key's words: `_key_words`), sorted by hash and row,
+An index file holds an *entry* per row (hash, row, the key's words: `_format.key_words`), sorted by hash and row,
 and the bytes that strings point to; so a hash that two keys share is resolved by comparing the keys
 themselves, without reading the table. ``FORMAT.md`` section 13 has its bytes.
 
@@ -35,9 +35,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files, _key_words
-from zarrow._checksum import crc32c
-from zarrow._key_tables import (
+from zarrow import _files
+from zarrow._format import key_words
+from zarrow._format.checksum import crc32c
+from zarrow._format.key_tables import (
     BLOCK_ENTRIES,
     HASH,
     HEAP_BLOCK_BYTES,
@@ -48,7 +49,7 @@ from zarrow._key_tables import (
     encode_tables,
     read_tables,
 )
-from zarrow._key_words import Bytes, Keys, Words
+from zarrow._format.key_words import Bytes, Keys, Words
 from zarrow.errors import CorruptionError
 
 __all__ = ["Identity", "KeyIndex", "build"]
@@ -124,7 +125,7 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
     for batch in batches:
         if any(column.null_count for column in batch.columns):
             raise CorruptionError(f"rows {rows} to {rows + batch.num_rows}: a key is null, which none can be")
-        keys = _key_words.encode(batch.columns[:-1])
+        keys = key_words.encode(batch.columns[:-1])
         if heap is None:
             entry_bytes = 8 * (WORDS + keys.words.shape[1])
             heap = _Blocks(fd, identity.rows * entry_bytes, HEAP_BLOCK_BYTES)
@@ -167,7 +168,7 @@ def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:
     """Let words point behind the bytes that are in the heap already."""
     column = 0
     for kind in kinds:
-        in_heap = _key_words.is_in_heap(kind)
+        in_heap = key_words.is_in_heap(kind)
         if in_heap:
             words[:, column] += np.uint64(size_bytes)
         column += 1 + in_heap
@@ -280,7 +281,7 @@ class KeyIndex:
             if not alike.all():
                 left, entries = left[alike], entries[alike]
             words_here = self._sound(entries[:, WORDS:])
-            equal = _key_words.same(self._kinds, words_here, self._heap, words[left], heap)
+            equal = key_words.same(self._kinds, words_here, self._heap, words[left], heap)
             rows[left[equal]] = entries[equal, ROW].astype(np.int64)
             left = left[~equal]
             low[left] += 1
@@ -330,7 +331,7 @@ class KeyIndex:
                     kept.append(heads[-1:])
                 at, heads = at[~new], heads[~new]
                 one, other = (self._sound(self._entries[places, WORDS:]) for places in (at, heads))
-                equal = _key_words.same(self._kinds, one, self._heap, other, self._heap)
+                equal = key_words.same(self._kinds, one, self._heap, other, self._heap)
                 again = at[equal]
                 found.append(self._entries[again, ROW].astype(np.int64))
                 at = at[~equal]
@@ -359,7 +360,7 @@ class KeyIndex:
         """Return words whose bytes are in the heap and were checked."""
         column = 0
         for kind in self._kinds:
-            if not _key_words.is_in_heap(kind):
+            if not key_words.is_in_heap(kind):
                 column += 1
                 continue
             starts, lengths = words[:, column], words[:, column + 1]

@@ -23,18 +23,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _audit_store, _catalog, _files, _frames, _key_index, _recovery, _seal, layout
+from zarrow import _audit_store, _catalog, _files, _key_index, _recovery, _seal
 from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._audit_segment import read_sample_index
 from zarrow._audit_store import Audited
 from zarrow._beneath import Beneath
 from zarrow._directory import claim_store
 from zarrow._findings import Finding, Level, Progress, Report
+from zarrow._format import frames, layout
+from zarrow._format.layout import SAMPLE_INDEX, StoreSpec
+from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
 from zarrow._open_segment import OpenSegment
 from zarrow._quarantine import Aside, put_aside
-from zarrow._records import Claim, Owner, SegmentRecord, this_host
 from zarrow.errors import CorruptionError, ZarrowError
-from zarrow.layout import SAMPLE_INDEX, StoreSpec
 
 __all__ = ["Incident", "Plan", "carry_out", "examine", "exclusively"]
 
@@ -298,7 +299,7 @@ class _Planner:
             rows = max(rows, frame.stop)
             if frame.rows and frame.stop > first:
                 with contextlib.suppress(CorruptionError):
-                    batch = _frames.parse_payload(frame, self._spec.wire_schema)
+                    batch = frames.parse_payload(frame, self._spec.wire_schema)
                     column: pa.Array = pc.drop_null(
                         batch.column(SAMPLE_INDEX).slice(max(first - frame.first_row, 0))
                     )

@@ -5,7 +5,7 @@ table rows, a lock, and a note of who fills it. Making the directory claims its 
 the clock and never used twice. A batch is appended in this order:
 
 1. row bytes into the shard files (`_shards`);
-2. its frame into ``table.frames`` (`_frames`).
+2. its frame into ``table.frames`` (`_format.frames`).
 
 With the frame written the rows are *accepted*: they survive the death of the process. The crash that the
 order prevents: a frame that vouches for bytes which were never written. `OpenSegment.sync` makes them
@@ -30,13 +30,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files, _frames, _shard_rows, _shards, layout
+from zarrow import _files, _shard_rows, _shards
 from zarrow._batches import Batch, payload
-from zarrow._codecs import ChunkCodec
+from zarrow._format import frames as _frames
+from zarrow._format import layout
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Owner, ShardFacts
 from zarrow._lock import FileLock
-from zarrow._records import Owner, ShardFacts
 from zarrow.errors import CorruptionError, StoreLockedError
-from zarrow.layout import StoreSpec
 
 __all__ = ["OpenRows", "OpenSegment", "discard", "open_shard", "read", "slots"]
 

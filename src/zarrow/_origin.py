@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from zarrow import layout
 from zarrow._beneath import Beneath
 from zarrow._catalog import Snapshot
-from zarrow._checksum import crc32c
+from zarrow._format import layout
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import StoreSpec
 from zarrow.errors import CorruptionError
-from zarrow.layout import StoreSpec
 
 __all__ = ["DERIVED_FROM", "derived_names", "origin", "said_origin"]
 

@@ -30,8 +30,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files, layout
-from zarrow._codecs import choose
+from zarrow import _files
+from zarrow._format import layout
+from zarrow._format.codecs import choose
+from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._known_names import unknown_name
 from zarrow._sorted_rows import are_sorted, check_sortable, sort_rows
 from zarrow._stored_rows import first_of_each
@@ -47,7 +49,6 @@ from zarrow.errors import (
     WriteFailedError,
     ZarrowError,
 )
-from zarrow.layout import ROW, SAMPLE_INDEX
 from zarrow.store import Store, StoreArray
 from zarrow.store import open as open_store
 from zarrow.verify import verify

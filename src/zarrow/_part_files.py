@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from zarrow import layout
-from zarrow._checksum import crc32c
+from zarrow._format import layout
+from zarrow._format.checksum import crc32c
+from zarrow._format.pages import read_footer
 from zarrow._mapping import File
-from zarrow._pages import read_footer
 from zarrow._view import View
 from zarrow.errors import CorruptionError
 

@@ -26,12 +26,12 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow import _files
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
+from zarrow._format.pages import check_pages, read_footer
+from zarrow._format.records import PartFacts
 from zarrow._given import numbers_as_arrow
-from zarrow._pages import check_pages, read_footer
-from zarrow._records import PartFacts
 from zarrow.errors import CorruptionError, InvalidInputError
-from zarrow.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
 
 __all__ = ["check_columns", "write_part"]
 

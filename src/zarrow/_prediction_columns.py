@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["KEYS", "identifiers", "prediction_schema", "preset", "tasks_crc32c"]

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zarrow import _files
+from zarrow._format.layout import MEBIBYTE, SAMPLE_INDEX
 from zarrow._prediction_columns import ARRAY, BATCH, EMBEDDING, KEYS, LABEL, PROBABILITIES, TYPES
 from zarrow.errors import InvalidInputError
-from zarrow.layout import MEBIBYTE, SAMPLE_INDEX
 from zarrow.store import Store
 from zarrow.store import open as open_store
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow.layout import RESERVED_COLUMNS
 
 __all__ = ["Names", "PredictionRules"]
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow import _prediction_columns as columns
-from zarrow import layout
+from zarrow._format import layout
 from zarrow._host_copies import HostBatch, HostCopies, UnderWay
 from zarrow._prediction_columns import FLOAT32, KEYS, PROBABILITIES, identifiers
 from zarrow._run_identity import differences

@@ -33,7 +33,8 @@ from typing import Protocol, TypeVar
 import torch.distributed
 from lightning.pytorch import Trainer
 
-from zarrow import _files, layout
+from zarrow import _files
+from zarrow._format import layout
 from zarrow._predict_run import Run
 from zarrow.errors import IncompleteStoreError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer

@@ -27,15 +27,16 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from zarrow import _catalog, _files, layout
+from zarrow import _catalog, _files
+from zarrow._format import layout
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Claim, Manifest, Owner, Source
 from zarrow._lock import FileLock
 from zarrow._open_segment import OpenSegment, discard, read, slots
 from zarrow._quarantine import put_aside
-from zarrow._records import Claim, Manifest, Owner, Source
 from zarrow._reopening import enter_again, remove_segment_files, reopen
 from zarrow._seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, StoreLockedError
-from zarrow.layout import StoreSpec
 
 __all__ = ["finalize", "recover"]
 

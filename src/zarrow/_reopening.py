@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _catalog, _files, _parts, _shard_rows, layout
+from zarrow import _catalog, _files, _parts, _shard_rows
 from zarrow._batches import Batch
-from zarrow._checksum import crc32c
-from zarrow._codecs import ChunkCodec
+from zarrow._format import layout
+from zarrow._format.checksum import crc32c
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Owner, SegmentRecord
 from zarrow._lock import FileLock
 from zarrow._open_segment import OpenSegment, read
-from zarrow._records import Owner, SegmentRecord
 from zarrow._seal import Dead
 from zarrow.errors import CorruptionError, StoreLockedError
-from zarrow.layout import StoreSpec
 
 __all__ = ["enter_again", "remove_segment_files", "reopen"]
 

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
 
 __all__ = ["differences", "identify"]
 

@@ -28,11 +28,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _catalog, _files, _parts, _shards, layout
+from zarrow import _catalog, _files, _parts, _shards
+from zarrow._format import layout
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
 from zarrow._lock import FileLock
 from zarrow._open_segment import OpenRows, OpenSegment, discard, open_shard
-from zarrow._records import Claim, SegmentRecord, ShardFacts, Source
-from zarrow.layout import StoreSpec
 
 __all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
 

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow import _files
-from zarrow._checksum import crc32c
-from zarrow._records import SegmentRecord
-from zarrow._shard_index import decode_index, index_bytes
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import ArraySpec, rows_name, shard_path, tail_name
+from zarrow._format.records import SegmentRecord
+from zarrow._format.shard_index import decode_index, index_bytes
 from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec, rows_name, shard_path, tail_name
 
 __all__ = ["Entry", "committed_rows", "mapped", "read_tail", "sound_frames"]
 

@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow import _files, _threads
-from zarrow._checksum import combine, crc32c, crc32c_of_zeros
-from zarrow._records import ShardFacts
-from zarrow._shard_index import encode_index
+from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._format.layout import ArraySpec, rows_name, tail_name
+from zarrow._format.records import ShardFacts
+from zarrow._format.shard_index import encode_index
 from zarrow._shard_rows import Entry, mapped, read_tail
-from zarrow.layout import ArraySpec, rows_name, tail_name
 
 __all__ = ["Appended", "EncodedShard", "PlainShard", "Shard"]
 
@@ -40,7 +40,7 @@ WRITEBACK_BYTES = 8 << 20
 
 
 class Appended(NamedTuple):
-    """What a frame says of the rows that were appended to an array (`_frames.ArrayEntry`)."""
+    """What a frame says of the rows that were appended to an array (`_format.frames.ArrayEntry`)."""
 
     rows_crc32c: int
     tail_crc32c: int = 0

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._row_set import RowSet
 from zarrow.errors import InvalidInputError, NotFoundError
-from zarrow.layout import ROW, SAMPLE_INDEX
 from zarrow.store import Store
 from zarrow.store import open as open_store
 

@@ -36,14 +36,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _catalog, _open_segment, layout
+from zarrow import _catalog, _open_segment
 from zarrow._catalog import Snapshot
-from zarrow._checksum import crc32c
+from zarrow._format import layout
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import SegmentRecord
 from zarrow._mapping import File
 from zarrow._open_segment import OpenRows
-from zarrow._records import SegmentRecord
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
-from zarrow.layout import StoreSpec
 
 __all__ = ["Guard", "OpenPiece", "View", "take_view"]
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zarrow import layout
-from zarrow._records import Owner
+from zarrow._format import layout
+from zarrow._format.records import Owner
 from zarrow._view import View, take_view
 from zarrow.errors import NotAStoreError
 

@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files, layout
+from zarrow import _files
+from zarrow._format import layout
+from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._lock import FileLock
 from zarrow._origin import DERIVED_FROM, derived_names, origin
 from zarrow._view import View, take_view
@@ -32,7 +34,6 @@ from zarrow.errors import (
     UnknownNameError,
     WriteFailedError,
 )
-from zarrow.layout import ROW, SAMPLE_INDEX
 from zarrow.writer import Writer
 
 __all__ = ["add_array", "remove_array"]

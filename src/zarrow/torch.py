@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._column_values import ColumnValues, column_values
+from zarrow._format.layout import ROW
 from zarrow.errors import InvalidInputError, MissingExtraError
-from zarrow.layout import ROW
 from zarrow.store import Store, open
 
 try:

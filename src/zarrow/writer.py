@@ -35,12 +35,14 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from zarrow import _batches, _catalog, _parts, _recovery, _reopening, _seal, layout
+from zarrow import _batches, _catalog, _parts, _recovery, _reopening, _seal
 from zarrow._appender import Appender, Durability
 from zarrow._declaration import Declaration
 from zarrow._directory import Mode, claim_store, install
+from zarrow._format import layout
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Owner, this_host
 from zarrow._queue import Later
-from zarrow._records import Owner, this_host
 from zarrow.errors import (
     BatchError,
     InvalidInputError,
@@ -49,7 +51,6 @@ from zarrow.errors import (
     WriterClosedError,
     ZarrowError,
 )
-from zarrow.layout import StoreSpec
 
 __all__ = ["Durability", "Writer"]
 

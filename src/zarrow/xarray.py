@@ -32,11 +32,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from zarrow import layout
 from zarrow._column_values import ColumnValues, column_values
-from zarrow._zarr_metadata import dimension_names
+from zarrow._format import layout
+from zarrow._format.layout import ROW
+from zarrow._format.zarr_metadata import dimension_names
 from zarrow.errors import InvalidInputError, MissingExtraError
-from zarrow.layout import ROW
 from zarrow.store import Store, open
 
 try:

@@ -50,7 +50,8 @@ import pyarrow.parquet as pq
 from harness import command
 
 import zarrow
-from zarrow import _catalog, layout
+from zarrow import _catalog
+from zarrow._format import layout
 
 BLOCK = 8192
 TASKS = ["gather", "scan", "filter", "cold", "locate", "mean", "nanmean"]

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import zarrow
-from zarrow import _catalog, _open_segment, layout
+from zarrow import _catalog, _open_segment
+from zarrow._format import layout
 from zarrow.errors import ZarrowError
 
 ALL_BITS_BYTES = 200

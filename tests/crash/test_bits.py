@@ -20,9 +20,9 @@ from crash.workloads import (
     vectors_of,
 )
 from zarrow import _catalog, _open_segment
-from zarrow._records import Claim, Owner, SegmentRecord
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Claim, Owner, SegmentRecord
 from zarrow.errors import ZarrowError
-from zarrow.layout import StoreSpec
 from zarrow.writer import Writer
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,9 @@ from crash import test_bits
 from crash.disk import Recorder
 from crash.states import cuts, judge_all, kills, record_recovery
 from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
-from zarrow import _catalog, _files, _frames, _recovery, _seal, _shard_rows, _shards, _zarr_metadata, layout
+from zarrow import _catalog, _files, _recovery, _seal, _shard_rows, _shards
+from zarrow._format import frames as _frames
+from zarrow._format import layout, zarr_metadata
 from zarrow._open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -133,7 +135,7 @@ def _shape_before_record():
         def early(root, record, scratch):
             spec = _catalog.read_spec(root)
             rows = record.segment * spec.segment_rows + record.rows
-            data = _zarr_metadata.group_json(spec, rows)
+            data = zarr_metadata.group_json(spec, rows)
             _files.replace(root / layout.ARRAYS_DIR / "zarr.json", data, scratch=scratch)
             real(root, record, scratch)
 

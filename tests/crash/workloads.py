@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 import zarr
 
 from crash.disk import Recorder, Tree
-from zarrow import _catalog, _files, _open_segment, layout
+from zarrow import _catalog, _files, _open_segment
+from zarrow._format import layout
 from zarrow.writer import Writer
 
 STREAM = 1_000_000

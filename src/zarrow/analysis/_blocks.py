@@ -30,9 +30,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.layout import ROW
 from zarrow.analysis._dataset import Array, Rows, pieces
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray
 
 __all__ = [

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.layout import ROW
 from zarrow.analysis._arguments import require_store
 from zarrow.analysis._blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
 from zarrow.analysis._evaluate import read_numbers
@@ -35,7 +36,6 @@ from zarrow.analysis._moments import GroupMoments, Moments, row_norms
 from zarrow.analysis._topk import TopK
 from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray
 
 __all__ = ["Comparison", "compare"]

@@ -29,14 +29,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _key_words
 from zarrow._filters import asked_columns
+from zarrow._format import key_words
+from zarrow._format.layout import ROW
 from zarrow._key_values import read_keys
 from zarrow._known_names import unknown_name
 from zarrow.analysis._dataset_columns import arrow_type, arrow_values
 from zarrow.analysis._workers import Client, active_client, compute, load, sender
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray
 
 if TYPE_CHECKING:
@@ -335,14 +335,14 @@ class DatasetRows:
         possible = np.flatnonzero(asked.possible)
         for batch in self.scan([*names, ROW]):
             table = pa.Table.from_batches([batch]).drop_null()
-            here = _key_words.encode([table[name].combine_chunks() for name in names])
+            here = key_words.encode([table[name].combine_chunks() for name in names])
             order = np.argsort(here.hashes, kind="stable")  # of equal keys the first row
             left = np.flatnonzero(rows[possible] < 0)
             hashes = asked.keys.hashes[left]
             places = np.searchsorted(here.hashes, hashes, sorter=order)
             found = places < len(order)
             left, places = left[found], order[places[found]]
-            is_it = _key_words.same(
+            is_it = key_words.same(
                 schema.types, asked.keys.words[left], asked.keys.heap, here.words[places], here.heap
             )
             rows[possible[left[is_it]]] = table[ROW].to_numpy()[places[is_it]]

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow.analysis._blocks import Block, Progress, split_finite, width_of
 from zarrow.analysis._column_facts import describe_columns
 from zarrow.analysis._dataset import Array, Source, source_of
@@ -35,7 +36,6 @@ from zarrow.analysis._moments import GroupMoments, Moments, row_norms
 from zarrow.analysis._sketch import Sketch
 from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW, SAMPLE_INDEX
 
 __all__ = ["ArrayDescription", "Description", "describe"]
 

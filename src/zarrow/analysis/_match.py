@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW, SAMPLE_INDEX
 from zarrow.store import Store
 
 __all__ = ["Match", "match"]

@@ -28,8 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from zarrow import _documents, _files, layout
-from zarrow._checksum import crc32c
+from zarrow import _files
+from zarrow._format import documents, layout
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import ROW
 from zarrow._origin import origin
 from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, blocks, choose_array, split_finite, width_of
@@ -43,7 +45,6 @@ from zarrow.errors import (
     NotFoundError,
     WriteFailedError,
 )
-from zarrow.layout import ROW
 from zarrow.store import Store, StoreArray
 
 __all__ = ["NeighbourIndex", "build_neighbours", "search"]
@@ -235,7 +236,7 @@ def _path(store: Store, array: str, metric: str) -> Path:
 
 
 def _write(store: Store, path: Path, data: npt.NDArray[np.uint8], facts: dict[str, Any]) -> None:
-    document = _documents.encode_document(
+    document = documents.encode_document(
         {**facts, "index_bytes": int(data.size), "index_crc32c": crc32c(data)}
     )
     scratch = store.path / layout.OPEN_DIR
@@ -272,7 +273,7 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
     size = int.from_bytes(tail[:8], "little")
     if len(tail) < TAIL_BYTES or tail[8:] != MAGIC or size > data.size - TAIL_BYTES:
         raise CorruptionError(f"{path}: no index of neighbours; {advice}")
-    facts = _documents.decode_document(data[-TAIL_BYTES - size : -TAIL_BYTES].tobytes(), str(path))
+    facts = documents.decode_document(data[-TAIL_BYTES - size : -TAIL_BYTES].tobytes(), str(path))
     if facts["of"] != origin(store._view.snapshot):
         raise NotFoundError(f"{path}: the index is of other rows than the store's; {advice}")
     if facts["array"] != array.name or facts["metric"] != metric:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.layout import ROW
 from zarrow.analysis._arguments import read_vectors, require_choice
 from zarrow.analysis._blocks import Block, Progress, choose_array, split_finite, width_of
 from zarrow.analysis._dataset import Source, source_of
@@ -33,7 +34,6 @@ from zarrow.analysis._scores import BINS
 from zarrow.analysis._split import split
 from zarrow.analysis._workers import Client
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW
 
 __all__ = ["Probe", "probe"]
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow.analysis._blocks import Progress
 from zarrow.analysis._charts import bars_chart, calibration_chart, roc_chart
 from zarrow.analysis._curves import calibrate, choose_label, choose_probability
@@ -32,7 +33,6 @@ from zarrow.analysis._map import Map
 from zarrow.analysis._output import in_one_step, require_writable
 from zarrow.analysis._page import Html, Interval, assemble, cards, embed, facts, pack, say, section, table
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ROW, SAMPLE_INDEX
 from zarrow.store import Store
 
 __all__ = ["report"]

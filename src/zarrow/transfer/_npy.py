@@ -23,8 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow import _files
+from zarrow._format.layout import ZARR_DTYPES
 from zarrow.errors import InvalidInputError
-from zarrow.layout import ZARR_DTYPES
 from zarrow.store import StoreArray
 from zarrow.transfer._parquet import open_parts, write_parquet
 from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, from_arrow

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow.errors import InvalidInputError, MissingExtraError
-from zarrow.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow.store import Store, StoreArray
 
 __all__ = ["Incoming", "Outgoing", "Progress", "Vectors", "batch_rows", "from_arrow", "rebatched", "to_arrow"]

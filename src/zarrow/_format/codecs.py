@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import PLAIN, ZARR_DTYPES, ArraySpec
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError
-from zarrow.layout import PLAIN, ZARR_DTYPES, ArraySpec
 
 __all__ = ["ChunkCodec", "choose", "normalize"]
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
+from zarrow._format.layout import ArraySpec
 from zarrow.errors import CorruptionError
-from zarrow.layout import ArraySpec
 
 __all__ = ["decode_index", "encode_index", "index_bytes"]
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
 from zarrow.errors import CorruptionError
 
 __all__ = ["decode_document", "encode_document"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from zarrow.layout import FORMAT_VERSION, ROW, ArraySpec, StoreSpec
+from zarrow._format.layout import FORMAT_VERSION, ROW, ArraySpec, StoreSpec
 
 __all__ = ["array_json", "dimension_names", "group_json"]
 

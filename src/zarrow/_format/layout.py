@@ -9,7 +9,7 @@ Every document is one JSON object whose last member is the crc32c of the bytes b
 flipped bit is never mistaken for a fact.
 
 Place: tier 1, imported by every module. Must not import any other module of zarrow but `errors` and
-`_checksum`.
+`checksum`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow._documents import decode_document, encode_document
+from zarrow._format.documents import decode_document, encode_document
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
 __all__ = ["ArraySpec", "StoreSpec"]

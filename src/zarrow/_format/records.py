@@ -1,7 +1,7 @@
 """What is written down about a segment, and about the store as a whole?
 
 The commit record of a segment, the claim of a segment number, the owner of an open segment, the manifest
-of a complete store: frozen facts, as documents with their own checksum (`_documents`).
+of a complete store: frozen facts, as documents with their own checksum (`documents`).
 
 Place: tier 1; pure. What a crash leaves of them: all or nothing, see `_files.publish`.
 """
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zarrow._documents import decode_document, encode_document
-from zarrow._shard_index import index_bytes
+from zarrow._format.documents import decode_document, encode_document
+from zarrow._format.layout import MAX_SEGMENTS, StoreSpec, is_slot
+from zarrow._format.shard_index import index_bytes
 from zarrow.errors import CorruptionError, InvalidInputError
-from zarrow.layout import MAX_SEGMENTS, StoreSpec, is_slot
 
 __all__ = [
     "Claim",

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _key_words
-from zarrow._checksum import crc32c
-from zarrow._documents import decode_document, encode_document
 from zarrow._files import MAX_DOCUMENT_BYTES
-from zarrow._key_words import Bytes, Words
-from zarrow._records import Manifest
+from zarrow._format import key_words
+from zarrow._format.checksum import crc32c
+from zarrow._format.documents import decode_document, encode_document
+from zarrow._format.key_words import Bytes, Words
+from zarrow._format.layout import StoreSpec
+from zarrow._format.records import Manifest
 from zarrow.errors import CorruptionError
-from zarrow.layout import StoreSpec
 
 __all__ = ["Identity", "Tables", "damaged", "encode_tables", "identity_of", "read_tables"]
 
@@ -184,7 +184,7 @@ def read_tables(
     data = read(tables, start - tables)
     if crc32c(data) != tables_crc32c:
         raise damaged(name, "its fences or checksums are damaged")
-    expected = WORDS + _key_words.word_count(kinds)
+    expected = WORDS + key_words.word_count(kinds)
     width = entries_bytes // 8 // rows if rows else expected
     if width != expected and [kind for _, kind in identity.keys] == [str(kind) for kind in kinds]:
         raise damaged(name, "its entries have not the size that its keys have")

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._checksum import crc32c
+from zarrow._format.checksum import crc32c
 from zarrow.errors import CorruptionError
 
 __all__ = ["ArrayEntry", "Chunk", "Frame", "encode", "is_torn", "parse_payload", "scan", "scan_prefix"]
