@@ -710,7 +710,7 @@ def test_a_failed_export_replaces_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zarrow._files.sync", fail)
+    monkeypatch.setattr("zarrow._storage.files.sync", fail)
     with pytest.raises(OSError, match="No space left"):
         export_predictions(tmp_path / "predictions.zarrow", *files(tmp_path), one_row_group_per_batch=True)
     assert [path.read_bytes() for path in files(tmp_path)] == before

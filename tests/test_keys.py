@@ -506,13 +506,13 @@ class TestDamage:
 
     def test_a_disk_that_refuses(self, path, monkeypatch):
         """If the index cannot be written the old one stays, and nothing is left behind."""
-        from zarrow import _files
+        from zarrow._storage import files
 
         def refuse(fd, data, offset):
             raise OSError(28, "No space left on device")
 
         before = (path / layout.KEY_INDEX).read_bytes()
-        monkeypatch.setattr(_files.calls, "pwrite", refuse)
+        monkeypatch.setattr(files.calls, "pwrite", refuse)
         with pytest.raises(WriteFailedError, match="the store is as it was"):
             zarrow.build_index(path)
         assert (path / layout.KEY_INDEX).read_bytes() == before

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import zarrow
-from zarrow import _files, _pack, _sorted_rows, cli
+from zarrow import _pack, _sorted_rows, cli
 from zarrow._format import layout
+from zarrow._storage import files
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -346,7 +347,7 @@ def test_an_interrupted_one_leaves_the_old_store_and_nothing_else(store, step):
     assert_whole(store, list(range(ROWS)))
 
 
-class FullDisk(_files.Calls):
+class FullDisk(files.Calls):
     """Fails at the n-th write."""
 
     def __init__(self, writes):
@@ -362,7 +363,7 @@ class FullDisk(_files.Calls):
 @pytest.mark.parametrize("writes", [0, 3, 30])
 def test_a_full_disk_leaves_the_old_store(store, monkeypatch, writes):
     """No room for the new store: told so, and the old one is as it was."""
-    monkeypatch.setattr(_files, "calls", FullDisk(writes))
+    monkeypatch.setattr(files, "calls", FullDisk(writes))
     with pytest.raises(
         WriteFailedError, match=r"No space left on device: .*s\.zarrow is as it was"
     ) as failed:

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from zarrow import _files, _parts
+from zarrow import _parts
 from zarrow._first_batch import kept_schema
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
+from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 
 ROWS = 3000
@@ -294,26 +295,26 @@ def test_a_dictionary_within_a_list_is_refused() -> None:
         _parts.check_columns(spec)
 
 
-class _ShortWrites(_files.Calls):
+class _ShortWrites(files.Calls):
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         return super().pwrite(fd, data[: max(1, len(data) // 3)], offset)
 
 
 def test_short_writes_lose_nothing(part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that writes less than it is asked to is asked again, until all is out."""
-    monkeypatch.setattr(_files, "calls", _ShortWrites())
+    monkeypatch.setattr(files, "calls", _ShortWrites())
     _written(tmp_path / "part.parquet")
     assert pq.read_table(tmp_path / "part.parquet").equals(pq.read_table(part))
 
 
-class _Full(_files.Calls):
+class _Full(files.Calls):
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the file system comes out of Parquet's writer as what it is."""
-    monkeypatch.setattr(_files, "calls", _Full())
+    monkeypatch.setattr(files, "calls", _Full())
     with pytest.raises(OSError, match="No space left") as caught:
         _written(tmp_path / "part.parquet")
     assert caught.value.errno == 28

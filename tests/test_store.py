@@ -17,8 +17,8 @@ import pyarrow.dataset as ds
 import pytest
 
 import zarrow
-from zarrow import _threads
 from zarrow._format import layout
+from zarrow._storage import threads
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -399,7 +399,7 @@ class TestArray:
             pytest.skip("forking a process that has threads is deprecated")
         rows = np.random.default_rng(0).integers(0, ROWS, 2000)
         store["layers"].take(rows)
-        _threads._forget_pool()
+        threads._forget_pool()
         child = os.fork()
         if not child:
             good = False

@@ -25,7 +25,8 @@ import tensorstore
 import zarr
 
 import zarrow
-from zarrow import _directory, _files
+from zarrow import _directory
+from zarrow._storage import files as _files
 from zarrow.errors import (
     BatchError,
     IncompleteStoreError,

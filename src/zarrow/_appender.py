@@ -20,12 +20,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zarrow import _seal, _threads
+from zarrow import _seal
 from zarrow._batches import Batch, split
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner
 from zarrow._open_segment import OpenSegment, discard
 from zarrow._queue import BatchQueue, Later
+from zarrow._storage import threads
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["Appender", "Durability"]
@@ -209,7 +210,7 @@ class Appender:
                 self._roll()
                 continue
             if self._spare is None and segment.room < segment.rows:
-                self._spare = _threads.submit(self._sealer, self._create)
+                self._spare = threads.submit(self._sealer, self._create)
             if segment.wants_writeback:
                 # Here, though the kernel takes its time: behind an fsync of the sealer the disk would idle.
                 segment.start_writeback()
@@ -239,7 +240,7 @@ class Appender:
         self._wait_for_sealer()
         self._segment = None  # not before: should that raise, it is ours to close
         rows = self.accepted_rows
-        self._sealing = _threads.submit(self._sealer, lambda: self._seal(segment, rows))
+        self._sealing = threads.submit(self._sealer, lambda: self._seal(segment, rows))
 
     def _seal(self, segment: OpenSegment, rows: int) -> None:
         assert self._spec is not None

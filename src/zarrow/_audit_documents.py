@@ -13,14 +13,14 @@ from pathlib import Path
 
 from zarrow import _catalog
 from zarrow._audit_names import MAX_STRAYS, Names
-from zarrow._beneath import Beneath
-from zarrow._files import MAX_DOCUMENT_BYTES
 from zarrow._findings import Finding, Findings
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
 from zarrow._quarantine import put_aside
+from zarrow._storage.beneath import Beneath
+from zarrow._storage.files import MAX_DOCUMENT_BYTES
 from zarrow.errors import CorruptionError
 
 __all__ = ["Documents", "read_document", "said_by"]

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._audit_segment import BATCH_ROWS, open_part
-from zarrow._beneath import Beneath, PlainFile
 from zarrow._findings import Findings
 from zarrow._format import key_words
 from zarrow._format.checksum import crc32c
@@ -38,6 +37,7 @@ from zarrow._format.key_tables import (
 from zarrow._format.key_words import Bytes, Words
 from zarrow._format.layout import KEY_INDEX, StoreSpec, part_path
 from zarrow._format.records import Manifest, SegmentRecord
+from zarrow._storage.beneath import Beneath, PlainFile
 from zarrow.errors import CorruptionError
 
 __all__ = ["audit_index", "index_size"]

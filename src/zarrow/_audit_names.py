@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from zarrow._beneath import Beneath
 from zarrow._findings import Findings
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
+from zarrow._storage.beneath import Beneath
 from zarrow.errors import CorruptionError
 
 __all__ = ["Names"]

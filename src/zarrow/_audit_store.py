@@ -6,7 +6,7 @@ Three levels, each with those before it:
 2. *checksums*: every byte that was written down. Finds every flipped bit;
 3. *full*: decodes pages and chunks. Finds what a faulty or hostile writer wrote with sound checksums.
 
-Nothing is used before its checksum holds, and the files are not trusted to be files (`_beneath`).
+Nothing is used before its checksum holds, and the files are not trusted to be files (`_storage.beneath`).
 
 Writers may be at work. So open segments are looked at first, then claims, then records, since rows move in
 this direction; and where something is wrong and the store has changed meanwhile, it is looked at again. What
@@ -28,7 +28,6 @@ from zarrow._audit_names import Names
 from zarrow._audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
 from zarrow._audit_segment import audit_segment, record_bytes
 from zarrow._audit_sources import audit_sources
-from zarrow._beneath import Beneath
 from zarrow._catalog import Snapshot
 from zarrow._findings import Finding, Findings, Level, Progress, Report
 from zarrow._format import layout
@@ -36,6 +35,7 @@ from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._origin import derived_names, origin, said_origin
+from zarrow._storage.beneath import Beneath
 from zarrow.errors import CorruptionError, InvalidInputError, NotFoundError
 
 __all__ = ["Audited", "audit"]

@@ -24,12 +24,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zarrow import _files
-from zarrow._cache import Cache
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, SegmentRecord, Source, check_record
+from zarrow._storage import files
+from zarrow._storage.cache import Cache
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 
 __all__ = ["Snapshot", "claim", "commit", "create", "publish_shape", "read_snapshot", "read_spec"]
@@ -101,7 +101,7 @@ class Snapshot:
 def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:
     """Return a segment's commit record and the crc32c of its file."""
     path = root / layout.record_path(segment)
-    data = _files.read(path)
+    data = files.read(path)
     record = SegmentRecord.decode(data, str(path))
     if record.segment != segment:
         raise CorruptionError(f"{path}: the record of segment {record.segment}")
@@ -120,7 +120,7 @@ def read_spec(root: Path) -> StoreSpec:
         If there is something else.
     """
     try:
-        data = _files.read(root / layout.STORE_JSON)
+        data = files.read(root / layout.STORE_JSON)
     except FileNotFoundError:
         if os.path.lexists(root):
             raise NotAStoreError(
@@ -137,7 +137,7 @@ def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
     """Return the manifest if the store is complete."""
     path = root / layout.MANIFEST_JSON
     try:
-        data = _files.read(path)
+        data = files.read(path)
     except FileNotFoundError:
         return None
     manifest = Manifest.decode(data, str(path))
@@ -200,9 +200,9 @@ def read_snapshot(root: Path) -> Snapshot:
     """
     spec = read_spec(root)
     for name in (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR):
-        _files.require_own_dirs(root, root / name / "x")
+        files.require_own_dirs(root, root / name / "x")
     for array in spec.arrays:
-        _files.require_own_dirs(root, root / layout.array_dir(array.name) / "c" / "x")
+        files.require_own_dirs(root, root / layout.array_dir(array.name) / "c" / "x")
     manifest = read_manifest(root, spec)
     if manifest is not None:
         return Snapshot(root, spec, manifest.rows, manifest.segments, manifest)
@@ -239,19 +239,19 @@ def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
         What the store is: `spec`, or that of the writer who was first.
     """
     try:
-        _files.publish(root / layout.STORE_JSON, spec.encode(), scratch=scratch)
+        files.publish(root / layout.STORE_JSON, spec.encode(), scratch=scratch)
     except FileExistsError:
         spec = read_spec(root)
         # Who was first may have died before the name was durable: without it what follows is no store.
-        _files.sync_dir(root)
+        files.sync_dir(root)
     for name in (layout.ARRAYS_DIR, layout.TABLE_DIR, layout.SEGMENTS_DIR):
-        _files.make_dir(root / name, exist_ok=True)
+        files.make_dir(root / name, exist_ok=True)
     for array in spec.arrays:
-        _files.make_dir(root / layout.array_dir(array.name), exist_ok=True)
-        _files.make_dir(root / layout.array_dir(array.name) / "c", exist_ok=True)
-        _files.sync_dir(root / layout.array_dir(array.name))
-    _files.sync_dir(root / layout.ARRAYS_DIR)
-    _files.sync_dir(root)
+        files.make_dir(root / layout.array_dir(array.name), exist_ok=True)
+        files.make_dir(root / layout.array_dir(array.name) / "c", exist_ok=True)
+        files.sync_dir(root / layout.array_dir(array.name))
+    files.sync_dir(root / layout.ARRAYS_DIR)
+    files.sync_dir(root)
     if not (root / layout.ARRAYS_DIR / "zarr.json").exists():
         publish_shape(root, spec, scratch)
     return spec
@@ -263,7 +263,7 @@ def read_claims(root: Path) -> list[Claim]:
     for number in _numbers(root, "claim"):
         path = root / layout.claim_path(number)
         try:
-            claims.append(Claim.decode(_files.read(path), str(path)))
+            claims.append(Claim.decode(files.read(path), str(path)))
         except FileNotFoundError:
             continue  # done and removed just now
     return claims
@@ -302,7 +302,7 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) 
             continue
         wanted = Claim(segment=number, sources=rows)
         try:
-            _files.publish(root / layout.claim_path(number), wanted.encode(), scratch=scratch)
+            files.publish(root / layout.claim_path(number), wanted.encode(), scratch=scratch)
         except FileExistsError:
             pass  # another writer was first: the next number, then
         else:
@@ -319,7 +319,7 @@ def commit(root: Path, record: SegmentRecord, scratch: Path) -> None:
     The crash that the order prevents: a record before its files were durable would promise rows that a
     power cut takes. So the caller has synced shards, part and their directories.
     """
-    _files.publish(root / layout.record_path(record.segment), record.encode(), scratch=scratch)
+    files.publish(root / layout.record_path(record.segment), record.encode(), scratch=scratch)
 
 
 def uncommit(root: Path, spec: StoreSpec, segment: int, scratch: Path) -> None:
@@ -330,14 +330,14 @@ def uncommit(root: Path, spec: StoreSpec, segment: int, scratch: Path) -> None:
     publish_shape(root, spec, scratch, segments=min(segment, dense_segments(root)))
     # The segment's claim was removed, but perhaps not for good: without the record it would claim rows of
     # an open segment that is gone.
-    _files.sync_dir(root / layout.SEGMENTS_DIR)
-    _files.remove(root / layout.record_path(segment))
-    _files.sync_dir(root / layout.SEGMENTS_DIR)
+    files.sync_dir(root / layout.SEGMENTS_DIR)
+    files.remove(root / layout.record_path(segment))
+    files.sync_dir(root / layout.SEGMENTS_DIR)
 
 
 def release_claim(root: Path, claim: Claim) -> None:
     """Remove a claim whose segment is committed and whose sources are gone."""
-    _files.remove(root / layout.claim_path(claim.segment))
+    files.remove(root / layout.claim_path(claim.segment))
 
 
 def publish_shape(
@@ -375,7 +375,7 @@ def publish_shape(
         if segments is not None:
             documents.reverse()  # shrinking: the group, which xarray believes, goes first
         for path, data in documents:
-            _files.replace(path, data, scratch=scratch)
+            files.replace(path, data, scratch=scratch)
         if segments is not None or dense_segments(root, known) == dense:
             return dense
 
@@ -409,11 +409,11 @@ def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
         part_bytes=tuple(record.part.size_bytes for record, _ in records),
         records_crc32c=tuple(checksum for _, checksum in records),
     )
-    _files.replace(root / layout.MANIFEST_JSON, manifest.encode(), scratch=scratch)
+    files.replace(root / layout.MANIFEST_JSON, manifest.encode(), scratch=scratch)
     return manifest
 
 
 def withdraw_manifest(root: Path) -> None:
     """Declare the store incomplete: durable on return."""
-    _files.remove(root / layout.MANIFEST_JSON)
-    _files.sync_dir(root)
+    files.remove(root / layout.MANIFEST_JSON)
+    files.sync_dir(root)

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _threads
-from zarrow._cache import Cache
 from zarrow._format import shard_index
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import ArraySpec
 from zarrow._format.records import ShardFacts
 from zarrow._mapping import File, Guard, ShardFile
+from zarrow._storage import threads
+from zarrow._storage.cache import Cache
 from zarrow.errors import CorruptionError
 
 __all__ = ["EncodedRows", "Places", "committed_places"]
@@ -175,7 +175,7 @@ class EncodedRows:
             out[low - start : high - start] = self._chunk(number)[low - first : high - first]
 
         numbers = range(start // chunk_rows, -(-stop // chunk_rows)) if len(out) else range(0)
-        deque(_threads.in_order(fill, numbers), maxlen=0)
+        deque(threads.in_order(fill, numbers), maxlen=0)
         return out
 
     def take(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -200,7 +200,7 @@ class EncodedRows:
             number = int(numbers[index])
             target[order[here]] = self._chunk(number)[ordered[here] - number * chunk_rows]
 
-        deque(_threads.in_order(fill, range(len(numbers))), maxlen=0)
+        deque(threads.in_order(fill, range(len(numbers))), maxlen=0)
         return out
 
     def prefetch(self, start: int, stop: int) -> None:

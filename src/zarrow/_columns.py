@@ -33,12 +33,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow import _parts
-from zarrow._cache import Cache
 from zarrow._filters import asked_columns
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._given import numbers_as_arrow
 from zarrow._known_names import unknown_name
 from zarrow._part_files import PartFiles
+from zarrow._storage.cache import Cache
 from zarrow._view import View
 from zarrow.errors import InvalidInputError
 

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from zarrow import _files
 from zarrow._format import layout
 from zarrow._format.records import Owner
-from zarrow._lock import FileLock
+from zarrow._storage import files
+from zarrow._storage.lock import FileLock
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
 __all__ = ["Mode", "claim_store", "install"]
@@ -50,9 +50,9 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
                 f"{root}: there is something that is no zarrow store, where the new one would grow"
             )
     try:
-        _files.make_dir(root, exist_ok=True, link_ok=True)
-        _files.sync_dir(root.parent)
-        _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
+        files.make_dir(root, exist_ok=True, link_ok=True)
+        files.sync_dir(root.parent)
+        files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
         if root != path:
             _lock_old(path, owner=owner).release(remove_file=True)
         # Who empties it below must be alone.
@@ -110,7 +110,7 @@ def _lock_store(root: Path, *, shared: bool, owner: Owner) -> FileLock:
 
 def _empty(root: Path) -> None:
     """Remove what an earlier attempt at replacing a store left, but for the lock that we hold."""
-    _files.remove(root / layout.MANIFEST_JSON)
+    files.remove(root / layout.MANIFEST_JSON)
     for name in (
         layout.SEGMENTS_DIR,
         layout.TABLE_DIR,
@@ -118,14 +118,14 @@ def _empty(root: Path) -> None:
         layout.INDEX_DIR,
         layout.DERIVED_DIR,
     ):
-        _files.remove_tree(root / name)
+        files.remove_tree(root / name)
     for path in (root / layout.OPEN_DIR).iterdir():
         if path.name != layout.LOCK:
-            _files.remove_tree(path) if path.is_dir() and not path.is_symlink() else _files.remove(path)
+            files.remove_tree(path) if path.is_dir() and not path.is_symlink() else files.remove(path)
     # Last: a crash before would leave something that no writer takes for a store, and none would touch.
     for folder in (root, root / layout.OPEN_DIR):
-        _files.sync_dir(folder)
-    _files.remove(root / layout.STORE_JSON)
+        files.sync_dir(folder)
+    files.remove(root / layout.STORE_JSON)
 
 
 def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], None] | None = None) -> None:
@@ -150,17 +150,17 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
         lock.release(remove_file=True)  # the old store stays as it was
         raise
     try:
-        _files.exchange(root, path)
-        _files.sync_dir(path.parent)
-        aside = _files.scratch_name(path / layout.OPEN_DIR)
-        _files.rename(root, aside)
-        _files.sync_dir(path.parent)
-        _files.remove_tree(aside)
+        files.exchange(root, path)
+        files.sync_dir(path.parent)
+        aside = files.scratch_name(path / layout.OPEN_DIR)
+        files.rename(root, aside)
+        files.sync_dir(path.parent)
+        files.remove_tree(aside)
     finally:
         lock.release()
 
 
 def _lock_old(path: Path, *, owner: Owner) -> FileLock:
     """Take the lock of the store that is to be replaced: its writer would go on in the wrong one."""
-    _files.make_dir(path / layout.OPEN_DIR, exist_ok=True)
+    files.make_dir(path / layout.OPEN_DIR, exist_ok=True)
     return _lock_store(path, shared=False, owner=owner)

@@ -25,12 +25,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _files, _keys
+from zarrow import _keys
 from zarrow._columns import Columns
 from zarrow._format import layout
 from zarrow._format.key_tables import Identity, identity_of
 from zarrow._format.layout import ROW
 from zarrow._keys import KeyIndex
+from zarrow._storage import files
 from zarrow._view import View, take_view
 from zarrow.errors import InvalidInputError, WriteFailedError
 
@@ -78,21 +79,21 @@ def build_index(path: str | os.PathLike[str]) -> None:
     key_schema(view)
     try:
         for folder in (layout.INDEX_DIR, layout.OPEN_DIR):
-            _files.make_dir(root / folder, exist_ok=True)
-        _files.sync_dir(root)
-        scratch = _files.scratch_name(root / layout.OPEN_DIR)
-        fd = _files.create(scratch)
+            files.make_dir(root / folder, exist_ok=True)
+        files.sync_dir(root)
+        scratch = files.scratch_name(root / layout.OPEN_DIR)
+        fd = files.create(scratch)
         try:
             with tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX, dir=root / layout.OPEN_DIR) as spill:
                 _keys.build(fd, spill.fileno(), _batches(view, columns), _identity(view))
             # The crash that the order prevents: a name whose bytes a power cut takes.
-            _files.sync(fd)
+            files.sync(fd)
             view.guard()
-            _files.rename(scratch, root / layout.KEY_INDEX)
+            files.rename(scratch, root / layout.KEY_INDEX)
         finally:
             os.close(fd)
-            _files.remove(scratch)
-        _files.sync_dir(root / layout.INDEX_DIR)
+            files.remove(scratch)
+        files.sync_dir(root / layout.INDEX_DIR)
     except OSError as error:
         raise WriteFailedError(
             error.errno or errno.EIO,
@@ -115,7 +116,7 @@ def find_index(view: View, columns: Columns) -> KeyIndex:
     if view.snapshot.complete:
         path = view.snapshot.root / layout.KEY_INDEX
         try:
-            data = _files.map_bytes(path)
+            data = files.map_bytes(path)
         except FileNotFoundError:
             data = np.empty(0, np.uint8)
         else:

@@ -18,7 +18,7 @@ Invariant: damage is never taken for an answer. Footer, fences and checksums are
 of entries or of bytes when it is first touched. Whether a file belongs to the rows that a reader sees is
 not asked here: `KeyIndex.identity` tells, and `_key_index` asks.
 
-Place: tier 2. Writes through `_files` into a file that it is handed, so a crash leaves what its maker
+Place: tier 2. Writes through `_storage.files` into a file that it is handed, so a crash leaves what its maker
 cleans up. Must not import `_view` and what is above.
 """
 
@@ -35,7 +35,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files
 from zarrow._format import key_words
 from zarrow._format.checksum import crc32c
 from zarrow._format.key_tables import (
@@ -50,6 +49,7 @@ from zarrow._format.key_tables import (
     read_tables,
 )
 from zarrow._format.key_words import Bytes, Keys, Words
+from zarrow._storage import files
 from zarrow.errors import CorruptionError
 
 __all__ = ["Identity", "KeyIndex", "build"]
@@ -91,7 +91,7 @@ class _Blocks:
 
     def _drain(self, size_bytes: int) -> None:
         data = memoryview(bytes(self._pending[:size_bytes]))
-        _files.write(self._fd, data, self._offset + self.size_bytes)
+        files.write(self._fd, data, self._offset + self.size_bytes)
         for start in range(0, size_bytes, self._block_bytes):
             self.checksums.append(crc32c(bytes(data[start : start + self._block_bytes])))
         self.size_bytes += size_bytes
@@ -140,7 +140,7 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
             pending.append(entries[start : start + step].copy())
             waiting += len(pending[-1])
             if waiting * entry_bytes >= RUN_BYTES:
-                _files.write(spill_fd, _sorted(pending), runs[-1] * entry_bytes)
+                files.write(spill_fd, _sorted(pending), runs[-1] * entry_bytes)
                 runs.append(runs[-1] + waiting)
                 pending, waiting = [], 0
     if rows != identity.rows:
@@ -161,7 +161,7 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
     tables = encode_tables(
         identity, output.size_bytes, heap.size_bytes, fences, output.checksums, heap.checksums
     )
-    _files.write(fd, tables, output.size_bytes + heap.size_bytes)
+    files.write(fd, tables, output.size_bytes + heap.size_bytes)
 
 
 def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _threads
+from zarrow._storage import threads
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["File", "JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
@@ -338,7 +338,7 @@ class JoinedRows(_Rows):
             # "raise" would gather into a buffer first; the caller has checked the bounds.
             np.take(self._array, rows[start:stop], axis=0, out=chosen[start:stop], mode="clip")
 
-        deque(_threads.in_order(gather, range(0, len(rows), step)), maxlen=0)
+        deque(threads.in_order(gather, range(0, len(rows), step)), maxlen=0)
         return chosen
 
     def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:

@@ -23,11 +23,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _audit_store, _catalog, _files, _key_index, _recovery, _seal
+from zarrow import _audit_store, _catalog, _key_index, _recovery, _seal
 from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._audit_segment import read_sample_index
 from zarrow._audit_store import Audited
-from zarrow._beneath import Beneath
 from zarrow._directory import claim_store
 from zarrow._findings import Finding, Level, Progress, Report
 from zarrow._format import frames, layout
@@ -35,6 +34,8 @@ from zarrow._format.layout import SAMPLE_INDEX, StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
 from zarrow._open_segment import OpenSegment
 from zarrow._quarantine import Aside, put_aside
+from zarrow._storage import files
+from zarrow._storage.beneath import Beneath
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["Incident", "Plan", "carry_out", "examine", "exclusively"]
@@ -337,7 +338,7 @@ class _Planner:
             path = f"{layout.SEGMENTS_DIR}/{name}"
             if not name.endswith(".claim") or path in self._by_path:
                 continue
-            claim = Claim.decode(self._files.read(path, _files.MAX_DOCUMENT_BYTES), path)
+            claim = Claim.decode(self._files.read(path, files.MAX_DOCUMENT_BYTES), path)
             lost = [source.slot for source in claim.sources if source.slot in slots]
             if lost and not self._files.exists(layout.record_path(claim.segment)):
                 message = f"claims rows of {', '.join(lost)}, which is damaged"
@@ -367,8 +368,8 @@ def _rebuild_index(root: Path, spec: StoreSpec) -> None:
     if spec.keys and (root / layout.MANIFEST_JSON).exists():
         _key_index.build_index(root)
     else:
-        _files.remove(root / layout.KEY_INDEX)
-        _files.sync_dir(root / layout.INDEX_DIR)
+        files.remove(root / layout.KEY_INDEX)
+        files.sync_dir(root / layout.INDEX_DIR)
 
 
 def _remove_empty_dirs(root: Path, plan: Plan) -> None:
@@ -377,7 +378,7 @@ def _remove_empty_dirs(root: Path, plan: Plan) -> None:
         for array in plan.spec.arrays:
             shard = root / layout.shard_path(array.name, number, len(array.row_shape))
             for parent in shard.parents[: len(array.row_shape)]:
-                _files.remove_empty_dir(parent)
+                files.remove_empty_dir(parent)
 
 
 def _takes_rows(one: Incident) -> bool:
@@ -429,4 +430,4 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
     if layout.KEY_INDEX in plan.rebuilt:
         _rebuild_index(root, spec)
     for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR):
-        _files.sync_dir(root / name)
+        files.sync_dir(root / name)

@@ -30,14 +30,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files, _shard_rows, _shards
+from zarrow import _shard_rows, _shards
 from zarrow._batches import Batch, payload
 from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, ShardFacts
-from zarrow._lock import FileLock
+from zarrow._storage import files
+from zarrow._storage.lock import FileLock
 from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["OpenRows", "OpenSegment", "discard", "open_shard", "read", "slots"]
@@ -100,7 +101,7 @@ class OpenRows:
             yield from _blocks(self._rows_of(facts), start, stop, facts.chunk_rows)
             return
         codec = ChunkCodec(facts)
-        data = _files.map_bytes(self.path / layout.rows_name(facts.name)) if start < stop else None
+        data = files.map_bytes(self.path / layout.rows_name(facts.name)) if start < stop else None
         first = offset = 0
         for frame in self.frames:
             for chunk in frame.arrays[array].chunks:
@@ -121,7 +122,7 @@ class OpenRows:
         shape = (self.rows, *array.row_shape)
         if not self.rows:
             return np.empty(shape, array.numpy_dtype)
-        data = _files.map_bytes(self.path / layout.rows_name(array.name))
+        data = files.map_bytes(self.path / layout.rows_name(array.name))
         return data[: self.rows * array.row_bytes].view(array.numpy_dtype).reshape(shape)
 
 
@@ -165,8 +166,8 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
         If rows that were durable are damaged.
     """
     try:
-        owner = Owner.decode(_files.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
-        data = _files.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES, drop_hole=True)
+        owner = Owner.decode(files.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
+        data = files.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES, drop_hole=True)
         journal = pa.py_buffer(data)
     except FileNotFoundError:
         return None
@@ -224,7 +225,7 @@ class OpenSegment:
         try:
             for array in spec.arrays:
                 self._shards.append(open_shard(path, array, spec.segment_rows, create=create))
-            self._frames_fd = _files.create(path / layout.FRAMES, exist_ok=not create)
+            self._frames_fd = files.create(path / layout.FRAMES, exist_ok=not create)
         except BaseException:
             self.close()
             raise
@@ -252,7 +253,7 @@ class OpenSegment:
         while True:
             path = root / layout.slot_dir(f"{number:016x}")
             try:
-                _files.make_dir(path)
+                files.make_dir(path)
                 break
             except FileExistsError:
                 number += 1
@@ -265,8 +266,8 @@ class OpenSegment:
             lock.release()
             raise
         try:
-            _files.publish(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
-            _files.sync_dir(path.parent)
+            files.publish(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
+            files.sync_dir(path.parent)
         except BaseException:
             segment.close()
             raise
@@ -288,7 +289,7 @@ class OpenSegment:
         OpenSegment
             Empty.
         """
-        _files.make_dir(scratch)
+        files.make_dir(scratch)
         lock = FileLock(scratch / layout.LOCK)
         lock.acquire()
         return cls(scratch, spec, lock, create=True)
@@ -304,13 +305,13 @@ class OpenSegment:
             Who fills it.
         """
         self.sync()
-        _files.publish(self.path / layout.OWNER_JSON, owner.encode(), scratch=self.path)
+        files.publish(self.path / layout.OWNER_JSON, owner.encode(), scratch=self.path)
         number = time.time_ns()
         while (root / layout.slot_dir(f"{number:016x}")).exists():
             number += 1
         path = root / layout.slot_dir(f"{number:016x}")
-        _files.rename(self.path, path)
-        _files.sync_dir(path.parent)
+        files.rename(self.path, path)
+        files.sync_dir(path.parent)
         self.path = path
 
     @classmethod
@@ -341,8 +342,8 @@ class OpenSegment:
             segment._rows = found.rows
             segment.durable_rows = found.durable_rows
             segment._frames_bytes = found.size_bytes
-            _files.truncate(segment._frames_fd, found.size_bytes)
-            _files.replace(
+            files.truncate(segment._frames_fd, found.size_bytes)
+            files.replace(
                 found.path / layout.OWNER_JSON,
                 owner.encode(),
                 scratch=found.path.parent,
@@ -395,7 +396,7 @@ class OpenSegment:
         self, rows: int, entries: Sequence[_frames.ArrayEntry], payload: pa.Buffer | bytes
     ) -> None:
         frame = _frames.encode(self._uuid, self._rows, rows, self.durable_rows, entries, payload)
-        _files.write(self._frames_fd, frame, self._frames_bytes)
+        files.write(self._frames_fd, frame, self._frames_bytes)
         self._frames_bytes += len(frame)
 
     @property
@@ -418,7 +419,7 @@ class OpenSegment:
             return
         for shard in self._shards:
             shard.sync()
-        _files.sync(self._frames_fd)
+        files.sync(self._frames_fd)
         self.durable_rows = self._rows
         for shard in self._shards:
             shard.frames_synced()
@@ -436,14 +437,14 @@ class OpenSegment:
         dict of str to ShardFacts
             For the record.
         """
-        _files.sync(self._frames_fd)
+        files.sync(self._frames_fd)
         return {shard.array.name: shard.seal() for shard in self._shards}
 
     def batches(self) -> list[pa.RecordBatch]:
         """Return the table's rows, of the wire schema, read back from the journal and checked."""
         path = self.path / layout.FRAMES
         found = _frames.scan(
-            pa.py_buffer(_files.read(path, limit_bytes=_frames.MAX_FRAME_BYTES)),
+            pa.py_buffer(files.read(path, limit_bytes=_frames.MAX_FRAME_BYTES)),
             self._uuid,
             len(self.spec.arrays),
             self.spec.segment_rows,
@@ -470,10 +471,10 @@ def discard(path: Path) -> None:
     The power cuts that the sync prevents: the name comes back over files that are gone, which looks like
     rot; or it comes back when the claim that told its rows are committed is gone, and they count twice.
     """
-    aside = _files.scratch_name(path.parent)
-    _files.rename(path, aside)
-    _files.sync_dir(path.parent)
-    _files.remove_tree(aside)
+    aside = files.scratch_name(path.parent)
+    files.rename(path, aside)
+    files.sync_dir(path.parent)
+    files.remove_tree(aside)
 
 
 def open_shard(path: Path, array: layout.ArraySpec, segment_rows: int, *, create: bool) -> _shards.Shard:

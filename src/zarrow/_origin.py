@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from zarrow._beneath import Beneath
 from zarrow._catalog import Snapshot
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
+from zarrow._storage.beneath import Beneath
 from zarrow.errors import CorruptionError
 
 __all__ = ["DERIVED_FROM", "derived_names", "origin", "said_origin"]

@@ -30,12 +30,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files
 from zarrow._format import layout
 from zarrow._format.codecs import choose
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._known_names import unknown_name
 from zarrow._sorted_rows import are_sorted, check_sortable, sort_rows
+from zarrow._storage import files
 from zarrow._stored_rows import first_of_each
 from zarrow.derived import add_array
 from zarrow.errors import (
@@ -254,7 +254,7 @@ def _write(
                 writer.close()
         if writer is not None or not isinstance(error, ConflictError | NotFoundError):  # else it is not ours
             with contextlib.suppress(OSError):
-                _files.remove_tree(grows_at)
+                files.remove_tree(grows_at)
         failed = isinstance(error, WriteFailedError)  # whose remedy, to go on writing, is not ours
         if not isinstance(error, OSError) or (isinstance(error, ZarrowError) and not failed):
             raise

@@ -6,7 +6,7 @@ statistics, page index, page checksums, bloom filters on the keys where pyarrow 
 dictionary for strings only (random floats grow by half in one).
 
 pyarrow ignores short writes of a Python file and its own files are out of our sight, so it is handed
-`_Sink`, whose ``write`` goes through `_files` until every byte is out, and sums the bytes on the way.
+`_Sink`, whose ``write`` goes through `_storage.files` until every byte is out, and sums the bytes on the way.
 
 Place: tier 2, used by `_seal`. Must not import its siblings. A crash leaves a scratch file in the open
 segment.
@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _files
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
 from zarrow._format.pages import check_pages, read_footer
 from zarrow._format.records import PartFacts
 from zarrow._given import numbers_as_arrow
+from zarrow._storage import files
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = ["check_columns", "write_part"]
@@ -52,7 +52,7 @@ class _Sink(io.RawIOBase):
     """A file that pyarrow can trust: every write is whole or raises."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = _files.create(path)
+        self._fd = files.create(path)
         self._pending = bytearray()
         self.size_bytes = 0
         self.crc32c = 0
@@ -72,7 +72,7 @@ class _Sink(io.RawIOBase):
 
     def _drain(self) -> None:
         data = bytes(self._pending)
-        _files.write(self._fd, data, self.size_bytes)
+        files.write(self._fd, data, self.size_bytes)
         self.crc32c = crc32c(data, self.crc32c)
         self.size_bytes += len(data)
         self._pending.clear()
@@ -82,7 +82,7 @@ class _Sink(io.RawIOBase):
 
     def sync(self) -> None:
         self._drain()
-        _files.sync(self._fd)
+        files.sync(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zarrow import _files
 from zarrow._format.layout import MEBIBYTE, SAMPLE_INDEX
 from zarrow._prediction_columns import ARRAY, BATCH, EMBEDDING, KEYS, LABEL, PROBABILITIES, TYPES
+from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 from zarrow.store import open as open_store
@@ -187,18 +187,18 @@ class _Export:
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
         fd = os.open(self._scratch, os.O_RDONLY)
         try:
-            _files.sync(fd)
+            files.sync(fd)
         finally:
             os.close(fd)
 
     def install(self) -> None:
         """Put the file into place: durable on return."""
-        _files.rename(self._scratch, self._path)
-        _files.sync_dir(self._path.parent)
+        files.rename(self._scratch, self._path)
+        files.sync_dir(self._path.parent)
 
     def clean_up(self) -> None:
         """Remove what an export that failed left."""
-        _files.remove(self._scratch)
+        files.remove(self._scratch)
 
     def _pieces(self, order: Any) -> Iterator[pa.Table]:
         arrays = [] if self._array is None else [self._array]

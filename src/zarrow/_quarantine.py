@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zarrow import _files
 from zarrow._format import layout
 from zarrow._format.documents import encode_document
+from zarrow._storage import files as _files
 from zarrow.errors import CorruptionError
 
 __all__ = ["Aside", "put_aside"]

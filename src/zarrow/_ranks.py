@@ -33,9 +33,9 @@ from typing import Protocol, TypeVar
 import torch.distributed
 from lightning.pytorch import Trainer
 
-from zarrow import _files
 from zarrow._format import layout
 from zarrow._predict_run import Run
+from zarrow._storage import files
 from zarrow.errors import IncompleteStoreError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer
 
@@ -90,7 +90,7 @@ def open_together(
                     opened.callback(writer.close)
                     beside = writer.grows_at != writer.path
                     sign = f"{layout.SCRATCH_PREFIX}{uuid.uuid4().hex}"
-                    _files.make_dir(writer.grows_at / layout.OPEN_DIR / sign)
+                    files.make_dir(writer.grows_at / layout.OPEN_DIR / sign)
             except (ZarrowError, OSError) as error:
                 failure = error
         message, sign, beside = strategy.broadcast((None if failure is None else str(failure), sign, beside))
@@ -103,7 +103,7 @@ def open_together(
         visible = sign is None or _wait_for(Path(grows_at, layout.OPEN_DIR, sign))
         all_see_it = strategy.reduce_boolean_decision(visible)
         if sign is not None and trainer.global_rank == 0:
-            _files.remove_tree(Path(grows_at, layout.OPEN_DIR, sign))
+            files.remove_tree(Path(grows_at, layout.OPEN_DIR, sign))
         if not all_see_it:
             raise InvalidInputError(
                 f"{path}: not every rank sees the store that rank 0 opened"

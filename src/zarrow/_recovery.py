@@ -27,15 +27,16 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from zarrow import _catalog, _files
+from zarrow import _catalog
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, Source
-from zarrow._lock import FileLock
 from zarrow._open_segment import OpenSegment, discard, read, slots
 from zarrow._quarantine import put_aside
 from zarrow._reopening import enter_again, remove_segment_files, reopen
 from zarrow._seal import Dead, commit_claim, commit_copy, release, seal
+from zarrow._storage import files
+from zarrow._storage.lock import FileLock
 from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["finalize", "recover"]
@@ -65,8 +66,8 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     """
     # What the dead did last may not be on the disk. If we built on a record, or on the removal of an open
     # segment, that a power cut then takes back, its rows would be lost, or count twice.
-    _files.sync_dir(root / layout.SEGMENTS_DIR)
-    _files.sync_dir(root / layout.OPEN_DIR)
+    files.sync_dir(root / layout.SEGMENTS_DIR)
+    files.sync_dir(root / layout.OPEN_DIR)
     for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
         _remove_any(path)
     dead = _lock_all(root, spec, owner)
@@ -140,9 +141,9 @@ def _seal_dead(root: Path, spec: StoreSpec, one: Dead) -> None:
 
 def _remove_any(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        _files.remove_tree(path)
+        files.remove_tree(path)
     else:
-        _files.remove(path)
+        files.remove(path)
 
 
 def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
@@ -167,7 +168,7 @@ def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
             if reopens is not None:
                 remove_segment_files(root, spec, reopens)
                 taken_over = replace(owner, session=uuid.uuid4().hex)
-                _files.replace(path / layout.OWNER_JSON, taken_over.encode(), scratch=path.parent)
+                files.replace(path / layout.OWNER_JSON, taken_over.encode(), scratch=path.parent)
     except BaseException:
         release(dead.values())
         raise

@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _catalog, _files, _parts, _shard_rows
+from zarrow import _catalog, _parts, _shard_rows
 from zarrow._batches import Batch
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
-from zarrow._lock import FileLock
 from zarrow._open_segment import OpenSegment, read
 from zarrow._seal import Dead
+from zarrow._storage import files
+from zarrow._storage.lock import FileLock
 from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["enter_again", "remove_segment_files", "reopen"]
@@ -73,7 +74,7 @@ def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
     """Make the segment of the last record an open one; nobody else's rows follow its, so it has a session."""
     owner = replace(owner, session=uuid.uuid4().hex)
     record, _ = _catalog.read_record(root, number, spec)
-    segment = OpenSegment.build(_files.scratch_name(root / layout.OPEN_DIR), spec)
+    segment = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec)
     try:
         for batch in _committed_batches(root, spec, record):
             segment.append([batch])
@@ -84,7 +85,7 @@ def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
     _catalog.withdraw_manifest(root)
     _catalog.uncommit(root, spec, number, root / layout.OPEN_DIR)
     remove_segment_files(root, spec, number)
-    _files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
+    files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
     lock = FileLock(path / layout.LOCK)
     if not lock.acquire():
         raise StoreLockedError(f"{path}: another writer fills this open segment")
@@ -101,15 +102,15 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
     """
     for array in spec.arrays:
         shard = root / layout.shard_path(array.name, number, len(array.row_shape))
-        _files.require_own_dirs(root, shard)
-        _files.remove(shard)
-    _files.remove(root / layout.part_path(number))
+        files.require_own_dirs(root, shard)
+        files.remove(shard)
+    files.remove(root / layout.part_path(number))
 
 
 def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[Batch]:
     """Yield a committed segment's rows as they were appended, checked against its record."""
     path = root / layout.part_path(record.segment)
-    data = _files.read(path, limit_bytes=record.part.size_bytes)
+    data = files.read(path, limit_bytes=record.part.size_bytes)
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
         raise CorruptionError(f"{path}: not the bytes that were committed")
     table = _parts.to_wire(spec, data)

@@ -28,12 +28,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _catalog, _files, _parts, _shards
+from zarrow import _catalog, _parts, _shards
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
-from zarrow._lock import FileLock
 from zarrow._open_segment import OpenRows, OpenSegment, discard, open_shard
+from zarrow._storage import files
+from zarrow._storage.lock import FileLock
 
 __all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
 
@@ -81,12 +82,12 @@ def commit_claim(
         if shards[array.name].size_bytes:
             _place_shard(root, array, claim.segment, directory / layout.rows_name(array.name))
     part = directory / layout.PART
-    _files.remove(part)  # a crash may have left one
+    files.remove(part)  # a crash may have left one
     table = _parts.to_table(spec, batches, claim.segment * spec.segment_rows)
     assert table.num_rows == claim.rows
     facts = _parts.write_part(part, spec, table)
-    _files.rename(part, root / layout.part_path(claim.segment))
-    _files.sync_dir(root / layout.TABLE_DIR)
+    files.rename(part, root / layout.part_path(claim.segment))
+    files.sync_dir(root / layout.TABLE_DIR)
     record = SegmentRecord(
         segment=claim.segment, rows=claim.rows, arrays=shards, part=facts, sources=claim.sources
     )
@@ -98,22 +99,22 @@ def _place_shard(root: Path, array: layout.ArraySpec, segment: int, source: Path
     target = root / layout.shard_path(array.name, segment, len(array.row_shape))
     # Also where they are there already: who made them may have died before it synced them.
     for parent in reversed(target.parents[: len(array.row_shape)]):
-        _files.make_dir(parent, exist_ok=True)
-        _files.sync_dir(parent.parent)
+        files.make_dir(parent, exist_ok=True)
+        files.sync_dir(parent.parent)
     try:
-        _files.link(source, target)
+        files.link(source, target)
     except FileExistsError:
         if not os.path.samestat(target.lstat(), source.lstat()):
             # Left behind by a segment that was taken back or never committed: the number is ours.
-            _files.remove(target)
-            _files.link(source, target)
-    _files.sync_dir(target.parent)
+            files.remove(target)
+            files.link(source, target)
+    files.sync_dir(target.parent)
 
 
 def commit_copy(root: Path, spec: StoreSpec, claim: Claim, found: dict[str, OpenRows]) -> None:
     """Commit a claim of pieces of open segments, copied together."""
-    scratch = _files.scratch_name(root / layout.OPEN_DIR)
-    _files.make_dir(scratch)
+    scratch = files.scratch_name(root / layout.OPEN_DIR)
+    files.make_dir(scratch)
     shards = {}
     for index, array in enumerate(spec.arrays):
         shard = open_shard(scratch, array, spec.segment_rows, create=True)
@@ -130,7 +131,7 @@ def commit_copy(root: Path, spec: StoreSpec, claim: Claim, found: dict[str, Open
         for batch in found[source.slot].batches(spec, source.start, source.stop)
     ]
     commit_claim(root, spec, claim, scratch, shards, batches)
-    _files.remove_tree(scratch)
+    files.remove_tree(scratch)
 
 
 def _sealed(shard: _shards.Shard) -> ShardFacts:

@@ -27,12 +27,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _files, _threads
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._format.layout import ArraySpec, rows_name, tail_name
 from zarrow._format.records import ShardFacts
 from zarrow._format.shard_index import encode_index
 from zarrow._shard_rows import Entry, mapped, read_tail
+from zarrow._storage import files, threads
 
 __all__ = ["Appended", "EncodedShard", "PlainShard", "Shard"]
 
@@ -68,10 +68,10 @@ class _ShardFile:
         self._chunks = segment_rows // array.chunk_rows
         self._size_bytes = 0
         self._written_back = 0
-        self._fd = _files.create(self.path, exist_ok=not create)
+        self._fd = files.create(self.path, exist_ok=not create)
 
     def _write(self, data: Any, size_bytes: int) -> None:
-        _files.write(self._fd, data, self._size_bytes)
+        files.write(self._fd, data, self._size_bytes)
         self._size_bytes += size_bytes
 
     @property
@@ -82,21 +82,21 @@ class _ShardFile:
     def start_writeback(self) -> None:
         """Have the kernel start to write out what it was given, so that `sync` finds little to do."""
         size_bytes = self._size_bytes
-        _files.start_writeback(self._fd, self._written_back, size_bytes - self._written_back)
+        files.start_writeback(self._fd, self._written_back, size_bytes - self._written_back)
         self._written_back = size_bytes
 
     def _finish(self, sizes: Sequence[int], checksums: Sequence[int]) -> ShardFacts:
         """Write the index behind the chunks and make the shard durable."""
         index = encode_index(sizes, self._chunks)
-        _files.write(self._fd, index, self._size_bytes)
+        files.write(self._fd, index, self._size_bytes)
         size_bytes = self._size_bytes + len(index)
-        _files.truncate(self._fd, size_bytes)  # a crash may have left bytes behind
-        _files.sync(self._fd)
+        files.truncate(self._fd, size_bytes)  # a crash may have left bytes behind
+        files.sync(self._fd)
         return ShardFacts(size_bytes=size_bytes, chunks_crc32c=tuple(checksums), index_crc32c=crc32c(index))
 
     def sync(self) -> None:
         """Make all rows durable."""
-        _files.sync(self._fd)
+        files.sync(self._fd)
 
     def needs_sync(self, rows: int) -> bool:  # noqa: ARG002 - one kind of shard needs it
         """Tell whether appending `rows` rows would overwrite durable bytes."""
@@ -201,7 +201,7 @@ class PlainShard(_ShardFile):
         if used:
             padding = self.array.chunk_bytes - used
             # A hole reads as zeros, once what a crash may have left behind the rows is cut off.
-            _files.truncate(self._fd, position)
+            files.truncate(self._fd, position)
             self._size_bytes += padding
             sizes.append(self.array.chunk_bytes)
             checksums.append(combine(self._chunk_crc, crc32c_of_zeros(padding), padding))
@@ -239,7 +239,7 @@ class EncodedShard(_ShardFile):
         self._tail_crc = 0
         self._tail_durable = [False, False]
         self._tails = [
-            _files.create(directory / tail_name(array.name, side), exist_ok=not create) for side in (0, 1)
+            files.create(directory / tail_name(array.name, side), exist_ok=not create) for side in (0, 1)
         ]
 
     def needs_sync(self, rows: int) -> bool:
@@ -276,7 +276,7 @@ class EncodedShard(_ShardFile):
                 self._side = 1 - self._side
                 self._tail_durable[self._side] = False
                 self._tail_crc = 0
-            _files.write(self._tails[self._side], fresh, tail_start * self.array.row_bytes)
+            files.write(self._tails[self._side], fresh, tail_start * self.array.row_bytes)
             self._tail_crc = crc32c(fresh, self._tail_crc)
         else:
             self._tail_crc = 0
@@ -306,7 +306,7 @@ class EncodedShard(_ShardFile):
                     self._used = 0
 
     def _encode(self, chunks: Sequence[npt.NDArray[Any]]) -> None:
-        for data in _threads.in_order(self._codec.encode, chunks):
+        for data in threads.in_order(self._codec.encode, chunks):
             self._write(data, len(data))
             self._done.append((len(data), crc32c(data)))
 
@@ -324,9 +324,9 @@ class EncodedShard(_ShardFile):
 
     def sync(self) -> None:
         """Make all rows durable."""
-        _files.sync(self._fd)
+        files.sync(self._fd)
         if self._used:
-            _files.sync(self._tails[self._side])
+            files.sync(self._tails[self._side])
             self._tail_durable[self._side] = True
 
     def frames_synced(self) -> None:
@@ -342,7 +342,7 @@ class EncodedShard(_ShardFile):
             chunk[self._used :] = 0
             self._encode([chunk])
             # Once they are claimed, a power cut that takes rows of the frames' own copy would look like rot.
-            _files.sync(self._tails[self._side])
+            files.sync(self._tails[self._side])
         facts = self._finish([size for size, _ in self._done], [crc for _, crc in self._done])
         self._done, self._size_bytes = done, position
         return facts

@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files
 from zarrow._format import layout
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow._lock import FileLock
 from zarrow._origin import DERIVED_FROM, derived_names, origin
+from zarrow._storage import files
+from zarrow._storage.lock import FileLock
 from zarrow._view import View, take_view
 from zarrow.errors import (
     InvalidInputError,
@@ -94,8 +94,8 @@ def add_array(
     check_derived_name(view, name)
     target = root / layout.DERIVED_DIR / name
     try:
-        _files.make_dir(root / layout.DERIVED_DIR, exist_ok=True)
-        _files.sync_dir(root)
+        files.make_dir(root / layout.DERIVED_DIR, exist_ok=True)
+        files.sync_dir(root)
     except OSError as error:
         raise WriteFailedError(
             error.errno or 0, f"{target}: a derived array cannot be stored here: {error.strerror}"
@@ -126,7 +126,7 @@ def add_array(
                 writer.finalize()
         except BaseException:
             with contextlib.suppress(OSError):
-                _files.remove_tree(writer._root)  # readers would ignore it
+                files.remove_tree(writer._root)  # readers would ignore it
             raise
 
 
@@ -164,11 +164,11 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
         raise UnknownNameError(f"{root}: no derived array {name!r}: {known}")
     target = root / layout.DERIVED_DIR / name
     try:
-        _files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
-        scratch = _files.scratch_name(root / layout.OPEN_DIR)
-        _files.rename(target, scratch)  # gone in one step; a crash from here on leaves scratch
-        _files.sync_dir(root / layout.DERIVED_DIR)
-        _files.remove_tree(scratch)
+        files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
+        scratch = files.scratch_name(root / layout.OPEN_DIR)
+        files.rename(target, scratch)  # gone in one step; a crash from here on leaves scratch
+        files.sync_dir(root / layout.DERIVED_DIR)
+        files.remove_tree(scratch)
     except OSError as error:
         raise WriteFailedError(
             error.errno or 0, f"{target}: it cannot be removed: {error.strerror}"

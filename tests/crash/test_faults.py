@@ -19,7 +19,8 @@ from crash.workloads import (
     scratch,
     small_chunks,
 )
-from zarrow import _directory, _files
+from zarrow import _directory
+from zarrow._storage import files
 from zarrow.errors import WriteFailedError, ZarrowError
 
 pytestmark = pytest.mark.slow
@@ -184,8 +185,8 @@ def test_an_fsync_that_failed_is_not_tried_again():
 
 def test_a_write_that_writes_nothing_and_reports_no_error_is_an_error(tmp_path):
     """A file system that takes no bytes and says nothing does not hang the writer."""
-    with calls(_files.Calls()) as table:
+    with calls(files.Calls()) as table:
         table.pwrite = lambda fd, data, offset: 0
-        fd = _files.create(tmp_path / "file")
+        fd = files.create(tmp_path / "file")
         with pytest.raises(OSError, match="wrote nothing"):
-            _files.write(fd, b"rows", 0)
+            files.write(fd, b"rows", 0)

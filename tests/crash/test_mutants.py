@@ -12,10 +12,11 @@ from crash import test_bits
 from crash.disk import Recorder
 from crash.states import cuts, judge_all, kills, record_recovery
 from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
-from zarrow import _catalog, _files, _recovery, _seal, _shard_rows, _shards
+from zarrow import _catalog, _recovery, _seal, _shard_rows, _shards
 from zarrow._format import frames as _frames
 from zarrow._format import layout, zarr_metadata
 from zarrow._open_segment import OpenSegment
+from zarrow._storage import files
 from zarrow.errors import CorruptionError, ZarrowError
 
 pytestmark = pytest.mark.slow
@@ -119,12 +120,12 @@ def _record_before_part():
         def late(*args):
             real(*args)
             for one, two in waiting:
-                _files.calls.rename(str(one), str(two))
+                files.calls.rename(str(one), str(two))
             waiting.clear()
 
         return late
 
-    with patched(_files, "rename", rename), patched(_catalog, "commit", commit):
+    with patched(files, "rename", rename), patched(_catalog, "commit", commit):
         yield
 
 
@@ -136,7 +137,7 @@ def _shape_before_record():
             spec = _catalog.read_spec(root)
             rows = record.segment * spec.segment_rows + record.rows
             data = zarr_metadata.group_json(spec, rows)
-            _files.replace(root / layout.ARRAYS_DIR / "zarr.json", data, scratch=scratch)
+            files.replace(root / layout.ARRAYS_DIR / "zarr.json", data, scratch=scratch)
             real(root, record, scratch)
 
         return early
@@ -170,9 +171,9 @@ def _open_segment_gone_before_its_record():
             for source in record.sources:
                 path = root / layout.slot_dir(source.slot)
                 if path.exists():
-                    aside = _files.scratch_name(path.parent)
-                    _files.rename(path, aside)
-                    _files.rename(aside, path) if record.segment != 1 else None
+                    aside = files.scratch_name(path.parent)
+                    files.rename(path, aside)
+                    files.rename(aside, path) if record.segment != 1 else None
             real(root, record, scratch)
 
         return late
@@ -229,9 +230,9 @@ def _manifest_before_the_tails_are_packed():
 def _open_segment_removed_before_its_name_is():
     def discard(real):
         def unsynced(path):
-            aside = _files.scratch_name(path.parent)
-            _files.rename(path, aside)
-            _files.remove_tree(aside)
+            aside = files.scratch_name(path.parent)
+            files.rename(path, aside)
+            files.remove_tree(aside)
 
         return unsynced
 
@@ -339,7 +340,7 @@ def _names_that_recovery_finds_not_synced():
     def sync_dir(real):
         return lambda path: None if sys._getframe(1).f_code.co_name == "recover" else real(path)
 
-    with patched(_files, "sync_dir", sync_dir):
+    with patched(files, "sync_dir", sync_dir):
         yield
 
 

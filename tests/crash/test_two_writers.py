@@ -21,7 +21,7 @@ from crash.workloads import (
     scratch,
     small_chunks,
 )
-from zarrow import _files
+from zarrow._storage import files
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ BOTH = Workload("two writers", lambda run: None, {0: 80, 1: 80}, options=OPTIONS
 A, B = 0, 1
 
 
-class Interleaved(_files.Calls):
+class Interleaved(files.Calls):
     """Runs the whole of B's turn before one call of A's, and may end A's process there."""
 
     def __init__(self):
@@ -76,7 +76,7 @@ def _wrap(name, real):
     setattr(Interleaved, name, method)
 
 
-for _name, _real in inspect.getmembers(_files.Calls, inspect.isfunction):
+for _name, _real in inspect.getmembers(files.Calls, inspect.isfunction):
     if not _name.startswith("_"):
         _wrap(_name, _real)
 

@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 import zarr
 
 from crash.disk import Recorder, Tree
-from zarrow import _catalog, _files, _open_segment
+from zarrow import _catalog, _open_segment
 from zarrow._format import layout
+from zarrow._storage import files
 from zarrow.writer import Writer
 
 STREAM = 1_000_000
@@ -238,11 +239,11 @@ def scratch() -> Iterator[Path]:
 @contextlib.contextmanager
 def calls(recorder: Any) -> Iterator[Any]:
     """Put a table of calls in the place of the real one."""
-    before, _files.calls = _files.calls, recorder
+    before, files.calls = files.calls, recorder
     try:
         yield recorder
     finally:
-        _files.calls = before
+        files.calls = before
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 The commit record of a segment, the claim of a segment number, the owner of an open segment, the manifest
 of a complete store: frozen facts, as documents with their own checksum (`documents`).
 
-Place: tier 1; pure. What a crash leaves of them: all or nothing, see `_files.publish`.
+Place: tier 1; pure. What a crash leaves of them: all or nothing, see `_storage.files.publish`.
 """
 
 from __future__ import annotations

@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from zarrow import _files
 from zarrow._format import documents, layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW
 from zarrow._origin import origin
+from zarrow._storage import files
 from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, blocks, choose_array, split_finite, width_of
 from zarrow.analysis._moments import row_norms
@@ -242,11 +242,11 @@ def _write(store: Store, path: Path, data: npt.NDArray[np.uint8], facts: dict[st
     scratch = store.path / layout.OPEN_DIR
     try:
         for folder in (path.parent, scratch):
-            _files.make_dir(folder, exist_ok=True)
-        _files.sync_dir(store.path)
+            files.make_dir(folder, exist_ok=True)
+        files.sync_dir(store.path)
         store._view.guard()
         whole = b"".join([data.tobytes(), document, len(document).to_bytes(8, "little"), MAGIC])
-        _files.replace(path, whole, scratch=scratch)
+        files.replace(path, whole, scratch=scratch)
     except OSError as error:
         raise WriteFailedError(
             error.errno or errno.EIO, f"{path}: cannot be written: {error}; the store is as it was"
@@ -266,7 +266,7 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
     path = _path(store, array.name, metric)
     advice = f"make one: zarrow neighbours {store.path} --array {array.name} --metric {metric}"
     try:
-        data = np.asarray(_files.map_bytes(path))
+        data = np.asarray(files.map_bytes(path))
     except FileNotFoundError:
         raise NotFoundError(f"{path}: there is no index of neighbours; {advice}") from None
     tail = data[-TAIL_BYTES:].tobytes()

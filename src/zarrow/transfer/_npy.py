@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _files
 from zarrow._format.layout import ZARR_DTYPES
+from zarrow._storage import files as _files
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
 from zarrow.transfer._parquet import open_parts, write_parquet

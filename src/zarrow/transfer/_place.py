@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zarrow import _files
+from zarrow._storage import files
 
 __all__ = ["in_place"]
 
@@ -27,19 +27,19 @@ def in_place(target: Path) -> Iterator[Path]:
         yield scratch
         _sync(scratch)
         if os.path.lexists(target) and (target.is_dir() or scratch.is_dir()):
-            _files.exchange(scratch, target)
+            files.exchange(scratch, target)
         else:
-            _files.rename(scratch, target)
-        _files.sync_dir(target.parent)
+            files.rename(scratch, target)
+        files.sync_dir(target.parent)
     finally:
         _remove(scratch)  # after an exchange it is what was at the target
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        _files.remove_tree(path)
+        files.remove_tree(path)
     else:
-        _files.remove(path)
+        files.remove(path)
 
 
 def _sync(path: Path) -> None:
@@ -47,10 +47,10 @@ def _sync(path: Path) -> None:
     if not path.is_dir():
         fd = os.open(path, os.O_RDONLY)
         try:
-            _files.sync(fd)
+            files.sync(fd)
         finally:
             os.close(fd)
         return
     for entry in sorted(path.iterdir()):
         _sync(entry)
-    _files.sync_dir(path)
+    files.sync_dir(path)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _files
+from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Outgoing
 
@@ -65,9 +65,9 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
         end += size_bytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
-    fd = _files.create(scratch)
+    fd = files.create(scratch)
     try:
-        _files.write(fd, len(encoded).to_bytes(8, "little") + encoded, 0)
+        files.write(fd, len(encoded).to_bytes(8, "little") + encoded, 0)
         for start, batch, vectors in rows.batches():
             for name, values in (*zip(batch.schema.names, batch.columns, strict=True), *vectors.items()):
                 if isinstance(values, pa.Array):
@@ -79,7 +79,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                     values = values.to_numpy(zero_copy_only=False)
                 found = np.ascontiguousarray(values, dtypes[name])
                 place = 8 + len(encoded) + offsets[name] + start * (found.nbytes // max(len(found), 1))
-                _files.write(fd, found.reshape(-1).view(np.uint8).data, place)
+                files.write(fd, found.reshape(-1).view(np.uint8).data, place)
     finally:
         os.close(fd)
 

@@ -3,7 +3,7 @@
 A `FileLock` is a lock of the operating system on a file, which ends with the process that holds it, however
 that ends. Whoever takes it shared or exclusive may convert it; the file says who took it exclusively.
 
-Place: tier 1, on `_files`. What a crash leaves is a file that nobody holds, which the next holder takes.
+Place: tier 1, on `files`. What a crash leaves is a file that nobody holds, which the next holder takes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import weakref
 from pathlib import Path
 
-from zarrow import _files
+from zarrow._storage import files
 
 __all__ = ["FileLock"]
 
@@ -45,7 +45,7 @@ class FileLock:
     def acquire(self) -> bool:
         """Take the lock if it is free, and tell whether it was."""
         while True:
-            fd = _files.create(self.path, exist_ok=True)
+            fd = files.create(self.path, exist_ok=True)
             try:
                 fcntl.flock(fd, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -61,8 +61,8 @@ class FileLock:
                     _held.add(self)
                     try:
                         if self._holder:
-                            _files.truncate(fd, 0)
-                            _files.write(fd, self._holder, 0)
+                            files.truncate(fd, 0)
+                            files.write(fd, self._holder, 0)
                     except BaseException:
                         self.release()
                         raise
@@ -81,7 +81,7 @@ class FileLock:
     def holder(self) -> bytes:
         """Return what the last exclusive holder wrote into the file."""
         try:
-            return _files.read(self.path)
+            return files.read(self.path)
         except FileNotFoundError:
             return b""
 
@@ -90,7 +90,7 @@ class FileLock:
         if self._fd >= 0:
             try:
                 if remove_file:
-                    _files.remove(self.path)
+                    files.remove(self.path)
             finally:
                 os.close(self._fd)
                 self._fd = -1

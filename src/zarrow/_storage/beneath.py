@@ -17,8 +17,8 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from zarrow._files import data_end
 from zarrow._format.checksum import crc32c
+from zarrow._storage.files import data_end
 from zarrow.errors import CorruptionError
 
 __all__ = ["Beneath", "PlainFile"]
