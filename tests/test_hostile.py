@@ -25,13 +25,13 @@ import pytest
 from crash.workloads import scratch
 
 import zarrow
-from zarrow import _catalog
 from zarrow._format import frames, layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.pages import read_footer
 from zarrow._format.records import PartFacts, ShardFacts
 from zarrow._format.shard_index import encode_index
+from zarrow._read import catalog
 
 MEMORY_BYTES = 192 << 20
 """By how much a process may grow; every bomb here is larger."""
@@ -119,7 +119,7 @@ def rewrite_array(store: Path, array: str, /, **changes: Any) -> None:
 
 def recommit(store: Path, number: int, **changes: Any) -> None:
     """Write a segment's record anew, and the manifest to fit."""
-    record = replace(_catalog.read_record(store, number, _catalog.read_spec(store))[0], **changes)
+    record = replace(catalog.read_record(store, number, catalog.read_spec(store))[0], **changes)
     (store / layout.record_path(number)).write_bytes(record.encode())
     if (store / "manifest.json").exists():
         manifest = decode_document((store / "manifest.json").read_bytes(), "")
@@ -143,7 +143,7 @@ def replace_chunk(store: Path, number: int, chunk: bytes, index: bytes | None = 
     facts = ShardFacts(
         size_bytes=len(chunk) + len(index), chunks_crc32c=(crc32c(chunk),), index_crc32c=crc32c(index)
     )
-    record, _ = _catalog.read_record(store, number, _catalog.read_spec(store))
+    record, _ = catalog.read_record(store, number, catalog.read_spec(store))
     recommit(store, number, arrays={**record.arrays, "z": facts})
 
 
@@ -164,7 +164,7 @@ def reframe(store: Path, change: Callable[[bytearray], None]) -> None:
 
 def repay(store: Path, payload: bytes, rows: int) -> None:
     """Write a journal of one frame whose payload is this."""
-    spec = _catalog.read_spec(store)
+    spec = catalog.read_spec(store)
     slot = slot_of(store)
     ones = crc32c((slot / "e.rows").read_bytes()[: rows * 12])
     tails = [path.read_bytes()[: rows * 4] for path in sorted(slot.glob("z.tail*"))]
@@ -249,7 +249,7 @@ def zstd(size: int) -> bytes:
 
 def compressed_payload(store: Path, outside: Path) -> None:
     """A record batch whose buffers are compressed, and say that they are large."""
-    spec = _catalog.read_spec(store)
+    spec = catalog.read_spec(store)
     rows = 5
     text = pa.array(["a" * (BOMB_BYTES // 8), *"bcde"])
     batch = pa.record_batch([np.arange(rows), text, pa.nulls(rows, pa.int64())], schema=spec.wire_schema)
@@ -263,7 +263,7 @@ def compressed_payload(store: Path, outside: Path) -> None:
 
 def wild_offsets(store: Path, outside: Path) -> None:
     """A record batch whose strings begin far behind its end."""
-    spec = _catalog.read_spec(store)
+    spec = catalog.read_spec(store)
     columns = [pa.array(range(5)), pa.array(list("abcde")), pa.nulls(5, pa.int64())]
     payload = pa.RecordBatch.from_arrays(columns, schema=spec.wire_schema).serialize().to_pybytes()
     offsets = np.arange(6, dtype="<i4").tobytes()

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import zarrow
-from zarrow import _keys
 from zarrow._format import key_tables as _key_tables
 from zarrow._format import key_words, layout
+from zarrow._read import keys as _keys
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,

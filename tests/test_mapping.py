@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zarrow import _mapping
-from zarrow._mapping import File, JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read import mapping
+from zarrow._read.mapping import File, JoinedRows, RowsPerFile, ShardFile, map_rows
 from zarrow.errors import CorruptionError, StoreChangedError
 
 ROWS = 1000
@@ -54,7 +54,7 @@ def maps_of(path: Path) -> int:
 @pytest.fixture(params=["joined", "per file"])
 def found(request, tmp_path, vectors, monkeypatch):
     if request.param == "per file":
-        monkeypatch.setattr(_mapping, "_max_maps", lambda: 0)
+        monkeypatch.setattr(mapping, "_max_maps", lambda: 0)
     rows = mapped(write(tmp_path, vectors), vectors)
     assert isinstance(rows, JoinedRows if request.param == "joined" else RowsPerFile)
     return rows
@@ -76,7 +76,7 @@ def test_takes_rows_in_any_order(found, vectors):
 @pytest.mark.parametrize("count", [7, 1000])
 def test_a_large_gather_is_that_of_a_small_one(tmp_path, vectors, monkeypatch, count):
     """Where several threads gather, every row comes to its place, in a buffer that was given, too."""
-    monkeypatch.setattr(_mapping, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(mapping, "_PIECE_BYTES", 100)
     found = mapped(write(tmp_path, vectors), vectors)
     rows = np.random.default_rng(1).integers(0, ROWS, count)
     np.testing.assert_array_equal(found.take(rows), vectors[rows])
@@ -208,8 +208,8 @@ def test_rows_of_one_file_need_fill_no_pages(tmp_path):
 
 def test_few_maps_are_kept_at_a_time(tmp_path, vectors, monkeypatch):
     """Where files are mapped one by one, those not used for long are let go, and come back when wanted."""
-    monkeypatch.setattr(_mapping, "_max_maps", lambda: 0)
-    monkeypatch.setattr(_mapping, "_MAPS_KEPT", 2)
+    monkeypatch.setattr(mapping, "_max_maps", lambda: 0)
+    monkeypatch.setattr(mapping, "_MAPS_KEPT", 2)
     rows = mapped(write(tmp_path, vectors), vectors)
     for start in range(0, ROWS, 100):
         np.testing.assert_array_equal(rows.read(start, start + 50), vectors[start : start + 50])
@@ -220,7 +220,7 @@ def test_few_maps_are_kept_at_a_time(tmp_path, vectors, monkeypatch):
 
 def test_maps_are_let_go_when_the_process_may_have_no_more(tmp_path, vectors, monkeypatch):
     """Where the kernel refuses a map, those of other files make room."""
-    limit, put = 2, _mapping._Region.put
+    limit, put = 2, mapping._Region.put
 
     def limited(region, *args):
         gc.collect()
@@ -228,8 +228,8 @@ def test_maps_are_let_go_when_the_process_may_have_no_more(tmp_path, vectors, mo
             raise OSError(12, "so many maps")
         put(region, *args)
 
-    monkeypatch.setattr(_mapping, "_max_maps", lambda: 0)
-    monkeypatch.setattr(_mapping._Region, "put", limited)
+    monkeypatch.setattr(mapping, "_max_maps", lambda: 0)
+    monkeypatch.setattr(mapping._Region, "put", limited)
     rows = mapped(write(tmp_path, vectors), vectors)
     np.testing.assert_array_equal(rows.take(np.arange(ROWS)), vectors)
     limit = 0
@@ -244,7 +244,7 @@ def test_no_address_space_is_no_obstacle(tmp_path, vectors, monkeypatch):
         def __init__(self, *args):
             raise OSError(12, "no memory")
 
-    monkeypatch.setattr(_mapping, "JoinedRows", Refused)
+    monkeypatch.setattr(mapping, "JoinedRows", Refused)
     rows = mapped(write(tmp_path, vectors), vectors)
     np.testing.assert_array_equal(rows.read(0, ROWS), vectors)
 

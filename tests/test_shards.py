@@ -22,7 +22,7 @@ from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.layout import ArraySpec, StoreSpec
 from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, encode_index, index_bytes
-from zarrow._shard_rows import committed_rows, sound_frames
+from zarrow._read.shard_rows import committed_rows, sound_frames
 from zarrow._shards import EncodedShard, PlainShard
 from zarrow.errors import CorruptionError
 

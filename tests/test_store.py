@@ -1056,7 +1056,7 @@ class TestCost:
 
     def test_records_are_not_kept_for_ever(self, tmp_path, monkeypatch):
         """What a snapshot keeps of the records it read does not grow with the segments."""
-        monkeypatch.setattr("zarrow._catalog._RECORD_BYTES", 1 << 20)  # so that eight are many
+        monkeypatch.setattr("zarrow._read.catalog._RECORD_BYTES", 1 << 20)  # so that eight are many
         with zarrow.Writer(tmp_path / "s", segment_rows=64) as writer:
             append(writer, 0, 64 * 30, 64)
             writer.finalize()

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import zarrow
-from zarrow import _catalog, _keys
 from zarrow._format import key_tables, layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.pages import read_footer
 from zarrow._format.records import Claim, PartFacts, SegmentRecord, Source
+from zarrow._read import catalog, keys
 from zarrow.errors import InvalidInputError, NotAStoreError, StoreNotFoundError
 from zarrow.verify import Report
 
@@ -91,7 +91,7 @@ def messages(report: Report) -> str:
 
 def rewrite_record(store: Path, number: int, **changes: Any) -> None:
     """Write a segment's record anew, with a sound checksum, and leave the manifest out."""
-    record, _ = _catalog.read_record(store, number, _catalog.read_spec(store))
+    record, _ = catalog.read_record(store, number, catalog.read_spec(store))
     facts = {name: getattr(record, name) for name in ("segment", "rows", "arrays", "part", "sources")}
     (store / layout.record_path(number)).write_bytes(SegmentRecord(**(facts | changes)).encode())
     (store / "manifest.json").unlink(missing_ok=True)
@@ -225,11 +225,11 @@ def index_of(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     edit(columns)
     schema = pa.schema({"id": pa.int64(), "q": pa.string(), "row": pa.int64()})
     identity = key_tables.identity_of(
-        _catalog.read_spec(store), opened.num_rows, _catalog.read_snapshot(store).manifest
+        catalog.read_spec(store), opened.num_rows, catalog.read_snapshot(store).manifest
     )
     with (store / "index/keys.index").open("w+b") as file, tempfile.TemporaryFile() as spill:
         batches = pa.table(columns, schema).to_batches()
-        _keys.build(file.fileno(), spill.fileno(), batches, identity)
+        keys.build(file.fileno(), spill.fileno(), batches, identity)
 
 
 def swap(values: list[Any]) -> None:
@@ -340,7 +340,7 @@ def test_sound_checksums_over_wrong_values_are_found(store: Path) -> None:
     """A part that counts its rows wrongly, checksums and all, is found at the highest level only."""
     table = pq.read_table(store / PART)
     wrong = table.set_column(2, "row", pa.array(np.arange(9, 17)))
-    schema = _catalog.read_spec(store).table_schema
+    schema = catalog.read_spec(store).table_schema
     pq.write_table(wrong.cast(schema), store / PART, store_schema=True)
     data = (store / PART).read_bytes()
     rewrite_record(store, 1, part=part_facts(data))
@@ -472,7 +472,7 @@ def test_a_claim_whose_rows_are_there_is_a_note(unfinished: Path) -> None:
 
 def test_zarr_metadata_that_are_behind_are_a_defect(store: Path) -> None:
     """All rows are there, but Zarr readers do not see them."""
-    spec = _catalog.read_spec(store)
+    spec = catalog.read_spec(store)
     (store / "embeddings.zarr/zarr.json").write_bytes(zarr_metadata.group_json(spec, 16))
     (finding,) = zarrow.verify(store).findings
     assert (finding.severity, finding.path) == ("defect", "embeddings.zarr/zarr.json")
@@ -480,8 +480,8 @@ def test_zarr_metadata_that_are_behind_are_a_defect(store: Path) -> None:
 
 def test_zarr_metadata_that_a_kill_left_behind_are_a_note(unfinished: Path) -> None:
     """Between commit and metadata a writer may be killed: the claim says so."""
-    spec = _catalog.read_spec(unfinished)
-    record, _ = _catalog.read_record(unfinished, 1, _catalog.read_spec(unfinished))
+    spec = catalog.read_spec(unfinished)
+    record, _ = catalog.read_record(unfinished, 1, catalog.read_spec(unfinished))
     claim = Claim(segment=1, sources=record.sources)
     (unfinished / "segments/00000001.claim").write_bytes(claim.encode())
     (unfinished / "embeddings.zarr/zarr.json").write_bytes(zarr_metadata.group_json(spec, 8))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from zarrow import _catalog
 from zarrow._audit_names import MAX_STRAYS, Names
 from zarrow._findings import Finding, Findings
 from zarrow._format import layout
@@ -19,6 +18,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
 from zarrow._quarantine import put_aside
+from zarrow._read import catalog
 from zarrow._storage.beneath import Beneath
 from zarrow._storage.files import MAX_DOCUMENT_BYTES
 from zarrow.errors import CorruptionError
@@ -81,7 +81,7 @@ class Documents:
         path = layout.MANIFEST_JSON
         try:
             self.files.open(path).__exit__()
-            self.manifest = _catalog.read_manifest(self.files.root, self.spec)
+            self.manifest = catalog.read_manifest(self.files.root, self.spec)
             self.found.checked_files += 1
         except FileNotFoundError:
             return

@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _audit_store, _catalog, _key_index, _recovery, _seal
+from zarrow import _audit_store, _recovery, _seal
 from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._audit_segment import read_sample_index
 from zarrow._audit_store import Audited
@@ -34,6 +34,7 @@ from zarrow._format.layout import SAMPLE_INDEX, StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
 from zarrow._open_segment import OpenSegment
 from zarrow._quarantine import Aside, put_aside
+from zarrow._read import catalog, key_index
 from zarrow._storage import files
 from zarrow._storage.beneath import Beneath
 from zarrow.errors import CorruptionError, ZarrowError
@@ -153,7 +154,7 @@ def _require_readable(root: Path, report: Report) -> None:
 
 def _require_spec(root: Path) -> None:
     try:
-        _catalog.read_spec(root)
+        catalog.read_spec(root)
     except CorruptionError as error:
         raise CorruptionError(f"{error}; {_RESTORE}") from error
 
@@ -366,7 +367,7 @@ def _whole(path: str) -> str:
 def _rebuild_index(root: Path, spec: StoreSpec) -> None:
     """Make the index anew if the store can have one, else remove it: it is derived."""
     if spec.keys and (root / layout.MANIFEST_JSON).exists():
-        _key_index.build_index(root)
+        key_index.build_index(root)
     else:
         files.remove(root / layout.KEY_INDEX)
         files.sync_dir(root / layout.INDEX_DIR)
@@ -404,7 +405,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
         manifest.append(others.pop(0))
     for number, one in enumerate((*manifest, *others)):
         if number == len(manifest) and any(_takes_rows(other) for other in others):
-            _catalog.withdraw_manifest(root)
+            catalog.withdraw_manifest(root)
         one.aside.fill(
             {
                 "path": one.path,
@@ -414,7 +415,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
                 "reasons": list(one.reasons),
             }
         )
-    spec = _catalog.create(root, plan.spec, root / layout.OPEN_DIR)
+    spec = catalog.create(root, plan.spec, root / layout.OPEN_DIR)
     dead = _recovery.recover(root, spec, owner)
     try:
         for segment in dead:
@@ -423,7 +424,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
                 OpenSegment.adopt(segment.rows, spec, segment.rows.owner, segment.lock).close(keep_lock=True)
     finally:
         _seal.release(dead)
-    _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
+    catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
     if finalize:
         _recovery.finalize(root, spec, owner)
     _remove_empty_dirs(root, plan)

@@ -30,13 +30,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _shard_rows, _shards
+from zarrow import _shards
 from zarrow._batches import Batch, payload
 from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, ShardFacts
+from zarrow._read import shard_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow.errors import CorruptionError, StoreLockedError
@@ -112,7 +113,7 @@ class OpenRows:
                 first += facts.chunk_rows
                 offset += chunk.size_bytes
         if max(start, first) < stop:
-            tail = _shard_rows.read_tail(
+            tail = shard_rows.read_tail(
                 self.path, facts, self.frames[-1].arrays[array].tail_side, stop - first
             )
             yield tail[max(start, first) - first :]
@@ -176,7 +177,7 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     )
     counts = [frame.rows for frame in found.frames]
     checks = [
-        _shard_rows.sound_frames(path, array, [frame.arrays[index] for frame in found.frames], counts)
+        shard_rows.sound_frames(path, array, [frame.arrays[index] for frame in found.frames], counts)
         for index, array in enumerate(spec.arrays)
     ]
     sound = len(found.frames)

@@ -27,12 +27,12 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from zarrow import _catalog
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, Source
 from zarrow._open_segment import OpenSegment, discard, read, slots
 from zarrow._quarantine import put_aside
+from zarrow._read import catalog
 from zarrow._reopening import enter_again, remove_segment_files, reopen
 from zarrow._seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow._storage import files
@@ -73,8 +73,8 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     dead = _lock_all(root, spec, owner)
     try:
         _drop_after_gap(dead, spec)
-        for claim in _catalog.read_claims(root):
-            if not _catalog.has_record(root, claim.segment):
+        for claim in catalog.read_claims(root):
+            if not catalog.has_record(root, claim.segment):
                 _finish(root, spec, claim, dead)
         _clean_claims(root, spec, dead)
         if any(one.start for one in dead.values()):
@@ -103,7 +103,7 @@ def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
     """
     short: dict[str, Dead] = {}
     try:
-        while (gap := _catalog.dense_segments(root)) < len(numbers := _catalog.segment_numbers(root)):
+        while (gap := catalog.dense_segments(root)) < len(numbers := catalog.segment_numbers(root)):
             if gap not in put_aside(root):
                 raise CorruptionError(
                     f"{root / layout.record_path(gap)}: the record is missing, though there are later ones: "
@@ -160,7 +160,7 @@ def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
                 lock.release()
                 raise
             reopens = None if found is None else found.owner.reopens
-            if found is None or (reopens is not None and _catalog.has_record(root, reopens)):
+            if found is None or (reopens is not None and catalog.has_record(root, reopens)):
                 lock.release()
                 discard(path)
                 continue
@@ -226,10 +226,10 @@ def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead]) ->
 
 def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     """Remove open segments whose rows are all committed, then the claims that say so."""
-    claims = _catalog.read_claims(root)
+    claims = catalog.read_claims(root)
     covered: dict[str, int] = {}
     for claim in claims:
-        record, _ = _catalog.read_record(root, claim.segment, spec)
+        record, _ = catalog.read_record(root, claim.segment, spec)
         if record.sources == claim.sources:
             for source in claim.sources:
                 covered[source.slot] = max(covered.get(source.slot, 0), source.stop)
@@ -241,7 +241,7 @@ def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
             dead[slot].start = stop
     for claim in claims:
         if not any(source.slot in dead for source in claim.sources):
-            _catalog.release_claim(root, claim)
+            catalog.release_claim(root, claim)
 
 
 # The end
@@ -269,7 +269,7 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     CorruptionError
         If rows that were durable are damaged.
     """
-    manifest = _catalog.read_manifest(root, spec)
+    manifest = catalog.read_manifest(root, spec)
     dead = {one.rows.slot: one for one in recover(root, spec, owner)}
     assert manifest is None or not dead, "a complete store has no open rows"
     try:
@@ -282,12 +282,12 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
             _pack(root, spec, dead)
     finally:
         release(dead.values())
-    if not _catalog.dense_segments(root):
-        claim = _catalog.claim(root, [], root / layout.OPEN_DIR)
+    if not catalog.dense_segments(root):
+        claim = catalog.claim(root, [], root / layout.OPEN_DIR)
         commit_copy(root, spec, claim, {})
-        _catalog.release_claim(root, claim)
-    _catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
-    return manifest or _catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
+        catalog.release_claim(root, claim)
+    catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
+    return manifest or catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
 
 
 def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
@@ -311,6 +311,6 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
                 room = spec.segment_rows
     found = {slot: one.rows for slot, one in dead.items()}
     for sources in filter(None, pieces):
-        commit_copy(root, spec, _catalog.claim(root, sources, root / layout.OPEN_DIR), found)
+        commit_copy(root, spec, catalog.claim(root, sources, root / layout.OPEN_DIR), found)
     _clean_claims(root, spec, dead)
     assert not dead

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _catalog, _parts, _shard_rows
+from zarrow import _parts
 from zarrow._batches import Batch
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
@@ -30,6 +30,7 @@ from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._open_segment import OpenSegment, read
+from zarrow._read import catalog, shard_rows
 from zarrow._seal import Dead
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
@@ -60,20 +61,20 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
         The open segment, its lock held; None if the last segment is full.
     """
     if not _last_is_short(root, spec):
-        _catalog.withdraw_manifest(root)
+        catalog.withdraw_manifest(root)
         return None
-    return enter_again(root, spec, owner, _catalog.dense_segments(root) - 1)
+    return enter_again(root, spec, owner, catalog.dense_segments(root) - 1)
 
 
 def _last_is_short(root: Path, spec: StoreSpec) -> bool:
-    segments = _catalog.dense_segments(root)
-    return bool(segments) and _catalog.read_record(root, segments - 1, spec)[0].rows < spec.segment_rows
+    segments = catalog.dense_segments(root)
+    return bool(segments) and catalog.read_record(root, segments - 1, spec)[0].rows < spec.segment_rows
 
 
 def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
     """Make the segment of the last record an open one; nobody else's rows follow its, so it has a session."""
     owner = replace(owner, session=uuid.uuid4().hex)
-    record, _ = _catalog.read_record(root, number, spec)
+    record, _ = catalog.read_record(root, number, spec)
     segment = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec)
     try:
         for batch in _committed_batches(root, spec, record):
@@ -82,8 +83,8 @@ def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
         path = segment.path
     finally:
         segment.close()
-    _catalog.withdraw_manifest(root)
-    _catalog.uncommit(root, spec, number, root / layout.OPEN_DIR)
+    catalog.withdraw_manifest(root)
+    catalog.uncommit(root, spec, number, root / layout.OPEN_DIR)
     remove_segment_files(root, spec, number)
     files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
     lock = FileLock(path / layout.LOCK)
@@ -115,7 +116,7 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
         raise CorruptionError(f"{path}: not the bytes that were committed")
     table = _parts.to_wire(spec, data)
     blocks = [
-        _shard_rows.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
+        shard_rows.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
         for array in spec.arrays
     ]
     step = min((array.chunk_rows for array in spec.arrays), default=spec.segment_rows)

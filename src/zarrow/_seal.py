@@ -14,7 +14,7 @@ open segments, which are untouched until 5; after 4, leftovers. Every step may b
 
 A claim may also stand for pieces of several open segments: those are copied together first (`commit_copy`).
 
-Place: tier 3, used by `writer`, `_recovery` and `_reopening`; orders what `_catalog`, `_parts` and
+Place: tier 3, used by `writer`, `_recovery` and `_reopening`; orders what `_read.catalog`, `_parts` and
 `_open_segment` do.
 """
 
@@ -28,11 +28,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _catalog, _parts, _shards
+from zarrow import _parts, _shards
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
 from zarrow._open_segment import OpenRows, OpenSegment, discard, open_shard
+from zarrow._read import catalog
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 
@@ -60,11 +61,11 @@ def seal(root: Path, spec: StoreSpec, segment: OpenSegment, known: int = 0) -> i
     """
     shards = segment.seal_shards()
     source = Source(slot=segment.slot, start=0, stop=segment.rows)
-    claim = _catalog.claim(root, [source], segment.path.parent, known)
+    claim = catalog.claim(root, [source], segment.path.parent, known)
     dense = commit_claim(root, spec, claim, segment.path, shards, segment.batches(), known)
     segment.close()
     discard(segment.path)
-    _catalog.release_claim(root, claim)
+    catalog.release_claim(root, claim)
     return dense
 
 
@@ -91,8 +92,8 @@ def commit_claim(
     record = SegmentRecord(
         segment=claim.segment, rows=claim.rows, arrays=shards, part=facts, sources=claim.sources
     )
-    _catalog.commit(root, record, root / layout.OPEN_DIR)
-    return _catalog.publish_shape(root, spec, root / layout.OPEN_DIR, known=known)
+    catalog.commit(root, record, root / layout.OPEN_DIR)
+    return catalog.publish_shape(root, spec, root / layout.OPEN_DIR, known=known)
 
 
 def _place_shard(root: Path, array: layout.ArraySpec, segment: int, source: Path) -> None:

@@ -10,7 +10,7 @@ here hold whole rows and lie in row order, so that:
   unfinished chunk lie in a *tail* file until then. There are two of those, used by turns: while the
   first rows of a new chunk go into one, the other still holds what the last frame vouches for.
 
-Each class also goes on behind the rows that a crash left (`restore`), once `_shard_rows.sound_frames` has
+Each class also goes on behind the rows that a crash left (`restore`), once `_read.shard_rows.sound_frames` has
 told up to which frame the bytes are those that were written.
 
 Place: tier 2, used by `_open_segment` and `_seal`. Must not import its siblings; the codecs are handed in. A
@@ -31,7 +31,7 @@ from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._format.layout import ArraySpec, rows_name, tail_name
 from zarrow._format.records import ShardFacts
 from zarrow._format.shard_index import encode_index
-from zarrow._shard_rows import Entry, mapped, read_tail
+from zarrow._read.shard_rows import Entry, mapped, read_tail
 from zarrow._storage import files, threads
 
 __all__ = ["Appended", "EncodedShard", "PlainShard", "Shard"]

@@ -21,7 +21,7 @@ from typing import Any
 
 from zarrow._format import layout
 from zarrow._format.records import Owner
-from zarrow._view import View, take_view
+from zarrow._read.view import View, take_view
 from zarrow.errors import NotAStoreError
 
 __all__ = ["Watch"]

@@ -2,9 +2,9 @@
 
 A projection, a reconstruction, a score: `add_array` stores what was computed from a store's rows beside
 them, row by row, so that ``store[name]``, ``store.take``, xarray and the other readers find it. The
-committed rows stay as they are (`_derived` says where it lies and when it is believed).
+committed rows stay as they are (`_read.derived` says where it lies and when it is believed).
 
-Place: above `writer`, which does the writing, and `_derived`; imported by the package and by `analysis`.
+Place: above `writer`, which does the writing, and `_read.derived`; imported by the package and by `analysis`.
 A crash of `add_array` leaves the array that was there before, or none; what it had written so far is
 ignored by readers and replaced by the next attempt.
 """
@@ -23,10 +23,10 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow._origin import DERIVED_FROM, derived_names, origin
+from zarrow._read.origin import DERIVED_FROM, derived_names, origin
+from zarrow._read.view import View, take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._view import View, take_view
 from zarrow.errors import (
     InvalidInputError,
     StoreChangedError,

@@ -10,8 +10,8 @@ instant, however many writers are at work. A `Store` hands out
 * row numbers by key: `Store.locate`, through an index on disk.
 
 Nothing is read that was not asked for, and nothing is read at opening but what the store is. The class says
-what may be asked and what comes of it; the work is done by `_columns`, `_arrays`, `_join` and `_key_index`,
-which `_opened` brings together for one snapshot.
+what may be asked and what comes of it; the work is done by `_read.columns`, `_read.arrays`, `_read.join` and `_read.key_index`,
+which `_read.opened` brings together for one snapshot.
 
 Place: tier 4, with `writer` and `verify`, which it must not import. Never writes, never locks: a reader
 needs no write permission, and a crash of one leaves nothing.
@@ -29,14 +29,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._arrays import Check, StoreArray, row_numbers
-from zarrow._columns import Columns
-from zarrow._derived import Derived
-from zarrow._filters import asked_columns
-from zarrow._join import Join, Joined, Vectors, batch_rows, rows_found
-from zarrow._key_values import read_keys
-from zarrow._opened import Opened
-from zarrow._view import View, take_view
+from zarrow._read.arrays import Check, StoreArray, row_numbers
+from zarrow._read.asked_keys import read_keys
+from zarrow._read.columns import Columns
+from zarrow._read.derived import Derived
+from zarrow._read.filters import asked_columns
+from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
+from zarrow._read.opened import Opened
+from zarrow._read.view import View, take_view
 from zarrow.errors import InvalidInputError, StoreChangedError
 
 if TYPE_CHECKING:
@@ -319,9 +319,9 @@ class Store:
         >>> zarrow.testing.example_store().to_polars().select(pl.len()).collect().item()
         5000
         """
-        from zarrow import _engines
+        from zarrow._read import engines
 
-        return _engines.polars_frame(*self._columns.full_parts())
+        return engines.polars_frame(*self._columns.full_parts())
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run SQL over the narrow columns, with DuckDB; the table is called ``predictions``.

@@ -26,8 +26,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._column_values import ColumnValues, column_values
 from zarrow._format.layout import ROW
+from zarrow._read.column_values import ColumnValues, column_values
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, open
 

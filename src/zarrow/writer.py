@@ -35,7 +35,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from zarrow import _batches, _catalog, _parts, _recovery, _reopening, _seal
+from zarrow import _batches, _parts, _recovery, _reopening, _seal
 from zarrow._appender import Appender, Durability
 from zarrow._declaration import Declaration
 from zarrow._directory import Mode, claim_store, install
@@ -43,6 +43,7 @@ from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, this_host
 from zarrow._queue import Later
+from zarrow._read import catalog
 from zarrow.errors import (
     BatchError,
     InvalidInputError,
@@ -364,7 +365,7 @@ class Writer:
             return
         self._check_usable()
         if self._spec is None and (self._root / layout.STORE_JSON).exists():
-            found = _catalog.read_spec(self._root)  # another writer of a shared store had the first batch
+            found = catalog.read_spec(self._root)  # another writer of a shared store had the first batch
             self._declaration.check(found)
             self._set_spec(found)
         elif self._spec is None:
@@ -467,7 +468,7 @@ class Writer:
         if batch is not None:
             # The first batch must be one, before a store is made after it.
             _batches.BatchReader(spec).read(table, arrays, sample_index, copy=False, number=0)
-        found = _catalog.create(self._root, spec, self._root / layout.OPEN_DIR)
+        found = catalog.create(self._root, spec, self._root / layout.OPEN_DIR)
         if found.uuid != spec.uuid:
             self._declaration.check(found)
         self._set_spec(found)
@@ -485,16 +486,16 @@ class Writer:
             if shared:
                 self._lock.convert(shared=True)
             return
-        spec = _catalog.read_spec(self._root)
+        spec = catalog.read_spec(self._root)
         self._declaration.check(spec)
-        _catalog.create(self._root, spec, self._root / layout.OPEN_DIR)  # what a crash may have left out
+        catalog.create(self._root, spec, self._root / layout.OPEN_DIR)  # what a crash may have left out
         self._set_spec(spec)
         if self._lock.shared:
             return  # other writers are at work; whoever was first has recovered
         dead = _recovery.recover(self._root, spec, self._owner)
         try:
             reopened = _reopening.reopen(self._root, spec, self._owner)
-            committed = _catalog.read_snapshot(self._root).rows
+            committed = catalog.read_snapshot(self._root).rows
         except BaseException:
             _seal.release(dead)
             raise

@@ -13,7 +13,7 @@ The column ``row`` is no variable: it is the position along the dimension ``row`
 variable of a dimension's name for an index.
 
 Opening reads what the store is, and no row. Rows are read where xarray asks for them, segment by segment
-with dask (``chunks={}``). `_column_values` says which dtypes columns have.
+with dask (``chunks={}``). `_read.column_values` says which dtypes columns have.
 
 Place: tier 5, the edge that faces xarray; imported by nothing of the library. Reads only.
 """
@@ -32,10 +32,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from zarrow._column_values import ColumnValues, column_values
 from zarrow._format import layout
 from zarrow._format.layout import ROW
 from zarrow._format.zarr_metadata import dimension_names
+from zarrow._read.column_values import ColumnValues, column_values
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, open
 

@@ -50,8 +50,8 @@ import pyarrow.parquet as pq
 from harness import command
 
 import zarrow
-from zarrow import _catalog
 from zarrow._format import layout
+from zarrow._read import catalog
 
 BLOCK = 8192
 TASKS = ["gather", "scan", "filter", "cold", "locate", "mean", "nanmean"]
@@ -470,15 +470,15 @@ def start(folder: Path) -> None:
         writer.append({"id": np.arange(128)}, {"v": np.ones((128, 16), np.float32)})
         writer.finalize()
     # The other segments are the first one over again: to write them all would take ten minutes.
-    spec = _catalog.read_spec(path)
-    record, _ = _catalog.read_record(path, 0, spec)
+    spec = catalog.read_spec(path)
+    record, _ = catalog.read_record(path, 0, spec)
     for number in range(2, segments):
         for name in (layout.part_path, lambda number: layout.shard_path("v", number, 1)):
             (path / name(number)).parent.mkdir(parents=True, exist_ok=True)
             os.link(path / name(0), path / name(number))
         copy = dataclasses.replace(record, segment=number)
         (path / layout.record_path(number)).write_bytes(copy.encode())
-    _catalog.publish_manifest(path, spec, path / layout.OPEN_DIR)
+    catalog.publish_manifest(path, spec, path / layout.OPEN_DIR)
     for program, arguments in ((IMPORT, ()), (OPEN, (folder / "s.zarrow",))):
         runs = [in_new_process(program, *arguments) for _ in range(11)][1:]
         for name in runs[0]:

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 import zarrow
-from zarrow import _catalog, _open_segment
+from zarrow import _open_segment
 from zarrow._format import layout
+from zarrow._read import catalog
 from zarrow.errors import ZarrowError
 
 ALL_BITS_BYTES = 200
@@ -60,7 +61,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def unvouched(store: Path) -> dict[Path, int]:
     """Return, of an open segment's files, how many first bytes some frame vouches for."""
-    spec = _catalog.read_spec(store)
+    spec = catalog.read_spec(store)
     counted = dict.fromkeys(store.glob("open/tmp-*"), 0)
     for slot in _open_segment.slots(store):
         found = _open_segment.read(slot, spec)

@@ -19,9 +19,10 @@ from crash.workloads import (
     small_chunks,
     vectors_of,
 )
-from zarrow import _catalog, _open_segment
+from zarrow import _open_segment
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord
+from zarrow._read import catalog
 from zarrow.errors import ZarrowError
 from zarrow.writer import Writer
 
@@ -68,8 +69,8 @@ def killed(workload):
 
 def check_open(path, workload):
     """Check the rows that recovery would find in the open segments, without writing."""
-    spec = _catalog.read_spec(path)
-    rows = _catalog.read_snapshot(path).rows
+    spec = catalog.read_spec(path)
+    rows = catalog.read_snapshot(path).rows
     for slot in _open_segment.slots(path):
         found = _open_segment.read(slot, spec)
         if found is None or not found.rows:

@@ -12,10 +12,11 @@ from crash import test_bits
 from crash.disk import Recorder
 from crash.states import cuts, judge_all, kills, record_recovery
 from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
-from zarrow import _catalog, _recovery, _seal, _shard_rows, _shards
+from zarrow import _recovery, _seal, _shards
 from zarrow._format import frames as _frames
 from zarrow._format import layout, zarr_metadata
 from zarrow._open_segment import OpenSegment
+from zarrow._read import catalog, shard_rows
 from zarrow._storage import files
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -104,7 +105,7 @@ def _record_before_shards():
 
         return early
 
-    with patched(_seal, "_place_shard", place), patched(_catalog, "commit", commit):
+    with patched(_seal, "_place_shard", place), patched(catalog, "commit", commit):
         yield
 
 
@@ -125,7 +126,7 @@ def _record_before_part():
 
         return late
 
-    with patched(files, "rename", rename), patched(_catalog, "commit", commit):
+    with patched(files, "rename", rename), patched(catalog, "commit", commit):
         yield
 
 
@@ -134,7 +135,7 @@ def _record_before_part():
 def _shape_before_record():
     def commit(real):
         def early(root, record, scratch):
-            spec = _catalog.read_spec(root)
+            spec = catalog.read_spec(root)
             rows = record.segment * spec.segment_rows + record.rows
             data = zarr_metadata.group_json(spec, rows)
             files.replace(root / layout.ARRAYS_DIR / "zarr.json", data, scratch=scratch)
@@ -142,7 +143,7 @@ def _shape_before_record():
 
         return early
 
-    with patched(_catalog, "commit", commit):
+    with patched(catalog, "commit", commit):
         yield
 
 
@@ -152,9 +153,9 @@ def _claim_gone_before_its_open_segment():
     def discard(real):
         def late(path):
             root = path.parent.parent
-            for claim in _catalog.read_claims(root):
+            for claim in catalog.read_claims(root):
                 if any(source.slot == path.name for source in claim.sources):
-                    _catalog.release_claim(root, claim)
+                    catalog.release_claim(root, claim)
             real(path)
 
         return late
@@ -182,7 +183,7 @@ def _open_segment_gone_before_its_record():
         return lambda path: real(path) if path.exists() else None
 
     with (
-        patched(_catalog, "commit", commit),
+        patched(catalog, "commit", commit),
         patched(_seal, "discard", discard),
         patched(_recovery, "discard", discard),
     ):
@@ -194,8 +195,8 @@ def _open_segment_gone_before_its_record():
 def _segment_taken_back_before_its_copy_is_there():
     def enter(real):
         def late(self, root, owner):
-            _catalog.withdraw_manifest(root)
-            _catalog.uncommit(root, self.spec, owner.reopens, root / layout.OPEN_DIR)
+            catalog.withdraw_manifest(root)
+            catalog.uncommit(root, self.spec, owner.reopens, root / layout.OPEN_DIR)
             real(self, root, owner)
 
         return late
@@ -207,7 +208,7 @@ def _segment_taken_back_before_its_copy_is_there():
 @mutant("reopen and append", "kills")
 @contextlib.contextmanager
 def _manifest_left_while_appending():
-    with patched(_catalog, "withdraw_manifest", lambda real: lambda root: None):
+    with patched(catalog, "withdraw_manifest", lambda real: lambda root: None):
         yield
 
 
@@ -216,7 +217,7 @@ def _manifest_left_while_appending():
 def _manifest_before_the_tails_are_packed():
     def pack(real):
         def late(root, spec, *args, **options):
-            _catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
+            catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
             real(root, spec, *args, **options)
 
         return late
@@ -259,7 +260,7 @@ def _rows_called_durable_that_were_not_synced():
 @mutant("small")
 @contextlib.contextmanager
 def _row_bytes_not_checked():
-    with patched(_shard_rows, "sound_frames", lambda real: lambda *args: lambda frames: True):
+    with patched(shard_rows, "sound_frames", lambda real: lambda *args: lambda frames: True):
         yield
 
 

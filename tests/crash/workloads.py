@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 import zarr
 
 from crash.disk import Recorder, Tree
-from zarrow import _catalog, _open_segment
+from zarrow import _open_segment
 from zarrow._format import layout
+from zarrow._read import catalog
 from zarrow._storage import files
 from zarrow.writer import Writer
 
@@ -405,7 +406,7 @@ def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -
     while dense < len(records) and records[dense].name == f"{dense:08d}.json":
         dense += 1
     rows = sum(json.loads(record.read_bytes())["rows"] for record in records[:dense])
-    snapshot = _catalog.read_snapshot(path)
+    snapshot = catalog.read_snapshot(path)
     if (path / "manifest.json").exists():
         require(snapshot.complete and dense == len(records), "a manifest and a gap")
         require(not _uncommitted(path), "a manifest, and open segments that it knows nothing of")
@@ -469,7 +470,7 @@ def check_promise(
 
 def open_rows(path: Path) -> int:
     """Return the accepted rows of a store's open segments."""
-    spec = _catalog.read_spec(path)
+    spec = catalog.read_spec(path)
     found = [_open_segment.read(slot, spec) for slot in _open_segment.slots(path)]
     return sum(one.rows for one in found if one is not None)
 

@@ -12,7 +12,7 @@ the word is the chain over its length and its bytes, eight at a time. ``FORMAT.m
 values. It is made for speed in numpy, not against an adversary: who can choose keys can make them collide,
 which costs time, and never a wrong row.
 
-Place: tier 1; pure. `_keys` lays these words on disk, `_key_values` reads what users ask with.
+Place: tier 1; pure. `_read.keys` lays these words on disk, `_read.asked_keys` reads what users ask with.
 """
 
 from __future__ import annotations

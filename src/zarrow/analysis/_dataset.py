@@ -29,11 +29,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._filters import asked_columns
 from zarrow._format import key_words
 from zarrow._format.layout import ROW
-from zarrow._key_values import read_keys
 from zarrow._known_names import unknown_name
+from zarrow._read.asked_keys import read_keys
+from zarrow._read.filters import asked_columns
 from zarrow.analysis._dataset_columns import arrow_type, arrow_values
 from zarrow.analysis._workers import Client, active_client, compute, load, sender
 from zarrow.errors import InvalidInputError

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from zarrow._format import documents, layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW
-from zarrow._origin import origin
+from zarrow._read.origin import origin
 from zarrow._storage import files
 from zarrow.analysis._arguments import require_choice
 from zarrow.analysis._blocks import Progress, as_matrix, blocks, choose_array, split_finite, width_of

@@ -4,7 +4,7 @@ Opening a store takes its view, and nothing else. Columns, arrays, derived array
 a connection for SQL are made at the first question that needs them, and kept: all of them of the same rows.
 Another snapshot is another `Opened`; who still holds a part of the old one goes on seeing the old rows.
 
-Place: tier 3, above `_columns`, `_arrays`, `_derived` and `_key_index`; used by `store`. Reads only.
+Place: tier 3, above `columns`, `arrays`, `derived` and `key_index`; used by `store`. Reads only.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from zarrow._arrays import StoreArray
-from zarrow._columns import Columns
-from zarrow._derived import Derived, find_derived
-from zarrow._key_index import find_index, key_schema
 from zarrow._known_names import unknown_name
-from zarrow._view import View
+from zarrow._read.arrays import StoreArray
+from zarrow._read.columns import Columns
+from zarrow._read.derived import Derived, find_derived
+from zarrow._read.key_index import find_index, key_schema
+from zarrow._read.view import View
 from zarrow.errors import UnknownNameError
 
 if TYPE_CHECKING:
     import duckdb
 
-    from zarrow._keys import KeyIndex
+    from zarrow._read.keys import KeyIndex
 
 __all__ = ["Opened"]
 
@@ -76,9 +76,9 @@ class Opened:
     @cached_property
     def sql(self) -> duckdb.DuckDBPyConnection:
         """A connection with the table ``predictions``."""
-        from zarrow import _engines
+        from zarrow._read import engines
 
-        return _engines.duckdb_connection(*self.columns.full_parts())
+        return engines.duckdb_connection(*self.columns.full_parts())
 
     def array(self, name: str) -> StoreArray:
         """Return the array of that name, a derived one too; `UnknownNameError` if there is none."""

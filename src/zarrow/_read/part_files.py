@@ -5,7 +5,7 @@ statistics leave rows that pass; if so, the columns that are wanted are decoded,
 parsed already. Pages have checksums of their own, which are verified; if anything fails, the whole file is
 compared with its record to say what is wrong.
 
-Place: tier 3, used by `_columns`. Reads only, and keeps nothing but which footers were checked. Loads what
+Place: tier 3, used by `columns`. Reads only, and keeps nothing but which footers were checked. Loads what
 pyarrow has beside its core when a part is read.
 """
 
@@ -21,8 +21,8 @@ import pyarrow as pa
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.pages import read_footer
-from zarrow._mapping import File
-from zarrow._view import View
+from zarrow._read.mapping import File
+from zarrow._read.view import View
 from zarrow.errors import CorruptionError
 
 if TYPE_CHECKING:

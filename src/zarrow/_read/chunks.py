@@ -5,10 +5,10 @@ segment's record before a byte is decoded (a damaged chunk can crash a codec, an
 memory), and what was decoded is kept for the next call, up to a limit. Chunks of one call are decoded by
 several threads, for the codecs let go of Python's lock.
 
-`EncodedRows` has the methods of the mapped arrays of `_mapping`, so that who reads need not know which
+`EncodedRows` has the methods of the mapped arrays of `mapping`, so that who reads need not know which
 kind an array is.
 
-Place: tier 3, used by `_arrays`. Reads only.
+Place: tier 3, used by `arrays`. Reads only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import ArraySpec
 from zarrow._format.records import ShardFacts
-from zarrow._mapping import File, Guard, ShardFile
+from zarrow._read.mapping import File, Guard, ShardFile
 from zarrow._storage import threads
 from zarrow._storage.cache import Cache
 from zarrow.errors import CorruptionError

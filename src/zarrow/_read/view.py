@@ -20,7 +20,7 @@ Full segments never change; a short last one may be taken back when rows are app
 Its files are therefore opened at once and read from there, whatever becomes of their names. `Guard` tells
 if the whole store was replaced.
 
-Place: tier 3, between the engines and `_arrays`, `_columns`, `store`. Never writes, never locks.
+Place: tier 3, between the engines and `arrays`, `columns`, `store`. Never writes, never locks.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _catalog, _open_segment
-from zarrow._catalog import Snapshot
+from zarrow import _open_segment
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import SegmentRecord
-from zarrow._mapping import File
 from zarrow._open_segment import OpenRows
+from zarrow._read import catalog
+from zarrow._read.catalog import Snapshot
+from zarrow._read.mapping import File
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
 
 __all__ = ["Guard", "OpenPiece", "View", "take_view"]
@@ -266,7 +267,7 @@ class _Slot:
 def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
     """Return a view, or None if the store changed on the way; `seen` keeps what need not be read again."""
     guard = Guard(root)
-    snapshot = _catalog.read_snapshot(root)
+    snapshot = catalog.read_snapshot(root)
     if not snapshot.complete and not partial:
         raise IncompleteStoreError(
             f"{root}: the store was never finalized ({snapshot.rows} rows are committed so far): resume its "
@@ -281,7 +282,7 @@ def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
             if path.name not in seen and (slot := _read_slot(path, snapshot.spec)) is not None:
                 seen[path.name] = slot
         slots = [seen[path.name] for path in paths if path.name in seen]
-        claims = _catalog.read_claims(root)
+        claims = catalog.read_claims(root)
         if not all(slot.rows.path.exists() for slot in slots):
             return None
         behind_gap = tuple(_behind_gap(snapshot, {claim.segment for claim in claims}))
@@ -289,7 +290,7 @@ def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
         numbers = [claim.segment for claim in claims if claim.segment < snapshot.segments]
         committed = [
             *behind_gap,
-            *(_catalog.read_record(root, number, snapshot.spec)[0] for number in numbers),
+            *(catalog.read_record(root, number, snapshot.spec)[0] for number in numbers),
         ]
         pieces = tuple(_uncommitted(slots, snapshot, committed))
     if (last_files and not _still_last(snapshot)) or not guard.holds():
@@ -322,8 +323,8 @@ def _open_last(snapshot: Snapshot) -> dict[str, File]:
 def _still_last(snapshot: Snapshot) -> bool:
     """Tell whether the short last segment was not taken back so far."""
     last = snapshot.segments - 1
-    return _catalog.has_record(snapshot.root, last) and (
-        _catalog.read_record(snapshot.root, last, snapshot.spec)[0] == snapshot.record(last)
+    return catalog.has_record(snapshot.root, last) and (
+        catalog.read_record(snapshot.root, last, snapshot.spec)[0] == snapshot.record(last)
     )
 
 
@@ -331,7 +332,7 @@ def _behind_gap(snapshot: Snapshot, claimed: set[int]) -> Iterable[SegmentRecord
     number = snapshot.segments
     while True:
         try:
-            yield _catalog.read_record(snapshot.root, number, snapshot.spec)[0]
+            yield catalog.read_record(snapshot.root, number, snapshot.spec)[0]
         except FileNotFoundError:
             if number not in claimed:
                 return

@@ -2,7 +2,7 @@
 
 Arrow's expressions do not say; but Arrow refuses to bind one to a schema that lacks a column of it.
 
-Place: tier 2, used by `_columns` and `store`. Pure. Loads what pyarrow has beside its core when there is a
+Place: tier 2, used by `columns` and `store`. Pure. Loads what pyarrow has beside its core when there is a
 filter.
 """
 

@@ -3,7 +3,7 @@
 The table says which rows, a batch at a time; then the vectors of those rows are read, and of no others: as
 the mapped files themselves where the rows lie together, gathered where they do not.
 
-Place: tier 3, above `_columns` and `_arrays`; used by `store`. Reads only; holds a few batches.
+Place: tier 3, above `columns` and `arrays`; used by `store`. Reads only; holds a few batches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._arrays import Check, StoreArray
-from zarrow._columns import Columns
 from zarrow._format import layout
 from zarrow._format.layout import ROW
 from zarrow._known_names import unknown_name
+from zarrow._read.arrays import Check, StoreArray
+from zarrow._read.columns import Columns
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:

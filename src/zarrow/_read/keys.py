@@ -16,10 +16,10 @@ at once. The file is mapped: what is touched is read, and nothing is kept but th
 
 Invariant: damage is never taken for an answer. Footer, fences and checksums are checked at opening, a block
 of entries or of bytes when it is first touched. Whether a file belongs to the rows that a reader sees is
-not asked here: `KeyIndex.identity` tells, and `_key_index` asks.
+not asked here: `KeyIndex.identity` tells, and `key_index` asks.
 
 Place: tier 2. Writes through `_storage.files` into a file that it is handed, so a crash leaves what its maker
-cleans up. Must not import `_view` and what is above.
+cleans up. Must not import `view` and what is above.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ commits, checksums, memory mapping and stock readers come with that.
 It is believed only if those rows are exactly the ones of the view; after an append it is outdated and
 ignored, and so is what a killed derivation left. A damaged one never keeps the store from opening.
 
-Place: tier 3, above `_arrays`; used by `store`. Reads only.
+Place: tier 3, above `arrays`; used by `store`. Reads only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zarrow._arrays import StoreArray
 from zarrow._format import layout
-from zarrow._origin import derived_names, origin, said_origin
-from zarrow._view import View, take_view
+from zarrow._read.arrays import StoreArray
+from zarrow._read.origin import derived_names, origin, said_origin
+from zarrow._read.view import View, take_view
 from zarrow.errors import CorruptionError, IncompleteStoreError, NotFoundError, ZarrowError
 
 __all__ = ["Derived", "find_derived"]

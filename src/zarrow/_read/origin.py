@@ -2,7 +2,7 @@
 
 `origin` is what tells a store's rows from any others, as a derived array's provenance repeats it.
 
-Place: tier 3, above `_catalog`; used by `_derived` (readers), `derived` (the writing) and `_audit_store`.
+Place: tier 3, above `catalog`; used by `derived` (readers), `derived` (the writing) and `_audit_store`.
 Reads only.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from zarrow._catalog import Snapshot
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
+from zarrow._read.catalog import Snapshot
 from zarrow._storage.beneath import Beneath
 from zarrow.errors import CorruptionError
 

@@ -15,7 +15,7 @@ A gather from a cold file would have the kernel read 128 KiB around every row, s
 one by one, and around it the kernel is told not to. A file's size is checked before it is mapped, for
 memory behind the end of a file kills the process that touches it.
 
-Place: tier 2, used by `_view` and `_arrays`. Must not import its siblings. Reads only; views keep the
+Place: tier 2, used by `view` and `arrays`. Must not import its siblings. Reads only; views keep the
 memory mapped, whatever becomes of the store.
 """
 

@@ -1,13 +1,13 @@
 """Which files stand behind the rows of an array, and are their bytes those that were written?
 
 An *extent* is a run of rows that one object reads: all committed rows are one, and so is each segment
-behind a gap and each run of live rows (`_view`). Its rows are mapped (`_mapping`) where they are plain
-bytes, and decoded chunk by chunk (`_chunks`) where they are not.
+behind a gap and each run of live rows (`view`). Its rows are mapped (`mapping`) where they are plain
+bytes, and decoded chunk by chunk (`chunks`) where they are not.
 
 `Extent.verify` compares chunks of plain bytes with the checksums in their segment's record, and live rows
 with their frames.
 
-Place: tier 3, between `_mapping`, `_chunks` and `_arrays`. Opens nothing before rows are asked for.
+Place: tier 3, between `mapping`, `chunks` and `arrays`. Opens nothing before rows are asked for.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from zarrow._chunks import EncodedRows, Places, committed_places
 from zarrow._format import layout
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._format.layout import ArraySpec
 from zarrow._format.records import SegmentRecord
-from zarrow._mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read.chunks import EncodedRows, Places, committed_places
+from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read.view import OpenPiece, View
 from zarrow._storage import files
-from zarrow._view import OpenPiece, View
 from zarrow.errors import CorruptionError
 
 __all__ = ["Extent", "find_extents"]

@@ -1,7 +1,7 @@
 """What does a user hold who asks for an array of a store?
 
 A `StoreArray`: it looks like a numpy array of shape ``(rows, *row_shape)`` along its first axis, and reads
-what is indexed, from the extents (`_extents`) that the rows lie in.
+what is indexed, from the extents (`extents`) that the rows lie in.
 
 Invariant: rows of plain bytes are never copied unless they do not lie one behind the other.
 
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._extents import Extent, find_extents
 from zarrow._format import layout
 from zarrow._format.layout import ArraySpec
-from zarrow._mapping import JoinedRows
-from zarrow._view import View
+from zarrow._read.extents import Extent, find_extents
+from zarrow._read.mapping import JoinedRows
+from zarrow._read.view import View
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:

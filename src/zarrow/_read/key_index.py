@@ -11,7 +11,7 @@ have it from then on.
 The rule for incomplete stores: they are never served from the file, which would lack their live rows; the
 index of the snapshot's own is made anew after every `Store.refresh` that finds rows.
 
-Place: tier 3, above `_columns`; used by `store`. A crash of `build_index` leaves a scratch file in
+Place: tier 3, above `columns`; used by `store`. A crash of `build_index` leaves a scratch file in
 ``open/``, which the next writer removes, and the index that was there before or the new one.
 """
 
@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _keys
-from zarrow._columns import Columns
 from zarrow._format import layout
 from zarrow._format.key_tables import Identity, identity_of
 from zarrow._format.layout import ROW
-from zarrow._keys import KeyIndex
+from zarrow._read import keys
+from zarrow._read.columns import Columns
+from zarrow._read.keys import KeyIndex
+from zarrow._read.view import View, take_view
 from zarrow._storage import files
-from zarrow._view import View, take_view
 from zarrow.errors import InvalidInputError, WriteFailedError
 
 __all__ = ["build_index", "find_index", "key_schema"]
@@ -85,7 +85,7 @@ def build_index(path: str | os.PathLike[str]) -> None:
         fd = files.create(scratch)
         try:
             with tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX, dir=root / layout.OPEN_DIR) as spill:
-                _keys.build(fd, spill.fileno(), _batches(view, columns), _identity(view))
+                keys.build(fd, spill.fileno(), _batches(view, columns), _identity(view))
             # The crash that the order prevents: a name whose bytes a power cut takes.
             files.sync(fd)
             view.guard()
@@ -129,9 +129,9 @@ def find_index(view: View, columns: Columns) -> KeyIndex:
         tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX) as file,
         tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX) as spill,
     ):
-        _keys.build(file.fileno(), spill.fileno(), _batches(view, columns), _identity(view))
+        keys.build(file.fileno(), spill.fileno(), _batches(view, columns), _identity(view))
         name = f"{view.snapshot.root}: the temporary index of its keys"
-        return KeyIndex(_keys.map_file(file.fileno(), name), schema.types, name)
+        return KeyIndex(keys.map_file(file.fileno(), name), schema.types, name)
 
 
 def key_schema(view: View) -> pa.Schema:

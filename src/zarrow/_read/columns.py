@@ -7,13 +7,13 @@ by the rows that they are, and by Parquet's statistics. Of those, a part at a ti
 2. where a row passes, the other columns that are wanted are decoded, and its values are taken.
 
 A few threads do that ahead of whoever reads, for `_AHEAD_ROWS` rows at most or one segment: Arrow's own
-scanner would hold up to a GiB for a slow reader. Live rows (see `_view`) stand behind the parts as a table
+scanner would hold up to a GiB for a slow reader. Live rows (see `view`) stand behind the parts as a table
 in memory.
 
 Decoded columns of single parts are kept, the last used of them: those that single rows were taken from, and
 those that filters ask, if all parts' of them fit.
 
-A damaged part is an error that names its segment (`_part_files`); its neighbours stay readable.
+A damaged part is an error that names its segment (`part_files`); its neighbours stay readable.
 
 Place: tier 3, used by `store`. Loads what pyarrow has beside its core (a third of the time that ``import
 zarrow`` took) when it is first needed.
@@ -33,13 +33,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow import _parts
-from zarrow._filters import asked_columns
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._given import numbers_as_arrow
 from zarrow._known_names import unknown_name
-from zarrow._part_files import PartFiles
+from zarrow._read.filters import asked_columns
+from zarrow._read.part_files import PartFiles
+from zarrow._read.view import View
 from zarrow._storage.cache import Cache
-from zarrow._view import View
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
