@@ -1,4 +1,4 @@
-"""Tests of `zarrow._batches`, through `Writer.append`: what is a batch, and what is wrong with one."""
+"""Tests of `zarrow._write.batches`, through `Writer.append`: what is a batch, and what is wrong with one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import zarrow
-from zarrow._batches import BatchReader
-from zarrow._first_batch import infer_spec
 from zarrow._format.layout import PLAIN
+from zarrow._write.batches import BatchReader
+from zarrow._write.first_batch import infer_spec
 from zarrow.errors import BatchError, InvalidInputError
 
 SCHEMA = pa.schema({"id": pa.int64(), "text": pa.string(), "score": pa.float32()})

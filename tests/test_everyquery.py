@@ -539,7 +539,7 @@ def test_other_tasks_are_refused(tmp_path: Path, change: dict[str, Any], message
 @INCOMPLETE
 def test_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run of the same is refused while the first is at work."""
-    monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)))
     writer.setup(None, None, "predict")
     with pytest.raises(StoreLockedError):

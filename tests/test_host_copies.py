@@ -226,7 +226,7 @@ def test_an_error_that_comes_late_names_its_batch(tmp_path, slow):
 
 def test_a_disk_that_is_slower_than_the_model_holds_it_back(tmp_path, slow, monkeypatch):
     """No more batches are in memory than are under way and fit into the queue, however slow the disk is."""
-    from zarrow._open_segment import OpenSegment
+    from zarrow._write.open_segment import OpenSegment
 
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
@@ -255,7 +255,7 @@ def test_a_disk_that_is_slower_than_the_model_holds_it_back(tmp_path, slow, monk
 
 def test_a_full_disk_is_told_at_the_end_too(tmp_path, slow, monkeypatch):
     """A failure that shows while the last batches are handed over is raised, and the store can go on."""
-    from zarrow._open_segment import OpenSegment
+    from zarrow._write.open_segment import OpenSegment
 
     append = OpenSegment.append
 

@@ -1,4 +1,4 @@
-"""Tests of `zarrow._parts`."""
+"""Tests of `zarrow._write.parts`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from zarrow import _parts
-from zarrow._first_batch import kept_schema
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
 from zarrow._storage import files
+from zarrow._write import parts
+from zarrow._write.first_batch import kept_schema
 from zarrow.errors import InvalidInputError
 
 ROWS = 3000
@@ -104,8 +104,8 @@ def _usual(rows: int = ROWS) -> tuple[StoreSpec, dict[str, Any]]:
 
 def _written(path: Path, rows: int = ROWS) -> StoreSpec:
     spec, columns = _usual(rows)
-    table = _parts.to_table(spec, [_batch(spec, columns, rows)] if rows else [], 5000)
-    facts = _parts.write_part(path, spec, table)
+    table = parts.to_table(spec, [_batch(spec, columns, rows)] if rows else [], 5000)
+    facts = parts.write_part(path, spec, table)
     data = path.read_bytes()
     assert (facts.size_bytes, facts.crc32c) == (len(data), crc32c(data))
     return spec
@@ -161,7 +161,7 @@ def test_readers_can_skip(part: Path) -> None:
     assert group.column(0).statistics.max == 7 + ROWS - 1
 
 
-@pytest.mark.skipif(not _parts._has_bloom_filters(), reason="this pyarrow writes no bloom filters")
+@pytest.mark.skipif(not parts._has_bloom_filters(), reason="this pyarrow writes no bloom filters")
 def test_keys_have_bloom_filters(part: Path) -> None:
     """A key that is not there is ruled out without reading the column; other columns pay for no filter."""
     probe = duckdb.connect()
@@ -228,21 +228,21 @@ def test_every_type_comes_back(name: str, key: bool, tmp_path: Path) -> None:
     if key:
         if pa.types.is_nested(kind) or pa.types.is_null(kind):
             with pytest.raises(InvalidInputError, match="key 'c': a key must be a scalar type"):
-                _parts.check_columns(_spec(pa.schema([("c", kind)]), ("c",)))
+                parts.check_columns(_spec(pa.schema([("c", kind)]), ("c",)))
             return
         values = [value for value in values if value is not None] * 2
     spec = _spec(pa.schema([("c", kind)]), ("c",) if key else ())
     if pa.types.is_fixed_size_list(kind) and int(pa.__version__.split(".")[0]) < 22:
         pytest.skip("this pyarrow reads no null list of fixed size, so check_columns refuses it")
-    _parts.check_columns(spec)
+    parts.check_columns(spec)
     batch = _batch(spec, {"c": values}, len(values))
-    table = _parts.to_table(spec, [batch, batch], 0)
+    table = parts.to_table(spec, [batch, batch], 0)
     assert table.schema == spec.table_schema
     path = tmp_path / "part.parquet"
-    _parts.write_part(path, spec, table)
+    parts.write_part(path, spec, table)
     found = pq.read_table(path, schema=spec.table_schema)
     assert found.equals(table)
-    back = _parts.to_wire(spec, path.read_bytes())
+    back = parts.to_wire(spec, path.read_bytes())
     assert back.equals(pa.Table.from_batches([batch, batch]))
 
 
@@ -250,8 +250,8 @@ def test_a_dictionary_may_grow_beyond_its_first_type(tmp_path: Path) -> None:
     """A segment may see more categories than the index type of its first batch could count."""
     spec = _spec(pa.schema({"c": pa.dictionary(pa.int8(), pa.string())}))
     values = [f"category {row}" for row in range(1000)]
-    table = _parts.to_table(spec, [_batch(spec, {"c": values}, 1000)], 0)
-    _parts.write_part(tmp_path / "part.parquet", spec, table)
+    table = parts.to_table(spec, [_batch(spec, {"c": values}, 1000)], 0)
+    parts.write_part(tmp_path / "part.parquet", spec, table)
     found = pq.read_table(tmp_path / "part.parquet")["c"]
     assert pa.types.is_dictionary(found.type)
     assert found.to_pylist() == values
@@ -263,7 +263,7 @@ def test_a_dictionary_may_grow_beyond_its_first_type(tmp_path: Path) -> None:
 def test_what_parquet_cannot_hold_is_refused_at_once(kind: pa.DataType) -> None:
     """A type without a Parquet form is refused by name, before any row is taken."""
     with pytest.raises(InvalidInputError, match=r"column 'c': .*cast it"):
-        _parts.check_columns(_spec(pa.schema([("c", kind)])))
+        parts.check_columns(_spec(pa.schema([("c", kind)])))
 
 
 def test_a_null_that_this_pyarrow_cannot_read_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,19 +280,19 @@ def test_a_null_that_this_pyarrow_cannot_read_is_refused_at_once(monkeypatch: py
         pa.field("c", pa.struct([pa.field("a", pair, nullable=False)])),
     ]
     for works in (True, False):
-        monkeypatch.setattr(_parts, "_reads_null_lists", lambda works=works: works)
+        monkeypatch.setattr(parts, "_reads_null_lists", lambda works=works: works)
         for field in fine + poison * works:
-            _parts.check_columns(_spec(pa.schema([field])))
+            parts.check_columns(_spec(pa.schema([field])))
     for field in poison:
         with pytest.raises(InvalidInputError, match=r"column 'c': pyarrow .*declare the column not nullable"):
-            _parts.check_columns(_spec(pa.schema([field])))
+            parts.check_columns(_spec(pa.schema([field])))
 
 
 def test_a_dictionary_within_a_list_is_refused() -> None:
     """A nested dictionary, which a frame cannot carry, is refused with the remedy."""
     spec = _spec(pa.schema({"c": pa.list_(pa.dictionary(pa.int8(), pa.string()))}))
     with pytest.raises(InvalidInputError, match=r"column 'c': a dictionary inside of .*cast it"):
-        _parts.check_columns(spec)
+        parts.check_columns(spec)
 
 
 class _ShortWrites(files.Calls):

@@ -341,7 +341,7 @@ def test_repair_refuses_what_it_cannot_do(store: Path, tmp_path: Path) -> None:
 
 def test_repair_does_not_disturb_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a writer is at work there is no repair."""
-    monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
     with zarrow.Writer(tmp_path / "s.zarrow", keys=["id"]) as writer:
         append(writer, np.arange(5))
         writer.flush()

@@ -1,4 +1,4 @@
-"""Tests of `zarrow._shards` and `zarrow._format.shard_index`."""
+"""Tests of `zarrow._write.shards` and `zarrow._format.shard_index`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zarrow._format.layout import ArraySpec, StoreSpec
 from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, encode_index, index_bytes
 from zarrow._read.shard_rows import committed_rows, sound_frames
-from zarrow._shards import EncodedShard, PlainShard
+from zarrow._write.shards import EncodedShard, PlainShard
 from zarrow.errors import CorruptionError
 
 SEGMENT_ROWS, CHUNK_ROWS = 64, 8

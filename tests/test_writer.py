@@ -1,4 +1,4 @@
-"""Tests of `zarrow.writer` and its parts: `_appender`, `_queue`, `_declaration`, `_directory`."""
+"""Tests of `zarrow.writer` and its parts: `_write.appender`, `_write.queue`, `_write.declaration`, `_write.directory`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ import tensorstore
 import zarr
 
 import zarrow
-from zarrow import _directory
 from zarrow._storage import files as _files
+from zarrow._write import directory
 from zarrow.errors import (
     BatchError,
     IncompleteStoreError,
@@ -79,7 +79,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_directory, "LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(directory, "LOCK_TIMEOUT_S", 0.2)
 
 
 class Faulty(_files.Calls):
@@ -508,7 +508,7 @@ def test_an_abandoned_replacement_leaves_the_old_store(path: Path) -> None:
 
 def test_a_store_with_a_writer_at_work_is_not_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its writer would go on in the wrong store: neither at the start nor at the end is it taken away."""
-    monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
     with zarrow.Writer(path, **OPTIONS) as old:
         _append(old, 0, 10)
         with pytest.raises(StoreLockedError, match=r"run\.zarrow: .* is writing this store"):
@@ -546,7 +546,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     child = int(done.stdout)
     try:
         os.kill(child, 0)  # it lives
-        monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.0)
+        monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.0)
         with zarrow.Writer(path, mode="a") as writer:
             assert writer.accepted_rows == 2
     finally:
@@ -555,7 +555,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_forked_child_leaves_the_writer_its_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that ends, or tries to write, takes nothing from the parent's writer."""
-    monkeypatch.setattr("zarrow._directory.LOCK_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.0)
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 10)
         writer.flush()

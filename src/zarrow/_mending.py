@@ -23,20 +23,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _audit_store, _recovery, _seal
+from zarrow import _audit_store
 from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._audit_segment import read_sample_index
 from zarrow._audit_store import Audited
-from zarrow._directory import claim_store
 from zarrow._findings import Finding, Level, Progress, Report
 from zarrow._format import frames, layout
 from zarrow._format.layout import SAMPLE_INDEX, StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
-from zarrow._open_segment import OpenSegment
 from zarrow._quarantine import Aside, put_aside
 from zarrow._read import catalog, key_index
 from zarrow._storage import files
 from zarrow._storage.beneath import Beneath
+from zarrow._write import recovery, seal
+from zarrow._write.directory import claim_store
+from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["Incident", "Plan", "carry_out", "examine", "exclusively"]
@@ -416,17 +417,17 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
             }
         )
     spec = catalog.create(root, plan.spec, root / layout.OPEN_DIR)
-    dead = _recovery.recover(root, spec, owner)
+    dead = recovery.recover(root, spec, owner)
     try:
         for segment in dead:
             if f"{layout.slot_dir(segment.rows.slot)}/{layout.FRAMES}" in plan.rebuilt:
                 # Cuts off what lies behind the rows.
                 OpenSegment.adopt(segment.rows, spec, segment.rows.owner, segment.lock).close(keep_lock=True)
     finally:
-        _seal.release(dead)
+        seal.release(dead)
     catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
     if finalize:
-        _recovery.finalize(root, spec, owner)
+        recovery.finalize(root, spec, owner)
     _remove_empty_dirs(root, plan)
     if layout.KEY_INDEX in plan.rebuilt:
         _rebuild_index(root, spec)

@@ -1,7 +1,7 @@
 """How does a damaged store become a sound one, without what was damaged?
 
 `repair` audits a store (`_audit_store`), puts what is damaged aside (`_quarantine`) and lets recovery do the
-rest (`_recovery`), in this order:
+rest (`_write.recovery`), in this order:
 
 1. the manifest goes: the store is incomplete, and does not pass for what it was;
 2. each damaged segment is moved to ``quarantine/``: shards and part first, its record last, so that a repair

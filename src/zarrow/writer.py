@@ -12,7 +12,7 @@ Three counts are kept apart:
   `Durability` policy.
 
 An error of the operating system poisons the writer: it says which rows are safe and takes no more; the
-store can be opened again. Opening recovers what dead writers left (`_recovery`).
+store can be opened again. Opening recovers what dead writers left (`_write.recovery`).
 
 Place: tier 4, with `store` and `verify`, which it must not import.
 """
@@ -35,15 +35,15 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 
-from zarrow import _batches, _parts, _recovery, _reopening, _seal
-from zarrow._appender import Appender, Durability
-from zarrow._declaration import Declaration
-from zarrow._directory import Mode, claim_store, install
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, this_host
-from zarrow._queue import Later
 from zarrow._read import catalog
+from zarrow._write import batches, parts, recovery, reopening, seal
+from zarrow._write.appender import Appender, Durability
+from zarrow._write.declaration import Declaration
+from zarrow._write.directory import Mode, claim_store, install
+from zarrow._write.queue import Later
 from zarrow.errors import (
     BatchError,
     InvalidInputError,
@@ -163,7 +163,7 @@ class Writer:
             since=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._spec: StoreSpec | None = None
-        self._reader: _batches.BatchReader | None = None
+        self._reader: batches.BatchReader | None = None
         self._batches = 0
         self._closed = self._finalized = False
         self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
@@ -224,7 +224,7 @@ class Writer:
 
     def append(
         self,
-        table: _batches.Columns = None,
+        table: batches.Columns = None,
         arrays: Mapping[str, Any] | None = None,
         sample_index: Any = None,
         *,
@@ -307,17 +307,17 @@ class Writer:
         self._appender.put(Later(size_bytes, partial(self._make, work, number)))
         self._check_failure()
 
-    def _make(self, work: Callable[[Callable[..., None]], None], number: int) -> list[_batches.Batch]:
+    def _make(self, work: Callable[[Callable[..., None]], None], number: int) -> list[batches.Batch]:
         """Return what `work` appends; on the thread that writes."""
-        made: list[_batches.Batch] = []
+        made: list[batches.Batch] = []
         work(partial(self._take, made, number))
         return made
 
     def _take(
         self,
-        made: list[_batches.Batch],
+        made: list[batches.Batch],
         number: int,
-        table: _batches.Columns = None,
+        table: batches.Columns = None,
         arrays: Mapping[str, Any] | None = None,
         sample_index: Any = None,
     ) -> None:
@@ -380,7 +380,7 @@ class Writer:
                 "or 'zarrow finalize', completes the store"
             )
         try:
-            _recovery.finalize(self._root, self._spec, self._owner)
+            recovery.finalize(self._root, self._spec, self._owner)
             install(self._root, self.path, owner=self._owner, check=check)
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
@@ -457,17 +457,17 @@ class Writer:
 
     # Opening and defining
 
-    def _define(self, batch: tuple[_batches.Columns, Mapping[str, Any], Any] | None = None) -> None:
+    def _define(self, batch: tuple[batches.Columns, Mapping[str, Any], Any] | None = None) -> None:
         """Write down what the store is, as declared or as the first batch tells."""
         table, arrays, sample_index = batch or (None, {}, None)
         try:
             spec = self._declaration.infer(table, arrays, _provenance(self._provenance))
         except BatchError as error:
             raise BatchError(f"batch 0: {error}; nothing of it was written") from error.__cause__
-        _parts.check_columns(spec)
+        parts.check_columns(spec)
         if batch is not None:
             # The first batch must be one, before a store is made after it.
-            _batches.BatchReader(spec).read(table, arrays, sample_index, copy=False, number=0)
+            batches.BatchReader(spec).read(table, arrays, sample_index, copy=False, number=0)
         found = catalog.create(self._root, spec, self._root / layout.OPEN_DIR)
         if found.uuid != spec.uuid:
             self._declaration.check(found)
@@ -475,7 +475,7 @@ class Writer:
 
     def _set_spec(self, spec: StoreSpec) -> None:
         self._spec = spec
-        self._reader = _batches.BatchReader(spec)
+        self._reader = batches.BatchReader(spec)
         self._appender.start(spec)
 
     def _recover(self, *, shared: bool) -> None:
@@ -492,12 +492,12 @@ class Writer:
         self._set_spec(spec)
         if self._lock.shared:
             return  # other writers are at work; whoever was first has recovered
-        dead = _recovery.recover(self._root, spec, self._owner)
+        dead = recovery.recover(self._root, spec, self._owner)
         try:
-            reopened = _reopening.reopen(self._root, spec, self._owner)
+            reopened = reopening.reopen(self._root, spec, self._owner)
             committed = catalog.read_snapshot(self._root).rows
         except BaseException:
-            _seal.release(dead)
+            seal.release(dead)
             raise
         self._appender.go_on([*([] if reopened is None else [reopened]), *dead], committed)
         if shared:

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import zarrow
-from zarrow import _open_segment
 from zarrow._format import layout
 from zarrow._read import catalog
+from zarrow._write import open_segment
 from zarrow.errors import ZarrowError
 
 ALL_BITS_BYTES = 200
@@ -63,8 +63,8 @@ def unvouched(store: Path) -> dict[Path, int]:
     """Return, of an open segment's files, how many first bytes some frame vouches for."""
     spec = catalog.read_spec(store)
     counted = dict.fromkeys(store.glob("open/tmp-*"), 0)
-    for slot in _open_segment.slots(store):
-        found = _open_segment.read(slot, spec)
+    for slot in open_segment.slots(store):
+        found = open_segment.read(slot, spec)
         if found is None:
             continue  # the next one, which was just being made
         for index, array in enumerate(spec.arrays):

@@ -19,8 +19,8 @@ from crash.workloads import (
     scratch,
     small_chunks,
 )
-from zarrow import _directory
 from zarrow._storage import files
+from zarrow._write import directory
 from zarrow.errors import WriteFailedError, ZarrowError
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch):
-    monkeypatch.setattr(_directory, "LOCK_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(directory, "LOCK_TIMEOUT_S", 0.0)
 
 
 KINDS = {

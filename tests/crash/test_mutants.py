@@ -12,12 +12,13 @@ from crash import test_bits
 from crash.disk import Recorder
 from crash.states import cuts, judge_all, kills, record_recovery
 from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
-from zarrow import _recovery, _seal, _shards
 from zarrow._format import frames as _frames
 from zarrow._format import layout, zarr_metadata
-from zarrow._open_segment import OpenSegment
 from zarrow._read import catalog, shard_rows
 from zarrow._storage import files
+from zarrow._write import recovery as _recovery
+from zarrow._write import seal, shards
+from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
 
 pytestmark = pytest.mark.slow
@@ -105,7 +106,7 @@ def _record_before_shards():
 
         return early
 
-    with patched(_seal, "_place_shard", place), patched(catalog, "commit", commit):
+    with patched(seal, "_place_shard", place), patched(catalog, "commit", commit):
         yield
 
 
@@ -160,7 +161,7 @@ def _claim_gone_before_its_open_segment():
 
         return late
 
-    with patched(_seal, "discard", discard), patched(_recovery, "discard", discard):
+    with patched(seal, "discard", discard), patched(_recovery, "discard", discard):
         yield
 
 
@@ -184,7 +185,7 @@ def _open_segment_gone_before_its_record():
 
     with (
         patched(catalog, "commit", commit),
-        patched(_seal, "discard", discard),
+        patched(seal, "discard", discard),
         patched(_recovery, "discard", discard),
     ):
         yield
@@ -237,7 +238,7 @@ def _open_segment_removed_before_its_name_is():
 
         return unsynced
 
-    with patched(_seal, "discard", discard), patched(_recovery, "discard", discard):
+    with patched(seal, "discard", discard), patched(_recovery, "discard", discard):
         yield
 
 
@@ -292,18 +293,18 @@ def _copy_of_a_committed_segment_counted():
 @mutant("compressed")
 @contextlib.contextmanager
 def _durable_tail_overwritten():
-    with patched(_shards.EncodedShard, "needs_sync", lambda real: lambda self, rows: False):
+    with patched(shards.EncodedShard, "needs_sync", lambda real: lambda self, rows: False):
         yield
 
 
 @mutant("compressed", "kills")
 @contextlib.contextmanager
 def _one_tail_file_instead_of_two():
-    _shards.EncodedShard._side = property(lambda self: 0, lambda self, side: None)
+    shards.EncodedShard._side = property(lambda self: 0, lambda self, side: None)
     try:
         yield
     finally:
-        del _shards.EncodedShard._side
+        del shards.EncodedShard._side
 
 
 @mutant("finalize", "kills")

@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 import zarr
 
 from crash.disk import Recorder, Tree
-from zarrow import _open_segment
 from zarrow._format import layout
 from zarrow._read import catalog
 from zarrow._storage import files
+from zarrow._write import open_segment
 from zarrow.writer import Writer
 
 STREAM = 1_000_000
@@ -471,7 +471,7 @@ def check_promise(
 def open_rows(path: Path) -> int:
     """Return the accepted rows of a store's open segments."""
     spec = catalog.read_spec(path)
-    found = [_open_segment.read(slot, spec) for slot in _open_segment.slots(path)]
+    found = [open_segment.read(slot, spec) for slot in open_segment.slots(path)]
     return sum(one.rows for one in found if one is not None)
 
 

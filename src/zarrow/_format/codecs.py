@@ -7,7 +7,7 @@ directly, one chunk at a time and without loading zarr.
 
 Only the codecs listed here are run: the names come from a file, and a store may be hostile.
 
-Place: tier 2, used by `_shards` and `store`. Pure.
+Place: tier 2, used by `_write.shards` and `store`. Pure.
 """
 
 from __future__ import annotations

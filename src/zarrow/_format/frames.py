@@ -14,7 +14,7 @@ What a reader does with a frame that does not check out depends on that last num
 The layout, all little-endian, is in ``FORMAT.md``. Nothing in a frame is used before its checksum holds;
 the Arrow payload least of all, for a damaged one can crash the process that parses it.
 
-Place: tier 2, used by `_open_segment` and `verify`. Pure. Must not import its siblings.
+Place: tier 2, used by `_write.open_segment` and `verify`. Pure. Must not import its siblings.
 """
 
 from __future__ import annotations

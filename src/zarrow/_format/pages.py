@@ -10,7 +10,7 @@ The headers are Thrift structs in the compact protocol
 (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md), of which this reads
 what it needs and skips the rest, within bounds.
 
-Place: tier 1, used by `_parts` and the audits. Pure: what it reads is handed in.
+Place: tier 1, used by `_write.parts` and the audits. Pure: what it reads is handed in.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ complete, saves them reading the records.
 
 A segment gets its number when it is sealed, not when it is opened: `claim` links a small file that says
 which rows of which open segments the segment will be made of. It is durable before any file is put into
-place, so whoever finds the claim of a dead writer can finish the work (`_recovery`), the numbers have no gaps
+place, so whoever finds the claim of a dead writer can finish the work (`_write.recovery`), the numbers have no gaps
 that nobody can fill, and rows that a record covers are never taken again from the open segment that they
 came from.
 
 The ``zarr.json`` documents are derived from the records (`publish_shape`), and written after them.
 
-Place: tier 2; read by `store`, written by `_seal` and `writer`. Must not import its siblings.
+Place: tier 2; read by `store`, written by `_write.seal` and `writer`. Must not import its siblings.
 """
 
 from __future__ import annotations

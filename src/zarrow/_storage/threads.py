@@ -3,7 +3,7 @@
 One pool per process, made when it is first needed, for codecs and numpy let go of Python's lock. At the
 interpreter's end pools take no more work; whoever hands some in does it then.
 
-Place: tier 1, used by `_shards`, `_read.chunks`, `_read.mapping` and `_appender`.
+Place: tier 1, used by `_write.shards`, `_read.chunks`, `_read.mapping` and `_write.appender`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ here hold whole rows and lie in row order, so that:
 Each class also goes on behind the rows that a crash left (`restore`), once `_read.shard_rows.sound_frames` has
 told up to which frame the bytes are those that were written.
 
-Place: tier 2, used by `_open_segment` and `_seal`. Must not import its siblings; the codecs are handed in. A
+Place: tier 2, used by `open_segment` and `seal`. Must not import its siblings; the codecs are handed in. A
 crash leaves bytes behind the accepted ones, which the next append overwrites.
 """
 

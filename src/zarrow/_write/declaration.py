@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow._first_batch import infer_spec, kept_schema
 from zarrow._format import codecs as _codecs
 from zarrow._format.layout import PLAIN, StoreSpec
-from zarrow._given import Columns, to_host
+from zarrow._write.first_batch import infer_spec, kept_schema
+from zarrow._write.given import Columns, to_host
 from zarrow.errors import InvalidInputError, SchemaMismatchError
 
 __all__ = ["Declaration"]

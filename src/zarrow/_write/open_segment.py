@@ -4,7 +4,7 @@ An open segment is a directory under ``open/``: the files that will become its s
 table rows, a lock, and a note of who fills it. Making the directory claims its name; names are taken from
 the clock and never used twice. A batch is appended in this order:
 
-1. row bytes into the shard files (`_shards`);
+1. row bytes into the shard files (`shards`);
 2. its frame into ``table.frames`` (`_format.frames`).
 
 With the frame written the rows are *accepted*: they survive the death of the process. The crash that the
@@ -14,7 +14,7 @@ order prevents: a frame that vouches for bytes which were never written. `OpenSe
 `read` finds out what an open segment holds, for recovery, for live readers and for `verify`: the longest
 prefix of frames whose row bytes are all there. It needs no disk space and no write permission.
 
-Place: tier 3, between the engines and `_seal`, `writer`, `store`.
+Place: tier 3, between the engines and `seal`, `writer`, `store`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow import _shards
-from zarrow._batches import Batch, payload
 from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
@@ -40,6 +38,8 @@ from zarrow._format.records import Owner, ShardFacts
 from zarrow._read import shard_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._write import shards
+from zarrow._write.batches import Batch, payload
 from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["OpenRows", "OpenSegment", "discard", "open_shard", "read", "slots"]
@@ -221,7 +221,7 @@ class OpenSegment:
         self._lock = lock
         self._uuid = bytes.fromhex(spec.uuid)
         self._rows = 0
-        self._shards: list[_shards.Shard] = []
+        self._shards: list[shards.Shard] = []
         self._frames_fd = -1
         try:
             for array in spec.arrays:
@@ -478,13 +478,13 @@ def discard(path: Path) -> None:
     files.remove_tree(aside)
 
 
-def open_shard(path: Path, array: layout.ArraySpec, segment_rows: int, *, create: bool) -> _shards.Shard:
+def open_shard(path: Path, array: layout.ArraySpec, segment_rows: int, *, create: bool) -> shards.Shard:
     """Return the shard file of an array in a directory: new, or one that is there."""
     if array.is_plain:
-        return _shards.PlainShard(path, array, segment_rows, create=create)
-    return _shards.EncodedShard(path, array, segment_rows, ChunkCodec(array), create=create)
+        return shards.PlainShard(path, array, segment_rows, create=create)
+    return shards.EncodedShard(path, array, segment_rows, ChunkCodec(array), create=create)
 
 
-def _entry(facts: _shards.Appended) -> _frames.ArrayEntry:
+def _entry(facts: shards.Appended) -> _frames.ArrayEntry:
     chunks = tuple(_frames.Chunk(*chunk) for chunk in facts.chunks)
     return _frames.ArrayEntry(facts.rows_crc32c, facts.tail_crc32c, facts.tail_side, chunks)

@@ -8,7 +8,7 @@ dictionary for strings only (random floats grow by half in one).
 pyarrow ignores short writes of a Python file and its own files are out of our sight, so it is handed
 `_Sink`, whose ``write`` goes through `_storage.files` until every byte is out, and sums the bytes on the way.
 
-Place: tier 2, used by `_seal`. Must not import its siblings. A crash leaves a scratch file in the open
+Place: tier 2, used by `seal`. Must not import its siblings. A crash leaves a scratch file in the open
 segment.
 """
 
@@ -29,8 +29,8 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
 from zarrow._format.pages import check_pages, read_footer
 from zarrow._format.records import PartFacts
-from zarrow._given import numbers_as_arrow
 from zarrow._storage import files
+from zarrow._write.given import numbers_as_arrow
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = ["check_columns", "write_part"]

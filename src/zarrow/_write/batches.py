@@ -1,7 +1,7 @@
 """Is what the caller hands over a batch of this store, and if not, what exactly is wrong?
 
 `BatchReader` turns every batch into the two things that the write path takes: the table's columns, numbers
-as numpy has them and the rest as Arrow has it (`_given`), and one contiguous little-endian array per vector.
+as numpy has them and the rest as Arrow has it (`given`), and one contiguous little-endian array per vector.
 The caller waits for that, so it does no more than it must: where caches are cold, every call into Arrow costs
 tens of microseconds.
 
@@ -9,7 +9,7 @@ All checks happen here, before the first byte is written, so a rejected batch le
 Nothing is cast unless the cast only changes the representation (byte order, ``string`` and
 ``large_string``, bfloat16 widened to float32).
 
-Place: tier 2, used by `writer` and `_open_segment`. Pure.
+Place: tier 2, used by `writer` and `open_segment`. Pure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import RESERVED_COLUMNS, ArraySpec, StoreSpec
-from zarrow._given import Columns, Values, as_array, as_arrow, as_columns, numbers_as_arrow, to_host
+from zarrow._write.given import Columns, Values, as_array, as_arrow, as_columns, numbers_as_arrow, to_host
 from zarrow.errors import BatchError
 
 __all__ = ["Batch", "BatchReader", "Columns", "payload", "split"]

@@ -14,8 +14,8 @@ open segments, which are untouched until 5; after 4, leftovers. Every step may b
 
 A claim may also stand for pieces of several open segments: those are copied together first (`commit_copy`).
 
-Place: tier 3, used by `writer`, `_recovery` and `_reopening`; orders what `_read.catalog`, `_parts` and
-`_open_segment` do.
+Place: tier 3, used by `writer`, `recovery` and `reopening`; orders what `_read.catalog`, `parts` and
+`open_segment` do.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _parts, _shards
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
-from zarrow._open_segment import OpenRows, OpenSegment, discard, open_shard
 from zarrow._read import catalog
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._write import parts
+from zarrow._write import shards as _shards
+from zarrow._write.open_segment import OpenRows, OpenSegment, discard, open_shard
 
 __all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
 
@@ -84,9 +85,9 @@ def commit_claim(
             _place_shard(root, array, claim.segment, directory / layout.rows_name(array.name))
     part = directory / layout.PART
     files.remove(part)  # a crash may have left one
-    table = _parts.to_table(spec, batches, claim.segment * spec.segment_rows)
+    table = parts.to_table(spec, batches, claim.segment * spec.segment_rows)
     assert table.num_rows == claim.rows
-    facts = _parts.write_part(part, spec, table)
+    facts = parts.write_part(part, spec, table)
     files.rename(part, root / layout.part_path(claim.segment))
     files.sync_dir(root / layout.TABLE_DIR)
     record = SegmentRecord(

@@ -1,6 +1,6 @@
 """How does the caller get ahead of the disk, but not too far?
 
-Place: tier 3, used by `_appender`. Owns the bound on memory while writing. What is queued dies with the
+Place: tier 3, used by `appender`. Owns the bound on memory while writing. What is queued dies with the
 process.
 """
 
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zarrow._batches import Batch
+from zarrow._write.batches import Batch
 
 __all__ = ["BatchQueue", "Later"]
 

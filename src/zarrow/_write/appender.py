@@ -20,13 +20,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zarrow import _seal
-from zarrow._batches import Batch, split
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner
-from zarrow._open_segment import OpenSegment, discard
-from zarrow._queue import BatchQueue, Later
 from zarrow._storage import threads
+from zarrow._write import seal
+from zarrow._write.batches import Batch, split
+from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.queue import BatchQueue, Later
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["Appender", "Durability"]
@@ -107,7 +107,7 @@ class Appender:
         """Learn what the store is, before the first batch."""
         self._spec = spec
 
-    def go_on(self, dead: list[_seal.Dead], committed_rows: int) -> None:
+    def go_on(self, dead: list[seal.Dead], committed_rows: int) -> None:
         """Take over what a dead writer left, before the first batch.
 
         Parameters
@@ -126,7 +126,7 @@ class Appender:
                 self._segment = OpenSegment.adopt(last.rows, self._spec, self._next_owner(), last.lock)
                 dead = dead[:-1]
         finally:
-            _seal.release(dead)
+            seal.release(dead)
 
     def put(self, batch: Batch | Later) -> None:
         """Queue a batch; waits while the queue is full."""
@@ -245,7 +245,7 @@ class Appender:
     def _seal(self, segment: OpenSegment, rows: int) -> None:
         assert self._spec is not None
         try:
-            self._segments = _seal.seal(self._root, self._spec, segment, self._segments)
+            self._segments = seal.seal(self._root, self._spec, segment, self._segments)
         finally:
             segment.close()
         self.durable_rows = max(self.durable_rows, rows)

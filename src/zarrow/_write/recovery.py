@@ -12,12 +12,12 @@ The records are dense from then on, but for the numbers of damaged segments that
 rows of the last segments are entered anew into these (`_close_gaps`).
 
 `finalize` recovers, then seals the one unfilled open segment as it is, or packs several into dense ones, by
-the steps of `_seal`, and publishes the manifest.
+the steps of `seal`, and publishes the manifest.
 
 A crash leaves what the next recovery finishes: every step may be done twice. Both assume that the store's
 lock is held exclusively: no other writer is alive.
 
-Place: tier 3, above `_seal` and `_reopening`; used by `writer` and `_mending`.
+Place: tier 3, above `seal` and `reopening`; used by `writer` and `_mending`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pathlib import Path
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, Source
-from zarrow._open_segment import OpenSegment, discard, read, slots
 from zarrow._quarantine import put_aside
 from zarrow._read import catalog
-from zarrow._reopening import enter_again, remove_segment_files, reopen
-from zarrow._seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._write.open_segment import OpenSegment, discard, read, slots
+from zarrow._write.reopening import enter_again, remove_segment_files, reopen
+from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["finalize", "recover"]

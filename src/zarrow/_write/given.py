@@ -6,7 +6,7 @@ but for bfloat16, which numpy lacks: it is widened to float32.
 
 torch is not imported: a tensor is recognised by what it can do.
 
-Place: tier 1, below `_batches` and `_first_batch`. Pure.
+Place: tier 1, below `batches` and `first_batch`. Pure.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """How does a committed segment become an open one again?
 
 So that more rows can be appended behind a short last segment, or its rows move to the number of a damaged one
-(`_recovery`), it is copied aside as an open segment, checked, made durable, and only then taken back.
+(`recovery`), it is copied aside as an open segment, checked, made durable, and only then taken back.
 
 A crash in between leaves either the segment or the open segment in force, never both: the open one says whose
 rows it has, and counts only once that record is gone.
 
 All assumes that the store's lock is held exclusively: no other writer is alive.
 
-Place: tier 3, used by `writer` and `_recovery`.
+Place: tier 3, used by `writer` and `recovery`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow import _parts
-from zarrow._batches import Batch
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
-from zarrow._open_segment import OpenSegment, read
 from zarrow._read import catalog, shard_rows
-from zarrow._seal import Dead
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._write import parts
+from zarrow._write.batches import Batch
+from zarrow._write.open_segment import OpenSegment, read
+from zarrow._write.seal import Dead
 from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["enter_again", "remove_segment_files", "reopen"]
@@ -114,7 +114,7 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
     data = files.read(path, limit_bytes=record.part.size_bytes)
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
         raise CorruptionError(f"{path}: not the bytes that were committed")
-    table = _parts.to_wire(spec, data)
+    table = parts.to_wire(spec, data)
     blocks = [
         shard_rows.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
         for array in spec.arrays

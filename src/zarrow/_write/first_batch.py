@@ -3,7 +3,7 @@
 A writer that was told neither schema nor arrays learns them here: names, types and shapes from the batch,
 rows of a segment and of a chunk from how wide they are. The schema is the one that Parquet will give back.
 
-Place: tier 2, used by `_declaration`. Pure.
+Place: tier 2, used by `declaration`. Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.layout import ArraySpec, StoreSpec
-from zarrow._given import Columns, as_array, as_arrow, as_columns
+from zarrow._write.given import Columns, as_array, as_arrow, as_columns
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["infer_spec", "kept_schema"]
