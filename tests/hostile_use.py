@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.pandas_compat  # noqa: F401
 
 import zarrow
-from zarrow import _audit_store, errors, testing  # noqa: F401
+from zarrow import errors, testing  # noqa: F401
 
 WAYS = ("verify", "open", "partial", "write")
 

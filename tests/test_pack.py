@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import zarrow
-from zarrow import _pack, _sorted_rows, cli
+from zarrow import cli
 from zarrow._format import layout
+from zarrow._maintenance import pack, sorted_rows
 from zarrow._storage import files
 from zarrow.errors import (
     CorruptionError,
@@ -119,10 +120,10 @@ def test_rows_are_put_into_the_order_of_the_dataset(tmp_path, codecs):
 
 def test_rows_are_sorted_by_several_columns_however_small_the_memory(store, monkeypatch):
     """Many runs are merged into the order that one sort gives."""
-    monkeypatch.setattr(_sorted_rows, "RUN_BYTES", 1000)
-    monkeypatch.setattr(_sorted_rows, "_STEP_ROWS", 64)
-    monkeypatch.setattr(_sorted_rows, "_MIN_STEP_ROWS", 4)
-    monkeypatch.setattr(_pack, "MAX_BLOCK_ROWS", 33)
+    monkeypatch.setattr(sorted_rows, "RUN_BYTES", 1000)
+    monkeypatch.setattr(sorted_rows, "_STEP_ROWS", 64)
+    monkeypatch.setattr(sorted_rows, "_MIN_STEP_ROWS", 4)
+    monkeypatch.setattr(pack, "MAX_BLOCK_ROWS", 33)
     zarrow.pack(store, order=["when", "word", "id"])
     assert_whole(store, sorted(range(ROWS), key=lambda i: (i % 13, f"w{i % 7}", i)))
 
@@ -198,16 +199,16 @@ def test_merging_equals_sorting(tmp_path_factory, rows, batch_rows, step):
     )
     by = ["number", "word", "row"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sorted_rows, "RUN_BYTES", 100)
-        patch.setattr(_sorted_rows, "_STEP_ROWS", step)
-        patch.setattr(_sorted_rows, "_MIN_STEP_ROWS", step)
+        patch.setattr(sorted_rows, "RUN_BYTES", 100)
+        patch.setattr(sorted_rows, "_STEP_ROWS", step)
+        patch.setattr(sorted_rows, "_MIN_STEP_ROWS", step)
         batches = table.to_batches(max_chunksize=batch_rows)
-        found = list(_sorted_rows.sort_rows(batches, by, tmp_path_factory.getbasetemp()))
+        found = list(sorted_rows.sort_rows(batches, by, tmp_path_factory.getbasetemp()))
     expected = table.sort_by([(name, "ascending") for name in by])
     assert pa.concat_tables([schema.empty_table(), *found])["row"].to_pylist() == expected["row"].to_pylist()
-    assert _sorted_rows.are_sorted(expected.to_batches(max_chunksize=batch_rows), by)
+    assert sorted_rows.are_sorted(expected.to_batches(max_chunksize=batch_rows), by)
     if table["row"].to_pylist() != expected["row"].to_pylist():
-        assert not _sorted_rows.are_sorted(batches, by)
+        assert not sorted_rows.are_sorted(batches, by)
 
 
 # The command line

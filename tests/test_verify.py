@@ -545,7 +545,7 @@ def test_verify_needs_no_writer_and_no_reader() -> None:
     """An auditor that shares no code with those it audits is worth more."""
     code = (
         "import sys, types; package = types.ModuleType('zarrow'); package.__path__ = sys.argv[1:]; "
-        "sys.modules['zarrow'] = package; import zarrow._audit_store, zarrow.verify; "
+        "sys.modules['zarrow'] = package; import zarrow._maintenance.audit, zarrow.verify; "
         "names = 'writer', 'store', '_seal', '_recovery', '_view'; "
         "print(*(name for name in names if f'zarrow.{name}' in sys.modules))"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from zarrow._findings import Report
+from zarrow._maintenance.findings import Report
 
 __all__ = ["Repair", "SetAside"]
 

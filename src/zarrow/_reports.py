@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zarrow import _findings
+from zarrow._maintenance import findings
 from zarrow._mended import Repair, SetAside
 
 __all__ = ["progress_bar", "ranges", "show_repair", "show_report"]
@@ -30,7 +30,7 @@ _COUNTED = {
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[_findings.Progress | None]:
+def progress_bar(console: Console, title: str) -> Iterator[findings.Progress | None]:
     """Show how far an audit is, if somebody looks."""
     if not console.is_terminal:
         yield None
@@ -41,7 +41,7 @@ def progress_bar(console: Console, title: str) -> Iterator[_findings.Progress | 
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def show_report(console: Console, report: _findings.Report) -> None:
+def show_report(console: Console, report: findings.Report) -> None:
     """Print what `verify` found."""
     counts = {name: count for name, count in report.counts.items() if count}
     state = (
@@ -70,7 +70,7 @@ def show_report(console: Console, report: _findings.Report) -> None:
         _line(console, f"to mend it: zarrow repair {escape(report.path)} --dry-run")
 
 
-def _finding(finding: _findings.Finding) -> str:
+def _finding(finding: findings.Finding) -> str:
     color, said = _COLORS[finding.severity], escape(str(finding))
     return f"  [{color}]{finding.severity}[/]{said.removeprefix(finding.severity)}"
 

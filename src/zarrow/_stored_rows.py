@@ -4,7 +4,7 @@ A row's place in the dataset is its ``sample_index``, per ``dataloader_idx`` whe
 `PredictionWriter` writes both, and a row of a dataset once. Samplers that give the same rows to several
 ranks, and independent writers that predict the same rows, can make it come twice all the same.
 
-Place: above `store`, below the edges and `_pack`. Reads only, at a bit per row.
+Place: above `store`, below the edges and `_maintenance.pack`. Reads only, at a bit per row.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from zarrow._identifiers import Identifiers, open_identifiers
-from zarrow._pack import drop_repeated
+from zarrow._maintenance.pack import drop_repeated
 from zarrow._prediction_rules import Names, PredictionRules
 from zarrow._row_set import RowSet
 from zarrow._stored_rows import stored_rows

@@ -1,6 +1,6 @@
 """How does a damaged store become a sound one, without what was damaged?
 
-`repair` audits a store (`_audit_store`), puts what is damaged aside (`_quarantine`) and lets recovery do the
+`repair` audits a store (`_maintenance.audit`), puts what is damaged aside (`_maintenance.quarantine`) and lets recovery do the
 rest (`_write.recovery`), in this order:
 
 1. the manifest goes: the store is incomplete, and does not pass for what it was;
@@ -30,12 +30,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zarrow._findings import Progress, Report
+from zarrow._maintenance.findings import Progress, Report
 from zarrow._mended import Repair, SetAside
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zarrow._mending import Plan
+    from zarrow._maintenance.mending import Plan
 
 __all__ = ["Repair", "SetAside", "repair"]
 
@@ -92,17 +92,17 @@ def repair(
     """
     if level not in ("checksums", "full"):
         raise InvalidInputError(f"level must be checksums or full, got {level!r}")
-    from zarrow import _mending  # imports Parquet and the codecs, which `import zarrow` does not
+    from zarrow._maintenance import mending  # imports Parquet and the codecs, which `import zarrow` does not
 
     root = Path(os.path.abspath(path))
     if dry_run:
-        report, plan = _mending.examine(root, level, progress)
+        report, plan = mending.examine(root, level, progress)
         return _result(path, report, plan, dry_run=True, finalize=finalize)
-    with _mending.exclusively(root) as owner:
-        report, plan = _mending.examine(root, level, progress)
+    with mending.exclusively(root) as owner:
+        report, plan = mending.examine(root, level, progress)
         done = _result(path, report, plan, dry_run=False, finalize=finalize)
         if not done.nothing_to_do:
-            _mending.carry_out(root, plan, owner, finalize=finalize)
+            mending.carry_out(root, plan, owner, finalize=finalize)
     return done
 
 

@@ -3,7 +3,7 @@
 `verify` holds everything that a store says of itself against everything else: what the store is, the
 manifest, the commit records, the files and their sizes, their checksums, the shard indexes, the footers and
 pages of the parts, the numbering of the rows, the journals of open segments, the claims, the metadata that
-Zarr readers believe, and the names of all files. It runs the audit (`_audit_store`), which `repair` runs
+Zarr readers believe, and the names of all files. It runs the audit (`_maintenance.audit`), which `repair` runs
 too.
 
 Place: tier 4, with `writer`, `store` and `repair`, which it must not import. Reads only, needs no lock and
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from zarrow._findings import LEVELS, Finding, Level, Progress, Report, Severity
+from zarrow._maintenance.findings import LEVELS, Finding, Level, Progress, Report, Severity
 from zarrow.errors import InvalidInputError
 
 __all__ = ["Finding", "Level", "Progress", "Report", "Severity", "verify"]
@@ -57,6 +57,6 @@ def verify(
     """
     if level not in LEVELS:
         raise InvalidInputError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
-    from zarrow import _audit_store  # imports Parquet and the codecs, which `import zarrow` does not
+    from zarrow._maintenance import audit  # imports Parquet and the codecs, which `import zarrow` does not
 
-    return _audit_store.audit(Path(path), level, progress).report
+    return audit.audit(Path(path), level, progress).report

@@ -2,7 +2,7 @@
 
 `origin` is what tells a store's rows from any others, as a derived array's provenance repeats it.
 
-Place: tier 3, above `catalog`; used by `derived` (readers), `derived` (the writing) and `_audit_store`.
+Place: tier 3, above `catalog`; used by `derived` (readers), `derived` (the writing) and `_maintenance.audit`.
 Reads only.
 """
 

@@ -17,7 +17,7 @@ the steps of `seal`, and publishes the manifest.
 A crash leaves what the next recovery finishes: every step may be done twice. Both assume that the store's
 lock is held exclusively: no other writer is alive.
 
-Place: tier 3, above `seal` and `reopening`; used by `writer` and `_mending`.
+Place: tier 3, above `seal` and `reopening`; used by `writer` and `_maintenance.mending`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, Source
-from zarrow._quarantine import put_aside
+from zarrow._maintenance.quarantine import put_aside
 from zarrow._read import catalog
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock

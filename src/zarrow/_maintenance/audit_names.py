@@ -4,7 +4,7 @@ A stray part is taken for rows by every Parquet reader, a symbolic link may lead
 and what a dead writer left is worth a note. Only directories that the format knows are looked into, so a
 deep tree or a long list costs no more than itself, and no link is followed.
 
-Place: tier 3, used by `_audit_store`. Reads only.
+Place: tier 3, used by `audit`. Reads only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from zarrow._findings import Findings
 from zarrow._format import layout
 from zarrow._format.layout import StoreSpec
+from zarrow._maintenance.findings import Findings
 from zarrow._storage.beneath import Beneath
 from zarrow.errors import CorruptionError
 

@@ -4,7 +4,7 @@ Claims, records and open segments say which rows of which open segments are comm
 may be committed twice, a claim's rows must be there, and rows that a writer accepted behind others count only
 as long as those do.
 
-Place: tier 3, used by `_audit_store`; looks at no file beside those of `_audit_documents`.
+Place: tier 3, used by `audit`; looks at no file beside those of `audit_documents`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 
-from zarrow._audit_documents import Documents
-from zarrow._audit_open import OpenFacts
 from zarrow._format import layout
 from zarrow._format.records import Claim, Source
+from zarrow._maintenance.audit_documents import Documents
+from zarrow._maintenance.audit_open import OpenFacts
 
 __all__ = ["audit_sources"]
 

@@ -9,7 +9,7 @@ told by one number, the sum of a hash of row and key over all rows, so that neit
 An index of other rows than the store has (it was appended to since, or is not complete) is a note: readers
 ignore it.
 
-Place: tier 3, used by `_audit_store`. Reads only, in pieces of some MiB. Must not import `writer` or `store`.
+Place: tier 3, used by `audit`. Reads only, in pieces of some MiB. Must not import `writer` or `store`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from zarrow._audit_segment import BATCH_ROWS, open_part
-from zarrow._findings import Findings
 from zarrow._format import key_words
 from zarrow._format.checksum import crc32c
 from zarrow._format.key_tables import (
@@ -37,6 +35,8 @@ from zarrow._format.key_tables import (
 from zarrow._format.key_words import Bytes, Words
 from zarrow._format.layout import KEY_INDEX, StoreSpec, part_path
 from zarrow._format.records import Manifest, SegmentRecord
+from zarrow._maintenance.audit_segment import BATCH_ROWS, open_part
+from zarrow._maintenance.findings import Findings
 from zarrow._storage.beneath import Beneath, PlainFile
 from zarrow.errors import CorruptionError
 

@@ -4,7 +4,7 @@
 
 1. the old one is verified: damage must not be copied under a fresh checksum;
 2. its rows are streamed into a `Writer`, as they lie, or in another order: then the narrow columns are
-   sorted outside of memory (`_sorted_rows`), and the vectors are gathered, block by block, in the order of
+   sorted outside of memory (`sorted_rows`), and the vectors are gathered, block by block, in the order of
    the rows that come out. Vectors that are compressed are first written out plainly, or a chunk would be
    decoded for every row of it;
 3. the new one is verified, gets the derived arrays of the old one, and only then takes its place, at once.
@@ -34,7 +34,7 @@ from zarrow._format import layout
 from zarrow._format.codecs import choose
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._known_names import unknown_name
-from zarrow._sorted_rows import are_sorted, check_sortable, sort_rows
+from zarrow._maintenance.sorted_rows import are_sorted, check_sortable, sort_rows
 from zarrow._storage import files
 from zarrow._stored_rows import first_of_each
 from zarrow.derived import add_array

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from zarrow._findings import Finding, Findings
 from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import ArraySpec, StoreSpec
 from zarrow._format.records import Owner
+from zarrow._maintenance.findings import Finding, Findings
 from zarrow._storage.beneath import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError
 

@@ -3,7 +3,7 @@
 The manifest is read first, then claims, then records: a claim that is released meanwhile has a record. What
 the records add up to is the dense prefix that readers see; what is missing from it, or follows it, is damage.
 
-Place: tier 3, used by `_audit_store`. Reads only.
+Place: tier 3, used by `audit`. Reads only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from zarrow._audit_names import MAX_STRAYS, Names
-from zarrow._findings import Finding, Findings
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
-from zarrow._quarantine import put_aside
+from zarrow._maintenance.audit_names import MAX_STRAYS, Names
+from zarrow._maintenance.findings import Finding, Findings
+from zarrow._maintenance.quarantine import put_aside
 from zarrow._read import catalog
 from zarrow._storage.beneath import Beneath
 from zarrow._storage.files import MAX_DOCUMENT_BYTES

@@ -3,7 +3,7 @@
 The ``zarr.json`` documents are derived from the records: they must be, byte for byte, those that the writer
 would write, or those that it left when it was killed between a record and its documents.
 
-Place: tier 3, used by `_audit_store`. Reads only.
+Place: tier 3, used by `audit`. Reads only.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable
 from functools import partial
 
-from zarrow._audit_documents import Documents, read_document, said_by
 from zarrow._format import layout, zarr_metadata
+from zarrow._maintenance.audit_documents import Documents, read_document, said_by
 from zarrow.errors import CorruptionError
 
 __all__ = ["audit_metadata"]

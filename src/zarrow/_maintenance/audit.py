@@ -20,18 +20,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from zarrow._audit_documents import Documents, read_document, said_by
-from zarrow._audit_index import audit_index, index_size
-from zarrow._audit_metadata import audit_metadata
-from zarrow._audit_names import Names
-from zarrow._audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
-from zarrow._audit_segment import audit_segment, record_bytes
-from zarrow._audit_sources import audit_sources
-from zarrow._findings import Finding, Findings, Level, Progress, Report
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
+from zarrow._maintenance.audit_documents import Documents, read_document, said_by
+from zarrow._maintenance.audit_index import audit_index, index_size
+from zarrow._maintenance.audit_metadata import audit_metadata
+from zarrow._maintenance.audit_names import Names
+from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
+from zarrow._maintenance.audit_segment import audit_segment, record_bytes
+from zarrow._maintenance.audit_sources import audit_sources
+from zarrow._maintenance.findings import Finding, Findings, Level, Progress, Report
 from zarrow._read import catalog
 from zarrow._read.catalog import Snapshot
 from zarrow._read.origin import derived_names, origin, said_origin

@@ -23,15 +23,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow import _audit_store
-from zarrow._audit_open import MAX_OWNER_BYTES, read_frames
-from zarrow._audit_segment import read_sample_index
-from zarrow._audit_store import Audited
-from zarrow._findings import Finding, Level, Progress, Report
 from zarrow._format import frames, layout
 from zarrow._format.layout import SAMPLE_INDEX, StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
-from zarrow._quarantine import Aside, put_aside
+from zarrow._maintenance import audit
+from zarrow._maintenance.audit import Audited
+from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, read_frames
+from zarrow._maintenance.audit_segment import read_sample_index
+from zarrow._maintenance.findings import Finding, Level, Progress, Report
+from zarrow._maintenance.quarantine import Aside, put_aside
 from zarrow._read import catalog, key_index
 from zarrow._storage import files
 from zarrow._storage.beneath import Beneath
@@ -130,7 +130,7 @@ def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report
         If what seems damaged may only not be read by this user.
     """
     _require_spec(root)
-    audited = _audit_store.audit(root, level, progress)
+    audited = audit.audit(root, level, progress)
     if audited.spec is None:
         raise CorruptionError(f"{root / layout.STORE_JSON}: {audited.report.findings[0].message}; {_RESTORE}")
     _require_readable(root, audited.report)
