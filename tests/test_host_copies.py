@@ -22,8 +22,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 import zarrow
-from zarrow import _host_copies, everyquery, lightning
-from zarrow._host_copies import CudaCopies, HostBatch, HostCopies, UnderWay
+from zarrow import everyquery, lightning
+from zarrow._predict import host_copies
+from zarrow._predict.host_copies import CudaCopies, HostBatch, HostCopies, UnderWay
 from zarrow.errors import BatchError, WriteFailedError
 
 GARBAGE = 77
@@ -171,7 +172,7 @@ class Model(LightningModule):
 @pytest.fixture
 def slow(monkeypatch) -> Slow:
     device = Slow()
-    monkeypatch.setattr(_host_copies, "CudaCopies", lambda: device)
+    monkeypatch.setattr(host_copies, "CudaCopies", lambda: device)
     return device
 
 

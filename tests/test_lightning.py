@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 
 import zarrow
-from zarrow._identifiers import open_identifiers
+from zarrow._predict.identifiers import open_identifiers
 from zarrow.errors import (
     BatchError,
     IncompleteStoreError,
@@ -547,7 +547,7 @@ def test_steps_that_return_the_same_memory_again(tmp_path, buffers):
 
 def test_views_do_not_pin_what_they_are_views_of(tmp_path):
     """The first token's vector, a view of the hidden state, is copied out of it before it is queued."""
-    from zarrow._host_copies import HostCopies
+    from zarrow._predict.host_copies import HostCopies
 
     copies = HostCopies()
     for _ in range(6):

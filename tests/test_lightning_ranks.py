@@ -42,7 +42,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from typer.testing import CliRunner
 
 import zarrow
-from zarrow import _ranks, cli
+from zarrow import cli
+from zarrow._predict import ranks as _ranks
 from zarrow.errors import ZarrowError
 from zarrow.lightning import MissingRowsSampler, PredictionWriter
 

@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from zarrow import _prediction_columns as columns
 from zarrow._format import layout
-from zarrow._host_copies import HostBatch, HostCopies, UnderWay
+from zarrow._predict.host_copies import HostBatch, HostCopies, UnderWay
+from zarrow._predict.identity import differences
 from zarrow._prediction_columns import FLOAT32, KEYS, PROBABILITIES, identifiers
-from zarrow._run_identity import differences
 from zarrow.errors import ConflictError, ZarrowError
 from zarrow.store import open as open_store
 from zarrow.writer import Durability, Writer

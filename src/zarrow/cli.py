@@ -224,7 +224,7 @@ def finalize(
     """Complete a store whose run was killed, with the rows that were accepted."""
     import zarrow
     from zarrow._maintenance.pack import drop_repeated
-    from zarrow._stored_rows import stored_rows
+    from zarrow._predict.stored_rows import stored_rows
 
     with zarrow.open(path, partial=True) as store:  # refuses what is no store: a writer would make one
         rows, complete = store.num_rows, store.complete

@@ -30,9 +30,9 @@ from typing import Any, Literal
 import numpy as np
 
 from zarrow import _prediction_columns as columns
+from zarrow._predict.row_set import RowSet
 from zarrow._prediction_columns import ENTRIES, PROBABILITIES, identifiers, preset, tasks_crc32c
 from zarrow._prediction_files import export_predictions
-from zarrow._row_set import RowSet
 from zarrow.errors import BatchError, ConflictError, InvalidInputError, MissingExtraError
 from zarrow.store import open as open_store
 from zarrow.writer import Durability
@@ -42,10 +42,10 @@ try:
     from lightning.pytorch.callbacks import BasePredictionWriter
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from zarrow._chosen_batches import choose_batches
-    from zarrow._predict_loaders import as_indices, loaders_of, recorded_indices, trim
+    from zarrow._predict.choose_batches import choose_batches
+    from zarrow._predict.identity import identify
+    from zarrow._predict.loaders import as_indices, loaders_of, recorded_indices, trim
     from zarrow._prediction_store import PredictionStore
-    from zarrow._run_identity import identify
     from zarrow.lightning import SIGTERM_EXIT_CODE, PredictionWriter
 except ImportError as error:
     raise MissingExtraError(

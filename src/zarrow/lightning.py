@@ -2,11 +2,11 @@
 
 `PredictionWriter` is a callback. Per batch it
 
-1. finds out which rows of the dataset the batch has (`_predict_loaders`),
-2. splits the prediction into columns and arrays (`_prediction_rules`) and joins the identifiers of these
-   rows to them (`_identifiers`),
-3. brings them to the host (`_host_copies`) and hands them to a `zarrow.Writer`, which does not wait for
-   the disk (`_predict_run`).
+1. finds out which rows of the dataset the batch has (`_predict.loaders`),
+2. splits the prediction into columns and arrays (`_predict.rules`) and joins the identifiers of these
+   rows to them (`_predict.identifiers`),
+3. brings them to the host (`_predict.host_copies`) and hands them to a `zarrow.Writer`, which does not wait for
+   the disk (`_predict.run`).
 
 The model waits for the copies only: where the caller's own functions are not asked, the rest is done by the
 thread that writes, a few batches at a time.
@@ -28,11 +28,11 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from zarrow._identifiers import Identifiers, open_identifiers
 from zarrow._maintenance.pack import drop_repeated
-from zarrow._prediction_rules import Names, PredictionRules
-from zarrow._row_set import RowSet
-from zarrow._stored_rows import stored_rows
+from zarrow._predict.identifiers import Identifiers, open_identifiers
+from zarrow._predict.row_set import RowSet
+from zarrow._predict.rules import Names, PredictionRules
+from zarrow._predict.stored_rows import stored_rows
 from zarrow.errors import (
     InvalidInputError,
     MissingExtraError,
@@ -48,13 +48,13 @@ try:
     from lightning.pytorch.callbacks import BasePredictionWriter
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from zarrow._chosen_batches import choose_batches
-    from zarrow._host_copies import HostCopies
-    from zarrow._missing_rows import MissingRowsSampler
-    from zarrow._predict_loaders import loaders_of, trim
-    from zarrow._predict_run import Run
-    from zarrow._ranks import end_together, open_together
-    from zarrow._run_identity import differences, identify
+    from zarrow._predict.choose_batches import choose_batches
+    from zarrow._predict.host_copies import HostCopies
+    from zarrow._predict.identity import differences, identify
+    from zarrow._predict.loaders import loaders_of, trim
+    from zarrow._predict.missing_rows import MissingRowsSampler
+    from zarrow._predict.ranks import end_together, open_together
+    from zarrow._predict.run import Run
 except ImportError as error:
     raise MissingExtraError(
         f"zarrow.lightning needs {error.name}: pip install 'zarrow[predict]'", name=error.name

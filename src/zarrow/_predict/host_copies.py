@@ -31,7 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from zarrow._prediction_rules import check_cast
+from zarrow._predict.rules import check_cast
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["CudaCopies", "DeviceCopies", "HostBatch", "HostCopies", "UnderWay"]

@@ -37,11 +37,11 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
-from zarrow import _rows_left
 from zarrow._format.checksum import crc32c
-from zarrow._predict_loaders import length_of
-from zarrow._row_set import RowSet
-from zarrow._rows_left import Dealer, RemainingBatches
+from zarrow._predict import remaining_batches
+from zarrow._predict.loaders import length_of
+from zarrow._predict.remaining_batches import Dealer, RemainingBatches
+from zarrow._predict.row_set import RowSet
 from zarrow.errors import InvalidInputError
 
 __all__ = ["choose_batches"]
@@ -187,14 +187,14 @@ def _dealer(loader: DataLoader[Any]) -> tuple[Dealer, int | None]:
     rows = length_of(loader.dataset)
     if type(batch_sampler) is not BatchSampler:
         assert batch_sampler is not None
-        return _rows_left.given_batches(batch_sampler), rows
+        return remaining_batches.given_batches(batch_sampler), rows
     batch_size = batch_sampler.batch_size
     if type(sampler) in (SequentialSampler, DistributedSampler) and rows is not None:
-        return _rows_left.batches_in_order(rows, batch_size), rows
+        return remaining_batches.batches_in_order(rows, batch_size), rows
     # An order that changes from run to run, and from rank to rank, is nobody's concern: any will do.
     if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == rows:
-        return _rows_left.packed(range(rows), batch_size), rows
+        return remaining_batches.packed(range(rows), batch_size), rows
     if type(sampler) is SubsetRandomSampler:
         candidates = np.sort(np.asarray(sampler.indices, np.int64))
-        return _rows_left.packed(candidates, batch_size), len(candidates)  # type: ignore[arg-type]
-    return _rows_left.grouped(sampler, batch_size), length_of(sampler)
+        return remaining_batches.packed(candidates, batch_size), len(candidates)  # type: ignore[arg-type]
+    return remaining_batches.grouped(sampler, batch_size), length_of(sampler)

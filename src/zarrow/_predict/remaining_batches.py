@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from zarrow._row_set import RowSet
+from zarrow._predict.row_set import RowSet
 
 __all__ = ["RemainingBatches", "batches_in_order", "given_batches", "grouped", "packed"]
 

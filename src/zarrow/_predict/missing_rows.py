@@ -13,9 +13,9 @@ from collections.abc import Sized
 
 import torch.distributed
 
-from zarrow._row_set import RowSet
-from zarrow._rows_left import RemainingBatches, batches_in_order
-from zarrow._stored_rows import stored_rows
+from zarrow._predict.remaining_batches import RemainingBatches, batches_in_order
+from zarrow._predict.row_set import RowSet
+from zarrow._predict.stored_rows import stored_rows
 from zarrow.errors import InvalidInputError
 
 __all__ = ["MissingRowsSampler"]

@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._host_copies import HostBatch, HostCopies, UnderWay
-from zarrow._identifiers import CallableIdentifiers, Identifiers
-from zarrow._predict_loaders import LoaderFacts, as_indices, describe, recorded_indices
-from zarrow._prediction_rules import PredictionRules, count_rows
-from zarrow._row_set import RowSet
-from zarrow._stored_rows import DATALOADER_IDX, stored_rows
+from zarrow._predict.host_copies import HostBatch, HostCopies, UnderWay
+from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
+from zarrow._predict.loaders import LoaderFacts, as_indices, describe, recorded_indices
+from zarrow._predict.row_set import RowSet
+from zarrow._predict.rules import PredictionRules, count_rows
+from zarrow._predict.stored_rows import DATALOADER_IDX, stored_rows
 from zarrow.errors import BatchError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer
 

@@ -34,7 +34,7 @@ import torch.distributed
 from lightning.pytorch import Trainer
 
 from zarrow._format import layout
-from zarrow._predict_run import Run
+from zarrow._predict.run import Run
 from zarrow._storage import files
 from zarrow.errors import IncompleteStoreError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer

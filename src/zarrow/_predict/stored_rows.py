@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow._row_set import RowSet
+from zarrow._predict.row_set import RowSet
 from zarrow.errors import InvalidInputError, NotFoundError
 from zarrow.store import Store
 from zarrow.store import open as open_store
