@@ -108,7 +108,7 @@ def test_head_shows_columns_and_how_vectors_begin(store: Path) -> None:
 
 def test_head_names_columns_that_do_not_fit(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a narrow terminal `head` leaves columns out, names them, and shows those that are asked for."""
-    monkeypatch.setattr("zarrow._store_view.out", Console(width=40))
+    monkeypatch.setattr("zarrow._commands.show_store.out", Console(width=40))
     narrow = CliRunner().invoke(app, ["head", str(store)])
     assert "no room for: " in narrow.output
     assert "sample_index" in narrow.output

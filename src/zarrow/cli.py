@@ -22,9 +22,9 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from zarrow import _analysis_commands, _commands, _picture_commands
-from zarrow._console import err, out
-from zarrow._store_view import facts_of, show_head, show_info
+from zarrow._commands import analyse, draw, move
+from zarrow._commands.console import err, out
+from zarrow._commands.show_store import facts_of, show_head, show_info
 from zarrow.errors import (
     IncompleteStoreError,
     MissingExtraError,
@@ -322,7 +322,7 @@ def verify(
 ) -> None:
     """Tell what is wrong with a store; exit code 0 if nothing, 1 if something, 2 if it is no store."""
     import zarrow
-    from zarrow._reports import progress_bar, show_report
+    from zarrow._commands.show_audit import progress_bar, show_report
 
     with progress_bar(err, "verifying") as progress:
         report = zarrow.verify(path, level, progress)
@@ -350,7 +350,7 @@ def repair(
 ) -> None:
     """Move what is damaged to quarantine/ in the store, name the rows to predict again, rebuild the rest."""
     import zarrow
-    from zarrow._reports import progress_bar, show_repair
+    from zarrow._commands.show_audit import progress_bar, show_repair
 
     with progress_bar(err, "looking") as progress:
         done = zarrow.repair(
@@ -368,9 +368,9 @@ def repair(
         raise typer.Exit(FAILED)
 
 
-app.add_typer(_commands.app)
-app.add_typer(_analysis_commands.app)
-app.add_typer(_picture_commands.app)
+app.add_typer(move.app)
+app.add_typer(analyse.app)
+app.add_typer(draw.app)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.markup import escape
 
-from zarrow._console import out as default_console
+from zarrow._commands.console import out as default_console
 from zarrow.analysis import pca
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreExistsError
 from zarrow.lightning import PredictionWriter

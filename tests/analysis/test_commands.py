@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 import zarrow
 import zarrow.testing
-from zarrow import _answers
+from zarrow._commands import answers
 from zarrow.cli import app
 
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """A console looks at the terminal's width when it is made, whoever made it first."""
-    monkeypatch.setattr(_answers.out, "_width", 200)
+    monkeypatch.setattr(answers.out, "_width", 200)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_interrupting_harms_nothing(path, monkeypatch):
 @pytest.mark.parametrize("columns", [80, 40])
 def test_a_narrow_terminal(path, monkeypatch, columns):
     """Every column is whole: what has no room beside the others stands below, with the keys again."""
-    monkeypatch.setattr(_answers.out, "_width", columns)
+    monkeypatch.setattr(answers.out, "_width", columns)
     text = run("evaluate", path, "--label", "occurs", "--by", "query", "--bootstrap", "20")
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= columns

@@ -13,7 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from zarrow._console import out
+from zarrow._commands.console import out
 from zarrow.store import Store
 from zarrow.store import open as open_store
 

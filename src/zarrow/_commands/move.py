@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from zarrow._console import err, out
+from zarrow._commands.console import err, out
 
 if TYPE_CHECKING:
     from zarrow.transfer._rows import Progress
@@ -130,7 +130,7 @@ def watch(
     ] = None,
 ) -> None:
     """Show how a run gets on: rows, speed, writers, time left; ends when the store is complete."""
-    from zarrow._watch import Watch
+    from zarrow._commands.watching import Watch
 
     watched = Watch(path, total)
     if as_json or not out.is_terminal:

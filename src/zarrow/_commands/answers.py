@@ -3,7 +3,7 @@
 Conditions and keys as text become filters and values of the columns' types; tables, facts and metrics become
 what fits a terminal.
 
-Place: below `_analysis_commands`. Nothing is read but schemas.
+Place: below `analyse`. Nothing is read but schemas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
-from zarrow._console import err, out
+from zarrow._commands.console import err, out
 from zarrow.errors import InvalidInputError, UnknownNameError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from zarrow._answers import (
+from zarrow._commands.answers import (
     SHOWN_ROWS,
     bar,
     cell,

@@ -7,7 +7,7 @@ A writer's rows are those of its open segments that were seen while it was watch
 them: who wrote the segments that were committed before is not recorded. A store that is being replaced is
 watched where the new one grows.
 
-Place: tier 4, beside `store`; used by `_commands`. Reads only: writers do not notice.
+Place: tier 4, beside `store`; used by `move`. Reads only: writers do not notice.
 """
 
 from __future__ import annotations

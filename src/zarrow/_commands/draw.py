@@ -20,7 +20,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zarrow._console import err, out
+from zarrow._commands.console import err, out
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
