@@ -30,7 +30,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 import zarrow
-from zarrow._prediction_columns import tasks_crc32c
 from zarrow.errors import (
     BatchError,
     ConflictError,
@@ -40,6 +39,7 @@ from zarrow.errors import (
 )
 from zarrow.everyquery import StreamingPredictionWriter, export_predictions, identifiers, preset
 from zarrow.lightning import PredictionWriter
+from zarrow.transfer._everyquery_columns import tasks_crc32c
 
 ROOT = Path(__file__).parents[1]
 HIDDEN = 4

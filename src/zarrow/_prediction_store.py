@@ -21,13 +21,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from zarrow import _prediction_columns as columns
 from zarrow._format import layout
 from zarrow._predict.host_copies import HostBatch, HostCopies, UnderWay
 from zarrow._predict.identity import differences
-from zarrow._prediction_columns import FLOAT32, KEYS, PROBABILITIES, identifiers
 from zarrow.errors import ConflictError, ZarrowError
 from zarrow.store import open as open_store
+from zarrow.transfer import _everyquery_columns as columns
+from zarrow.transfer._everyquery_columns import FLOAT32, KEYS, PROBABILITIES, identifiers
 from zarrow.writer import Durability, Writer
 
 __all__ = ["PredictionStore"]

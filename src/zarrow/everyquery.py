@@ -6,9 +6,9 @@ that a killed run loses nothing: the same command again predicts only what is mi
 
 1. finds which rows of EveryQuery's tasks the batch has, from Lightning or by counting,
 2. checks the model's prediction, and hands it to the store (`_prediction_store`), which has identifiers and
-   label from EveryQuery's frame of tasks (`_prediction_columns`);
+   label from EveryQuery's frame of tasks (`transfer._everyquery_columns`);
 
-and when every row is there, the store is finalized, and the files are exported (`_prediction_files`).
+and when every row is there, the store is finalized, and the files are exported (`transfer._everyquery_files`).
 
 ``python -m zarrow.everyquery model_run_dir=... tasks_dir=... output_parquet=...`` is ``EQ_predict`` with
 this writer in it.
@@ -29,12 +29,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zarrow import _prediction_columns as columns
 from zarrow._predict.row_set import RowSet
-from zarrow._prediction_columns import ENTRIES, PROBABILITIES, identifiers, preset, tasks_crc32c
-from zarrow._prediction_files import export_predictions
 from zarrow.errors import BatchError, ConflictError, InvalidInputError, MissingExtraError
 from zarrow.store import open as open_store
+from zarrow.transfer import _everyquery_columns as columns
+from zarrow.transfer._everyquery_columns import ENTRIES, PROBABILITIES, identifiers, preset, tasks_crc32c
+from zarrow.transfer._everyquery_files import export_predictions
 from zarrow.writer import Durability
 
 try:

@@ -1,6 +1,6 @@
 """How do a store and EveryQuery's pair of Parquet files become each other?
 
-`zarrow._prediction_files` writes the pair; this module chooses the names, and reads a pair back: row by
+`zarrow.transfer._everyquery_files` writes the pair; this module chooses the names, and reads a pair back: row by
 row, the identifiers of both files compared.
 
 Place: tier 5, used by `zarrow.transfer`; imports nothing of EveryQuery.
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from zarrow._prediction_columns import ARRAY, EMBEDDING, KEYS
-from zarrow._prediction_files import export_predictions
 from zarrow.errors import ConflictError, InvalidInputError
+from zarrow.transfer._everyquery_columns import ARRAY, EMBEDDING, KEYS
+from zarrow.transfer._everyquery_files import export_predictions
 from zarrow.transfer._parquet import open_parquet
 from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow
 

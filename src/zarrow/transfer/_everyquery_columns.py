@@ -8,7 +8,7 @@ The label: EveryQuery's dataset splits a nullable ``boolean_value`` in two, ``bo
 then on says whether the row is censored) and ``occurs``. Here it is one column again: null where the row
 is censored, else what occurred.
 
-Place: tier 5, used by `everyquery` and `_prediction_files`; imports neither torch, lightning, polars nor
+Place: tier 5, used by `everyquery` and `_everyquery_files`; imports neither torch, lightning, polars nor
 EveryQuery. Pure.
 """
 

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zarrow._format.layout import MEBIBYTE, SAMPLE_INDEX
-from zarrow._prediction_columns import ARRAY, BATCH, EMBEDDING, KEYS, LABEL, PROBABILITIES, TYPES
 from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 from zarrow.store import open as open_store
+from zarrow.transfer._everyquery_columns import ARRAY, BATCH, EMBEDDING, KEYS, LABEL, PROBABILITIES, TYPES
 
 __all__ = ["export_predictions"]
 
