@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 import zarrow
 from zarrow.analysis import describe
-from zarrow.analysis._sketch import Sketch
+from zarrow.analysis._numbers.sketch import Sketch
 from zarrow.errors import InvalidInputError, UnknownNameError
 
 ROWS = 2500

@@ -11,10 +11,13 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 import zarrow
-from zarrow.analysis import _evaluate, _gather, _scores, evaluate
-from zarrow.analysis._curves import calibrate
-from zarrow.analysis._draws import draw_rows
-from zarrow.analysis._scores import Scores
+from zarrow.analysis import evaluate
+from zarrow.analysis._numbers import scores as _scores
+from zarrow.analysis._numbers.draws import draw_rows
+from zarrow.analysis._numbers.scores import Scores
+from zarrow.analysis._pictures.curves import calibrate
+from zarrow.analysis._questions import evaluate as _evaluate
+from zarrow.analysis._rows import gather
 from zarrow.errors import InvalidInputError, UnknownNameError
 
 ROWS = 3000
@@ -96,8 +99,8 @@ def test_rows_that_come_in_pieces_are_evaluated_as_one(made, dtype, unit, monkey
     asked = {"by": ["query"], "bootstrap": 20 if unit else 0, "unit": unit}
     whole = evaluate(table, "prob", "label", **asked)
     monkeypatch.setattr(_evaluate, "BATCH_ROWS", 11)
-    monkeypatch.setattr(_gather, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(_gather, "CHUNK", 7)
+    monkeypatch.setattr(gather, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(gather, "CHUNK", 7)
     monkeypatch.setattr(_scores, "CHUNK", 5)
     pieces = evaluate(table, "prob", "label", **asked)
     assert isinstance(pieces.scores[-1]._keys, np.memmap)

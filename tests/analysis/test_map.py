@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import zarrow
 from zarrow.analysis import map_rows, place_rows
-from zarrow.analysis._map import shares_of
+from zarrow.analysis._questions.map import shares_of
 from zarrow.cli import app
 from zarrow.errors import InvalidInputError, MissingExtraError, UnknownNameError
 from zarrow.store import Store

@@ -65,7 +65,7 @@ def brute(vectors, queries, k, metric, allowed=None, excluded=None):
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 def test_equals_brute_force(tmp_path, metric, device, monkeypatch):
     """Rows, scores and ties are those of scoring every pair, with numpy and with torch."""
-    monkeypatch.setattr("zarrow.analysis._blocks.BLOCK_BYTES", 200 * WIDTH * 4)
+    monkeypatch.setattr("zarrow.analysis._rows.blocks.BLOCK_BYTES", 200 * WIDTH * 4)
     vectors = awkward()
     store = write(tmp_path / "a.zarrow", vectors)
     queries = np.concatenate([vectors[:20], vectors[50:52], np.ones((3, WIDTH), np.float32)])
@@ -81,7 +81,7 @@ def test_equals_brute_force(tmp_path, metric, device, monkeypatch):
 
 def test_of_equal_rows_the_lower_comes_first(tmp_path, monkeypatch):
     """Copies all over the store come in row order, whichever blocks they are in."""
-    monkeypatch.setattr("zarrow.analysis._blocks.BLOCK_BYTES", 64 * WIDTH * 4)
+    monkeypatch.setattr("zarrow.analysis._rows.blocks.BLOCK_BYTES", 64 * WIDTH * 4)
     rng = np.random.default_rng(0)
     kinds = rng.standard_normal((5, WIDTH)).astype(np.float32)
     kind = rng.integers(0, 5, ROWS)

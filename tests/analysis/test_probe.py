@@ -53,7 +53,7 @@ def fitted(model, found, vectors, target):
 @pytest.mark.parametrize("kept", [0, 1 << 30])
 def test_logistic_equals_scikit_learn(made, monkeypatch, kept):
     """Weights and probabilities are those of the full batch, whether blocks are kept or read again."""
-    monkeypatch.setattr("zarrow.analysis._folds.KEPT_BYTES", kept)
+    monkeypatch.setattr("zarrow.analysis._rows.folds.KEPT_BYTES", kept)
     store, vectors, columns = made
     found = probe(store, "label", tolerance=1e-7, by="query")
     label = np.array(columns["label"].fill_null(False))

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import zarrow
-from zarrow.analysis import _texts, embed_texts
+from zarrow.analysis import embed_texts
+from zarrow.analysis._questions import texts as _texts
 from zarrow.cli import app
 from zarrow.errors import InvalidInputError, MissingExtraError
 

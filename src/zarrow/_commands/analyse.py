@@ -219,7 +219,7 @@ def pca(
     import numpy as np
 
     from zarrow.analysis import pca as run
-    from zarrow.analysis._output import in_one_step, require_writable
+    from zarrow.analysis._pictures.output import in_one_step, require_writable
 
     if out_file is not None:
         require_writable(out_file)
@@ -357,7 +357,7 @@ def compose(
 ) -> None:
     """Join the probabilities of several queries into one per subject and time."""
     from zarrow.analysis import compose as run
-    from zarrow.analysis._output import in_one_step, require_writable
+    from zarrow.analysis._pictures.output import in_one_step, require_writable
 
     if out_file is not None:
         require_writable(out_file)
@@ -475,7 +475,7 @@ def _read_vectors(file: Path) -> Any:
 
 def _embed(text: str, model: str | None, store: Store, array: str | None) -> Any:
     """Return the vector of a question in words."""
-    from zarrow.analysis._blocks import choose_array, width_of
-    from zarrow.analysis._texts import embed_texts, model_for
+    from zarrow.analysis._questions.texts import embed_texts, model_for
+    from zarrow.analysis._rows.blocks import choose_array, width_of
 
     return embed_texts([text], model or model_for(width_of(choose_array(store, array))))

@@ -2,7 +2,7 @@
 
 As one HTML file with everything in it: what the store holds, how good its probabilities are, and a map whose
 rows tell who they are. Few rows are points; of many the map has cells, each with a row that stands for it, so
-that the page stays small. Text of the store is never taken for markup (`_page`), and the page asks the
+that the page stays small. Text of the store is never taken for markup (`analysis._pictures.page`), and the page asks the
 network for nothing. What a person sees is in ``report.css`` and ``report.js`` beside this file.
 
 Place: tier 5, in `zarrow.analysis`. Reads the store; a crash leaves the page that was there before.
@@ -22,16 +22,27 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow.analysis._blocks import Progress
-from zarrow.analysis._charts import bars_chart, calibration_chart, roc_chart
-from zarrow.analysis._curves import calibrate, choose_label, choose_probability
-from zarrow.analysis._describe import Description, describe
-from zarrow.analysis._evaluate import Evaluation, evaluate
-from zarrow.analysis._grid import Colour, choose_map, read_cells, read_colour, read_points
-from zarrow.analysis._groups import free_names, names_of
-from zarrow.analysis._map import Map
-from zarrow.analysis._output import in_one_step, require_writable
-from zarrow.analysis._page import Html, Interval, assemble, cards, embed, facts, pack, say, section, table
+from zarrow.analysis._pictures.charts import bars_chart, calibration_chart, roc_chart
+from zarrow.analysis._pictures.curves import calibrate, choose_label, choose_probability
+from zarrow.analysis._pictures.grid import Colour, choose_map, read_cells, read_colour, read_points
+from zarrow.analysis._pictures.output import in_one_step, require_writable
+from zarrow.analysis._pictures.page import (
+    Html,
+    Interval,
+    assemble,
+    cards,
+    embed,
+    facts,
+    pack,
+    say,
+    section,
+    table,
+)
+from zarrow.analysis._questions.describe import Description, describe
+from zarrow.analysis._questions.evaluate import Evaluation, evaluate
+from zarrow.analysis._questions.map import Map
+from zarrow.analysis._rows.blocks import Progress
+from zarrow.analysis._rows.groups import free_names, names_of
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 

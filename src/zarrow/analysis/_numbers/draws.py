@@ -1,0 +1,51 @@
+"""How often is each row drawn, when as many rows, or units of rows, are drawn with replacement?
+
+The bootstrap (Efron, *Bootstrap Methods: Another Look at the Jackknife*, 1979), for more rows than fit in
+memory: first how many of the draws fall into each piece of the rows (a multinomial draw), then into which
+rows of the piece. That is distributed as drawing one row after the other.
+
+Place: tier 5, in `zarrow.analysis`; below `scores`. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrow.analysis._rows.gather import pieces_of
+
+__all__ = ["draw_rows", "draw_units"]
+
+Counts = npt.NDArray[np.int64]
+
+
+def draw_rows(generator: np.random.Generator, draws: int, count: int, rows: int) -> Iterator[Counts]:
+    """Yield how often each row is drawn, in pieces of `rows`, shape (draws, rows of the piece).
+
+    >>> pieces = list(draw_rows(np.random.default_rng(0), 3, 1000, 300))
+    >>> [piece.shape for piece in pieces], np.concatenate(pieces, axis=1).sum(axis=1).tolist()
+    ([(3, 300), (3, 300), (3, 300), (3, 100)], [1000, 1000, 1000])
+    """
+    sizes = [here.stop - here.start for here in pieces_of(count, rows)]
+    falling = generator.multinomial(count, np.array(sizes) / count, size=draws)
+    for size, fallen in zip(sizes, falling.T, strict=True):
+        drawn = generator.integers(0, size, int(fallen.sum()))
+        drawn += np.repeat(np.arange(draws) * size, fallen)
+        yield np.bincount(drawn, minlength=draws * size).reshape(draws, size)
+
+
+def draw_units(
+    generator: np.random.Generator, draws: int, units: int, unit: npt.NDArray[np.int32], rows: int
+) -> Iterator[Counts]:
+    """Yield how often each row is drawn with its unit, in pieces of `rows`.
+
+    >>> unit = np.array([0, 0, 1, 2, 2, 2], np.int32)
+    >>> (one,) = draw_units(np.random.default_rng(0), 1, 3, unit, 10)
+    >>> bool((one[0, :2] == one[0, 0]).all()), int(one[0, [0, 2, 3]].sum())
+    (True, 3)
+    """
+    weights = np.concatenate(list(draw_rows(generator, draws, units, rows)), axis=1)
+    for here in pieces_of(len(unit), rows):
+        yield weights[:, unit[here]]

@@ -1,0 +1,87 @@
+"""How good are predicted numbers?
+
+R² (the share of the variance that is explained), the root of the mean squared error and the mean absolute
+error, with percentile intervals of a bootstrap over units. R² of numbers that do not vary is None.
+
+Place: tier 5, in `zarrow.analysis`; below `analysis._questions.probe`. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow.analysis._rows.groups import Groups
+
+__all__ = ["regression_scores"]
+
+METRICS = ("r2", "rmse", "mae")
+Float = npt.NDArray[np.float64]
+
+
+def regression_scores(
+    groups: Groups | None,
+    codes: npt.NDArray[np.int64] | None,
+    target: Float,
+    predicted: Float,
+    units: npt.NDArray[np.int64],
+    bootstrap: int,
+    seed: int,
+) -> pa.Table:
+    """Return a table with a row per group: its key, rows, metrics and their intervals.
+
+    >>> target = np.array([1.0, 2.0, 3.0])
+    >>> regression_scores(None, None, target, target, np.arange(3), 0, 0)["r2"].to_pylist()
+    [1.0]
+    """
+    columns: dict[str, list[Any]] = {"rows": []}
+    for name in METRICS:
+        columns |= {name: [], f"{name}_low": [], f"{name}_high": []}
+    places = [np.arange(len(target))]
+    if groups is not None and codes is not None:
+        places = [np.flatnonzero(codes == number) for number in range(groups.count)]
+    for here in places:
+        columns["rows"].append(len(here))
+        sums = _sums(target[here], predicted[here], units[here])
+        point = _metrics(sums.sum(axis=0, keepdims=True))
+        generator = np.random.default_rng(seed)
+        drawn = np.zeros((bootstrap, sums.shape[1]))
+        for place in range(bootstrap):
+            drawn[place] = (
+                np.bincount(generator.integers(0, len(sums), len(sums)), minlength=len(sums)) @ sums
+            )
+        draws = _metrics(drawn)
+        for name in METRICS:
+            value, defined = point[name][0], draws[name][~np.isnan(draws[name])]
+            columns[name].append(None if np.isnan(value) else float(value))
+            low, high = np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else (None, None)
+            columns[f"{name}_low"].append(low)
+            columns[f"{name}_high"].append(high)
+    arrays = {
+        name: pa.array(values, pa.int64() if name == "rows" else pa.float64())
+        for name, values in columns.items()
+    }
+    return pa.table(arrays) if groups is None else groups.beside(arrays)
+
+
+def _sums(target: Float, predicted: Float, units: npt.NDArray[np.int64]) -> Float:
+    """Return per unit what the metrics are made of."""
+    inverse = np.unique(units, return_inverse=True)[1].reshape(-1)
+    centred = target - target.mean() if len(target) else target
+    error = target - predicted
+    terms = (np.ones(len(target)), centred, centred**2, error**2, np.abs(error))
+    return np.stack([np.bincount(inverse, term) for term in terms], axis=1)
+
+
+def _metrics(sums: Float) -> dict[str, Float]:
+    count, first, second, squared, absolute = sums.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = second - first**2 / count
+        return {
+            "r2": np.where(spread > 0, 1 - squared / spread, np.nan),
+            "rmse": np.sqrt(squared / count),
+            "mae": absolute / count,
+        }

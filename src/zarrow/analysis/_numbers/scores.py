@@ -1,0 +1,356 @@
+"""How good are probabilities of yes or no?
+
+`Scores` holds probabilities, highest first, with their labels, and computes of any weighting of the rows
+
+* AUROC: the chance that a positive row has the higher probability, ties counting half (Hanley and McNeil,
+  *The meaning and use of the area under a receiver operating characteristic curve*, 1982): exact;
+* AUPRC: average precision, as scikit-learn's ``average_precision_score``;
+* Brier score: the mean squared difference of probability and label (Brier, 1950);
+* ECE: the expected calibration error over bins of equal width (Naeini, Cooper and Hauskrecht, *Obtaining Well
+  Calibrated Probabilities Using Bayesian Binning*, AAAI 2015), 15 of them, as in Guo et al., ICML 2017;
+* accuracy: of calling everything above one half a yes.
+
+A metric that a group of rows cannot have (AUROC of one class, AUPRC without positives, anything of no rows)
+is None. Intervals are percentiles of a bootstrap: rows, or whole units such as patients, are drawn with
+replacement (`draws`); draws for which the metric is not defined are left out. Chance makes drawn rows look
+worse calibrated than the rows they are drawn from: of ECE the mean of the draws, less that of the rows, is
+taken off first (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 10).
+
+Place: tier 5, in `zarrow.analysis`; below `analysis._questions.evaluate` and `analysis._questions.probe`. Pure.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow.analysis._numbers.draws import draw_rows, draw_units
+from zarrow.analysis._rows.gather import pieces_of, room
+from zarrow.analysis._rows.groups import Groups
+from zarrow.errors import InvalidInputError
+
+__all__ = ["METRICS", "Scores", "grouped_scores", "score_keys"]
+
+METRICS = ("auroc", "auprc", "brier", "ece", "accuracy")
+COUNTS = ("rows", "labelled", "positives")
+BINS = 15
+CHUNK = 1 << 18
+DRAWN_ROWS = 1 << 15
+DRAWN = 1 << 19
+TAIL = 0.025
+
+Float = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Keys = npt.NDArray[Any]
+
+
+class Scores:
+    """Probabilities and labels, highest probability first.
+
+    Each row is one sorted integer: what its probability lacks of one, in bits, and its label. That is four
+    bytes of float16 and float32, eight of anything wider, and four more if it has a unit; and metrics are
+    summed over pieces of it, so that it may as well lie in a file.
+
+    Parameters
+    ----------
+    label : bool array, shape (n,)
+        Labels.
+    probability : float array, shape (n,)
+        Probabilities, in 0..1.
+    units : int64 array, shape (n,), optional
+        The unit of each row, for the bootstrap.
+    bins : int
+        How many for the calibration.
+
+    Examples
+    --------
+    >>> scores = Scores(np.array([True, False, True, False]), np.array([0.9, 0.5, 0.5, 0.1]))
+    >>> scores.metrics()["auroc"]
+    0.875
+    """
+
+    def __init__(
+        self,
+        label: npt.NDArray[np.bool_],
+        probability: npt.NDArray[np.floating[Any]],
+        units: npt.NDArray[np.int64] | None = None,
+        bins: int = BINS,
+    ) -> None:
+        self.bins = bins
+        # Bins are open at the left, as scikit-learn's are: 0.2 of five bins is in the first.
+        self._edges = np.linspace(0, 1, bins + 1)[1:-1]
+        self._keys = score_keys(label, probability)
+        self._units = None if units is None else units.astype(np.int32)
+        self._sort()
+
+    @classmethod
+    def of_keys(cls, keys: Keys, units: npt.NDArray[np.int32] | None = None, bins: int = BINS) -> Scores:
+        """Return scores of `score_keys` and units that are the scores' from now on: sorts them in place."""
+        made = cls(np.empty(0, np.bool_), np.empty(0, np.float32), None, bins)
+        made._keys, made._units = keys, units
+        made._sort()
+        return made
+
+    def _sort(self) -> None:
+        if self._units is None:
+            self._keys.sort()
+        else:
+            _sort_both(self._keys, self._units)
+            _close_ranks(self._units)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def label(self) -> npt.NDArray[np.bool_]:
+        """The labels."""
+        return (self._keys & 1).astype(np.bool_)
+
+    @property
+    def probability(self) -> Float:
+        """The probabilities."""
+        return _probabilities(self._keys >> 1)
+
+    @property
+    def positives(self) -> int:
+        """How many labels are true."""
+        return sum(int(positive.sum()) for _, _, positive in self.runs())
+
+    def runs(
+        self, weights: Iterable[Counts] | None = None, rows: int | None = None
+    ) -> Iterator[tuple[Float, Counts, Counts]]:
+        """Yield different probabilities, highest first, how many rows have each, and how many positive.
+
+        Weights, shape (draws, rows at a time), say how often each row counts; so have the counts a row per
+        draw.
+        """
+        held: tuple[Float, Counts, Counts] | None = None
+        rows = CHUNK if rows is None else rows
+        weighing = itertools.repeat(np.ones(rows, np.int64)) if weights is None else iter(weights)
+        for here in pieces_of(len(self._keys), rows):
+            keys = np.asarray(self._keys[here])
+            weight = next(weighing)[..., : len(keys)]
+            codes = keys >> 1
+            ends = np.append(np.flatnonzero(np.diff(codes)), len(codes) - 1)
+            counts, positive = (
+                np.diff(np.cumsum(what, axis=-1)[..., ends], axis=-1, prepend=0)
+                for what in (weight, weight * (keys & 1).astype(np.int64))
+            )
+            values = _probabilities(codes[ends])
+            if held is not None and held[0][0] == values[0]:
+                counts[..., 0] += held[1][..., 0]
+                positive[..., 0] += held[2][..., 0]
+            elif held is not None:
+                yield held
+            # The next piece may begin with more of the last.
+            yield values[:-1], counts[..., :-1], positive[..., :-1]
+            held = values[-1:], counts[..., -1:], positive[..., -1:]
+        if held is not None:
+            yield held
+
+    def metrics(self) -> dict[str, float | None]:
+        """Return each metric, None where it is not defined."""
+        sums = _Sums(1, self._edges)
+        for values, counts, positive in self.runs():
+            sums.add(values, counts[None], positive[None])
+        found = {name: float(values[0]) for name, values in sums.metrics().items()}
+        return {name: None if np.isnan(value) else value for name, value in found.items()}
+
+    def intervals(self, draws: int, seed: int = 0) -> dict[str, tuple[float, float] | None]:
+        """Return the 95 % interval of each metric, None where it is not defined.
+
+        A few draws at a time are made and weighed in pieces of the rows: memory is that of the pieces, and of
+        eight bytes per unit.
+        """
+        count = len(self)
+        if not count or not draws:
+            return dict.fromkeys(METRICS)
+        generator = np.random.default_rng(seed)
+        units = 0 if self._units is None else int(self._units.max()) + 1
+        rows = min(count, DRAWN_ROWS)
+        step = max(DRAWN // max(rows, units), 1)
+        found: list[dict[str, Float]] = []
+        for start in range(0, draws, step):
+            here = min(step, draws - start)
+            if self._units is None:
+                weights = draw_rows(generator, here, count, rows)
+            else:
+                weights = draw_units(generator, here, units, self._units, rows)
+            sums = _Sums(here, self._edges)
+            for run in self.runs(weights, rows):
+                sums.add(*run)
+            found.append(sums.metrics())
+        drawn = {name: np.concatenate([one[name] for one in found]) for name in METRICS}
+        drawn["ece"] = np.maximum(drawn["ece"] - drawn["ece"].mean() + self.metrics()["ece"], 0)
+        return {name: _interval(values) for name, values in drawn.items()}
+
+    def roc_curve(self, max_points: int | None = None) -> tuple[Float, Float, Float]:
+        """Return false and true positive rates and thresholds, from (0, 0) to (1, 1)."""
+        points = 1 + sum(len(values) for values, _, _ in self.runs())
+        keep = np.arange(points)
+        if max_points is not None and points > max_points:
+            keep = np.unique(np.linspace(0, points - 1, max(max_points, 2)).round().astype(np.int64))
+        positive, negative, thresholds = np.zeros(len(keep)), np.zeros(len(keep)), np.full(len(keep), np.inf)
+        passed = positives = negatives = 0
+        for values, counts, positives_of in self.runs():
+            here = (keep > passed) & (keep <= passed + len(values))
+            places = keep[here] - passed - 1
+            positive[here] = positives + np.cumsum(positives_of)[places]
+            negative[here] = negatives + np.cumsum(counts - positives_of)[places]
+            thresholds[here] = values[places]
+            passed += len(values)
+            positives += int(positives_of.sum())
+            negatives += int((counts - positives_of).sum())
+        if not positives or not negatives:
+            raise InvalidInputError("a ROC curve needs rows of both classes")
+        return negative / negatives, positive / positives, thresholds
+
+    def calibration_curve(self) -> pa.Table:
+        """Return the bins that hold rows: low, high, rows, mean probability, share of positives."""
+        sums = np.zeros((3, self.bins))
+        for values, counts, positive in self.runs():
+            bins = np.searchsorted(self._edges, values)
+            for total, what in zip(sums, (counts, counts * values, positive), strict=True):
+                total += np.bincount(bins, what, minlength=self.bins)
+        edges, used = np.linspace(0, 1, self.bins + 1), sums[0] > 0
+        rows, mean, observed = sums[0][used], sums[1][used] / sums[0][used], sums[2][used] / sums[0][used]
+        columns = {"rows": rows.astype(np.int64), "mean_probability": mean, "observed": observed}
+        return pa.table({"low": edges[:-1][used], "high": edges[1:][used], **columns})
+
+
+def score_keys(label: npt.NDArray[np.bool_], probability: npt.NDArray[np.floating[Any]]) -> Keys:
+    """Return an integer per row that orders rows by probability, highest first, and holds the label.
+
+    The bits of a positive float, read as an integer, are in the order of its values (IEEE 754).
+
+    >>> score_keys(np.array([True, False]), np.array([1.0, 1.0], np.float32)).tolist()
+    [1, 0]
+    """
+    single = probability.dtype.itemsize <= 4
+    values = probability.astype(np.float32 if single else np.float64) + 0  # −0 has another bit
+    bits = values.view(np.uint32 if single else np.uint64)
+    keys: Keys = ((_one(bits.dtype) - bits) << 1) | label
+    return keys
+
+
+def _probabilities(codes: Keys) -> Float:
+    values: Keys = (_one(codes.dtype) - codes).view(np.float32 if codes.itemsize == 4 else np.float64)
+    return values.astype(np.float64)
+
+
+def _one(dtype: np.dtype[Any]) -> Any:
+    """Return the bits of one."""
+    return np.ones(1, np.float32 if dtype.itemsize == 4 else np.float64).view(dtype)[0]
+
+
+def _sort_both(keys: Keys, units: npt.NDArray[np.int32]) -> None:
+    """Sort keys, and the units of the same rows with them, in place."""
+    if keys.itemsize == 8:
+        order = np.argsort(keys)
+        keys[:], units[:] = keys[order], units[order]
+        return
+    both = room(len(keys), np.dtype(np.uint64))
+    for here in pieces_of(len(keys), CHUNK):
+        both[here] = (keys[here].astype(np.uint64) << 32) | units[here].astype(np.uint64)
+    both.sort()
+    for here in pieces_of(len(keys), CHUNK):
+        keys[here], units[here] = both[here] >> 32, both[here] & 0xFFFFFFFF
+
+
+def _close_ranks(units: npt.NDArray[np.int32]) -> None:
+    """Give the units that there are the numbers from 0, in place."""
+    if len(units) <= CHUNK:
+        units[:] = np.unique(units, return_inverse=True)[1].reshape(-1)
+        return
+    present = np.zeros(int(units.max()) + 1, np.bool_)
+    for here in pieces_of(len(units), CHUNK):
+        present[units[here]] = True
+    numbers = np.cumsum(present, dtype=np.int32) - 1
+    for here in pieces_of(len(units), CHUNK):
+        units[here] = numbers[units[here]]
+
+
+class _Sums:
+    """What metrics are computed from, per draw, as runs of equal probabilities come past, highest first."""
+
+    def __init__(self, draws: int, edges: Float) -> None:
+        self._edges = edges
+        self._pairs, self._precision, self._squares, self._called = np.zeros((4, draws))
+        self._rows, self._positives = np.zeros((2, draws))
+        self._errors = np.zeros((draws, len(edges) + 1))
+
+    def add(self, values: Float, counts: Counts, positive: Counts) -> None:
+        """Take in runs; counts are of shape (draws, runs)."""
+        if not len(values):
+            return
+        negative = (counts - positive).astype(np.float64)
+        above = self._positives[:, None] + np.cumsum(positive, axis=1)
+        together = self._rows[:, None] + np.cumsum(counts, axis=1)
+        self._rows, self._positives = together[:, -1].copy(), above[:, -1].copy()
+        precision = np.divide(above, together, out=np.zeros_like(above), where=together > 0)
+        self._precision += np.einsum("ij,ij->i", positive, precision)
+        above -= positive / 2
+        self._pairs += np.einsum("ij,ij->i", negative, above)
+        self._squares += positive @ (1 - values) ** 2 + negative @ values**2
+        self._called += positive @ (values > 0.5) + negative @ (values <= 0.5)
+        bins = np.searchsorted(self._edges, values)
+        starts = np.flatnonzero(np.diff(bins, prepend=-1))
+        self._errors[:, bins[starts]] += np.add.reduceat(counts * values - positive, starts, axis=1)
+
+    def metrics(self) -> dict[str, Float]:
+        """Return the metrics of each draw; NaN where one is not defined."""
+        rows, positives = self._rows, self._positives
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "auroc": self._pairs / (positives * (rows - positives)),
+                "auprc": self._precision / positives,
+                "brier": self._squares / rows,
+                "ece": np.abs(self._errors).sum(axis=1) / rows,
+                "accuracy": self._called / rows,
+            }
+
+
+def _interval(values: Float) -> tuple[float, float] | None:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [TAIL, 1 - TAIL])
+    return float(low), float(high)
+
+
+def grouped_scores(
+    groups: Groups | None,
+    scores: list[Scores],
+    rows: npt.NDArray[np.int64],
+    bootstrap: int,
+    seed: int,
+    progress: Any = None,
+) -> pa.Table:
+    """Return a table with a row per group: its key, counts, metrics and their intervals."""
+    columns: dict[str, list[Any]] = {"rows": [], "labelled": [], "positives": [], "prevalence": []}
+    for name in METRICS:
+        columns |= {name: [], f"{name}_low": [], f"{name}_high": []}
+    for number, one in enumerate(scores):
+        labelled, positives = len(one), one.positives
+        columns["rows"].append(int(rows[number]))
+        columns["labelled"].append(labelled)
+        columns["positives"].append(positives)
+        columns["prevalence"].append(positives / labelled if labelled else None)
+        metrics, intervals = one.metrics(), one.intervals(bootstrap, seed)
+        for name in METRICS:
+            low, high = intervals[name] or (None, None)
+            columns[name].append(metrics[name])
+            columns[f"{name}_low"].append(low)
+            columns[f"{name}_high"].append(high)
+        if progress is not None:
+            progress(number + 1, len(scores))
+    arrays = {
+        name: pa.array(values, pa.int64() if name in COUNTS else pa.float64())
+        for name, values in columns.items()
+    }
+    return pa.table(arrays) if groups is None else groups.beside(arrays)

@@ -1,0 +1,144 @@
+"""Which columns are probabilities and labels, and how well do they agree along the probability?
+
+`evaluate` measures; this is what the pictures need beside it: the columns that are meant where none are
+named, and calibration in groups of about as many rows, which shows rare outcomes where bins of equal width
+would put nearly all rows into the first.
+
+Place: tier 5, in `zarrow.analysis`; used by the pictures. Reads nothing but names and types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow.analysis._numbers.scores import Scores
+from zarrow.analysis._questions.evaluate import Evaluation
+from zarrow.errors import InvalidInputError
+from zarrow.store import Store
+
+__all__ = ["Calibration", "calibrate", "choose_label", "choose_probability", "largest_groups"]
+
+Float = npt.NDArray[np.float64]
+
+PROBABILITIES = ("occurs_prob", "probability", "prob")
+LABELS = ("boolean_value", "occurs", "label")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Predicted and observed frequency in groups of about as many rows.
+
+    Parameters
+    ----------
+    predicted, observed : float64 array, shape (bins,)
+        The mean probability, and the share of rows whose label is true.
+    low, high : float64 array, shape (bins,)
+        The Wilson interval of what was observed, 95 %.
+    rows : int64 array, shape (bins,)
+        Rows of each.
+    """
+
+    predicted: Float
+    observed: Float
+    low: Float
+    high: Float
+    rows: npt.NDArray[np.int64]
+
+
+def calibrate(scores: Scores, bins: int = 10) -> Calibration:
+    """Return how often what was predicted was so, in ascending order of the probability.
+
+    Rows of one probability are never parted.
+
+    >>> found = calibrate(Scores(np.arange(8) % 2 == 1, np.arange(8) / 8), bins=2)
+    >>> found.predicted.tolist(), found.observed.tolist()
+    ([0.1875, 0.6875], [0.5, 0.5])
+    """
+    if not len(scores):
+        raise InvalidInputError("a calibration needs rows that have a label and a probability")
+    sums = np.zeros((3, bins))
+    above = 0
+    for values, counts, positive in scores.runs():
+        below = len(scores) - above - np.cumsum(counts)
+        above += int(counts.sum())
+        group = np.minimum(below * bins // len(scores), bins - 1)
+        for total, what in zip(sums, (counts, counts * values, positive), strict=True):
+            total += np.bincount(group, what, minlength=bins)
+    rows, predicted, observed = sums[:, sums[0] > 0]
+    predicted, observed = predicted / rows, observed / rows
+    low, high = wilson(observed, rows.astype(np.int64))
+    return Calibration(predicted=predicted, observed=observed, low=low, high=high, rows=rows.astype(np.int64))
+
+
+def wilson(share: Float, rows: npt.NDArray[np.int64]) -> tuple[Float, Float]:
+    """Return the score interval of a share, 95 % (Wilson, JASA 22, 1927).
+
+    >>> low, high = wilson(np.array([0.5]), np.array([100]))
+    >>> round(float(low[0]), 3), round(float(high[0]), 3)
+    (0.404, 0.596)
+    """
+    z = 1.959963984540054
+    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
+
+
+def largest_groups(found: Evaluation, most: int) -> list[tuple[str, Scores]]:
+    """Return the groups of an evaluation that have most labelled rows, in the order of their keys."""
+    if found.groups is None:
+        return []
+    sizes = np.array([len(one) for one in found.scores[:-1]])
+    chosen = np.sort(np.argsort(-sizes, kind="stable")[:most])
+    keys = found.groups.keys.to_pylist()
+    return [(group_name(keys[one]), found.scores[one]) for one in chosen]
+
+
+def group_name(key: dict[str, Any]) -> str:
+    """Return how a group is called in a picture.
+
+    >>> group_name({"query": "stroke", "days": None})
+    'stroke, null'
+    """
+    return ", ".join("null" if value is None else str(value) for value in key.values())
+
+
+def choose_probability(store: Store, name: str | None) -> str:
+    """Return the column of probabilities: the one named, or the one that looks like it."""
+    return _choose(store, name, PROBABILITIES, pa.types.is_floating, "probability", "prob")
+
+
+def choose_label(store: Store, name: str | None) -> str:
+    """Return the column of labels: the one named, or the one that looks like it."""
+    return _choose(store, name, LABELS, pa.types.is_boolean, "label", "")
+
+
+def _choose(
+    store: Store,
+    name: str | None,
+    usual: Sequence[str],
+    fits: Callable[[pa.DataType], bool],
+    what: str,
+    hint: str,
+) -> str:
+    if name is not None:
+        if name not in store.schema.names:
+            store.table([name])  # raises, and says what there is
+        return name
+    fitting: list[str] = [field.name for field in store.schema if fits(field.type)]
+    for one in usual:
+        if one in fitting:
+            return one
+    likely = [one for one in fitting if hint in one.lower()]
+    if len(likely) == 1:
+        return likely[0]
+    listed = ", ".join(likely or fitting) or "none"
+    raise InvalidInputError(
+        f"{store.path}: which column holds the {what} of each row cannot be told, name it; there might be: "
+        f"{listed}"
+    )

@@ -1,0 +1,192 @@
+"""Where do the rows lie, drawn?
+
+A map that was stored, or principal components: as points, or above `MAX_POINTS` rows as cells, since
+so many points would hide each other and fill memory and file.
+
+Place: tier 5, in `zarrow.analysis`; a picture of `plot`. Where points and cells are is `grid`'s to say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrow.analysis._pictures.figure import FAINT, PALETTE, draw, short, write_title
+from zarrow.analysis._pictures.grid import (
+    Colour,
+    Grid,
+    Points,
+    choose_map,
+    read_cells,
+    read_colour,
+    read_points,
+)
+from zarrow.analysis._questions.map import Map
+from zarrow.analysis._rows.blocks import Progress
+from zarrow.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["map"]
+
+MAX_POINTS = 50_000
+RASTERIZED_POINTS = 4000
+UNKNOWN = "#c9c9c9"
+
+
+def map(
+    store: Store,
+    name: str | None = None,
+    colour: str | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Figure:
+    """Draw where the rows lie, as points or, above 50,000 rows, as cells.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    name : str, optional
+        A map that was stored (`map_rows`), or an array, whose principal components are drawn. By default a
+        stored map, else the principal components of the first array.
+    colour : str, optional
+        A column to colour by; without, points are of one colour and cells show how many rows they hold.
+    progress : callable, optional
+        Is called with rows done and rows in all.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The picture.
+
+    Raises
+    ------
+    UnknownNameError, InvalidInputError
+        If there is no such map or column, or nothing to draw.
+
+    Examples
+    --------
+    >>> import zarrow.analysis.plot, zarrow.testing
+    >>> figure = zarrow.analysis.plot.map(zarrow.testing.example_store(), colour="occurs_prob")
+    >>> figure.axes[0].get_xlabel()
+    'principal component 1 (13 %)'
+    """
+    shown = None if colour is None else read_colour(store, colour)
+    what, places = choose_map(store, name, progress)
+    colours = [] if shown is None else [shown]
+    if store.num_rows <= MAX_POINTS:
+        points = read_points(store, places, colours)
+        spans = np.ptp(points.xy, axis=0) if len(points.xy) else np.ones(2)
+        return draw(lambda figure: _draw_points(figure, points, what, shown), _map_size(spans))
+    grid = read_cells(store, places, colours, progress=progress)
+    spans = grid.bounds.high - grid.bounds.low
+    return draw(lambda figure: _draw_cells(figure, grid, what, shown), _map_size(spans))
+
+
+def _map_size(spans: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Return a figure's size for a map of this width and height, both of one scale."""
+    ratio = float(np.clip(spans[1] / max(spans[0], 1e-30), 0.45, 1.1))
+    return 8.0, 1.3 + 5.8 * ratio
+
+
+def _map_axes(figure: Figure, what: Map, drawn: int, as_what: str) -> Axes:
+    axes = figure.add_subplot()
+    axes.grid(False)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    method = {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}.get(what.method, what.method)
+    write_title(axes, f"{method} of {what.array}", f"{drawn:,} rows{as_what}")
+    if what.method == "pca" and len(what.explained_variance_ratio) == 2:
+        first, second = what.explained_variance_ratio
+        axes.set_xlabel(f"principal component 1 ({first:.0%})".replace("%", " %"))
+        axes.set_ylabel(f"principal component 2 ({second:.0%})".replace("%", " %"))
+    return axes
+
+
+def _draw_points(figure: Figure, points: Points, what: Map, colour: Colour | None) -> None:
+    count = len(points.rows)
+    axes = _map_axes(figure, what, count, "" if colour is None else f", coloured by {colour.name}")
+    size = float(np.clip(6000 / max(count, 1), 2.5, 40))
+    order = np.random.default_rng(0).permutation(count)  # no group is always on top
+    x, y = points.xy[order].T
+    many = count > RASTERIZED_POINTS  # an SVG of as many circles is slow to open: they become an image in it
+    look: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": many}
+    if colour is None:
+        axes.scatter(x, y, color=PALETTE[0], **look)
+        return
+    codes = points.colours[colour.name][order]
+    unknown = np.isnan(codes)
+    axes.scatter(x[unknown], y[unknown], color=UNKNOWN, **look)
+    x, y, codes = x[~unknown], y[~unknown], codes[~unknown]
+    if colour.categories:
+        axes.scatter(x, y, c=np.array(_colours(colour))[codes.astype(int)], **look)
+        _category_legend(axes, colour)
+    else:
+        drawn = axes.scatter(x, y, c=codes, cmap="cividis", **look)
+        _colour_bar(figure, axes, drawn, colour.name)
+
+
+def _draw_cells(figure: Figure, grid: Grid, what: Map, colour: Colour | None) -> None:
+    from matplotlib.colors import LogNorm, to_rgba
+
+    note = " in cells" + ("" if colour is None else f", coloured by {colour.name}")
+    if grid.outside:
+        note += f"; {grid.outside:,} outside, drawn at the edge"
+    axes = _map_axes(figure, what, int(grid.counts.sum()), note)
+    columns, lines = grid.shape
+    counts = grid.counts.reshape(lines, columns)
+    extent = (grid.bounds.low[0], grid.bounds.high[0], grid.bounds.low[1], grid.bounds.high[1])
+    look: dict[str, Any] = {
+        "extent": extent,
+        "origin": "lower",
+        "interpolation": "nearest",
+        "aspect": "equal",
+    }
+    shown = np.ma.masked_equal(counts, 0)
+    if colour is None:
+        drawn = axes.imshow(shown, cmap="cividis_r", norm=LogNorm(vmin=1, vmax=max(counts.max(), 2)), **look)
+        _colour_bar(figure, axes, drawn, "rows in a cell")
+        return
+    values = grid.colour(colour.name).reshape(lines, columns)
+    strength = np.where(counts > 0, 0.35 + 0.65 * np.log1p(counts) / np.log1p(max(counts.max(), 1)), 0)
+    if colour.categories:
+        table = np.array([to_rgba(one) for one in _colours(colour)])
+        pixels = np.zeros((lines, columns, 4))
+        known = ~np.isnan(values)
+        pixels[known] = table[values[known].astype(int)]
+        pixels[~known & (counts > 0)] = to_rgba(UNKNOWN)
+        pixels[..., 3] = strength
+        axes.imshow(pixels, **look)
+        _category_legend(axes, colour)
+    else:
+        drawn = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", **look)
+        _colour_bar(figure, axes, drawn, f"mean {colour.name}")
+
+
+def _colours(colour: Colour) -> list[str]:
+    last = [PALETTE[-1]] if colour.others else []
+    return [*PALETTE[: len(colour.categories)], *last]
+
+
+def _category_legend(axes: Axes, colour: Colour) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=one, label=short(label))
+        for one, label in zip(_colours(colour), colour.labels, strict=True)
+    ]
+    axes.legend(handles=handles, title=short(colour.name), loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _colour_bar(figure: Figure, axes: Axes, drawn: Any, label: str) -> None:
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.7, aspect=24, pad=0.02)
+    bar.set_label(short(label), color=FAINT)
+    bar.outline.set_visible(False)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)

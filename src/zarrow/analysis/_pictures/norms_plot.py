@@ -1,0 +1,153 @@
+"""How long are the vectors, drawn?
+
+A histogram of the lengths of an array's rows, or a line for each of the largest groups.
+
+Place: tier 5, in `zarrow.analysis`; a picture of `plot`. Holds a number a row, of `MAX_LENGTHS` rows at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from zarrow.analysis._numbers.moments import row_norms
+from zarrow.analysis._pictures.figure import INK, PALETTE, draw, short, write_title
+from zarrow.analysis._rows.blocks import Progress, blocks, choose_array, split_finite
+from zarrow.analysis._rows.groups import Groups, names_of
+from zarrow.errors import InvalidInputError
+from zarrow.store import Store, StoreArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["norms"]
+
+FEWEST_BINS, NORM_BINS = 10, 60
+NORM_GROUPS = 6
+MAX_LENGTHS = 5_000_000
+
+
+def norms(
+    store: Store,
+    array: str | None = None,
+    by: str | Sequence[str] | None = None,
+    filter: pc.Expression | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Figure:
+    """Draw how the lengths of an array's rows are distributed.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    array : str, optional
+        The array; need not be named if there is only one.
+    by : str or list of str, optional
+        Columns; the largest groups get a line each.
+    filter : pyarrow.compute.Expression, optional
+        Which rows.
+    progress : callable, optional
+        Is called with rows done and rows in all.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The picture.
+
+    Raises
+    ------
+    UnknownNameError, InvalidInputError
+        If there is no such array or column, or no finite row.
+
+    Examples
+    --------
+    >>> import zarrow.analysis.plot, zarrow.testing
+    >>> figure = zarrow.analysis.plot.norms(zarrow.testing.example_store(), by="query")
+    >>> len(figure.axes[0].get_lines())
+    6
+    """
+    chosen = choose_array(store, array)
+    names = names_of(by)
+    groups = Groups.of_store(store, names, filter) if names else None
+    found, codes, total = _lengths(store, chosen, groups, filter, progress)
+    known = np.isfinite(found)
+    if not known.any():
+        raise InvalidInputError(f"array {chosen.name!r}: there is no row without NaN or infinity to draw")
+    lines = [("", found[known])]
+    if groups is not None:
+        sizes = np.bincount(codes[known], minlength=groups.count)
+        largest = np.argsort(-sizes, kind="stable")[:NORM_GROUPS]
+        keys = groups.keys.to_pylist()
+        lines = [
+            (", ".join(str(value) for value in keys[one].values()), found[known & (codes == one)])
+            for one in sorted(largest)
+            if sizes[one]
+        ]
+    # Of few rows narrow bins would show nothing but chance.
+    bins = int(np.clip(np.sqrt(min(len(values) for _, values in lines)), FEWEST_BINS, NORM_BINS))
+    edges = np.histogram_bin_edges(found[known], bins)
+    if edges[-1] - edges[0] < 1e-5 * max(abs(edges[-1]), 1e-9):  # vectors of one length
+        middle = float(np.mean(edges))
+        edges = np.linspace(middle * 0.9 if middle else -1, middle * 1.1 if middle else 1, bins + 1)
+
+    def _draw_norms(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        left_out = int((~known).sum())
+        few = f"{len(found):,} of " * (len(found) < total)
+        note = f"{few}{total:,} rows" + f"; {left_out:,} with NaN or infinity left out" * bool(left_out)
+        zero = int((found == 0).sum())
+        note += f"; {zero:,} of length 0" * bool(zero)
+        write_title(axes, f"Lengths of {chosen.name}", note)
+        for number, (label, values) in enumerate(lines):
+            heights, _ = np.histogram(values, edges)
+            share = heights / max(len(values), 1)
+            if groups is None:
+                axes.stairs(share, edges, fill=True, color=PALETTE[0], alpha=0.85)
+                middle = float(np.median(values))
+                axes.axvline(middle, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+                axes.annotate(
+                    f"median {middle:.4g}", (middle, 1), xycoords=("data", "axes fraction"),
+                    xytext=(5, -4), textcoords="offset points", va="top", color=INK,
+                )  # fmt: skip
+            else:
+                centres = (edges[1:] + edges[:-1]) / 2
+                axes.plot(centres, share, color=PALETTE[number], linewidth=2, label=short(label))
+        if groups is not None:
+            more = f" (largest {len(lines)} of {groups.count:,})" if groups.count > len(lines) else ""
+            axes.legend(title=short(", ".join(names) + more, 60))
+        axes.set(xlabel="Euclidean length", ylabel="share of rows", ylim=(0, None))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+
+    return draw(_draw_norms)
+
+
+def _lengths(
+    store: Store,
+    array: StoreArray,
+    groups: Groups | None,
+    filter: pc.Expression | None,
+    progress: Progress | None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], int]:
+    """Return the lengths of rows (NaN where not finite), their groups, and how many rows there were.
+
+    Of very many rows every second, third, … is enough for a picture.
+    """
+    step = -(-store.num_rows // MAX_LENGTHS) or 1
+    lengths, codes, total = [np.empty(0, np.float32)], [np.empty(0, np.int32)], 0
+    for block in blocks(store, array, groups.names if groups else (), filter, progress=progress):
+        total += len(block.rows)
+        values = block.values[::step]
+        found = np.full(len(values), np.nan, np.float32)
+        finite = split_finite(values)
+        found[slice(None) if finite is None else finite] = row_norms(
+            values if finite is None else values[finite]
+        )
+        lengths.append(found)
+        if groups is not None:
+            codes.append(groups.codes(block.table)[::step].astype(np.int32))
+    return np.concatenate(lengths), np.concatenate(codes), total

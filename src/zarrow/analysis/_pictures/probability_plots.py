@@ -1,0 +1,216 @@
+"""How good are probabilities, drawn?
+
+ROC curves and calibration, of all rows and of the largest groups.
+
+Place: tier 5, in `zarrow.analysis`; pictures of `plot`. The numbers are those of `evaluate` and `curves`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+
+from zarrow.analysis._numbers.scores import Scores
+from zarrow.analysis._pictures.curves import calibrate, choose_label, choose_probability, largest_groups
+from zarrow.analysis._pictures.figure import INK, PALETTE, draw, short, write_title
+from zarrow.analysis._questions.evaluate import Evaluation, evaluate
+from zarrow.errors import InvalidInputError
+from zarrow.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["calibration", "roc"]
+
+CURVES = 6
+ROC_POINTS = 1000
+
+
+def roc(
+    store: Store,
+    probability: str | None = None,
+    label: str | None = None,
+    by: str | Sequence[str] | None = None,
+    filter: pc.Expression | None = None,
+) -> Figure:
+    """Draw ROC curves of a column of probabilities against a column of labels.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    probability : str, optional
+        The column of probabilities; ``occurs_prob``, or what looks like it, by default.
+    label : str, optional
+        The column of labels, null where unknown; ``boolean_value``, or what looks like it, by default.
+    by : str or list of str, optional
+        Columns; the largest groups get a curve each.
+    filter : pyarrow.compute.Expression, optional
+        Which rows.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The picture; groups of one class are named, not drawn.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column.
+    InvalidInputError
+        If the columns cannot be told, do not fit, or all labels are of one class.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, zarrow, zarrow.analysis.plot
+    >>> with zarrow.Writer(tempfile.mkdtemp() + "/run.zarrow") as writer:
+    ...     writer.append({"prob": np.linspace(0, 1, 9), "label": np.arange(9) > 3})
+    ...     writer.finalize()
+    >>> figure = zarrow.analysis.plot.roc(zarrow.open(writer.path))
+    """
+    found = _evaluated(store, probability, label, by, filter)
+    found.roc_curve()  # raises if there is nothing to draw
+    return draw(lambda figure: _draw_roc(figure, found), (6.4, 6.2))
+
+
+def _evaluated(
+    store: Store,
+    probability: str | None,
+    label: str | None,
+    by: str | Sequence[str] | None,
+    filter: pc.Expression | None,
+) -> Evaluation:
+    columns = choose_probability(store, probability), choose_label(store, label)
+    return evaluate(store, *columns, by=by, filter=filter, bootstrap=0)
+
+
+def _curves(found: Evaluation) -> list[tuple[str, Scores, str]]:
+    """Return name, scores and colour: of all rows, then of the largest groups."""
+    groups = largest_groups(found, CURVES)
+    colours = PALETTE[: len(groups)]
+    named = [(short(name, 28), one, colour) for (name, one), colour in zip(groups, colours, strict=True)]
+    return [("all rows", found.scores[-1], INK), *named]
+
+
+def _score_note(found: Evaluation) -> str:
+    overall = found.overall
+    return (
+        f"{found.probability} against {found.label}: {overall['labelled']:,} of {overall['rows']:,} rows "
+        f"have both, {overall['positives']:,} are true"
+    )
+
+
+def _draw_roc(figure: Figure, found: Evaluation) -> None:
+    axes = figure.add_subplot()
+    write_title(axes, "ROC", _score_note(found))
+    axes.plot([0, 1], [0, 1], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
+    for name, scores, colour in _curves(found):
+        area = scores.metrics()["auroc"]
+        first = colour == INK
+        if area is None:
+            axes.plot([], [], " ", label=f"{name}: one class only")
+            continue
+        axes.plot(
+            *scores.roc_curve(ROC_POINTS)[:2],
+            color=colour,
+            linewidth=2.4 if first else 1.8,
+            label=f"{name}: AUROC {area:.3f}",
+            zorder=3 if first else 2,
+        )
+    axes.set(
+        xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
+    )
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right")
+
+
+def calibration(
+    store: Store,
+    probability: str | None = None,
+    label: str | None = None,
+    by: str | Sequence[str] | None = None,
+    filter: pc.Expression | None = None,
+    *,
+    bins: int = 10,
+) -> Figure:
+    """Draw how often what was predicted with a probability was so, in groups of as many rows.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    probability : str, optional
+        As of `roc`.
+    label : str, optional
+        As of `roc`.
+    by : str or list of str, optional
+        As of `roc`.
+    filter : pyarrow.compute.Expression, optional
+        As of `roc`.
+    bins : int
+        How many groups along the probability.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The picture; vertical lines are 95 % intervals (Wilson).
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column.
+    InvalidInputError
+        If the columns cannot be told or do not fit, or no row has a label.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, zarrow, zarrow.analysis.plot
+    >>> with zarrow.Writer(tempfile.mkdtemp() + "/run.zarrow") as writer:
+    ...     writer.append({"prob": np.linspace(0, 1, 9), "label": np.arange(9) > 3})
+    ...     writer.finalize()
+    >>> figure = zarrow.analysis.plot.calibration(zarrow.open(writer.path), bins=3)
+    """
+    if not 2 <= bins <= 100:
+        raise InvalidInputError(f"bins must be in 2..100, got {bins}")
+    found = _evaluated(store, probability, label, by, filter)
+    calibrate(found.scores[-1], bins)  # raises if there is nothing to draw
+    return draw(lambda figure: _draw_calibration(figure, found, bins), (6.4, 6.2))
+
+
+def _draw_calibration(figure: Figure, found: Evaluation, bins: int) -> None:
+    axes = figure.add_subplot()
+    write_title(axes, "Calibration", _score_note(found))
+    curves = _curves(found)
+    top = 0.0
+    for name, scores, colour in curves:
+        if not len(scores):
+            continue
+        shown = calibrate(scores, bins)
+        first = colour == INK
+        top = max(top, float(shown.predicted.max()), float(shown.observed.max()))
+        axes.errorbar(
+            shown.predicted,
+            shown.observed,
+            np.maximum(np.stack([shown.observed - shown.low, shown.high - shown.observed]), 0),
+            color=colour,
+            linewidth=2.2 if first else 1.5,
+            elinewidth=1,
+            marker="o",
+            markersize=5 if first else 4,
+            label=name,
+            zorder=3 if first else 2,
+        )
+    top = min(1.02, top * 1.12 + 1e-3)
+    axes.plot([0, top], [0, top], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(
+        xlabel=f"mean probability, in {bins} groups of as many rows",
+        ylabel="share that is true, 95 % interval",
+        xlim=(0, top),
+        ylim=(0, top),
+    )
+    axes.set_aspect("equal")
+    if len(curves) > 1:
+        axes.legend(loc="upper left")

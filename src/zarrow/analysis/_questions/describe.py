@@ -1,0 +1,408 @@
+"""What is in a store: how are its vectors and its columns distributed?
+
+Of each array, in one pass: mean and standard deviation per dimension, norms, NaNs and infinities, and
+
+* *effective rank*: the exponential of the entropy of the singular values of the centred rows (Roy and
+  Vetterli, *The effective rank: a measure of effective dimensionality*, EUSIPCO 2007): how many dimensions
+  the rows really use;
+* *anisotropy*: the mean cosine between two different rows (Ethayarajh, *How Contextual are Contextualized
+  Word Representations?*, EMNLP 2019): 0 for rows that point everywhere, 1 for rows that all point one way;
+* *dead dimensions*: those whose values are the same in all rows, to a millionth.
+
+Sums are those of `analysis._numbers.moments`, quantiles of norms those of `analysis._numbers.sketch`. Columns are DuckDB's work: quantiles are
+exact up to a million rows, and above by t-digest (Dunning and Ertl, 2019).
+
+Place: tier 5, in `zarrow.analysis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow._format.layout import ROW, SAMPLE_INDEX
+from zarrow.analysis._numbers.moments import GroupMoments, Moments, row_norms
+from zarrow.analysis._numbers.sketch import Sketch
+from zarrow.analysis._questions.column_facts import describe_columns
+from zarrow.analysis._rows.blocks import Block, Progress, split_finite, width_of
+from zarrow.analysis._rows.dataset import Array, Source, source_of
+from zarrow.analysis._rows.folds import fold
+from zarrow.analysis._rows.groups import Groups, names_of
+from zarrow.analysis._rows.workers import Client
+from zarrow.errors import InvalidInputError
+
+__all__ = ["ArrayDescription", "Description", "describe"]
+
+MAX_COVARIANCE_WIDTH = 4096
+MAX_GROUPS_BYTES = 256 << 20
+DEAD = 1e-6
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayDescription:
+    """What an array holds. What no row or only one could tell is None, never NaN.
+
+    Parameters
+    ----------
+    name, dtype : str
+        Name and data type.
+    row_shape : tuple of int
+        The shape of a row; the dimensions below are its elements in C order.
+    rows : int
+        Rows in all.
+    nonfinite_rows : int
+        Rows with a NaN or an infinity; all of the following is about the others.
+    nan_values, infinite_values : int
+        How many NaNs and infinities there are.
+    zero_rows : int
+        Rows that are zero throughout: they have no direction, and are left out of `anisotropy`.
+    mean, std : float64 array, shape (width,)
+        Per dimension; `std` of ``n - 1`` degrees of freedom, 0 of fewer than two rows.
+    norm_mean, norm_std : float or None
+        Of the rows' Euclidean norms.
+    norms : Sketch
+        Their distribution, with ``quantile(share)`` and ``histogram(bins)``.
+    effective_rank : float or None
+        See the module; None also for rows of more than 4096 numbers, for which `pca` is the tool.
+    anisotropy : float or None
+        See the module.
+    dead_dimensions : int64 array
+        Which dimensions do not vary.
+    groups : pyarrow.Table or None
+        Per group, if any were asked for: the columns, ``rows``, ``nonfinite_rows``, ``norm_mean``,
+        ``norm_std``, ``spread`` (the root of the sum of the variances), ``shift`` (how far the group's mean
+        is from the mean of all rows) and ``anisotropy``; a column called as one of these gets an underscore.
+    group_mean, group_std : float64 array, shape (groups, width), or None
+        Per group and dimension.
+    """
+
+    name: str
+    dtype: str
+    row_shape: tuple[int, ...]
+    rows: int
+    nonfinite_rows: int
+    nan_values: int
+    infinite_values: int
+    zero_rows: int
+    mean: npt.NDArray[np.float64] = field(repr=False)
+    std: npt.NDArray[np.float64] = field(repr=False)
+    norm_mean: float | None
+    norm_std: float | None
+    norms: Sketch = field(repr=False)
+    effective_rank: float | None
+    anisotropy: float | None
+    dead_dimensions: npt.NDArray[np.int64] = field(repr=False)
+    groups: pa.Table | None = field(default=None, repr=False)
+    group_mean: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+    group_std: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values.
+
+        Returns
+        -------
+        dict
+            Numbers, lists and objects.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> found = zarrow.analysis.describe(zarrow.testing.example_store())
+        >>> found.arrays["query_embed"].to_dict()["dead_dimensions"]
+        []
+        """
+        known = self.rows > self.nonfinite_rows
+        return {
+            "dtype": self.dtype,
+            "row_shape": list(self.row_shape),
+            "rows": self.rows,
+            "nonfinite_rows": self.nonfinite_rows,
+            "nan_values": self.nan_values,
+            "infinite_values": self.infinite_values,
+            "zero_rows": self.zero_rows,
+            "norm_mean": self.norm_mean,
+            "norm_std": self.norm_std,
+            "norm_quantiles": {str(q): self.norms.quantile(q) for q in QUANTILES} if known else None,
+            "effective_rank": self.effective_rank,
+            "anisotropy": self.anisotropy,
+            "dead_dimensions": self.dead_dimensions.tolist(),
+            "mean": self.mean.tolist() if known else None,
+            "std": self.std.tolist() if known else None,
+            "groups": None if self.groups is None else self.groups.to_pylist(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a store holds.
+
+    Parameters
+    ----------
+    rows : int
+        How many.
+    by : tuple of str
+        The columns grouped by.
+    arrays : dict of str to ArrayDescription
+        Its arrays.
+    columns : pyarrow.Table
+        Per column (and group): ``column``, ``type``, ``count``, ``nulls``, ``nonfinite``, ``distinct``,
+        ``mean``, ``std``, ``min``, ``q05``, ``q25``, ``median``, ``q75``, ``q95``, ``max`` of numbers (of
+        times, as seconds since 1970), and ``exact``: whether quantiles and ``distinct`` are.
+    """
+
+    rows: int
+    by: tuple[str, ...]
+    arrays: dict[str, ArrayDescription]
+    columns: pa.Table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, but for times among the groups' columns.
+
+        Returns
+        -------
+        dict
+            Numbers, lists and objects.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> zarrow.analysis.describe(zarrow.testing.example_store()).to_dict()["rows"]
+        5000
+        """
+        return {
+            "rows": self.rows,
+            "by": list(self.by),
+            "arrays": {name: array.to_dict() for name, array in self.arrays.items()},
+            "columns": self.columns.to_pylist(),
+        }
+
+
+def describe(
+    store: Source,
+    arrays: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    by: str | Sequence[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    client: Client | None = None,
+) -> Description:
+    """Describe arrays and columns, in one pass over each array and one over the table.
+
+    Of a Dataset, variables along ``row`` alone are the columns, and their NaNs count as nulls.
+
+    Parameters
+    ----------
+    store : Store, xarray.Dataset or xarray.DataArray
+        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
+        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
+    arrays : list of str, optional
+        Which arrays; all by default.
+    columns : list of str, optional
+        Which columns; all but ``row`` and ``sample_index`` by default.
+    by : str or list of str, optional
+        Columns to group by.
+    progress : callable, optional
+        Is called with rows done and rows in all.
+    client : distributed.Client, optional
+        Whose dask workers read the arrays. Of a Dataset of dask arrays the one that dask uses by default.
+
+    Returns
+    -------
+    Description
+        Also of an empty store.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such array or column.
+    InvalidInputError
+        If there are so many groups that their means would not fit in 256 MiB.
+    MissingExtraError
+        If DuckDB is not installed.
+    CorruptionError
+        If the store is damaged.
+
+    Examples
+    --------
+    >>> import zarrow.analysis, zarrow.testing
+    >>> found = zarrow.analysis.describe(zarrow.testing.example_store(), by="query")
+    >>> vectors = found.arrays["query_embed"]
+    >>> round(vectors.effective_rank, 1), len(vectors.dead_dimensions), vectors.groups.num_rows
+    (8.0, 0, 10)
+    """
+    rows, client = source_of(store, client)
+    chosen = [rows[name] for name in (rows.arrays if arrays is None else arrays)]
+    names = names_of(by)
+    if columns is None:
+        columns = [name for name in rows.schema.names if name not in (ROW, SAMPLE_INDEX, *names)]
+    facts = describe_columns(rows, list(columns), names)
+    groups = Groups.of_store(rows, names) if names else None
+    described = {}
+    for place, array in enumerate(chosen):
+        width = width_of(array)
+        if groups is not None and groups.count * width * 8 * 3 > MAX_GROUPS_BYTES:
+            raise InvalidInputError(
+                f"{groups.count} groups of {width} dimensions need more than "
+                f"{MAX_GROUPS_BYTES >> 20} MiB: group by columns of fewer values, or leave array "
+                f"{array.name!r} out with arrays="
+            )
+        make = partial(_ArrayState, width, groups)
+        state = fold(make, rows, array, names, None, _share(progress, place, len(chosen)), client)
+        described[array.name] = state.result(array)
+    return Description(rows=rows.num_rows, by=tuple(names), arrays=described, columns=facts)
+
+
+def _share(progress: Progress | None, place: int, parts: int) -> Progress | None:
+    """Return a callback for one of several passes of equal length."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(place * total + done, parts * total)
+
+
+class _ArrayState:
+    """What is known of an array after some of its blocks."""
+
+    def __init__(self, width: int, groups: Groups | None) -> None:
+        self.rows = self.nonfinite = self.nan = self.infinite = self.zero = 0
+        self.moments = Moments(width, full=width <= MAX_COVARIANCE_WIDTH)
+        self.norm = Moments(1, full=False)
+        self.norms = Sketch()
+        self.directions = np.zeros(width)
+        self.groups = groups
+        if groups is not None:
+            self.group_moments = GroupMoments(groups.count, width)
+            self.group_norms = GroupMoments(groups.count, 1)
+            self.group_directions = np.zeros((groups.count, width))
+            self.group_rows = np.zeros(groups.count, np.int64)
+            self.group_zeros = np.zeros(groups.count, np.int64)
+
+    def add(self, block: Block) -> None:
+        values, finite = block.values, split_finite(block.values)
+        codes = None if self.groups is None else self.groups.codes(block.table)
+        self.rows += len(values)
+        if codes is not None:
+            self.group_rows += np.bincount(codes, minlength=len(self.group_rows))
+        if finite is not None:
+            self.nan += int(np.isnan(values[~finite]).sum())
+            self.infinite += int(np.isinf(values[~finite]).sum())
+            self.nonfinite += int((~finite).sum())
+            values = values[finite]
+            codes = None if codes is None else codes[finite]
+        self.moments.add(values)
+        norms = row_norms(values)
+        self.norm.add(norms[:, None])
+        self.norms.add(norms)
+        nonzero = norms > 0
+        self.zero += len(norms) - int(nonzero.sum())
+        inverse = np.divide(1, norms, out=np.zeros_like(norms), where=nonzero)
+        self.directions += inverse.astype(values.dtype) @ values
+        if codes is not None:
+            self.group_moments.add(codes, values)
+            self.group_norms.add(codes, norms[:, None])
+            self.group_zeros += np.bincount(codes[~nonzero], minlength=len(self.group_zeros))
+            _add_per_group(self.group_directions, codes, values * inverse.astype(values.dtype)[:, None])
+
+    def merge(self, later: _ArrayState) -> None:
+        self.rows += later.rows
+        self.nonfinite += later.nonfinite
+        self.nan += later.nan
+        self.infinite += later.infinite
+        self.zero += later.zero
+        self.moments.merge(later.moments)
+        self.norm.merge(later.norm)
+        self.norms.merge(later.norms)
+        self.directions += later.directions
+        if self.groups is not None:
+            self.group_moments.merge(later.group_moments)
+            self.group_norms.merge(later.group_norms)
+            self.group_directions += later.group_directions
+            self.group_rows += later.group_rows
+            self.group_zeros += later.group_zeros
+
+    def result(self, array: Array) -> ArrayDescription:
+        moments = self.moments
+        std = np.sqrt(moments.variance())
+        scale = np.maximum(np.abs(moments.mean), std.max(initial=0))
+        some, several = moments.count > 0, moments.count > 1
+        grouped: dict[str, Any] = {}
+        if self.groups is not None:
+            grouped = {
+                "groups": self._group_table(),
+                "group_mean": self.group_moments.mean,
+                "group_std": np.sqrt(self.group_moments.variance()),
+            }
+        return ArrayDescription(
+            name=array.name,
+            dtype=array.dtype.name,
+            row_shape=array.row_shape,
+            rows=self.rows,
+            nonfinite_rows=self.nonfinite,
+            nan_values=self.nan,
+            infinite_values=self.infinite,
+            zero_rows=self.zero,
+            mean=moments.mean,
+            std=std,
+            norm_mean=float(self.norm.mean[0]) if some else None,
+            norm_std=float(np.sqrt(self.norm.variance()[0])) if several else None,
+            norms=self.norms,
+            effective_rank=_effective_rank(moments) if several and moments.full else None,
+            anisotropy=_anisotropy(self.directions, moments.count - self.zero),
+            dead_dimensions=np.flatnonzero(std <= DEAD * scale) if several else np.empty(0, np.int64),
+            **grouped,
+        )
+
+    def _group_table(self) -> pa.Table:
+        assert self.groups is not None
+        finite = self.group_moments.count
+        none, few = finite == 0, finite < 2
+        spread = np.sqrt(self.group_moments.variance().sum(axis=1))
+        shift = np.linalg.norm(self.group_moments.mean - self.moments.mean, axis=1)
+        directed = finite - self.group_zeros
+        columns = {
+            "rows": pa.array(self.group_rows),
+            "nonfinite_rows": pa.array(self.group_rows - finite),
+            "norm_mean": pa.array(self.group_norms.mean[:, 0], mask=none),
+            "norm_std": pa.array(np.sqrt(self.group_norms.variance()[:, 0]), mask=few),
+            "spread": pa.array(spread, mask=few),
+            "shift": pa.array(shift, mask=none),
+            "anisotropy": pa.array(
+                [_anisotropy(*one) for one in zip(self.group_directions, directed.tolist(), strict=True)],
+                pa.float64(),
+            ),
+        }
+        return self.groups.beside(columns)
+
+
+def _add_per_group(
+    sums: npt.NDArray[np.float64], codes: npt.NDArray[np.int64], values: npt.NDArray[np.floating[Any]]
+) -> None:
+    if not len(codes):
+        return
+    order = np.argsort(codes, kind="stable")
+    present, starts = np.unique(codes[order], return_index=True)
+    sums[present] += np.add.reduceat(values[order], starts, axis=0)
+
+
+def _effective_rank(moments: Moments) -> float:
+    variances = np.maximum(np.linalg.eigvalsh(moments.squares), 0)
+    # What rounding leaves of nothing is no dimension.
+    variances[variances < variances.max(initial=0) * len(variances) * np.finfo(np.float32).eps ** 2] = 0
+    singular = np.sqrt(variances[variances > 0])
+    if not len(singular):
+        return 0.0
+    shares = singular / singular.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def _anisotropy(directions: npt.NDArray[np.float64], count: int) -> float | None:
+    """Return the mean cosine of pairs of different rows, from the sum of their directions."""
+    if count < 2:
+        return None
+    return float((directions @ directions - count) / (count * (count - 1)))

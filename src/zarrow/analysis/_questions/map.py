@@ -1,0 +1,396 @@
+"""Where does each row lie on a map of two dimensions?
+
+* ``pca``: the first two principal components: exact, two passes.
+* ``umap``: UMAP (McInnes, Healy and Melville, arXiv 1802.03426) of a sample; the other rows are placed by its
+  own ``transform``.
+* ``tsne``: Barnes-Hut t-SNE (van der Maaten, JMLR 15, 2014) of a sample; each other row is placed at the mean
+  of its ten nearest rows of the sample, the nearer ones counting more (1 / distance).
+
+The sample is drawn at random, from each group in proportion to its rows but at least `FLOOR_ROWS` of it.
+UMAP and t-SNE see the first 50 principal components, as is usual, so memory and time per row do not grow
+with the width. Rows that are not finite have no place: NaN.
+
+`map_rows` stores the places beside the rows (`zarrow.derived`); `place_rows` only tells them.
+
+Place: tier 5, in `zarrow.analysis`. Interrupting it leaves the store as it was.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrow._known_names import unknown_name
+from zarrow.analysis._questions.pca import Pca, pca
+from zarrow.analysis._rows.arguments import require_choice
+from zarrow.analysis._rows.blocks import Progress, as_matrix, choose_array, split_finite, width_of
+from zarrow.analysis._rows.groups import Groups, names_of
+from zarrow.derived import add_array, check_derived_name
+from zarrow.errors import InvalidInputError, MissingExtraError
+from zarrow.store import Store, StoreArray
+
+__all__ = ["Map", "Method", "map_rows", "place_rows"]
+
+Method = Literal["pca", "umap", "tsne"]
+Places = npt.NDArray[np.float32]
+Placed = Iterator[tuple[npt.NDArray[np.int64], Places]]
+Stage = Callable[[str], None]
+
+SAMPLE_ROWS = {"umap": 20_000, "tsne": 10_000}
+FLOOR_ROWS = 50
+MIN_ROWS = 20
+REDUCED = 50
+NEIGHBOURS = 10
+TRANSFORM_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map:
+    """What a map was made of.
+
+    Parameters
+    ----------
+    name : str or None
+        The derived array that holds it; None if it was not stored.
+    array : str
+        The array whose rows are on it.
+    method : {"pca", "umap", "tsne"}
+        How it was made.
+    rows : int
+        Rows of the store.
+    sample_rows : int
+        Rows that the method itself saw; for ``pca`` all that are finite.
+    explained_variance_ratio : tuple of float
+        For ``pca``, the share of variance along both axes; empty otherwise.
+    by : tuple of str
+        The columns whose groups the sample was drawn from.
+    seed : int
+        Of sample and method.
+    """
+
+    name: str | None
+    array: str
+    method: Method
+    rows: int
+    sample_rows: int
+    explained_variance_ratio: tuple[float, ...] = ()
+    by: tuple[str, ...] = ()
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values.
+
+        Returns
+        -------
+        dict
+            The parameters.
+
+        Examples
+        --------
+        >>> Map(name="e_pca", array="e", method="pca", rows=3, sample_rows=3).to_dict()["method"]
+        'pca'
+        """
+        return asdict(self)
+
+
+def map_rows(
+    store: Store,
+    array: str | None = None,
+    method: Method = "pca",
+    *,
+    name: str | None = None,
+    by: str | Sequence[str] | None = None,
+    sample_rows: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stage: Stage | None = None,
+) -> Map:
+    """Make a map of a store's rows and store it as a derived array of two float32 per row.
+
+    Parameters
+    ----------
+    store : Store
+        A complete store; open it anew to see the map.
+    array : str, optional
+        The array; need not be named if there is only one.
+    method : {"pca", "umap", "tsne"}
+        How; ``umap`` needs the extra ``map``.
+    name : str, optional
+        What to call the derived array; the array's name and the method by default, as in ``embed_umap``. One
+        of that name is replaced.
+    by : str or list of str, optional
+        Columns from whose groups the sample of ``umap`` or ``tsne`` is drawn, so that small ones are on it.
+    sample_rows : int, optional
+        Rows of the sample; 20,000 for ``umap``, 10,000 for ``tsne``.
+    seed : int
+        Another one gives another sample and map.
+    progress : callable, optional
+        Is called with rows done and rows in all, in each pass.
+    stage : callable, optional
+        Is called with what is done next, in words.
+
+    Returns
+    -------
+    Map
+        What was made; ``store[name]`` of the store opened anew has the places.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such array or column.
+    InvalidInputError
+        If there are too few finite rows, or the name is taken.
+    MissingExtraError
+        If UMAP is not installed.
+    StoreChangedError, WriteFailedError
+        As of `zarrow.add_array`: the store is as it was.
+
+    Examples
+    --------
+    >>> import tempfile, zarrow, zarrow.analysis, zarrow.testing
+    >>> store = zarrow.testing.example_store(tempfile.mkdtemp() + "/example.zarrow")
+    >>> zarrow.analysis.map_rows(store).name
+    'query_embed_pca'
+    >>> zarrow.open(store.path)["query_embed_pca"].shape
+    (5000, 2)
+    """
+    chosen = choose_array(store, array)
+    wanted = f"{chosen.name}_{method}"[:64] if name is None else name
+    check_derived_name(store._view, wanted)  # before minutes are spent
+    made, places = place_rows(
+        store, chosen.name, method, by=by, sample_rows=sample_rows, seed=seed, progress=progress, stage=stage
+    )
+    details = made.to_dict() | {"name": wanted}
+    add_array(store.path, wanted, (xy for _, xy in places), provenance={"map": details})
+    return Map(**details)
+
+
+def place_rows(
+    store: Store,
+    array: str | None = None,
+    method: Method = "pca",
+    *,
+    by: str | Sequence[str] | None = None,
+    sample_rows: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stage: Stage | None = None,
+) -> tuple[Map, Placed]:
+    """Make a map of a store's rows, and tell it without storing it.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    array : str, optional
+        As of `map_rows`.
+    method : {"pca", "umap", "tsne"}
+        As of `map_rows`.
+    by : str or list of str, optional
+        As of `map_rows`.
+    sample_rows : int, optional
+        As of `map_rows`.
+    seed : int
+        As of `map_rows`.
+    progress : callable, optional
+        As of `map_rows`.
+    stage : callable, optional
+        As of `map_rows`.
+
+    Returns
+    -------
+    map : Map
+        What it is made of.
+    places : iterator of (int64 array, shape (n,); float32 array, shape (n, 2))
+        Row numbers, ascending, and places; NaN for rows that are not finite.
+
+    Raises
+    ------
+    UnknownNameError, InvalidInputError, MissingExtraError
+        As of `map_rows`.
+
+    Examples
+    --------
+    >>> import zarrow.analysis, zarrow.testing
+    >>> made, places = zarrow.analysis.place_rows(zarrow.testing.example_store())
+    >>> made.sample_rows, sum(len(rows) for rows, xy in places)
+    (5000, 5000)
+    """
+    require_choice("method", method, Method)
+    chosen = choose_array(store, array)
+    names = names_of(by)
+    for column in names:
+        if column not in store.schema.names:
+            raise unknown_name("column", column, store.schema.names)
+    say = stage or (lambda _: None)
+    place = _umap if method == "umap" else _tsne
+    if method == "umap":
+        _import_umap()  # before minutes are spent
+    if method == "pca":
+        say("principal components")
+        found = pca(store, chosen.name, min(2, width_of(chosen)), progress=progress)
+        made = Map(
+            name=None,
+            array=chosen.name,
+            method=method,
+            rows=store.num_rows,
+            sample_rows=found.n_samples_,
+            explained_variance_ratio=tuple(found.explained_variance_ratio_.tolist()),
+        )
+        say("placing rows")
+        return made, _two(found.project(store, progress=progress))
+    limit = SAMPLE_ROWS[method] if sample_rows is None else sample_rows
+    if limit < MIN_ROWS:
+        raise InvalidInputError(f"a sample must have at least {MIN_ROWS} rows, got {limit}")
+    if store.num_rows < MIN_ROWS:
+        raise InvalidInputError(
+            f"{method} needs at least {MIN_ROWS} rows, the store has {store.num_rows}: take method='pca'"
+        )
+    say("principal components")
+    reduced = pca(store, chosen.name, min(REDUCED, width_of(chosen), store.num_rows), progress=progress)
+    rows = _sample(store, names, limit, np.random.default_rng(seed))
+    scores = reduced.transform(as_matrix(chosen.take(rows)))
+    finite = split_finite(scores)
+    if finite is not None:
+        rows, scores = rows[finite], scores[finite]
+    if len(rows) < MIN_ROWS:
+        raise InvalidInputError(
+            f"{method} needs at least {MIN_ROWS} rows without NaN and infinity, the sample has {len(rows)}: "
+            "take method='pca'"
+        )
+    size = float(np.ptp(scores, axis=0).max())
+    if not size > 0:
+        raise InvalidInputError(
+            f"{method} needs rows that differ, the {len(rows):,} of the sample are all the same: take "
+            "method='pca'"
+        )
+    size = 1.0 if 1e-9 < size < 1e9 else size  # the methods know no scale, but their squares may overflow
+    say(f"{method} of {len(rows):,} rows")
+    there, transform = place(np.ascontiguousarray(scores / size, np.float32), seed)
+    made = Map(
+        name=None,
+        array=chosen.name,
+        method=method,
+        rows=store.num_rows,
+        sample_rows=len(rows),
+        by=tuple(names),
+        seed=seed,
+    )
+    say("placing the other rows" if len(rows) < store.num_rows else "storing")
+    return made, _spread(
+        store, chosen, reduced, rows, there, lambda others: transform(others / np.float32(size)), progress
+    )
+
+
+def _two(projected: Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]) -> Placed:
+    """Return places of two values, whose second is 0 where rows have only one."""
+    for rows, xy in projected:
+        there = np.zeros((len(rows), 2), np.float32)
+        there[:, : xy.shape[1]] = xy
+        yield rows, there
+
+
+def _sample(store: Store, by: Sequence[str], limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw row numbers, ascending: of each group its share, but at least some."""
+    if store.num_rows <= limit:
+        return np.arange(store.num_rows)
+    if not by:
+        return np.sort(rng.choice(store.num_rows, limit, replace=False))
+    groups = Groups.of_store(store, by)
+    codes = np.concatenate([groups.codes(batch).astype(np.int32) for batch in store.scan(list(by))])
+    sizes = np.bincount(codes, minlength=groups.count)
+    shares = shares_of(sizes, limit)
+    order = rng.permutation(store.num_rows)
+    order = order[np.argsort(codes[order], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    within = np.arange(store.num_rows) - np.repeat(starts, sizes)
+    return np.asarray(np.sort(order[within < np.repeat(shares, sizes)]))
+
+
+def shares_of(sizes: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
+    """Return how many rows to draw from each group: in proportion, but no group is left out.
+
+    Together about `limit`; more only if there are more groups than that.
+
+    >>> shares_of(np.array([1_000_000, 30, 500]), 1000).tolist()
+    [919, 30, 50]
+    """
+    floor = max(min(FLOOR_ROWS, limit // max(len(sizes), 1)), 1)
+    least = np.minimum(sizes, floor)
+    left = max(limit - int(least.sum()), 0)
+    rest = sizes - least
+    more = np.floor(rest * (left / max(int(rest.sum()), 1))).astype(np.int64)
+    return np.asarray(np.minimum(sizes, least + more))
+
+
+def _spread(
+    store: Store,
+    array: StoreArray,
+    reduced: Pca,
+    sample: npt.NDArray[np.int64],
+    there: Places,
+    transform: Callable[[Places], Places],
+    progress: Progress | None,
+) -> Placed:
+    """Yield every row's place: the sample's own, and others by `transform`."""
+    done = 0
+    for rows, scores in reduced.project(store, array.name):
+        places = np.full((len(rows), 2), np.nan, np.float32)
+        first, stop = np.searchsorted(sample, [rows[0], rows[-1] + 1])
+        mine = sample[first:stop] - rows[0]
+        places[mine] = there[first:stop]
+        wanted = np.isfinite(scores).all(axis=1)
+        wanted[mine] = False
+        others = np.flatnonzero(wanted)
+        for start in range(0, len(others), TRANSFORM_ROWS):
+            here = others[start : start + TRANSFORM_ROWS]
+            places[here] = transform(np.ascontiguousarray(scores[here], np.float32))
+            if progress is not None:
+                progress(done + int(here[-1]) + 1, store.num_rows)
+        done += len(rows)
+        if progress is not None:
+            progress(done, store.num_rows)
+        yield rows, places
+
+
+def _import_umap() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # that it could use Tensorflow, which nobody asked
+            import umap
+    except ImportError as error:
+        raise MissingExtraError(
+            f"method='umap' needs {error.name}: pip install 'zarrow[map]'", name=error.name
+        ) from error
+    return umap
+
+
+def _umap(scores: Places, seed: int) -> tuple[Places, Callable[[Places], Places]]:
+    # One job: more of them draw in another order each time, and a seed would not hold.
+    neighbours = min(15, len(scores) - 1)
+    model = _import_umap().UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
+    there = np.asarray(model.fit_transform(scores), np.float32)
+    return there, lambda others: np.asarray(model.transform(others), np.float32)
+
+
+def _tsne(scores: Places, seed: int) -> tuple[Places, Callable[[Places], Places]]:
+    from sklearn.manifold import TSNE
+    from sklearn.neighbors import NearestNeighbors
+
+    perplexity = min(30.0, (len(scores) - 1) / 3)
+    model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    there = np.asarray(model.fit_transform(scores), np.float32)
+    near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(scores)
+
+    def transform(others: Places) -> Places:
+        distances, found = near.kneighbors(others)
+        weights = 1 / np.maximum(distances, 1e-12)
+        weights /= weights.sum(axis=1, keepdims=True)
+        return np.asarray((there[found] * weights[:, :, None]).sum(axis=1), np.float32)
+
+    return there, transform

@@ -1,0 +1,349 @@
+"""Which few directions hold most of the variance?
+
+Two solvers, both streamed:
+
+* ``covariance``: one pass for the covariance matrix (`analysis._numbers.moments`), whose eigenvectors are the components:
+  exact. Takes 8 × width² bytes, some 5 MB for 768.
+* ``randomized``: subspace iteration with a random start, the streamed form of Halko, Martinsson and Tropp,
+  *Finding Structure with Randomness* (SIAM Review 53, 2011), algorithm 4.4, with the Rayleigh-Ritz step at
+  the end: eight passes, and memory for a few matrices of width × components.
+
+Signs are scikit-learn's: the largest entry of each component is positive.
+
+Place: tier 5, in `zarrow.analysis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from zarrow.analysis._numbers.moments import Moments
+from zarrow.analysis._rows.arguments import read_vectors, require_choice
+from zarrow.analysis._rows.blocks import Block, Progress, blocks, choose_array, split_finite, width_of
+from zarrow.analysis._rows.dataset import Array, Rows, Source, source_of
+from zarrow.analysis._rows.folds import fold
+from zarrow.analysis._rows.workers import Client
+from zarrow.errors import InvalidInputError
+
+__all__ = ["Pca", "pca"]
+
+Float = npt.NDArray[np.float64]
+Solver = Literal["auto", "covariance", "randomized"]
+
+DEFAULT_COMPONENTS = 50
+MAX_COVARIANCE_WIDTH = 4096
+ITERATIONS = 6
+OVERSAMPLES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pca:
+    """Principal components of an array; the names are scikit-learn's.
+
+    Parameters
+    ----------
+    array : str
+        The array.
+    components_ : float64 array, shape (n_components, width)
+        Directions, orthonormal, most variance first.
+    mean_ : float64 array, shape (width,)
+        The mean of the rows.
+    explained_variance_ : float64 array, shape (n_components,)
+        The variance along each component.
+    explained_variance_ratio_ : float64 array, shape (n_components,)
+        Its share of all variance; 0 where rows do not vary at all.
+    n_samples_ : int
+        Rows that went in: those that are finite.
+    nonfinite_rows : int
+        Rows left out for a NaN or an infinity.
+    """
+
+    array: str
+    components_: Float
+    mean_: Float
+    explained_variance_: Float
+    explained_variance_ratio_: Float
+    n_samples_: int
+    nonfinite_rows: int
+
+    def transform(self, vectors: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Project vectors onto the components.
+
+        Parameters
+        ----------
+        vectors : array, shape (n, width) or (n, *row_shape)
+            Vectors; where they are not finite, neither is their projection.
+
+        Returns
+        -------
+        float32 or float64 array, shape (n, n_components)
+            Their coordinates, in the dtype that suits the vectors'.
+
+        Raises
+        ------
+        InvalidInputError
+            If they are of another width.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> store = zarrow.testing.example_store()
+        >>> zarrow.analysis.pca(store, n_components=2).transform(store["query_embed"][:5]).shape
+        (5, 2)
+        """
+        values = read_vectors(vectors, self.components_.shape[1], self.array)
+        # Centred first: the mean may be large beside what is left, and then cancels here and not later.
+        centred = values - self.mean_.astype(values.dtype)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(centred @ self.components_.T.astype(values.dtype))
+
+    def project(
+        self,
+        store: Source,
+        array: str | None = None,
+        filter: pc.Expression | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        """Project the rows of a store, a block at a time.
+
+        Parameters
+        ----------
+        store : Store, xarray.Dataset or xarray.DataArray
+            The store or Dataset, this one or another.
+        array : str, optional
+            The array; the one of the same name by default.
+        filter : pyarrow.compute.Expression, optional
+            Which rows; all by default.
+        progress : callable, optional
+            Is called with rows done and rows in all.
+
+        Returns
+        -------
+        iterator of (int64 array, shape (n,); float array, shape (n, n_components))
+            Row numbers, ascending, and coordinates.
+
+        Raises
+        ------
+        UnknownNameError, InvalidInputError
+            If there is no such array, or it has another width.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> store = zarrow.testing.example_store()
+        >>> found = zarrow.analysis.pca(store, n_components=2)
+        >>> sum(len(rows) for rows, xy in found.project(store))
+        5000
+        """
+        rows, _ = source_of(store)
+        chosen = rows[self.array if array is None else array]
+        if width_of(chosen) != self.components_.shape[1]:
+            raise InvalidInputError(
+                f"array {chosen.name!r} has rows of {width_of(chosen)} numbers, the components are of "
+                f"{self.components_.shape[1]}"
+            )
+        stream = blocks(rows, chosen, filter=filter, progress=progress)
+        return ((block.rows, self.transform(block.values)) for block in stream)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, without components and mean.
+
+        Returns
+        -------
+        dict
+            Numbers and lists.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> found = zarrow.analysis.pca(zarrow.testing.example_store(), n_components=2).to_dict()
+        >>> found["rows"], len(found["explained_variance"])
+        (5000, 2)
+        """
+        return {
+            "array": self.array,
+            "rows": self.n_samples_,
+            "nonfinite_rows": self.nonfinite_rows,
+            "width": self.components_.shape[1],
+            "explained_variance": self.explained_variance_.tolist(),
+            "explained_variance_ratio": self.explained_variance_ratio_.tolist(),
+        }
+
+
+def pca(
+    store: Source,
+    array: str | None = None,
+    n_components: int | None = None,
+    filter: pc.Expression | None = None,
+    *,
+    solver: Solver = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+    client: Client | None = None,
+) -> Pca:
+    """Return the principal components of an array, without loading it.
+
+    Rows of several axes are taken as one long vector; rows that are not finite are left out and counted.
+
+    Parameters
+    ----------
+    store : Store, xarray.Dataset or xarray.DataArray
+        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
+        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
+    array : str, optional
+        The array; need not be named if there is only one.
+    n_components : int, optional
+        How many; 50, or as many as there are, by default.
+    filter : pyarrow.compute.Expression, optional
+        Which rows; all by default.
+    solver : {"auto", "covariance", "randomized"}
+        ``covariance`` is exact and takes 8 × width² bytes; ``randomized`` is for wide rows, and takes what
+        ``auto`` does from a width of 4096 on.
+    seed : int
+        For the random start of ``randomized``.
+    progress : callable, optional
+        Is called with rows done and rows in all, in each pass.
+    client : distributed.Client, optional
+        Whose dask workers read the segments. Of a Dataset of dask arrays the one that dask uses by default.
+
+    Returns
+    -------
+    Pca
+        The components.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such array or column.
+    InvalidInputError
+        If there are fewer than two finite rows, or fewer rows or dimensions than components.
+    CorruptionError
+        If the store is damaged.
+
+    Examples
+    --------
+    >>> import zarrow.analysis, zarrow.testing
+    >>> found = zarrow.analysis.pca(zarrow.testing.example_store(), n_components=3)
+    >>> found.components_.shape, found.n_samples_
+    ((3, 8), 5000)
+    """
+    rows, client = source_of(store, client)
+    chosen = choose_array(rows, array)
+    width = width_of(chosen)
+    require_choice("solver", solver, Solver)
+    if n_components is not None and not (1 <= n_components <= width and n_components == int(n_components)):
+        raise InvalidInputError(f"n_components must be in 1..{width} for rows of {width}, got {n_components}")
+    wanted = min(DEFAULT_COMPONENTS, width) if n_components is None else n_components
+    exact = solver == "covariance" or (solver == "auto" and width <= MAX_COVARIANCE_WIDTH)
+    first = _pass(partial(_Spread, width, full=exact), rows, chosen, filter, progress, client)
+    moments = first.moments
+    if moments.count < 2:
+        raise InvalidInputError(
+            f"principal components need at least two rows without NaN and infinity: array {chosen.name!r} "
+            f"has {moments.count} among the {moments.count + first.nonfinite} that were chosen"
+        )
+    if n_components is not None and n_components > moments.count:
+        raise InvalidInputError(f"{n_components} components need as many rows, got {moments.count}")
+    wanted = min(wanted, moments.count)
+    if exact:
+        variances, vectors = _largest(moments.covariance(), wanted)
+    else:
+        variances, vectors = _randomized(rows, chosen, filter, moments, wanted, seed, progress, client)
+    total = float(moments.variance().sum())
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(wanted)])
+    return Pca(
+        array=chosen.name,
+        components_=np.ascontiguousarray((vectors * np.where(signs == 0, 1, signs)).T),
+        mean_=moments.mean,
+        explained_variance_=variances,
+        explained_variance_ratio_=variances / total if total > 0 else np.zeros(wanted),
+        n_samples_=moments.count,
+        nonfinite_rows=first.nonfinite,
+    )
+
+
+def _largest(symmetric: Float, count: int) -> tuple[Float, Float]:
+    """Return the largest eigenvalues, largest first, and their eigenvectors as columns."""
+    from scipy.linalg import eigh
+
+    width = len(symmetric)
+    values, vectors = eigh(symmetric, subset_by_index=[width - count, width - 1])
+    return np.maximum(values[::-1], 0), vectors[:, ::-1]
+
+
+def _randomized(
+    store: Rows,
+    array: Array,
+    filter: pc.Expression | None,
+    moments: Moments,
+    wanted: int,
+    seed: int,
+    progress: Progress | None,
+    client: Client | None,
+) -> tuple[Float, Float]:
+    width = width_of(array)
+    drawn = min(wanted + OVERSAMPLES, width)
+    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, drawn)))[0]
+    for _ in range(ITERATIONS):
+        found = _pass(partial(_Image, moments.mean, basis), store, array, filter, progress, client)
+        basis = np.linalg.qr(found.image)[0]
+    found = _pass(partial(_Image, moments.mean, basis), store, array, filter, progress, client)
+    variances, vectors = _largest(found.inner / (moments.count - 1), wanted)
+    return variances, basis @ vectors
+
+
+def _pass(
+    make: Any,
+    store: Rows,
+    array: Array,
+    filter: pc.Expression | None,
+    progress: Progress | None,
+    client: Client | None,
+) -> Any:
+    return fold(make, store, array, filter=filter, progress=progress, client=client)
+
+
+class _Spread:
+    """Moments of the finite rows."""
+
+    def __init__(self, width: int, *, full: bool) -> None:
+        self.moments = Moments(width, full=full)
+        self.nonfinite = 0
+
+    def add(self, block: Block) -> None:
+        finite = split_finite(block.values)
+        values = block.values if finite is None else block.values[finite]
+        self.nonfinite += len(block.values) - len(values)
+        self.moments.add(values)
+
+    def merge(self, later: _Spread) -> None:
+        self.nonfinite += later.nonfinite
+        self.moments.merge(later.moments)
+
+
+class _Image:
+    """The scatter matrix times a basis, and the basis' own scatter."""
+
+    def __init__(self, mean: Float, basis: Float) -> None:
+        self.mean, self.basis = mean, basis
+        self.image = np.zeros_like(basis)
+        self.inner = np.zeros((basis.shape[1], basis.shape[1]))
+
+    def add(self, block: Block) -> None:
+        finite = split_finite(block.values)
+        values = block.values if finite is None else block.values[finite]
+        centred = values - self.mean.astype(values.dtype)
+        along = centred @ self.basis.astype(values.dtype)
+        self.image += centred.T @ along
+        self.inner += along.T @ along
+
+    def merge(self, later: _Image) -> None:
+        self.image += later.image
+        self.inner += later.inner

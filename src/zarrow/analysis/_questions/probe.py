@@ -1,0 +1,472 @@
+"""What can be read off the vectors by a straight cut?
+
+A linear probe (Alain and Bengio, *Understanding intermediate layers using linear classifier probes*, 2017): a
+logistic or ridge regression (`analysis._numbers.linear`) of a label column on the standardised vectors of some of the groups
+(patients), judged on the others (`analysis._numbers.split`), overall and per group of rows (`evaluate`).
+
+Labels and groups are held in memory, some 40 bytes per row; vectors are streamed, once per iteration.
+
+Place: tier 5, in `zarrow.analysis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zarrow._format.layout import ROW
+from zarrow.analysis._numbers.linear import Scatter, Standard, fit_logistic, fit_ridge, predict
+from zarrow.analysis._numbers.regression import regression_scores
+from zarrow.analysis._numbers.scores import BINS
+from zarrow.analysis._numbers.split import split
+from zarrow.analysis._questions.evaluate import Evaluation, hold_against, read_numbers
+from zarrow.analysis._rows.arguments import read_vectors, require_choice
+from zarrow.analysis._rows.blocks import Block, Progress, choose_array, split_finite, width_of
+from zarrow.analysis._rows.dataset import Source, source_of
+from zarrow.analysis._rows.folds import Passes
+from zarrow.analysis._rows.groups import Groups, column_codes, free_names, names_of, plain
+from zarrow.analysis._rows.workers import Client
+from zarrow.errors import InvalidInputError
+
+__all__ = ["Probe", "probe"]
+
+Float = npt.NDArray[np.float64]
+Kind = Literal["auto", "logistic", "ridge"]
+MAX_INTEGER_CLASSES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A linear model of a label, and how well it does on rows that it was not fitted to.
+
+    Parameters
+    ----------
+    array, label : str
+        What it reads, and what it tells.
+    group : str or None
+        The column whose values are on one side each.
+    kind : {"logistic", "ridge"}
+        The model.
+    classes : list
+        The label's values, in order; empty for ``ridge``.
+    weights : float64 array, shape (outputs, width)
+        Of standardised columns; one output for two classes and for ``ridge``, else one per class.
+    intercept : float64 array, shape (outputs,)
+        What is added.
+    mean, scale : float64 array, shape (width,)
+        How columns are standardised; `scale` is inf where they do not vary.
+    train_rows, test_rows : int64 array
+        The rows on either side, ascending.
+    predictions : float64 array, shape (test rows, classes or 1)
+        Per test row the probability of each class, or the number.
+    overall : dict of str to number or None
+        How good they are. Two classes: as `Evaluation.overall`. More: ``accuracy`` of the likeliest class,
+        and the means over classes of ``auroc``, ``auprc``, ``brier`` and ``ece``, each against the rest.
+        Ridge: ``r2``, ``rmse``, ``mae``. With 95 % intervals, ``_low`` to ``_high``.
+    report : pyarrow.Table
+        The same per group of `by`; of more than two classes, a row per group and class, against the rest.
+    evaluations : dict of value to Evaluation
+        With curves, of each class against the rest; of two classes, the second only.
+    iterations : int
+        Of the optimizer; 0 for ``ridge``.
+    converged : bool
+        Whether it came to an end by itself.
+    missing_labels, nonfinite_rows : int
+        Rows left out for a label that is null or NaN, and for a NaN or infinity in the vector.
+    """
+
+    array: str
+    label: str
+    group: str | None
+    kind: Literal["logistic", "ridge"]
+    classes: list[Any]
+    weights: Float = field(repr=False)
+    intercept: Float = field(repr=False)
+    mean: Float = field(repr=False)
+    scale: Float = field(repr=False)
+    train_rows: npt.NDArray[np.int64] = field(repr=False)
+    test_rows: npt.NDArray[np.int64] = field(repr=False)
+    predictions: Float = field(repr=False)
+    overall: dict[str, Any]
+    report: pa.Table = field(repr=False)
+    evaluations: dict[Any, Evaluation] = field(repr=False)
+    iterations: int
+    converged: bool
+    missing_labels: int
+    nonfinite_rows: int
+
+    def predict(self, vectors: npt.ArrayLike) -> Float:
+        """Apply the model.
+
+        Parameters
+        ----------
+        vectors : array, shape (n, width) or (n, *row_shape)
+            Vectors.
+
+        Returns
+        -------
+        float64 array, shape (n, classes or 1)
+            Per vector the probability of each class, or the number.
+
+        Raises
+        ------
+        InvalidInputError
+            If they are of another width, or not finite.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> store = zarrow.testing.example_predictions()
+        >>> zarrow.analysis.probe(store, "occurs").predict(store["query_embed"][:3]).shape
+        (3, 2)
+        """
+        values = read_vectors(vectors, len(self.mean), self.array)
+        if split_finite(values) is not None:
+            raise InvalidInputError("vectors must be finite")
+        return predict(values, Standard(self.mean, self.scale), self.weights, self.intercept, self.kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values, without weights and rows.
+
+        Returns
+        -------
+        dict
+            Numbers, lists and objects.
+
+        Examples
+        --------
+        >>> import zarrow.analysis, zarrow.testing
+        >>> found = zarrow.analysis.probe(zarrow.testing.example_predictions(), "occurs").to_dict()
+        >>> found["train_rows"], found["test_rows"], found["classes"]
+        (3600, 900, [False, True])
+        """
+        return {
+            "array": self.array,
+            "label": self.label,
+            "group": self.group,
+            "kind": self.kind,
+            "classes": self.classes,
+            "train_rows": len(self.train_rows),
+            "test_rows": len(self.test_rows),
+            "missing_labels": self.missing_labels,
+            "nonfinite_rows": self.nonfinite_rows,
+            "iterations": self.iterations,
+            "converged": self.converged,
+            "overall": self.overall,
+            "groups": self.report.to_pylist(),
+        }
+
+
+def probe(
+    store: Source,
+    label: str,
+    *,
+    array: str | None = None,
+    group: str | None = "subject_id",
+    kind: Kind = "auto",
+    by: str | Sequence[str] | None = None,
+    filter: pc.Expression | None = None,
+    test_fraction: float = 0.2,
+    regularization: float = 1.0,
+    max_iterations: int = 200,
+    tolerance: float = 1e-5,
+    bootstrap: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+    client: Client | None = None,
+) -> Probe:
+    """Fit a linear probe to some groups of rows, and judge it on the others.
+
+    Parameters
+    ----------
+    store : Store, xarray.Dataset or xarray.DataArray
+        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
+        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
+    label : str
+        The column to tell; rows where it is null or NaN are left out and counted.
+    array : str, optional
+        The array; need not be named if there is only one.
+    group : str or None
+        The column whose values must not be on both sides; None to split single rows.
+    kind : {"auto", "logistic", "ridge"}
+        By default logistic for booleans, strings and integers of up to 20 values, and ridge for other
+        numbers.
+    by : str or list of str, optional
+        Columns to report by, such as ``["query", "duration_days"]``.
+    filter : pyarrow.compute.Expression, optional
+        Which rows; all by default.
+    test_fraction : float
+        The share of groups that are kept for the test.
+    regularization : float
+        What scikit-learn calls ``C`` of the logistic, or ``alpha`` of the ridge regression.
+    max_iterations : int
+        Of L-BFGS; each takes a pass or two.
+    tolerance : float
+        Of L-BFGS: the gradient at which it ends.
+    bootstrap : int
+        How often to draw groups for the 95 % intervals; 0 for none.
+    seed : int
+        Of the split and the draws.
+    progress : callable, optional
+        Is called with rows done and rows in all, in each pass.
+    client : distributed.Client, optional
+        Whose dask workers read the vectors. Of a Dataset of dask arrays the one that dask uses by default.
+
+    Returns
+    -------
+    Probe
+        The model and its report.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column or array.
+    InvalidInputError
+        If the label has one class only, on either of both sides in training; if groups are null; if nothing
+        is left to train or test on.
+    CorruptionError
+        If the store is damaged.
+
+    Examples
+    --------
+    >>> import zarrow.analysis, zarrow.testing
+    >>> store = zarrow.testing.example_predictions()
+    >>> found = zarrow.analysis.probe(store, "occurs", by="query")
+    >>> round(found.overall["auroc"], 2), found.report.num_rows, found.converged
+    (0.82, 10, True)
+    """
+    source, client = source_of(store, client)
+    chosen = choose_array(source, array)
+    require_choice("kind", kind, Kind)
+    if bootstrap < 0:
+        raise InvalidInputError(f"bootstrap must be >= 0, got {bootstrap}")
+    if not regularization > 0:
+        raise InvalidInputError(f"regularization must be positive, got {regularization}")
+    names = names_of(by)
+    table = source.table(list(dict.fromkeys([ROW, label, *names, *([group] if group else [])])), filter)
+    rows = table[ROW].to_numpy()
+    target, known, classes = _read_label(table[label], label, kind)
+    units = np.arange(len(rows))
+    if group is not None:
+        if table[group].null_count:
+            raise InvalidInputError(
+                f"{table[group].null_count} rows have no {group!r}, which must not be on both sides: leave "
+                "them out with a filter, or give group=None to split single rows"
+            )
+        units = column_codes(table[group])[0]
+    missing = int((~known).sum())
+    table, rows, target, units = table.filter(pa.array(known)), rows[known], target[known], units[known]
+    if not len(rows):
+        raise InvalidInputError(f"no row has a label in column {label!r}: there is nothing to learn")
+    for_test = split(units, test_fraction, seed)
+    resolved: Literal["logistic", "ridge"] = "logistic" if classes else "ridge"
+
+    train, train_target = rows[~for_test], target[~for_test]
+    width = width_of(chosen)
+    passes = Passes(source, chosen, train, train_target, client)
+    scatter = passes.fold(partial(Scatter, width, full=resolved == "ridge"), progress)
+    bad = np.concatenate([np.empty(0, np.int64), *scatter.bad])
+    if len(bad):
+        keep = ~np.isin(train, bad)
+        train, train_target = train[keep], train_target[keep]
+        passes = Passes(source, chosen, train, train_target, client)
+    if not len(train):
+        raise InvalidInputError(f"no row to train on has a finite vector in array {chosen.name!r}")
+    iterations, converged = 0, True
+    if resolved == "ridge":
+        standard = Standard.of(scatter.moments.part(slice(width)))
+        weights, intercept = fit_ridge(scatter.moments, standard, regularization)
+    else:
+        _require_all(train_target, classes, label)
+        standard = Standard.of(scatter.moments)
+        weights, intercept, iterations, converged = fit_logistic(
+            passes, standard, len(classes), regularization, max_iterations, tolerance, progress
+        )
+    make = partial(_Predictions, standard, weights, intercept, resolved)
+    test = Passes(source, chosen, rows[for_test], np.flatnonzero(for_test), client).fold(make, progress)
+    places, predictions = test.result(len(classes) or 1)
+    if not len(places):
+        raise InvalidInputError(f"no row to test on has a finite vector in array {chosen.name!r}")
+    report = _judge(
+        table.take(pa.array(places)),
+        names,
+        target[places],
+        predictions,
+        units[places],
+        classes,
+        label,
+        bootstrap,
+        seed,
+    )
+    return Probe(
+        array=chosen.name,
+        label=label,
+        group=group,
+        kind=resolved,
+        classes=classes,
+        weights=weights,
+        intercept=intercept,
+        mean=standard.mean,
+        scale=standard.scale,
+        train_rows=train,
+        test_rows=rows[places],
+        predictions=predictions,
+        overall=report[0],
+        report=report[1],
+        evaluations=report[2],
+        iterations=iterations,
+        converged=converged,
+        missing_labels=missing,
+        nonfinite_rows=len(bad) + test.bad,
+    )
+
+
+def _read_label(
+    column: pa.ChunkedArray, name: str, kind: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], list[Any]]:
+    """Return targets, which rows have one, and the classes; none of these if they are numbers."""
+    values = plain(column)
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_nested(values.type):
+        raise InvalidInputError(f"a label is a single value: column {name!r} is of type {values.type}")
+    floating = pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)
+    integer = pa.types.is_integer(values.type)
+    if floating:
+        known = known & ~np.isnan(read_numbers(values, name))
+    few = len(pc.unique(values.filter(pa.array(known)))) <= MAX_INTEGER_CLASSES
+    numeric = floating or (integer and not few)
+    if kind == "ridge" or (kind == "auto" and numeric):
+        if pa.types.is_boolean(values.type):
+            values = values.cast(pa.int8())
+        numbers = read_numbers(values, name)
+        return numbers, np.isfinite(numbers), []
+    codes, names = column_codes(values.filter(pa.array(known)))
+    if len(names) == 1:
+        raise InvalidInputError(
+            f"a probe needs a label of at least two classes: all {len(codes)} labels of column {name!r} are "
+            f"{names[0].as_py()!r}"
+        )
+    target = np.zeros(len(known), np.int64)
+    target[known] = codes
+    return target, known, names.to_pylist()
+
+
+def _require_all(target: npt.NDArray[np.int64], classes: list[Any], name: str) -> None:
+    missing = np.flatnonzero(np.bincount(target, minlength=len(classes)) == 0)
+    if len(missing):
+        raise InvalidInputError(
+            f"no row to train on has the label {classes[missing[0]]!r} of column {name!r}: take another seed "
+            "or a smaller test_fraction, or leave the class out with a filter"
+        )
+
+
+class _Predictions:
+    """What the model says of the finite rows."""
+
+    def __init__(self, standard: Standard, weights: Float, intercept: Float, kind: str) -> None:
+        self.model = standard, weights, intercept, kind
+        self.places: list[npt.NDArray[np.int64]] = []
+        self.values: list[Float] = []
+        self.bad = 0
+
+    def add(self, block: Block) -> None:
+        finite, values, places = split_finite(block.values), block.values, block.aside
+        assert places is not None
+        if finite is not None:
+            self.bad += int((~finite).sum())
+            values, places = values[finite], places[finite]
+        self.places.append(places)
+        self.values.append(predict(values, *self.model))
+
+    def merge(self, later: _Predictions) -> None:
+        self.places += later.places
+        self.values += later.values
+        self.bad += later.bad
+
+    def result(self, outputs: int) -> tuple[npt.NDArray[np.int64], Float]:
+        """Return where in the table the rows are, and what was predicted."""
+        return (
+            np.concatenate([np.empty(0, np.int64), *self.places]),
+            np.concatenate([np.empty((0, outputs)), *self.values]),
+        )
+
+
+def _judge(
+    table: pa.Table,
+    names: list[str],
+    target: npt.NDArray[Any],
+    predictions: Float,
+    units: npt.NDArray[np.int64],
+    classes: list[Any],
+    label: str,
+    bootstrap: int,
+    seed: int,
+) -> tuple[dict[str, Any], pa.Table, dict[Any, Evaluation]]:
+    """Return the overall metrics, the report and the evaluations of the test rows."""
+    groups = Groups(table.select(names)) if names else None
+    codes = None if groups is None else groups.codes(table)
+    if not classes:
+        overall = regression_scores(None, None, target, predictions[:, 0], units, bootstrap, seed)
+        report = regression_scores(groups, codes, target, predictions[:, 0], units, bootstrap, seed)
+        return overall.to_pylist()[0], report, {}
+    evaluations = {}
+    for place in [1] if len(classes) == 2 else range(len(classes)):
+        evaluations[classes[place]] = hold_against(
+            target == place,
+            predictions[:, place],
+            groups,
+            codes,
+            np.ones(len(target), np.bool_),
+            units,
+            probability=f"probability of {classes[place]!r}",
+            label=label,
+            bootstrap=bootstrap,
+            bins=BINS,
+            seed=seed,
+        )
+    if len(classes) == 2:
+        (only,) = evaluations.values()
+        return only.overall, only.table, evaluations
+    tables = [
+        one.table.drop_columns([name for name in one.table.column_names if name.startswith("accuracy")])
+        for one in evaluations.values()
+    ]
+    kind = plain(table[label]).type
+    keys = free_names(tables[0].column_names[: len(names)], ["class"])
+    report = pa.concat_tables(
+        one.rename_columns([*keys, *one.column_names[len(names) :]]).add_column(
+            len(names), "class", pa.array([name] * one.num_rows, kind)
+        )
+        for name, one in zip(evaluations, tables, strict=True)
+    )
+    if names:
+        report = report.sort_by([(name, "ascending") for name in [*keys, "class"]])
+    return _over_classes(evaluations, target, predictions, units, bootstrap, seed), report, evaluations
+
+
+def _over_classes(
+    evaluations: dict[Any, Evaluation],
+    target: npt.NDArray[np.int64],
+    predictions: Float,
+    units: npt.NDArray[np.int64],
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    right = (predictions.argmax(axis=1) == target).astype(np.float64)
+    found: dict[str, Any] = {"rows": len(target), "labelled": len(target), "accuracy": float(right.mean())}
+    # The mean absolute error of "right" beside one is the share that is wrong.
+    wrong = regression_scores(None, None, np.ones(len(right)), right, units, bootstrap, seed).to_pylist()[0]
+    for end, other in (("low", "high"), ("high", "low")):
+        bound = wrong[f"mae_{other}"]
+        found[f"accuracy_{end}"] = None if bound is None else 1 - bound
+    for name in ("auroc", "auprc", "brier", "ece"):
+        values = [one.overall[name] for one in evaluations.values() if one.overall[name] is not None]
+        found[name] = float(np.mean(values)) if values else None
+    return found

@@ -1,0 +1,272 @@
+"""How do blocks become one answer, here or on a cluster?
+
+A *state* takes in blocks one by one, and can be joined with the state of later rows. `fold` runs one over all
+blocks, here or on the workers of a dask client: each takes a range of whole segments of a store, or a piece
+of a Dataset, and the states are merged in the order of the rows, so the result does not depend on who was
+first. `Passes` does so again and again over chosen rows.
+
+Place: tier 5, in `zarrow.analysis`, above `blocks`. Reads only; interrupting it harms nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zarrow.analysis._rows.blocks import (
+    NO_COLUMNS,
+    Block,
+    Progress,
+    as_matrix,
+    block_rows,
+    blocks,
+    compute_dtype,
+    width_of,
+)
+from zarrow.analysis._rows.dataset import Array, DatasetRows, Rows, pieces, received
+from zarrow.analysis._rows.workers import Client
+from zarrow.store import Store
+
+__all__ = ["Passes", "State", "fold"]
+
+KEPT_BYTES = 128 << 20
+PARTS_PER_WORKER = 4
+
+
+class State(Protocol):
+    """What is known after some blocks, and can be joined with what is known after later ones."""
+
+    def add(self, block: Block) -> None:
+        """Take in a block."""
+
+    def merge(self, later: Self) -> None:
+        """Take in what another state knows of later rows."""
+
+
+S = TypeVar("S", bound=State)
+
+
+def fold(
+    make: Callable[[], S],
+    store: Rows,
+    array: Array,
+    columns: Sequence[str] = (),
+    filter: pc.Expression | None = None,
+    progress: Progress | None = None,
+    client: Client | None = None,
+) -> S:
+    """Return a state that has taken in all blocks.
+
+    Parameters
+    ----------
+    make : callable
+        Makes an empty state; can be pickled if there is a `client`.
+    store, array, columns, filter, progress
+        As of `blocks`.
+    client : distributed.Client, optional
+        Whose workers do it; they must see the store's files under the same path.
+
+    Returns
+    -------
+    State
+        The same, but for the last bits, wherever it was done.
+    """
+    if client is None:
+        state = make()
+        for block in blocks(store, array, columns, filter, progress=progress):
+            state.add(block)
+        return state
+
+    def submitted() -> Iterator[tuple[int, Any]]:
+        for span, schema, send in _sources(store, [array.name, *columns], client, filter):
+            asked = array.name, tuple(columns), filter, span
+            yield span.stop, client.submit(_fold_span, make, send(), schema, *asked, pure=False)
+
+    return _merged(make, submitted(), client, store.num_rows, progress)
+
+
+def _fold_span(
+    make: Callable[[], S],
+    source: Any,
+    schema: pa.Schema | None,
+    name: str,
+    columns: Sequence[str],
+    filter: pc.Expression | None,
+    span: range,
+) -> S:
+    """Run on a worker."""
+    state = make()
+    rows = received(source, schema, span)
+    for block in blocks(rows, rows[name], columns, filter, span):
+        state.add(block)
+    return state
+
+
+def _sources(
+    store: Rows, names: Sequence[str], client: Client, filter: pc.Expression | None = None
+) -> Iterator[tuple[range, pa.Schema | None, Callable[[], Any]]]:
+    """Yield ranges of rows, and per range what sends a worker what it reads: see `received`."""
+    if isinstance(store, DatasetRows):
+        wanted = store.wanted(names, filter)
+        schema = store.columns_of(wanted)
+        for span, send in store.senders(wanted, client):
+            yield span, schema, send
+    else:
+        for span in _spans(store, _parts(client)):
+            yield span, None, lambda: store
+
+
+def _merged(
+    make: Callable[[], S],
+    submitted: Iterable[tuple[int, Any]],
+    client: Client,
+    total: int,
+    progress: Progress | None,
+) -> S:
+    """Return what the states of futures come to, which are asked for as workers have time for them."""
+    state, window, pending = make(), _parts(client), deque[tuple[int, Any]]()
+
+    def merge_first() -> None:
+        done, future = pending[0]
+        state.merge(future.result())
+        pending.popleft()
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        for one in submitted:
+            pending.append(one)
+            if len(pending) >= window:
+                merge_first()
+        while pending:
+            merge_first()
+    finally:
+        client.cancel([future for _, future in pending])
+    return state
+
+
+class Passes:
+    """The same rows again and again, with something aside for each: for what takes many passes.
+
+    Here they stay in memory if they take little of it; a dask cluster is sent the row numbers once.
+
+    Parameters
+    ----------
+    store, array
+        As of `blocks`.
+    rows : int64 array, shape (n,)
+        The rows, ascending.
+    aside : array, shape (n, …)
+        What comes along with them, as `Block.aside`.
+    client : distributed.Client, optional
+        As of `fold`.
+    """
+
+    def __init__(
+        self,
+        store: Rows,
+        array: Array,
+        rows: npt.NDArray[np.int64],
+        aside: npt.NDArray[Any],
+        client: Client | None = None,
+    ) -> None:
+        self.store, self.array, self.rows, self.aside, self.client = store, array, rows, aside, client
+        self._kept: list[Block] | None = None
+        self._sent: list[tuple[int, range, Callable[[], Any], Any, Any]] = []
+        if client is not None:
+            for span, _, send in _sources(store, [array.name], client):
+                low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
+                if low < high:
+                    # Under names of their own: equal ones of another pass may be let go any time.
+                    sent = client.scatter([rows[low:high], aside[low:high]], hash=False)
+                    self._sent.append((high, span, send, *sent))
+
+    def fold(self, make: Callable[[], S], progress: Progress | None = None) -> S:
+        """Return a state that has taken in all of the rows."""
+        if self.client is not None:
+            return _merged(make, self._submitted(make, self.client), self.client, len(self.rows), progress)
+        state, done = make(), 0
+        for block in self._blocks():
+            state.add(block)
+            done += len(block.rows)
+            if progress is not None:
+                progress(done, len(self.rows))
+        return state
+
+    def _submitted(self, make: Callable[[], State], client: Client) -> Iterator[tuple[int, Any]]:
+        for done, span, send, rows, aside in self._sent:
+            asked = self.array.name, span, rows, aside
+            yield done, client.submit(_fold_rows, make, send(), *asked, pure=False)
+
+    def _blocks(self) -> Iterator[Block]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        size_bytes = len(self.rows) * width_of(self.array) * compute_dtype(self.array.dtype).itemsize
+        kept: list[Block] | None = [] if size_bytes <= KEPT_BYTES else None
+        for block in _with_aside(self.store, self.array.name, self.rows, self.aside):
+            if kept is not None:
+                kept.append(block)
+            yield block
+        self._kept = kept
+
+
+def _with_aside(
+    store: Rows, name: str, rows: npt.NDArray[np.int64], aside: npt.NDArray[Any]
+) -> Iterator[Block]:
+    for span, at_hand in pieces(store, [name]):
+        low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
+        if low == high:
+            continue
+        array = at_hand()[name]
+        for block in _chosen(array, rows[low:high], block_rows(array)):
+            yield dataclasses.replace(block, aside=aside[low : low + len(block.rows)])
+            low += len(block.rows)
+
+
+def _fold_rows(
+    make: Callable[[], S],
+    source: Any,
+    name: str,
+    span: range,
+    rows: npt.NDArray[np.int64],
+    aside: npt.NDArray[Any],
+) -> S:
+    """Run on a worker."""
+    state = make()
+    for block in _with_aside(received(source, pa.schema([]), span), name, rows, aside):
+        state.add(block)
+    return state
+
+
+def _parts(client: Client) -> int:
+    """Return into how many parts to cut the rows."""
+    return PARTS_PER_WORKER * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
+
+
+def _spans(store: Store, parts: int) -> list[range]:
+    """Cut the rows into about so many ranges of whole segments."""
+    segments = [rows for rows in store.segments if len(rows)]
+    per_part = -(-len(segments) // parts) if segments else 1
+    groups = [segments[start : start + per_part] for start in range(0, len(segments), per_part)]
+    return [range(group[0].start, group[-1].stop) for group in groups]
+
+
+def _chosen(array: Array, rows: npt.NDArray[np.int64], size: int) -> Iterator[Block]:
+    for start in range(0, len(rows), size):
+        here = rows[start : start + size]
+        first, stop = int(here[0]), int(here[-1]) + 1
+        if stop - first == len(here):
+            values = array.read(first, stop)
+        elif stop - first < 2 * len(here):  # most of them: in one go, also from a cold disk
+            values = array.read(first, stop)[here - first]
+        else:
+            values = array.take(here)
+        yield Block(here, as_matrix(values), NO_COLUMNS)

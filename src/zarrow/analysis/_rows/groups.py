@@ -1,0 +1,189 @@
+"""Which group is a row in?
+
+Groups are the combinations of values of some columns. They are numbered in the order of their values, each
+column's nulls last (and NaN before them), so that reports come sorted; null is a group like any other.
+
+Place: tier 5, in `zarrow.analysis`; below its questions. Reads narrow columns only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zarrow.analysis._rows.dataset import Rows
+from zarrow.errors import InvalidInputError
+
+__all__ = ["Groups", "column_codes", "free_names", "names_of"]
+
+
+def names_of(by: str | Sequence[str] | None) -> list[str]:
+    """Return the columns to group by, of which there may be none.
+
+    >>> names_of("query"), names_of(None)
+    (['query'], [])
+    """
+    if by is None:
+        return []
+    return [by] if isinstance(by, str) else list(dict.fromkeys(by))
+
+
+def free_names(names: Sequence[str], taken: Container[str]) -> list[str]:
+    """Return names with underscores after those that are taken.
+
+    >>> free_names(["query", "rows"], ["rows", "auroc"])
+    ['query', 'rows_']
+    """
+    found: list[str] = []
+    for name in names:
+        while name in taken or name in found:
+            name += "_"
+        found.append(name)
+    return found
+
+
+def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return a column in one piece, dictionaries decoded."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array
+
+
+def column_codes(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
+    """Return each value's place among the sorted distinct ones, and these.
+
+    >>> codes, values = column_codes(pa.array(["b", None, "a", "b"]))
+    >>> codes.tolist(), values.to_pylist()
+    ([1, 2, 0, 1], ['a', 'b', None])
+    """
+    try:
+        encoded = plain(column).dictionary_encode(null_encoding="encode")
+        values = encoded.dictionary
+        order = pc.sort_indices(values).to_numpy()
+    except pa.ArrowNotImplementedError as error:
+        raise InvalidInputError(f"rows cannot be grouped by values of type {column.type}") from error
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[encoded.indices.to_numpy(zero_copy_only=False)], values.take(pa.array(order))
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    return pa.table({name: plain(table[name]) for name in table.column_names})
+
+
+def _distinct(table: pa.Table, by: Sequence[str]) -> pa.Table:
+    for field in table.schema:
+        if pa.types.is_nested(field.type):
+            raise InvalidInputError(
+                f"rows cannot be grouped by column {field.name!r}, of type {field.type}: it must hold "
+                "single values"
+            )
+    return table.group_by(list(by)).aggregate([])
+
+
+class Groups:
+    """The groups that there are.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The columns to group by; rows may repeat.
+
+    Examples
+    --------
+    >>> table = pa.table({"query": ["b", "a", "b"], "days": [30, 30, 7]})
+    >>> groups = Groups(table)
+    >>> groups.keys.to_pylist()
+    [{'query': 'a', 'days': 30}, {'query': 'b', 'days': 7}, {'query': 'b', 'days': 30}]
+    >>> groups.codes(table).tolist()
+    [2, 0, 1]
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        table = _decoded(table)
+        self._values = [column_codes(table[name])[1] for name in table.column_names]
+        if math.prod(max(len(values), 1) for values in self._values) >= 2**63:
+            raise InvalidInputError(f"{table.column_names} have too many values to group by all of them")
+        self.names: list[str] = table.column_names
+        self._numbers, first = np.unique(self._number(table), return_index=True)
+        self.keys: pa.Table = table.take(pa.array(first))
+        self.count = len(first)
+
+    @classmethod
+    def of_store(cls, store: Rows, by: Sequence[str], filter: pc.Expression | None = None) -> Groups:
+        """Return the groups of the rows that pass a filter: one scan of these columns, kept in no memory."""
+        reader = store.scan(list(by), filter)
+        found = _decoded(reader.schema.empty_table())
+        if not by:
+            return cls(pa.table({}))
+        new: list[pa.Table] = []
+        for batch in reader:
+            new.append(_distinct(_decoded(pa.Table.from_batches([batch])), by))
+            if (
+                sum(table.num_rows for table in new) > found.num_rows
+            ):  # not with each batch: there may be many
+                found, new = _distinct(pa.concat_tables([found, *new]), by), []
+        found = _distinct(pa.concat_tables([found, *new]), by)
+        return cls(found)
+
+    def beside(self, columns: Mapping[str, pa.Array]) -> pa.Table:
+        """Return a table of the groups' keys and these columns; a key of the name of one gets an underscore.
+
+        >>> Groups(pa.table({"rows": [7]})).beside({"rows": pa.array([1])}).column_names
+        ['rows_', 'rows']
+        """
+        return pa.table(
+            dict(zip(free_names(self.names, columns), self.keys.columns, strict=True)) | dict(columns)
+        )
+
+    def codes(self, table: pa.Table | pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """Return the number of the group of each row, −1 where it is none of these."""
+        numbers = self._number(table)
+        if not self.count:
+            return np.full(len(numbers), -1, np.int64)
+        places = np.minimum(np.searchsorted(self._numbers, numbers), self.count - 1)
+        return np.where(self._numbers[places] == numbers, places, -1)
+
+    def _number(self, table: pa.Table | pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """Return the places of each row's values, as one number; negative if a value is unknown."""
+        number = np.zeros(table.num_rows, np.int64)
+        unknown = np.zeros(table.num_rows, np.bool_)
+        for name, values in zip(self.names, self._values, strict=True):
+            found = pc.index_in(plain(table[name]).cast(values.type), value_set=values)
+            place = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            unknown |= place < 0
+            number = number * max(len(values), 1) + place
+        return np.where(unknown, -1, number)
+
+    def find(self, given: object) -> int:
+        """Return the number of a group.
+
+        Parameters
+        ----------
+        given : value, tuple or mapping
+            Its values.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is none.
+        """
+        wanted: Any = given
+        if not isinstance(given, dict):
+            values = given if isinstance(given, tuple | list) else (given,)
+            wanted = dict(zip(self.names, values, strict=False))
+        for number, key in enumerate(self.keys.to_pylist()):
+            if key == wanted:
+                return number
+        known = ", ".join(str(tuple(key.values())) for key in self.keys.slice(0, 5).to_pylist())
+        raise InvalidInputError(
+            f"there is no group {given!r} of {', '.join(self.names) or 'no columns'}; "
+            f"the first ones are {known}"
+        )
