@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import zarrow
-from zarrow._format.layout import PLAIN
+from zarrow._format.spec import PLAIN
 from zarrow._write.batches import BatchReader
 from zarrow._write.first_batch import infer_spec
 from zarrow.errors import BatchError, InvalidInputError

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import zarrow
 from zarrow._format.codecs import ALLOWED, PRESETS, ChunkCodec, normalize
-from zarrow._format.layout import PLAIN, ArraySpec, StoreSpec
+from zarrow._format.spec import PLAIN, ArraySpec, StoreSpec
 from zarrow._format.zarr_metadata import array_json
 from zarrow.errors import CorruptionError, InvalidInputError
 

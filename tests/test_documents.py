@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import decode_document
-from zarrow._format.layout import ArraySpec, StoreSpec
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, PartFacts, SegmentRecord, ShardFacts, Source
 from zarrow.errors import CorruptionError
 

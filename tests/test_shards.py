@@ -19,12 +19,13 @@ from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec, normalize
 from zarrow._format.frames import ArrayEntry, Chunk
-from zarrow._format.layout import ArraySpec, StoreSpec
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, encode_index, index_bytes
 from zarrow._read.shard_rows import committed_rows, sound_frames
 from zarrow._write.shards import EncodedShard, PlainShard
 from zarrow.errors import CorruptionError
+from zarrow._format import spec as _spec
 
 SEGMENT_ROWS, CHUNK_ROWS = 64, 8
 ODD = (1, 7, 8, 9, 30, 9)
@@ -108,7 +109,7 @@ def test_stock_readers_read_shards_filled_in_odd_batches(
         assert np.array_equal(found, values)
 
 
-@pytest.mark.parametrize("dtype", layout.ZARR_DTYPES)
+@pytest.mark.parametrize("dtype", _spec.ZARR_DTYPES)
 def test_stock_readers_read_every_type(dtype: str, tmp_path: Path) -> None:
     """Every type that an array may have is read by Zarr readers with its values."""
     array = _array("zstd", dtype=dtype)

@@ -20,7 +20,7 @@ the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk
 # From a shell       cli, _commands, _analysis_commands, _picture_commands; _console, _reports, _store_view
 
 from zarrow._maintenance.pack import pack
-from zarrow._read.key_index import build_index
+from zarrow._maintenance.build_index import build_index
 from zarrow.derived import add_array, remove_array
 from zarrow.repair import repair
 from zarrow.store import Store, open

@@ -223,7 +223,7 @@ def finalize(
 ) -> None:
     """Complete a store whose run was killed, with the rows that were accepted."""
     import zarrow
-    from zarrow._maintenance.pack import drop_repeated
+    from zarrow._predict.repeated import drop_repeated
     from zarrow._predict.stored_rows import stored_rows
 
     with zarrow.open(path, partial=True) as store:  # refuses what is no store: a writer would make one

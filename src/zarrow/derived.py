@@ -35,6 +35,7 @@ from zarrow.errors import (
     WriteFailedError,
 )
 from zarrow.writer import Writer
+from zarrow._format import spec
 
 __all__ = ["add_array", "remove_array"]
 
@@ -208,9 +209,9 @@ def _blocks(values: Any, name: str) -> Iterator[npt.NDArray[Any]]:
                 f"array {name!r}: a block must have the shape (rows, values per row), got {found.shape}: "
                 "reshape one value per row to (rows, 1)"
             )
-        if found.dtype.name not in layout.ZARR_DTYPES:
+        if found.dtype.name not in spec.ZARR_DTYPES:
             raise InvalidInputError(
-                f"array {name!r}: a block must be of one of {', '.join(layout.ZARR_DTYPES)}, "
+                f"array {name!r}: a block must be of one of {', '.join(spec.ZARR_DTYPES)}, "
                 f"got {found.dtype}: convert it"
             )
         yield found

@@ -36,7 +36,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Owner, this_host
 from zarrow._read import catalog
 from zarrow._write import batches, parts, recovery, reopening, seal
@@ -52,6 +52,7 @@ from zarrow.errors import (
     WriterClosedError,
     ZarrowError,
 )
+from zarrow._write import publishing
 
 __all__ = ["Durability", "Writer"]
 
@@ -468,7 +469,7 @@ class Writer:
         if batch is not None:
             # The first batch must be one, before a store is made after it.
             batches.BatchReader(spec).read(table, arrays, sample_index, copy=False, number=0)
-        found = catalog.create(self._root, spec, self._root / layout.OPEN_DIR)
+        found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         if found.uuid != spec.uuid:
             self._declaration.check(found)
         self._set_spec(found)
@@ -488,7 +489,7 @@ class Writer:
             return
         spec = catalog.read_spec(self._root)
         self._declaration.check(spec)
-        catalog.create(self._root, spec, self._root / layout.OPEN_DIR)  # what a crash may have left out
+        publishing.create(self._root, spec, self._root / layout.OPEN_DIR)  # what a crash may have left out
         self._set_spec(spec)
         if self._lock.shared:
             return  # other writers are at work; whoever was first has recovered

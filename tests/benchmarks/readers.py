@@ -52,6 +52,7 @@ from harness import command
 import zarrow
 from zarrow._format import layout
 from zarrow._read import catalog
+from zarrow._write import publishing
 
 BLOCK = 8192
 TASKS = ["gather", "scan", "filter", "cold", "locate", "mean", "nanmean"]
@@ -478,7 +479,7 @@ def start(folder: Path) -> None:
             os.link(path / name(0), path / name(number))
         copy = dataclasses.replace(record, segment=number)
         (path / layout.record_path(number)).write_bytes(copy.encode())
-    catalog.publish_manifest(path, spec, path / layout.OPEN_DIR)
+    publishing.publish_manifest(path, spec, path / layout.OPEN_DIR)
     for program, arguments in ((IMPORT, ()), (OPEN, (folder / "s.zarrow",))):
         runs = [in_new_process(program, *arguments) for _ in range(11)][1:]
         for name in runs[0]:

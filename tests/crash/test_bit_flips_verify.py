@@ -21,6 +21,7 @@ from zarrow._format import layout
 from zarrow._read import catalog
 from zarrow._write import open_segment
 from zarrow.errors import ZarrowError
+from zarrow._read import open_rows
 
 ALL_BITS_BYTES = 200
 
@@ -63,8 +64,8 @@ def unvouched(store: Path) -> dict[Path, int]:
     """Return, of an open segment's files, how many first bytes some frame vouches for."""
     spec = catalog.read_spec(store)
     counted = dict.fromkeys(store.glob("open/tmp-*"), 0)
-    for slot in open_segment.slots(store):
-        found = open_segment.read(slot, spec)
+    for slot in open_rows.slots(store):
+        found = open_rows.read(slot, spec)
         if found is None:
             continue  # the next one, which was just being made
         for index, array in enumerate(spec.arrays):

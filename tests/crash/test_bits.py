@@ -19,12 +19,13 @@ from crash.workloads import (
     small_chunks,
     vectors_of,
 )
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord
 from zarrow._read import catalog
 from zarrow._write import open_segment
 from zarrow.errors import ZarrowError
 from zarrow.writer import Writer
+from zarrow._read import open_rows
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +72,8 @@ def check_open(path, workload):
     """Check the rows that recovery would find in the open segments, without writing."""
     spec = catalog.read_spec(path)
     rows = catalog.read_snapshot(path).rows
-    for slot in open_segment.slots(path):
-        found = open_segment.read(slot, spec)
+    for slot in open_rows.slots(path):
+        found = open_rows.read(slot, spec)
         if found is None or not found.rows:
             continue
         batches = found.batches(spec)

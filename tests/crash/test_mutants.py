@@ -20,6 +20,7 @@ from zarrow._write import recovery as _recovery
 from zarrow._write import seal, shards
 from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
+from zarrow._write import publishing
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +157,7 @@ def _claim_gone_before_its_open_segment():
             root = path.parent.parent
             for claim in catalog.read_claims(root):
                 if any(source.slot == path.name for source in claim.sources):
-                    catalog.release_claim(root, claim)
+                    publishing.release_claim(root, claim)
             real(path)
 
         return late
@@ -196,8 +197,8 @@ def _open_segment_gone_before_its_record():
 def _segment_taken_back_before_its_copy_is_there():
     def enter(real):
         def late(self, root, owner):
-            catalog.withdraw_manifest(root)
-            catalog.uncommit(root, self.spec, owner.reopens, root / layout.OPEN_DIR)
+            publishing.withdraw_manifest(root)
+            publishing.uncommit(root, self.spec, owner.reopens, root / layout.OPEN_DIR)
             real(self, root, owner)
 
         return late
@@ -218,7 +219,7 @@ def _manifest_left_while_appending():
 def _manifest_before_the_tails_are_packed():
     def pack(real):
         def late(root, spec, *args, **options):
-            catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
+            publishing.publish_manifest(root, spec, root / layout.OPEN_DIR)
             real(root, spec, *args, **options)
 
         return late

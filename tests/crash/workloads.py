@@ -31,6 +31,7 @@ from zarrow._read import catalog
 from zarrow._storage import files
 from zarrow._write import open_segment
 from zarrow.writer import Writer
+from zarrow._read import open_rows as _open_rows
 
 STREAM = 1_000_000
 _ZSTD = numcodecs.Zstd()
@@ -471,7 +472,7 @@ def check_promise(
 def open_rows(path: Path) -> int:
     """Return the accepted rows of a store's open segments."""
     spec = catalog.read_spec(path)
-    found = [open_segment.read(slot, spec) for slot in open_segment.slots(path)]
+    found = [_open_rows.read(slot, spec) for slot in _open_rows.slots(path)]
     return sum(one.rows for one in found if one is not None)
 
 

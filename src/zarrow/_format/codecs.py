@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import PLAIN, ZARR_DTYPES, ArraySpec
+from zarrow._format.spec import PLAIN, ZARR_DTYPES, ArraySpec
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError
 
 __all__ = ["ChunkCodec", "choose", "normalize"]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarrow._format.documents import decode_document, encode_document
-from zarrow._format.layout import MAX_SEGMENTS, StoreSpec, is_slot
+from zarrow._format.layout import MAX_SEGMENTS, is_slot
+from zarrow._format.spec import StoreSpec
 from zarrow._format.shard_index import index_bytes
 from zarrow.errors import CorruptionError, InvalidInputError
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import ArraySpec
+from zarrow._format.spec import ArraySpec
 from zarrow.errors import CorruptionError
 
 __all__ = ["decode_index", "encode_index", "index_bytes"]

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from zarrow._format.layout import FORMAT_VERSION, ROW, ArraySpec, StoreSpec
+from zarrow._format.layout import FORMAT_VERSION, ROW
+from zarrow._format.spec import ArraySpec, StoreSpec
 
 __all__ = ["array_json", "dimension_names", "group_json"]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._maintenance.audit_documents import Documents, read_document, said_by
 from zarrow._maintenance.audit_index import audit_index, index_size
@@ -35,7 +35,7 @@ from zarrow._maintenance.findings import Finding, Findings, Level, Progress, Rep
 from zarrow._read import catalog
 from zarrow._read.catalog import Snapshot
 from zarrow._read.origin import derived_names, origin, said_origin
-from zarrow._storage.beneath import Beneath
+from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError, InvalidInputError, NotFoundError
 
 __all__ = ["Audited", "audit"]

@@ -33,11 +33,12 @@ from zarrow._format.key_tables import (
     read_tables,
 )
 from zarrow._format.key_words import Bytes, Words
-from zarrow._format.layout import KEY_INDEX, StoreSpec, part_path
+from zarrow._format.layout import KEY_INDEX, part_path
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Manifest, SegmentRecord
 from zarrow._maintenance.audit_segment import BATCH_ROWS, open_part
 from zarrow._maintenance.findings import Findings
-from zarrow._storage.beneath import Beneath, PlainFile
+from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError
 
 __all__ = ["audit_index", "index_size"]

@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from zarrow._format import layout
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.findings import Findings
-from zarrow._storage.beneath import Beneath
+from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError
 
 __all__ = ["Names"]

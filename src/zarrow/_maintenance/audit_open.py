@@ -25,10 +25,10 @@ import pyarrow as pa
 from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.layout import ArraySpec, StoreSpec
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.records import Owner
 from zarrow._maintenance.findings import Finding, Findings
-from zarrow._storage.beneath import Beneath, PlainFile
+from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["OpenFacts", "audit_slot", "read_frames"]

@@ -24,21 +24,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format import frames, layout
-from zarrow._format.layout import SAMPLE_INDEX, StoreSpec
+from zarrow._format.layout import SAMPLE_INDEX
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
 from zarrow._maintenance import audit
 from zarrow._maintenance.audit import Audited
 from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._maintenance.audit_segment import read_sample_index
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
-from zarrow._maintenance.quarantine import Aside, put_aside
+from zarrow._maintenance.quarantine import Aside
+from zarrow._read.catalog import put_aside
 from zarrow._read import catalog, key_index
 from zarrow._storage import files
-from zarrow._storage.beneath import Beneath
+from zarrow._storage.reading import Beneath
 from zarrow._write import recovery, seal
 from zarrow._write.directory import claim_store
 from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
+from zarrow._maintenance import build_index
+from zarrow._storage import reading
+from zarrow._write import publishing
 
 __all__ = ["Incident", "Plan", "carry_out", "examine", "exclusively"]
 
@@ -340,7 +345,7 @@ class _Planner:
             path = f"{layout.SEGMENTS_DIR}/{name}"
             if not name.endswith(".claim") or path in self._by_path:
                 continue
-            claim = Claim.decode(self._files.read(path, files.MAX_DOCUMENT_BYTES), path)
+            claim = Claim.decode(self._files.read(path, reading.MAX_DOCUMENT_BYTES), path)
             lost = [source.slot for source in claim.sources if source.slot in slots]
             if lost and not self._files.exists(layout.record_path(claim.segment)):
                 message = f"claims rows of {', '.join(lost)}, which is damaged"
@@ -368,7 +373,7 @@ def _whole(path: str) -> str:
 def _rebuild_index(root: Path, spec: StoreSpec) -> None:
     """Make the index anew if the store can have one, else remove it: it is derived."""
     if spec.keys and (root / layout.MANIFEST_JSON).exists():
-        key_index.build_index(root)
+        build_index.build_index(root)
     else:
         files.remove(root / layout.KEY_INDEX)
         files.sync_dir(root / layout.INDEX_DIR)
@@ -406,7 +411,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
         manifest.append(others.pop(0))
     for number, one in enumerate((*manifest, *others)):
         if number == len(manifest) and any(_takes_rows(other) for other in others):
-            catalog.withdraw_manifest(root)
+            publishing.withdraw_manifest(root)
         one.aside.fill(
             {
                 "path": one.path,
@@ -416,7 +421,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
                 "reasons": list(one.reasons),
             }
         )
-    spec = catalog.create(root, plan.spec, root / layout.OPEN_DIR)
+    spec = publishing.create(root, plan.spec, root / layout.OPEN_DIR)
     dead = recovery.recover(root, spec, owner)
     try:
         for segment in dead:
@@ -425,7 +430,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
                 OpenSegment.adopt(segment.rows, spec, segment.rows.owner, segment.lock).close(keep_lock=True)
     finally:
         seal.release(dead)
-    catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
+    publishing.publish_shape(root, spec, root / layout.OPEN_DIR)
     if finalize:
         recovery.finalize(root, spec, owner)
     _remove_empty_dirs(root, plan)

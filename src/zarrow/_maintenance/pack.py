@@ -35,7 +35,7 @@ from zarrow._format.codecs import choose
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._known_names import unknown_name
 from zarrow._maintenance.sorted_rows import are_sorted, check_sortable, sort_rows
-from zarrow._predict.stored_rows import first_of_each
+from zarrow._predict.repeated import first_of_each
 from zarrow._storage import files
 from zarrow.derived import add_array
 from zarrow.errors import (

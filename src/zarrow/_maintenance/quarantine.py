@@ -25,6 +25,7 @@ from zarrow._format import layout
 from zarrow._format.documents import encode_document
 from zarrow._storage import files as _files
 from zarrow.errors import CorruptionError
+from zarrow._storage import reading
 
 __all__ = ["Aside", "put_aside"]
 
@@ -89,7 +90,7 @@ class Aside:
             path = self._root / source
             if not os.path.lexists(path):
                 continue  # it went with another incident
-            _files.require_own_dirs(self._root, path)
+            reading.require_own_dirs(self._root, path)
             if os.path.lexists(self.path / target):
                 raise CorruptionError(f"{self.path / target}: is there already, and would be overwritten")
             _files.rename(path, self.path / target)

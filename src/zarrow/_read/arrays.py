@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format import layout
-from zarrow._format.layout import ArraySpec
+from zarrow._format.spec import ArraySpec
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.mapping import JoinedRows
 from zarrow._read.view import View

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from zarrow._format import key_words
 from zarrow._format.key_words import Keys
-from zarrow._write.given import numbers_as_arrow
+from zarrow._format.arrow import numbers_as_arrow
 from zarrow.errors import InvalidInputError, KeyNotFoundError
 
 __all__ = ["Asked", "read_keys"]

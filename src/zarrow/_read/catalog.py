@@ -26,11 +26,12 @@ from pathlib import Path
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Manifest, SegmentRecord, Source, check_record
 from zarrow._storage import files
 from zarrow._storage.cache import Cache
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
+from zarrow._storage import reading
 
 __all__ = ["Snapshot", "claim", "commit", "create", "publish_shape", "read_snapshot", "read_spec"]
 
@@ -101,7 +102,7 @@ class Snapshot:
 def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:
     """Return a segment's commit record and the crc32c of its file."""
     path = root / layout.record_path(segment)
-    data = files.read(path)
+    data = reading.read(path)
     record = SegmentRecord.decode(data, str(path))
     if record.segment != segment:
         raise CorruptionError(f"{path}: the record of segment {record.segment}")
@@ -120,7 +121,7 @@ def read_spec(root: Path) -> StoreSpec:
         If there is something else.
     """
     try:
-        data = files.read(root / layout.STORE_JSON)
+        data = reading.read(root / layout.STORE_JSON)
     except FileNotFoundError:
         if os.path.lexists(root):
             raise NotAStoreError(
@@ -137,7 +138,7 @@ def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
     """Return the manifest if the store is complete."""
     path = root / layout.MANIFEST_JSON
     try:
-        data = files.read(path)
+        data = reading.read(path)
     except FileNotFoundError:
         return None
     manifest = Manifest.decode(data, str(path))
@@ -200,9 +201,9 @@ def read_snapshot(root: Path) -> Snapshot:
     """
     spec = read_spec(root)
     for name in (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR):
-        files.require_own_dirs(root, root / name / "x")
+        reading.require_own_dirs(root, root / name / "x")
     for array in spec.arrays:
-        files.require_own_dirs(root, root / layout.array_dir(array.name) / "c" / "x")
+        reading.require_own_dirs(root, root / layout.array_dir(array.name) / "c" / "x")
     manifest = read_manifest(root, spec)
     if manifest is not None:
         return Snapshot(root, spec, manifest.rows, manifest.segments, manifest)
@@ -263,7 +264,7 @@ def read_claims(root: Path) -> list[Claim]:
     for number in _numbers(root, "claim"):
         path = root / layout.claim_path(number)
         try:
-            claims.append(Claim.decode(files.read(path), str(path)))
+            claims.append(Claim.decode(reading.read(path), str(path)))
         except FileNotFoundError:
             continue  # done and removed just now
     return claims

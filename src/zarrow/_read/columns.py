@@ -39,8 +39,9 @@ from zarrow._read.part_files import PartFiles
 from zarrow._read.view import View
 from zarrow._storage.cache import Cache
 from zarrow._write import parts
-from zarrow._write.given import numbers_as_arrow
+from zarrow._format.arrow import numbers_as_arrow
 from zarrow.errors import InvalidInputError
+from zarrow._format import parts as _parts
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -245,7 +246,7 @@ class Columns:
                 place = self.schema.get_field_index(ROW)
                 tables.append(part.set_column(place, self.schema.field(ROW), numbers))
             for piece, rows in zip(view.open_pieces, ranges[len(view.behind_gap) :], strict=True):
-                tables.append(parts.to_table(spec, piece.batches(spec), rows.start))
+                tables.append(_parts.to_table(spec, piece.batches(spec), rows.start))
             self._live = pa.concat_tables(tables).unify_dictionaries()
         return self._live
 

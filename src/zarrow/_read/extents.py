@@ -21,13 +21,14 @@ import numpy as np
 
 from zarrow._format import layout
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
-from zarrow._format.layout import ArraySpec
+from zarrow._format.spec import ArraySpec
 from zarrow._format.records import SegmentRecord
 from zarrow._read.chunks import EncodedRows, Places, committed_places
 from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
 from zarrow._read.view import OpenPiece, View
 from zarrow._storage import files
 from zarrow.errors import CorruptionError
+from zarrow._storage import reading
 
 __all__ = ["Extent", "find_extents"]
 
@@ -128,7 +129,7 @@ def _committed(
             size_bytes = record_of(number).arrays[array.name].size_bytes
         file = view.last_files.get(array.name) if view.is_short_last(number) else None
         path = _shard_path(view, array, number)
-        files.require_own_dirs(view.snapshot.root, path)
+        reading.require_own_dirs(view.snapshot.root, path)
         return ShardFile(path, size_bytes, file)
 
     def places(index: int) -> Places:

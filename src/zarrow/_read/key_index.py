@@ -34,6 +34,7 @@ from zarrow._read.keys import KeyIndex
 from zarrow._read.view import View, take_view
 from zarrow._storage import files
 from zarrow.errors import InvalidInputError, WriteFailedError
+from zarrow._storage import reading
 
 __all__ = ["build_index", "find_index", "key_schema"]
 
@@ -116,7 +117,7 @@ def find_index(view: View, columns: Columns) -> KeyIndex:
     if view.snapshot.complete:
         path = view.snapshot.root / layout.KEY_INDEX
         try:
-            data = files.map_bytes(path)
+            data = reading.map_bytes(path)
         except FileNotFoundError:
             data = np.empty(0, np.uint8)
         else:

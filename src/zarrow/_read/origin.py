@@ -15,9 +15,9 @@ import numpy as np
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._read.catalog import Snapshot
-from zarrow._storage.beneath import Beneath
+from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError
 
 __all__ = ["DERIVED_FROM", "derived_names", "origin", "said_origin"]

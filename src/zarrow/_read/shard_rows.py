@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import ArraySpec, rows_name, shard_path, tail_name
+from zarrow._format.spec import ArraySpec
+from zarrow._format.layout import rows_name, shard_path, tail_name
 from zarrow._format.records import SegmentRecord
 from zarrow._format.shard_index import decode_index, index_bytes
 from zarrow._storage import files
 from zarrow.errors import CorruptionError
+from zarrow._storage import reading
 
 __all__ = ["Entry", "committed_rows", "mapped", "read_tail", "sound_frames"]
 
@@ -78,7 +80,7 @@ def committed_rows(
     facts = record.arrays[array.name]
     if not facts.size_bytes:
         return
-    files.require_own_dirs(root, path)
+    reading.require_own_dirs(root, path)
     data = mapped(path)
     if data.size != facts.size_bytes:
         raise CorruptionError(f"{path}: {data.size} bytes, {facts.size_bytes} were committed")
@@ -103,7 +105,7 @@ def committed_rows(
 def mapped(path: Path) -> npt.NDArray[np.uint8]:
     """Return a file's bytes, mapped for reading; a file that is not there has none."""
     try:
-        return files.map_bytes(path)
+        return reading.map_bytes(path)
     except FileNotFoundError:
         return np.empty(0, np.uint8)
 

@@ -38,14 +38,15 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import SegmentRecord
 from zarrow._read import catalog
 from zarrow._read.catalog import Snapshot
 from zarrow._read.mapping import File
 from zarrow._write import open_segment
-from zarrow._write.open_segment import OpenRows
+from zarrow._read.open_rows import OpenRows
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
+from zarrow._read import open_rows
 
 __all__ = ["Guard", "OpenPiece", "View", "take_view"]
 
@@ -277,7 +278,7 @@ def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
     behind_gap: tuple[SegmentRecord, ...] = ()
     pieces: tuple[OpenPiece, ...] = ()
     if not snapshot.complete:
-        paths = open_segment.slots(root)
+        paths = open_rows.slots(root)
         for path in reversed(paths):  # the latest of each writer first
             if path.name not in seen and (slot := _read_slot(path, snapshot.spec)) is not None:
                 seen[path.name] = slot
@@ -341,7 +342,7 @@ def _behind_gap(snapshot: Snapshot, claimed: set[int]) -> Iterable[SegmentRecord
 
 def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
     """Read an open segment and open its files; None if no row can be in it."""
-    found = open_segment.read(path, spec)
+    found = open_rows.read(path, spec)
     if found is None or not found.rows:
         if not path.exists():
             raise _GoneError

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from zarrow._format.checksum import crc32c
-from zarrow._storage.files import data_end
+from zarrow._storage.reading import data_end
 from zarrow.errors import CorruptionError
 
 __all__ = ["Beneath", "PlainFile"]

@@ -15,6 +15,7 @@ import weakref
 from pathlib import Path
 
 from zarrow._storage import files
+from zarrow._storage import reading
 
 __all__ = ["FileLock"]
 
@@ -81,7 +82,7 @@ class FileLock:
     def holder(self) -> bytes:
         """Return what the last exclusive holder wrote into the file."""
         try:
-            return files.read(self.path)
+            return reading.read(self.path)
         except FileNotFoundError:
             return b""
 

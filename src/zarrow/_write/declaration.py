@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import codecs as _codecs
-from zarrow._format.layout import PLAIN, StoreSpec
+from zarrow._format.spec import PLAIN, StoreSpec
 from zarrow._write.first_batch import infer_spec, kept_schema
 from zarrow._write.given import Columns, to_host
 from zarrow.errors import InvalidInputError, SchemaMismatchError

@@ -33,7 +33,7 @@ import pyarrow as pa
 from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Owner, ShardFacts
 from zarrow._read import shard_rows
 from zarrow._storage import files
@@ -41,6 +41,8 @@ from zarrow._storage.lock import FileLock
 from zarrow._write import shards
 from zarrow._write.batches import Batch, payload
 from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow._format import spec as _spec
+from zarrow._storage import reading
 
 __all__ = ["OpenRows", "OpenSegment", "discard", "open_shard", "read", "slots"]
 
@@ -102,7 +104,7 @@ class OpenRows:
             yield from _blocks(self._rows_of(facts), start, stop, facts.chunk_rows)
             return
         codec = ChunkCodec(facts)
-        data = files.map_bytes(self.path / layout.rows_name(facts.name)) if start < stop else None
+        data = reading.map_bytes(self.path / layout.rows_name(facts.name)) if start < stop else None
         first = offset = 0
         for frame in self.frames:
             for chunk in frame.arrays[array].chunks:
@@ -118,12 +120,12 @@ class OpenRows:
             )
             yield tail[max(start, first) - first :]
 
-    def _rows_of(self, array: layout.ArraySpec) -> npt.NDArray[Any]:
+    def _rows_of(self, array: _spec.ArraySpec) -> npt.NDArray[Any]:
         """Return all rows of an array of plain bytes, mapped."""
         shape = (self.rows, *array.row_shape)
         if not self.rows:
             return np.empty(shape, array.numpy_dtype)
-        data = files.map_bytes(self.path / layout.rows_name(array.name))
+        data = reading.map_bytes(self.path / layout.rows_name(array.name))
         return data[: self.rows * array.row_bytes].view(array.numpy_dtype).reshape(shape)
 
 
@@ -167,8 +169,8 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
         If rows that were durable are damaged.
     """
     try:
-        owner = Owner.decode(files.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
-        data = files.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES, drop_hole=True)
+        owner = Owner.decode(reading.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
+        data = reading.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES, drop_hole=True)
         journal = pa.py_buffer(data)
     except FileNotFoundError:
         return None
@@ -445,7 +447,7 @@ class OpenSegment:
         """Return the table's rows, of the wire schema, read back from the journal and checked."""
         path = self.path / layout.FRAMES
         found = _frames.scan(
-            pa.py_buffer(files.read(path, limit_bytes=_frames.MAX_FRAME_BYTES)),
+            pa.py_buffer(reading.read(path, limit_bytes=_frames.MAX_FRAME_BYTES)),
             self._uuid,
             len(self.spec.arrays),
             self.spec.segment_rows,
@@ -478,7 +480,7 @@ def discard(path: Path) -> None:
     files.remove_tree(aside)
 
 
-def open_shard(path: Path, array: layout.ArraySpec, segment_rows: int, *, create: bool) -> shards.Shard:
+def open_shard(path: Path, array: _spec.ArraySpec, segment_rows: int, *, create: bool) -> shards.Shard:
     """Return the shard file of an array in a directory: new, or one that is there."""
     if array.is_plain:
         return shards.PlainShard(path, array, segment_rows, create=create)

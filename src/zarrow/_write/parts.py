@@ -26,11 +26,12 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import RESERVED_COLUMNS, SAMPLE_INDEX, StoreSpec
+from zarrow._format.layout import RESERVED_COLUMNS, SAMPLE_INDEX
+from zarrow._format.spec import StoreSpec
 from zarrow._format.pages import check_pages, read_footer
 from zarrow._format.records import PartFacts
 from zarrow._storage import files
-from zarrow._write.given import numbers_as_arrow
+from zarrow._format.arrow import numbers_as_arrow
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = ["check_columns", "write_part"]

@@ -28,16 +28,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from zarrow._format import layout
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, Source
-from zarrow._maintenance.quarantine import put_aside
+from zarrow._read.catalog import put_aside
 from zarrow._read import catalog
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._write.open_segment import OpenSegment, discard, read, slots
+from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._read.open_rows import read, slots
 from zarrow._write.reopening import enter_again, remove_segment_files, reopen
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow._write import publishing
 
 __all__ = ["finalize", "recover"]
 
@@ -241,7 +243,7 @@ def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
             dead[slot].start = stop
     for claim in claims:
         if not any(source.slot in dead for source in claim.sources):
-            catalog.release_claim(root, claim)
+            publishing.release_claim(root, claim)
 
 
 # The end
@@ -283,11 +285,11 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     finally:
         release(dead.values())
     if not catalog.dense_segments(root):
-        claim = catalog.claim(root, [], root / layout.OPEN_DIR)
+        claim = publishing.claim(root, [], root / layout.OPEN_DIR)
         commit_copy(root, spec, claim, {})
-        catalog.release_claim(root, claim)
-    catalog.publish_shape(root, spec, root / layout.OPEN_DIR)
-    return manifest or catalog.publish_manifest(root, spec, root / layout.OPEN_DIR)
+        publishing.release_claim(root, claim)
+    publishing.publish_shape(root, spec, root / layout.OPEN_DIR)
+    return manifest or publishing.publish_manifest(root, spec, root / layout.OPEN_DIR)
 
 
 def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
@@ -311,6 +313,6 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
                 room = spec.segment_rows
     found = {slot: one.rows for slot, one in dead.items()}
     for sources in filter(None, pieces):
-        commit_copy(root, spec, catalog.claim(root, sources, root / layout.OPEN_DIR), found)
+        commit_copy(root, spec, publishing.claim(root, sources, root / layout.OPEN_DIR), found)
     _clean_claims(root, spec, dead)
     assert not dead

@@ -25,16 +25,20 @@ import numpy.typing as npt
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.layout import StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._read import catalog, shard_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import parts
 from zarrow._write.batches import Batch
-from zarrow._write.open_segment import OpenSegment, read
+from zarrow._write.open_segment import OpenSegment
+from zarrow._read.open_rows import read
 from zarrow._write.seal import Dead
 from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow._format import parts as _parts
+from zarrow._storage import reading
+from zarrow._write import publishing
 
 __all__ = ["enter_again", "remove_segment_files", "reopen"]
 
@@ -61,7 +65,7 @@ def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
         The open segment, its lock held; None if the last segment is full.
     """
     if not _last_is_short(root, spec):
-        catalog.withdraw_manifest(root)
+        publishing.withdraw_manifest(root)
         return None
     return enter_again(root, spec, owner, catalog.dense_segments(root) - 1)
 
@@ -83,8 +87,8 @@ def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
         path = segment.path
     finally:
         segment.close()
-    catalog.withdraw_manifest(root)
-    catalog.uncommit(root, spec, number, root / layout.OPEN_DIR)
+    publishing.withdraw_manifest(root)
+    publishing.uncommit(root, spec, number, root / layout.OPEN_DIR)
     remove_segment_files(root, spec, number)
     files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
     lock = FileLock(path / layout.LOCK)
@@ -103,7 +107,7 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
     """
     for array in spec.arrays:
         shard = root / layout.shard_path(array.name, number, len(array.row_shape))
-        files.require_own_dirs(root, shard)
+        reading.require_own_dirs(root, shard)
         files.remove(shard)
     files.remove(root / layout.part_path(number))
 
@@ -111,10 +115,10 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
 def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[Batch]:
     """Yield a committed segment's rows as they were appended, checked against its record."""
     path = root / layout.part_path(record.segment)
-    data = files.read(path, limit_bytes=record.part.size_bytes)
+    data = reading.read(path, limit_bytes=record.part.size_bytes)
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
         raise CorruptionError(f"{path}: not the bytes that were committed")
-    table = parts.to_wire(spec, data)
+    table = _parts.to_wire(spec, data)
     blocks = [
         shard_rows.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
         for array in spec.arrays

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.layout import ZARR_DTYPES
+from zarrow._format.spec import ZARR_DTYPES
 from zarrow._storage import files as _files
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray

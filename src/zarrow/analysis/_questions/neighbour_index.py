@@ -46,6 +46,7 @@ from zarrow.errors import (
     WriteFailedError,
 )
 from zarrow.store import Store, StoreArray
+from zarrow._storage import reading
 
 __all__ = ["NeighbourIndex", "build_neighbours", "search"]
 
@@ -266,7 +267,7 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
     path = _path(store, array.name, metric)
     advice = f"make one: zarrow neighbours {store.path} --array {array.name} --metric {metric}"
     try:
-        data = np.asarray(files.map_bytes(path))
+        data = np.asarray(reading.map_bytes(path))
     except FileNotFoundError:
         raise NotFoundError(f"{path}: there is no index of neighbours; {advice}") from None
     tail = data[-TAIL_BYTES:].tobytes()
