@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from zarrow._format import frames, key_tables, shard_index
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import encode_document
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord
+from zarrow._format.spec import StoreSpec
 from zarrow.errors import ZarrowError
 
 UUID = bytes(range(16))

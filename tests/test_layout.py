@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrow._format import layout
+from zarrow._format import spec as _spec
 from zarrow._format.documents import encode_document
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
-from zarrow._format import spec as _spec
 
 ARRAY = ArraySpec(name="query_embed", row_shape=(2, 4), dtype="float16", chunk_rows=8)
 SPEC = StoreSpec(

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from zarrow._format import parts as _parts
 from zarrow._format.checksum import crc32c
 from zarrow._format.spec import StoreSpec
 from zarrow._storage import files
 from zarrow._write import parts
 from zarrow._write.first_batch import kept_schema
 from zarrow.errors import InvalidInputError
-from zarrow._format import parts as _parts
 
 ROWS = 3000
 UTC = dt.UTC

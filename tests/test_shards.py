@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zarrow._format import layout, zarr_metadata
+from zarrow._format import spec as _spec
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec, normalize
 from zarrow._format.frames import ArrayEntry, Chunk
-from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, encode_index, index_bytes
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read.shard_rows import committed_rows, sound_frames
 from zarrow._write.shards import EncodedShard, PlainShard
 from zarrow.errors import CorruptionError
-from zarrow._format import spec as _spec
 
 SEGMENT_ROWS, CHUNK_ROWS = 64, 8
 ODD = (1, 7, 8, 9, 30, 9)

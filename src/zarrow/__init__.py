@@ -19,8 +19,8 @@ the Lightning callback, and ``FORMAT.md`` beside this file for what lies on disk
 # ... on many ranks  _ranks; resumed: _rows_left, _chosen_batches, _run_identity
 # From a shell       cli, _commands, _analysis_commands, _picture_commands; _console, _reports, _store_view
 
-from zarrow._maintenance.pack import pack
 from zarrow._maintenance.build_index import build_index
+from zarrow._maintenance.pack import pack
 from zarrow.derived import add_array, remove_array
 from zarrow.repair import repair
 from zarrow.store import Store, open

@@ -24,14 +24,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from rich.console import Console
 from rich.markup import escape
 
-from zarrow._commands.console import out as default_console
 from zarrow.analysis import pca
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreExistsError
 from zarrow.lightning import PredictionWriter
@@ -48,9 +48,6 @@ try:
     from torch.utils.data import DataLoader, Dataset
 except ImportError as error:
     raise MissingExtraError(f"the demo needs {error.name}: pip install 'zarrow[demo]'") from error
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = ["DigitImages", "DigitsData", "DigitsModel", "Summary", "draw", "run"]
 
@@ -360,7 +357,7 @@ def run(
     InvalidInputError
         If there are fewer than four `rows`, which a picture of four principal components needs.
     """
-    say = console or default_console
+    say = console or Console(highlight=False)
     checkpoint, picture = out.with_suffix(".ckpt"), out.with_suffix(".png")
     if rows < COMPONENTS:
         raise InvalidInputError(

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format import layout
+from zarrow._format import layout, spec
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._read.origin import DERIVED_FROM, derived_names, origin
 from zarrow._read.view import View, take_view
@@ -35,7 +35,6 @@ from zarrow.errors import (
     WriteFailedError,
 )
 from zarrow.writer import Writer
-from zarrow._format import spec
 
 __all__ = ["add_array", "remove_array"]
 

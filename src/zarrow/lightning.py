@@ -28,8 +28,8 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from zarrow._predict.repeated import drop_repeated
 from zarrow._predict.identifiers import Identifiers, open_identifiers
+from zarrow._predict.repeated import drop_repeated
 from zarrow._predict.row_set import RowSet
 from zarrow._predict.rules import Names, PredictionRules
 from zarrow._predict.stored_rows import stored_rows

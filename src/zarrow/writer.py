@@ -36,10 +36,10 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Owner, this_host
+from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog
-from zarrow._write import batches, parts, recovery, reopening, seal
+from zarrow._write import batches, parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.declaration import Declaration
 from zarrow._write.directory import Mode, claim_store, install
@@ -52,7 +52,6 @@ from zarrow.errors import (
     WriterClosedError,
     ZarrowError,
 )
-from zarrow._write import publishing
 
 __all__ = ["Durability", "Writer"]
 

@@ -18,10 +18,8 @@ import pytest
 
 import zarrow
 from zarrow._format import layout
-from zarrow._read import catalog
-from zarrow._write import open_segment
+from zarrow._read import catalog, open_rows
 from zarrow.errors import ZarrowError
-from zarrow._read import open_rows
 
 ALL_BITS_BYTES = 200
 

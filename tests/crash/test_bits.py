@@ -19,13 +19,11 @@ from crash.workloads import (
     small_chunks,
     vectors_of,
 )
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord
-from zarrow._read import catalog
-from zarrow._write import open_segment
+from zarrow._format.spec import StoreSpec
+from zarrow._read import catalog, open_rows
 from zarrow.errors import ZarrowError
 from zarrow.writer import Writer
-from zarrow._read import open_rows
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,10 @@ from zarrow._format import frames as _frames
 from zarrow._format import layout, zarr_metadata
 from zarrow._read import catalog, shard_rows
 from zarrow._storage import files
+from zarrow._write import publishing, seal, shards
 from zarrow._write import recovery as _recovery
-from zarrow._write import seal, shards
 from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
-from zarrow._write import publishing
 
 pytestmark = pytest.mark.slow
 

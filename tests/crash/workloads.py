@@ -28,10 +28,9 @@ import zarr
 from crash.disk import Recorder, Tree
 from zarrow._format import layout
 from zarrow._read import catalog
-from zarrow._storage import files
-from zarrow._write import open_segment
-from zarrow.writer import Writer
 from zarrow._read import open_rows as _open_rows
+from zarrow._storage import files
+from zarrow.writer import Writer
 
 STREAM = 1_000_000
 _ZSTD = numcodecs.Zstd()

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zarrow._maintenance import findings
-from zarrow._mended import Repair, SetAside
+from zarrow.repair import Repair, SetAside
 
 __all__ = ["progress_bar", "ranges", "show_repair", "show_report"]
 

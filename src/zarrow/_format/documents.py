@@ -16,7 +16,10 @@ from typing import Any
 from zarrow._format.checksum import crc32c
 from zarrow.errors import CorruptionError
 
-__all__ = ["decode_document", "encode_document"]
+__all__ = ["MAX_DOCUMENT_BYTES", "decode_document", "encode_document"]
+
+MAX_DOCUMENT_BYTES = 64 << 20
+"""Of a JSON document: a manifest of two million segments has that. Parsed it takes some times as much."""
 
 _CHECKSUM = re.compile(rb',"crc32c":"([0-9a-f]{8})"\}\n\Z')
 _CHECKSUM_BYTES = len(b',"crc32c":"00000000"}\n')

@@ -18,11 +18,10 @@ import pyarrow as pa
 
 from zarrow._format import key_words
 from zarrow._format.checksum import crc32c
-from zarrow._format.documents import decode_document, encode_document
+from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.key_words import Bytes, Words
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Manifest
-from zarrow._storage.reading import MAX_DOCUMENT_BYTES
+from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError
 
 __all__ = ["Identity", "Tables", "damaged", "encode_tables", "identity_of", "read_tables"]

@@ -14,21 +14,9 @@ Place: tier 1, imported by every module. Must not import any other module of zar
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from zarrow._format.documents import decode_document, encode_document
-from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
-
-__all__ = ["ArraySpec", "StoreSpec"]
+from zarrow.errors import InvalidInputError
 
 FORMAT_VERSION = 1
 
@@ -56,7 +44,6 @@ SAMPLE_INDEX = "sample_index"
 RESERVED_COLUMNS = (ROW, SAMPLE_INDEX)
 
 MEBIBYTE = 1 << 20
-PAGE_BYTES = 4096
 MAX_SHARD_BYTES = 96 * MEBIBYTE
 MIN_SEGMENT_ROWS = 1024
 TABLE_ONLY_SEGMENT_ROWS = 65_536
@@ -78,30 +65,6 @@ for, far beyond what is of use."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _UUID = re.compile(r"[0-9a-f]{32}\Z")
 _SLOT = re.compile(r"[0-9a-f]{16}\Z")
-
-ZARR_DTYPES = {
-    name: np.dtype(name).newbyteorder("<")
-    for name in (
-        [
-            "bool",
-            "int8",
-            "int16",
-            "int32",
-            "int64",
-            "uint8",
-            "uint16",
-            "uint32",
-            "uint64",
-            "float16",
-            "float32",
-            "float64",
-        ]
-    )
-}
-"""Zarr v3 core data types that an array may have (bfloat16 is widened before it gets here)."""
-
-PLAIN: tuple[dict[str, Any], ...] = ({"name": "bytes", "configuration": {"endian": "little"}},)
-"""The default codecs: a chunk's stored bytes are its rows, in order."""
 
 
 # Names and paths, relative to the store's root, with forward slashes
@@ -145,6 +108,11 @@ def check_name(name: object, what: str) -> str:
 def is_name(name: str) -> bool:
     """Tell whether `name` may be that of an array."""
     return bool(_NAME.match(name))
+
+
+def is_uuid(text: str) -> bool:
+    """Tell whether `text` may be a store's ``uuid``: 32 hexadecimal digits."""
+    return bool(_UUID.match(text))
 
 
 def is_slot(name: str) -> bool:
@@ -198,296 +166,3 @@ def rows_name(array: str) -> str:
 def tail_name(array: str, side: int) -> str:
     """Return the name of one of the two files that hold the rows of a compressed array's unfinished chunk."""
     return f"{array}.tail{side}"
-
-
-# Specs
-
-
-def _codec_tuple(codecs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-    return tuple(json.loads(json.dumps(dict(codec))) for codec in codecs)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArraySpec:
-    """What one array of a store is.
-
-    Parameters
-    ----------
-    name : str
-        Its name and directory.
-    row_shape : tuple of int
-        The shape of one row, e.g. ``(768,)`` or ``(layers, hidden)``; at least one axis.
-    dtype : str
-        A Zarr v3 core data type, e.g. ``"float32"``; stored little-endian.
-    chunk_rows : int
-        Rows of an inner chunk; a power of two.
-    codecs : tuple of dict
-        The inner codecs as Zarr v3 writes them; the default is plain bytes, in row order.
-
-    Raises
-    ------
-    InvalidInputError
-        If a value breaks a rule of the format.
-
-    Examples
-    --------
-    >>> spec = ArraySpec(name="query_embed", row_shape=(768,), dtype="float32", chunk_rows=256)
-    >>> spec.row_bytes, spec.is_plain
-    (3072, True)
-    """
-
-    name: str
-    row_shape: tuple[int, ...]
-    dtype: str
-    chunk_rows: int
-    codecs: tuple[dict[str, Any], ...] = PLAIN
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "an array")
-        object.__setattr__(self, "row_shape", tuple(int(axis) for axis in self.row_shape))
-        object.__setattr__(self, "codecs", _codec_tuple(self.codecs))
-        if not self.row_shape or any(not 0 < axis < 2**31 for axis in self.row_shape):
-            raise InvalidInputError(
-                f"array {self.name!r}: a row must have at least one axis, each at least 1 long, "
-                f"got shape {self.row_shape}: one value per row is a column of the table"
-            )
-        if self.dtype not in ZARR_DTYPES:
-            raise InvalidInputError(
-                f"array {self.name!r}: dtype must be one of {', '.join(ZARR_DTYPES)}, "
-                f"got {self.dtype}: cast it"
-            )
-        if not is_power_of_two(self.chunk_rows):
-            raise InvalidInputError(
-                f"array {self.name!r}: chunk_rows must be a power of two, got {self.chunk_rows}"
-            )
-        if len(self.row_shape) > MAX_ROW_AXES or self.chunk_bytes > MAX_CHUNK_BYTES:
-            raise InvalidInputError(
-                f"array {self.name!r}: a row may have {MAX_ROW_AXES} axes, and {self.chunk_rows} rows "
-                f"{MAX_CHUNK_BYTES} bytes, got shape {self.row_shape} of {self.row_bytes} bytes: split it"
-            )
-        if not self.codecs:
-            raise InvalidInputError(f"array {self.name!r}: codecs must not be empty; plain bytes is None")
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """The little-endian numpy dtype."""
-        return ZARR_DTYPES[self.dtype]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row, uncompressed."""
-        return math.prod(self.row_shape) * self.numpy_dtype.itemsize
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one inner chunk, uncompressed."""
-        return self.chunk_rows * self.row_bytes
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether a shard's data are the rows themselves, in order."""
-        return self.codecs in (PLAIN, ({"name": "bytes"},))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the spec as it stands in ``zarrow.json``."""
-        return {
-            "name": self.name,
-            "row_shape": list(self.row_shape),
-            "dtype": self.dtype,
-            "chunk_rows": self.chunk_rows,
-            "codecs": list(self.codecs),
-        }
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> ArraySpec:
-        """Return the spec that stands in ``zarrow.json``."""
-        return cls(
-            name=body["name"],
-            row_shape=tuple(body["row_shape"]),
-            dtype=body["dtype"],
-            chunk_rows=body["chunk_rows"],
-            codecs=tuple(body["codecs"]),
-        )
-
-
-def is_power_of_two(number: object) -> bool:
-    """Tell whether `number` is a power of two."""
-    return isinstance(number, int) and number > 0 and not number & (number - 1)
-
-
-def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
-    """Return the rows of a chunk of about 1 MiB, at most a segment.
-
-    >>> default_chunk_rows(768 * 4, 32768)
-    256
-    """
-    return min(segment_rows, _floor_power_of_two(TARGET_CHUNK_BYTES // row_bytes))
-
-
-def default_segment_rows(widest_row_bytes: int | None) -> int:
-    """Return the rows of a segment whose widest shard has 48 to 96 MiB, or less where rows are narrow.
-
-    >>> default_segment_rows(768 * 4)
-    32768
-    >>> default_segment_rows(10**6), default_segment_rows(16), default_segment_rows(None)
-    (1024, 131072, 65536)
-    """
-    if widest_row_bytes is None:
-        return TABLE_ONLY_SEGMENT_ROWS
-    rows = _floor_power_of_two(MAX_SHARD_BYTES // widest_row_bytes)
-    return min(max(rows, MIN_SEGMENT_ROWS), MAX_DEFAULT_SEGMENT_ROWS)
-
-
-def _floor_power_of_two(number: int) -> int:
-    return 1 << (max(number, 1).bit_length() - 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreSpec:
-    """What a store is: written once, when the first batch (or the caller) has told, and never changed.
-
-    Parameters
-    ----------
-    uuid : str
-        32 hex digits; names the store, salts its frames.
-    segment_rows : int
-        Rows of a segment; a power of two.
-    schema : pyarrow.Schema
-        The user's columns, without ``row`` and ``sample_index``.
-    arrays : tuple of ArraySpec
-        The arrays, in the order in which frames list them.
-    keys : tuple of str
-        The columns that name a row.
-    provenance : dict
-        Where the rows come from: JSON values.
-
-    Raises
-    ------
-    InvalidInputError
-        If a value breaks a rule of the format.
-
-    Examples
-    --------
-    >>> spec = StoreSpec(uuid="0" * 32, segment_rows=1024, schema=pa.schema({"id": pa.int64()}))
-    >>> StoreSpec.decode(spec.encode(), "zarrow.json") == spec
-    True
-    """
-
-    uuid: str
-    segment_rows: int
-    schema: pa.Schema
-    arrays: tuple[ArraySpec, ...] = ()
-    keys: tuple[str, ...] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "arrays", tuple(self.arrays))
-        object.__setattr__(self, "keys", tuple(self.keys))
-        if not is_power_of_two(self.segment_rows):
-            raise InvalidInputError(f"segment_rows must be a power of two, got {self.segment_rows}")
-        self._check_bounds()
-        columns = self.schema.names
-        names = [*columns, *(array.name for array in self.arrays)]
-        for name in names:
-            if name in RESERVED_COLUMNS:
-                raise InvalidInputError(
-                    f"column or array {name!r}: {' and '.join(RESERVED_COLUMNS)} are the store's own names: "
-                    "rename it, or hand the dataset's index over as sample_index="
-                )
-            if names.count(name) > 1:
-                raise InvalidInputError(
-                    f"the name {name!r} stands for more than one column or array: rename one"
-                )
-        for key in self.keys:
-            if key not in columns:
-                raise InvalidInputError(f"key {key!r} is not a column; the columns are {columns}")
-        for array in self.arrays:
-            if self.segment_rows % array.chunk_rows:
-                raise InvalidInputError(
-                    f"array {array.name!r}: chunk_rows ({array.chunk_rows}) must divide "
-                    f"segment_rows ({self.segment_rows})"
-                )
-
-    def _check_bounds(self) -> None:
-        """Raise if a segment is larger than anybody needs."""
-        chunks = sum(self.segment_rows // array.chunk_rows for array in self.arrays)
-        widest = max((array.row_bytes for array in self.arrays), default=0)
-        if (
-            self.segment_rows > MAX_SEGMENT_ROWS
-            or widest * self.segment_rows > MAX_SEGMENT_BYTES
-            or chunks > MAX_CHUNKS
-        ):
-            raise InvalidInputError(
-                f"a segment may have {MAX_SEGMENT_ROWS} rows, {MAX_SEGMENT_BYTES} bytes per array and "
-                f"{MAX_CHUNKS} chunks, got {self.segment_rows} rows of {widest} bytes in {chunks} chunks: "
-                "make segment_rows smaller"
-            )
-
-    def array(self, name: str) -> ArraySpec:
-        """Return the array of that name."""
-        return next(array for array in self.arrays if array.name == name)
-
-    @property
-    def table_schema(self) -> pa.Schema:
-        """The schema of a part: the user's columns, then ``row`` and ``sample_index``."""
-        return self.schema.append(pa.field(ROW, pa.int64(), nullable=False)).append(
-            pa.field(SAMPLE_INDEX, pa.int64())
-        )
-
-    @property
-    def wire_schema(self) -> pa.Schema:
-        """The schema of a frame's payload: dictionaries decoded, ``sample_index`` last."""
-        fields = [
-            column.with_type(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-            for column in self.schema
-        ]
-        return pa.schema([*fields, pa.field(SAMPLE_INDEX, pa.int64())])
-
-    def encode(self) -> bytes:
-        """Return the content of ``zarrow.json``."""
-        return encode_document(
-            {
-                "zarrow_format": FORMAT_VERSION,
-                "uuid": self.uuid,
-                "segment_rows": self.segment_rows,
-                "arrays": [array.to_json() for array in self.arrays],
-                "columns": [
-                    {"name": column.name, "type": str(column.type), "nullable": column.nullable}
-                    for column in self.schema
-                ],
-                "arrow_schema": b64encode(self.schema.serialize().to_pybytes()).decode(),
-                "keys": list(self.keys),
-                "provenance": self.provenance,
-            }
-        )
-
-    @classmethod
-    def decode(cls, data: bytes, path: str) -> StoreSpec:
-        """Return the spec that the content of a ``zarrow.json`` holds.
-
-        Raises
-        ------
-        CorruptionError
-            If the content is damaged.
-        NotAStoreError
-            If it is of a newer format, or of something else.
-        """
-        body = decode_document(data, path)
-        if body.get("zarrow_format") != FORMAT_VERSION:
-            raise NotAStoreError(
-                f"{path}: this zarrow reads format {FORMAT_VERSION}, got {body.get('zarrow_format')!r}: "
-                "upgrade zarrow"
-            )
-        try:
-            if not _UUID.match(body["uuid"]) or not isinstance(body["provenance"], dict):
-                raise ValueError("uuid must be 32 hexadecimal digits, provenance an object")
-            return cls(
-                uuid=body["uuid"],
-                segment_rows=body["segment_rows"],
-                schema=pa.ipc.read_schema(pa.py_buffer(b64decode(body["arrow_schema"]))),
-                arrays=tuple(ArraySpec.from_json(array) for array in body["arrays"]),
-                keys=tuple(body["keys"]),
-                provenance=body["provenance"],
-            )
-        except (AttributeError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error

@@ -15,8 +15,8 @@ from typing import Any
 
 from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.layout import MAX_SEGMENTS, is_slot
-from zarrow._format.spec import StoreSpec
 from zarrow._format.shard_index import index_bytes
+from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Owner, SegmentRecord
+from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_documents import Documents, read_document, said_by
 from zarrow._maintenance.audit_index import audit_index, index_size
 from zarrow._maintenance.audit_metadata import audit_metadata

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.spec import StoreSpec
+from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
+from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_names import MAX_STRAYS, Names
 from zarrow._maintenance.findings import Finding, Findings
-from zarrow._read.catalog import put_aside
 from zarrow._read import catalog
+from zarrow._read.catalog import put_aside
 from zarrow._storage.reading import Beneath
-from zarrow._storage.reading import MAX_DOCUMENT_BYTES
 from zarrow.errors import CorruptionError
 
 __all__ = ["Documents", "read_document", "said_by"]

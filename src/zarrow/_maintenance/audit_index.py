@@ -34,8 +34,8 @@ from zarrow._format.key_tables import (
 )
 from zarrow._format.key_words import Bytes, Words
 from zarrow._format.layout import KEY_INDEX, part_path
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Manifest, SegmentRecord
+from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_segment import BATCH_ROWS, open_part
 from zarrow._maintenance.findings import Findings
 from zarrow._storage.reading import Beneath, PlainFile

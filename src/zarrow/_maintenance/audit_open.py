@@ -25,8 +25,8 @@ import pyarrow as pa
 from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.records import Owner
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import Finding, Findings
 from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError

@@ -28,10 +28,10 @@ from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.pages import check_pages, read_footer
 from zarrow._format.records import SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, index_bytes
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import Finding, Findings
 from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError

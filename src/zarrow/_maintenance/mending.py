@@ -24,26 +24,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format import frames, layout
+from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.layout import SAMPLE_INDEX
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
-from zarrow._maintenance import audit
+from zarrow._format.spec import StoreSpec
+from zarrow._maintenance import audit, build_index
 from zarrow._maintenance.audit import Audited
 from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._maintenance.audit_segment import read_sample_index
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
 from zarrow._maintenance.quarantine import Aside
+from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
-from zarrow._read import catalog, key_index
 from zarrow._storage import files
 from zarrow._storage.reading import Beneath
-from zarrow._write import recovery, seal
+from zarrow._write import publishing, recovery, seal
 from zarrow._write.directory import claim_store
 from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
-from zarrow._maintenance import build_index
-from zarrow._storage import reading
-from zarrow._write import publishing
 
 __all__ = ["Incident", "Plan", "carry_out", "examine", "exclusively"]
 
@@ -345,7 +343,7 @@ class _Planner:
             path = f"{layout.SEGMENTS_DIR}/{name}"
             if not name.endswith(".claim") or path in self._by_path:
                 continue
-            claim = Claim.decode(self._files.read(path, reading.MAX_DOCUMENT_BYTES), path)
+            claim = Claim.decode(self._files.read(path, MAX_DOCUMENT_BYTES), path)
             lost = [source.slot for source in claim.sources if source.slot in slots]
             if lost and not self._files.exists(layout.record_path(claim.segment)):
                 message = f"claims rows of {', '.join(lost)}, which is damaged"

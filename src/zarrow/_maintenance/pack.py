@@ -33,9 +33,8 @@ import pyarrow as pa
 from zarrow._format import layout
 from zarrow._format.codecs import choose
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow._known_names import unknown_name
+from zarrow._maintenance.audit import audit
 from zarrow._maintenance.sorted_rows import are_sorted, check_sortable, sort_rows
-from zarrow._predict.repeated import first_of_each
 from zarrow._storage import files
 from zarrow.derived import add_array
 from zarrow.errors import (
@@ -48,13 +47,13 @@ from zarrow.errors import (
     StoreExistsError,
     WriteFailedError,
     ZarrowError,
+    unknown_name,
 )
 from zarrow.store import Store, StoreArray
 from zarrow.store import open as open_store
-from zarrow.verify import verify
 from zarrow.writer import Writer
 
-__all__ = ["drop_repeated", "pack"]
+__all__ = ["Block", "block_rows", "chosen_codecs", "pack", "rewrite"]
 
 BLOCK_BYTES = 8 << 20
 MAX_BLOCK_ROWS = 16_384
@@ -138,26 +137,7 @@ def pack(
         remedy = "'zarrow repair' puts aside what is damaged; pack the rest then"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
         blocks = _sorted(store, by, target.parent, say) if by else _as_is(store)
-        _write(store, blocks, store.num_rows, target, _chosen_codecs(store, codecs), segment_rows, say)
-
-
-def drop_repeated(path: str | os.PathLike[str]) -> int:
-    """Complete a store with the first row of each place in the dataset, and return how many rows it lost.
-
-    Parameters
-    ----------
-    path : path
-        A store, complete or not, that nobody is writing; as it was if this does not return.
-    """
-    with open_store(os.path.realpath(path), partial=True) as store:
-        left = sum(map(len, first_of_each(store)))
-        blocks = (
-            _Block(rows, *store.take(rows, check="crc"))
-            for some in first_of_each(store)
-            for rows in np.array_split(some, -(-len(some) // _block_rows(store.arrays.values())) or 1)
-        )
-        _write(store, blocks, left, store.path, _chosen_codecs(store, "keep"), None, lambda *_: None)
-        return store.num_rows - left
+        rewrite(store, blocks, store.num_rows, target, chosen_codecs(store, codecs), segment_rows, say)
 
 
 def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]:
@@ -183,7 +163,7 @@ def _is_packed(store: Store, by: list[str], codecs: Any, segment_rows: int | Non
     return same and (not by or are_sorted(map(_plain, store.scan(list(dict.fromkeys(by)))), by))
 
 
-def _chosen_codecs(store: Store, codecs: Any) -> Any:
+def chosen_codecs(store: Store, codecs: Any) -> Any:
     kept = {name: array.codecs for name, array in store.arrays.items()}
     if isinstance(codecs, str) and codecs == "keep":
         return kept
@@ -196,14 +176,14 @@ def _chosen_codecs(store: Store, codecs: Any) -> Any:
 
 
 def _verify(root: Path, progress: Callable[[int, int], None], grades: set[str], remedy: str) -> None:
-    for finding in verify(root, progress=progress).findings:
+    for finding in audit(root, "checksums", progress).report.findings:
         if finding.severity in grades:
             raise CorruptionError(f"{root} was not packed: {finding}: {remedy}")
 
 
-def _write(
+def rewrite(
     store: Store,
-    blocks: Iterable[_Block],
+    blocks: Iterable[Block],
     rows: int,
     target: Path,
     codecs: Any,
@@ -283,13 +263,13 @@ def _copy_derived(store: Store, numbers: IO[bytes], new: Path) -> None:
             provenance = one.provenance
         rows = np.memmap(numbers, np.int64, "r")
         gather = _gatherer(array, new.parent)
-        step = _block_rows([array])
+        step = block_rows([array])
         blocks = (gather(np.asarray(rows[at : at + step])) for at in range(0, len(rows), step))
         add_array(new, name, blocks, provenance=provenance)
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Rows of the old store, with their numbers there, on their way to the new one."""
 
     rows: npt.NDArray[np.int64]
@@ -297,21 +277,21 @@ class _Block:
     vectors: dict[str, npt.NDArray[Any]]
 
 
-def _block_rows(arrays: Iterable[StoreArray]) -> int:
+def block_rows(arrays: Iterable[StoreArray]) -> int:
     row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
     return min(max(BLOCK_BYTES // max(row_bytes, 1), 1), MAX_BLOCK_ROWS)
 
 
-def _as_is(store: Store) -> Iterator[_Block]:
+def _as_is(store: Store) -> Iterator[Block]:
     """Yield all rows as they lie."""
-    for batch, vectors in store.join(batch_size=_block_rows(store.arrays.values())):
-        yield _Block(batch[ROW].to_numpy(), pa.Table.from_batches([batch]), vectors)
+    for batch, vectors in store.join(batch_size=block_rows(store.arrays.values())):
+        yield Block(batch[ROW].to_numpy(), pa.Table.from_batches([batch]), vectors)
 
 
-def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterator[_Block]:
+def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterator[Block]:
     """Yield all rows, sorted."""
     gatherers = {name: _gatherer(array, scratch) for name, array in store.arrays.items()}
-    size = _block_rows(store.arrays.values())
+    size = block_rows(store.arrays.values())
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows = 0
@@ -324,7 +304,7 @@ def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterat
         for start in range(0, table.num_rows, size):
             block = table.slice(start, size)
             rows = block[ROW].to_numpy()
-            yield _Block(rows, block, {name: gather(rows) for name, gather in gatherers.items()})
+            yield Block(rows, block, {name: gather(rows) for name, gather in gatherers.items()})
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -343,7 +323,7 @@ def _gatherer(array: StoreArray, scratch: Path) -> Callable[[npt.NDArray[np.int6
     if array.is_plain or not len(array):
         return array.take
     with tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX, dir=scratch) as file:
-        step = _block_rows([array])
+        step = block_rows([array])
         for start in range(0, len(array), step):
             file.write(array.read(start, min(start + step, len(array))).data)
         file.flush()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,12 @@ from typing import Any
 from zarrow._format import layout
 from zarrow._format.documents import encode_document
 from zarrow._storage import files as _files
-from zarrow.errors import CorruptionError
 from zarrow._storage import reading
+from zarrow.errors import CorruptionError
 
-__all__ = ["Aside", "put_aside"]
+__all__ = ["Aside"]
 
 DAMAGE_JSON = "damage.json"
-_SEGMENT = re.compile(r"(\d{8})-\d+\Z")
-
-
-def put_aside(root: Path) -> set[int]:
-    """Return the numbers of the segments that were ever put aside."""
-    try:
-        names = os.listdir(root / layout.QUARANTINE_DIR)
-    except FileNotFoundError:
-        return set()
-    return {int(match[1]) for name in names if (match := _SEGMENT.match(name))}
 
 
 class Aside:

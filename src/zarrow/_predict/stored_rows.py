@@ -21,7 +21,7 @@ from zarrow.errors import InvalidInputError, NotFoundError
 from zarrow.store import Store
 from zarrow.store import open as open_store
 
-__all__ = ["DATALOADER_IDX", "first_of_each", "stored_rows"]
+__all__ = ["DATALOADER_IDX", "scan", "stored_rows"]
 
 DATALOADER_IDX = "dataloader_idx"
 
@@ -53,7 +53,7 @@ def stored_rows(
     except NotFoundError:
         return {}, None
     found: dict[int, RowSet] = {}
-    for loader, _, indices, fresh in _scan(store, found):
+    for loader, _, indices, fresh in scan(store, found):
         if not fresh.all() and not repeated_ok:
             raise InvalidInputError(
                 f"{path}: dataset index {indices[~fresh][0]} of data loader {loader} is stored more than "
@@ -64,14 +64,7 @@ def stored_rows(
     return found, store
 
 
-def first_of_each(store: Store) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the numbers of the rows that are the first of their place in the dataset, in order."""
-    found: dict[int, RowSet] = {}
-    for _, rows, _, fresh in _scan(store, found):
-        yield rows[fresh]
-
-
-def _scan(
+def scan(
     store: Store, found: dict[int, RowSet]
 ) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
     """Yield loader, row numbers, places and which of them are new, and add these to `found`."""

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import key_words
-from zarrow._format.key_words import Keys
 from zarrow._format.arrow import numbers_as_arrow
+from zarrow._format.key_words import Keys
 from zarrow.errors import InvalidInputError, KeyNotFoundError
 
 __all__ = ["Asked", "read_keys"]

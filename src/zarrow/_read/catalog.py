@@ -20,20 +20,26 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zarrow._format import layout, zarr_metadata
+from zarrow._format import layout
 from zarrow._format.checksum import crc32c
+from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
 from zarrow._format.spec import StoreSpec
-from zarrow._format.records import Claim, Manifest, SegmentRecord, Source, check_record
-from zarrow._storage import files
+from zarrow._storage import reading
 from zarrow._storage.cache import Cache
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
-from zarrow._storage import reading
 
-__all__ = ["Snapshot", "claim", "commit", "create", "publish_shape", "read_snapshot", "read_spec"]
+__all__ = [
+    "Snapshot",
+    "put_aside",
+    "read_claims",
+    "read_manifest",
+    "read_record",
+    "read_snapshot",
+    "read_spec",
+]
 
 _RECORDS_BYTES = 8 << 20
 _RECORD_BYTES, _CHUNK_BYTES = 2048, 64
@@ -219,45 +225,6 @@ def read_snapshot(root: Path) -> Snapshot:
         return Snapshot(root, spec, rows, segments, None, {segments - 1: last})
 
 
-# The writer's side
-
-
-def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
-    """Write down what the store is, if nobody was first, and make what it lacks.
-
-    Parameters
-    ----------
-    root : Path
-        The store's directory.
-    spec : StoreSpec
-        What this writer thinks the store is.
-    scratch : Path
-        For scratch files.
-
-    Returns
-    -------
-    StoreSpec
-        What the store is: `spec`, or that of the writer who was first.
-    """
-    try:
-        files.publish(root / layout.STORE_JSON, spec.encode(), scratch=scratch)
-    except FileExistsError:
-        spec = read_spec(root)
-        # Who was first may have died before the name was durable: without it what follows is no store.
-        files.sync_dir(root)
-    for name in (layout.ARRAYS_DIR, layout.TABLE_DIR, layout.SEGMENTS_DIR):
-        files.make_dir(root / name, exist_ok=True)
-    for array in spec.arrays:
-        files.make_dir(root / layout.array_dir(array.name), exist_ok=True)
-        files.make_dir(root / layout.array_dir(array.name) / "c", exist_ok=True)
-        files.sync_dir(root / layout.array_dir(array.name))
-    files.sync_dir(root / layout.ARRAYS_DIR)
-    files.sync_dir(root)
-    if not (root / layout.ARRAYS_DIR / "zarr.json").exists():
-        publish_shape(root, spec, scratch)
-    return spec
-
-
 def read_claims(root: Path) -> list[Claim]:
     """Return the claims that stand, by segment."""
     claims = []
@@ -275,146 +242,13 @@ def has_record(root: Path, segment: int) -> bool:
     return (root / layout.record_path(segment)).exists()
 
 
-def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) -> Claim:
-    """Take the lowest free segment number for these sources: durable on return.
-
-    That is the next one, unless a damaged segment was put aside (`repair`), whose number is free again.
-
-    Parameters
-    ----------
-    root : Path
-        The store.
-    sources : iterable of Source
-        What the segment will be made of.
-    scratch : Path
-        For scratch files.
-    known : int
-        So many segments, from the first on, are known to be committed.
-
-    Returns
-    -------
-    Claim
-        It is there until `release_claim`.
-    """
-    rows = tuple(sources)
-    for number in itertools.count(dense_segments(root, known)):
-        assert number < layout.MAX_SEGMENTS
-        if has_record(root, number) or (root / layout.claim_path(number)).exists():
-            continue
-        wanted = Claim(segment=number, sources=rows)
-        try:
-            files.publish(root / layout.claim_path(number), wanted.encode(), scratch=scratch)
-        except FileExistsError:
-            pass  # another writer was first: the next number, then
-        else:
-            if not has_record(root, number):
-                return wanted
-            # Another writer claimed, committed and released it between our look and our link.
-            release_claim(root, wanted)
-    raise AssertionError("there is no last number")
+_PUT_ASIDE = re.compile(r"(\d{8})-\d+\Z")
 
 
-def commit(root: Path, record: SegmentRecord, scratch: Path) -> None:
-    """Publish a segment: its rows are visible, and durable, on return.
-
-    The crash that the order prevents: a record before its files were durable would promise rows that a
-    power cut takes. So the caller has synced shards, part and their directories.
-    """
-    files.publish(root / layout.record_path(record.segment), record.encode(), scratch=scratch)
-
-
-def uncommit(root: Path, spec: StoreSpec, segment: int, scratch: Path) -> None:
-    """Take the last, short segment back, whose rows a durable open segment holds.
-
-    The crash that the order prevents: a Zarr shape that covers rows which are not committed.
-    """
-    publish_shape(root, spec, scratch, segments=min(segment, dense_segments(root)))
-    # The segment's claim was removed, but perhaps not for good: without the record it would claim rows of
-    # an open segment that is gone.
-    files.sync_dir(root / layout.SEGMENTS_DIR)
-    files.remove(root / layout.record_path(segment))
-    files.sync_dir(root / layout.SEGMENTS_DIR)
-
-
-def release_claim(root: Path, claim: Claim) -> None:
-    """Remove a claim whose segment is committed and whose sources are gone."""
-    files.remove(root / layout.claim_path(claim.segment))
-
-
-def publish_shape(
-    root: Path, spec: StoreSpec, scratch: Path, *, known: int = 0, segments: int | None = None
-) -> int:
-    """Let Zarr readers see the committed rows: the dense prefix of the records.
-
-    Of several writers that do this at once the last to rename may be the first to have looked, so each
-    looks again when it is done.
-
-    Parameters
-    ----------
-    root, spec, scratch
-        As above.
-    known : int
-        So many segments, from the first on, are known to be committed.
-    segments : int, optional
-        Fewer segments, before they are taken back.
-
-    Returns
-    -------
-    int
-        The segments that the new shape covers.
-    """
-    while True:
-        dense = dense_segments(root, known) if segments is None else segments
-        rows = 0
-        if dense:
-            rows = (dense - 1) * spec.segment_rows + read_record(root, dense - 1, spec)[0].rows
-        documents = [
-            (root / layout.array_dir(array.name) / "zarr.json", zarr_metadata.array_json(spec, array, rows))
-            for array in spec.arrays
-        ]
-        documents.append((root / layout.ARRAYS_DIR / "zarr.json", zarr_metadata.group_json(spec, rows)))
-        if segments is not None:
-            documents.reverse()  # shrinking: the group, which xarray believes, goes first
-        for path, data in documents:
-            files.replace(path, data, scratch=scratch)
-        if segments is not None or dense_segments(root, known) == dense:
-            return dense
-
-
-def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
-    """Declare the store complete: every segment that is committed, and no other.
-
-    Returns
-    -------
-    Manifest
-        As published.
-
-    Raises
-    ------
-    CorruptionError
-        If the records have a gap, or a short segment before the last.
-    """
-    numbers = _numbers(root, "json")
-    records = [read_record(root, number, spec) for number in numbers]
-    if numbers != list(range(len(numbers))) or any(
-        record.rows != spec.segment_rows for record, _ in records[:-1]
-    ):
-        raise CorruptionError(f"{root}: the segments are not dense, so the store cannot be complete")
-    manifest = Manifest(
-        uuid=spec.uuid,
-        rows=sum(record.rows for record, _ in records),
-        shard_bytes={
-            array.name: tuple(record.arrays[array.name].size_bytes for record, _ in records)
-            for array in spec.arrays
-        },
-        part_bytes=tuple(record.part.size_bytes for record, _ in records),
-        records_crc32c=tuple(checksum for _, checksum in records),
-    )
-    files.replace(root / layout.MANIFEST_JSON, manifest.encode(), scratch=scratch)
-    return manifest
-
-
-def withdraw_manifest(root: Path) -> None:
-    """Declare the store incomplete: durable on return."""
-    files.remove(root / layout.MANIFEST_JSON)
-    files.sync_dir(root)
+def put_aside(root: Path) -> set[int]:
+    """Return the numbers of the segments that were ever put aside."""
+    try:
+        names = os.listdir(root / layout.QUARANTINE_DIR)
+    except FileNotFoundError:
+        return set()
+    return {int(match[1]) for name in names if (match := _PUT_ASIDE.match(name))}

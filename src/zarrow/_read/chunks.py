@@ -24,8 +24,8 @@ import numpy.typing as npt
 from zarrow._format import shard_index
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.spec import ArraySpec
 from zarrow._format.records import ShardFacts
+from zarrow._format.spec import ArraySpec
 from zarrow._read.mapping import File, Guard, ShardFile
 from zarrow._storage import threads
 from zarrow._storage.cache import Cache

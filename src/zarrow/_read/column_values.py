@@ -36,8 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.layout import SAMPLE_INDEX
-from zarrow._known_names import unknown_name
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, unknown_name
 
 __all__ = ["ColumnValues", "column_values"]
 

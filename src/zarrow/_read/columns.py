@@ -32,16 +32,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.arrow import numbers_as_arrow
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow._known_names import unknown_name
+from zarrow._format.parts import to_table
 from zarrow._read.filters import asked_columns
 from zarrow._read.part_files import PartFiles
 from zarrow._read.view import View
 from zarrow._storage.cache import Cache
-from zarrow._write import parts
-from zarrow._format.arrow import numbers_as_arrow
-from zarrow.errors import InvalidInputError
-from zarrow._format import parts as _parts
+from zarrow.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -246,7 +244,7 @@ class Columns:
                 place = self.schema.get_field_index(ROW)
                 tables.append(part.set_column(place, self.schema.field(ROW), numbers))
             for piece, rows in zip(view.open_pieces, ranges[len(view.behind_gap) :], strict=True):
-                tables.append(_parts.to_table(spec, piece.batches(spec), rows.start))
+                tables.append(to_table(spec, piece.batches(spec), rows.start))
             self._live = pa.concat_tables(tables).unify_dictionaries()
         return self._live
 

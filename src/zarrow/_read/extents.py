@@ -21,14 +21,13 @@ import numpy as np
 
 from zarrow._format import layout
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
-from zarrow._format.spec import ArraySpec
 from zarrow._format.records import SegmentRecord
+from zarrow._format.spec import ArraySpec
 from zarrow._read.chunks import EncodedRows, Places, committed_places
 from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
 from zarrow._read.view import OpenPiece, View
-from zarrow._storage import files
-from zarrow.errors import CorruptionError
 from zarrow._storage import reading
+from zarrow.errors import CorruptionError
 
 __all__ = ["Extent", "find_extents"]
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from zarrow._known_names import unknown_name
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc

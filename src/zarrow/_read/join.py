@@ -18,10 +18,9 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.layout import ROW
-from zarrow._known_names import unknown_name
 from zarrow._read.arrays import Check, StoreArray
 from zarrow._read.columns import Columns
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc

@@ -28,7 +28,7 @@ import bisect
 import itertools
 import mmap
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,6 @@ from zarrow._format.key_tables import (
     read_tables,
 )
 from zarrow._format.key_words import Bytes, Keys, Words
-from zarrow._storage import files
 from zarrow.errors import CorruptionError
 
 __all__ = ["Identity", "KeyIndex", "build"]
@@ -57,6 +56,8 @@ __all__ = ["Identity", "KeyIndex", "build"]
 RUN_BYTES = 16 << 20
 _WRITE_BYTES = 1 << 20
 _QUERY_KEYS = 65_536
+
+Write = Callable[[int, Any, int], None]
 
 
 def map_file(fd: int, name: str) -> Bytes:
@@ -73,7 +74,8 @@ def map_file(fd: int, name: str) -> Bytes:
 class _Blocks:
     """Bytes that are written one behind the other, with a checksum per block."""
 
-    def __init__(self, fd: int, offset: int, block_bytes: int) -> None:
+    def __init__(self, write: Write, fd: int, offset: int, block_bytes: int) -> None:
+        self._write = write
         self._fd = fd
         self._offset = offset
         self._block_bytes = block_bytes
@@ -91,18 +93,22 @@ class _Blocks:
 
     def _drain(self, size_bytes: int) -> None:
         data = memoryview(bytes(self._pending[:size_bytes]))
-        files.write(self._fd, data, self._offset + self.size_bytes)
+        self._write(self._fd, data, self._offset + self.size_bytes)
         for start in range(0, size_bytes, self._block_bytes):
             self.checksums.append(crc32c(bytes(data[start : start + self._block_bytes])))
         self.size_bytes += size_bytes
         del self._pending[:size_bytes]
 
 
-def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: Identity) -> None:
+def build(
+    write: Write, fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: Identity
+) -> None:
     """Write the index of rows into an empty file: not durable on return.
 
     Parameters
     ----------
+    write : callable of (int, buffer, int)
+        Writes all of a buffer into a file (a descriptor) at an offset: what changes a disk is the caller's.
     fd : int
         The file.
     spill_fd : int
@@ -128,7 +134,7 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
         keys = key_words.encode(batch.columns[:-1])
         if heap is None:
             entry_bytes = 8 * (WORDS + keys.words.shape[1])
-            heap = _Blocks(fd, identity.rows * entry_bytes, HEAP_BLOCK_BYTES)
+            heap = _Blocks(write, fd, identity.rows * entry_bytes, HEAP_BLOCK_BYTES)
         _shift(keys.words, batch.schema.types[:-1], heap.size_bytes + len(heap._pending))
         heap.write(keys.heap)
         entries = np.empty((batch.num_rows, entry_bytes // 8), "<u8")
@@ -140,16 +146,16 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
             pending.append(entries[start : start + step].copy())
             waiting += len(pending[-1])
             if waiting * entry_bytes >= RUN_BYTES:
-                files.write(spill_fd, _sorted(pending), runs[-1] * entry_bytes)
+                write(spill_fd, _sorted(pending), runs[-1] * entry_bytes)
                 runs.append(runs[-1] + waiting)
                 pending, waiting = [], 0
     if rows != identity.rows:
         raise CorruptionError(f"{rows} rows are in the table, {identity.rows} were committed")
     if heap is None:
-        heap = _Blocks(fd, 0, HEAP_BLOCK_BYTES)
+        heap = _Blocks(write, fd, 0, HEAP_BLOCK_BYTES)
         entry_bytes = 8 * WORDS  # of none
     heap.finish()
-    output = _Blocks(fd, 0, BLOCK_ENTRIES * entry_bytes)
+    output = _Blocks(write, fd, 0, BLOCK_ENTRIES * entry_bytes)
     fences = array("Q")
     last = [_sorted(pending)] if pending else []
     pending = []
@@ -161,7 +167,7 @@ def build(fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: I
     tables = encode_tables(
         identity, output.size_bytes, heap.size_bytes, fences, output.checksums, heap.checksums
     )
-    files.write(fd, tables, output.size_bytes + heap.size_bytes)
+    write(fd, tables, output.size_bytes + heap.size_bytes)
 
 
 def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:

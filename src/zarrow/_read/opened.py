@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from zarrow._known_names import unknown_name
 from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import Columns
 from zarrow._read.derived import Derived, find_derived
 from zarrow._read.key_index import find_index, key_schema
 from zarrow._read.view import View
-from zarrow.errors import UnknownNameError
+from zarrow.errors import UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
     import duckdb

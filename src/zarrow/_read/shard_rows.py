@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.spec import ArraySpec
 from zarrow._format.layout import rows_name, shard_path, tail_name
 from zarrow._format.records import SegmentRecord
 from zarrow._format.shard_index import decode_index, index_bytes
-from zarrow._storage import files
-from zarrow.errors import CorruptionError
+from zarrow._format.spec import ArraySpec
 from zarrow._storage import reading
+from zarrow.errors import CorruptionError
 
 __all__ = ["Entry", "committed_rows", "mapped", "read_tail", "sound_frames"]
 

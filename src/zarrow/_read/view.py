@@ -38,15 +38,13 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import SegmentRecord
-from zarrow._read import catalog
+from zarrow._format.spec import StoreSpec
+from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
 from zarrow._read.mapping import File
-from zarrow._write import open_segment
 from zarrow._read.open_rows import OpenRows
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
-from zarrow._read import open_rows
 
 __all__ = ["Guard", "OpenPiece", "View", "take_view"]
 

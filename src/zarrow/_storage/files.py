@@ -24,16 +24,12 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from zarrow._storage.reading import no_odd_file, require_file
 from zarrow.errors import CorruptionError
 
 __all__ = [
@@ -42,14 +38,11 @@ __all__ = [
     "exchange",
     "link",
     "make_dir",
-    "map_bytes",
     "publish",
-    "read",
     "remove",
     "remove_empty_dir",
     "remove_tree",
     "replace",
-    "require_own_dirs",
     "scratch_name",
     "start_writeback",
     "sync",
@@ -58,8 +51,6 @@ __all__ = [
     "write",
 ]
 
-MAX_DOCUMENT_BYTES = 64 << 20
-"""Of a JSON document: a manifest of two million segments has that. Parsed it takes some times as much."""
 
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
@@ -143,29 +134,10 @@ def create(path: Path, *, exist_ok: bool = False) -> int:
     CorruptionError
         If something else than a regular file is there.
     """
-    with _no_odd_file(path):
+    with no_odd_file(path):
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = calls.open(str(path), flags | (0 if exist_ok else os.O_EXCL))
-    return _require_file(fd, path)
-
-
-@contextlib.contextmanager
-def _no_odd_file(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise CorruptionError(
-                f"{path}: not a regular file, but perhaps a link to one, which a store never has"
-            ) from error
-        raise
-
-
-def _require_file(fd: int, path: Path) -> int:
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise CorruptionError(f"{path}: not a regular file, as all of a store are")
+    return require_file(fd, path)
 
 
 def write(fd: int, data: Any, offset: int) -> None:
@@ -224,15 +196,6 @@ def make_dir(path: Path, *, exist_ok: bool = False, link_ok: bool = False) -> No
             raise
         if path.is_symlink() and not link_ok:
             raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store") from None
-
-
-def require_own_dirs(root: Path, path: Path) -> None:
-    """Raise `CorruptionError` if a directory from `root` to `path` is a link, perhaps to the outside."""
-    for parent in path.parents:
-        if parent == root:
-            return
-        if parent.is_symlink():
-            raise CorruptionError(f"{parent}: a symbolic link, which may lead out of the store")
 
 
 def link(source: Path, target: Path) -> None:
@@ -338,77 +301,3 @@ def exchange(one: Path, other: Path) -> None:
     rename(other, aside)
     rename(one, other)
     rename(aside, one)
-
-
-def _open_to_read(path: Path) -> int:
-    with _no_odd_file(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    return _require_file(fd, path)
-
-
-def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
-    """Return a file's bytes, mapped for reading: no more memory than what is touched.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there.
-    CorruptionError
-        If it is no regular file.
-    """
-    fd = _open_to_read(path)
-    with os.fdopen(fd, "rb") as file:
-        if not os.fstat(fd).st_size:
-            return np.empty(0, np.uint8)
-        return np.memmap(file, np.uint8, "r")
-
-
-def data_end(fd: int) -> int:
-    """Return where a file's last bytes that were written end: behind them there is only a hole.
-
-    A file of a few bytes may pretend to be as large as it likes.
-    """
-    size_bytes = os.fstat(fd).st_size
-    end = 0
-    while end < size_bytes:
-        try:
-            end = os.lseek(fd, os.lseek(fd, end, os.SEEK_DATA), os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data behind `end`
-                return end
-            return size_bytes  # a file system that does not tell
-    return end
-
-
-def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES, drop_hole: bool = False) -> bytes:
-    """Return a file's content, with `drop_hole` without the hole at its end.
-
-    Raises
-    ------
-    CorruptionError
-        If it is larger than `limit_bytes`: no document of ours is; or if it is no regular file.
-    FileNotFoundError
-        If it is not there.
-    """
-    fd = _open_to_read(path)
-    try:
-        size_bytes = data_end(fd) if drop_hole else os.fstat(fd).st_size
-        os.lseek(fd, 0, os.SEEK_SET)
-        if size_bytes > limit_bytes:
-            raise CorruptionError(
-                f"{path}: a document of {size_bytes} bytes, at most {limit_bytes} are allowed"
-            )
-        pieces = []
-        while piece := os.read(fd, max(size_bytes, 1)):
-            size_bytes -= len(piece)
-            pieces.append(piece)
-            if size_bytes <= 0:
-                break
-        return b"".join(pieces)
-    finally:
-        os.close(fd)
-
-
-def free_bytes(path: Path) -> int:
-    """Return the bytes that are free on the file system of `path`."""
-    return shutil.disk_usage(path).free

@@ -14,8 +14,7 @@ import os
 import weakref
 from pathlib import Path
 
-from zarrow._storage import files
-from zarrow._storage import reading
+from zarrow._storage import files, reading
 
 __all__ = ["FileLock"]
 

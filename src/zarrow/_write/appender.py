@@ -20,8 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Owner
+from zarrow._format.spec import StoreSpec
 from zarrow._storage import threads
 from zarrow._write import seal
 from zarrow._write.batches import Batch, split

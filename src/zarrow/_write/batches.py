@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.arrow import Values, as_arrow, numbers_as_arrow
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._write.given import Columns, as_array, as_columns, to_host
-from zarrow._format.arrow import Values, as_arrow, numbers_as_arrow
 from zarrow.errors import BatchError
 
 __all__ = ["Batch", "BatchReader", "Columns", "payload", "split"]

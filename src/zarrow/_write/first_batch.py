@@ -14,12 +14,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from zarrow._format import layout
-from zarrow._format.spec import ArraySpec, StoreSpec
-from zarrow._write.given import Columns, as_array, as_columns
 from zarrow._format.arrow import as_arrow
+from zarrow._format.spec import (
+    ArraySpec,
+    StoreSpec,
+    default_chunk_rows,
+    default_segment_rows,
+    is_power_of_two,
+)
+from zarrow._write.given import Columns, as_array, as_columns
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow._format import spec as _spec
 
 __all__ = ["infer_spec", "kept_schema"]
 
@@ -81,18 +85,18 @@ def infer_spec(
                 )
     widest = max(
         (
-            _spec.ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1).row_bytes
+            ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1).row_bytes
             for name, (shape, dtype) in shapes.items()
         ),
         default=None,
     )
-    rows_per_segment = _spec.default_segment_rows(widest) if segment_rows is None else segment_rows
-    if not _spec.is_power_of_two(rows_per_segment):
+    rows_per_segment = default_segment_rows(widest) if segment_rows is None else segment_rows
+    if not is_power_of_two(rows_per_segment):
         raise InvalidInputError(f"segment_rows must be a power of two, got {rows_per_segment!r}")
     specs = []
     for name, (shape, dtype) in shapes.items():
         spec = ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1)
-        chunk_rows = _spec.default_chunk_rows(spec.row_bytes, rows_per_segment)
+        chunk_rows = default_chunk_rows(spec.row_bytes, rows_per_segment)
         specs.append(
             ArraySpec(
                 name=name, row_shape=shape, dtype=dtype, chunk_rows=chunk_rows, codecs=codecs(name, dtype)

@@ -21,14 +21,12 @@ import pyarrow as pa
 
 from zarrow.errors import BatchError
 
-__all__ = ["Columns", "Values", "as_array", "as_arrow", "as_columns", "numbers_as_arrow", "to_host"]
+__all__ = ["Columns", "as_array", "as_columns", "to_host"]
 
 Columns = Any
 """A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
 names to 1-D arrays, tensors or sequences."""
 
-Values = Any
-"""A column: numbers as numpy has them, anything as Arrow has it, None where all values are null."""
 
 _NUMBERS = frozenset("bBhHiIlLqQefd")
 """The characters of numpy's types of numbers that Arrow has."""
@@ -147,17 +145,3 @@ def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | n
         return pa.array(values, type=kind)
     except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise BatchError(f"column {name!r}: not a column: {error}") from error
-
-
-def numbers_as_arrow(values: npt.NDArray[Any]) -> pa.Array:
-    """Return numbers as Arrow has them: what `pyarrow.array` does, without its import of pandas."""
-    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-    kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-
-
-def as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:
-    """Return a column as Arrow has it."""
-    if values is None:
-        return pa.nulls(rows, kind)
-    return numbers_as_arrow(values) if isinstance(values, np.ndarray) else values

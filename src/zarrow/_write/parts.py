@@ -17,36 +17,25 @@ from __future__ import annotations
 import inspect
 import io
 import os
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.layout import RESERVED_COLUMNS, SAMPLE_INDEX
-from zarrow._format.spec import StoreSpec
-from zarrow._format.pages import check_pages, read_footer
+from zarrow._format.layout import RESERVED_COLUMNS
+from zarrow._format.pages import read_footer
+from zarrow._format.parts import POOL, parquet
 from zarrow._format.records import PartFacts
+from zarrow._format.spec import StoreSpec
 from zarrow._storage import files
-from zarrow._format.arrow import numbers_as_arrow
-from zarrow.errors import CorruptionError, InvalidInputError
+from zarrow.errors import InvalidInputError
 
 __all__ = ["check_columns", "write_part"]
 
-_POOL = pa.system_memory_pool()
-"""Arrow's default pool keeps 10 MB and more for what takes a few hundred kB here."""
 
 _BUFFER_BYTES = 1 << 20
-
-
-def _parquet() -> Any:
-    """Import pyarrow's Parquet only when a part is written: who imports zarrow may never do that."""
-    import pyarrow.parquet
-
-    return pyarrow.parquet
 
 
 class _Sink(io.RawIOBase):
@@ -108,7 +97,7 @@ def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
         "write_page_index": True,
         "write_page_checksum": True,
         "store_schema": True,
-        "memory_pool": _POOL,
+        "memory_pool": POOL,
     }
     keys = [key for key in spec.keys if not pa.types.is_boolean(spec.schema.field(key).type)]
     if keys and rows and _has_bloom_filters():
@@ -117,67 +106,7 @@ def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
 
 
 def _has_bloom_filters() -> bool:
-    return "bloom_filter_options" in inspect.signature(_parquet().ParquetWriter.__init__).parameters
-
-
-def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int) -> pa.Table:
-    """Return a segment's table as readers see it, from the batches of its frames.
-
-    Parameters
-    ----------
-    spec : StoreSpec
-        The store.
-    batches : sequence of pyarrow.RecordBatch
-        Of the wire schema, in order.
-    first_row : int
-        The row of the first.
-
-    Returns
-    -------
-    pyarrow.Table
-        Of the spec's `table_schema`, one chunk per column.
-    """
-    wire = pa.Table.from_batches(batches, spec.wire_schema).combine_chunks(memory_pool=_POOL)
-    columns = []
-    for column in spec.schema:
-        values = wire[column.name]
-        if pa.types.is_dictionary(column.type):
-            values = values.dictionary_encode().cast(column.type)
-        columns.append(values)
-    rows = numbers_as_arrow(np.arange(first_row, first_row + wire.num_rows, dtype=np.int64))
-    return pa.Table.from_arrays([*columns, rows, wire[SAMPLE_INDEX]], schema=spec.table_schema)
-
-
-def to_wire(spec: StoreSpec, part: bytes) -> pa.Table:
-    """Return the table of a part, whose checksum was checked, as its frames had it.
-
-    `CorruptionError` if it is no part all the same, or would take more memory than it may: a store may be
-    hostile.
-    """
-    try:
-        file = _parquet().ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
-        if not file.schema_arrow.remove_metadata().equals(_stored_schema(spec)):
-            raise CorruptionError(f"a part has other columns than the store: {file.schema_arrow.names}")
-        if file.metadata.num_rows > spec.segment_rows:
-            raise CorruptionError(
-                f"a part of {file.metadata.num_rows} rows in segments of {spec.segment_rows}"
-            )
-        check_pages(file.metadata, lambda offset, size: part[offset : offset + size], "a part")
-        table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptionError(f"a part cannot be decoded, though its checksum holds: {error}") from error
-    wire = spec.wire_schema
-    return pa.Table.from_arrays(
-        [table[column.name].cast(column.type) for column in wire], schema=wire
-    ).combine_chunks()
-
-
-def _stored_schema(spec: StoreSpec) -> pa.Schema:
-    """Return the schema that Parquet gives back: it has no seconds, for instance, but milliseconds."""
-    sink = pa.BufferOutputStream()
-    with _parquet().ParquetWriter(sink, spec.table_schema) as writer:
-        writer.write_table(pa.Table.from_batches([], spec.table_schema))
-    return _parquet().ParquetFile(pa.BufferReader(sink.getvalue())).schema_arrow.remove_metadata()
+    return "bloom_filter_options" in inspect.signature(parquet().ParquetWriter.__init__).parameters
 
 
 def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
@@ -200,7 +129,7 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     sink = _Sink(path)
     try:
         with pa.PythonFile(sink, mode="w") as file:
-            with _parquet().ParquetWriter(
+            with parquet().ParquetWriter(
                 file, spec.table_schema, **_writer_options(spec, table.num_rows)
             ) as writer:
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
@@ -245,7 +174,7 @@ def check_columns(spec: StoreSpec) -> None:
             )
         try:
             table = pa.Table.from_batches([], pa.schema([column]))  # empty_table imports pandas
-            with _parquet().ParquetWriter(pa.BufferOutputStream(), table.schema) as writer:
+            with parquet().ParquetWriter(pa.BufferOutputStream(), table.schema) as writer:
                 writer.write_table(table)
         except (pa.ArrowException, OSError) as error:
             raise InvalidInputError(
@@ -278,7 +207,7 @@ def _reads_null_lists() -> bool:
     table = pa.table({"probe": pa.array([[1, 2], None], pa.list_(pa.int64(), 2))})
     sink = pa.BufferOutputStream()
     try:
-        _parquet().write_table(table, sink)
-        return bool(_parquet().ParquetFile(pa.BufferReader(sink.getvalue())).read().equals(table))
+        parquet().write_table(table, sink)
+        return bool(parquet().ParquetFile(pa.BufferReader(sink.getvalue())).read().equals(table))
     except (pa.ArrowException, OSError):
         return False

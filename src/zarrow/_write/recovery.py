@@ -28,18 +28,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from zarrow._format import layout
-from zarrow._format.spec import StoreSpec
 from zarrow._format.records import Claim, Manifest, Owner, Source
-from zarrow._read.catalog import put_aside
+from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog
+from zarrow._read.catalog import put_aside
+from zarrow._read.open_rows import read, slots
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._write import publishing
 from zarrow._write.open_segment import OpenSegment, discard
-from zarrow._read.open_rows import read, slots
 from zarrow._write.reopening import enter_again, remove_segment_files, reopen
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, StoreLockedError
-from zarrow._write import publishing
 
 __all__ = ["finalize", "recover"]
 

@@ -25,20 +25,18 @@ import numpy.typing as npt
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.spec import StoreSpec
+from zarrow._format.parts import to_wire
 from zarrow._format.records import Owner, SegmentRecord
+from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog, shard_rows
-from zarrow._storage import files
+from zarrow._read.open_rows import read
+from zarrow._storage import files, reading
 from zarrow._storage.lock import FileLock
-from zarrow._write import parts
+from zarrow._write import publishing
 from zarrow._write.batches import Batch
 from zarrow._write.open_segment import OpenSegment
-from zarrow._read.open_rows import read
 from zarrow._write.seal import Dead
 from zarrow.errors import CorruptionError, StoreLockedError
-from zarrow._format import parts as _parts
-from zarrow._storage import reading
-from zarrow._write import publishing
 
 __all__ = ["enter_again", "remove_segment_files", "reopen"]
 
@@ -118,7 +116,7 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
     data = reading.read(path, limit_bytes=record.part.size_bytes)
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
         raise CorruptionError(f"{path}: not the bytes that were committed")
-    table = _parts.to_wire(spec, data)
+    table = to_wire(spec, data)
     blocks = [
         shard_rows.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
         for array in spec.arrays

@@ -29,18 +29,15 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.spec import StoreSpec
+from zarrow._format.parts import to_table
 from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
-from zarrow._read import catalog
+from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._write import parts
+from zarrow._write import parts, publishing
 from zarrow._write import shards as _shards
-from zarrow._read.open_rows import OpenRows
 from zarrow._write.open_segment import OpenSegment, discard, open_shard
-from zarrow._format import parts as _parts
-from zarrow._format import spec as _spec
-from zarrow._write import publishing
 
 __all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
 
@@ -89,7 +86,7 @@ def commit_claim(
             _place_shard(root, array, claim.segment, directory / layout.rows_name(array.name))
     part = directory / layout.PART
     files.remove(part)  # a crash may have left one
-    table = _parts.to_table(spec, batches, claim.segment * spec.segment_rows)
+    table = to_table(spec, batches, claim.segment * spec.segment_rows)
     assert table.num_rows == claim.rows
     facts = parts.write_part(part, spec, table)
     files.rename(part, root / layout.part_path(claim.segment))
@@ -101,7 +98,7 @@ def commit_claim(
     return publishing.publish_shape(root, spec, root / layout.OPEN_DIR, known=known)
 
 
-def _place_shard(root: Path, array: _spec.ArraySpec, segment: int, source: Path) -> None:
+def _place_shard(root: Path, array: ArraySpec, segment: int, source: Path) -> None:
     target = root / layout.shard_path(array.name, segment, len(array.row_shape))
     # Also where they are there already: who made them may have died before it synced them.
     for parent in reversed(target.parents[: len(array.row_shape)]):

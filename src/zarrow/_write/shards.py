@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
-from zarrow._format.spec import ArraySpec
 from zarrow._format.layout import rows_name, tail_name
 from zarrow._format.records import ShardFacts
 from zarrow._format.shard_index import encode_index
+from zarrow._format.spec import ArraySpec
 from zarrow._read.shard_rows import Entry, mapped, read_tail
 from zarrow._storage import files, threads
 

@@ -23,13 +23,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._known_names import unknown_name
 from zarrow.analysis._numbers.scores import BINS, Scores, grouped_scores, score_keys
 from zarrow.analysis._rows.arguments import require_store
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.gather import part, room
 from zarrow.analysis._rows.groups import Groups, names_of, plain
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, unknown_name
 from zarrow.store import Store
 
 __all__ = ["Evaluation", "evaluate", "hold_against", "read_binary", "read_numbers"]

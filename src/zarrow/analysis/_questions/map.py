@@ -25,13 +25,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._known_names import unknown_name
 from zarrow.analysis._questions.pca import Pca, pca
 from zarrow.analysis._rows.arguments import require_choice
 from zarrow.analysis._rows.blocks import Progress, as_matrix, choose_array, split_finite, width_of
 from zarrow.analysis._rows.groups import Groups, names_of
 from zarrow.derived import add_array, check_derived_name
-from zarrow.errors import InvalidInputError, MissingExtraError
+from zarrow.errors import InvalidInputError, MissingExtraError, unknown_name
 from zarrow.store import Store, StoreArray
 
 __all__ = ["Map", "Method", "map_rows", "place_rows"]

@@ -32,7 +32,7 @@ from zarrow._format import documents, layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW
 from zarrow._read.origin import origin
-from zarrow._storage import files
+from zarrow._storage import files, reading
 from zarrow.analysis._numbers.moments import row_norms
 from zarrow.analysis._numbers.topk import Metric, TopK
 from zarrow.analysis._rows.arguments import require_choice
@@ -46,7 +46,6 @@ from zarrow.errors import (
     WriteFailedError,
 )
 from zarrow.store import Store, StoreArray
-from zarrow._storage import reading
 
 __all__ = ["NeighbourIndex", "build_neighbours", "search"]
 

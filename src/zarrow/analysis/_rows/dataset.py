@@ -31,12 +31,11 @@ import pyarrow.compute as pc
 
 from zarrow._format import key_words
 from zarrow._format.layout import ROW
-from zarrow._known_names import unknown_name
 from zarrow._read.asked_keys import read_keys
 from zarrow._read.filters import asked_columns
 from zarrow.analysis._rows.dataset_columns import arrow_type, arrow_values
 from zarrow.analysis._rows.workers import Client, active_client, compute, load, sender
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, unknown_name
 from zarrow.store import Store, StoreArray
 
 if TYPE_CHECKING:

@@ -1,27 +1,122 @@
-"""How is a file read that may be anything?
-
-A store may be damaged, or made to do harm: where a file should be there may be a symbolic link that leads
-out of it, a pipe that nobody writes to, a device. `Beneath.open` walks from the store's directory to a
-file and follows no link on the way, never waits, and hands out regular files only, which are read in
-pieces: mapping one would let a truncation kill the process.
-
-Place: tier 1; used by the audits. Reads only.
-"""
+"""Safe reading — the files of a store that may be damaged, or made to do harm."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from zarrow._format.checksum import crc32c
-from zarrow._storage.reading import data_end
+from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow.errors import CorruptionError
 
 __all__ = ["Beneath", "PlainFile"]
+
+
+@contextlib.contextmanager
+def no_odd_file(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise CorruptionError(
+                f"{path}: not a regular file, but perhaps a link to one, which a store never has"
+            ) from error
+        raise
+
+
+def require_file(fd: int, path: Path) -> int:
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise CorruptionError(f"{path}: not a regular file, as all of a store are")
+
+
+def require_own_dirs(root: Path, path: Path) -> None:
+    """Raise `CorruptionError` if a directory from `root` to `path` is a link, perhaps to the outside."""
+    for parent in path.parents:
+        if parent == root:
+            return
+        if parent.is_symlink():
+            raise CorruptionError(f"{parent}: a symbolic link, which may lead out of the store")
+
+
+def open_to_read(path: Path) -> int:
+    with no_odd_file(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return require_file(fd, path)
+
+
+def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
+    """Return a file's bytes, mapped for reading: no more memory than what is touched.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    CorruptionError
+        If it is no regular file.
+    """
+    fd = open_to_read(path)
+    with os.fdopen(fd, "rb") as file:
+        if not os.fstat(fd).st_size:
+            return np.empty(0, np.uint8)
+        return np.memmap(file, np.uint8, "r")
+
+
+def data_end(fd: int) -> int:
+    """Return where a file's last bytes that were written end: behind them there is only a hole.
+
+    A file of a few bytes may pretend to be as large as it likes.
+    """
+    size_bytes = os.fstat(fd).st_size
+    end = 0
+    while end < size_bytes:
+        try:
+            end = os.lseek(fd, os.lseek(fd, end, os.SEEK_DATA), os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data behind `end`
+                return end
+            return size_bytes  # a file system that does not tell
+    return end
+
+
+def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES, drop_hole: bool = False) -> bytes:
+    """Return a file's content, with `drop_hole` without the hole at its end.
+
+    Raises
+    ------
+    CorruptionError
+        If it is larger than `limit_bytes`: no document of ours is; or if it is no regular file.
+    FileNotFoundError
+        If it is not there.
+    """
+    fd = open_to_read(path)
+    try:
+        size_bytes = data_end(fd) if drop_hole else os.fstat(fd).st_size
+        os.lseek(fd, 0, os.SEEK_SET)
+        if size_bytes > limit_bytes:
+            raise CorruptionError(
+                f"{path}: a document of {size_bytes} bytes, at most {limit_bytes} are allowed"
+            )
+        pieces = []
+        while piece := os.read(fd, max(size_bytes, 1)):
+            size_bytes -= len(piece)
+            pieces.append(piece)
+            if size_bytes <= 0:
+                break
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
+
 
 BLOCK_BYTES = 1 << 20
 

@@ -1,0 +1,87 @@
+"""Parts as tables — from the batches of a segment's frames to the table of its part, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from zarrow._format.arrow import numbers_as_arrow
+from zarrow._format.layout import SAMPLE_INDEX
+from zarrow._format.pages import check_pages
+from zarrow._format.spec import StoreSpec
+from zarrow.errors import CorruptionError
+
+__all__ = ["parquet", "to_table", "to_wire"]
+
+POOL = pa.system_memory_pool()
+"""Arrow's default pool keeps 10 MB and more for what takes a few hundred kB here."""
+
+
+def parquet() -> Any:
+    """Import pyarrow's Parquet only when a part is read or written: importing zarrow does not need it."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet
+
+
+def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int) -> pa.Table:
+    """Return a segment's table as readers see it, from the batches of its frames.
+
+    Parameters
+    ----------
+    spec : StoreSpec
+        The store.
+    batches : sequence of pyarrow.RecordBatch
+        Of the wire schema, in order.
+    first_row : int
+        The row of the first.
+
+    Returns
+    -------
+    pyarrow.Table
+        Of the spec's `table_schema`, one chunk per column.
+    """
+    wire = pa.Table.from_batches(batches, spec.wire_schema).combine_chunks(memory_pool=POOL)
+    columns = []
+    for column in spec.schema:
+        values = wire[column.name]
+        if pa.types.is_dictionary(column.type):
+            values = values.dictionary_encode().cast(column.type)
+        columns.append(values)
+    rows = numbers_as_arrow(np.arange(first_row, first_row + wire.num_rows, dtype=np.int64))
+    return pa.Table.from_arrays([*columns, rows, wire[SAMPLE_INDEX]], schema=spec.table_schema)
+
+
+def to_wire(spec: StoreSpec, part: bytes) -> pa.Table:
+    """Return the table of a part, whose checksum was checked, as its frames had it.
+
+    `CorruptionError` if it is no part all the same, or would take more memory than it may: a store may be
+    hostile.
+    """
+    try:
+        file = parquet().ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
+        if not file.schema_arrow.remove_metadata().equals(_stored_schema(spec)):
+            raise CorruptionError(f"a part has other columns than the store: {file.schema_arrow.names}")
+        if file.metadata.num_rows > spec.segment_rows:
+            raise CorruptionError(
+                f"a part of {file.metadata.num_rows} rows in segments of {spec.segment_rows}"
+            )
+        check_pages(file.metadata, lambda offset, size: part[offset : offset + size], "a part")
+        table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptionError(f"a part cannot be decoded, though its checksum holds: {error}") from error
+    wire = spec.wire_schema
+    return pa.Table.from_arrays(
+        [table[column.name].cast(column.type) for column in wire], schema=wire
+    ).combine_chunks()
+
+
+def _stored_schema(spec: StoreSpec) -> pa.Schema:
+    """Return the schema that Parquet gives back: it has no seconds, for instance, but milliseconds."""
+    sink = pa.BufferOutputStream()
+    with parquet().ParquetWriter(sink, spec.table_schema) as writer:
+        writer.write_table(pa.Table.from_batches([], spec.table_schema))
+    return parquet().ParquetFile(pa.BufferReader(sink.getvalue())).schema_arrow.remove_metadata()

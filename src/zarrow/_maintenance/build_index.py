@@ -1,0 +1,79 @@
+"""Building the key index — a file in the store that all readers share."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from zarrow._format import layout
+from zarrow._read import keys
+from zarrow._read.columns import Columns
+from zarrow._read.key_index import SCRATCH_PREFIX, identity, key_batches, key_schema
+from zarrow._read.view import take_view
+from zarrow._storage import files
+from zarrow.errors import WriteFailedError
+
+__all__ = ["build_index"]
+
+
+def build_index(path: str | os.PathLike[str]) -> None:
+    """Write the index that lets `Store.locate` find rows by key: durable on return.
+
+    It is derived: it can be removed and made again at any time, and readers work without it, but slower.
+    Takes the time of reading the key columns and sorting them, and some 100 MB of memory however many
+    rows there are. It has to be made again after rows were appended; one that is outdated is ignored.
+
+    Parameters
+    ----------
+    path : path
+        A complete store that was written with ``keys=``.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError, IncompleteStoreError
+        If there is no complete store.
+    InvalidInputError
+        If the store has no keys.
+    CorruptionError
+        If the table is damaged.
+    WriteFailedError
+        If the index cannot be written; the store is as it was.
+
+    Examples
+    --------
+    >>> import zarrow, zarrow.testing
+    >>> store = zarrow.testing.example_store()
+    >>> zarrow.build_index(store.path)
+    >>> store.locate({"subject_id": [3], "query": ["code//7"]})
+    array([37])
+    """
+    import tempfile
+
+    root = Path(os.path.abspath(path))
+    view = take_view(root, partial=False)
+    columns = Columns(view)
+    key_schema(view)
+    try:
+        for folder in (layout.INDEX_DIR, layout.OPEN_DIR):
+            files.make_dir(root / folder, exist_ok=True)
+        files.sync_dir(root)
+        scratch = files.scratch_name(root / layout.OPEN_DIR)
+        fd = files.create(scratch)
+        try:
+            with tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=root / layout.OPEN_DIR) as spill:
+                keys.build(files.write, fd, spill.fileno(), key_batches(view, columns), identity(view))
+            # The crash that the order prevents: a name whose bytes a power cut takes.
+            files.sync(fd)
+            view.guard()
+            files.rename(scratch, root / layout.KEY_INDEX)
+        finally:
+            os.close(fd)
+            files.remove(scratch)
+        files.sync_dir(root / layout.INDEX_DIR)
+    except OSError as error:
+        raise WriteFailedError(
+            error.errno or errno.EIO,
+            f"{root / layout.INDEX_DIR}: the index cannot be written: {error.strerror or error}; the store "
+            "is as it was",
+        ) from error

@@ -1,0 +1,177 @@
+"""Open rows — the accepted rows of open segments, read without writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow._format import frames as _frames
+from zarrow._format import layout
+from zarrow._format import spec as _spec
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.records import Owner
+from zarrow._format.spec import StoreSpec
+from zarrow._read import shard_rows
+from zarrow._storage import reading
+from zarrow.errors import CorruptionError
+
+__all__ = ["OpenRows", "read", "slots"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRows:
+    """What an open segment holds.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory.
+    owner : Owner
+        Who filled it.
+    frames : tuple of Frame
+        The accepted frames.
+    size_bytes : int
+        Where the last of them ends.
+    torn_bytes : int
+        Bytes of the journal that count for nothing.
+    """
+
+    path: Path
+    owner: Owner
+    frames: tuple[_frames.Frame, ...]
+    size_bytes: int
+    torn_bytes: int
+
+    @property
+    def slot(self) -> str:
+        """The open segment's name."""
+        return self.path.name
+
+    @property
+    def rows(self) -> int:
+        """Accepted rows."""
+        return self.frames[-1].stop if self.frames else 0
+
+    @property
+    def durable_rows(self) -> int:
+        """Rows that are known to be durable."""
+        return max((frame.durable_rows for frame in self.frames), default=0)
+
+    def batches(self, spec: StoreSpec, start: int = 0, stop: int | None = None) -> list[pa.RecordBatch]:
+        """Return the table rows `start` to `stop`, of the wire schema."""
+        stop = self.rows if stop is None else stop
+        found = []
+        for frame in self.frames:
+            low, high = max(start, frame.first_row), min(stop, frame.stop)
+            if low < high:
+                batch = _frames.parse_payload(frame, spec.wire_schema)
+                found.append(batch.slice(low - frame.first_row, high - low))
+        return found
+
+    def vectors(self, spec: StoreSpec, array: int, start: int, stop: int) -> Iterator[npt.NDArray[Any]]:
+        """Yield the rows `start` to `stop` of an array, a chunk at a time at most."""
+        facts = spec.arrays[array]
+        if facts.is_plain:
+            yield from _blocks(self._rows_of(facts), start, stop, facts.chunk_rows)
+            return
+        codec = ChunkCodec(facts)
+        data = reading.map_bytes(self.path / layout.rows_name(facts.name)) if start < stop else None
+        first = offset = 0
+        for frame in self.frames:
+            for chunk in frame.arrays[array].chunks:
+                low, high = max(start, first), min(stop, first + facts.chunk_rows)
+                if low < high and data is not None:
+                    rows = codec.decode(data[offset : offset + chunk.size_bytes].tobytes(), str(self.path))
+                    yield rows[low - first : high - first]
+                first += facts.chunk_rows
+                offset += chunk.size_bytes
+        if max(start, first) < stop:
+            tail = shard_rows.read_tail(
+                self.path, facts, self.frames[-1].arrays[array].tail_side, stop - first
+            )
+            yield tail[max(start, first) - first :]
+
+    def _rows_of(self, array: _spec.ArraySpec) -> npt.NDArray[Any]:
+        """Return all rows of an array of plain bytes, mapped."""
+        shape = (self.rows, *array.row_shape)
+        if not self.rows:
+            return np.empty(shape, array.numpy_dtype)
+        data = reading.map_bytes(self.path / layout.rows_name(array.name))
+        return data[: self.rows * array.row_bytes].view(array.numpy_dtype).reshape(shape)
+
+
+def _blocks(rows: npt.NDArray[Any], start: int, stop: int, size: int) -> Iterator[npt.NDArray[Any]]:
+    for low in range(start, stop, size):
+        yield rows[low : min(low + size, stop)]
+
+
+def slots(root: Path) -> list[Path]:
+    """Return the directories of the open segments, oldest first."""
+    try:
+        with os.scandir(root / layout.OPEN_DIR) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if layout.is_slot(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
+    except FileNotFoundError:
+        return []
+    return [root / layout.OPEN_DIR / name for name in sorted(names)]
+
+
+def read(path: Path, spec: StoreSpec) -> OpenRows | None:
+    """Find out what an open segment holds, without writing.
+
+    Parameters
+    ----------
+    path : Path
+        Its directory.
+    spec : StoreSpec
+        The store.
+
+    Returns
+    -------
+    OpenRows or None
+        None if it is gone, or was never finished being made, so that no row can have got in.
+
+    Raises
+    ------
+    CorruptionError
+        If rows that were durable are damaged.
+    """
+    try:
+        owner = Owner.decode(reading.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
+        data = reading.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES, drop_hole=True)
+        journal = pa.py_buffer(data)
+    except FileNotFoundError:
+        return None
+    found = _frames.scan(
+        journal, bytes.fromhex(spec.uuid), len(spec.arrays), spec.segment_rows, str(path / layout.FRAMES)
+    )
+    counts = [frame.rows for frame in found.frames]
+    checks = [
+        shard_rows.sound_frames(path, array, [frame.arrays[index] for frame in found.frames], counts)
+        for index, array in enumerate(spec.arrays)
+    ]
+    sound = len(found.frames)
+    while sound and not all(check(sound) for check in checks):
+        sound -= 1
+    rows = found.frames[sound - 1].stop if sound else 0
+    if found.durable_rows > rows:
+        # The directory may have been sealed and removed while it was read.
+        if not path.exists():
+            return None
+        raise CorruptionError(
+            f"{path}: the row bytes of row {rows} of the open segment are damaged, "
+            f"though {found.durable_rows} rows were durable"
+        )
+    end = found.ends[sound - 1] if sound else 0
+    torn = found.torn_bytes + (found.ends[-1] - end if found.ends else 0)
+    return OpenRows(path, owner, found.frames[:sound], end, torn)
