@@ -23,6 +23,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.pages import read_footer
 from zarrow._format.records import Claim, PartFacts, SegmentRecord, Source
 from zarrow._read import catalog, keys
+from zarrow._storage import files
 from zarrow.errors import InvalidInputError, NotAStoreError, StoreNotFoundError
 from zarrow.verify import Report
 
@@ -229,7 +230,7 @@ def index_of(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     )
     with (store / "index/keys.index").open("w+b") as file, tempfile.TemporaryFile() as spill:
         batches = pa.table(columns, schema).to_batches()
-        keys.build(file.fileno(), spill.fileno(), batches, identity)
+        keys.build(files.write, file.fileno(), spill.fileno(), batches, identity)
 
 
 def swap(values: list[Any]) -> None:

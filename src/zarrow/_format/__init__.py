@@ -1,1 +1,22 @@
-"""Room."""
+"""The format — the bytes of a store and what they mean, as ``FORMAT.md`` defines them.
+
+Bytes in, bytes out: nothing here opens a file, so this room imports neither ``os`` nor ``mmap``, ``fcntl`` or
+``threading``, and of zarrow only `errors`. A change here is a change of the format.
+
+======================  ===============================================================================
+`layout`                names and paths in a store, and the limits of every number in it
+`spec`                  what a store is: ``zarrow.json``
+`documents`             JSON with a checksum of its own, for every small file
+`records`               commit record, claim, owner and manifest
+`checksum`              CRC32C, and joining the CRCs of adjacent pieces
+`arrow`                 columns between numpy and Arrow
+`codecs`                encoding and decoding one inner chunk
+`frames`                one batch in the journal of an open segment
+`shard_index`           where the chunks of a shard lie
+`zarr_metadata`         the ``zarr.json`` documents that Zarr readers see
+`parts`                 the table of a segment, as Parquet has it and as frames have it
+`pages`                 page headers of a Parquet file, checked before anything is decompressed
+`key_words`             a key as 64-bit words, and its hash
+`key_tables`            fences, checksums and footer of the key index
+======================  ===============================================================================
+"""

@@ -1,1 +1,28 @@
-"""Room."""
+"""Reading — from a path to the rows, columns and vectors that `zarrow.Store` hands out.
+
+Never writes, never locks, and sees a snapshot. May import `_storage` (but nothing of it that changes a disk),
+`_format` and `errors`. In the order in which a question passes them:
+
+======================  ===============================================================================
+`catalog`               committed segments: records, claims, manifest, and which are visible
+`open_rows`             accepted rows of open segments
+`view`                  both together: which rows a reader sees at one instant
+`opened`                what is made of one view on first use, and kept
+`origin`                which rows something was derived from
+`columns`               the table: scans, filters, rows
+`filters`               which columns a filter needs, and whether it fits the schema
+`part_files`            one Parquet part: opened, checked, pruned, decoded
+`arrays`                an array as users hold it, like numpy's
+`extents`               runs of rows of an array that one object reads, and their checksums
+`mapping`               plain shards, mapped one behind the other as one ndarray
+`chunks`                compressed shards, decoded chunk by chunk
+`shard_rows`            rows of one shard file, compared with their checksums
+`join`                  columns and vectors of the same rows
+`asked_keys`            the keys that a caller asks for, as columns of the right type
+`key_index`             which index answers for the rows of a view
+`keys`                  the index itself: built in bounded memory, searched by hash
+`derived`               derived arrays that belong to the rows of a view
+`column_values`         the numpy values that stand for an Arrow column (xarray, torch)
+`engines`               the table for Polars and DuckDB
+======================  ===============================================================================
+"""

@@ -1,1 +1,1 @@
-"""Room."""
+"""Numbers — what streams of rows add up to: moments, sketches, scores, regressions, nearest neighbours."""

@@ -1,1 +1,1 @@
-"""Room."""
+"""Questions — one file per function that `zarrow.analysis` offers."""

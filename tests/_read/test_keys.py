@@ -19,6 +19,7 @@ import zarrow
 from zarrow._format import key_tables as _key_tables
 from zarrow._format import key_words, layout
 from zarrow._read import keys as _keys
+from zarrow._storage import files
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -82,7 +83,7 @@ def index_of(rows, columns, *, weak=None):
     ]
     identity = _key_tables.Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
     with open_temporary() as file, open_temporary() as spill:
-        _keys.build(file.fileno(), spill.fileno(), batches, identity)
+        _keys.build(files.write, file.fileno(), spill.fileno(), batches, identity)
         return _keys.KeyIndex(_keys.map_file(file.fileno(), "test"), kinds, "test")
 
 
@@ -382,7 +383,7 @@ def test_the_hash_is_that_of_the_format_document():
         for number, text in zip([7, -1, 0, 1], texts, strict=True)
     ]
     assert keys.hashes.tolist() == expected
-    document = Path(layout.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
+    document = (Path(zarrow.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
     for columns in ([[0]], [[1]], [["b"]], [[7], ["code//stroke"]]):
         assert f"`0x{key_words.encode([pa.array(one) for one in columns]).hashes[0]:016x}`" in document
 
