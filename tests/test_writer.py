@@ -1,4 +1,5 @@
-"""Tests of `zarrow.writer` and its parts: `_write.appender`, `_write.queue`, `_write.declaration`, `_write.directory`."""
+"""Tests of `zarrow.writer` and its parts: `_write.appender`, `_write.queue`, `_write.declaration`,
+`_write.directory`."""
 
 from __future__ import annotations
 

@@ -5,10 +5,12 @@ same hooks, same two Parquet files in the end. In between the rows go into a sto
 that a killed run loses nothing: the same command again predicts only what is missing. Per batch it
 
 1. finds which rows of EveryQuery's tasks the batch has, from Lightning or by counting,
-2. checks the model's prediction, and hands it to the store (`_prediction_store`), which has identifiers and
+2. checks the model's prediction, and hands it to the store (`_predict.prediction_store`), which has
+identifiers and
    label from EveryQuery's frame of tasks (`transfer._everyquery_columns`);
 
-and when every row is there, the store is finalized, and the files are exported (`transfer._everyquery_files`).
+and when every row is there, the store is finalized, and the files are exported
+(`transfer._everyquery_files`).
 
 ``python -m zarrow.everyquery model_run_dir=... tasks_dir=... output_parquet=...`` is ``EQ_predict`` with
 this writer in it.
@@ -45,7 +47,7 @@ try:
     from zarrow._predict.choose_batches import choose_batches
     from zarrow._predict.identity import identify
     from zarrow._predict.loaders import as_indices, loaders_of, recorded_indices, trim
-    from zarrow._prediction_store import PredictionStore
+    from zarrow._predict.prediction_store import PredictionStore
     from zarrow.lightning import SIGTERM_EXIT_CODE, PredictionWriter
 except ImportError as error:
     raise MissingExtraError(

@@ -5,7 +5,8 @@
 1. finds out which rows of the dataset the batch has (`_predict.loaders`),
 2. splits the prediction into columns and arrays (`_predict.rules`) and joins the identifiers of these
    rows to them (`_predict.identifiers`),
-3. brings them to the host (`_predict.host_copies`) and hands them to a `zarrow.Writer`, which does not wait for
+3. brings them to the host (`_predict.host_copies`) and hands them to a `zarrow.Writer`, which does not
+wait for
    the disk (`_predict.run`).
 
 The model waits for the copies only: where the caller's own functions are not asked, the rest is done by the

@@ -1,6 +1,7 @@
 """How does a damaged store become a sound one, without what was damaged?
 
-`repair` audits a store (`_maintenance.audit`), puts what is damaged aside (`_maintenance.quarantine`) and lets recovery do the
+`repair` audits a store (`_maintenance.audit`), puts what is damaged aside (`_maintenance.quarantine`) and
+lets recovery do the
 rest (`_write.recovery`), in this order:
 
 1. the manifest goes: the store is incomplete, and does not pass for what it was;

@@ -10,7 +10,8 @@ instant, however many writers are at work. A `Store` hands out
 * row numbers by key: `Store.locate`, through an index on disk.
 
 Nothing is read that was not asked for, and nothing is read at opening but what the store is. The class says
-what may be asked and what comes of it; the work is done by `_read.columns`, `_read.arrays`, `_read.join` and `_read.key_index`,
+what may be asked and what comes of it; the work is done by `_read.columns`, `_read.arrays`, `_read.join`
+and `_read.key_index`,
 which `_read.opened` brings together for one snapshot.
 
 Place: tier 4, with `writer` and `verify`, which it must not import. Never writes, never locks: a reader

@@ -3,7 +3,8 @@
 `verify` holds everything that a store says of itself against everything else: what the store is, the
 manifest, the commit records, the files and their sizes, their checksums, the shard indexes, the footers and
 pages of the parts, the numbering of the rows, the journals of open segments, the claims, the metadata that
-Zarr readers believe, and the names of all files. It runs the audit (`_maintenance.audit`), which `repair` runs
+Zarr readers believe, and the names of all files. It runs the audit (`_maintenance.audit`), which `repair`
+runs
 too.
 
 Place: tier 4, with `writer`, `store` and `repair`, which it must not import. Reads only, needs no lock and

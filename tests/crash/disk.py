@@ -1,6 +1,7 @@
 """What is on the disk after the process died, or after the power went?
 
-`Recorder` takes the place of ``_storage.files.calls``: it writes every call that changes the disk into a log, and
+`Recorder` takes the place of ``_storage.files.calls``: it writes every call that changes the disk into a
+log, and
 can make one of them fail, tear or be the last. `Disk` replays a log into a model of a file system that
 knows what was synced. From a `Disk` come `Tree` values, which can be put on a real disk and opened:
 

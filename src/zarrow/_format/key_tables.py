@@ -3,7 +3,8 @@
 Fences, checksums, and a footer that says whose rows they are: all that has to be right before an entry is
 looked at. ``FORMAT.md`` section 13 has the bytes.
 
-Place: tier 1; pure. Used by `_read.keys`, which maps an index, and by `_maintenance.audit_index`, which reads it in pieces.
+Place: tier 1; pure. Used by `_read.keys`, which maps an index, and by `_maintenance.audit_index`, which
+reads it in pieces.
 """
 
 from __future__ import annotations

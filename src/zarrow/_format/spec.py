@@ -16,9 +16,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow._format import layout
 from zarrow._format.documents import decode_document, encode_document
-from zarrow._format.layout import FORMAT_VERSION, RESERVED_COLUMNS, ROW, SAMPLE_INDEX, check_name, is_uuid
+from zarrow._format.layout import (
+    FORMAT_VERSION,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS,
+    MAX_DEFAULT_SEGMENT_ROWS,
+    MAX_ROW_AXES,
+    MAX_SEGMENT_BYTES,
+    MAX_SEGMENT_ROWS,
+    MAX_SHARD_BYTES,
+    MIN_SEGMENT_ROWS,
+    RESERVED_COLUMNS,
+    ROW,
+    SAMPLE_INDEX,
+    TABLE_ONLY_SEGMENT_ROWS,
+    TARGET_CHUNK_BYTES,
+    check_name,
+    is_uuid,
+)
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
 __all__ = ["ArraySpec", "StoreSpec"]
@@ -106,10 +122,10 @@ class ArraySpec:
             raise InvalidInputError(
                 f"array {self.name!r}: chunk_rows must be a power of two, got {self.chunk_rows}"
             )
-        if len(self.row_shape) > layout.MAX_ROW_AXES or self.chunk_bytes > layout.MAX_CHUNK_BYTES:
+        if len(self.row_shape) > MAX_ROW_AXES or self.chunk_bytes > MAX_CHUNK_BYTES:
             raise InvalidInputError(
-                f"array {self.name!r}: a row may have {layout.MAX_ROW_AXES} axes, and {self.chunk_rows} rows "
-                f"{layout.MAX_CHUNK_BYTES} bytes, got shape {self.row_shape} of {self.row_bytes} bytes: split it"
+                f"array {self.name!r}: a row may have {MAX_ROW_AXES} axes, and {self.chunk_rows} rows "
+                f"{MAX_CHUNK_BYTES} bytes, got shape {self.row_shape} of {self.row_bytes} bytes: split it"
             )
         if not self.codecs:
             raise InvalidInputError(f"array {self.name!r}: codecs must not be empty; plain bytes is None")
@@ -167,7 +183,7 @@ def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
     >>> default_chunk_rows(768 * 4, 32768)
     256
     """
-    return min(segment_rows, _floor_power_of_two(layout.TARGET_CHUNK_BYTES // row_bytes))
+    return min(segment_rows, _floor_power_of_two(TARGET_CHUNK_BYTES // row_bytes))
 
 
 def default_segment_rows(widest_row_bytes: int | None) -> int:
@@ -179,9 +195,9 @@ def default_segment_rows(widest_row_bytes: int | None) -> int:
     (1024, 131072, 65536)
     """
     if widest_row_bytes is None:
-        return layout.TABLE_ONLY_SEGMENT_ROWS
-    rows = _floor_power_of_two(layout.MAX_SHARD_BYTES // widest_row_bytes)
-    return min(max(rows, layout.MIN_SEGMENT_ROWS), layout.MAX_DEFAULT_SEGMENT_ROWS)
+        return TABLE_ONLY_SEGMENT_ROWS
+    rows = _floor_power_of_two(MAX_SHARD_BYTES // widest_row_bytes)
+    return min(max(rows, MIN_SEGMENT_ROWS), MAX_DEFAULT_SEGMENT_ROWS)
 
 
 def _floor_power_of_two(number: int) -> int:
@@ -259,13 +275,13 @@ class StoreSpec:
         chunks = sum(self.segment_rows // array.chunk_rows for array in self.arrays)
         widest = max((array.row_bytes for array in self.arrays), default=0)
         if (
-            self.segment_rows > layout.MAX_SEGMENT_ROWS
-            or widest * self.segment_rows > layout.MAX_SEGMENT_BYTES
-            or chunks > layout.MAX_CHUNKS
+            self.segment_rows > MAX_SEGMENT_ROWS
+            or widest * self.segment_rows > MAX_SEGMENT_BYTES
+            or chunks > MAX_CHUNKS
         ):
             raise InvalidInputError(
-                f"a segment may have {layout.MAX_SEGMENT_ROWS} rows, {layout.MAX_SEGMENT_BYTES} bytes per array and "
-                f"{layout.MAX_CHUNKS} chunks, got {self.segment_rows} rows of {widest} bytes in {chunks} chunks: "
+                f"a segment may have {MAX_SEGMENT_ROWS} rows, {MAX_SEGMENT_BYTES} bytes per array and "
+                f"{MAX_CHUNKS} chunks, got {self.segment_rows} rows of {widest} bytes in {chunks} chunks: "
                 "make segment_rows smaller"
             )
 

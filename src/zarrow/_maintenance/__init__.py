@@ -1,6 +1,7 @@
 """Maintenance — checking, mending and rewriting stores that exist.
 
-What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do. May import the doors `writer`,
+What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do. May import the doors
+`writer`,
 `store` and `derived`, and every room below them.
 
 ======================  ===============================================================================

@@ -8,7 +8,8 @@ The first thing in it is ``damage.json``, which says what it was.
 That a number has such a directory, and no record, is what allows recovery to use the number again
 (`_write.recovery`): a record that is missing for any other reason is damage that nobody has looked at yet.
 
-Place: tier 3, used by `repair` and `_write.recovery`. A crash leaves files here or there; doing it again moves the
+Place: tier 3, used by `repair` and `_write.recovery`. A crash leaves files here or there; doing it again
+moves the
 rest.
 """
 

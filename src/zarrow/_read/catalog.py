@@ -6,7 +6,8 @@ complete, saves them reading the records.
 
 A segment gets its number when it is sealed, not when it is opened: `claim` links a small file that says
 which rows of which open segments the segment will be made of. It is durable before any file is put into
-place, so whoever finds the claim of a dead writer can finish the work (`_write.recovery`), the numbers have no gaps
+place, so whoever finds the claim of a dead writer can finish the work (`_write.recovery`), the numbers
+have no gaps
 that nobody can fill, and rows that a record covers are never taken again from the open segment that they
 came from.
 

@@ -34,7 +34,7 @@ from zarrow._read.view import View
 from zarrow._storage import reading
 from zarrow.errors import InvalidInputError
 
-__all__ = ["SCRATCH_PREFIX", "identity", "key_batches", "find_index", "key_schema"]
+__all__ = ["SCRATCH_PREFIX", "find_index", "identity", "key_batches", "key_schema"]
 
 SCRATCH_PREFIX = "zarrow-keys-"
 

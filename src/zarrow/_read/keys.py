@@ -1,6 +1,7 @@
 """Which row has this key, if neither the keys nor the index fit into memory?
 
-An index file holds an *entry* per row (hash, row, the key's words: `_format.key_words`), sorted by hash and row,
+An index file holds an *entry* per row (hash, row, the key's words: `_format.key_words`), sorted by hash
+and row,
 and the bytes that strings point to; so a hash that two keys share is resolved by comparing the keys
 themselves, without reading the table. ``FORMAT.md`` section 13 has its bytes.
 

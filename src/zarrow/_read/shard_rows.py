@@ -4,7 +4,8 @@ Of a committed segment the record knows the checksums of index and chunks: `comm
 chunk by chunk and compares. Of an open one the frames do: `sound_frames` tells up to which frame the bytes of
 the file, and of the tail of an unfinished chunk, are those that were written; `read_tail` reads such a tail.
 
-Place: tier 1, used by `_write.shards`, `_write.open_segment` and `_write.reopening`; the codecs are handed in. Reads only.
+Place: tier 1, used by `_write.shards`, `_write.open_segment` and `_write.reopening`; the codecs are handed
+in. Reads only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Writing — from a batch that a caller hands over to a committed segment.
 
-May import `_read` (a writer reads; a reader never writes), `_storage`, `_format` and `errors`. In the order in
+May import `_read` (a writer reads; a reader never writes), `_storage`, `_format` and `errors`. In the
+order in
 which a batch passes them:
 
 ======================  ===============================================================================

@@ -10,7 +10,8 @@ here hold whole rows and lie in row order, so that:
   unfinished chunk lie in a *tail* file until then. There are two of those, used by turns: while the
   first rows of a new chunk go into one, the other still holds what the last frame vouches for.
 
-Each class also goes on behind the rows that a crash left (`restore`), once `_read.shard_rows.sound_frames` has
+Each class also goes on behind the rows that a crash left (`restore`), once `_read.shard_rows.sound_frames`
+has
 told up to which frame the bytes are those that were written.
 
 Place: tier 2, used by `open_segment` and `seal`. Must not import its siblings; the codecs are handed in. A

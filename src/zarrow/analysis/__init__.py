@@ -1,6 +1,7 @@
 """What do embeddings look like, how good are they, and who is near whom: answered while rows stream by.
 
-Nothing here loads an array: rows come in blocks (`analysis._rows.blocks`), what is known so far is joined with what the
+Nothing here loads an array: rows come in blocks (`analysis._rows.blocks`), what is known so far is joined
+with what the
 next block says, and memory does not grow with the store. ``pip install 'zarrow[analysis]'`` brings what it
 needs: scipy, scikit-learn, DuckDB.
 

@@ -2,7 +2,8 @@
 
 As one HTML file with everything in it: what the store holds, how good its probabilities are, and a map whose
 rows tell who they are. Few rows are points; of many the map has cells, each with a row that stands for it, so
-that the page stays small. Text of the store is never taken for markup (`analysis._pictures.page`), and the page asks the
+that the page stays small. Text of the store is never taken for markup (`analysis._pictures.page`), and the
+page asks the
 network for nothing. What a person sees is in ``report.css`` and ``report.js`` beside this file.
 
 Place: tier 5, in `zarrow.analysis`. Reads the store; a crash leaves the page that was there before.

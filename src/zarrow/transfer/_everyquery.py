@@ -1,6 +1,7 @@
 """How do a store and EveryQuery's pair of Parquet files become each other?
 
-`zarrow.transfer._everyquery_files` writes the pair; this module chooses the names, and reads a pair back: row by
+`zarrow.transfer._everyquery_files` writes the pair; this module chooses the names, and reads a pair back:
+row by
 row, the identifiers of both files compared.
 
 Place: tier 5, used by `zarrow.transfer`; imports nothing of EveryQuery.

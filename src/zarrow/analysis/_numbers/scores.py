@@ -16,7 +16,8 @@ replacement (`draws`); draws for which the metric is not defined are left out. C
 worse calibrated than the rows they are drawn from: of ECE the mean of the draws, less that of the rows, is
 taken off first (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 10).
 
-Place: tier 5, in `zarrow.analysis`; below `analysis._questions.evaluate` and `analysis._questions.probe`. Pure.
+Place: tier 5, in `zarrow.analysis`; below `analysis._questions.evaluate` and `analysis._questions.probe`.
+Pure.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ Of each array, in one pass: mean and standard deviation per dimension, norms, Na
   Word Representations?*, EMNLP 2019): 0 for rows that point everywhere, 1 for rows that all point one way;
 * *dead dimensions*: those whose values are the same in all rows, to a millionth.
 
-Sums are those of `analysis._numbers.moments`, quantiles of norms those of `analysis._numbers.sketch`. Columns are DuckDB's work: quantiles are
+Sums are those of `analysis._numbers.moments`, quantiles of norms those of `analysis._numbers.sketch`.
+Columns are DuckDB's work: quantiles are
 exact up to a million rows, and above by t-digest (Dunning and Ertl, 2019).
 
 Place: tier 5, in `zarrow.analysis`.

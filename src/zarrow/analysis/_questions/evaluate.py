@@ -1,11 +1,13 @@
 """How good are the probabilities that the store holds, overall and per task?
 
-The metrics are those of `analysis._numbers.scores`, over the rows that have a label and a probability; the label's nulls
+The metrics are those of `analysis._numbers.scores`, over the rows that have a label and a probability; the
+label's nulls
 (censored rows, say) are counted and left out, as EveryQuery's ``EQ_evaluate`` does.
 
 The columns come past in batches. What is kept per row is its probability and label (four bytes, or eight if
 probabilities are float64), its group and its unit (four each), in files once one of these is more than 64 MiB
-(`analysis._rows.gather`). Memory is that of the groups and units, some 300 bytes for each that there is; and of float64
+(`analysis._rows.gather`). Memory is that of the groups and units, some 300 bytes for each that there is;
+and of float64
 probabilities with units, 20 bytes per row while they are sorted. Vectors are not read.
 
 Place: tier 5, in `zarrow.analysis`.

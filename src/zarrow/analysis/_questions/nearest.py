@@ -1,6 +1,7 @@
 """Which rows are nearest?
 
-`nearest` looks at every row (`analysis._numbers.topk`), so what it finds is exact. ``approximate=True`` asks the index that
+`nearest` looks at every row (`analysis._numbers.topk`), so what it finds is exact. ``approximate=True``
+asks the index that
 `build_neighbours` made (`neighbour_index`) for candidates, and scores those exactly.
 
 What is defined: rows that are not finite are nobody's neighbours; the cosine with a zero vector is 0; of

@@ -3,7 +3,8 @@
 `build_neighbours` writes an index of an array, made by faiss, into ``index/ARRAY.METRIC.neighbours``: lists
 of rows around centres (an inverted file: Sivic and Zisserman, *Video Google*, ICCV 2003), and a byte per
 number of a row (scalar quantization). A search looks into the lists whose centres are nearest to the query,
-takes the rows whose codes are best as candidates, and scores those by their vectors in the store (`analysis._numbers.topk`):
+takes the rows whose codes are best as candidates, and scores those by their vectors in the store
+(`analysis._numbers.topk`):
 scores are exact, and only rows can be missing. How many are was measured when the index was made:
 `NeighbourIndex.recall`. Of a million rows of 768 numbers, Gaussian and so without clusters, 98.9 % of the 10
 nearest were found (``tests/benchmarks/analysis.py --recall``).

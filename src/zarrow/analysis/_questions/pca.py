@@ -2,7 +2,8 @@
 
 Two solvers, both streamed:
 
-* ``covariance``: one pass for the covariance matrix (`analysis._numbers.moments`), whose eigenvectors are the components:
+* ``covariance``: one pass for the covariance matrix (`analysis._numbers.moments`), whose eigenvectors are
+  the components:
   exact. Takes 8 × width² bytes, some 5 MB for 768.
 * ``randomized``: subspace iteration with a random start, the streamed form of Halko, Martinsson and Tropp,
   *Finding Structure with Randomness* (SIAM Review 53, 2011), algorithm 4.4, with the Rayleigh-Ritz step at

@@ -1,7 +1,8 @@
 """What can be read off the vectors by a straight cut?
 
 A linear probe (Alain and Bengio, *Understanding intermediate layers using linear classifier probes*, 2017): a
-logistic or ridge regression (`analysis._numbers.linear`) of a label column on the standardised vectors of some of the groups
+logistic or ridge regression (`analysis._numbers.linear`) of a label column on the standardised vectors of
+some of the groups
 (patients), judged on the others (`analysis._numbers.split`), overall and per group of rows (`evaluate`).
 
 Labels and groups are held in memory, some 40 bytes per row; vectors are streamed, once per iteration.

@@ -1,6 +1,7 @@
 """Which Arrow column do the values of a Dataset's variable make?
 
-The inverse of `zarrow._read.column_values`, as far as there is one: NaN, NaT and None are null; numbers, times and
+The inverse of `zarrow._read.column_values`, as far as there is one: NaN, NaT and None are null; numbers,
+times and
 strings have the type of their dtype; a time zone, and what an integer or boolean with nulls was before it
 became a float, are read from the attributes that ``xr.open_dataset(…, engine="zarrow")`` gives a variable.
 Objects have the type of the first ones that are not null.
