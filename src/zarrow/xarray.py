@@ -33,6 +33,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from zarrow._format import layout
+from zarrow._format.arrow import number_dtype
 from zarrow._format.layout import ROW
 from zarrow._format.zarr_metadata import dimension_names
 from zarrow._read.column_values import ColumnValues, column_values
@@ -198,7 +199,7 @@ def _attributes(values: ColumnValues) -> dict[str, str]:
     """Return what the dtype does not say of a column: its time zone, its type if it became a float."""
     if values.timezone is not None:
         return {"timezone": values.timezone}
-    was = np.dtype(values.arrow_type.to_pandas_dtype()) if values.dtype.kind == "f" else values.dtype
+    was = number_dtype(values.arrow_type) if values.dtype.kind == "f" else values.dtype
     return {"arrow_type": str(values.arrow_type)} if was.kind != values.dtype.kind else {}
 
 

@@ -35,6 +35,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.arrow import number_dtype
 from zarrow._format.layout import SAMPLE_INDEX
 from zarrow.errors import InvalidInputError, unknown_name
 
@@ -182,14 +183,12 @@ def _column(field: pa.Field, given: Mapping[str, object], widen: bool) -> Column
 
 def _dtype(kind: pa.DataType, *, may_be_null: bool) -> np.dtype[Any]:
     types = pa.types
-    found: np.dtype[Any]
     if types.is_boolean(kind):
         return np.dtype(np.float32 if may_be_null else np.bool_)
     if types.is_integer(kind) and may_be_null:
         return np.dtype(np.float32 if kind.bit_width <= 16 else np.float64)
     if types.is_integer(kind) or types.is_floating(kind):
-        found = np.dtype(kind.to_pandas_dtype())
-        return found
+        return number_dtype(kind)
     if types.is_timestamp(kind):
         return np.dtype(f"datetime64[{kind.unit}]")
     if types.is_date(kind):

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.arrow import Values, as_arrow, numbers_as_arrow
+from zarrow._format.arrow import Values, as_arrow, number_dtype, numbers_as_arrow
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._write.given import Columns, as_array, as_columns, to_host
@@ -291,7 +291,7 @@ def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Arra
 def _numpy_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
     """Return numpy's type of numbers; None for anything else."""
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return np.dtype(kind.to_pandas_dtype()) if numbers else None
+    return number_dtype(kind) if numbers else None
 
 
 def _copies(columns: Sequence[Values]) -> list[Values]:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import zarr
 
+from zarrow._format.arrow import number_dtype
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, missing
 
@@ -108,7 +109,7 @@ class _Column:
     def __init__(self, group: Any, field: pa.Field, rows: Outgoing, *, nulls: bool) -> None:
         kind = field.type
         self._number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        self._dtype = np.dtype(kind.to_pandas_dtype()) if self._number else None
+        self._dtype = number_dtype(kind) if self._number else None
         size, name = rows.batch_rows(), field.name
         if field.name == INDEX:
             raise InvalidInputError(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.arrow import number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
@@ -252,7 +253,7 @@ def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if not shape or not number or 0 in shape:
         return None
-    return tuple(shape), np.dtype(kind.to_pandas_dtype()).name
+    return tuple(shape), number_dtype(kind).name
 
 
 def _matrix(column: pa.Array, shape: tuple[int, ...], kind: str, what: str) -> npt.NDArray[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.arrow import number_dtype
 from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Outgoing
@@ -47,7 +48,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     if rows.explicit and (others := [name for name in rows.schema.names if name not in numbers]):
         raise InvalidInputError(f"safetensors holds numbers, got the columns {others}: leave them out")
     rows = rows.only(numbers)
-    dtypes = {field.name: np.dtype(field.type.to_pandas_dtype()) for field in rows.schema}
+    dtypes = {field.name: number_dtype(field.type) for field in rows.schema}
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(numbers, (rows.rows,))
     for array in rows.arrays:
         dtypes[array.name], shapes[array.name] = array.dtype, array.shape
