@@ -43,7 +43,7 @@ from typer.testing import CliRunner
 
 import zarrow
 from zarrow import cli
-from zarrow._predict import ranks as _ranks
+from zarrow._predict import ranks as predict_ranks
 from zarrow.errors import ZarrowError
 from zarrow.lightning import MissingRowsSampler, PredictionWriter
 
@@ -199,9 +199,9 @@ def refused(folder: Path, ranks: int) -> None:
     fail("stream", DataLoader(Stream(divided=True), batch_size=3), ranks)
     fail("overlap", DataLoader(Numbers(20), batch_size=3, sampler=Anyhow()), ranks)
     fail("permuted", DataLoader(Numbers(20), batch_size=3, sampler=AllOverThePlace()), ranks)
-    patience_s, _ranks._SHARED_DISK_TIMEOUT_S = _ranks._SHARED_DISK_TIMEOUT_S, 1.0
+    patience_s, predict_ranks._SHARED_DISK_TIMEOUT_S = predict_ranks._SHARED_DISK_TIMEOUT_S, 1.0
     fail("other disk", loader, ranks, path=folder / f"rank{RANK}")
-    _ranks._SHARED_DISK_TIMEOUT_S = patience_s
+    predict_ranks._SHARED_DISK_TIMEOUT_S = patience_s
     fail("missing parent", loader, ranks, path=folder / "nowhere" / "s")
     run(folder / "there", loader, ranks)
     fail("there", loader, ranks)

@@ -26,7 +26,7 @@ import tensorstore
 import zarr
 
 import zarrow
-from zarrow._storage import files as _files
+from zarrow._storage import files
 from zarrow._write import directory
 from zarrow.errors import (
     BatchError,
@@ -83,7 +83,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "LOCK_TIMEOUT_S", 0.2)
 
 
-class Faulty(_files.Calls):
+class Faulty(files.Calls):
     """Calls of the operating system that fail, or wait, where a test says so."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Faulty(_files.Calls):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Faulty:
     faulty = Faulty()
-    monkeypatch.setattr(_files, "calls", faulty)
+    monkeypatch.setattr(files, "calls", faulty)
     return faulty
 
 
@@ -688,14 +688,14 @@ def test_a_writer_that_ended_takes_no_more(finalized: bool, path: Path) -> None:
 
 def test_nothing_stays_open(path: Path) -> None:
     """A writer that ended leaves no thread and no open file behind."""
-    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for mode in ("x", "a", "a", "w"):
         with zarrow.Writer(path, mode=mode, **OPTIONS) as writer:  # type: ignore[arg-type]
             _append(writer, writer.accepted_rows, 150)
             if mode == "w":
                 writer.finalize()
     assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 # What may stand in the way

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrow._format import frames as _frames
+from zarrow._format import frames
 from zarrow._format.checksum import crc32c
 from zarrow._format.frames import ArrayEntry, Chunk, Frame
 from zarrow.errors import CorruptionError
@@ -33,22 +33,19 @@ def _journal(counts: list[int], durable: list[int] | None = None) -> tuple[bytes
     data, ends, row = b"", [], 0
     for number, count in enumerate(counts):
         payload = _batch(row, count).serialize() if count else b""
-        data += _frames.encode(UUID, row, count, durable[number] if durable else 0, ENTRIES, payload)
+        data += frames.encode(UUID, row, count, durable[number] if durable else 0, ENTRIES, payload)
         ends.append(len(data))
         row += count
     return data, ends
 
 
-def _scan(data: bytes, arrays: int = 2) -> _frames.Scan:
-    return _frames.scan(pa.py_buffer(data), UUID, arrays, SEGMENT_ROWS, "the journal")
+def _scan(data: bytes, arrays: int = 2) -> frames.Scan:
+    return frames.scan(pa.py_buffer(data), UUID, arrays, SEGMENT_ROWS, "the journal")
 
 
-def _ids(frames: tuple[Frame, ...]) -> list[int]:
+def _ids(found: tuple[Frame, ...]) -> list[int]:
     return [
-        row
-        for frame in frames
-        if frame.rows
-        for row in _frames.parse_payload(frame, SCHEMA)["id"].to_pylist()
+        row for frame in found if frame.rows for row in frames.parse_payload(frame, SCHEMA)["id"].to_pylist()
     ]
 
 
@@ -65,7 +62,7 @@ def test_frames_come_back() -> None:
     ]
     assert all(frame.arrays == ENTRIES for frame in found.frames)
     assert (found.rows, found.durable_rows, found.torn_bytes) == (44, 4, 0)
-    assert _frames.parse_payload(found.frames[3], SCHEMA).equals(_batch(4, 40))
+    assert frames.parse_payload(found.frames[3], SCHEMA).equals(_batch(4, 40))
 
 
 def test_an_empty_journal_has_no_rows() -> None:
@@ -93,7 +90,7 @@ def test_any_frames_come_back(counts: list[int], entries: list[ArrayEntry]) -> N
     """Whatever a frame says of however many arrays is what is read."""
     data, row = b"", 0
     for count in counts:
-        data += _frames.encode(UUID, row, count, row, entries, _batch(row, count).serialize())
+        data += frames.encode(UUID, row, count, row, entries, _batch(row, count).serialize())
         row += count
     assert len(data) % 8 == 0
     found = _scan(data, arrays=len(entries))
@@ -179,7 +176,7 @@ def test_rows_may_be_durable_and_gone_only_loudly() -> None:
 def test_garbage_holds_no_rows(garbage: bytes) -> None:
     """Bytes that are no journal hold no rows, and crash nothing."""
     assert _scan(garbage).frames == ()
-    assert _scan(_frames.MAGIC + garbage).frames == ()
+    assert _scan(frames.MAGIC + garbage).frames == ()
 
 
 @given(st.data())
@@ -193,11 +190,11 @@ def test_garbage_after_the_frames_adds_no_rows(data: st.DataObject) -> None:
 def test_a_frame_of_another_store_does_not_count() -> None:
     """A file that was mixed up with another store's holds no rows of this one."""
     journal, _ = _journal([2, 3])
-    assert _frames.scan(pa.py_buffer(journal), bytes(16), 2, SEGMENT_ROWS, "here").frames == ()
+    assert frames.scan(pa.py_buffer(journal), bytes(16), 2, SEGMENT_ROWS, "here").frames == ()
 
 
 def _signed(head: tuple[Any, ...], body: bytes = b"") -> bytes:
-    data = _frames._HEAD.pack(*head) + body
+    data = frames._HEAD.pack(*head) + body
     return data + crc32c(data).to_bytes(4, "little")
 
 
@@ -217,8 +214,8 @@ def _signed(head: tuple[Any, ...], body: bytes = b"") -> bytes:
 def test_a_hostile_frame_is_refused(head: tuple[int, int, int, int, int], body: bytes) -> None:
     """A frame with a sound checksum that contradicts the store is reported, not followed."""
     first, durable, rows, arrays, payload = head
-    size = _frames._HEAD.size + len(body) + 4
-    data = _signed((_frames.MAGIC, size, UUID, first, durable, rows, arrays, payload), body)
+    size = frames._HEAD.size + len(body) + 4
+    data = _signed((frames.MAGIC, size, UUID, first, durable, rows, arrays, payload), body)
     with pytest.raises(CorruptionError, match="the journal: "):
         _scan(data)
 
@@ -226,6 +223,6 @@ def test_a_hostile_frame_is_refused(head: tuple[int, int, int, int, int], body: 
 def test_a_payload_that_is_no_batch_is_refused() -> None:
     """A frame whose rows are no record batch, or another number, is reported."""
     for payload in (b"", b"\0" * 64, random.Random(1).randbytes(256), _batch(0, 3).serialize()):
-        found = _scan(_frames.encode(UUID, 0, 2, 0, ENTRIES, payload))
+        found = _scan(frames.encode(UUID, 0, 2, 0, ENTRIES, payload))
         with pytest.raises(CorruptionError, match="a frame"):
-            _frames.parse_payload(found.frames[0], SCHEMA)
+            frames.parse_payload(found.frames[0], SCHEMA)

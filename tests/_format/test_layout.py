@@ -12,9 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrow._format import layout
-from zarrow._format import spec as _spec
 from zarrow._format.documents import encode_document
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import (
+    ZARR_DTYPES,
+    ArraySpec,
+    StoreSpec,
+    default_chunk_rows,
+    default_segment_rows,
+    is_power_of_two,
+)
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
 ARRAY = ArraySpec(name="query_embed", row_shape=(2, 4), dtype="float16", chunk_rows=8)
@@ -83,9 +89,9 @@ def test_shards_lie_where_zarr_looks() -> None:
 @given(row_bytes=st.integers(1, 1 << 28))
 def test_default_sizes_fit(row_bytes: int) -> None:
     """A segment is whole chunks; but for giant rows a chunk has 1 MiB at most, a shard 96 MiB."""
-    segment_rows = _spec.default_segment_rows(row_bytes)
-    chunk_rows = _spec.default_chunk_rows(row_bytes, segment_rows)
-    assert _spec.is_power_of_two(segment_rows)
+    segment_rows = default_segment_rows(row_bytes)
+    chunk_rows = default_chunk_rows(row_bytes, segment_rows)
+    assert is_power_of_two(segment_rows)
     assert segment_rows >= layout.MIN_SEGMENT_ROWS
     assert segment_rows % chunk_rows == 0
     assert chunk_rows == 1 or chunk_rows * row_bytes <= layout.TARGET_CHUNK_BYTES
@@ -95,7 +101,7 @@ def test_default_sizes_fit(row_bytes: int) -> None:
 @pytest.mark.parametrize(("hidden", "rows"), [(8, 131_072), (64, 131_072), (768, 32_768), (16_384, 1024)])
 def test_default_segment_of_the_usual_widths(hidden: int, rows: int) -> None:
     """The widths that models have give shards of 32 to 96 MiB; of narrow rows a segment has 131,072."""
-    assert _spec.default_segment_rows(hidden * 4) == rows
+    assert default_segment_rows(hidden * 4) == rows
     assert rows * hidden * 4 <= layout.MAX_SHARD_BYTES
     assert rows == 131_072 or rows * hidden * 4 >= 48 * layout.MEBIBYTE
 
@@ -151,7 +157,7 @@ def test_schemas_of_table_and_wire() -> None:
     assert SPEC.table_schema.field("code").type == pa.dictionary(pa.int32(), pa.string())
 
 
-@pytest.mark.parametrize("dtype", _spec.ZARR_DTYPES)
+@pytest.mark.parametrize("dtype", ZARR_DTYPES)
 def test_dtypes_are_little_endian(dtype: str) -> None:
     """Whatever machine wrote them, values lie little-endian on disk."""
     spec = ArraySpec(name="e", row_shape=(3,), dtype=dtype, chunk_rows=1)

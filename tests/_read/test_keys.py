@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import zarrow
-from zarrow._format import key_tables as _key_tables
 from zarrow._format import key_words, layout
-from zarrow._read import keys as _keys
+from zarrow._format.key_tables import Identity
+from zarrow._read import keys as key_file
 from zarrow._storage import files
 from zarrow.errors import (
     CorruptionError,
@@ -81,10 +81,10 @@ def index_of(rows, columns, *, weak=None):
         )
         for start in range(0, rows, 500)
     ]
-    identity = _key_tables.Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
+    identity = Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
     with open_temporary() as file, open_temporary() as spill:
-        _keys.build(files.write, file.fileno(), spill.fileno(), batches, identity)
-        return _keys.KeyIndex(_keys.map_file(file.fileno(), "test"), kinds, "test")
+        key_file.build(files.write, file.fileno(), spill.fileno(), batches, identity)
+        return key_file.KeyIndex(key_file.map_file(file.fileno(), "test"), kinds, "test")
 
 
 def open_temporary():
@@ -263,7 +263,7 @@ class TestDuplicates:
 
     def test_all_rows_alike(self, monkeypatch):
         """Rows of one single key, more than fit into a run, are sorted and reported."""
-        monkeypatch.setattr(_keys, "RUN_BYTES", 24 * 100)
+        monkeypatch.setattr(key_file, "RUN_BYTES", 24 * 100)
         index = index_of(1500, [pa.array([7] * 1500)])
         assert index.find(key_words.encode([pa.array([7, 8])])).tolist() == [0, -1]
         assert index.repeated().tolist() == list(range(1, 1500))
@@ -281,7 +281,7 @@ class TestCollisions:
     def test_keys_of_one_hash_are_told_apart(self, monkeypatch, bits, run_bytes):
         """Where hashes say nothing the keys themselves decide, in one run and in many."""
         weaken(monkeypatch, bits)
-        monkeypatch.setattr(_keys, "RUN_BYTES", run_bytes)
+        monkeypatch.setattr(key_file, "RUN_BYTES", run_bytes)
         ids = np.random.default_rng(2).integers(0, 500, 1200)
         for column in (pa.array(ids), pa.array([f"a{one}" for one in ids])):
             index = index_of(len(ids), [column])
@@ -301,7 +301,7 @@ class TestCollisions:
 @pytest.mark.parametrize("run_bytes", [24 * 300, 1 << 24])
 def test_runs_are_merged(monkeypatch, run_bytes):
     """Entries that are spilled in runs and merged are those that are sorted at once."""
-    monkeypatch.setattr(_keys, "RUN_BYTES", run_bytes)
+    monkeypatch.setattr(key_file, "RUN_BYTES", run_bytes)
     ids = np.random.default_rng(3).permutation(5000)
     index = index_of(5000, [pa.array(ids)])
     assert index.find(key_words.encode([pa.array(np.arange(-5, 5005))])).tolist() == [
@@ -399,7 +399,7 @@ class TestWhoseIndex:
 
     def test_the_store_s_index_is_used(self, path, monkeypatch):
         """Where the index is the store's, none is made."""
-        monkeypatch.setattr(_keys, "build", None)
+        monkeypatch.setattr(key_file, "build", None)
         assert zarrow.open(path).locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [37]
 
     def test_rows_appended_later_are_found(self, path):

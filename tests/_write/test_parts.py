@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from zarrow._format import parts as _parts
 from zarrow._format.checksum import crc32c
+from zarrow._format.parts import to_table, to_wire
 from zarrow._format.spec import StoreSpec
 from zarrow._storage import files
 from zarrow._write import parts
@@ -105,7 +105,7 @@ def _usual(rows: int = ROWS) -> tuple[StoreSpec, dict[str, Any]]:
 
 def _written(path: Path, rows: int = ROWS) -> StoreSpec:
     spec, columns = _usual(rows)
-    table = _parts.to_table(spec, [_batch(spec, columns, rows)] if rows else [], 5000)
+    table = to_table(spec, [_batch(spec, columns, rows)] if rows else [], 5000)
     facts = parts.write_part(path, spec, table)
     data = path.read_bytes()
     assert (facts.size_bytes, facts.crc32c) == (len(data), crc32c(data))
@@ -237,13 +237,13 @@ def test_every_type_comes_back(name: str, key: bool, tmp_path: Path) -> None:
         pytest.skip("this pyarrow reads no null list of fixed size, so check_columns refuses it")
     parts.check_columns(spec)
     batch = _batch(spec, {"c": values}, len(values))
-    table = _parts.to_table(spec, [batch, batch], 0)
+    table = to_table(spec, [batch, batch], 0)
     assert table.schema == spec.table_schema
     path = tmp_path / "part.parquet"
     parts.write_part(path, spec, table)
     found = pq.read_table(path, schema=spec.table_schema)
     assert found.equals(table)
-    back = _parts.to_wire(spec, path.read_bytes())
+    back = to_wire(spec, path.read_bytes())
     assert back.equals(pa.Table.from_batches([batch, batch]))
 
 
@@ -251,7 +251,7 @@ def test_a_dictionary_may_grow_beyond_its_first_type(tmp_path: Path) -> None:
     """A segment may see more categories than the index type of its first batch could count."""
     spec = _spec(pa.schema({"c": pa.dictionary(pa.int8(), pa.string())}))
     values = [f"category {row}" for row in range(1000)]
-    table = _parts.to_table(spec, [_batch(spec, {"c": values}, 1000)], 0)
+    table = to_table(spec, [_batch(spec, {"c": values}, 1000)], 0)
     parts.write_part(tmp_path / "part.parquet", spec, table)
     found = pq.read_table(tmp_path / "part.parquet")["c"]
     assert pa.types.is_dictionary(found.type)

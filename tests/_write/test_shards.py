@@ -16,13 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zarrow._format import layout, zarr_metadata
-from zarrow._format import spec as _spec
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec, normalize
 from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, encode_index, index_bytes
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import ZARR_DTYPES, ArraySpec, StoreSpec
 from zarrow._read.shard_rows import committed_rows, sound_frames
 from zarrow._write.shards import EncodedShard, PlainShard
 from zarrow.errors import CorruptionError
@@ -109,7 +108,7 @@ def test_stock_readers_read_shards_filled_in_odd_batches(
         assert np.array_equal(found, values)
 
 
-@pytest.mark.parametrize("dtype", _spec.ZARR_DTYPES)
+@pytest.mark.parametrize("dtype", ZARR_DTYPES)
 def test_stock_readers_read_every_type(dtype: str, tmp_path: Path) -> None:
     """Every type that an array may have is read by Zarr readers with its values."""
     array = _array("zstd", dtype=dtype)

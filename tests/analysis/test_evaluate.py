@@ -12,11 +12,11 @@ from sklearn.calibration import calibration_curve
 
 import zarrow
 from zarrow.analysis import evaluate
-from zarrow.analysis._numbers import scores as _scores
+from zarrow.analysis._numbers import scores
 from zarrow.analysis._numbers.draws import draw_rows
 from zarrow.analysis._numbers.scores import Scores
 from zarrow.analysis._pictures.curves import calibrate
-from zarrow.analysis._questions import evaluate as _evaluate
+from zarrow.analysis._questions import evaluate as evaluate_file
 from zarrow.analysis._rows import gather
 from zarrow.errors import InvalidInputError, UnknownNameError
 
@@ -98,10 +98,10 @@ def test_rows_that_come_in_pieces_are_evaluated_as_one(made, dtype, unit, monkey
     table = table.set_column(place, "prob", table["prob"].cast(dtype))
     asked = {"by": ["query"], "bootstrap": 20 if unit else 0, "unit": unit}
     whole = evaluate(table, "prob", "label", **asked)
-    monkeypatch.setattr(_evaluate, "BATCH_ROWS", 11)
+    monkeypatch.setattr(evaluate_file, "BATCH_ROWS", 11)
     monkeypatch.setattr(gather, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(gather, "CHUNK", 7)
-    monkeypatch.setattr(_scores, "CHUNK", 5)
+    monkeypatch.setattr(scores, "CHUNK", 5)
     pieces = evaluate(table, "prob", "label", **asked)
     assert isinstance(pieces.scores[-1]._keys, np.memmap)
     assert unit is None or isinstance(pieces.scores[-1]._units, np.memmap)
@@ -181,7 +181,7 @@ def test_intervals_are_those_of_a_bootstrap(monkeypatch):
         rows = rng.integers(0, 600, 600)
         drawn.append(metrics.roc_auc_score(label[rows], prob[rows]))
     for at_a_time in (600, 64):
-        monkeypatch.setattr(_scores, "DRAWN_ROWS", at_a_time)
+        monkeypatch.setattr(scores, "DRAWN_ROWS", at_a_time)
         low, high = Scores(label, prob).intervals(2000)["auroc"]
         np.testing.assert_allclose([low, high], np.quantile(drawn, [0.025, 0.975]), atol=0.006)
         wide = Scores(label, prob, unit).intervals(500)["auroc"]
@@ -192,11 +192,11 @@ def test_intervals_are_those_of_a_bootstrap(monkeypatch):
 def test_a_draw_is_scored_as_scikit_learn_weighs_rows(made, rows, monkeypatch):
     """Ties, pieces and all: how often a row was drawn is its weight."""
     _, prob, label, *_ = made
-    monkeypatch.setattr(_scores, "DRAWN_ROWS", rows)
-    scores = Scores(label[:600], prob[:600])
+    monkeypatch.setattr(scores, "DRAWN_ROWS", rows)
+    whole = Scores(label[:600], prob[:600])
     weights = np.concatenate(list(draw_rows(np.random.default_rng(5), 20, 600, min(rows, 600))), axis=1)
-    found = scores.intervals(20, seed=5)
-    truth, given = scores.label, scores.probability
+    found = whole.intervals(20, seed=5)
+    truth, given = whole.label, whole.probability
     for name, score in {
         "auroc": metrics.roc_auc_score,
         "auprc": metrics.average_precision_score,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import zarrow
 from zarrow.analysis import embed_texts
-from zarrow.analysis._questions import texts as _texts
+from zarrow.analysis._questions import texts
 from zarrow.cli import app
 from zarrow.errors import InvalidInputError, MissingExtraError
 
@@ -30,10 +30,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module = types.ModuleType("counting_model")
     module.load_model = lambda device: Counting()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "counting_model", module)
-    monkeypatch.setitem(_texts.MODELS, len(WORDS), "counting_model")
-    texts = ["a loop in a class", "a class", "read a file", "test a loop"]
+    monkeypatch.setitem(texts.MODELS, len(WORDS), "counting_model")
+    loops = ["a loop in a class", "a class", "read a file", "test a loop"]
     with zarrow.Writer(tmp_path / "run.zarrow") as writer:
-        writer.append({"text": texts}, {"embed": Counting().encode(texts)})
+        writer.append({"text": loops}, {"embed": Counting().encode(loops)})
         writer.finalize()
     return tmp_path / "run.zarrow"
 
@@ -56,7 +56,7 @@ def test_bad_input(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         embed_texts(["x"], "json")
     with pytest.raises(InvalidInputError, match="a text to embed is missing"):
         embed_texts([" "], "counting_model")
-    monkeypatch.delitem(_texts.MODELS, len(WORDS))
+    monkeypatch.delitem(texts.MODELS, len(WORDS))
     printed = CliRunner().invoke(app, ["nearest", str(store), "--text", "a class"])
     assert printed.exit_code == 1
     assert "no sentence model is known for vectors of 4 numbers" in printed.stderr

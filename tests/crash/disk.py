@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zarrow._storage import files as _files
+from zarrow._storage import files
 
 SECTOR_BYTES = 512
 
@@ -44,7 +44,7 @@ class Call:
         return f"{self.name}({', '.join(shown)})"
 
 
-class Recorder(_files.Calls):
+class Recorder(files.Calls):
     """Logs calls below a directory; what is asked of it may be refused (`before`)."""
 
     def __init__(self, top: Path) -> None:
@@ -96,7 +96,7 @@ class Recorder(_files.Calls):
         file, name = object(), self._relative(path)
 
         def act() -> int:
-            fd = _files.Calls.open(self, path, flags, mode)
+            fd = files.Calls.open(self, path, flags, mode)
             self._files[fd] = (file, name)
             return fd
 
@@ -105,48 +105,48 @@ class Recorder(_files.Calls):
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         held = bytes(data)
         args = (self._files[fd][0], held, offset)
-        return self._do("pwrite", args, lambda: _files.Calls.pwrite(self, fd, held, offset))
+        return self._do("pwrite", args, lambda: files.Calls.pwrite(self, fd, held, offset))
 
     def torn(self, fd_file: object, data: bytes, offset: int) -> None:
         """Write a part of what was asked for, and log it."""
         fd = next(fd for fd, (file, _) in self._files.items() if file is fd_file)
-        _files.Calls.pwrite(self, fd, data, offset)
+        files.Calls.pwrite(self, fd, data, offset)
         self.log.append(Call("pwrite", (fd_file, data, offset), self.promise))
 
     def ftruncate(self, fd: int, size_bytes: int) -> None:
         self._do(
             "ftruncate",
             (self._files[fd][0], size_bytes),
-            lambda: _files.Calls.ftruncate(self, fd, size_bytes),
+            lambda: files.Calls.ftruncate(self, fd, size_bytes),
         )
 
     def fsync(self, fd: int) -> None:
         time.sleep(self.fsync_s)  # as a disk does, so that another thread can write meanwhile
-        self._do("fsync", (self._files[fd][0], self._files[fd][1]), lambda: _files.Calls.fsync(self, fd))
+        self._do("fsync", (self._files[fd][0], self._files[fd][1]), lambda: files.Calls.fsync(self, fd))
 
     def fsync_dir(self, path: str) -> None:
-        self._do("fsync_dir", (self._relative(path),), lambda: _files.Calls.fsync_dir(self, path))
+        self._do("fsync_dir", (self._relative(path),), lambda: files.Calls.fsync_dir(self, path))
 
     def mkdir(self, path: str) -> None:
-        self._do("mkdir", (self._relative(path),), lambda: _files.Calls.mkdir(self, path))
+        self._do("mkdir", (self._relative(path),), lambda: files.Calls.mkdir(self, path))
 
     def link(self, source: str, target: str) -> None:
         args = (self._relative(source), self._relative(target))
-        self._do("link", args, lambda: _files.Calls.link(self, source, target))
+        self._do("link", args, lambda: files.Calls.link(self, source, target))
 
     def rename(self, source: str, target: str) -> None:
         args = (self._relative(source), self._relative(target))
-        self._do("rename", args, lambda: _files.Calls.rename(self, source, target))
+        self._do("rename", args, lambda: files.Calls.rename(self, source, target))
 
     def exchange(self, one: str, other: str) -> bool:
         args = (self._relative(one), self._relative(other))
-        return self._do("exchange", args, lambda: _files.Calls.exchange(self, one, other))
+        return self._do("exchange", args, lambda: files.Calls.exchange(self, one, other))
 
     def unlink(self, path: str) -> None:
-        self._do("unlink", (self._relative(path),), lambda: _files.Calls.unlink(self, path))
+        self._do("unlink", (self._relative(path),), lambda: files.Calls.unlink(self, path))
 
     def rmdir(self, path: str) -> None:
-        self._do("rmdir", (self._relative(path),), lambda: _files.Calls.rmdir(self, path))
+        self._do("rmdir", (self._relative(path),), lambda: files.Calls.rmdir(self, path))
 
 
 # The model
@@ -184,9 +184,9 @@ class Tree:
     def take(cls, top: Path) -> Tree:
         """Read one from a real disk."""
         dirs, names, contents, numbers = set(), [], {}, {}
-        for folder, subfolders, files in os.walk(top):
+        for folder, subfolders, names in os.walk(top):
             dirs.update(os.path.relpath(os.path.join(folder, name), top) for name in subfolders)
-            for name in files:
+            for name in names:
                 path = os.path.join(folder, name)
                 status = os.stat(path)
                 number = numbers.setdefault((status.st_dev, status.st_ino), len(numbers))

@@ -12,12 +12,10 @@ from crash import test_bits
 from crash.disk import Recorder
 from crash.states import cuts, judge_all, kills, record_recovery
 from crash.workloads import NAME, WORKLOADS, record, scratch, small_chunks
-from zarrow._format import frames as _frames
-from zarrow._format import layout, zarr_metadata
+from zarrow._format import frames, layout, zarr_metadata
 from zarrow._read import catalog, shard_rows
 from zarrow._storage import files
-from zarrow._write import publishing, seal, shards
-from zarrow._write import recovery as _recovery
+from zarrow._write import publishing, recovery, seal, shards
 from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -161,7 +159,7 @@ def _claim_gone_before_its_open_segment():
 
         return late
 
-    with patched(seal, "discard", discard), patched(_recovery, "discard", discard):
+    with patched(seal, "discard", discard), patched(recovery, "discard", discard):
         yield
 
 
@@ -186,7 +184,7 @@ def _open_segment_gone_before_its_record():
     with (
         patched(catalog, "commit", commit),
         patched(seal, "discard", discard),
-        patched(_recovery, "discard", discard),
+        patched(recovery, "discard", discard),
     ):
         yield
 
@@ -223,7 +221,7 @@ def _manifest_before_the_tails_are_packed():
 
         return late
 
-    with patched(_recovery, "_pack", pack):
+    with patched(recovery, "_pack", pack):
         yield
 
 
@@ -238,7 +236,7 @@ def _open_segment_removed_before_its_name_is():
 
         return unsynced
 
-    with patched(seal, "discard", discard), patched(_recovery, "discard", discard):
+    with patched(seal, "discard", discard), patched(recovery, "discard", discard):
         yield
 
 
@@ -268,14 +266,14 @@ def _row_bytes_not_checked():
 @mutant("small")
 @contextlib.contextmanager
 def _frames_not_checked():
-    with patched(_frames, "crc32c", lambda real: lambda *args: 0):
+    with patched(frames, "crc32c", lambda real: lambda *args: 0):
         yield
 
 
 @mutant("straddling")
 @contextlib.contextmanager
 def _rows_after_a_gap_kept():
-    with patched(_recovery, "_drop_after_gap", lambda real: lambda *args: None):
+    with patched(recovery, "_drop_after_gap", lambda real: lambda *args: None):
         yield
 
 
@@ -318,7 +316,7 @@ def _packing_resumed_from_the_beginning():
 
         return again
 
-    with patched(_recovery, "_pack", pack):
+    with patched(recovery, "_pack", pack):
         yield
 
 
@@ -332,7 +330,7 @@ def _one_owner_for_all_tails():
 
         return same
 
-    with patched(_recovery, "_adopt", adopt):
+    with patched(recovery, "_adopt", adopt):
         yield
 
 
@@ -349,14 +347,14 @@ def _names_that_recovery_finds_not_synced():
 @mutant("none", "bits")
 @contextlib.contextmanager
 def _durable_mark_ignored():
-    with patched(_frames.Scan, "durable_rows", lambda real: property(lambda self: 0)):
+    with patched(frames.Scan, "durable_rows", lambda real: property(lambda self: 0)):
         yield
 
 
 @mutant("none", "bits")
 @contextlib.contextmanager
 def _frames_behind_a_damaged_one_not_looked_for():
-    with patched(_frames, "_resync", lambda real: lambda *args: iter(())):
+    with patched(frames, "_resync", lambda real: lambda *args: iter(())):
         yield
 
 
@@ -383,8 +381,8 @@ def caught(workload, way, make=Recorder, every=1):
         if call.name == "fsync_dir" and call.args[0].endswith(("/open", "/segments"))
     ]
     for point in points[::every]:
-        disk, recovery = record_recovery(recording, point)
-        bad = judge_all(cuts(recovery, rng, 2, disk), WORKLOADS[workload], thorough_every=0, enough=1).bad
+        disk, recovered = record_recovery(recording, point)
+        bad = judge_all(cuts(recovered, rng, 2, disk), WORKLOADS[workload], thorough_every=0, enough=1).bad
         if bad:
             return bad
     return []

@@ -28,7 +28,7 @@ import zarr
 from crash.disk import Recorder, Tree
 from zarrow._format import layout
 from zarrow._read import catalog
-from zarrow._read import open_rows as _open_rows
+from zarrow._read.open_rows import read, slots
 from zarrow._storage import files
 from zarrow.writer import Writer
 
@@ -471,7 +471,7 @@ def check_promise(
 def open_rows(path: Path) -> int:
     """Return the accepted rows of a store's open segments."""
     spec = catalog.read_spec(path)
-    found = [_open_rows.read(slot, spec) for slot in _open_rows.slots(path)]
+    found = [read(slot, spec) for slot in slots(path)]
     return sum(one.rows for one in found if one is not None)
 
 

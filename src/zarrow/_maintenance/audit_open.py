@@ -22,9 +22,17 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from zarrow._format import frames as _frames
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
+from zarrow._format.frames import (
+    MAX_FRAME_BYTES,
+    Frame,
+    is_torn,
+    may_hold_rows,
+    parse_payload,
+    scan,
+    scan_prefix,
+)
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import Finding, Findings
@@ -81,15 +89,15 @@ def audit_slot(files: Beneath, spec: StoreSpec, slot: str, found: Findings) -> O
     return facts
 
 
-def read_frames(files: Beneath, spec: StoreSpec, slot: str) -> Sequence[_frames.Frame]:
+def read_frames(files: Beneath, spec: StoreSpec, slot: str) -> Sequence[Frame]:
     """Return the frames of an open segment before the first that is not sound; none if it has no journal."""
     try:
         path = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
-        journal = files.read(path, _frames.MAX_FRAME_BYTES, drop_hole=True)
+        journal = files.read(path, MAX_FRAME_BYTES, drop_hole=True)
     except (FileNotFoundError, CorruptionError):
         return ()
     uuid = bytes.fromhex(spec.uuid)
-    return _frames.scan_prefix(pa.py_buffer(journal), uuid, len(spec.arrays), spec.segment_rows).frames
+    return scan_prefix(pa.py_buffer(journal), uuid, len(spec.arrays), spec.segment_rows).frames
 
 
 def _journal_bytes(files: Beneath, slot: str) -> int:
@@ -161,7 +169,7 @@ class _Audit:
                     pass
         return False
 
-    def _read(self, name: str, limit_bytes: int = _frames.MAX_FRAME_BYTES) -> bytes:
+    def _read(self, name: str, limit_bytes: int = MAX_FRAME_BYTES) -> bytes:
         data = self._files.read(self._path(name), limit_bytes, drop_hole=name == layout.FRAMES)
         self.checked_files += 1
         self.checked_bytes += len(data)
@@ -180,27 +188,27 @@ class _Audit:
 
     # The journal
 
-    def _sound_frames(self, journal: bytes) -> Sequence[_frames.Frame]:
+    def _sound_frames(self, journal: bytes) -> Sequence[Frame]:
         """Return the sound frames, and take down what lies behind them."""
         spec = self._spec
         buffer = pa.py_buffer(journal)
         uuid, arrays = bytes.fromhex(spec.uuid), len(spec.arrays)
         path = self._path(layout.FRAMES)
         try:
-            scan = _frames.scan(buffer, uuid, arrays, spec.segment_rows, path)
+            found = scan(buffer, uuid, arrays, spec.segment_rows, path)
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
-            scan = _frames.scan_prefix(buffer, uuid, arrays, spec.segment_rows)
+            found = scan_prefix(buffer, uuid, arrays, spec.segment_rows)
         else:
-            tail = journal[len(journal) - scan.torn_bytes :]
+            tail = journal[len(journal) - found.torn_bytes :]
             if not tail:
                 pass
-            elif _frames.is_torn(tail, uuid, arrays) or not any(tail):
+            elif is_torn(tail, uuid, arrays) or not any(tail):
                 self._note(
                     layout.FRAMES,
                     f"{len(tail)} bytes behind the last frame, which was being written: no accepted row",
                 )
-            elif scan.rows == spec.segment_rows or not _frames.may_hold_rows(tail, arrays):
+            elif found.rows == spec.segment_rows or not may_hold_rows(tail, arrays):
                 self.findings.append(
                     Finding(
                         severity="defect",
@@ -213,18 +221,18 @@ class _Audit:
                 self._damage(
                     layout.FRAMES,
                     f"{len(tail)} bytes at byte {len(journal) - len(tail)} are no sound frame: rows from "
-                    f"{scan.rows} of this open segment that were accepted, but are not known to have been "
+                    f"{found.rows} of this open segment that were accepted, but are not known to have been "
                     "durable, are lost",
-                    (scan.rows, spec.segment_rows),
+                    (found.rows, spec.segment_rows),
                 )
-        return scan.frames
+        return found.frames
 
-    def _table_rows(self, frame: _frames.Frame) -> None:
+    def _table_rows(self, frame: Frame) -> None:
         rows = (frame.first_row, frame.stop)
         if not frame.rows:
             return
         try:
-            batch = _frames.parse_payload(frame, self._spec.wire_schema)
+            batch = parse_payload(frame, self._spec.wire_schema)
             batch.validate(full=True)
             for column, values in zip(batch.schema, batch.columns, strict=True):
                 if values.null_count and (not column.nullable or column.name in self._spec.keys):
@@ -234,7 +242,7 @@ class _Audit:
 
     # The row bytes
 
-    def _rows_of(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame]) -> None:
+    def _rows_of(self, array: ArraySpec, index: int, frames: Sequence[Frame]) -> None:
         name = layout.rows_name(array.name)
         try:
             with self._files.open(self._path(name)) as file:
@@ -250,7 +258,7 @@ class _Audit:
         except ZarrowError as error:
             self._damage(name, error)
 
-    def _plain(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame], file: PlainFile) -> int:
+    def _plain(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: PlainFile) -> int:
         name = layout.rows_name(array.name)
         for frame in frames:
             start, size = frame.first_row * array.row_bytes, frame.rows * array.row_bytes
@@ -263,7 +271,7 @@ class _Audit:
                     self._damage(name, _lost(frame, frames), (frame.first_row, frame.stop))
         return frames[-1].stop * array.row_bytes if frames else 0
 
-    def _encoded(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame], file: PlainFile) -> int:
+    def _encoded(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: PlainFile) -> int:
         """Check complete chunks, then the tail, and return where the chunks end."""
         name = layout.rows_name(array.name)
         total = frames[-1].stop if frames else 0
@@ -293,7 +301,7 @@ class _Audit:
         self._tail(array, index, frames, total % array.chunk_rows)
         return offset
 
-    def _tail(self, array: ArraySpec, index: int, frames: Sequence[_frames.Frame], rows: int) -> None:
+    def _tail(self, array: ArraySpec, index: int, frames: Sequence[Frame], rows: int) -> None:
         if not rows:
             return
         entry, stop = frames[-1].arrays[index], frames[-1].stop
@@ -316,7 +324,7 @@ class _Audit:
             self._damage(name, error, (stop - rows, stop))
 
 
-def _lost(frame: _frames.Frame, frames: Sequence[_frames.Frame]) -> str:
+def _lost(frame: Frame, frames: Sequence[Frame]) -> str:
     durable = max(one.durable_rows for one in frames)
     if frame.first_row < durable:
         return "these rows were durable and are not what was written"

@@ -23,8 +23,7 @@ from typing import Any
 
 from zarrow._format import layout
 from zarrow._format.documents import encode_document
-from zarrow._storage import files as _files
-from zarrow._storage import reading
+from zarrow._storage import files, reading
 from zarrow.errors import CorruptionError
 
 __all__ = ["Aside"]
@@ -69,13 +68,13 @@ class Aside:
         damage : mapping
             JSON values that say what it was.
         """
-        _files.make_dir(self._root / layout.QUARANTINE_DIR, exist_ok=True)
-        _files.sync_dir(self._root)
-        _files.make_dir(self.path, exist_ok=True)
-        _files.sync_dir(self.path.parent)
+        files.make_dir(self._root / layout.QUARANTINE_DIR, exist_ok=True)
+        files.sync_dir(self._root)
+        files.make_dir(self.path, exist_ok=True)
+        files.sync_dir(self.path.parent)
         if not os.path.lexists(self.path / DAMAGE_JSON):
             document = encode_document(damage)
-            _files.replace(self.path / DAMAGE_JSON, document, scratch=self._root / layout.OPEN_DIR)
+            files.replace(self.path / DAMAGE_JSON, document, scratch=self._root / layout.OPEN_DIR)
         for source, target in self._moves.items():
             path = self._root / source
             if not os.path.lexists(path):
@@ -83,7 +82,7 @@ class Aside:
             reading.require_own_dirs(self._root, path)
             if os.path.lexists(self.path / target):
                 raise CorruptionError(f"{self.path / target}: is there already, and would be overwritten")
-            _files.rename(path, self.path / target)
+            files.rename(path, self.path / target)
             # The new name before the old one is gone for good: a power cut may leave both, not neither.
-            _files.sync_dir(self.path)
-            _files.sync_dir(path.parent)
+            files.sync_dir(self.path)
+            files.sync_dir(path.parent)

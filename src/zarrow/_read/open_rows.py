@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format import frames as _frames
 from zarrow._format import layout
-from zarrow._format import spec as _spec
 from zarrow._format.codecs import ChunkCodec
+from zarrow._format.frames import MAX_FRAME_BYTES, Frame, parse_payload, scan
 from zarrow._format.records import Owner
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read import shard_rows
 from zarrow._storage import reading
 from zarrow.errors import CorruptionError
@@ -45,7 +44,7 @@ class OpenRows:
 
     path: Path
     owner: Owner
-    frames: tuple[_frames.Frame, ...]
+    frames: tuple[Frame, ...]
     size_bytes: int
     torn_bytes: int
 
@@ -71,7 +70,7 @@ class OpenRows:
         for frame in self.frames:
             low, high = max(start, frame.first_row), min(stop, frame.stop)
             if low < high:
-                batch = _frames.parse_payload(frame, spec.wire_schema)
+                batch = parse_payload(frame, spec.wire_schema)
                 found.append(batch.slice(low - frame.first_row, high - low))
         return found
 
@@ -98,7 +97,7 @@ class OpenRows:
             )
             yield tail[max(start, first) - first :]
 
-    def _rows_of(self, array: _spec.ArraySpec) -> npt.NDArray[Any]:
+    def _rows_of(self, array: ArraySpec) -> npt.NDArray[Any]:
         """Return all rows of an array of plain bytes, mapped."""
         shape = (self.rows, *array.row_shape)
         if not self.rows:
@@ -148,11 +147,11 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     """
     try:
         owner = Owner.decode(reading.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
-        data = reading.read(path / layout.FRAMES, limit_bytes=_frames.MAX_FRAME_BYTES, drop_hole=True)
+        data = reading.read(path / layout.FRAMES, limit_bytes=MAX_FRAME_BYTES, drop_hole=True)
         journal = pa.py_buffer(data)
     except FileNotFoundError:
         return None
-    found = _frames.scan(
+    found = scan(
         journal, bytes.fromhex(spec.uuid), len(spec.arrays), spec.segment_rows, str(path / layout.FRAMES)
     )
     counts = [frame.rows for frame in found.frames]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow._format import codecs as _codecs
+from zarrow._format import codecs
 from zarrow._format.spec import PLAIN, StoreSpec
 from zarrow._write.first_batch import infer_spec, kept_schema
 from zarrow._write.given import Columns, to_host
@@ -59,8 +59,8 @@ class Declaration:
     def _codecs(self, array: str, dtype: str, sample: Any = None) -> tuple[dict[str, Any], ...]:
         chosen = self._chosen(array)
         if isinstance(chosen, str) and chosen == AUTO:
-            return PLAIN if sample is None else _codecs.choose(np.asarray(to_host(sample)), dtype)
-        return _codecs.normalize(chosen, dtype)
+            return PLAIN if sample is None else codecs.choose(np.asarray(to_host(sample)), dtype)
+        return codecs.normalize(chosen, dtype)
 
     def _check_codecs(self, arrays: Iterable[str]) -> None:
         """Raise if codecs are given for an array that is not there: a typo would store it plainly."""

@@ -27,8 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from zarrow._format import frames as _frames
-from zarrow._format import layout
+from zarrow._format import frames, layout
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.records import Owner, ShardFacts
 from zarrow._format.spec import ArraySpec, StoreSpec
@@ -239,9 +238,9 @@ class OpenSegment:
         self._rows += rows
 
     def _write_frame(
-        self, rows: int, entries: Sequence[_frames.ArrayEntry], payload: pa.Buffer | bytes
+        self, rows: int, entries: Sequence[frames.ArrayEntry], payload: pa.Buffer | bytes
     ) -> None:
-        frame = _frames.encode(self._uuid, self._rows, rows, self.durable_rows, entries, payload)
+        frame = frames.encode(self._uuid, self._rows, rows, self.durable_rows, entries, payload)
         files.write(self._frames_fd, frame, self._frames_bytes)
         self._frames_bytes += len(frame)
 
@@ -289,8 +288,8 @@ class OpenSegment:
     def batches(self) -> list[pa.RecordBatch]:
         """Return the table's rows, of the wire schema, read back from the journal and checked."""
         path = self.path / layout.FRAMES
-        found = _frames.scan(
-            pa.py_buffer(reading.read(path, limit_bytes=_frames.MAX_FRAME_BYTES)),
+        found = frames.scan(
+            pa.py_buffer(reading.read(path, limit_bytes=frames.MAX_FRAME_BYTES)),
             self._uuid,
             len(self.spec.arrays),
             self.spec.segment_rows,
@@ -298,7 +297,7 @@ class OpenSegment:
         )
         if found.rows != self._rows:
             raise CorruptionError(f"{path}: {self._rows} rows were appended, {found.rows} came back")
-        return [_frames.parse_payload(frame, self.spec.wire_schema) for frame in found.frames if frame.rows]
+        return [frames.parse_payload(frame, self.spec.wire_schema) for frame in found.frames if frame.rows]
 
     def close(self, *, keep_lock: bool = False) -> None:
         """Close the files and, unless it is kept, give the lock up; the rows stay."""
@@ -330,6 +329,6 @@ def open_shard(path: Path, array: ArraySpec, segment_rows: int, *, create: bool)
     return shards.EncodedShard(path, array, segment_rows, ChunkCodec(array), create=create)
 
 
-def _entry(facts: shards.Appended) -> _frames.ArrayEntry:
-    chunks = tuple(_frames.Chunk(*chunk) for chunk in facts.chunks)
-    return _frames.ArrayEntry(facts.rows_crc32c, facts.tail_crc32c, facts.tail_side, chunks)
+def _entry(facts: shards.Appended) -> frames.ArrayEntry:
+    chunks = tuple(frames.Chunk(*chunk) for chunk in facts.chunks)
+    return frames.ArrayEntry(facts.rows_crc32c, facts.tail_crc32c, facts.tail_side, chunks)

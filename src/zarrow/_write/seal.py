@@ -36,8 +36,8 @@ from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing
-from zarrow._write import shards as _shards
 from zarrow._write.open_segment import OpenSegment, discard, open_shard
+from zarrow._write.shards import Shard
 
 __all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
 
@@ -137,7 +137,7 @@ def commit_copy(root: Path, spec: StoreSpec, claim: Claim, found: dict[str, Open
     files.remove_tree(scratch)
 
 
-def _sealed(shard: _shards.Shard) -> ShardFacts:
+def _sealed(shard: Shard) -> ShardFacts:
     if shard.rows:
         return shard.seal()
     return ShardFacts(size_bytes=0, chunks_crc32c=(), index_crc32c=0)

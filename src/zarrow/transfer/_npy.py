@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.spec import ZARR_DTYPES
-from zarrow._storage import files as _files
+from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
 from zarrow.transfer._parquet import open_parts, write_parquet
@@ -46,11 +46,11 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             for start, _, vectors in rows.only([]).batches():
                 sink.put(start, vectors[rows.arrays[0].name])
         return
-    _files.make_dir(scratch)
+    files.make_dir(scratch)
     with contextlib.ExitStack() as open_files:
         sinks = {}
         for array in rows.arrays:
-            _files.make_dir(scratch / array.name)
+            files.make_dir(scratch / array.name)
             path = scratch / array.name / f"{array.name}_0.npy"
             sinks[array.name] = open_files.enter_context(_Sink(path, array))
 
@@ -60,7 +60,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                     sinks[name].put(start, found)
                 yield batch
 
-        _files.make_dir(scratch / METADATA)
+        files.make_dir(scratch / METADATA)
         if rows.schema.names:
             path = scratch / METADATA / f"{METADATA}_0.parquet"
             write_parquet(path, rows.schema, batches(), rows.schema.names)
@@ -84,12 +84,12 @@ class _Sink:
         )
         self._row_bytes = array.nbytes // max(len(array), 1)
         self._offset = header.tell()
-        self._fd = _files.create(path)
-        _files.write(self._fd, header.getvalue(), 0)
+        self._fd = files.create(path)
+        files.write(self._fd, header.getvalue(), 0)
 
     def put(self, row: int, rows: npt.NDArray[Any]) -> None:
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        _files.write(self._fd, data, self._offset + row * self._row_bytes)
+        files.write(self._fd, data, self._offset + row * self._row_bytes)
 
     def __enter__(self) -> _Sink:
         return self
@@ -113,13 +113,13 @@ def read(source: Path, beside: Path | None) -> Incoming:
         raise InvalidInputError(f"{source}: there is no .npy file in this folder, nor in one within it")
     totals = {name: parts.rows for name, parts in arrays.items()}
     size = batch_rows(max(parts.row_bytes for parts in arrays.values()))
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as opened:
         tables = None
         total = next(iter(totals.values()))
         schema = pa.schema([])
         if beside is not None:
             paths = _in_order(beside.glob("**/*.parquet")) if beside.is_dir() else [beside]
-            totals[str(beside)], schema, tables = open_parts(paths, beside, files)
+            totals[str(beside)], schema, tables = open_parts(paths, beside, opened)
         if len(set(totals.values())) > 1:
             raise InvalidInputError(f"{source}: the files must have the same rows each, got {totals}")
 
@@ -146,7 +146,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
 
         shapes = {name: (parts.row_shape, parts.dtype) for name, parts in arrays.items()}
         return Incoming(
-            schema=table.schema, arrays=shapes, total=total, batches=read_all, files=files.pop_all()
+            schema=table.schema, arrays=shapes, total=total, batches=read_all, files=opened.pop_all()
         )
 
 
