@@ -43,7 +43,7 @@ __all__ = ["Repair", "SetAside", "repair"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetAside:
+class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
     """Something damaged that was moved out of the way, or would be.
 
     Parameters
@@ -77,7 +77,7 @@ class SetAside:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repair:
+class Repair:  # its fields are its parameters: numpydoc ignore=PR02
     """What `repair` did, or would do.
 
     Parameters
