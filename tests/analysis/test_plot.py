@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import zarrow
 from zarrow.analysis import map_rows, plot
 from zarrow.analysis._numbers.scores import Scores
-from zarrow.analysis._pictures import map_plot
+from zarrow.analysis._pictures import row_map
 from zarrow.analysis._pictures.curves import calibrate
-from zarrow.analysis._pictures.grid import Bounds, Grid, read_colour
+from zarrow.analysis._pictures.map_cells import Bounds, Grid, read_colour
 from zarrow.cli import app
 from zarrow.errors import InvalidInputError, UnknownNameError, WriteFailedError
 from zarrow.store import Store
@@ -127,7 +127,7 @@ def test_drift(tmp_path: Path) -> None:
 
 def test_many_rows_become_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit a map counts rows in cells: all of them, and colours by their mean."""
-    monkeypatch.setattr(map_plot, "MAX_POINTS", 1000)
+    monkeypatch.setattr(row_map, "MAX_POINTS", 1000)
     store = example_predictions()
     figure = plot.map(store)
     (image,) = figure.axes[0].get_images()

@@ -141,7 +141,7 @@ def test_points_tell_who_they_are(tmp_path: Path, browser: Any) -> None:
         assert len(seen) >= 4
         page.locator("#map").focus()
         page.keyboard.press("Escape")
-        assert "arrows go from one to the next" in page.locator("#detail").inner_text()
+        assert "arrow keys move from row to row" in page.locator("#detail").inner_text()
         walked = set()
         keys = ["ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft"]
         for key in [key for key in keys for _ in range(5)]:
@@ -206,6 +206,17 @@ def test_phone_and_dark(many: Path, browser: Any, scheme: str) -> None:
         box = page.locator("#map").bounding_box()
         page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         assert "here" in page.locator("#detail").inner_text()
+
+
+def test_charts_have_the_colours_of_the_page(many: Path, browser: Any) -> None:
+    """The curves of the charts are drawn in the page's accent, which differs in light and dark."""
+    for scheme, accent in (("light", "rgb(0, 96, 168)"), ("dark", "rgb(124, 196, 245)")):
+        with Opened(browser, many, color_scheme=scheme) as page:
+            assert page.locator("svg.chart").count() == 3
+            assert page.locator("svg [style], svg style").count() == 0
+            for name in ("ROC curve", "Calibration"):
+                curve = page.get_by_role("img", name=name).locator("path[stroke='var(--accent)']").first
+                assert curve.evaluate("(curve) => getComputedStyle(curve).stroke") == accent
 
 
 def test_a_table_shows_that_it_goes_on(many: Path, browser: Any) -> None:

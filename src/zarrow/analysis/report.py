@@ -1,51 +1,44 @@
-"""How can a store be shown to somebody who has neither the store nor Python?
+"""Report — a store shown to people who have neither the store nor Python, as one HTML file.
 
-As one HTML file with everything in it: what the store holds, how good its probabilities are, and a map whose
-rows tell who they are. Few rows are points; of many the map has cells, each with a row that stands for it, so
-that the page stays small. Text of the store is never taken for markup (`analysis._pictures.page`), and the
-page asks the
-network for nothing. What a person sees is in ``report.css`` and ``report.js`` beside this file.
+It says what the store holds and how good its probabilities are, and has a map whose rows can be looked at.
+Few rows are points; many are counted in cells, each with one row as its example, so that the page stays
+small. Charts are those of `zarrow.analysis.plot`.
 
-Place: tier 5, in `zarrow.analysis`. Reads the store; a crash leaves the page that was there before.
+This file gathers what the page says; the template ``report.html.j2`` says where it stands
+(`analysis._pictures.page`), ``report.css`` how it looks and ``report.js`` what the map and the tables do. The
+page loads nothing from anywhere. A crash leaves the file that was there before.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow.analysis._pictures.charts import bars_chart, calibration_chart, roc_chart
-from zarrow.analysis._pictures.curves import calibrate, choose_label, choose_probability
-from zarrow.analysis._pictures.grid import Colour, choose_map, read_cells, read_colour, read_points
+from zarrow.analysis._pictures.curves import choose_label, choose_probability
+from zarrow.analysis._pictures.figure import PALETTE, draw, to_markup
+from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_cells, read_colour, read_points
+from zarrow.analysis._pictures.norms import draw_histogram
 from zarrow.analysis._pictures.output import in_one_step, require_writable
-from zarrow.analysis._pictures.page import (
-    Html,
-    Interval,
-    assemble,
-    cards,
-    embed,
-    facts,
-    pack,
-    say,
-    section,
-    table,
-)
-from zarrow.analysis._questions.describe import Description, describe
+from zarrow.analysis._pictures.page import Interval, as_text, pack, page_writer
+from zarrow.analysis._pictures.roc_calibration import draw_calibration, draw_roc
+from zarrow.analysis._questions.describe import ArrayDescription, Description, describe
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
 from zarrow.analysis._questions.map import Map
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import free_names, names_of
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["report"]
 
@@ -56,12 +49,13 @@ MAX_GROUPS = 500
 MAX_COLOURS = 6
 FIELD_CHARACTERS = 160
 HISTOGRAM_BINS = 40
+CHART_INCHES = 4.4, 3.8
 BOOTSTRAP = 200
 MAX_BOOTSTRAP_ROWS = 1_000_000
 METHODS = {"pca": "Principal components", "umap": "UMAP", "tsne": "t-SNE"}
 HINT = (
-    "Point at the map, or tap it, to see who is there. With the keyboard: arrows go from one to the next, "
-    "+ and − zoom, 0 shows all, Escape lets go."
+    "Point at the map, or tap it, to see the row there. Keyboard: the arrow keys move from row to row, "
+    "+ and − zoom, 0 shows everything, Escape clears the selection."
 )
 
 Stage = Callable[[str], None]
@@ -126,53 +120,56 @@ def report(
     """
     target = Path(output)
     require_writable(target)
+    write_page = page_writer()
     say_stage = stage or (lambda _: None)
-    wanted = [read_colour(store, name) for name in colours] if colours is not None else None
+    chosen = [read_colour(store, name) for name in colours] if colours is not None else None
     say_stage("describing")
     described = describe(store, progress=progress)
     say_stage("evaluating")
     evaluated = _evaluate(store, probability, label, by, bootstrap)
-    if wanted is None:
-        wanted = _colours(store, evaluated, described)
+    if chosen is None:
+        chosen = _colours(store, evaluated, described)
     say_stage("mapping")
-    shown = _map_section(store, map, wanted, progress)
-    name = title or store.path.name
-    parts = [
-        shown,
-        _evaluation_section(evaluated) if evaluated is not None else "",
-        _columns_section(described),
-        _arrays_section(described),
-        section("provenance", "Where the rows come from", facts(_provenance(store))),
-    ]
-    body = (
-        '<a class="skip" href="#content">Skip to the content</a>'
-        f"<header><h1>{escape(name)}</h1>{_summary(store, described, evaluated)}</header>"
-        f'<main id="content">{"".join(parts)}</main>'
-        f"<footer>Written by zarrow {escape(version('zarrow'))} from {escape(str(store.path))}</footer>"
-    )
+    page = {
+        "title": title or store.path.name,
+        "complete": store.complete,
+        "state": "complete" if store.complete else f"incomplete: {store.committed_rows:,} rows are committed",
+        "nonfinite_rows": sum(array.nonfinite_rows for array in described.arrays.values()),
+        "cards": _cards(store, described, evaluated),
+        "map": _map(store, map, chosen, progress),
+        "evaluation": None if evaluated is None else _evaluation(evaluated),
+        "columns": _columns(described),
+        "arrays": _arrays(described),
+        "provenance": _provenance(store),
+        "version": version("zarrow"),
+        "path": store.path,
+    }
     say_stage("writing")
     with in_one_step(target) as file:
-        file.write_text(assemble(name, body), encoding="utf-8")
+        file.write_text(write_page(page), encoding="utf-8")
 
 
-# What it says
+def _provenance(store: Store) -> dict[str, str]:
+    said = {
+        name: value if isinstance(value, str) else repr(value) for name, value in store.provenance.items()
+    }
+    return {"uuid": store.uuid, "keys": ", ".join(store.keys) or "none", **said}
 
 
-def _summary(store: Store, described: Description, evaluated: Evaluation | None) -> Html:
-    state = "complete" if store.complete else f"incomplete: {store.committed_rows:,} rows are committed"
+def _cards(store: Store, described: Description, evaluated: Evaluation | None) -> dict[str, object]:
     stored = store.table_bytes + sum(array.stored_bytes for array in store.arrays.values())
-    figures: dict[str, object] = {"rows": store.num_rows, "columns": len(described.columns)}
+    cards: dict[str, object] = {"rows": store.num_rows, "columns": len(described.columns)}
     for name, array in store.arrays.items():
-        figures[name] = " × ".join(f"{axis:,}" for axis in array.row_shape) + f" {array.dtype.name}"
-    figures["on disk"] = _bytes(stored)
+        cards[name] = f"{_shape(array.row_shape)} {array.dtype.name}"
+    cards["on disk"] = _bytes(stored)
     if evaluated is not None:
-        figures["prevalence"] = evaluated.overall["prevalence"]
-        figures["AUROC"] = evaluated.overall["auroc"]
-    bad = sum(array.nonfinite_rows for array in described.arrays.values())
-    notes = [f'<span class="{"good" if store.complete else "warn"}">{escape(state)}</span>']
-    if bad:
-        notes.append(f'<span class="warn">{bad:,} rows of vectors hold NaN or infinity</span>')
-    return Html(f'<p class="note">{" · ".join(notes)}</p>{cards(figures)}')
+        cards["prevalence"] = evaluated.overall["prevalence"]
+        cards["AUROC"] = evaluated.overall["auroc"]
+    return cards
+
+
+def _shape(row_shape: Sequence[int]) -> str:
+    return " × ".join(f"{axis:,}" for axis in row_shape)
 
 
 def _bytes(count: float) -> str:
@@ -183,14 +180,16 @@ def _bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _provenance(store: Store) -> dict[str, object]:
-    said = {
-        name: value if isinstance(value, str) else repr(value) for name, value in store.provenance.items()
-    }
-    return {"uuid": store.uuid, "keys": ", ".join(store.keys) or "none", **said}
+def _chart(content: Callable[[Axes], None], label: str, caption: str) -> dict[str, str]:
+    """Return a chart for the page; `label` is for people who do not see it."""
+    figure = draw(lambda figure: content(figure.add_subplot()), CHART_INCHES)
+    return {"svg": to_markup(figure, label), "caption": caption}
 
 
-def _columns_section(described: Description) -> Html:
+# Columns and arrays
+
+
+def _columns(described: Description) -> dict[str, Any]:
     rows = [
         {
             "column": one["column"],
@@ -198,18 +197,17 @@ def _columns_section(described: Description) -> Html:
             "values": one["count"],
             "nulls": one["nulls"],
             "NaN, ±∞": one["nonfinite"],
-            "different": one["distinct"],
-            **{name: _time(one, name) for name in ("mean", "std")},
-            **{name: _time(one, name) for name in ("min", "q05", "median", "q95", "max")},
+            "distinct": one["distinct"],
+            **{name: _time(one, name) for name in ("mean", "std", "min", "q05", "median", "q95", "max")},
         }
         for one in described.columns.to_pylist()
     ]
-    if not rows:
-        return section("columns", "Columns", '<p class="note">The table has no columns of its own.</p>')
     note = "q05 and q95 are the 5 % and 95 % quantiles."
-    if not all(described.columns["exact"].to_pylist()):
-        note = f"How many different values there are is about right; {note}"
-    return section("columns", "Columns", f'<p class="note">{note}</p>', table("Columns", rows, ["type"]))
+    if not rows:
+        note = "The table has no columns of its own."
+    elif not all(described.columns["exact"].to_pylist()):
+        note = f"The numbers of distinct values and the quantiles are approximate; {note}"
+    return {"note": note, "rows": rows}
 
 
 def _time(one: dict[str, Any], name: str) -> object:
@@ -222,42 +220,35 @@ def _time(one: dict[str, Any], name: str) -> object:
     return str(np.datetime64(round(value * 1e6), "us").astype("datetime64[s]")).replace("T", " ")
 
 
-def _arrays_section(described: Description) -> Html:
-    if not described.arrays:
-        return section("arrays", "Arrays", '<p class="note">The store has no arrays.</p>')
-    rows = []
-    charts = []
-    for name, one in described.arrays.items():
-        rows.append(
-            {
-                "array": name,
-                "rows": one.rows,
-                "shape of a row": " × ".join(f"{axis:,}" for axis in one.row_shape),
-                "type": one.dtype,
-                "mean length": one.norm_mean,
-                "its std": one.norm_std,
-                "effective rank": one.effective_rank,
-                "mean cosine": one.anisotropy,
-                "dead dimensions": len(one.dead_dimensions),
-                "rows with NaN or ∞": one.nonfinite_rows,
-                "zero rows": one.zero_rows,
-            }
-        )
-        if one.rows > one.nonfinite_rows:
-            edges, counts = one.norms.histogram(HISTOGRAM_BINS)
-            chart = bars_chart(edges, counts, f"Lengths of {name}", "Euclidean length")
-            charts.append(_figure(chart, f"Lengths of {name}"))
+def _arrays(described: Description) -> dict[str, Any]:
     note = (
         "Effective rank: how many dimensions the rows really use. Mean cosine of two rows: 0 if they point "
         "everywhere, 1 if all point one way."
     )
-    return section(
-        "arrays",
-        "Arrays",
-        f'<p class="note">{note}</p>',
-        table("Arrays", rows, ["type", "shape of a row"]),
-        f'<div class="figures">{"".join(charts)}</div>',
-    )
+    rows = [
+        {
+            "array": name,
+            "rows": one.rows,
+            "shape of a row": _shape(one.row_shape),
+            "type": one.dtype,
+            "mean length": one.norm_mean,
+            "its std": one.norm_std,
+            "effective rank": one.effective_rank,
+            "mean cosine": one.anisotropy,
+            "dead dimensions": len(one.dead_dimensions),
+            "rows with NaN or ∞": one.nonfinite_rows,
+            "zero rows": one.zero_rows,
+        }
+        for name, one in described.arrays.items()
+    ]
+    charts = [_lengths(one) for one in described.arrays.values() if one.rows > one.nonfinite_rows]
+    return {"note": note if rows else "The store has no arrays.", "rows": rows, "charts": charts}
+
+
+def _lengths(array: ArrayDescription) -> dict[str, str]:
+    counted, median = array.norms.histogram(HISTOGRAM_BINS), array.norms.quantile(0.5)
+    caption = f"Lengths of {array.name}"
+    return _chart(lambda axes: draw_histogram(axes, *counted, median), caption, caption)
 
 
 # How good the probabilities are
@@ -285,45 +276,37 @@ def _evaluate(
     return evaluate(store, *columns, by=names, bootstrap=bootstrap)
 
 
-def _evaluation_section(found: Evaluation) -> Html:
-    overall = found.overall
+def _evaluation(found: Evaluation) -> dict[str, Any]:
+    overall, everything = found.overall, ("all rows", found.scores[-1], PALETTE[0])
     if not overall["labelled"]:
         note = f"No row has both a label ({found.label}) and a probability ({found.probability})."
-        return section("evaluation", "Evaluation", f'<p class="note">{escape(note)}</p>')
+        return {"note": note, "rows": []}
     note = (
         f"{found.probability} against {found.label}: {overall['labelled']:,} of {overall['rows']:,} rows "
         f"have both, {overall['positives']:,} are true."
     )
     if overall["brier_low"] is not None:
-        note += " In brackets 95 % bootstrap intervals."
+        note += " Brackets hold 95 % bootstrap intervals."
+    groups = sorted(found.table.to_pylist() if found.by else [], key=lambda one: -one["labelled"])
     (task,) = free_names([", ".join(found.by) or "task"], _scores(overall))
     rows = [{task: "all rows", **_scores(overall)}]
-    listed = found.table.to_pylist() if found.by else []
-    listed.sort(key=lambda one: -one["labelled"])
-    for one in listed[:MAX_GROUPS]:
-        key = ", ".join(map(say, list(one.values())[: len(found.by)]))
+    for one in groups[:MAX_GROUPS]:
+        key = ", ".join(as_text(value) for value in list(one.values())[: len(found.by)])
         rows.append({task: key, **_scores(one)})
-    more = ""
-    if len(listed) > MAX_GROUPS:
-        more = f'<p class="note">The {MAX_GROUPS} largest of {len(listed):,} groups.</p>'
-    scores = found.scores[-1]
-    charts = ""
+    charts = []
     if overall["auroc"] is not None:
-        fpr, tpr, _ = scores.roc_curve(400)
-        charts = _figure(roc_chart(fpr, tpr, overall["auroc"]), "ROC of all rows")
-    told = "Calibration of all rows: ten groups of as many rows, with 95 % intervals"
-    charts += _figure(calibration_chart(calibrate(scores)), told)
-    by = f"By {', '.join(found.by)}" if found.by else "All rows"
-    return section(
-        "evaluation",
-        "Evaluation",
-        f'<p class="note">{escape(note)}</p><div class="figures">{charts}</div><h3>{escape(by)}</h3>{more}',
-        table("Evaluation", rows),
-    )
-
-
-def _figure(chart: str, caption: str) -> str:
-    return f"<figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>"
+        label = f"ROC curve: true against false positive rate, AUROC {overall['auroc']:.3f}"
+        charts.append(_chart(lambda axes: draw_roc(axes, [everything]), label, "ROC of all rows"))
+    label = "Calibration: share with a true label against mean predicted probability"
+    caption = "Calibration of all rows: ten groups of equal size, with 95 % intervals"
+    charts.append(_chart(lambda axes: draw_calibration(axes, [everything]), label, caption))
+    return {
+        "note": note,
+        "charts": charts,
+        "heading": f"By {', '.join(found.by)}" if found.by else "All rows",
+        "more": f"The {MAX_GROUPS} largest of {len(groups):,} groups." * (len(groups) > MAX_GROUPS),
+        "rows": rows,
+    }
 
 
 def _scores(one: dict[str, Any]) -> dict[str, object]:
@@ -355,20 +338,19 @@ def _colours(store: Store, evaluated: Evaluation | None, described: Description)
     return [read_colour(store, name) for name in [*names, *few, *numbers][:MAX_COLOURS]]
 
 
-def _map_section(
+def _map(
     store: Store, name: str | None, colours: Sequence[Colour], progress: Progress | None
-) -> Html:
+) -> dict[str, Any]:
     try:
-        what, places = choose_map(store, name, progress)
+        made, places = choose_map(store, name, progress)
     except InvalidInputError as error:
         if name is not None:
             raise
-        return section("map-title", "Map", f'<p class="note">{escape(str(error))}</p>')
+        return {"note": str(error), "data": None}
     if store.num_rows <= MAX_POINTS:
         points = read_points(store, places, colours)
-        rows, xy, side = points.rows, points.xy, 0.0
+        rows, xy, values, side = points.rows, points.xy, points.colours, 0.0
         counts, outside = np.ones(len(rows), np.int64), 0
-        values = points.colours
     else:
         grid = read_cells(store, places, colours, CELLS, progress)
         cells = np.flatnonzero(grid.counts)
@@ -376,7 +358,7 @@ def _map_section(
         side = float((grid.bounds.high[0] - grid.bounds.low[0]) / grid.shape[0])
         values = {colour.name: grid.colour(colour.name)[cells] for colour in colours}
     if not len(rows):
-        return section("map-title", "Map", '<p class="note">There is no row without NaN to show.</p>')
+        return {"note": "There is no row without NaN to show.", "data": None}
     data = {
         "kind": "cells" if side else "points",
         "hint": HINT,
@@ -388,41 +370,22 @@ def _map_section(
         "fields": _fields(store, rows, [colour.name for colour in colours]),
         "colours": [_colour(colour, values[colour.name]) for colour in colours],
     }
-    options = "".join(
-        f'<option value="{place}">{escape(colour.name)}</option>' for place, colour in enumerate(colours)
-    )
-    plain = "how many rows" if side else "one colour"
-    note = _map_note(what, store, int(counts.sum()), len(rows) if side else 0, outside)
-    label = f"Map of {int(counts.sum()):,} rows; arrow keys move from row to row"
-    return section(
-        "map-title",
-        "Map",
-        f'<p class="note">{escape(note)}</p>',
-        '<div class="controls"><label for="colour">Colour</label> '
-        f'<select id="colour">{options}<option value="none">{plain}</option></select>'
-        '<button type="button" id="in" aria-label="Zoom in">+</button>'
-        '<button type="button" id="out" aria-label="Zoom out">−</button>'
-        '<button type="button" id="reset">Show all</button></div>',
-        f'<div class="map"><canvas id="map" tabindex="0" role="application" aria-label="{label}" '
-        'aria-describedby="detail"></canvas><div class="side">'
-        '<div class="legend" id="legend"></div><div class="detail" id="detail"></div>'
-        '<p id="said" class="heard" aria-live="polite"></p></div></div>'
-        "<noscript><p>The map needs JavaScript, which is in this page itself.</p></noscript>",
-        embed("map-data", data),
-    )
+    drawn = int(counts.sum())
+    note = _map_note(made, store, drawn, len(rows) if side else 0, outside)
+    return {"note": note, "drawn": drawn, "data": data}
 
 
-def _map_note(what: Map, store: Store, drawn: int, cells: int, outside: int) -> str:
-    note = f"{METHODS.get(what.method, what.method)} of {what.array}"
-    if what.explained_variance_ratio:
-        note += f", {sum(what.explained_variance_ratio):.0%} of the variance".replace("%", " %")
-    if what.method in ("umap", "tsne") and what.sample_rows < what.rows:
-        note += f", made from {what.sample_rows:,} rows, the others placed near their likes"
+def _map_note(made: Map, store: Store, drawn: int, cells: int, outside: int) -> str:
+    note = f"{METHODS.get(made.method, made.method)} of {made.array}"
+    if made.explained_variance_ratio:
+        note += f", {sum(made.explained_variance_ratio):.0%} of the variance".replace("%", " %")
+    if made.method in ("umap", "tsne") and made.sample_rows < made.rows:
+        note += f", made from {made.sample_rows:,} rows, the others placed near similar rows"
     note += f". {drawn:,} rows"
     if drawn < store.num_rows:
         note += f" ({store.num_rows - drawn:,} with NaN or infinity are not on it)"
     if cells:
-        note += f" in {cells:,} cells, each told by the first of its rows"
+        note += f" in {cells:,} cells, each with its first row as an example"
     if outside:
         note += f"; {outside:,} far outside are shown at the edge"
     return note + "."
@@ -430,11 +393,11 @@ def _map_note(what: Map, store: Store, drawn: int, cells: int, outside: int) -> 
 
 def _colour(colour: Colour, values: npt.NDArray[np.float64]) -> dict[str, Any]:
     known = values[np.isfinite(values)]
-    told: dict[str, Any] = {"name": colour.name, "values": pack(values, "f4")}
+    shown: dict[str, Any] = {"name": colour.name, "values": pack(values, "f4")}
     if colour.categories:
-        return told | {"labels": colour.labels, "named": len(colour.categories)}
+        return shown | {"labels": colour.labels, "named": len(colour.categories)}
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-    return told | {"low": low, "high": high}
+    return shown | {"low": low, "high": high}
 
 
 def _fields(store: Store, rows: npt.NDArray[np.int64], first: Sequence[str]) -> list[dict[str, Any]]:
@@ -448,7 +411,7 @@ def _fields(store: Store, rows: npt.NDArray[np.int64], first: Sequence[str]) -> 
         texts: dict[str, int] = {}
         codes = np.empty(len(rows), np.uint32)
         codes[order] = [
-            texts.setdefault(say(value)[:FIELD_CHARACTERS], len(texts)) for value in _values(found[name])
+            texts.setdefault(as_text(value)[:FIELD_CHARACTERS], len(texts)) for value in _values(found[name])
         ]
         fields.append({"name": name, "values": list(texts), "codes": pack(codes, "u4")})
     return fields

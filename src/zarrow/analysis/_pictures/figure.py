@@ -1,18 +1,21 @@
-"""What do all pictures have in common?
+"""Figure — what every picture is drawn on, and how it becomes a file or a part of the report's page.
 
-A figure in our style, with a title that never changes the room for the picture, text in which matplotlib
-sees no formula, and a file of it: PNG, SVG or PDF. Colours are Okabe and Ito's and cividis, which most
-colour-blind people can tell apart.
+`draw` makes a figure in the style of this package, `write_title` gives it a title that does not change the
+room for the picture, `plain` makes text in which matplotlib sees no formula, `save` writes PNG, SVG or PDF,
+and `to_markup` returns SVG in the page's own colours. The colours are Okabe and Ito's and cividis, which
+most colour-blind people can tell apart.
 
-Place: tier 5, in `zarrow.analysis`; what `plot`'s pictures are drawn with. Matplotlib's global state is left
-alone, and nothing of it is loaded before a picture is drawn.
+Matplotlib's global state is left alone, and matplotlib is loaded only when a picture is drawn.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import textwrap
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +26,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "INK", "PALETTE", "check_format", "draw", "plain", "save", "short", "write_title"]
+__all__ = [
+    "FAINT",
+    "INK",
+    "PALETTE",
+    "check_format",
+    "draw",
+    "plain",
+    "save",
+    "short",
+    "to_markup",
+    "write_title",
+]
 
 NOTE_CHARACTERS = 74
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A900", "#8C8C8C")
 """Okabe and Ito, *Color Universal Design* (2008); their yellow darker, for white paper; grey for others."""
-INK, FAINT, GRID = "#222222", "#5c5c5c", "#e3e3e3"
+INK, FAINT, GRID, EDGE = "#222222", "#5c5c5c", "#e3e3e3", "#9a9a9a"
+PAGE_COLOURS = {
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    GRID: "var(--line)",
+    EDGE: "var(--faint)",
+    PALETTE[0].lower(): "var(--accent)",
+}
+"""Our colours as SVG has them, and the variables of ``report.css`` that stand for them, in light and dark."""
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10.5,
@@ -37,7 +59,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.titlepad": 26,
     "axes.labelcolor": FAINT,
-    "axes.edgecolor": "#9a9a9a",
+    "axes.edgecolor": EDGE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -74,7 +96,7 @@ def draw(content: Callable[[Figure], None], size: tuple[float, float] = (7.2, 5.
 
 
 def write_title(axes: Axes, title: str, note: str) -> None:
-    """Write a title, and under it what is to be known, which never changes the room for the picture."""
+    """Write a title and a note under it; the room for the picture does not depend on them."""
     lines = textwrap.wrap(note, NOTE_CHARACTERS) or [""]
     axes.set_title(plain(title), pad=12 + 13 * len(lines))
     text = plain("\n".join(lines))
@@ -88,7 +110,7 @@ def plain(text: str) -> str:
 
 
 def short(text: str, most: int = 32) -> str:
-    """Return the beginning of a text that is too long for its place, plain."""
+    """Return a text as `plain` does, cut to `most` characters."""
     return plain(text if len(text) <= most else text[: most - 1] + "…")
 
 
@@ -142,3 +164,47 @@ def check_format(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise InvalidInputError(f"a picture's name must end in {', '.join(FORMATS)}, got {path.name!r}")
     require_writable(path)
+
+
+def to_markup(figure: Figure, label: str) -> str:
+    """Return a picture as an SVG element of the report's page.
+
+    Its colours are the page's, its font is the page's, and it has no ``style`` attribute, which the page's
+    content security policy would ignore: each of its declarations becomes an attribute of its own.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        The picture.
+    label : str
+        What it shows, for people who do not see it; differs from that of other pictures on the page.
+
+    Returns
+    -------
+    str
+        Markup.
+    """
+    import matplotlib
+
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_visible(False)  # the paper is the page's
+    file = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": label}):  # its ids differ from those of others
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    drawing = file.getvalue().partition("</metadata>")[2]
+    drawing = re.sub(r"<style.*?</style>", "", drawing)
+    drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing).replace("xlink:href", "href")
+    drawing = re.sub(r'style="([^"]*)"', _as_attributes, drawing)
+    width, height = figure.get_size_inches() * 72
+    return (
+        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
+        f"{drawing.strip()}"
+    )
+
+
+def _as_attributes(style: re.Match[str]) -> str:
+    """Return the declarations of a style attribute as attributes; fonts are left to the page's style."""
+    declared = (one.partition(": ") for one in style[1].split("; "))
+    return " ".join(
+        f'{name}="{PAGE_COLOURS.get(value, value)}"' for name, _, value in declared if "font" not in name
+    )

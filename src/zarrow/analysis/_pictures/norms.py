@@ -1,8 +1,6 @@
-"""How long are the vectors, drawn?
+"""Norms — how the lengths of an array's rows are distributed, as a histogram or a line per group.
 
-A histogram of the lengths of an array's rows, or a line for each of the largest groups.
-
-Place: tier 5, in `zarrow.analysis`; a picture of `plot`. Holds a number a row, of `MAX_LENGTHS` rows at most.
+Keeps the length of each row while it draws, of at most `MAX_LENGTHS` rows evenly spaced over the store.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from zarrow.analysis._numbers.moments import row_norms
+from zarrow.analysis._pictures.curves import group_name
 from zarrow.analysis._pictures.figure import INK, PALETTE, draw, short, write_title
 from zarrow.analysis._rows.blocks import Progress, blocks, choose_array, split_finite
 from zarrow.analysis._rows.groups import Groups, names_of
@@ -22,9 +21,10 @@ from zarrow.errors import InvalidInputError
 from zarrow.store import Store, StoreArray
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["norms"]
+__all__ = ["draw_histogram", "norms"]
 
 FEWEST_BINS, NORM_BINS = 10, 60
 NORM_GROUPS = 6
@@ -84,46 +84,54 @@ def norms(
         largest = np.argsort(-sizes, kind="stable")[:NORM_GROUPS]
         keys = groups.keys.to_pylist()
         lines = [
-            (", ".join(str(value) for value in keys[one].values()), found[known & (codes == one)])
-            for one in sorted(largest)
-            if sizes[one]
+            (group_name(keys[one]), found[known & (codes == one)]) for one in sorted(largest) if sizes[one]
         ]
-    # Of few rows narrow bins would show nothing but chance.
+    # With few rows, narrow bins would show only noise.
     bins = int(np.clip(np.sqrt(min(len(values) for _, values in lines)), FEWEST_BINS, NORM_BINS))
     edges = np.histogram_bin_edges(found[known], bins)
     if edges[-1] - edges[0] < 1e-5 * max(abs(edges[-1]), 1e-9):  # vectors of one length
         middle = float(np.mean(edges))
         edges = np.linspace(middle * 0.9 if middle else -1, middle * 1.1 if middle else 1, bins + 1)
 
-    def _draw_norms(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        left_out = int((~known).sum())
-        few = f"{len(found):,} of " * (len(found) < total)
-        note = f"{few}{total:,} rows" + f"; {left_out:,} with NaN or infinity left out" * bool(left_out)
-        zero = int((found == 0).sum())
-        note += f"; {zero:,} of length 0" * bool(zero)
-        write_title(axes, f"Lengths of {chosen.name}", note)
-        for number, (label, values) in enumerate(lines):
-            heights, _ = np.histogram(values, edges)
-            share = heights / max(len(values), 1)
-            if groups is None:
-                axes.stairs(share, edges, fill=True, color=PALETTE[0], alpha=0.85)
-                middle = float(np.median(values))
-                axes.axvline(middle, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-                axes.annotate(
-                    f"median {middle:.4g}", (middle, 1), xycoords=("data", "axes fraction"),
-                    xytext=(5, -4), textcoords="offset points", va="top", color=INK,
-                )  # fmt: skip
-            else:
-                centres = (edges[1:] + edges[:-1]) / 2
-                axes.plot(centres, share, color=PALETTE[number], linewidth=2, label=short(label))
-        if groups is not None:
-            more = f" (largest {len(lines)} of {groups.count:,})" if groups.count > len(lines) else ""
-            axes.legend(title=short(", ".join(names) + more, 60))
-        axes.set(xlabel="Euclidean length", ylabel="share of rows", ylim=(0, None))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    few = f"{len(found):,} of " * (len(found) < total)
+    note = f"{few}{total:,} rows"
+    if left_out := int((~known).sum()):
+        note += f"; {left_out:,} with NaN or infinity left out"
+    if zero := int((found == 0).sum()):
+        note += f"; {zero:,} of length 0"
 
-    return draw(_draw_norms)
+    def content(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        write_title(axes, f"Lengths of {chosen.name}", note)
+        if groups is None:
+            draw_histogram(axes, edges, np.histogram(found[known], edges)[0], float(np.median(found[known])))
+            return
+        for colour, (label, values) in zip(PALETTE, lines, strict=False):
+            share = np.histogram(values, edges)[0] / len(values)
+            axes.plot((edges[1:] + edges[:-1]) / 2, share, color=colour, linewidth=2, label=short(label))
+        more = f" (largest {len(lines)} of {groups.count:,})" if groups.count > len(lines) else ""
+        axes.legend(title=short(", ".join(names) + more, 60))
+        _label_axes(axes)
+
+    return draw(content)
+
+
+def draw_histogram(
+    axes: Axes, edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], median: float
+) -> None:
+    """Draw lengths that were counted in bins, and their median."""
+    axes.stairs(counts / max(counts.sum(), 1), edges, fill=True, color=PALETTE[0], alpha=0.85)
+    axes.axvline(median, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"median {median:.4g}", (median, 1), xycoords=("data", "axes fraction"),
+        xytext=(5, -4), textcoords="offset points", va="top", color=INK,
+    )  # fmt: skip
+    _label_axes(axes)
+
+
+def _label_axes(axes: Axes) -> None:
+    axes.set(xlabel="Euclidean length", ylabel="share of rows", ylim=(0, None))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
 
 
 def _lengths(

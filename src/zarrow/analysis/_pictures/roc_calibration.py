@@ -1,32 +1,36 @@
-"""How good are probabilities, drawn?
+"""ROC and calibration — how good probabilities are, as curves of all rows and of the largest groups.
 
-ROC curves and calibration, of all rows and of the largest groups.
-
-Place: tier 5, in `zarrow.analysis`; pictures of `plot`. The numbers are those of `evaluate` and `curves`.
+The numbers are those of `evaluate` and `curves`; `draw_roc` and `draw_calibration` draw them on any axes, for
+a picture of their own or for the report's page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
 
 from zarrow.analysis._numbers.scores import Scores
 from zarrow.analysis._pictures.curves import calibrate, choose_label, choose_probability, largest_groups
-from zarrow.analysis._pictures.figure import INK, PALETTE, draw, short, write_title
+from zarrow.analysis._pictures.figure import EDGE, INK, PALETTE, draw, short, write_title
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["calibration", "roc"]
+__all__ = ["Curve", "calibration", "draw_calibration", "draw_roc", "roc"]
+
+Curve: TypeAlias = tuple[str, Scores, str]
+"""A name, what the curve is made of, and a colour."""
 
 CURVES = 6
 ROC_POINTS = 1000
+BINS = 10
 
 
 def roc(
@@ -73,7 +77,13 @@ def roc(
     """
     found = _evaluated(store, probability, label, by, filter)
     found.roc_curve()  # raises if there is nothing to draw
-    return draw(lambda figure: _draw_roc(figure, found), (6.4, 6.2))
+
+    def content(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        write_title(axes, "ROC", _score_note(found))
+        draw_roc(axes, _curves(found))
+
+    return draw(content, (6.4, 6.2))
 
 
 def _evaluated(
@@ -87,8 +97,8 @@ def _evaluated(
     return evaluate(store, *columns, by=by, filter=filter, bootstrap=0)
 
 
-def _curves(found: Evaluation) -> list[tuple[str, Scores, str]]:
-    """Return name, scores and colour: of all rows, then of the largest groups."""
+def _curves(found: Evaluation) -> list[Curve]:
+    """Return the curve of all rows, then those of the largest groups."""
     groups = largest_groups(found, CURVES)
     colours = PALETTE[: len(groups)]
     named = [(short(name, 28), one, colour) for (name, one), colour in zip(groups, colours, strict=True)]
@@ -103,22 +113,20 @@ def _score_note(found: Evaluation) -> str:
     )
 
 
-def _draw_roc(figure: Figure, found: Evaluation) -> None:
-    axes = figure.add_subplot()
-    write_title(axes, "ROC", _score_note(found))
-    axes.plot([0, 1], [0, 1], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
-    for name, scores, colour in _curves(found):
+def draw_roc(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Draw ROC curves, the first one stronger than the others; those of one class are only named."""
+    axes.plot([0, 1], [0, 1], color=EDGE, linewidth=1, linestyle=(0, (4, 3)))
+    for place, (name, scores, colour) in enumerate(curves):
         area = scores.metrics()["auroc"]
-        first = colour == INK
         if area is None:
             axes.plot([], [], " ", label=f"{name}: one class only")
             continue
         axes.plot(
             *scores.roc_curve(ROC_POINTS)[:2],
             color=colour,
-            linewidth=2.4 if first else 1.8,
+            linewidth=1.8 if place else 2.4,
             label=f"{name}: AUROC {area:.3f}",
-            zorder=3 if first else 2,
+            zorder=2 if place else 3,
         )
     axes.set(
         xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
@@ -134,7 +142,7 @@ def calibration(
     by: str | Sequence[str] | None = None,
     filter: pc.Expression | None = None,
     *,
-    bins: int = 10,
+    bins: int = BINS,
 ) -> Figure:
     """Draw how often what was predicted with a probability was so, in groups of as many rows.
 
@@ -177,36 +185,39 @@ def calibration(
         raise InvalidInputError(f"bins must be in 2..100, got {bins}")
     found = _evaluated(store, probability, label, by, filter)
     calibrate(found.scores[-1], bins)  # raises if there is nothing to draw
-    return draw(lambda figure: _draw_calibration(figure, found, bins), (6.4, 6.2))
+
+    def content(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        write_title(axes, "Calibration", _score_note(found))
+        draw_calibration(axes, _curves(found), bins)
+
+    return draw(content, (6.4, 6.2))
 
 
-def _draw_calibration(figure: Figure, found: Evaluation, bins: int) -> None:
-    axes = figure.add_subplot()
-    write_title(axes, "Calibration", _score_note(found))
-    curves = _curves(found)
+def draw_calibration(axes: Axes, curves: Sequence[Curve], bins: int = BINS) -> None:
+    """Draw calibration curves, the first one stronger than the others; those without rows are left out."""
     top = 0.0
-    for name, scores, colour in curves:
+    for place, (name, scores, colour) in enumerate(curves):
         if not len(scores):
             continue
         shown = calibrate(scores, bins)
-        first = colour == INK
         top = max(top, float(shown.predicted.max()), float(shown.observed.max()))
         axes.errorbar(
             shown.predicted,
             shown.observed,
             np.maximum(np.stack([shown.observed - shown.low, shown.high - shown.observed]), 0),
             color=colour,
-            linewidth=2.2 if first else 1.5,
+            linewidth=1.5 if place else 2.2,
             elinewidth=1,
             marker="o",
-            markersize=5 if first else 4,
+            markersize=4 if place else 5,
             label=name,
-            zorder=3 if first else 2,
+            zorder=2 if place else 3,
         )
     top = min(1.02, top * 1.12 + 1e-3)
-    axes.plot([0, top], [0, top], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot([0, top], [0, top], color=EDGE, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(
-        xlabel=f"mean probability, in {bins} groups of as many rows",
+        xlabel=f"mean probability, in {bins} groups of equal size",
         ylabel="share that is true, 95 % interval",
         xlim=(0, top),
         ylim=(0, top),

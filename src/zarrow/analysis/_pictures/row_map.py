@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow.analysis._pictures.figure import FAINT, PALETTE, draw, short, write_title
-from zarrow.analysis._pictures.grid import (
+from zarrow.analysis._pictures.map_cells import (
     Colour,
     Grid,
     Points,
