@@ -232,7 +232,7 @@ def test_verify_json_is_one_object(store: Path) -> None:
 
 def test_repair_says_what_it_would_do_then_does_it(store: Path) -> None:
     """`repair --dry-run` changes nothing; `repair` says how to go on, and `verify` is content."""
-    assert "nothing to mend" in run("repair", store).output
+    assert "nothing to repair" in run("repair", store).output
     damage(store)
     result = run("repair", store, "--dry-run")
     assert result.exit_code == 1
@@ -240,13 +240,18 @@ def test_repair_says_what_it_would_do_then_does_it(store: Path) -> None:
         "nothing was changed",
         "would be set aside: segments/00000000.json (rows 0 to 1,023)",
         "to predict again: 1,024 rows",
-        f"to do it: zarrow repair {store}",
+        f"to do this: zarrow repair {store}",
     ):
         assert words in result.output
     assert run("verify", store).exit_code == 1
     result = run("repair", store)
     assert result.exit_code == 0
-    for words in ("mended", "→ quarantine/00000000-0: ", "moved: 476 sound rows", f"zarrow finalize {store}"):
+    for words in (
+        "repaired",
+        "→ quarantine/00000000-0: ",
+        "moved: 476 sound rows",
+        f"zarrow finalize {store}",
+    ):
         assert words in result.output
     assert run("verify", store, "--level", "full").exit_code == 0
     assert run("finalize", store).exit_code == 0

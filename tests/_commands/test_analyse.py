@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 import zarrow
 import zarrow.testing
-from zarrow._commands import answers
+from zarrow._commands import terminal
 from zarrow.cli import app
 
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """A console looks at the terminal's width when it is made, whoever made it first."""
-    monkeypatch.setattr(answers.out, "_width", 200)
+    monkeypatch.setattr(terminal.out, "_width", 200)
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,11 @@ def test_compare(path):
     [
         (["evaluate", "--label", "nope"], "no column 'nope'"),
         (["evaluate", "--label", "occurs", "--where", "nope>3"], "no column 'nope'"),
-        (["evaluate", "--label", "occurs", "--where", "subject_id>x"], "'x' is no value of column"),
+        (["evaluate", "--label", "occurs", "--where", "subject_id>x"], "'x' is not a value of column"),
         (["evaluate", "--label", "occurs", "--where", "what"], "--where must be like"),
-        (["nearest"], "say what to look for"),
+        (["nearest"], "exactly one of --rows"),
         (["nearest", "--rows", "a"], "--rows takes row numbers"),
-        (["nearest", "--rows", "5000"], "of which there are 5000, got 5000"),
+        (["nearest", "--rows", "5000"], "the store has 5000 rows, got 5000"),
         (["nearest", "--vectors", __file__], "takes a .npy file"),
         (["evaluate", "--label", "occurs", "--unit", "nope"], "no column 'nope'"),
         (["pca", "--out", "/nowhere/pca.npz"], "/nowhere: no such directory"),
@@ -167,7 +167,7 @@ def test_interrupting_harms_nothing(path, monkeypatch):
 @pytest.mark.parametrize("columns", [80, 40])
 def test_a_narrow_terminal(path, monkeypatch, columns):
     """Every column is whole: what has no room beside the others stands below, with the keys again."""
-    monkeypatch.setattr(answers.out, "_width", columns)
+    monkeypatch.setattr(terminal.out, "_width", columns)
     text = run("evaluate", path, "--label", "occurs", "--by", "query", "--bootstrap", "20")
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= columns

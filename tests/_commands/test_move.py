@@ -177,7 +177,7 @@ class TestWatch:
 
         path = tmp_path / "run.zarrow"
         screen = Console(force_terminal=True, width=100, record=True)
-        monkeypatch.setattr("zarrow._commands.move.out", screen)
+        monkeypatch.setattr("zarrow._commands.look.out", screen)
         with zarrow.Writer(path) as writer:
             writer.append({"id": np.arange(100)}, {"v": np.ones((100, 8), np.float32)})
             writer.flush()

@@ -1,16 +1,20 @@
 """Commands — the command line behind `zarrow.cli`, one file per panel of ``zarrow --help``.
 
-A command parses its arguments, calls the library and prints; what is heavy is imported by the command that
-needs it. May import everything but `cli`.
+A command parses its arguments, calls the library and prints the answer; anything heavy is imported by the
+command that needs it. This room may import everything but `cli`. First the panels, then what they share:
 
 ======================  ===============================================================================
-`answers`               arguments in, answers out
-`console`               the two consoles that commands print to
-`move`                  export, import, index, watch
+`run`                   demo, predict
+`look`                  info, head, watch
+`keep`                  finalize, pack, verify, repair, index
+`move`                  export, import
 `analyse`               questions about vectors and probabilities
 `draw`                  map, plot, report
+`arguments`             the options that commands share, and what their texts mean
+`watching`              how far a run is, and how fast
 `show_store`            a store, in a terminal
 `show_audit`            an audit or a repair, in a terminal
-`watching`              how far a run is, and how fast
+`show_answer`           an answer of the analysis, in a terminal
+`terminal`              consoles, tables, the progress bar, JSON
 ======================  ===============================================================================
 """

@@ -1,118 +1,79 @@
-"""How does somebody read what an audit found, or what a repair did?
-
-As a few lines: what the store is, what is wrong with it, the worst first, and what to do next.
-
-Place: under `cli`, which calls it. Pure but for printing.
-"""
+"""An audit or a repair in a terminal — what is wrong with the store, the worst first, and what to do next."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zarrow._maintenance import findings
+from zarrow._commands.terminal import counted, say
 from zarrow.repair import Repair, SetAside
+from zarrow.verify import Finding, Report
 
-__all__ = ["progress_bar", "ranges", "show_repair", "show_report"]
+__all__ = ["ranges", "show_repair", "show_report"]
 
 MAX_LINES = 40
 MAX_RANGES = 8
 _COLORS = {"damage": "bold red", "defect": "yellow", "note": "dim"}
-_COUNTED = {
-    "damage": ("damaged part", "damaged parts"),
-    "defect": ("defect", "defects"),
-    "note": ("note", "notes"),
-}
+_NOUNS = {"damage": "damaged part", "defect": "defect", "note": "note"}
 
 
-@contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[findings.Progress | None]:
-    """Show how far an audit is, if somebody looks."""
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def show_report(console: Console, report: findings.Report) -> None:
+def show_report(report: Report) -> None:
     """Print what `verify` found."""
     counts = {name: count for name, count in report.counts.items() if count}
-    state = (
-        "[green]sound[/]"
-        if report.ok
-        else "[bold red]damaged[/]"
-        if "damage" in counts
-        else "[yellow]defective[/]"
-    )
+    if report.ok:
+        state = "[green]sound[/]"
+    else:
+        state = "[bold red]damaged[/]" if "damage" in counts else "[yellow]defective[/]"
     completeness = (
         "complete" if report.complete else f"incomplete, with {report.open_rows:,} more rows in open segments"
     )
-    _line(
-        console,
-        f"[bold]{escape(report.path)}[/]  {state}; {report.rows:,} rows in {report.segments:,} "
-        f"segment{'s' * (report.segments != 1)}, {completeness}",
-    )
-    found = ", ".join(f"{count:,} {_COUNTED[name][count != 1]}" for name, count in counts.items())
-    _line(
-        console,
+    segments = counted(report.segments, "segment")
+    say(f"[bold]{escape(report.path)}[/]  {state}; {report.rows:,} rows in {segments}, {completeness}")
+    found = ", ".join(counted(count, _NOUNS[name]) for name, count in counts.items())
+    say(
         f"  {report.checked_files:,} files, {report.checked_bytes:,} bytes read (level: {report.level}); "
-        f"{found or 'nothing found'}",
+        f"{found or 'nothing found'}"
     )
-    _lines(console, [_finding(finding) for finding in report.findings])
+    _say_some([_finding(finding) for finding in report.findings])
     if not report.ok:
-        _line(console, f"to mend it: zarrow repair {escape(report.path)} --dry-run")
+        say(f"to repair it: zarrow repair {escape(report.path)} --dry-run")
 
 
-def _finding(finding: findings.Finding) -> str:
-    color, said = _COLORS[finding.severity], escape(str(finding))
-    return f"  [{color}]{finding.severity}[/]{said.removeprefix(finding.severity)}"
+def _finding(finding: Finding) -> str:
+    color, text = _COLORS[finding.severity], escape(str(finding))
+    return f"  [{color}]{finding.severity}[/]{text.removeprefix(finding.severity)}"
 
 
-def show_repair(console: Console, done: Repair) -> None:
+def show_repair(done: Repair) -> None:
     """Print what `repair` did, or would do."""
     name = escape(done.path)
     if done.nothing_to_do:
-        _line(console, f"[bold]{name}[/]  [green]nothing to mend[/]")
+        say(f"[bold]{name}[/]  [green]nothing to repair[/]")
         return
     would = "would be " if done.dry_run else ""
-    _line(
-        console,
-        f"[bold]{name}[/]  {'a dry run: nothing was changed' if done.dry_run else '[green]mended[/]'}",
-    )
-    _lines(console, [f"  {would}set aside: {_set_aside(one)}" for one in done.set_aside])
-    _lines(console, [f"  {would}rebuilt: {escape(path)}" for path in done.rebuilt])
+    say(f"[bold]{name}[/]  {'dry run: nothing was changed' if done.dry_run else '[green]repaired[/]'}")
+    _say_some([f"  {would}set aside: {_set_aside(one)}" for one in done.set_aside])
+    _say_some([f"  {would}rebuilt: {escape(path)}" for path in done.rebuilt])
     if done.moved_rows:
-        _line(
-            console,
-            f"  {would}moved: {done.moved_rows:,} sound rows, to other row numbers; sample_index names them",
+        say(
+            f"  {would}moved: {done.moved_rows:,} sound rows, to new row numbers; "
+            "their sample_index stays the same"
         )
     lost = sum(one.rows[1] - one.rows[0] for one in done.set_aside if one.rows is not None)
     if lost:
         known = [f"sample_index {ranges(done.sample_index)}"] if done.sample_index else []
         if done.nameless_rows:
             known.append(
-                f"{done.nameless_rows:,} of them without a name, since the file that had it is damaged"
+                f"{done.nameless_rows:,} of them unidentified: the file with their sample_index is damaged"
             )
-        _line(console, f"  to predict again: {lost:,} rows{': ' * bool(known)}{'; '.join(known)}")
+        say(f"  to predict again: {lost:,} rows{': ' * bool(known)}{'; '.join(known)}")
     if done.dry_run:
-        _line(console, f"to do it: zarrow repair {name}")
+        say(f"to do this: zarrow repair {name}")
     elif lost and not done.finalized:
-        _line(
-            console,
-            f"now resume the run, which predicts these rows only, or do without: zarrow finalize {name}",
-        )
+        say(f"resume the run, which predicts only these rows, or do without them: zarrow finalize {name}")
     elif not done.before.complete and not done.finalized:
-        _line(
-            console,
-            f"the store is incomplete: resume its run, or complete it as it is: zarrow finalize {name}",
-        )
+        say(f"the store is incomplete: resume its run, or complete it as it is: zarrow finalize {name}")
 
 
 def _set_aside(one: SetAside) -> str:
@@ -121,7 +82,7 @@ def _set_aside(one: SetAside) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Return numbers in ascending order as ranges.
+    """Return ascending numbers as ranges.
 
     >>> ranges([3, 4, 5, 9, 11, 12])
     '3–5, 9, 11–12'
@@ -133,18 +94,12 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             found.append([number, number])
     shown = [str(first) if first == last else f"{first}–{last}" for first, last in found[:MAX_RANGES]]
-    return ", ".join(shown) + (
-        f" and {len(found) - MAX_RANGES} more ranges" if len(found) > MAX_RANGES else ""
-    )
+    more = f" and {len(found) - MAX_RANGES} more ranges" if len(found) > MAX_RANGES else ""
+    return ", ".join(shown) + more
 
 
-def _lines(console: Console, lines: Iterable[str]) -> None:
-    every = list(lines)
-    for text in every[:MAX_LINES]:
-        _line(console, text)
-    if len(every) > MAX_LINES:
-        _line(console, f"  and {len(every) - MAX_LINES:,} more: --json has all")
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True)
+def _say_some(lines: Sequence[str]) -> None:
+    for text in lines[:MAX_LINES]:
+        say(text)
+    if len(lines) > MAX_LINES:
+        say(f"  and {len(lines) - MAX_LINES:,} more: --json lists all of them")

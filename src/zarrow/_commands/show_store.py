@@ -1,44 +1,33 @@
-"""How does a store look in a terminal?
+"""A store in a terminal — what it holds, and how its first rows look.
 
-What it is (`facts_of`, which machines read, too, and `show_info`), and how its rows begin (`show_head`).
-
-Place: under `cli`, which calls it. Reads only; prints.
+`facts_of` collects what ``info`` says as JSON values, `show_info` prints them, `show_head` prints rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from zarrow._commands.console import out
-from zarrow.store import Store
+from zarrow._commands.terminal import cell, counted, grid_of, out, say
+from zarrow._read.origin import derived_names
+from zarrow.errors import ZarrowError
+from zarrow.store import Store, StoreArray
 from zarrow.store import open as open_store
 
 __all__ = ["facts_of", "show_head", "show_info"]
 
 PREVIEW_VALUES = 4
-CELL_CHARACTERS = 28
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """Collect what `info` tells, as JSON values."""
+    """Return what ``info`` says, as JSON values."""
     with open_store(path, partial=True) as store:
         committed = store.committed_rows
-        arrays = {}
-        for name, array in store.arrays.items():
-            raw = committed * (array.nbytes // len(array) if len(array) else 0)
-            arrays[name] = {
-                "shape": [committed, *array.row_shape],
-                "dtype": array.dtype.name,
-                "codecs": [codec["name"] for codec in array.codecs],
-                "chunk_rows": array.chunks[0],
-                "raw_bytes": raw,
-                "stored_bytes": array.stored_bytes,
-                "compression_ratio": round(raw / array.stored_bytes, 3) if array.stored_bytes else None,
-            }
         return {
             "path": str(path),
             "uuid": store.uuid,
@@ -50,42 +39,48 @@ def facts_of(path: Path) -> dict[str, Any]:
             "keys": list(store.keys),
             "columns": {column.name: str(column.type) for column in store.schema},
             "table_bytes": store.table_bytes,
-            "arrays": arrays,
-            "derived": {
-                **{
-                    name: {"shape": list(array.shape), "dtype": array.dtype.name, "usable": True}
-                    for name, array in store.derived.items()
-                },
-                **{
-                    name: {"usable": False, "reason": str(error)}
-                    for name, error in store._derived.unusable.items()
-                },
-            },
+            "arrays": {name: _array_facts(array, committed) for name, array in store.arrays.items()},
+            "derived": {name: _derived_facts(store, name) for name in _derived_names(store)},
             "provenance": store.provenance,
         }
 
 
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+def _array_facts(array: StoreArray, committed: int) -> dict[str, Any]:
+    raw = committed * (array.nbytes // len(array) if len(array) else 0)
+    return {
+        "shape": [committed, *array.row_shape],
+        "dtype": array.dtype.name,
+        "codecs": [codec["name"] for codec in array.codecs],
+        "chunk_rows": array.chunks[0],
+        "raw_bytes": raw,
+        "stored_bytes": array.stored_bytes,
+        "compression_ratio": round(raw / array.stored_bytes, 3) if array.stored_bytes else None,
+    }
+
+
+def _derived_names(store: Store) -> list[str]:
+    """Return the names under which derived arrays lie in the store, usable or not."""
+    taken = {*store.arrays, *store.schema.names}
+    return [name for name in derived_names(store.path) if name not in taken]
+
+
+def _derived_facts(store: Store, name: str) -> dict[str, Any]:
+    try:
+        array = store[name]
+    except ZarrowError as error:
+        return {"usable": False, "reason": str(error)}
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "usable": True}
 
 
 def show_info(facts: dict[str, Any]) -> None:
-    """Print what `info` tells."""
+    """Print what `facts_of` returned."""
     state = "[green]complete[/]" if facts["complete"] else "[yellow]incomplete[/]"
-    out.print(
-        f"[bold]{escape(facts['path'])}[/]  {state}, {facts['rows']:,} rows in "
-        f"{facts['segments']:,} segment{'s' * (facts['segments'] != 1)} of {facts['segment_rows']:,}",
-        soft_wrap=True,
-    )
+    path = escape(facts["path"])
+    segments = f"{counted(facts['segments'], 'segment')} of {facts['segment_rows']:,}"
+    say(f"[bold]{path}[/]  {state}, {facts['rows']:,} rows in {segments}")
     if not facts["complete"]:
-        out.print(
-            f"  {facts['open_rows']:,} more rows in open segments; "
-            f"resume the run, or: zarrow finalize {escape(facts['path'])}",
-            soft_wrap=True,
+        say(
+            f"  {facts['open_rows']:,} more rows in open segments; resume the run, or: zarrow finalize {path}"
         )
     grid = Table(box=None, pad_edge=False, padding=(0, 2))
     for title in ("", "shape", "dtype", "codecs"):
@@ -96,15 +91,14 @@ def show_info(facts: dict[str, Any]) -> None:
         ratio = array["compression_ratio"]
         grid.add_row(
             escape(name),
-            " × ".join(f"{axis:,}" for axis in array["shape"]),
+            _shape(array["shape"]),
             array["dtype"],
             ", ".join(array["codecs"]),
-            _size(array["stored_bytes"]),
+            decimal(array["stored_bytes"]),
             "–" if ratio is None else f"{ratio:.2f}",
         )
-    grid.add_row(
-        "table", f"{facts['rows']:,} × {len(facts['columns'])}", "", "zstd", _size(facts["table_bytes"]), ""
-    )
+    table = _shape([facts["rows"], len(facts["columns"])])
+    grid.add_row("table", table, "", "zstd", decimal(facts["table_bytes"]), "")
     out.print(grid)
     columns = ", ".join(
         f"{escape(name)} [dim]{escape(kind)}[/]" + (" [cyan]key[/]" if name in facts["keys"] else "")
@@ -113,22 +107,26 @@ def show_info(facts: dict[str, Any]) -> None:
     out.print(f"columns: {columns}")
     for name, array in facts["derived"].items():
         what = (
-            " × ".join(f"{axis:,}" for axis in array["shape"]) + f" {array['dtype']}"
+            f"{_shape(array['shape'])} {array['dtype']}"
             if array["usable"]
             else f"[yellow]not usable:[/] {escape(array['reason'])}"
         )
-        out.print(f"derived: [bold]{escape(name)}[/] {what}", soft_wrap=True)
+        say(f"derived: [bold]{escape(name)}[/] {what}")
     provenance = " · ".join(f"{name} {value}" for name, value in facts["provenance"].items())
     if provenance:
         out.print(f"[dim]{escape(provenance)}[/]")
 
 
-def show_head(store: Store, rows: int, columns: list[str] | None) -> None:
-    """Print the first rows: what of the columns fits the terminal, and how each vector begins."""
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(f"{axis:,}" for axis in shape)
+
+
+def show_head(store: Store, rows: int, columns: Sequence[str] | None) -> None:
+    """Print the first rows: the columns that fit the terminal, and how each vector begins."""
     first, vectors = store.take(range(rows), columns)
-    cells = {name: [_cell(value) for value in first[name].to_pylist()] for name in first.schema.names}
+    cells = {name: [cell(value) for value in first[name].to_pylist()] for name in first.schema.names}
     shown = {name: [_vector(row) for row in values] for name, values in vectors.items()}
-    # What does not fit is named, not squeezed; how the vectors begin comes before the last of many columns.
+    # Columns that do not fit are named, not squeezed; the vectors come before the last of many columns.
     room = out.width - sum(_width(name, values) for name, values in shown.items())
     left_out = []
     for name, values in cells.items():
@@ -138,26 +136,19 @@ def show_head(store: Store, rows: int, columns: list[str] | None) -> None:
         else:
             shown[name] = values
     order = [*(name for name in cells if name in shown), *vectors]
-    grid = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in order:
-        grid.add_column(escape(name), overflow="ellipsis", no_wrap=True)
+    grid = grid_of(dict.fromkeys(order, False))
     for row in range(rows):
-        grid.add_row(*(shown[name][row] for name in order))
+        grid.add_row(*(escape(shown[name][row]) for name in order))
     out.print(grid)
     if left_out:
         out.print(f"[dim]no room for: {escape(', '.join(left_out))}; choose with --columns[/]")
 
 
 def _width(name: str, values: list[str]) -> int:
-    return max(len(name), *(len(value.replace("\\[", "[")) for value in values), 0) + 2
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return escape(text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…")
+    return max(len(name), *map(len, values), 0) + 2
 
 
 def _vector(vector: Any) -> str:
     values = vector.reshape(-1)
     more = " …" if values.size > PREVIEW_VALUES else ""
-    return "\\[" + " ".join(f"{value:.3g}" for value in values[:PREVIEW_VALUES].tolist()) + more + "]"
+    return "[" + " ".join(f"{value:.3g}" for value in values[:PREVIEW_VALUES].tolist()) + more + "]"

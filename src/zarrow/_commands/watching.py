@@ -1,13 +1,11 @@
-"""How far is a run, and how fast?
+"""Watch — how far a run is, how fast, and by which writers.
 
-`Watch` looks at a store that grows: rows, rows and bytes per second, the same per writer, and when it will
-be done. Rates are those of the last seconds (`WINDOW_S`).
+`Watch.look` reads a store that grows and compares it with earlier looks: rows, rows and bytes per second, the
+same per writer, and the time left. Rates cover the last `WINDOW_S` seconds.
 
-A writer's rows are those of its open segments that were seen while it was watched, and of what became of
-them: who wrote the segments that were committed before is not recorded. A store that is being replaced is
-watched where the new one grows.
-
-Place: tier 4, beside `store`; used by `move`. Reads only: writers do not notice.
+A writer's rows are those of the open segments that were seen while it was watched, and of the segments that
+they became; who wrote the segments committed before is not recorded. A store that is being replaced is
+watched where the new one grows. Reads only: writers do not notice.
 """
 
 from __future__ import annotations
@@ -30,14 +28,14 @@ WINDOW_S = 15.0
 
 
 class Watch:
-    """Looks at a store again and again.
+    """The progress of a store, from one look to the next.
 
     Parameters
     ----------
     path : path
         The store.
     total : int, optional
-        How many rows there will be; by default what the run said, if it did.
+        How many rows to expect; by default what the run stated, if it did.
     """
 
     def __init__(self, path: str | os.PathLike[str], total: int | None = None) -> None:
@@ -49,7 +47,7 @@ class Watch:
         self._looks: deque[tuple[float, int, dict[str, int]]] = deque()
 
     def look(self) -> dict[str, Any]:
-        """Return what there is now, as JSON values; None stands for what is not known yet.
+        """Return the progress so far, as JSON values; what is not known yet is None.
 
         Raises
         ------
@@ -99,7 +97,7 @@ class Watch:
         }
 
     def _view(self) -> View | None:
-        """Return what there is, None before the first batch."""
+        """Return the store's rows, None before the first batch."""
         grows = self._path.with_name(self._path.name + layout.INCOMING_SUFFIX)
         for path in (grows, self._path):
             if path == grows and not (path / layout.STORE_JSON).exists():
@@ -112,7 +110,7 @@ class Watch:
         return None
 
     def _count(self, view: View) -> None:
-        """Note the rows of each open segment, also of those that were committed since the last look."""
+        """Note the rows of each open segment, and of those committed since the last look."""
         for piece in view.open_pieces:
             self._owners[piece.rows.slot] = piece.rows.owner
             self._slots[piece.rows.slot] = max(self._slots.get(piece.rows.slot, 0), piece.rows.rows)
@@ -135,7 +133,7 @@ class Watch:
 
 
 def _expected(provenance: Mapping[str, Any]) -> int | None:
-    """Return how many rows a run said that it would predict.
+    """Return how many rows the run stated that it would predict.
 
     >>> _expected({"predict": {"datasets": [["Cohort", 700], ["Cohort", 300]]}})
     1000

@@ -1,0 +1,167 @@
+"""Arguments — the options that commands share, and what their texts mean.
+
+One type per kind of argument: a store (`StorePath`, `open_store`), comma-separated names (`comma_list`), a
+condition on rows (`Where`, `where_of`), a key (`key_of`). Texts become values of the columns' types; of a
+store only the schema is read.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from zarrow._commands.terminal import err, say
+from zarrow.errors import IncompleteStoreError, InvalidInputError, UnknownNameError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from zarrow.store import Store
+
+__all__ = [
+    "Array",
+    "AsJson",
+    "By",
+    "Columns",
+    "Names",
+    "Seed",
+    "StorePath",
+    "Where",
+    "comma_list",
+    "key_of",
+    "open_store",
+    "row_numbers",
+    "where_of",
+]
+
+_CONDITION = re.compile(r"\s*(.+?)\s*(==|!=|>=|<=|=|>|<)\s*(.*?)\s*")
+_OPERATORS = {
+    "==": operator.eq,
+    "=": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+Names = Sequence[str]
+"""What `comma_list` makes of a text; empty if the option was not given."""
+
+
+def split_names(given: str | Names) -> Names:
+    """Return comma-separated names without the blanks around them; empty ones are dropped.
+
+    >>> split_names("query, duration_days,")
+    ['query', 'duration_days']
+    """
+    parts = given.split(",") if isinstance(given, str) else given
+    return [name.strip() for name in parts if name.strip()]
+
+
+def comma_list(help: str, *flags: str, default: str | bool = False, metavar: str = "NAMES") -> Any:
+    """Return an option of comma-separated names; `default` describes what holds without it."""
+    return typer.Option(*flags, parser=split_names, metavar=metavar, help=help, show_default=default)
+
+
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)
+]
+Columns = Annotated[Names, comma_list("Columns, comma-separated.", default="all")]
+Array = Annotated[str | None, typer.Option("--array", help="Array to use.", show_default="the only one")]
+By = Annotated[Names, comma_list("Columns to group by, comma-separated.", "--by")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="Filter, e.g. query=stroke or prob>0.9; repeat to combine with AND."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:
+    """Open a store.
+
+    Parameters
+    ----------
+    path : Path
+        The store.
+    partial : bool
+        Whether an incomplete store will do: its rows so far are shown, and a warning says so.
+    remedy : str
+        What else to try if an incomplete store will not do.
+    """
+    import zarrow
+
+    try:
+        return zarrow.open(path)
+    except IncompleteStoreError as error:
+        if not partial:
+            raise IncompleteStoreError(
+                f"{path}: the store is incomplete: resume its run, or complete it as it is: "
+                f"zarrow finalize {path}{remedy}"
+            ) from error
+    store = zarrow.open(path, partial=True)
+    if not store.complete:
+        say(f"[yellow]{escape(str(path))} is incomplete: {store.num_rows:,} rows so far[/]", err)
+    return store
+
+
+def row_numbers(given: Names, count: int) -> list[int]:
+    """Return the row numbers of ``--rows``; negative ones count from the end."""
+    try:
+        rows = [int(row) for row in given]
+    except ValueError:
+        raise typer.BadParameter(f"--rows takes row numbers, got {','.join(given)!r}") from None
+    for row in rows:
+        if not -count <= row < count:
+            raise typer.BadParameter(f"--rows: the store has {count} rows, got {row}")
+    return rows
+
+
+def key_of(store: Store, given: Sequence[str]) -> dict[str, pa.Array]:
+    """Return the key of ``--key COLUMN=VALUE``, one value per column."""
+    import pyarrow as pa
+
+    pairs = [one.partition("=") for one in given]
+    if any(not equals for _, equals, _ in pairs):
+        raise typer.BadParameter("--key must be COLUMN=VALUE")
+    return {name.strip(): pa.array([_value(store, name.strip(), text.strip())]) for name, _, text in pairs}
+
+
+def where_of(store: Store, conditions: Sequence[str] | None) -> pc.Expression | None:
+    """Return the filter that all conditions of ``--where`` make together; None if there is none."""
+    import pyarrow.compute as pc
+
+    whole = None
+    for text in conditions or ():
+        found = _CONDITION.fullmatch(text)
+        if found is None:
+            raise typer.BadParameter(f"--where must be like query=stroke or prob>0.9, got {text!r}")
+        name, sign, value = found.groups()
+        one = _OPERATORS[sign](pc.field(name), _value(store, name, value))
+        whole = one if whole is None else whole & one
+    return whole
+
+
+def _value(store: Store, name: str, text: str) -> pa.Scalar:
+    """Return a value of a column's type."""
+    import pyarrow as pa
+
+    if name not in store.schema.names:
+        known = ", ".join(store.schema.names)
+        raise UnknownNameError(f"there is no column {name!r}. There are: {known}")
+    kind = store.schema.field(name).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    try:
+        return pa.scalar(text).cast(kind)
+    except pa.ArrowException as error:
+        raise InvalidInputError(
+            f"{text!r} is not a value of column {name!r}, whose type is {kind}"
+        ) from error

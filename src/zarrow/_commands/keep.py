@@ -1,0 +1,183 @@
+"""Keep — ``zarrow finalize``, ``pack``, ``verify``, ``repair`` and ``index``: looking after a store.
+
+``repair`` and ``verify`` say what is damaged, ``pack`` rewrites a store, ``finalize`` completes one whose run
+ended early. Each of them calls the function of that name; whatever ends the command in the middle leaves
+what that function promises.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, open_store
+from zarrow._commands.show_audit import show_repair, show_report
+from zarrow._commands.show_store import facts_of, show_info
+from zarrow._commands.terminal import err, print_json, progress_bar, say
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Keep")
+def finalize(
+    path: StorePath,
+    sort: Annotated[
+        bool, typer.Option("--sort", help="Sort the rows by sample_index, the dataset's order.")
+    ] = False,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep one of each row that several ranks predicted.")
+    ] = False,
+) -> None:
+    """Complete a store whose run was killed, with the rows that were accepted."""
+    import zarrow
+    from zarrow._predict.repeated import drop_repeated
+    from zarrow._predict.stored_rows import stored_rows
+
+    with zarrow.open(path, partial=True) as store:  # raises if there is no store: a writer would create one
+        rows, complete = store.num_rows, store.complete
+        order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
+        if not complete and "predict" in store.provenance and not drop_duplicates:
+            stored_rows(path)  # raises if the run's ranks stored a row twice
+    if drop_duplicates:
+        dropped = drop_repeated(path)
+        say(f"dropped {dropped:,} duplicates of {rows:,} rows")
+        rows -= dropped
+    elif not complete:
+        with zarrow.Writer(path, mode="a") as writer:
+            writer.finalize()
+            rows = writer.accepted_rows
+    if sort:
+        _pack(path, None, order=order)
+    if complete:
+        say(f"{escape(str(path))} is complete already: {rows:,} rows")
+    else:
+        say(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows")
+
+
+@app.command(rich_help_panel="Keep")
+def pack(
+    path: StorePath,
+    new: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help="Write here instead of replacing STORE.", show_default=False),
+    ] = None,
+    order: Annotated[
+        Names,
+        comma_list("Columns to sort by, comma-separated, e.g. sample_index.", default="as it is"),
+    ] = (),
+    codecs: Annotated[
+        Names,
+        comma_list(
+            "plain, auto, blosc, zstd or pcodec; or per array: name=codec, comma-separated.",
+            default="as they are",
+            metavar="CODEC",
+        ),
+    ] = (),
+    segment_rows: Annotated[
+        int | None, typer.Option(help="Rows per segment, a power of two.", show_default="as it is")
+    ] = None,
+) -> None:
+    """Rewrite a complete store with other codecs, another segment size or row order.
+
+    The new store is verified before it replaces the old one, which stays until
+    then.
+    """
+    if not (order or codecs or segment_rows or new):
+        raise typer.BadParameter("nothing to change: give --order, --codecs, --segment-rows or OUT")
+    _pack(path, new, order=list(order), codecs=_codecs(codecs), segment_rows=segment_rows)
+    show_info(facts_of(new or path))
+
+
+def _codecs(given: Names) -> Any:
+    def chain_of(codec: str) -> Any:
+        chain = [None if name == "plain" else name for name in codec.strip().split("+")]
+        return chain[0] if len(chain) == 1 else chain
+
+    if not any("=" in one for one in given):
+        return chain_of(",".join(given)) if given else "keep"
+    pairs = [one.partition("=") for one in given]
+    return {name.strip(): chain_of(codec) for name, _, codec in pairs}
+
+
+def _pack(path: Path, new: Path | None, **options: Any) -> None:
+    import zarrow
+
+    open_store(path).close()  # raises if it is incomplete, and says what to do
+    with progress_bar() as bar:
+        zarrow.pack(path, new, progress=bar.staged, **options)
+
+
+@app.command(rich_help_panel="Keep")
+def verify(
+    path: StorePath,
+    level: Annotated[
+        Literal["structure", "checksums", "full"],
+        typer.Option(help="structure: sizes and indexes; checksums: every byte; full: every value too."),
+    ] = "checksums",
+    as_json: AsJson = False,
+) -> None:
+    """Check a store for damage; exit code 0 if it is sound, 1 if not, 2 if it is not a store."""
+    import zarrow
+
+    with progress_bar("verifying") as bar:
+        report = zarrow.verify(path, level, bar)
+    if as_json:
+        print_json(json.loads(report.to_json()), one_line=True)
+    else:
+        show_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Keep")
+def repair(
+    path: StorePath,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; exit code 1 if anything.")
+    ] = False,
+    complete: Annotated[
+        bool, typer.Option("--finalize", help="Then complete the store, without what was set aside.")
+    ] = False,
+    level: Annotated[
+        Literal["checksums", "full"], typer.Option(help="How closely to check, as for zarrow verify.")
+    ] = "checksums",
+    as_json: AsJson = False,
+) -> None:
+    """Move damaged parts to quarantine/, list the rows to predict again, rebuild what is derived."""
+    import zarrow
+
+    with progress_bar("verifying") as bar:
+        done = zarrow.repair(path, dry_run=dry_run, finalize=complete, level=level, progress=bar)
+    if as_json:
+        print_json(json.loads(done.to_json()), one_line=True)
+    else:
+        show_repair(done)
+    if dry_run and not done.nothing_to_do:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Keep")
+def index(path: StorePath) -> None:
+    """Build the index that finds rows by key, and report rows with the key of an earlier one."""
+    import zarrow
+
+    zarrow.build_index(path)
+    with zarrow.open(path) as store:
+        repeated = store.duplicated()
+        say(
+            f"[green]indexed:[/] {escape(str(path))}: {store.num_rows - len(repeated):,} keys "
+            f"({escape(', '.join(store.keys))}) of {store.num_rows:,} rows"
+        )
+        if len(repeated):
+            first = store.take(repeated[:5], [*store.keys, "row"], [])[0].to_pylist()
+            say(
+                f"[yellow]{len(repeated):,} rows have the key of an earlier row[/], which is the one that a "
+                f"search by key finds. Store.duplicated() returns all; the first: {escape(str(first))}",
+                err,
+            )

@@ -1,0 +1,97 @@
+"""Look — ``zarrow info``, ``head`` and ``watch``: what a store holds, and how far its run is. Read only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from zarrow._commands.arguments import AsJson, Columns, StorePath, open_store
+from zarrow._commands.show_store import facts_of, show_head, show_info
+from zarrow._commands.terminal import counted, out, print_json
+from zarrow._commands.watching import Watch
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Look")
+def info(path: StorePath, as_json: AsJson = False) -> None:
+    """Show what a store holds: rows, arrays, sizes, completeness, provenance."""
+    facts = facts_of(path)
+    if as_json:
+        print_json(facts)
+    else:
+        show_info(facts)
+
+
+@app.command(rich_help_panel="Look")
+def head(
+    path: StorePath,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="Number of rows.")] = 10,
+    columns: Columns = (),
+) -> None:
+    """Show the first rows: their columns, and the first values of each vector."""
+    with open_store(path, partial=True) as store:
+        show_head(store, min(rows, store.num_rows), columns or None)
+
+
+@app.command(rich_help_panel="Look")
+def watch(
+    path: StorePath,
+    once: Annotated[bool, typer.Option("--once", help="Look once and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per look.")] = False,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between looks.")] = 1.0,
+    total: Annotated[
+        int | None, typer.Option(min=1, help="Rows to expect.", show_default="what the run stated")
+    ] = None,
+) -> None:
+    """Show a run's progress: rows, speed, writers, time left; ends when the store is complete."""
+    looks = _looks(Watch(path, total), interval, once=once)
+    if as_json:
+        for seen in looks:
+            print_json(seen, one_line=True)
+    elif not out.is_terminal:
+        for seen in looks:
+            out.print(_line(seen), markup=False, soft_wrap=True)
+    else:
+        from rich.live import Live
+
+        with Live(console=out, auto_refresh=False) as live:
+            for seen in looks:
+                live.update("\n".join([_line(seen), *map(_writer_line, seen["writers"])]), refresh=True)
+
+
+def _looks(watched: Watch, interval: float, *, once: bool) -> Iterator[dict[str, Any]]:
+    """Look until the store is complete, or once."""
+    while True:
+        seen = watched.look()
+        yield seen
+        if once or seen["complete"]:
+            return
+        time.sleep(interval)
+
+
+def _line(seen: dict[str, Any]) -> str:
+    parts = [f"{seen['rows']:,} rows"]
+    if seen["total_rows"]:
+        parts[0] += f" of {seen['total_rows']:,} ({seen['rows'] / seen['total_rows']:.1%})"
+    if seen["complete"]:
+        return f"{parts[0]}, complete"
+    if seen["rows_per_s"] is not None:
+        parts.append(f"{seen['rows_per_s']:,.0f} rows/s")
+        parts.append(f"{seen['vector_mb_per_s']:,.1f} MB/s of vectors")
+    if seen["eta_s"] is not None:
+        parts.append(f"{timedelta(seconds=round(seen['eta_s']))} left")
+    parts.append(counted(len(seen["writers"]), "writer"))
+    return ", ".join(parts)
+
+
+def _writer_line(writer: dict[str, Any]) -> str:
+    speed = "" if writer["rows_per_s"] is None else f", {writer['rows_per_s']:,.0f} rows/s"
+    return f"  {escape(writer['host'])} process {writer['pid']}: {writer['rows']:,} rows{speed}"

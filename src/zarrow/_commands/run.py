@@ -1,0 +1,108 @@
+"""Run — ``zarrow demo`` and ``zarrow predict``: a model's predictions, straight into a store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from zarrow._commands.show_store import facts_of, show_info
+from zarrow._commands.terminal import out, say
+from zarrow.errors import IncompleteStoreError, MissingExtraError
+
+if TYPE_CHECKING:
+    from zarrow.demo import Summary
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Run")
+def demo(
+    path: Annotated[Path, typer.Option("--out", help="Store to write.")] = Path("demo.zarrow"),
+    rows: Annotated[int, typer.Option(min=4, help="Rows to predict.")] = 20_000,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a demo that was stopped or killed.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
+) -> None:
+    """Train a small model on handwritten digits, predict, and draw the embeddings."""
+    from zarrow import demo as digits
+
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    _show_summary(digits.run(path, rows, resume=resume, overwrite=overwrite, console=out))
+
+
+def _show_summary(summary: Summary) -> None:
+    out.print()
+    show_info(facts_of(summary.store))
+    out.print()
+    out.print(
+        f"trained in {summary.train_s:.1f} s, predicted in {summary.predict_s:.1f} s, "
+        f"drawn in {summary.draw_s:.1f} s; "
+        f"{summary.accuracy:.1%} of the digits held out from training are classified correctly"
+    )
+    out.print(f"picture [bold]{escape(str(summary.picture))}[/], model {escape(str(summary.checkpoint))}")
+    name = escape(str(summary.store))
+    say(
+        f"\n[bold]Open it:[/]\n[cyan]"
+        f"  zarrow head {name}\n"
+        f"  python -c \"import zarrow; s = zarrow.open('{name}'); print(s['query_embed'][:3])\"\n"
+        f"  python -c \"import zarr; print(zarr.open('{name}/embeddings.zarr')['query_embed'].info)\"[/]\n"
+        "\n[bold]With DuckDB or xarray installed:[/]\n[cyan]"
+        f"  duckdb -c \"from '{name}/table/*.parquet' select predicted, count(*) group by all\"\n"
+        f"  python -c \"import xarray; print(xarray.open_zarr('{name}/embeddings.zarr'))\"[/]"
+    )
+
+
+@app.command(
+    rich_help_panel="Run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def predict(
+    context: typer.Context,
+    store: Annotated[Path, typer.Option("--store", help="Store to write.", show_default=False)],
+) -> None:
+    """Run Lightning's predict with your own module, straight into a store.
+
+    All options but --store are those of LightningCLI (--model, --data,
+    --ckpt_path, --config, --trainer.…) and of the callback (--writer.keys,
+    --writer.identifiers, …); --print_config lists them.
+
+    zarrow predict --store run.zarrow --model my.Module --data my.DataModule
+    """
+    from zarrow.lightning import PredictionWriter  # first: it says which extra is missing
+
+    try:
+        from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    except ImportError as error:
+        raise MissingExtraError(f"zarrow predict needs {error}: pip install 'zarrow[predict]'") from error
+
+    class PredictCLI(LightningCLI):
+        """LightningCLI with the callback as ``--writer``."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(PredictionWriter, "writer")
+            parser.set_defaults({"writer.path": str(store)})
+
+        def before_instantiate_classes(self) -> None:
+            self.config.predict.return_predictions = False
+
+    sys.path.insert(0, os.getcwd())  # as "python -m" does: the user's module is here, not next to our script
+    sys.argv = ["zarrow", "predict", *context.args]  # LightningCLI warns if given arguments another way
+    cli = PredictCLI(
+        save_config_callback=None,
+        seed_everything_default=0,
+        trainer_defaults={"logger": False, "enable_checkpointing": False},
+    )
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, PredictionWriter) and not callback.complete:
+            raise IncompleteStoreError(
+                f"{store}: the run ended before every row was stored; see the warning above"
+            )
+    show_info(facts_of(store))
