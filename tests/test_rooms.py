@@ -1,4 +1,4 @@
-"""The layout of the source: doors, rooms, and what their docstrings say of them."""
+"""Layout of the source and the tests — doors, rooms, and what their docstrings say about them."""
 
 import ast
 import re
@@ -9,6 +9,7 @@ import pytest
 import zarrow
 
 SOURCE = Path(zarrow.__file__).parent
+TESTS = Path(__file__).parent
 ROOMS = sorted(one.parent.name for one in SOURCE.glob("_*/__init__.py"))
 
 
@@ -17,21 +18,42 @@ def _docstring(file: Path) -> str:
 
 
 def test_the_package_names_every_room() -> None:
-    """The docstring of the package names the rooms that are there, and no others."""
+    """The docstring of the package names every room, and nothing that is not a room."""
     named = re.findall(r"`(_\w+)`", _docstring(SOURCE / "__init__.py"))
     assert sorted(named) == ROOMS
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_names_every_file(room: str) -> None:
-    """The docstring of a room lists the files that are there, and no others."""
+    """The docstring of a room lists every file in it, and no others."""
     listed = re.findall(r"^`(\w+)`  ", _docstring(SOURCE / room / "__init__.py"), re.MULTILINE)
     files = [one.stem for one in (SOURCE / room).glob("*.py") if one.stem != "__init__"]
     assert sorted(listed) == sorted(files)
 
 
 def test_the_top_has_doors_only() -> None:
-    """Beside the rooms there are public modules, and few of them."""
+    """Apart from the rooms there are only public modules, and few of them."""
     files = [one.name for one in SOURCE.glob("*.py")]
     assert len(files) <= 16
     assert [name for name in files if name.startswith("_") and name != "__init__.py"] == []
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """A test file can be found, and run with ``pytest -k``, by its name alone."""
+    names = [one.name for one in TESTS.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_test_folders_mirror_rooms() -> None:
+    """A test folder with an underscore is named after a room."""
+    assert {one.name for one in TESTS.iterdir() if one.is_dir() and re.match("_[a-z]", one.name)} <= set(
+        ROOMS
+    )
+
+
+@pytest.mark.parametrize("file", sorted(TESTS.glob("test_*.py")), ids=lambda file: file.stem)
+def test_test_files_mirror_doors(file: Path) -> None:
+    """A test file outside the folders is named after a door, or after what it tests of the project."""
+    doors = {one.stem for one in SOURCE.iterdir() if not one.name.startswith("_")}
+    project = {"benchmarks", "contracts", "docstrings", "examples", "import", "readme", "rooms"}
+    assert file.stem.split("_")[1] in project | doors

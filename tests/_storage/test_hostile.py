@@ -1,7 +1,7 @@
-"""Stores made to do harm, with checksums that hold: opened, verified and written to, nothing may happen.
+"""Hostile stores — made to do harm, with valid checksums, and opened, verified and written to without any.
 
-Every case is tried in a process of its own, with a limit on memory and time; it reports what every way of
-using the store ended in.
+Every case runs in a process of its own, with limits on memory and time, which reports the outcome of every
+way of using the store.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hostile_use
 import numcodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from _storage import hostile_use
 from crash.workloads import scratch
 
 import zarrow
@@ -39,23 +39,23 @@ BOMB_BYTES = 256 << 20
 TIMEOUT_S = 60
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["hostile_use"])
+SERVER.set_forkserver_preload(["_storage.hostile_use"])
 
 
 def part_facts(data: bytes) -> PartFacts:
-    """Return what a record says of a part."""
+    """Return the facts that a record states about a part."""
     footer = read_footer(lambda offset, size: data[offset : offset + size], len(data))
     return PartFacts(size_bytes=len(data), crc32c=crc32c(data), footer_crc32c=crc32c(footer))
 
 
 def try_all(store: Path, ways: Sequence[str] = hostile_use.WAYS) -> dict[str, Any]:
-    """Use a store in several ways, in a process of its own, and return what each ended in."""
+    """Use a store in several ways, in a process of its own, and return the outcome of each."""
     ours, theirs = SERVER.Pipe(duplex=False)
     process = SERVER.Process(target=hostile_use.use, args=(str(store), ways, theirs))
     process.start()
     theirs.close()
     try:
-        assert ours.poll(TIMEOUT_S), "it hangs"
+        assert ours.poll(TIMEOUT_S), "the process hangs"
         return dict(ours.recv())
     finally:
         process.kill()
@@ -77,7 +77,7 @@ def write(path: Path, *, finalize: bool) -> None:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory in memory: a case's time is not the disk's."""
+    """A directory in memory, so that the disk does not add to a case's time."""
     with scratch() as path:
         yield path
 
@@ -91,17 +91,17 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-# Ways to do harm: each is handed a store, and a directory outside of it
+# Ways to do harm: each is given a store, and a directory outside it
 
 
 def rewrite(path: Path, **changes: Any) -> None:
-    """Change a document, and make its checksum hold."""
+    """Change a document, and its checksum to match."""
     body = decode_document(path.read_bytes(), "")
     path.write_bytes(encode_document(body | changes))
 
 
 def rewrite_spec(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change what the store is."""
+    """Change the store's specification."""
     path = store / "zarrow.json"
     body = decode_document(path.read_bytes(), "")
     change(body)
@@ -109,7 +109,7 @@ def rewrite_spec(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def rewrite_array(store: Path, array: str, /, **changes: Any) -> None:
-    """Change what an array is."""
+    """Change an array's specification."""
 
     def change(body: dict[str, Any]) -> None:
         next(one for one in body["arrays"] if one["name"] == array).update(changes)
@@ -118,7 +118,7 @@ def rewrite_array(store: Path, array: str, /, **changes: Any) -> None:
 
 
 def recommit(store: Path, number: int, **changes: Any) -> None:
-    """Write a segment's record anew, and the manifest to fit."""
+    """Rewrite a segment's record, and the manifest to match."""
     record = replace(catalog.read_record(store, number, catalog.read_spec(store))[0], **changes)
     (store / layout.record_path(number)).write_bytes(record.encode())
     if (store / "manifest.json").exists():
@@ -131,13 +131,13 @@ def recommit(store: Path, number: int, **changes: Any) -> None:
 
 
 def replace_part(store: Path, number: int, data: bytes) -> None:
-    """Put another part in place, committed."""
+    """Replace a part, and commit it."""
     (store / layout.part_path(number)).write_bytes(data)
     recommit(store, number, part=part_facts(data))
 
 
 def replace_chunk(store: Path, number: int, chunk: bytes, index: bytes | None = None) -> None:
-    """Put another only chunk into a shard of ``z``, committed."""
+    """Replace the only chunk of a shard of ``z``, and commit it."""
     index = encode_index([len(chunk)], 1) if index is None else index
     (store / layout.shard_path("z", number, 1)).write_bytes(chunk + index)
     facts = ShardFacts(
@@ -153,7 +153,7 @@ def slot_of(store: Path) -> Path:
 
 
 def reframe(store: Path, change: Callable[[bytearray], None]) -> None:
-    """Change the first frame of the journal, make its checksum hold, and leave the others out."""
+    """Change the first frame of the journal and its checksum, and drop the other frames."""
     path = slot_of(store) / "table.frames"
     data = path.read_bytes()
     size = int.from_bytes(data[8:16], "little")
@@ -163,7 +163,7 @@ def reframe(store: Path, change: Callable[[bytearray], None]) -> None:
 
 
 def repay(store: Path, payload: bytes, rows: int) -> None:
-    """Write a journal of one frame whose payload is this."""
+    """Write a journal of one frame with this payload."""
     spec = catalog.read_spec(store)
     slot = slot_of(store)
     ones = crc32c((slot / "e.rows").read_bytes()[: rows * 12])
@@ -178,7 +178,7 @@ def repay(store: Path, payload: bytes, rows: int) -> None:
 
 
 def link_out(name: str) -> Callable[[Path, Path], None]:
-    """Replace a file or directory by a link to the same outside of the store."""
+    """Move a file or directory out of the store, and leave a link to it."""
 
     def do(store: Path, outside: Path) -> None:
         found = [path for path in store.glob(name) if path.is_dir() or path.stat().st_size or "lock" in name]
@@ -190,7 +190,7 @@ def link_out(name: str) -> Callable[[Path, Path], None]:
 
 
 def pipe(name: str) -> Callable[[Path, Path], None]:
-    """Replace a file by a pipe that nobody writes to."""
+    """Replace a file by a pipe without a writer."""
 
     def do(store: Path, outside: Path) -> None:
         path = next(iter(store.glob(name)))
@@ -201,7 +201,7 @@ def pipe(name: str) -> Callable[[Path, Path], None]:
 
 
 def plant(name: str) -> Callable[[Path, Path], None]:
-    """Make a link to the outside where a writer will want to write."""
+    """Make a link to the outside where a writer is going to write."""
 
     def do(store: Path, outside: Path) -> None:
         path = store / name
@@ -231,24 +231,24 @@ def columns(q: pa.Array, rows: int = 8, **options: Any) -> bytes:
 
 
 def long_string(store: Path, outside: Path) -> None:
-    """One string that zstd shrinks ten thousandfold."""
+    """One string that zstd compresses ten-thousandfold."""
     text = pa.array(["a" * (BOMB_BYTES - 1000), *"bcde"])
     replace_part(store, 1, columns(text, 5, use_dictionary=False))
 
 
 def repeated_string(store: Path, outside: Path) -> None:
-    """More rows than a segment has, all of one string that stands in the file once."""
+    """More rows than a segment has, all with the same string, stored once in the file."""
     text = pa.DictionaryArray.from_arrays(np.zeros(1 << 20, np.int32), ["a" * 4096])
     replace_part(store, 1, columns(text, 1 << 20, store_schema=False))
 
 
 def zstd(size: int) -> bytes:
-    """Return a small zstd frame of that many zeros."""
+    """Return a small zstd frame that decompresses to this many zeros."""
     return bytes(numcodecs.Zstd().encode(bytes(size)))
 
 
 def compressed_payload(store: Path, outside: Path) -> None:
-    """A record batch whose buffers are compressed, and say that they are large."""
+    """A record batch with compressed buffers that claim to be large."""
     spec = catalog.read_spec(store)
     rows = 5
     text = pa.array(["a" * (BOMB_BYTES // 8), *"bcde"])
@@ -262,7 +262,7 @@ def compressed_payload(store: Path, outside: Path) -> None:
 
 
 def wild_offsets(store: Path, outside: Path) -> None:
-    """A record batch whose strings begin far behind its end."""
+    """A record batch whose strings start far beyond its end."""
     spec = catalog.read_spec(store)
     columns = [pa.array(range(5)), pa.array(list("abcde")), pa.nulls(5, pa.int64())]
     payload = pa.RecordBatch.from_arrays(columns, schema=spec.wire_schema).serialize().to_pybytes()
@@ -272,7 +272,7 @@ def wild_offsets(store: Path, outside: Path) -> None:
 
 
 class Harm:
-    """What unpickling would do."""
+    """An object that creates a directory when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -282,7 +282,7 @@ class Harm:
 
 
 def pickled(codecs: list[dict[str, Any]]) -> Callable[[Path, Path], None]:
-    """Name a codec that unpickles, and let it find something."""
+    """Name a codec that unpickles, and store a pickle for it."""
 
     def do(store: Path, outside: Path) -> None:
         replace_chunk(store, 0, pickle.dumps(Harm(outside)))
@@ -292,7 +292,7 @@ def pickled(codecs: list[dict[str, Any]]) -> Callable[[Path, Path], None]:
 
 
 def shard_index(offset: int, size: int) -> Callable[[Path, Path], None]:
-    """Let the shard index point elsewhere, checksum and all."""
+    """Let the shard index point elsewhere, with a valid checksum."""
 
     def do(store: Path, outside: Path) -> None:
         entries = np.array([[offset, size]], "<u8").tobytes()
@@ -302,7 +302,7 @@ def shard_index(offset: int, size: int) -> Callable[[Path, Path], None]:
 
 
 def put(start: int, value: int, width: int) -> Callable[[Path, Path], None]:
-    """Put a number into the first frame."""
+    """Write a number into the first frame."""
 
     def do(store: Path, outside: Path) -> None:
         reframe(
@@ -314,7 +314,7 @@ def put(start: int, value: int, width: int) -> Callable[[Path, Path], None]:
 
 
 def grow_sparse(name: str) -> Callable[[Path, Path], None]:
-    """Make a document of many GiB, which take no place on the disk."""
+    """Grow a file to many GiB without using disk space."""
 
     def do(store: Path, outside: Path) -> None:
         os.truncate(next(iter(store.glob(name))), 64 << 30)
@@ -343,7 +343,7 @@ BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def bomb(chunk: Callable[[], bytes], *codecs: dict[str, Any]) -> Callable[[Path, Path], None]:
-    """Put a chunk in place that inflates."""
+    """Store a chunk that decompresses to far more than its size."""
 
     def do(store: Path, outside: Path) -> None:
         replace_chunk(store, 0, chunk())
@@ -482,21 +482,21 @@ OPEN: dict[str, Harmful] = {
 }
 HARMLESS = {
     "planted link for scratch",  # which is removed, not followed
-    "planted link for the next record",  # which nobody could have committed
+    "planted link for the next record",  # which could not have been committed
     "frame without end",  # torn
-    "linked open segment",  # which is no open segment, so that its rows are not there
+    "linked open segment",  # which is not an open segment, so its rows are absent
     "journal of 64 GiB",  # of which all but the first bytes are a hole
-    "rows of 64 GiB",  # of which only those count that frames vouch for
+    "rows of 64 GiB",  # of which only those covered by frames count
     "linked lock",  # which readers do not read
     "linked owner",
 }
-"""Cases that are got over."""
+"""Cases without damage: `verify` may call the store sound."""
 UNREAD = {"part of one long string", "part of many rows"}
-"""What a scan of the table inflates is between pyarrow and the part: `verify` looks before it does."""
+"""Scans of the table leave decompression to pyarrow; `verify` checks the page headers first."""
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Return what lies outside, links not followed."""
+    """Return the files below a directory and their contents, without following links."""
     found = {}
     for path in sorted(directory.rglob("*")):
         large = path.is_file() and path.stat().st_size > 1 << 20
@@ -513,7 +513,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_hostile_store_does_no_harm(
     templates: Path, directory: Path, template: str, case: str, figures: Callable[..., None]
 ) -> None:
-    """It is refused by name or found by verify, in bounded memory and time; nothing outside is touched."""
+    """It is refused with a named error or found by verify, within bounds; nothing outside is touched."""
     store, outside = directory / "s.zarrow", directory / "outside"
     shutil.copytree(templates / f"{template}.zarrow", store)
     outside.mkdir()
@@ -533,7 +533,7 @@ def test_a_hostile_store_does_no_harm(
 
 
 def test_the_cases_differ_from_a_sound_store_in_their_harm_only(templates: Path, directory: Path) -> None:
-    """Without harm done to them the same stores are read, verified and written to."""
+    """The same stores, unharmed, can be read, verified and written to."""
     for template in ("complete", "open"):
         store = Path(shutil.copytree(templates / f"{template}.zarrow", directory / f"{template}.zarrow"))
         ended = try_all(store)

@@ -1,9 +1,9 @@
-"""Bytes that are no frame, no document and no shard index: kept, and mutated, and never believed.
+"""Fuzzing the decoders — malformed frames, documents, shard indexes and key tables, none of them trusted.
 
-`CORPUS` holds pieces that a store may consist of, sound ones and such as are hard to refuse. Hypothesis
-mutates them: bits are flipped, pieces are cut, put in twice, spliced, and their checksum is made to hold
-again, so that what stands behind it is reached. Whatever comes in, a decoder answers with a `ZarrowError`
-or with what it can vouch for: never with another exception, never with more than it was handed.
+`CORPUS` holds pieces of stores, sound ones and ones that are hard to reject. Hypothesis mutates them: it
+flips bits, cuts, inserts and splices, and then often recomputes the checksum, so that the code behind it is
+reached. For any input a decoder raises a `ZarrowError` or returns what the bytes support: never another
+exception, never more data than it was given.
 """
 
 from __future__ import annotations
@@ -78,25 +78,25 @@ CORPUS = {"frames": FRAMES, "documents": DOCUMENTS, "indexes": INDEXES, "tables"
 
 
 def resign_frame(data: bytes) -> bytes:
-    """Make the checksum of a first frame hold, whose size is what is there."""
+    """Recompute the checksum of the first frame, taking all the bytes as its size."""
     size = len(data) // 8 * 8
     body = data[:8] + size.to_bytes(8, "little") + UUID + data[32 : size - 4]
     return body + crc32c(body).to_bytes(4, "little") if size >= 64 else data
 
 
 def resign_document(data: bytes) -> bytes:
-    """Make the checksum of a document hold."""
+    """Recompute the checksum of a document."""
     text = re.sub(rb',"crc32c":"[0-9a-f]{8}"\}\n\Z', b"", data)
     return text + b',"crc32c":"%08x"}\n' % crc32c(text)
 
 
 def resign_index(data: bytes) -> bytes:
-    """Make the checksum of a shard index hold."""
+    """Recompute the checksum of a shard index."""
     return data[:-4] + crc32c(data[:-4]).to_bytes(4, "little")
 
 
 def decode_frames(data: bytes) -> None:
-    """Scan a journal, and decode what it vouches for."""
+    """Scan a journal, and decode the frames that are found valid."""
     found = frames.scan(pa.py_buffer(data), UUID, 1, SEGMENT_ROWS, "here")
     assert sum(frame.rows for frame in found.frames) <= SEGMENT_ROWS
     assert all(end <= len(data) for end in found.ends)
@@ -109,7 +109,7 @@ def decode_frames(data: bytes) -> None:
 
 
 def decode_documents(data: bytes) -> None:
-    """Take a document for every kind of one."""
+    """Decode a document as every kind of document."""
     for kind in (Claim, SegmentRecord, Manifest, Owner, StoreSpec):
         try:
             kind.decode(data, "here")  # type: ignore[attr-defined]
@@ -118,14 +118,14 @@ def decode_documents(data: bytes) -> None:
 
 
 def decode_index(data: bytes) -> None:
-    """Read a shard index that says where chunks lie in a shard of 64 bytes."""
+    """Read the shard index of a shard of 64 bytes."""
     places = shard_index.decode_index(data, "here", 64)
     there = places[(places != 2**64 - 1).any(axis=1)]
     assert all(int(offset) + int(size) <= 64 for offset, size in there.tolist())
 
 
 def decode_tables(data: bytes) -> None:
-    """Read what stands behind the entries of a key index."""
+    """Read the tables that follow the entries of a key index."""
 
     def read(start: int, size: int) -> Any:
         assert 0 <= start <= start + size <= len(data)
@@ -145,7 +145,7 @@ KINDS: dict[str, Any] = {
 
 @st.composite
 def mutated(draw: st.DrawFn, kind: str) -> bytes:
-    """Return a piece of the corpus after some changes, often with a checksum that holds."""
+    """Return a piece of the corpus after some mutations, often with a valid checksum."""
     data = bytearray(draw(st.sampled_from(CORPUS[kind])))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -166,14 +166,14 @@ def mutated(draw: st.DrawFn, kind: str) -> bytes:
 
 
 def attempt(kind: str, data: bytes) -> None:
-    """Decode: a refusal is an answer, another exception is not."""
+    """Decode: a `ZarrowError` is fine, any other exception is not."""
     with contextlib.suppress(ZarrowError):
         KINDS[kind][0](data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_corpus_is_answered(kind: str) -> None:
-    """Every piece is decoded or refused, as it is and with its checksum made to hold."""
+def test_the_corpus_is_decoded_or_rejected(kind: str) -> None:
+    """Every piece is decoded or rejected, as it is and with a valid checksum."""
     for piece in CORPUS[kind]:
         attempt(kind, piece)
         attempt(kind, KINDS[kind][1](piece))
@@ -181,8 +181,8 @@ def test_the_corpus_is_answered(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutants_of_the_corpus_are_answered(kind: str, profile: str) -> None:
-    """Whatever is done to a piece, a decoder refuses it in words, or returns what it can vouch for."""
+def test_mutants_of_the_corpus_are_decoded_or_rejected(kind: str, profile: str) -> None:
+    """A decoder rejects a mutated piece with a `ZarrowError`, or returns what its bytes support."""
 
     @settings(max_examples=1_000 if profile == "ci" else 100_000, deadline=None, derandomize=profile == "ci")
     @given(data=mutated(kind))

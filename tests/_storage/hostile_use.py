@@ -1,4 +1,4 @@
-"""Every way of using a store, for ``test_hostile`` to try in a process of its own."""
+"""Ways of using a store — each tried on hostile stores by ``test_hostile``, in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
-import numcodecs  # noqa: F401 - what a first use imports, every fork would import anew
+import numcodecs  # noqa: F401 - imported on first use; without this, again in every fork
 import numpy as np
 import pyarrow.pandas_compat  # noqa: F401
 
@@ -17,7 +17,7 @@ WAYS = ("verify", "open", "partial", "write")
 
 
 def use(path: str, ways: Sequence[str], report: Connection) -> None:
-    """Send what each way of using the store at `path` ended in, and how many bytes of memory they took."""
+    """Send the outcome of each way of using the store at `path`, and the bytes of memory they took."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     use = {
         "verify": lambda: "sound" if zarrow.verify(path, "full").ok else "found",
@@ -35,7 +35,7 @@ def _attempt(way: Callable[[], str]) -> str:
         return way()
     except errors.ZarrowError as error:
         return f"{type(error).__name__}: {error}"
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is what the test is about
+    except BaseException as error:  # noqa: BLE001 - every exception is a result
         return f"BAD {type(error).__name__}: {error}"
 
 
