@@ -228,7 +228,7 @@ def _append(
         rows += len(block)
         if rows > expected:
             break
-        step = max(APPEND_BYTES // max(block[:1].nbytes, 1), 1)
+        step = spec.rows_of(APPEND_BYTES, block[:1].nbytes)
         for start in range(0, len(block), step):
             writer.append(None, {name: block[start : start + step]})
         following = next(rest, None)

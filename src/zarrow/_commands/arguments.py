@@ -154,11 +154,12 @@ def _value(store: Store, name: str, text: str) -> pa.Scalar:
     """Return a value of a column's type."""
     import pyarrow as pa
 
+    from zarrow._format.arrow import value_type
+
     if name not in store.schema.names:
         known = ", ".join(store.schema.names)
         raise UnknownNameError(f"there is no column {name!r}. There are: {known}")
-    kind = store.schema.field(name).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = value_type(store.schema.field(name).type)
     try:
         return pa.scalar(text).cast(kind)
     except pa.ArrowException as error:

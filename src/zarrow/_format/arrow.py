@@ -1,4 +1,4 @@
-"""Arrow helpers — numbers between numpy and Arrow without a copy and without pandas."""
+"""Arrow helpers — numbers between numpy and Arrow without a copy and without pandas, and kinds of types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["Values", "as_arrow", "number_dtype", "numbers_as_arrow"]
+__all__ = [
+    "Values",
+    "as_arrow",
+    "decoded",
+    "is_bytes",
+    "is_text",
+    "number_dtype",
+    "numbers_as_arrow",
+    "value_type",
+    "without_dictionaries",
+    "without_view",
+]
 
 Values = Any
 """A column: numbers as numpy has them, anything as Arrow has it, None where all values are null."""
@@ -40,3 +51,43 @@ def as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:
     if values is None:
         return pa.nulls(rows, kind)
     return numbers_as_arrow(values) if isinstance(values, np.ndarray) else values
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a type's values are strings, in whatever representation but a dictionary.
+
+    >>> is_text(pa.large_string()), is_text(pa.binary())
+    (True, False)
+    """
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Tell whether a type's values are bytes of any length, in whatever representation but a dictionary."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def without_view(kind: pa.DataType) -> pa.DataType:
+    """Return a type of the same values that pyarrow can filter and take, which it cannot with views."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a dictionary's values; any other type as it is.
+
+    >>> value_type(pa.dictionary(pa.int32(), pa.string())), value_type(pa.int8())
+    (DataType(string), DataType(int8))
+    """
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def without_dictionaries(schema: pa.Schema) -> pa.Schema:
+    """Return a schema of the same columns, their dictionaries decoded."""
+    return pa.schema([column.with_type(value_type(column.type)) for column in schema])
+
+
+def decoded(column: pa.Array) -> pa.Array:
+    """Return a column as its values, not as a dictionary of them."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.spec import PLAIN, ZARR_DTYPES, ArraySpec
+from zarrow._format.spec import PLAIN, ZARR_DTYPES, ArraySpec, rows_of
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError
 
 __all__ = ["ChunkCodec", "choose", "normalize"]
@@ -176,7 +176,7 @@ def choose(sample: npt.NDArray[Any], dtype: str) -> tuple[dict[str, Any], ...]:
     if not sample.size:
         return PLAIN
     row_bytes = sample[:1].size * ZARR_DTYPES[dtype].itemsize
-    count = min(len(sample), max(1, _SAMPLE_BYTES // row_bytes))
+    count = min(len(sample), rows_of(_SAMPLE_BYTES, row_bytes))
     count = 1 << (count.bit_length() - 1)  # as many as a chunk may have
     rows = np.ascontiguousarray(sample[:count], ZARR_DTYPES[dtype])
     best, left = PLAIN, float(rows.nbytes)

@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.arrow import decoded, is_text, value_type
+
 __all__ = ["Keys", "encode", "family", "hash_keys", "is_in_heap", "same", "word_count"]
 
 Words = npt.NDArray[np.uint64]
@@ -70,14 +72,13 @@ def family(kind: pa.DataType) -> str:
     ('integer', 'string', 'timestamp')
     """
     types = pa.types
-    if types.is_dictionary(kind):
-        return family(kind.value_type)
+    kind = value_type(kind)
     for name, test in _FAMILIES.items():
         if test(kind):
             return name
     if types.is_timestamp(kind):
         return "timestamp" if kind.tz is None else "timestamp with a time zone"
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+    if is_text(kind):
         return "string"
     return "bytes" if "binary" in str(kind) else str(kind)
 
@@ -104,8 +105,7 @@ def encode(columns: Sequence[pa.Array]) -> Keys:
     heaps: list[Bytes] = []
     size_bytes = 0
     for column in columns:
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+        column = decoded(column)
         if not is_in_heap(column.type):
             word = _word(column)
             words.append(word)

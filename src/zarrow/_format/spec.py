@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.arrow import without_dictionaries
 from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.layout import (
     FORMAT_VERSION,
@@ -177,13 +178,22 @@ def is_power_of_two(number: object) -> bool:
     return isinstance(number, int) and number > 0 and not number & (number - 1)
 
 
+def rows_of(size_bytes: int, row_bytes: int) -> int:
+    """Return how many rows of `row_bytes` bytes fit into `size_bytes`: at least one.
+
+    >>> rows_of(1 << 20, 768 * 4), rows_of(100, 768 * 4), rows_of(100, 0)
+    (341, 1, 100)
+    """
+    return max(size_bytes // max(row_bytes, 1), 1)
+
+
 def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
     """Return the rows of a chunk of about 1 MiB, at most a segment.
 
     >>> default_chunk_rows(768 * 4, 32768)
     256
     """
-    return min(segment_rows, _floor_power_of_two(TARGET_CHUNK_BYTES // row_bytes))
+    return min(segment_rows, _floor_power_of_two(rows_of(TARGET_CHUNK_BYTES, row_bytes)))
 
 
 def default_segment_rows(widest_row_bytes: int | None) -> int:
@@ -196,12 +206,12 @@ def default_segment_rows(widest_row_bytes: int | None) -> int:
     """
     if widest_row_bytes is None:
         return TABLE_ONLY_SEGMENT_ROWS
-    rows = _floor_power_of_two(MAX_SHARD_BYTES // widest_row_bytes)
+    rows = _floor_power_of_two(rows_of(MAX_SHARD_BYTES, widest_row_bytes))
     return min(max(rows, MIN_SEGMENT_ROWS), MAX_DEFAULT_SEGMENT_ROWS)
 
 
 def _floor_power_of_two(number: int) -> int:
-    return 1 << (max(number, 1).bit_length() - 1)
+    return 1 << (number.bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,11 +309,7 @@ class StoreSpec:
     @property
     def wire_schema(self) -> pa.Schema:
         """The schema of a frame's payload: dictionaries decoded, ``sample_index`` last."""
-        fields = [
-            column.with_type(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-            for column in self.schema
-        ]
-        return pa.schema([*fields, pa.field(SAMPLE_INDEX, pa.int64())])
+        return without_dictionaries(self.schema).append(pa.field(SAMPLE_INDEX, pa.int64()))
 
     def encode(self) -> bytes:
         """Return the content of ``zarrow.json``."""

@@ -35,7 +35,7 @@ from zarrow._format.key_tables import (
 from zarrow._format.key_words import Bytes, Words
 from zarrow._format.layout import KEY_INDEX, part_path
 from zarrow._format.records import Manifest, SegmentRecord
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import StoreSpec, rows_of
 from zarrow._maintenance.audit_segment import BATCH_ROWS, open_part
 from zarrow._maintenance.findings import Findings
 from zarrow._storage.reading import Beneath, PlainFile
@@ -118,7 +118,7 @@ class _Audit:
     def _entries(self, tables: Tables) -> int:
         """Check the entries, and return the sum of the hashes of keys and rows."""
         block_bytes = BLOCK_ENTRIES * 8 * tables.width
-        step = max(_PIECE_BYTES // block_bytes, 1)
+        step = rows_of(_PIECE_BYTES, block_bytes)
         total = 0
         last = np.zeros((1, 2), np.uint64)  # of the piece before
         for block in range(0, len(tables.entry_sums), step):

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zarrow._format import layout
+from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import ROW, SAMPLE_INDEX
@@ -112,7 +113,7 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterat
         raise CorruptionError(f"{path}: its footer is not the one that was committed")
     with file.stream() as stream:
         try:
-            strings = [column.name for column in spec.schema if _is_text(column.type)]
+            strings = [column.name for column in spec.schema if is_text(column.type)]
             plain = pq.ParquetFile(stream)
             _check_footer(plain.metadata, plain.schema_arrow, spec, record, path)
             # As dictionaries, so that one long string many times over takes no more memory than in the file.
@@ -138,10 +139,6 @@ def _check_footer(
         )
     if not schema.remove_metadata().equals(spec.table_schema.remove_metadata()):
         raise CorruptionError(f"{path}: its columns are not the store's: {schema.names}")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _damage(path: str, message: object, record: SegmentRecord, spec: StoreSpec) -> Finding:

@@ -31,8 +31,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.arrow import without_dictionaries
 from zarrow._format.codecs import choose
 from zarrow._format.layout import ROW, SAMPLE_INDEX
+from zarrow._format.spec import rows_of
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.sorted_rows import are_sorted, check_sortable, sort_rows
 from zarrow._storage import files
@@ -146,7 +148,7 @@ def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]
     for name in by:
         if name not in store.schema.names:
             raise unknown_name("column", name, store.schema.names)
-    check_sortable(_plain(pa.RecordBatch.from_pylist([], store.schema)).schema, by)
+    check_sortable(without_dictionaries(store.schema), by)
     if SAMPLE_INDEX in by:
         for batch in store.scan([SAMPLE_INDEX]):
             if batch[SAMPLE_INDEX].null_count:
@@ -279,7 +281,7 @@ class Block:
 
 def block_rows(arrays: Iterable[StoreArray]) -> int:
     row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
-    return min(max(BLOCK_BYTES // max(row_bytes, 1), 1), MAX_BLOCK_ROWS)
+    return min(rows_of(BLOCK_BYTES, row_bytes), MAX_BLOCK_ROWS)
 
 
 def _as_is(store: Store) -> Iterator[Block]:
@@ -309,13 +311,7 @@ def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterat
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return rows without dictionaries, of which every batch may have another."""
-    return pa.RecordBatch.from_arrays(
-        [
-            column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-            for column in batch.columns
-        ],
-        names=batch.schema.names,
-    )
+    return batch.cast(without_dictionaries(batch.schema))
 
 
 def _gatherer(array: StoreArray, scratch: Path) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]:

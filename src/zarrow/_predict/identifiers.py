@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zarrow._format.arrow import without_view
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow.errors import BatchError, InvalidInputError
 
@@ -241,13 +242,7 @@ def _as_table(source: Any) -> pa.Table:
 
 def _without_views(table: pa.Table) -> pa.Table:
     """Return the table with plain strings where it has views, of which pyarrow cannot gather."""
-    fields = []
-    for field in table.schema:
-        if pa.types.is_string_view(field.type):
-            field = field.with_type(pa.large_string())
-        elif pa.types.is_binary_view(field.type):
-            field = field.with_type(pa.large_binary())
-        fields.append(field)
+    fields = [field.with_type(without_view(field.type)) for field in table.schema]
     schema = pa.schema(fields, table.schema.metadata)
     return table if schema.equals(table.schema) else table.cast(schema)
 

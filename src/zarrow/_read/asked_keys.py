@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import key_words
-from zarrow._format.arrow import numbers_as_arrow
+from zarrow._format.arrow import numbers_as_arrow, value_type, without_view
 from zarrow._format.key_words import Keys
 from zarrow.errors import InvalidInputError, KeyNotFoundError
 
@@ -129,7 +129,7 @@ def _by_name(given: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _as_array(values: Any, field: pa.Field) -> pa.Array:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = value_type(field.type)
     family = key_words.family(kind)
     try:
         if type(values) is np.ndarray and values.ndim == 1 and values.dtype.kind in "iuf":
@@ -145,8 +145,8 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
         if pa.types.is_dictionary(array.type):
-            array = _no_view(array.dictionary).take(array.indices)
-        array = _no_view(array)
+            array = array.dictionary.cast(without_view(array.type.value_type)).take(array.indices)
+        array = array.cast(without_view(array.type))
         if pa.types.is_null(array.type):
             return array.cast(kind)
         if key_words.family(array.type) != family:
@@ -169,17 +169,9 @@ def _of_sequence(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind)
 
 
-def _no_view(array: pa.Array) -> pa.Array:
-    """Return strings of a type that pyarrow can filter and take."""
-    if pa.types.is_string_view(array.type):
-        return array.cast(pa.large_string())
-    return array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array
-
-
 def _has_word(values: pa.Array, kind: pa.DataType) -> npt.NDArray[np.bool_] | bool:
     """Tell which integers are not mistaken for another one when their sign is forgotten."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = value_type(kind)
     given_unsigned, unsigned = (pa.types.is_unsigned_integer(one) for one in (values.type, kind))
     if given_unsigned == unsigned:
         return True

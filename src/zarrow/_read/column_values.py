@@ -35,7 +35,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._format.arrow import number_dtype
+from zarrow._format.arrow import is_text, number_dtype, value_type
 from zarrow._format.layout import SAMPLE_INDEX
 from zarrow.errors import InvalidInputError, unknown_name
 
@@ -115,7 +115,7 @@ class ColumnValues:
                 )
 
     def _objects(self, column: pa.ChunkedArray) -> npt.NDArray[Any]:
-        if pa.types.is_string(self.arrow_type) or pa.types.is_large_string(self.arrow_type):
+        if is_text(self.arrow_type):
             return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
         found = np.empty(len(column), object)
         for row, value in enumerate(column.to_pylist()):
@@ -167,7 +167,7 @@ def column_values(
 
 
 def _column(field: pa.Field, given: Mapping[str, object], widen: bool) -> ColumnValues:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = value_type(field.type)
     fill_value = None
     if field.name in given:
         try:

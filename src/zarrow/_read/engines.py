@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from zarrow._format.arrow import without_dictionaries
 from zarrow.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -42,14 +43,10 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
         raise MissingExtraError("sql needs DuckDB: pip install duckdb") from error
     connection = duckdb.connect()
     # DuckDB reads dictionaries of Parquet as their values.
-    connection.register("zarrow_rest", rest.cast(pa.schema([_decoded(column) for column in rest.schema])))
+    connection.register("zarrow_rest", rest.cast(without_dictionaries(rest.schema)))
     query = "SELECT * FROM zarrow_rest"
     if paths:
         quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
         query = f"SELECT * FROM read_parquet([{quoted}], hive_partitioning=false) UNION ALL {query}"
     connection.execute(f"CREATE VIEW predictions AS {query}")
     return connection
-
-
-def _decoded(column: pa.Field) -> pa.Field:
-    return column.with_type(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.layout import ROW
+from zarrow._format.spec import rows_of
 from zarrow._read.arrays import Check, StoreArray
 from zarrow._read.columns import Columns
 from zarrow.errors import InvalidInputError, unknown_name
@@ -37,7 +38,7 @@ _MAX_BATCH_ROWS = 65_536
 def batch_rows(arrays: Sequence[StoreArray]) -> int:
     """Return how many rows a batch has if nobody says: vectors of 32 MiB, and no more than 65,536 rows."""
     row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
-    return min(max(_BATCH_BYTES // max(row_bytes, 1), 1), _MAX_BATCH_ROWS)
+    return min(rows_of(_BATCH_BYTES, row_bytes), _MAX_BATCH_ROWS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

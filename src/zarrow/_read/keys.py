@@ -50,6 +50,7 @@ from zarrow._format.key_tables import (
     read_tables,
 )
 from zarrow._format.key_words import Bytes, Keys, Words
+from zarrow._format.spec import rows_of
 from zarrow.errors import CorruptionError
 
 __all__ = ["Identity", "KeyIndex", "build"]
@@ -143,7 +144,7 @@ def build(
         entries[:, ROW] = np.from_dlpack(batch.column(batch.num_columns - 1))  # to_numpy imports pandas
         entries[:, WORDS:] = keys.words
         rows += batch.num_rows
-        for start in range(0, len(entries), step := max(RUN_BYTES // 4 // entry_bytes, 1)):
+        for start in range(0, len(entries), step := rows_of(RUN_BYTES // 4, entry_bytes)):
             pending.append(entries[start : start + step].copy())
             waiting += len(pending[-1])
             if waiting * entry_bytes >= RUN_BYTES:
@@ -194,7 +195,7 @@ def _merged(spill_fd: int, starts: list[int], last: list[Words], entry_bytes: in
         return
     spilled = map_file(spill_fd, "the sorted runs").view("<u8").reshape(-1, entry_bytes // 8)
     runs = [spilled[start:stop] for start, stop in itertools.pairwise(starts)] + last
-    limit = max(RUN_BYTES // entry_bytes, 1)
+    limit = rows_of(RUN_BYTES, entry_bytes)
     ranges = [(0, 1 << 64, [(0, len(run)) for run in runs])]
     while ranges:
         low, high, places = ranges.pop()

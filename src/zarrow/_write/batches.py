@@ -14,7 +14,7 @@ Place: tier 2, used by `writer` and `open_segment`. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.arrow import Values, as_arrow, number_dtype, numbers_as_arrow
+from zarrow._format.arrow import (
+    Values,
+    as_arrow,
+    is_bytes,
+    is_text,
+    number_dtype,
+    numbers_as_arrow,
+    value_type,
+)
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._write.given import Columns, as_array, as_columns, to_host
@@ -260,23 +268,17 @@ def _check_sample_index(values: Any) -> Values:
     return index.astype(np.int64, copy=False)
 
 
-_REPRESENTATIONS: tuple[tuple[Callable[[pa.DataType], bool], ...], ...] = (
-    (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-    (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
-    (pa.types.is_list, pa.types.is_large_list),
-)
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Array:
     """Return a column in another representation of the same values, or raise."""
-    have = data.type
-    if pa.types.is_dictionary(have):
-        have = have.value_type
+    have = value_type(data.type)
     same = have == wanted or any(
-        any(is_kind(have) for is_kind in family) and any(is_kind(wanted) for is_kind in family)
-        for family in _REPRESENTATIONS
+        is_kind(have) and is_kind(wanted) for is_kind in (is_text, is_bytes, _is_list)
     )
-    if pa.types.is_list(have) or pa.types.is_large_list(have):
+    if _is_list(have):
         same = same and have.value_type == wanted.value_type
     if not same and not (pa.types.is_null(have) and column.nullable):
         raise BatchError(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zarrow._format.arrow import as_arrow
+from zarrow._format.arrow import as_arrow, is_bytes, is_text
 from zarrow._format.spec import (
     ArraySpec,
     StoreSpec,
@@ -26,8 +26,6 @@ from zarrow._write.given import Columns, as_array, as_columns
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["infer_spec", "kept_schema"]
-
-_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 def infer_spec(
@@ -132,7 +130,7 @@ def _kept(kind: pa.DataType) -> pa.DataType:
     """
     if pa.types.is_dictionary(kind):
         value = _kept(kind.value_type)
-        return pa.dictionary(pa.int32(), value) if any(is_kind(value) for is_kind in _TEXT) else value
+        return pa.dictionary(pa.int32(), value) if is_text(value) or is_bytes(value) else value
     if pa.types.is_string_view(kind):
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind

@@ -23,6 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.pages import read_footer
@@ -83,12 +84,7 @@ class _Sink(io.RawIOBase):
 
 def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
     strings = [
-        column.name
-        for column in spec.schema
-        if pa.types.is_dictionary(column.type)
-        or pa.types.is_string(column.type)
-        or pa.types.is_large_string(column.type)
-        or pa.types.is_string_view(column.type)
+        column.name for column in spec.schema if pa.types.is_dictionary(column.type) or is_text(column.type)
     ]
     options: dict[str, Any] = {
         "compression": "zstd",

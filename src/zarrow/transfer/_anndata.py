@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import zarr
 
-from zarrow._format.arrow import number_dtype
+from zarrow._format.arrow import decoded, number_dtype
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, missing
 
@@ -128,8 +128,7 @@ class _Column:
         stop = start + len(values)
         if self._mask is not None:
             self._mask[start:stop] = values.is_null().to_numpy(zero_copy_only=False)
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
+        values = decoded(values)
         if self._number:
             if not pa.types.is_floating(values.type):
                 values = values.fill_null(False if values.type == pa.bool_() else 0)

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zarrow._format.layout import MEBIBYTE, SAMPLE_INDEX
+from zarrow._format.spec import rows_of
 from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
@@ -165,7 +166,7 @@ class _Export:
             fields.append(pa.field(EMBEDDING, pa.list_(pa.float32(), found.row_shape[0])))
             row_bytes = found.row_shape[0] * 4
         self._schema = pa.schema(fields)
-        self._group_rows = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // max(row_bytes, 1)))
+        self._group_rows = min(_ROW_GROUP_ROWS, rows_of(_ROW_GROUP_BYTES, row_bytes))
         if per_batch and BATCH not in store.schema.names:
             raise InvalidInputError(
                 f"{store.path}: the store does not know its batches, as it has no column {BATCH!r}: "

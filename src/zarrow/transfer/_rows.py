@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from zarrow._format.arrow import number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
+from zarrow._format.spec import rows_of
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 
@@ -40,7 +41,7 @@ def batch_rows(row_bytes: int) -> int:
     >>> batch_rows(3072), batch_rows(0)
     (4096, 65536)
     """
-    return 1 << (min(max(BATCH_BYTES // max(row_bytes, 1), 1), MAX_BATCH_ROWS).bit_length() - 1)
+    return 1 << (min(rows_of(BATCH_BYTES, row_bytes), MAX_BATCH_ROWS).bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

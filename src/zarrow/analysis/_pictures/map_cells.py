@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.arrow import decoded
 from zarrow.analysis._questions.map import Map, place_rows
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.errors import InvalidInputError
@@ -70,7 +71,7 @@ class Colour:
             values = pc.cast(column, pa.float64()) if not pa.types.is_floating(column.type) else column
             return np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
         known = pa.array(list(self.categories), column.type if not _is_coded(column) else None)
-        plain = column.dictionary_decode() if _is_coded(column) else column
+        plain = decoded(column)
         found = pc.index_in(plain, value_set=known.cast(plain.type))
         codes = np.asarray(found.to_numpy(zero_copy_only=False), np.float64)
         codes[np.isnan(codes)] = len(self.categories) if self.others else np.nan

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from zarrow._format.arrow import value_type
 from zarrow.analysis._rows.dataset import Rows
 from zarrow.analysis._rows.groups import free_names
 from zarrow.errors import InvalidInputError, MissingExtraError
@@ -108,7 +109,7 @@ def describe_columns(store: Rows, columns: Sequence[str], by: Sequence[str]) -> 
 
 def _facts(field: pa.Field, column: str, name: str, exact: bool) -> str:
     """Return the aggregates of a column."""
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = value_type(field.type)
     number, nonfinite, distinct = "NULL::DOUBLE", "0", f"count(DISTINCT {column})"
     if not exact:  # of few values more than there are would be seen
         distinct = f"least(approx_count_distinct({column}), count({column}))"

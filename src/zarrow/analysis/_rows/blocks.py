@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.layout import ROW
+from zarrow._format.spec import rows_of
 from zarrow.analysis._rows.dataset import Array, Rows, pieces
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store, StoreArray
@@ -148,8 +149,8 @@ def split_finite(values: Matrix) -> npt.NDArray[np.bool_] | None:
 
 def block_rows(array: Array) -> int:
     """Return how many rows make a block."""
-    rows = BLOCK_BYTES // max(width_of(array) * compute_dtype(array.dtype).itemsize, 1)
-    rows = min(max(rows, 1), MAX_BLOCK_ROWS)
+    rows = rows_of(BLOCK_BYTES, width_of(array) * compute_dtype(array.dtype).itemsize)
+    rows = min(rows, MAX_BLOCK_ROWS)
     return rows - rows % 64 if rows > 64 else rows
 
 

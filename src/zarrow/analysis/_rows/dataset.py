@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 
 from zarrow._format import key_words
 from zarrow._format.layout import ROW
+from zarrow._format.spec import rows_of
 from zarrow._read.asked_keys import read_keys
 from zarrow._read.filters import asked_columns
 from zarrow.analysis._rows.dataset_columns import arrow_type, arrow_values
@@ -225,7 +226,7 @@ class DatasetRows:
             for name, variable in self._variables.items()
             if name in names
         }
-        rows = max(PIECE_BYTES // max(sum(sizes.values()), 1), 1)
+        rows = rows_of(PIECE_BYTES, sum(sizes.values()))
         chunks = {name: self._variables[name].chunksizes.get(ROW) for name in sizes}
         widest = chunks[max(sizes, key=lambda name: (self._variables[name].ndim > 1, sizes[name]))]
         for name, own in chunks.items():

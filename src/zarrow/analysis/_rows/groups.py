@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.arrow import decoded
 from zarrow.analysis._rows.dataset import Rows
 from zarrow.errors import InvalidInputError
 
@@ -51,9 +52,7 @@ def free_names(names: Sequence[str], taken: Container[str]) -> list[str]:
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return a column in one piece, dictionaries decoded."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    return array
+    return decoded(array)
 
 
 def column_codes(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
