@@ -39,4 +39,4 @@ def test_commands_are_one_line_each_and_where_ci_looks(name: str) -> None:
     command = re.search(rf"^<!-- ci: {name} -->\n```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert command is not None
     assert command[1].count("\n") == 1
-    assert "python3.11 -m venv" in command[1]
+    assert "python3 -m venv" in command[1]
