@@ -1,4 +1,4 @@
-"""Do the benchmarks run, and would they notice who loses rows?"""
+"""Benchmarks — that they run, and that they catch a contender that loses rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
-def test_writers_take_turns_and_are_checked(tmp_path: Path) -> None:
-    """The table is aligned, the figures are in the JSON file, and nothing else is left."""
+def test_writers_are_compared_and_checked(tmp_path: Path) -> None:
+    """The table is aligned, the figures are in the JSON file, and no other file is left."""
     words = ["--rows", "700", "--width", "8", "--repeat", "1", "--only", "raw", "zarrow-2"]
     words += ["--folder", str(tmp_path), "--json", str(tmp_path / "out.json")]
     script = str(BENCHMARKS / "writers.py")
@@ -21,14 +21,14 @@ def test_writers_take_turns_and_are_checked(tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert [line.split()[1] for line in lines[2:]] == ["raw", "zarrow-2"]
     assert len({len(line) for line in lines}) == 1
-    told = json.loads((tmp_path / "out.json").read_text())
-    assert told["options"]["rows"] == 700
-    assert told["medians"]["zarrow-2"]["p50_ms"] > 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["options"]["rows"] == 700
+    assert written["medians"]["zarrow-2"]["p50_ms"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_a_writer_that_loses_a_batch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every batch is compared, not some."""
+    """Every batch is compared, not just some."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from contenders import Data
 
@@ -40,7 +40,7 @@ def test_a_writer_that_loses_a_batch_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_predict_runs_a_single_round() -> None:
-    """One round has quartiles, too: ``python tests/benchmarks --quick`` asks for no more."""
+    """A single round has quartiles, too, as ``python3 tests/benchmarks --quick`` needs."""
     words = ["--batches", "8", "--rounds", "1", "--step-ms", "0.2", "--batch-rows", "4"]
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "predict.py"), *words], check=True, capture_output=True, text=True

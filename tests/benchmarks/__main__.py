@@ -1,12 +1,12 @@
-"""All benchmarks, one after the other: tables on the screen, figures and a picture in a folder.
+"""All benchmarks — run one after the other; tables on the screen, figures and a picture in a folder.
 
 From the repository, with ``pip install -c constraints.txt '.[bench]'``::
 
-    python tests/benchmarks --out results            # an hour and more, and 10 GB of disk while it runs
-    python tests/benchmarks --out results --quick    # some minutes, few rows, one turn: to see that it runs
+    python3 tests/benchmarks --out results            # more than an hour, and 10 GB of disk while it runs
+    python3 tests/benchmarks --out results --quick    # minutes: few rows, one round, to check that it runs
 
-Each part is a script of its own with more options (``python tests/benchmarks/writers.py --help``). Ratios in
-one run on one machine mean something, seconds do not; leave the machine alone meanwhile.
+Each part is a script with more options (``python3 tests/benchmarks/writers.py --help``). Ratios within one
+run on one machine are meaningful, seconds are not; do not use the machine for anything else meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARTS: dict[str, list[str]] = {
     "writers, wide": ["writers.py", "--width", "4096", "--rows", "80000", "--only", "raw", "zarrow", "lance"],
     "writers, float16": ["writers.py", "--kind", "float16", "--only", "raw", "zarrow", "zarrow-blosc"],
     "writers, bf16 values": ["writers.py", "--kind", "bf16", "--only", "raw", "zarrow", "zarrow-blosc"],
-    "writers, beside a model": ["writers.py", "--step-ms", "5", "--only", "nothing", "zarrow", "zarrow-copy"],
+    "writers, with a model": ["writers.py", "--step-ms", "5", "--only", "nothing", "zarrow", "zarrow-copy"],
     "several processes": ["writers.py", "--rows", "800000", "--only", "zarrow", "zarrow-2", "zarrow-4"],
     "memory while writing": ["writers.py", "--memory", "--repeat", "1"],
     "memory while writing, narrow": [
@@ -47,8 +47,10 @@ PARTS: dict[str, list[str]] = {
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="folder for the figures")
-    parser.add_argument("--quick", action="store_true", help="few rows, one turn")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmark-results"), help="directory for the figures"
+    )
+    parser.add_argument("--quick", action="store_true", help="few rows, one round")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

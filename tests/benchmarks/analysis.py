@@ -1,23 +1,23 @@
-"""How fast are analyses of a store, beside the same on an array that is in memory already?
+"""Analyses — their speed on a store, compared with the same computation on an array already in memory.
 
 Run it from the repository::
 
-    python tests/benchmarks/analysis.py                       # 1,000,000 x 768 float32: 3 GB, and 3 GB of RAM
-    python tests/benchmarks/analysis.py --rows 100000 --only pca nearest --repeat 3 --json out.json
+    python3 tests/benchmarks/analysis.py                      # 1,000,000 x 768 float32: 3 GB, and 3 GB of RAM
+    python3 tests/benchmarks/analysis.py --rows 100000 --only pca nearest --repeat 3 --json out.json
 
-For each task a process of its own runs zarrow on the store (page cache warm) and another one numpy, or torch
-where that is faster, on an array that it has loaded before the clock starts. The table shows the median of
-the repetitions, the ratio, and the most private memory (anonymous pages, so without the page cache) that the
-process ever had, with Python and all libraries.
+For each task one process runs zarrow on the store (page cache warm) and another one runs numpy, or torch
+where that is faster, on an array loaded before the clock starts. The table shows the median of the
+repetitions, the ratio, and the peak private memory of the process (anonymous pages, so without the page
+cache), including Python and all libraries.
 
 describe  mean, std, norms, NaNs, mean cosine and effective rank (in memory: no table, and no quantiles)
 pca       50 components
 nearest   the 10 nearest of 1,000 queries by cosine
 
-What both find is compared, so nobody wins by doing something else.
+Both results are compared, so neither side can win by computing something else.
 
-``--recall`` makes an index of approximate neighbours instead, and says which share of the 10 nearest it finds
-of 1,000 queries that it was not tuned by, and in what time beside the exact search.
+``--recall`` builds an index of approximate neighbours instead. It prints the share of the 10 nearest that the
+index finds for 1,000 queries it was not tuned on, and its time next to that of the exact search.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BLOCK = 4096
 
 
 def write(path: Path, rows: int, width: int) -> None:
-    """Write the store, some directions of it stronger than others."""
+    """Write the store, with more variance in some directions than in others."""
     import zarrow
 
     generator = np.random.default_rng(0)
@@ -121,7 +121,7 @@ def zarrow_nearest(store: Any) -> list[float]:
 
 
 def measure_recall(path: Path) -> dict[str, float]:
-    """Make an index of neighbours and hold what it finds against the exact search."""
+    """Build an index of neighbours and compare its results with the exact search."""
     import zarrow
     from zarrow.analysis import build_neighbours, nearest
 
@@ -150,7 +150,7 @@ TASKS = {
 
 
 class Watch(threading.Thread):
-    """Notes how much private memory the process has, at most."""
+    """Records the peak private memory of the process."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -165,13 +165,13 @@ class Watch(threading.Thread):
 
 
 def run_one(task: str, side: int, path: str, repeat: int) -> None:
-    """Run a task in this process and print what it took."""
+    """Run a task in this process and print its time and memory."""
     import zarrow
 
     store: Any = zarrow.open(path)
     if side:
         store = np.asarray(store["e"]).copy()
-    else:  # as warm as the array in memory
+    else:  # read it once, so that it is as warm as the array in memory
         for start in range(0, len(store["e"]), BLOCK):
             store["e"][start : start + BLOCK].max()
     watch = Watch()
@@ -191,8 +191,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--store", type=Path, help="keep the store here, and use it if it is there")
-    parser.add_argument("--recall", action="store_true", help="of approximate neighbours, and nothing else")
+    parser.add_argument("--store", type=Path, help="keep the store here, and reuse it if it exists")
+    parser.add_argument(
+        "--recall", action="store_true", help="measure only the recall of approximate neighbours"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -217,14 +219,14 @@ def main() -> None:
             ours, theirs = sides
             found, wanted = np.array(ours.pop("found")), np.array(theirs.pop("found"))
             same = (
-                bool((found == wanted).mean() > 0.999)  # float32 takes near ties for ties
+                bool((found == wanted).mean() > 0.999)  # near ties are ties in float32
                 if task == "nearest"
                 else bool(np.allclose(found, wanted, rtol=2e-3, atol=1e-4))
             )
             figures[task] = {"zarrow": ours, "in memory": theirs, "same": same}
             print(
                 f"{task:9} zarrow {ours['s']:6.2f} s, {ours['peak_mb']:5.0f} MB   "
-                f"in memory {theirs['s']:6.2f} s   speed {theirs['s'] / ours['s']:.2f} of it   "
+                f"in memory {theirs['s']:6.2f} s   relative speed {theirs['s'] / ours['s']:.2f}   "
                 f"same result: {same}",
                 flush=True,
             )

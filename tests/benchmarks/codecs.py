@@ -1,11 +1,12 @@
-"""What do an array's codecs cost, and what do they save?
+"""Codecs — what each costs in time and saves in bytes.
 
-Each codec writes the same rows into a store of its own and reads them back, in turns; medians. The rows are
-random float32 (which no lossless codec shrinks by much), the same with values of bfloat16 (what a model in
-mixed precision yields), and the 64 pixels of scikit-learn's digits through a random linear layer with ReLU
-(zeros and repetitions, as in a hidden layer). Speeds are of raw bytes; errors are against the rows.
+In each round every codec writes the same rows to a store of its own and reads them back; figures are
+medians. The rows are random float32 (which no lossless codec shrinks by much), the same with bfloat16 values
+(as a model in mixed precision yields), and scikit-learn's digits passed through a random linear layer with
+ReLU (with zeros and repetitions, as in a hidden layer). Speeds count raw bytes; errors are differences from
+the original rows.
 
-    python tests/benchmarks/codecs.py --rows 100000
+    python3 tests/benchmarks/codecs.py --rows 100000
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import zarrow
 
 
 def bitround(bits: int) -> list[Any]:
-    """Return bitround, which keeps so many bits of the fraction, and what makes files of the zeros."""
+    """Return bitround with this many bits of the mantissa, and a codec that compresses the zeros."""
     rounding = {"name": "numcodecs.bitround", "configuration": {"keepbits": bits}}
     return [rounding, "blosc-zstd-bitshuffle"]
 
@@ -51,7 +52,7 @@ def normal(rows: int, width: int) -> np.ndarray:
 
 
 def bf16(rows: int, width: int) -> np.ndarray:
-    """Return random float32 with values of bfloat16."""
+    """Return random float32 with bfloat16 values."""
     return (normal(rows, width).view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
@@ -114,22 +115,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CODECS, default=list(CODECS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
+    parser.add_argument("--folder", type=Path, default=Path(), help="directory on the disk to measure")
     options = parser.parse_args()
     results: dict[str, dict[str, dict[str, float]]] = {}
     for kind in options.kinds:
         values = KINDS[kind](options.rows, options.width)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
-        for turn in range(options.repeat):
+        for number in range(options.repeat):
             for name in runs:
                 with tempfile.TemporaryDirectory(prefix="codecs-", dir=options.folder) as folder:
                     runs[name].append(once(name, values, Path(folder)))
-            print(f"{kind}: turn {turn + 1} of {options.repeat}", file=sys.stderr)
+            print(f"{kind}: round {number + 1} of {options.repeat}", file=sys.stderr)
         results[kind] = {
             name: {figure: statistics.median(one[figure] for one in all_runs) for figure in all_runs[0]}
             for name, all_runs in runs.items()
         }
-        print(f"\n{kind}: {options.rows:,} x {options.width}, medians of {options.repeat} turns\n")
+        print(f"\n{kind}: {options.rows:,} x {options.width}, medians of {options.repeat} rounds\n")
         head = ("codec", "bytes / raw", "write MB/s", "read MB/s", "max error", "max relative", "min cosine")
         rows = [
             (
@@ -145,8 +146,8 @@ def main() -> None:
         ]
         show_table(head, rows)
     if options.json:
-        told = {"options": vars(options), "medians": results}
-        options.json.write_text(json.dumps(told, default=str, indent=2))
+        figures = {"options": vars(options), "medians": results}
+        options.json.write_text(json.dumps(figures, default=str, indent=2))
 
 
 if __name__ == "__main__":

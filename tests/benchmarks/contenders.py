@@ -1,7 +1,7 @@
-"""Who writes, and what: the contenders of `writers.py`, each used as its own documentation recommends.
+"""Contenders — the libraries that `writers.py` compares, each used as its own documentation recommends.
 
-A contender writes all batches, tells the clock how long each call that hands one over took, and returns a
-function that reads rows back and compares them.
+A contender writes all batches, times each call that hands one over with the clock, and returns a function
+that reads the rows back and compares them.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ SURVIVES = {
     "zarrow-copy": "as zarrow",
     "zarrow-blosc": "as zarrow",
     "lance": "nothing before the end; never synced",
-    "h5py": "perhaps a file that opens; never synced",
-    "tensorstore": "chunks, but not which; each is synced",
+    "h5py": "possibly a readable file; never synced",
+    "tensorstore": "chunks, but not which ones; each is synced",
     "zarr-append": "rows and silent fill values; never synced",
     "zarr-aligned": "rows, but not how many; never synced",
     "everyquery": "nothing before the end; never synced",
     "lance-append": "every 64 batches; never synced",
     "icechunk": "every 64 batches; never synced",
-    "arrow-ipc": "whole batches, by reading until it fails; never synced",
+    "arrow-ipc": "whole batches, by reading until an error; never synced",
     "zarrow-2": "as zarrow",
     "zarrow-4": "as zarrow",
     "memcpy": "nothing is written",
     "nothing": "nothing is written",
 }
-"""What a SIGKILL leaves, and what is synced (seen by strace) unless ``--durable`` syncs it."""
+"""What is left after a SIGKILL, and what is synced (according to strace) without ``--durable``."""
 
 
 class Data:
-    """Batches of vectors, which are drawn before the clock runs, and of identifiers."""
+    """Batches of identifiers and of vectors; the vectors are drawn before the clock starts."""
 
     def __init__(self, rows: int, width: int, batch_rows: int, kind: str, step_ms: float = 0) -> None:
         self.rows, self.width, self.batch_rows, self.step_s = rows, width, batch_rows, step_ms / 1e3
@@ -65,12 +65,12 @@ class Data:
         for start in range(begin, self.rows if end is None else end, self.batch_rows):
             stop = min(self.rows, start + self.batch_rows)
             ids = np.arange(start, stop)
-            if self.step_s:  # the model's, on a device: this thread waits
+            if self.step_s:  # a model's step on a device, for which this thread waits
                 time.sleep(self.step_s)
             yield ids, (ids % 997 / 997).astype(np.float32), self.vectors(start, stop)
 
     def check(self, read: Callable[[int, int], np.ndarray]) -> None:
-        """Compare all rows, batch by batch, in order."""
+        """Compare all rows with the expected ones, batch by batch, in order."""
         for start in range(0, self.rows, self.batch_rows):
             stop = min(self.rows, start + self.batch_rows)
             np.testing.assert_array_equal(read(start, stop), self.vectors(start, stop))
@@ -81,11 +81,11 @@ def slices(array: Any) -> Callable[[int, int], np.ndarray]:
 
 
 class Clock:
-    """Times the calls that hand a batch over."""
+    """Times the calls that hand over a batch."""
 
     def __init__(self) -> None:
         self.blocked: list[float] = []
-        self.others_cpu_s: float | None = None  # of processes that share the work, if any do
+        self.others_cpu_s: float | None = None  # of other processes that share the work, if any
         self.started = time.perf_counter()
 
     @contextlib.contextmanager
@@ -149,7 +149,7 @@ def record_batch(ids: np.ndarray, prob: np.ndarray, vectors: np.ndarray, schema:
 def write_lance(
     path: Path, data: Data, clock: Clock, *, append_every: int | None = None
 ) -> Callable[[], None]:
-    """Write one stream, or append every so many batches: then what was appended survives a kill."""
+    """Write one stream, or append every few batches: appended rows survive a kill."""
     import lance
 
     schema = lists(data)
@@ -184,7 +184,7 @@ def write_lance(
 
 
 def write_zarrow_shared(path: Path, data: Data, clock: Clock, *, writers: int) -> Callable[[], None]:
-    """Let several processes write one store, a share each; the clock starts when all are ready."""
+    """Let several processes each write a share of one store; the clock starts when all are ready."""
     import zarrow
 
     settings = (data.rows, data.width, data.batch_rows, data.kind, 1e3 * data.step_s)
@@ -217,7 +217,7 @@ def wait_for(barrier: Any) -> None:
 
 
 def share(path: Path, settings: Any, begin: int, end: int) -> tuple[list[float], float]:
-    """Write one process's share, and return how long calls took and the CPU seconds."""
+    """Write one process's share, and return the duration of each call and the CPU seconds."""
     import zarrow
 
     data, clock = Data(*settings), Clock()
@@ -234,7 +234,7 @@ def share(path: Path, settings: Any, begin: int, end: int) -> tuple[list[float],
 
 
 def write_memcpy(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    """Copy every batch, and keep none: the limit of whoever must not hold the caller's memory."""
+    """Copy every batch and keep none: the limit for any writer that must not keep the caller's memory."""
     for _, _, vectors in data.batches():
         with clock():
             vectors.copy()
@@ -303,7 +303,7 @@ def write_zarr_append(path: Path, data: Data, clock: Clock) -> Callable[[], None
 
 
 def write_zarr_aligned(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    """Write into an array that was made as long as it will be, whole chunks at a time."""
+    """Write whole chunks at a time into an array created with its final length."""
     import zarr
 
     array = zarr.create_array(
@@ -366,7 +366,7 @@ def write_arrow_ipc(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
 
 
 def write_everyquery(path: Path, data: Data, clock: Clock) -> Callable[[], None]:
-    """Write as EveryQuery's writer does: a row group per batch, vectors as lists in a sibling."""
+    """Write as EveryQuery's writer does: a row group per batch, vectors as lists in a second file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""What do the benchmarks have in common? Their tables, and how they end early."""
+"""Harness — the tables that the benchmarks print, and how a benchmark ends early."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["command", "show_table"]
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table whose columns are also aligned on a screen."""
+    """Print a Markdown table with its columns aligned."""
     widths = [max(len(line[at]) for line in (head, *rows)) for at in range(len(head))]
     rule = ["-" * width for width in widths]
     for line in (head, rule, *rows):
@@ -17,10 +17,10 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def command(main: Callable[[], None]) -> None:
-    """Run a script: Ctrl-C and a package that is not there end it without a traceback."""
+    """Run a script; Ctrl-C and a missing package end it without a traceback."""
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        sys.exit(f"no package {error.name}: pip install -c constraints.txt '.[bench]'")
+        sys.exit(f"the package {error.name} is missing: pip install -c constraints.txt '.[bench]'")

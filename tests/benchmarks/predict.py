@@ -1,30 +1,29 @@
-"""How much of a model's predict throughput does storing its predictions cost?
+"""Predict — the share of a model's throughput that storing its predictions costs.
 
 Run it from the repository::
 
-    python tests/benchmarks/predict.py                  # a step of about 8 ms, 768 float32 per row
-    python tests/benchmarks/predict.py --step-ms 20 --batch-rows 256 --accelerator gpu
-    python tests/benchmarks/predict.py --memory         # what 5,000,000 rows in tiny batches keep in memory
+    python3 tests/benchmarks/predict.py                  # a step of about 8 ms, 768 float32 per row
+    python3 tests/benchmarks/predict.py --step-ms 20 --batch-rows 256 --accelerator gpu
+    python3 tests/benchmarks/predict.py --memory         # memory kept by 5,000,000 rows in tiny batches
 
-Trainer.predict runs in turns
+A round runs Trainer.predict once in each of these ways:
 
 * without a callback: the predictions are dropped;
-* with a `BasePredictionWriter` that does nothing, which is what Lightning itself takes for one;
-* with one that hands the vectors to a thread, which writes their bytes into a file and knows nothing of
-  stores: what any writer that does not stop the model takes on this machine, whose memory and disk the model
-  shares with it;
+* with a `BasePredictionWriter` that does nothing: Lightning's own cost of a callback;
+* with one that hands the vectors to a thread, which only writes their bytes to a file: the cost of any writer
+  that does not block the model, since the model shares this machine's memory and disk with it;
 * with `PredictionWriter`.
 
-A round is a short run of each, and the tables show the lower quartiles of many rounds: milliseconds per
-batch, those of them in the callback's hook, and the share lost, which is what a callback adds to a batch's
-time. What a run takes before its sixth batch and behind its last one stands beside. There are two tables per
-size of a batch: for vectors that the step returns as they are, which the writer keeps, and for a view of a
-larger tensor, which it must copy. What is stored is read back and counted.
+The tables show the lower quartiles of many rounds: milliseconds per batch, milliseconds in the callback's
+hook, milliseconds that a run takes in addition to its batches, and the share lost, which is the time that a
+callback adds to a batch. There are two tables per batch size: one for vectors that the step returns
+unchanged, which the writer keeps, and one for a view of a larger tensor, which it must copy. The stored rows
+are read back and counted.
 
-The model does nothing but matrix products, on one thread: other threads, and on a GPU the host, are free, as
-they are where a model is worth storing predictions of.
+The model computes only matrix products, on one thread: other threads, and on a GPU the host, are free, as
+with any model whose predictions are worth storing.
 
-``--memory`` prints by how much private memory (``RssAnon``) grows from the first tenth of the rows on.
+``--memory`` prints how much private memory (``RssAnon``) grows after the first tenth of the rows.
 """
 
 from __future__ import annotations
@@ -54,11 +53,11 @@ from zarrow.lightning import PredictionWriter
 
 WIDTH = 768
 WARM_UP = 5
-"""Batches that are not counted: the first one makes the store, and the writer looks closer at a few."""
+"""Batches that are not counted: the first creates the store, and the writer checks the first few closely."""
 
 
 class Indices(Dataset):
-    """Rows that cost nothing to load."""
+    """A dataset whose rows cost nothing to load."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -71,7 +70,7 @@ class Indices(Dataset):
 
 
 class Model(LightningModule):
-    """Takes so long per step, and returns a fresh vector per row, or a view of a fresh tensor."""
+    """Computes a number of products per step, and returns a new tensor of vectors or a view of one."""
 
     def __init__(self, products: int, *, view: bool) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ class Model(LightningModule):
 
 
 class Idle(BasePredictionWriter):
-    """Does nothing."""
+    """A callback that does nothing."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("batch")
@@ -101,7 +100,7 @@ class Idle(BasePredictionWriter):
 
 
 class Bytes(Idle):
-    """Has a thread write the vectors' bytes into a file."""
+    """A callback with a thread that writes the vectors' bytes to a file."""
 
     def setup(self, *arguments: Any, **named: Any) -> None:
         self.queue: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
@@ -123,7 +122,7 @@ class Bytes(Idle):
 
 
 def timed(callback: type[BasePredictionWriter]) -> type[BasePredictionWriter]:
-    """Return a callback that says how long its hook takes."""
+    """Return a subclass of the callback that records how long its hook takes."""
 
     class Timed(callback):
         hook_s: list[float]
@@ -142,14 +141,14 @@ def timed(callback: type[BasePredictionWriter]) -> type[BasePredictionWriter]:
 
 CALLBACKS = {
     "no callback": None,
-    "one that does nothing": timed(Idle),
+    "empty callback": timed(Idle),
     "a thread writes bytes": timed(Bytes),
     "PredictionWriter": timed(PredictionWriter),
 }
 
 
 def calibrate(step_ms: float, batch_rows: int, device: str) -> int:
-    """Return how many matrix products a step needs to take so long."""
+    """Return the number of matrix products that makes a step take this long."""
     model = Model(8, view=False).to(device)
     batch = torch.arange(batch_rows, device=device)
     times = []
@@ -164,7 +163,7 @@ def calibrate(step_ms: float, batch_rows: int, device: str) -> int:
 def predict(
     model: LightningModule, batches: int, batch_rows: int, accelerator: str, callback: Any = None
 ) -> float:
-    """Return the seconds that a run takes."""
+    """Return how many seconds a run takes."""
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,
@@ -183,7 +182,7 @@ def predict(
 
 
 def compare(options: argparse.Namespace, store: Path, batch_rows: int, *, view: bool) -> None:
-    """Print what callbacks cost."""
+    """Print the cost of each callback."""
     device = "cuda" if options.accelerator == "gpu" else "cpu"
     model = Model(calibrate(options.step_ms, batch_rows, device), view=view)
     batch_ms: dict[str, list[float]] = {name: [] for name in CALLBACKS}
@@ -202,23 +201,25 @@ def compare(options: argparse.Namespace, store: Path, batch_rows: int, *, view: 
                 ends_ms[name].append(1e3 * took - ms * batches)
         assert zarrow.open(store).num_rows == batches * batch_rows
         shutil.rmtree(store)
-    what = "a view" if view else "as they are"
-    print(f"{f'{batch_rows} rows, {what}':24}{'ms per batch':>14}{'the hook':>10}{'beside':>10}{'lost':>8}")
+    what = "a view" if view else "unchanged"
+    print(
+        f"{f'{batch_rows} rows, {what}':24}{'ms per batch':>14}{'in the hook':>14}{'outside':>10}{'lost':>8}"
+    )
     plain = quiet(batch_ms["no callback"])
     for name, times in batch_ms.items():
         print(
-            f"{name:24}{quiet(times):14.2f}{quiet(hook_ms[name]):10.3f}{quiet(ends_ms[name]):10.0f}"
+            f"{name:24}{quiet(times):14.2f}{quiet(hook_ms[name]):14.3f}{quiet(ends_ms[name]):10.0f}"
             f"{quiet(times) / plain - 1:8.1%}"
         )
 
 
 def quiet(times: list[float]) -> float:
-    """Return the lower quartile: what others do on the machine only ever adds."""
+    """Return the lower quartile, because other work on the machine can only add time."""
     return float(np.quantile(times, 0.25))
 
 
 class Tiny(LightningModule):
-    """Returns small predictions at once, and looks at the memory now and then."""
+    """Returns small predictions immediately, and samples the memory now and then."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -249,18 +250,18 @@ def memory(folder: Path, rows: int, batch_rows: int) -> None:
         f"{rows:,} rows in batches of {batch_rows}: {seconds:.0f} s, "
         f"{model.late_bytes / 2**20:.0f} MiB private"
     )
-    print(f"grown by {grown / 2**20:.1f} MiB: {grown / (0.9 * rows):.2f} bytes per row")
+    print(f"growth {grown / 2**20:.1f} MiB: {grown / (0.9 * rows):.2f} bytes per row")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--step-ms", type=float, default=8.0)
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--batch-rows", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
-    parser.add_argument("--folder", type=Path, help="where the store goes; a temporary directory by default")
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--folder", type=Path, help="directory for the store; by default a temporary one")
+    parser.add_argument("--memory", action="store_true", help="measure only the growth of memory")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

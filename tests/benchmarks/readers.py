@@ -1,30 +1,30 @@
-"""How fast are rows read, beside what users could pick instead?
+"""Readers — speed of reading rows, compared with the alternatives.
 
 Run it from the repository::
 
-    python tests/benchmarks/readers.py                          # 400,000 x 768 float32
-    python tests/benchmarks/readers.py --rows 50000 --only memmap zarrow lance --repeat 9 --json out.json
+    python3 tests/benchmarks/readers.py                          # 400,000 x 768 float32
+    python3 tests/benchmarks/readers.py --rows 50000 --only memmap zarrow lance --repeat 9 --json out.json
 
 Every contender holds the same vectors and the same narrow columns: ``prob``, uniform in 0..1, and the key
-``id``, a permutation. The contenders
-take turns, and the table shows medians in milliseconds; what matters is the ratio to ``memmap``: one raw
-file of vectors under `numpy.memmap`, its column ``prob`` in a Parquet file beside it. Tasks:
+``id``, a permutation. In each round every contender does every task, and the table shows medians in
+milliseconds. What matters is the ratio to ``memmap``: one raw file of vectors under `numpy.memmap`, with the
+column ``prob`` in a separate Parquet file. Tasks:
 
 gather   1,000 random rows, page cache warm
 scan     the sum of every block of 8,192 rows, page cache warm
 filter   the vectors of the rows with ``prob > 0.99``, page cache warm
-cold     1,000 random rows in order, the files dropped from the page cache before
-locate   the rows of 1,000 random keys, each contender with its index; beside the first that can, not memmap
-mean     the mean of all vectors: numpy's of the map, xarray's of the dataset; opened anew, with dask
-nanmean  the same, but for NaN, which is what xarray's mean does unless it is told ``skipna=False``
+cold     1,000 random rows in order, after dropping the files from the page cache
+locate   the rows of 1,000 random keys, each contender with its index; relative to the first one that has keys
+mean     the mean of all vectors: by numpy over the map, by xarray (``zarrow-reopened``: by dask)
+nanmean  the same ignoring NaN, which is xarray's default (``skipna=True``)
 
-What else is promised has its own options:
+Other promises have options of their own:
 
-    python tests/benchmarks/readers.py --start     # seconds of import, and of opening 10,000 segments
-    python tests/benchmarks/readers.py --memory    # peak memory of join, scan, locate, index: two sizes
-    python tests/benchmarks/readers.py --keys      # locate in 400 thousand rows and in 10 million
+    python3 tests/benchmarks/readers.py --start     # time to import, and to open 10,000 segments
+    python3 tests/benchmarks/readers.py --memory    # peak memory of join, scan, locate, index, in two sizes
+    python3 tests/benchmarks/readers.py --keys      # locate in 400,000 rows and in 10 million
 
-What the contenders return is compared, so nobody wins by reading the wrong rows.
+The results are compared, so a contender cannot win by reading the wrong rows.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from zarrow._write import publishing
 
 BLOCK = 8192
 TASKS = ["gather", "scan", "filter", "cold", "locate", "mean", "nanmean"]
-SLOW = ("parquet", "h5py", "zarr", "zarrs")  # seconds per task: twice is enough
+SLOW = ("parquet", "h5py", "zarr", "zarrs")  # they take seconds per task, so two rounds are enough
 THRESHOLD = 0.99
 GATHERS = 10
 
 
 class Data:
-    """Vectors, a block at a time, and their narrow column."""
+    """The vectors, a block at a time, and the narrow columns."""
 
     def __init__(self, rows: int, width: int) -> None:
         self.rows, self.width = rows, width
@@ -82,7 +82,7 @@ class Data:
 
 
 class Memmap:
-    """One raw file, and a Parquet file beside it."""
+    """A raw file of vectors, and a Parquet file of the column."""
 
     def __init__(self, folder: Path, data: Data) -> None:
         self.table, path = folder / "prob.parquet", folder / "vectors.raw"
@@ -112,7 +112,7 @@ class Memmap:
 
 
 class Sidecar:
-    """Parquet for the vectors, too: a list per row in a file beside the columns."""
+    """Parquet for the vectors, too: a list per row, in a file of its own."""
 
     def __init__(self, folder: Path, data: Data) -> None:
         self.table, self.path = folder / "prob.parquet", folder / "vectors.parquet"
@@ -149,7 +149,7 @@ class Sidecar:
 
 
 class Zarrow:
-    """This library, vectors as they are."""
+    """This library, with uncompressed vectors."""
 
     codecs: Any = None
 
@@ -187,8 +187,8 @@ class Zarrow:
         return xr.open_dataset(self.store.path).v.mean("row").values
 
 
-class ZarrowFresh(Zarrow):
-    """This library, the store opened anew for every filter, so that nothing is decoded already."""
+class ZarrowReopened(Zarrow):
+    """This library, with the store reopened for every filter, so that nothing has been decoded yet."""
 
     gather: Any = None
     scan: Any = None
@@ -199,7 +199,7 @@ class ZarrowFresh(Zarrow):
         return super().filter()
 
     def mean(self) -> np.ndarray:
-        """With dask, a chunk per segment."""
+        """Compute with dask, one chunk per segment."""
         import xarray as xr
 
         return xr.open_dataset(self.store.path, chunks={}).v.mean("row", skipna=False).values
@@ -211,7 +211,7 @@ class ZarrowFresh(Zarrow):
 
 
 class ZarrowZstd(Zarrow):
-    """This library, chunks compressed."""
+    """This library, with compressed chunks."""
 
     codecs = "zstd"
     mean: Any = None
@@ -219,7 +219,7 @@ class ZarrowZstd(Zarrow):
 
 
 class ZarrPython(Zarrow):
-    """zarr-python, over the store that this library wrote."""
+    """zarr-python, reading the store that this library wrote."""
 
     locate: Any = None  # has no keys
     mean: Any = None
@@ -242,7 +242,7 @@ class ZarrPython(Zarrow):
 
 
 class Zarrs(ZarrPython):
-    """zarr-python with the codecs of zarrs, over the store that this library wrote."""
+    """zarr-python with the codecs of zarrs, reading the store that this library wrote."""
 
     def __init__(self, folder: Path, data: Data) -> None:
         import zarr
@@ -253,7 +253,7 @@ class Zarrs(ZarrPython):
 
 
 class TensorStore(ZarrPython):
-    """TensorStore, over the store that this library wrote."""
+    """TensorStore, reading the store that this library wrote."""
 
     def __init__(self, folder: Path, data: Data) -> None:
         import tensorstore as ts
@@ -274,7 +274,7 @@ class TensorStore(ZarrPython):
 
 
 class H5py:
-    """HDF5, chunks of 256 rows."""
+    """HDF5, with chunks of 256 rows."""
 
     def __init__(self, folder: Path, data: Data) -> None:
         import h5py
@@ -300,7 +300,7 @@ class H5py:
 
 
 class Lance:
-    """Lance, vectors and column in one dataset."""
+    """Lance, with vectors and columns in one dataset."""
 
     def __init__(self, folder: Path, data: Data) -> None:
         import lance
@@ -337,12 +337,12 @@ class Lance:
         wanted = ",".join(map(str, keys.tolist()))
         found = self.dataset.to_table(columns=["id"], filter=f"id IN ({wanted})", with_row_id=True)
         ids = found["id"].to_numpy()
-        order = np.argsort(ids)  # a fragment's row ids are its rows, and there is one fragment
+        order = np.argsort(ids)  # with a single fragment, row ids are row numbers
         return found["_rowid"].to_numpy()[order[np.searchsorted(ids, keys, sorter=order)]]
 
 
 class DuckDB:
-    """DuckDB, the key with its index and the row in a database file; keys only."""
+    """DuckDB, with the indexed key and the row in a database file; for keys only."""
 
     def __init__(self, folder: Path, data: Data) -> None:
         import duckdb
@@ -363,7 +363,7 @@ class DuckDB:
 CONTENDERS: dict[str, Callable[[Path, Data], Any]] = {
     "memmap": Memmap,
     "zarrow": Zarrow,
-    "zarrow-anew": ZarrowFresh,
+    "zarrow-reopened": ZarrowReopened,
     "zarrow-zstd": ZarrowZstd,
     "lance": Lance,
     "duckdb": DuckDB,
@@ -395,14 +395,14 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     wanted = np.flatnonzero(data.prob > THRESHOLD)
     means = data.means() if {"mean", "nanmean"} & {*options.tasks} else np.empty(0)
-    for turn in range(options.repeat + 1):  # the first warms up
+    for number in range(options.repeat + 1):  # the first round warms up
         for task in options.tasks:
             if task == "cold":
                 continue
             for name, contender in contenders.items():
                 if getattr(contender, task, None) is None:
                     continue
-                if name in SLOW and turn > 1:
+                if name in SLOW and number > 1:
                     continue
                 for _ in range(GATHERS if task in ("gather", "locate") else 1):
                     rows = rng.integers(0, data.rows, 1000)
@@ -416,12 +416,12 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
                         np.testing.assert_allclose(found[1:], means[1:], rtol=1e-3, atol=1e-5)
                     elif task != "scan":
                         np.testing.assert_array_equal(found[:, 0], rows if task == "gather" else wanted)
-                    if turn:
+                    if number:
                         taken[name].setdefault(task, []).append(1000 * spent)
     for name, contender in contenders.items() if "cold" in options.tasks else ():
         for _ in range(3 if getattr(contender, "gather", None) is not None else 0):
             rows = np.sort(rng.choice(data.rows, min(1000, data.rows), replace=False))
-            if name == "memmap":  # what is mapped is not dropped
+            if name == "memmap":  # mapped pages are not dropped
                 contender.vectors = np.memmap(folder / name / "vectors.raw", np.float32, "r")
                 contender.vectors = contender.vectors.reshape(data.rows, data.width)
             elif isinstance(contender, Zarrow):
@@ -438,11 +438,11 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     }
 
 
-# What is promised beside: time to start, memory, size of the index
+# Other promises: time to start, memory, keys
 
 
 def in_new_process(program: str, *arguments: object) -> dict[str, float]:
-    """Run a program that prints JSON."""
+    """Run a program in a new process and return the JSON that it prints."""
     words = [sys.executable, "-c", program, *map(str, arguments)]
     return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
@@ -465,12 +465,12 @@ print(json.dumps({"open": opened, "first row": time.perf_counter() - start}))
 
 
 def start(folder: Path) -> None:
-    """Print the seconds of import, and of opening a store of 10,000 segments."""
+    """Print the time to import zarrow, and to open a store of 10,000 segments."""
     path, segments = folder / "s.zarrow", 10_000
     with zarrow.Writer(path, segment_rows=64) as writer:
         writer.append({"id": np.arange(128)}, {"v": np.ones((128, 16), np.float32)})
         writer.finalize()
-    # The other segments are the first one over again: to write them all would take ten minutes.
+    # The other segments are links to the first one: writing them all would take ten minutes.
     spec = catalog.read_spec(path)
     record, _ = catalog.read_record(path, 0, spec)
     for number in range(2, segments):
@@ -486,7 +486,7 @@ def start(folder: Path) -> None:
             times = sorted(1000 * run[name] for run in runs)
             print(
                 f"{'import' if program is IMPORT else '10,000 segments'}, {name:10}"
-                f" median {times[len(times) // 2]:7.1f} ms, least {times[0]:7.1f}"
+                f" median {times[len(times) // 2]:7.1f} ms, minimum {times[0]:7.1f} ms"
             )
 
 
@@ -501,7 +501,7 @@ def anonymous():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 
 def watch():
-    # What is anonymous counts: mapped files are the page cache's, and go when somebody needs the memory.
+    # Only anonymous memory counts: mapped files belong to the page cache, which can be dropped.
     while not done.wait(0.002):
         seen.append(anonymous())
 
@@ -525,7 +525,7 @@ print(json.dumps({"MB": (max(seen) - before) / 1000}))
 
 
 def memory(folder: Path, least: int) -> dict[str, dict[int, float]]:
-    """Print the peak memory of the ways out, above that of an open store, for a store and one 4 x as long."""
+    """Print the peak memory of ways to read, above that of an open store, for two numbers of rows."""
     sizes, step = (least, 4 * least), min(least, 100_000)
     for rows in sizes:
         with zarrow.Writer(folder / f"{rows}.zarrow", keys=["id"], segment_rows=32_768) as writer:
@@ -537,14 +537,14 @@ def memory(folder: Path, least: int) -> dict[str, dict[int, float]]:
     figures = {}
     for what in ("index", "join", "scan", "locate"):
         found = [in_new_process(PEAK, folder / f"{rows}.zarrow", what)["MB"] for rows in sizes]
-        told = ", ".join(f"{rows:,} rows {peak:6.1f} MB" for rows, peak in zip(sizes, found, strict=True))
-        print(f"{what:8} {told}")
+        peaks = ", ".join(f"{rows:,} rows {peak:6.1f} MB" for rows, peak in zip(sizes, found, strict=True))
+        print(f"{what:8} {peaks}")
         figures[what] = dict(zip(sizes, found, strict=True))
     return figures
 
 
 def key_sizes(folder: Path) -> None:
-    """Print how long locating 1,000 keys takes in a store and in one 25 x as long."""
+    """Print how long locating 1,000 keys takes in a store and in one 25 times its size."""
     medians = []
     for rows in (400_000, 10_000_000):
         path, keys = folder / f"{rows}.zarrow", np.random.default_rng(3).permutation(rows)
@@ -575,11 +575,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--start", action="store_true", help="only import and open")
-    parser.add_argument("--memory", action="store_true", help="only peak memory, of 5 and of 20 x --rows")
-    parser.add_argument("--keys", action="store_true", help="only locate, in two sizes")
+    parser.add_argument("--start", action="store_true", help="measure only import and open")
+    parser.add_argument(
+        "--memory", action="store_true", help="measure only peak memory, with 5 and 20 times --rows"
+    )
+    parser.add_argument("--keys", action="store_true", help="measure only locate, with two numbers of rows")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
+    parser.add_argument("--folder", type=Path, default=Path(), help="directory on the disk to measure")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="readers-", dir=options.folder))
     try:

@@ -1,22 +1,22 @@
-"""How fast, how smoothly and in how much memory are rows written, beside what users could pick instead?
+"""Writers — speed, smoothness and memory of writing rows, compared with the alternatives.
 
 Run it from the repository::
 
-    python tests/benchmarks/writers.py                     # 400,000 x 768 float32 in batches of 256
-    python tests/benchmarks/writers.py --memory            # its growth with the rows: --sizes
-    python tests/benchmarks/writers.py --only raw zarrow lance --repeat 7 --json out.json --picture out.svg
-    python tests/benchmarks/writers.py --durable           # all of them synced at the end, as raw and zarrow
-    python tests/benchmarks/writers.py --only nothing zarrow --step-ms 5    # beside a model
-    python tests/benchmarks/writers.py --only zarrow-2 zarrow zarrow-4      # several processes
-    python tests/benchmarks/writers.py --only raw zarrow --width 64 --batch-rows 32 --kind float16
+    python3 tests/benchmarks/writers.py                     # 400,000 x 768 float32 in batches of 256
+    python3 tests/benchmarks/writers.py --memory            # how memory grows with the rows (--sizes)
+    python3 tests/benchmarks/writers.py --only raw zarrow lance --repeat 7 --json out.json --picture out.svg
+    python3 tests/benchmarks/writers.py --durable           # sync every contender at the end
+    python3 tests/benchmarks/writers.py --only nothing zarrow --step-ms 5    # with a model
+    python3 tests/benchmarks/writers.py --only zarrow-2 zarrow zarrow-4      # several processes
+    python3 tests/benchmarks/writers.py --only raw zarrow --width 64 --batch-rows 32 --kind float16
 
-Every contender runs in a process of its own, the contenders take turns, and the table shows medians; what
-matters is the ratio to ``raw``: the same bytes by ``write`` and one final ``fdatasync`` (or to whoever is
-named first). A contender's own
-process is warmed up by a short run. Each output is read back and compared, so nobody wins by losing rows.
+In each round every contender runs in a process of its own, warmed up by a short run, and the table shows
+medians. What matters is the ratio to ``raw``: the same bytes by ``write`` and one final ``fdatasync`` (or,
+without ``raw``, the ratio to the contender named first). Each output is read back and compared, so a
+contender cannot win by losing rows.
 
-Blocked time is what the caller waits in the call that hands a batch over. Memory is private and anonymous
-(``RssAnon``), without the page cache, above what it was before the first row.
+Blocked time is the caller's wait in the call that hands over a batch. Memory is private and anonymous
+(``RssAnon``), without the page cache, relative to the time before the first row.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def private_bytes() -> int:
 
 
 def touch_memory(size_bytes: int) -> None:
-    """Have the page cache's memory at hand: a virtual machine gives freed memory back to its host.
+    """Claim the memory that the page cache will need: a virtual machine returns freed memory to its host.
 
-    Touching that anew takes longer than the writing, and would be counted for whoever comes last.
+    Getting it back takes longer than writing, and that time would be charged to the next contender.
     """
     np.ones(size_bytes, np.uint8)
 
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "wall_s": wall,
         "cpu_s": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime + (clock.others_cpu_s or 0),
-        "memory_mb": peak[0] / 1e6 if clock.others_cpu_s is None else None,  # it is theirs
+        "memory_mb": peak[0] / 1e6 if clock.others_cpu_s is None else None,  # in other processes
         "p50_ms": blocked[len(blocked) // 2] * 1e3,
         "p99_ms": blocked[int(len(blocked) * 0.99)] * 1e3,
         "disk_ratio": sum(file.stat().st_blocks * 512 for file in files)
@@ -133,21 +133,21 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Let the contenders take turns and print a table."""
+    """Run the contenders round by round and print a table."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only}
-    for turn in range(options.repeat):
+    for number in range(options.repeat):
         for name in runs:
             runs[name].append(run(options, name, options.rows))
-        print(f"turn {turn + 1} of {options.repeat}", file=sys.stderr)
+        print(f"round {number + 1} of {options.repeat}", file=sys.stderr)
     results = {name: medians(all_runs) for name, all_runs in runs.items()}
     base = "raw" if "raw" in runs else options.only[0]
     for name, result in results.items():
-        turns = list(zip(runs[name], runs[base], strict=True))
-        result["wall_ratio"] = statistics.median(one["wall_s"] / other["wall_s"] for one, other in turns)
-        result["cpu_ratio"] = statistics.median(one["cpu_s"] / other["cpu_s"] for one, other in turns)
+        rounds = list(zip(runs[name], runs[base], strict=True))
+        result["wall_ratio"] = statistics.median(one["wall_s"] / other["wall_s"] for one, other in rounds)
+        result["cpu_ratio"] = statistics.median(one["cpu_s"] / other["cpu_s"] for one, other in rounds)
     size = options.rows * options.width * Data(1, 1, 1, options.kind).dtype.itemsize
     print(f"{options.rows:,} x {options.width} {options.kind} ({size / 1e9:.2f} GB), batches of ", end="")
-    print(f"{options.batch_rows}, medians of {options.repeat} turns, {os.cpu_count()} cores\n")
+    print(f"{options.batch_rows}, medians of {options.repeat} rounds, {os.cpu_count()} cores\n")
     head = ["writer", "wall s", f"/ {base}", f"CPU / {base}", "p50 ms", "p99 ms", "memory MB", "disk / raw"]
     head.append("files")
     rows = []
@@ -167,22 +167,25 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 survives.replace("never synced", "synced at the end") if options.durable else survives,
             )
         )
-    show_table([*head, "survives a kill; power"], rows)
+    show_table([*head, "left after a kill; synced"], rows)
     return results
 
 
 def growth(options: argparse.Namespace) -> dict[str, Any]:
-    """Print how the peak memory of writing depends on the rows."""
+    """Print how the peak memory of writing depends on the number of rows."""
     results = {}
     for rows in options.sizes:
         runs = [run(options, "zarrow", rows) for _ in range(options.repeat)]
         results[rows] = medians(runs)
-        print(f"{rows:>9,} rows: {results[rows]['memory_mb']:6.1f} MB private above start", flush=True)
+        print(
+            f"{rows:>9,} rows: {results[rows]['memory_mb']:6.1f} MB private memory above the start",
+            flush=True,
+        )
     return results
 
 
 def draw(results: dict[str, Any], path: Path, *, durable: bool) -> None:
-    """Draw how long each took."""
+    """Draw a bar chart of the times."""
     import matplotlib.pyplot as plt
 
     names = sorted(results, key=lambda name: -results[name]["wall_ratio"])
@@ -194,7 +197,7 @@ def draw(results: dict[str, Any], path: Path, *, durable: bool) -> None:
     axes.set_xlim(right=2 * max(results[name]["wall_ratio"] for name in names))
     axes.xaxis.set_major_formatter("{x:g}")
     synced = ", all synced at the end" if durable else ""
-    axes.set_xlabel(f"time to write, in times of the same bytes raw with fdatasync{synced}")
+    axes.set_xlabel(f"time to write, relative to the raw bytes with fdatasync{synced}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
@@ -206,16 +209,20 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--batch-rows", type=int, default=256)
     parser.add_argument("--kind", choices=("float32", "float16", "bf16"), default="float32")
-    parser.add_argument("--step-ms", type=float, default=0, help="time of a model's step per batch")
-    parser.add_argument("--durable", action="store_true", help="sync what a contender leaves unsynced")
+    parser.add_argument("--step-ms", type=float, default=0, help="duration of a model's step per batch")
+    parser.add_argument(
+        "--durable", action="store_true", help="sync contenders that do not sync by themselves"
+    )
     parser.add_argument("--repeat", type=int, default=5)
     default = [name for name in CONTENDERS if name not in ("zarrow-2", "zarrow-4", "memcpy", "nothing")]
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=default)
-    parser.add_argument("--memory", action="store_true", help="how peak memory grows with --sizes")
+    parser.add_argument(
+        "--memory", action="store_true", help="measure only how peak memory grows over --sizes"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000, 1_600_000])
-    parser.add_argument("--picture", type=Path, help="where to draw the table")
+    parser.add_argument("--picture", type=Path, help="file for a bar chart of the times")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", default=".", help="on the disk to measure")
+    parser.add_argument("--folder", default=".", help="directory on the disk to measure")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
@@ -223,8 +230,8 @@ def main() -> None:
         return
     results = growth(options) if options.memory else compare(options)
     if options.json:
-        told = {"options": vars(options), "medians": results}
-        options.json.write_text(json.dumps(told, default=str, indent=2))
+        figures = {"options": vars(options), "medians": results}
+        options.json.write_text(json.dumps(figures, default=str, indent=2))
     if options.picture and not options.memory:
         draw(results, options.picture, durable=options.durable)
 
