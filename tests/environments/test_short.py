@@ -1,8 +1,8 @@
 """The short suite — what every environment must do that ``pyproject.toml`` promises to work in.
 
-``.ci/run`` runs it in environments that hold zarrow, its dependencies at their oldest or newest, and pytest: no
-pandas, and what an extra brings only where the extra was installed. A test of something that is not installed is
-skipped, and the versions that are installed are printed.
+``.ci/run`` runs it in environments that hold zarrow, its dependencies at their oldest or newest, and pytest:
+no pandas, and what an extra brings only where the extra was installed. A test of something that is not
+installed is skipped, and the versions that are installed are printed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,21 @@ import pytest
 import zarrow
 from zarrow.transfer import export, import_
 
-PACKAGES = (
-    "zarrow numpy pyarrow zarr numcodecs google-crc32c typer rich pandas polars duckdb xarray dask torch lightning "
-    "jsonargparse everyquery"
-).split()
+PACKAGES = [
+    *(
+        "zarrow",
+        "numpy",
+        "pyarrow",
+        "zarr",
+        "numcodecs",
+        "google-crc32c",
+        "typer",
+        "rich",
+        "pandas",
+        "polars",
+    ),
+    *("duckdb", "xarray", "dask", "torch", "lightning", "jsonargparse", "everyquery"),
+]
 ROWS, WIDTH, BATCH = 1000, 8, 50
 
 WRITE = f"""
@@ -67,8 +78,8 @@ class Model(pl.LightningModule):
 
 rows = pa.table({{"subject_id": range({ROWS}), "query": ["stroke", "", "fracture", "stroke"] * {ROWS // 4}}})
 writer = PredictionWriter(sys.argv[1], identifiers=rows, keys=["subject_id", "query"], resume=True)
-options = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer = pl.Trainer(accelerator="cpu", callbacks=[writer], **options)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer = pl.Trainer(accelerator="cpu", callbacks=[writer], **quiet)
 data = TensorDataset(torch.arange({ROWS}).float()[:, None])
 trainer.predict(Model(), DataLoader(data, batch_size={BATCH}), return_predictions=False)
 """
