@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Annotated, Any
 
-import typer
+from typer import Exit, Option, Typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
@@ -36,10 +36,10 @@ class _Group(TyperGroup):
             if isinstance(error, BrokenPipeError):
                 raise
             say(f"[bold red]error:[/] {escape(str(error))}", err)
-            raise typer.Exit(WRONG_USAGE if isinstance(error, NotFoundError) else FAILED) from error
+            raise Exit(WRONG_USAGE if isinstance(error, NotFoundError) else FAILED) from error
 
 
-app = typer.Typer(
+app = Typer(
     cls=_Group,
     no_args_is_help=True,
     add_completion=False,
@@ -53,14 +53,14 @@ for _panel in (run, look, keep, move, analyse, draw):
 def _print_version(wanted: bool) -> None:
     if wanted:
         out.print(f"zarrow {version('zarrow')}")
-        raise typer.Exit
+        raise Exit
 
 
 @app.callback()
 def _common(
     show_version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass

@@ -1,18 +1,16 @@
-"""What does a run look like, from a model to a picture of its embeddings, in a minute and without a download?
+"""Demo — a small model trained, its predictions stored, its embeddings drawn, in a minute and offline.
 
 `run` trains a small network on the handwritten digits that scikit-learn ships, predicts shifted and noisy
 copies of them through `zarrow.lightning.PredictionWriter`, and draws the embeddings:
 
-1. ``<out>.ckpt``: the trained model, written before the first prediction, so that a killed run goes on with
-   the very same weights (``resume=True``);
-2. ``<out>``: the store, with one row per copy: who it is (``image_id``, ``augmentation``), its split and
-   label, ten class probabilities, and the vector ``query_embed``;
-3. ``<out>.png``: the vectors' principal components, coloured by digit.
+1. ``<out>.ckpt``: the trained model, written before the first prediction, so that a killed run continues with
+   the same weights (``resume=True``);
+2. ``<out>``: the store, one row per copy: which it is (``image_id``, ``augmentation``), its split and label,
+   ten class probabilities, and the vector ``query_embed``;
+3. ``<out>.png``: the principal components of the vectors, coloured by digit.
 
-Every row is a function of its number and the seed alone, so any two runs see the same data.
-
-Place: above the edges, driven by `zarrow.cli`; what it uses of zarrow is public, but for the console that the
-commands print to. Needs the extra ``demo``.
+Every row depends on its number and the seed alone, so any two runs see the same data. Needs the extra
+``demo``.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +52,12 @@ __all__ = ["DigitImages", "DigitsData", "DigitsModel", "Summary", "draw", "run"]
 
 SEED = 20261122
 TEST_EVERY = 5
-"""Every fifth image, with all its copies, is kept from training."""
+"""Every fifth image, with all its copies, is held out from training."""
 TRAINING_ROWS = 12_000
 EPOCHS = 5
 BATCH_ROWS = 256
 SEGMENT_ROWS = 4096
-"""Far fewer than by default, so that a small store shows what a large one looks like."""
+"""Far fewer than by default, so that a small store has several segments, as a large one has."""
 SHARPNESS = 10.0
 COMPONENTS = 4
 
@@ -66,7 +65,7 @@ COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
     "#a96b59", "#e76300", "#717581", "#92dadd", "#b9ac70",
 )  # fmt: skip
-"""Ten colours that stay apart for colour-blind readers (M. A. Petroff, arXiv:2107.02270)."""
+"""Ten colours that colour-blind readers can distinguish (M. A. Petroff, arXiv:2107.02270)."""
 
 
 class DigitImages(Dataset[tuple[Tensor, Tensor]]):
@@ -75,9 +74,9 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
     Parameters
     ----------
     rows : int
-        How many copies; at least 1.
+        Number of copies, at least 1.
     split : {"all", "train"}
-        ``"train"`` leaves out the images that are kept for testing.
+        ``"train"`` leaves out the images that are held out for testing.
 
     Raises
     ------
@@ -116,7 +115,7 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(image / np.float32(16))[None], torch.tensor(self._labels[number])
 
     def identifiers(self) -> pa.Table:
-        """Return who each row is: ``image_id``, ``augmentation``, ``split``, ``label``."""
+        """Return the identifiers of each row: ``image_id``, ``augmentation``, ``split``, ``label``."""
         copy, place = np.divmod(np.arange(self._rows), len(self._ids))
         ids = self._ids[place]
         split = np.where(ids % TEST_EVERY == TEST_EVERY - 1, "test", "train")
@@ -131,7 +130,7 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 class DigitsData(pl.LightningDataModule):
-    """The digits as a data module, so that ``zarrow predict --data zarrow.demo.DigitsData`` works.
+    """The digits as a data module, for ``zarrow predict --data zarrow.demo.DigitsData``.
 
     Parameters
     ----------
@@ -155,14 +154,14 @@ class DigitsData(pl.LightningDataModule):
 
 
 class DigitsModel(pl.LightningModule):
-    """A small convolutional network that tells digits apart.
+    """A small convolutional network that classifies digits.
 
     Parameters
     ----------
     hidden : int
-        The width of ``query_embed``.
+        Width of ``query_embed``.
     learning_rate : float
-        Of AdamW, at its highest.
+        Highest learning rate of AdamW.
 
     Examples
     --------
@@ -188,12 +187,12 @@ class DigitsModel(pl.LightningModule):
         self.prototypes = nn.Parameter(torch.randn(10, hidden))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors of length 1, and logits: their cosines with the digits' prototypes, sharpened.
+        """Return unit vectors, and logits: their scaled cosines with the prototypes of the digits.
 
         Parameters
         ----------
         images : float32 tensor, shape (rows, 1, 8, 8)
-            In 0..1.
+            Grey values, 0 to 1.
 
         Returns
         -------
@@ -224,12 +223,12 @@ class DigitsModel(pl.LightningModule):
         return loss
 
     def predict_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Return what the store gets: a value per row becomes a column, a vector per row an array.
+        """Return the predictions: one value per row becomes a column, one vector per row an array.
 
         Parameters
         ----------
         batch : images and labels
-            As `DigitImages` has them; the labels are not looked at.
+            As `DigitImages` has them; the labels are ignored.
 
         Returns
         -------
@@ -243,7 +242,7 @@ class DigitsModel(pl.LightningModule):
         return {"predicted": predicted, "confidence": confidence, **columns, "query_embed": vectors}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW, its rate rising and falling once."""
+        """Return AdamW with a learning rate that rises and falls once."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -254,18 +253,18 @@ class DigitsModel(pl.LightningModule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a demo made.
+    """The results of a demo.
 
     Attributes
     ----------
     store, checkpoint, picture : Path
-        Where it is.
+        The files.
     rows : int
         Rows of the store.
     accuracy : float
-        Of the rows whose image was kept from training; NaN if there are none.
+        Share of correct rows among those held out from training; NaN if there are none.
     train_s, predict_s, draw_s : float
-        What it took, in seconds.
+        Durations, in seconds.
     """
 
     store: Path
@@ -280,25 +279,16 @@ class Summary:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's notes on machine, loggers and workers out of the output, and other cores out of it.
-
-    The batches are so small that threads would mostly wait for each other.
-    """
+    """Silence Lightning's notes on the machine, and use one thread: in batches this small, more would wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            warnings.simplefilter("ignore", FutureWarning)
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
+        logging.disable(logging.NOTSET)
         torch.set_num_threads(threads)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _trainer(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
@@ -338,55 +328,52 @@ def run(
     rows : int
         Rows to predict, at least 4.
     resume : bool
-        Go on with a demo that was killed: its weights are kept, its accepted rows are not predicted again.
-        It has as many rows as it was begun with.
+        Continue a demo that was killed: its weights are kept, and its accepted rows are not predicted again.
+        It has as many rows as it was started with.
     overwrite : bool
-        Replace what an earlier demo left.
+        Replace an earlier demo.
     console : rich.console.Console, optional
-        Where to say what happens.
+        Where to report progress; standard output by default.
 
     Returns
     -------
     Summary
-        What was made.
+        The results.
 
     Raises
     ------
     StoreExistsError
-        If there is something at `out` and neither `resume` nor `overwrite` is asked for.
+        If there is something at `out`, and neither `resume` nor `overwrite` is True.
     InvalidInputError
-        If there are fewer than four `rows`, which a picture of four principal components needs.
+        If `rows` is less than 4, the number of principal components drawn.
     """
-    say = console or Console(highlight=False)
+    say = partial((console or Console(highlight=False)).print, soft_wrap=True)
     checkpoint, picture = out.with_suffix(".ckpt"), out.with_suffix(".png")
     if rows < COMPONENTS:
         raise InvalidInputError(
-            f"the demo needs at least {COMPONENTS} rows, as many as the principal components that it draws, "
-            f"got {rows}"
+            f"the demo needs at least {COMPONENTS} rows to draw {COMPONENTS} principal components, got {rows}"
         )
     if out.exists() and not resume and not overwrite:
         raise StoreExistsError(
-            f"{out}: there is something already: --resume goes on with it, --overwrite replaces it, "
-            "or choose another path"
+            f"{out}: there is something already: --resume continues a demo that was killed, --overwrite "
+            "replaces it; or choose another path"
         )
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with _quiet():
         if resume and checkpoint.exists():
-            say.print(f"[bold]1/3[/] taking the trained model from {escape(str(checkpoint))}", soft_wrap=True)
+            say(f"[bold]1/3[/] loading the trained model from {escape(str(checkpoint))}")
             model = DigitsModel.load_from_checkpoint(checkpoint, map_location="cpu")
         else:
-            say.print("[bold]1/3[/] training on handwritten digits")
+            say("[bold]1/3[/] training on handwritten digits")
             model = _train(rows, checkpoint)
         trained = time.perf_counter()
         if resume and (out / "zarrow.json").exists():
             with open_store(out, partial=True) as begun:
                 rows, done = int(begun.provenance["demo_rows"]), begun.num_rows
-            say.print(
-                f"[bold]2/3[/] {done:,} of {rows:,} rows were accepted: predicting the rest", soft_wrap=True
-            )
+            say(f"[bold]2/3[/] {done:,} of {rows:,} rows were accepted: predicting the rest")
         else:
-            say.print(f"[bold]2/3[/] predicting {rows:,} rows into {escape(str(out))}", soft_wrap=True)
+            say(f"[bold]2/3[/] predicting {rows:,} rows into {escape(str(out))}")
         writer = PredictionWriter(
             out,
             identifiers=DigitImages(rows).identifiers(),
@@ -398,7 +385,7 @@ def run(
         )
         _trainer([writer]).predict(model, datamodule=DigitsData(rows), return_predictions=False)
     predicted = time.perf_counter()
-    say.print("[bold]3/3[/] drawing the embeddings")
+    say("[bold]3/3[/] drawing the embeddings")
     store = open_store(out)
     draw(store, picture)
     return Summary(
@@ -426,13 +413,12 @@ def draw(store: Store, path: Path, rows: int = 20_000) -> None:
     Parameters
     ----------
     store : Store
-        A demo's.
+        The store of a demo.
     path : Path
-        The picture, PNG or whatever else matplotlib writes.
+        The picture, PNG or another format of matplotlib's.
     rows : int
-        How many rows to draw at most, evenly spaced.
+        Most rows to draw; of more, evenly spaced ones are drawn.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
@@ -443,11 +429,10 @@ def draw(store: Store, path: Path, rows: int = 20_000) -> None:
     vectors = np.asarray(store["query_embed"][::step])
     found = pca(store, "query_embed", COMPONENTS)
     places, shares = found.transform(vectors), found.explained_variance_ratio_
-    order = np.random.default_rng(SEED).permutation(len(places))  # no digit always on top
+    order = np.random.default_rng(SEED).permutation(len(places))  # no digit is always on top
     outline = [withStroke(linewidth=4, foreground="white")]
 
     figure = Figure(figsize=(10, 5.6), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
     for panel in (0, 1):
         axes = figure.add_axes((0.03 + 0.49 * panel, 0.08, 0.46, 0.75))
         x, y = places[:, 2 * panel], places[:, 2 * panel + 1]
@@ -462,21 +447,13 @@ def draw(store: Store, path: Path, rows: int = 20_000) -> None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         share = shares[2 * panel : 2 * panel + 2].sum()
-        axes.set_xlabel(
-            f"principal components {2 * panel + 1} and {2 * panel + 2}: {share:.0%} of the variance",
-            color="#555555",
-        )
-    figure.text(
-        0.03,
-        0.93,
-        f"{store.num_rows:,} handwritten digits, as the network sees them",
-        fontsize=15,
-        fontweight="bold",
-    )
-    figure.text(
-        0.03, 0.875,
+        label = f"principal components {2 * panel + 1} and {2 * panel + 2}: {share:.0%} of the variance"
+        axes.set_xlabel(label, color="#555555")
+    title = f"{store.num_rows:,} handwritten digits, as the network sees them"
+    subtitle = (
         f"PCA of query_embed, {vectors.shape[1]} values per row, a colour per digit; "
-        f"circled: taken for another digit ({wrong.mean():.1%})",
-        color="#555555",
-    )  # fmt: skip
+        f"circled: taken for another digit ({wrong.mean():.1%})"
+    )
+    figure.text(0.03, 0.93, title, fontsize=15, fontweight="bold")
+    figure.text(0.03, 0.875, subtitle, color="#555555")
     figure.savefig(path)

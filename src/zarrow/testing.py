@@ -1,9 +1,4 @@
-"""What do examples and tests need that users do not?
-
-`example_store` and `example_predictions`: small stores to try things on, as the docstrings do.
-
-Place: above the edges; imported by nothing of the library.
-"""
+"""Testing — small stores to try things on, as the docstrings and the tests of zarrow do."""
 
 from __future__ import annotations
 
@@ -32,13 +27,13 @@ def example_store(path: str | os.PathLike[str] | None = None) -> Store:
     Parameters
     ----------
     path : path, optional
-        Where; by default in a temporary directory that goes with the process.
+        Where to write it; by default a temporary directory that is removed when the process ends.
 
     Returns
     -------
     Store
         With the columns ``subject_id``, ``query`` and ``occurs_prob`` (0.0000, 0.0002, …) and the array
-        ``query_embed`` of 8 float32; the dataset that was "predicted" came in reverse order.
+        ``query_embed`` of 8 float32. Its rows are in the reverse order of the dataset.
 
     Examples
     --------
@@ -71,14 +66,14 @@ def example_predictions(path: str | os.PathLike[str] | None = None) -> Store:
     Parameters
     ----------
     path : path, optional
-        Where; by default in a temporary directory that goes with the process.
+        Where to write it; by default a temporary directory that is removed when the process ends.
 
     Returns
     -------
     Store
-        With the keys ``subject_id``, ``prediction_time`` and ``query`` (ten queries each of 500), the label
+        With the keys ``subject_id``, ``prediction_time`` and ``query`` (500 times ten queries), the label
         ``occurs`` (null where censored: one in ten), the probability ``occurs_prob`` and the array
-        ``query_embed`` of 8 float32, of which the label can be told by a linear probe.
+        ``query_embed`` of 8 float32, from which a linear probe can predict the label.
 
     Examples
     --------

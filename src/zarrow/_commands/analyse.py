@@ -9,16 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.filesize import decimal
 from rich.markup import escape
+from typer import Argument, BadParameter, Option, Typer
 
 from zarrow._commands.arguments import (
     Array,
+    Arrays,
     AsJson,
     By,
     Columns,
     Names,
+    Neighbours,
     Seed,
     StorePath,
     Where,
@@ -48,16 +50,18 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = Typer()
 
-Metric = Annotated[Literal["cosine", "dot", "l2"], typer.Option(help="Similarity of two vectors.")]
-Draws = Annotated[int, typer.Option("--bootstrap", min=0, help="Bootstrap draws for 95 % intervals.")]
+Metric = Annotated[Literal["cosine", "dot", "l2"], Option(help="Similarity of two vectors.")]
+Draws = Annotated[
+    int, Option("--bootstrap", metavar="N", min=0, help="Bootstrap draws for 95 % intervals; 0 for none.")
+]
 
 
 @app.command(rich_help_panel="Analyse")
 def describe(
     path: StorePath,
-    arrays: Annotated[Names, comma_list("Arrays, comma-separated.", default="all")] = (),
+    arrays: Arrays = (),
     columns: Columns = (),
     by: By = (),
     as_json: AsJson = False,
@@ -99,37 +103,35 @@ def describe(
 def nearest(
     path: StorePath,
     rows: Annotated[
-        Names, comma_list("Query by row numbers, comma-separated.", "--rows", metavar="ROWS")
+        Names, comma_list("Row numbers to query by, comma-separated.", "--rows", metavar="ROWS")
     ] = (),
     key: Annotated[
         list[str] | None,
-        typer.Option("--key", metavar="COLUMN=VALUE", help="Query by key; repeat for each key column."),
+        Option("--key", metavar="COLUMN=VALUE", help="Key to query by; repeat for each key column."),
     ] = None,
-    vectors: Annotated[
-        Path | None, typer.Option("--vectors", help="Query by the vectors in a .npy file.")
-    ] = None,
-    text: Annotated[str, typer.Option("--text", help="Query by a sentence, for sentence embeddings.")] = "",
+    vectors: Annotated[Path | None, Option("--vectors", help="Vectors to query by, a .npy file.")] = None,
+    text: Annotated[str, Option("--text", help="Sentence to query by, for sentence embeddings.")] = "",
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Package of the sentence model.", show_default="by the vectors' width"),
+        Option("--model", help="Package of the sentence model.", show_default="by the vectors' width"),
     ] = None,
     array: Array = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours.")] = 10,
+    k: Neighbours = 10,
     metric: Metric = "cosine",
     where: Where = None,
     columns: Columns = (),
     exclude_self: Annotated[
-        bool, typer.Option("--exclude-self", help="Exclude each query row from its own results.")
+        bool, Option("--exclude-self", help="Exclude each query row from its own results.")
     ] = False,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Use the index built by zarrow neighbours.")
+        bool, Option("--approximate", help="Use the index built by zarrow neighbours.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Torch device, e.g. cuda.", show_default="a GPU if present")
+        str | None, Option(help="Torch device, e.g. cuda.", show_default="a GPU if present")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the rows whose vectors are nearest to those of rows, of a key, of a file, or to a text.
+    """Find the rows nearest to given rows, to a key's row, to vectors in a file, or to a sentence.
 
     zarrow nearest run.zarrow --key subject_id=42 --key query=stroke -k 5
 
@@ -138,7 +140,7 @@ def nearest(
     from zarrow.analysis import nearest as run
 
     if sum([bool(rows), bool(key), vectors is not None, bool(text)]) != 1:
-        raise typer.BadParameter("give the query by exactly one of --rows, --key, --vectors and --text")
+        raise BadParameter("give the query by exactly one of --rows, --key, --vectors and --text")
     with open_store(path, partial=True) as store, progress_bar() as bar:
         queries: Any
         if vectors is not None:
@@ -196,13 +198,13 @@ def pca(
     array: Array = None,
     components: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "-n", "--components", min=1, help="Number of components.", show_default="50, or the width if less"
         ),
     ] = None,
     where: Where = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write components, mean and variances to this .npz file.")
+        Path | None, Option("--out", help="Write components, mean and variances to this .npz file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -239,16 +241,16 @@ def pca(
 @app.command(rich_help_panel="Analyse")
 def probe(
     path: StorePath,
-    label: Annotated[str, typer.Option("--label", help="Column to predict.", show_default=False)],
+    label: Annotated[str, Option("--label", help="Column to predict.", show_default=False)],
     array: Array = None,
     group: Annotated[
-        str, typer.Option(help="Column whose values training and test do not share; '' for none.")
+        str, Option(help="Column whose values training and test do not share; '' for none.")
     ] = "subject_id",
-    kind: Annotated[Literal["auto", "logistic", "ridge"], typer.Option(help="Kind of regression.")] = "auto",
+    kind: Annotated[Literal["auto", "logistic", "ridge"], Option(help="Kind of regression.")] = "auto",
     by: By = (),
     where: Where = None,
-    test_fraction: Annotated[float, typer.Option(help="Share of the groups held out for the test.")] = 0.2,
-    regularization: Annotated[float, typer.Option(help="C of logistic, alpha of ridge.")] = 1.0,
+    test_fraction: Annotated[float, Option(help="Share of the groups held out for the test.")] = 0.2,
+    regularization: Annotated[float, Option(help="C of logistic, alpha of ridge.")] = 1.0,
     bootstrap: Draws = 200,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -290,13 +292,13 @@ def probe(
 @app.command(rich_help_panel="Analyse")
 def evaluate(
     path: StorePath,
-    probability: Annotated[str, typer.Option(help="Column of probabilities.")] = "occurs_prob",
-    label: Annotated[str, typer.Option(help="Column of labels.")] = "boolean_value",
+    probability: Annotated[str, Option(help="Column of probabilities.")] = "occurs_prob",
+    label: Annotated[str, Option(help="Column of labels.")] = "boolean_value",
     by: By = (),
     where: Where = None,
     unit: Annotated[
         str | None,
-        typer.Option(help="Column whose values the bootstrap draws, e.g. subject_id.", show_default="rows"),
+        Option(help="Column whose values the bootstrap draws, e.g. subject_id.", show_default="rows"),
     ] = None,
     bootstrap: Draws = 200,
     seed: Seed = 0,
@@ -333,17 +335,16 @@ def evaluate(
 @app.command(rich_help_panel="Analyse")
 def compose(
     path: StorePath,
-    how: Annotated[
-        Literal["max", "or", "sum", "mean"], typer.Option(help="How to combine probabilities.")
-    ] = "max",
-    over: Annotated[str, typer.Option(help="Column in which the combined rows differ.")] = "query",
-    by: By = ("subject_id", "prediction_time"),
-    probability: Annotated[str, typer.Option(help="Column of probabilities.")] = "occurs_prob",
-    label: Annotated[str | None, typer.Option(help="Column of labels, combined too.")] = None,
+    how: Annotated[Literal["max", "or", "sum", "mean"], Option(help="How to combine probabilities.")] = "max",
+    over: Annotated[str, Option(help="Column in which the combined rows differ.")] = "query",
+    by: Annotated[
+        Names,
+        comma_list("Columns to group by, comma-separated.", "--by", default="subject_id,prediction_time"),
+    ] = ("subject_id", "prediction_time"),
+    probability: Annotated[str, Option(help="Column of probabilities.")] = "occurs_prob",
+    label: Annotated[str | None, Option(help="Column of labels, combined too.")] = None,
     where: Where = None,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write the table to this Parquet file.")
-    ] = None,
+    out_file: Annotated[Path | None, Option("--out", help="Write the table to this Parquet file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Combine the probabilities of several queries into one per subject and time."""
@@ -377,22 +378,20 @@ def compose(
 @app.command(rich_help_panel="Analyse")
 def compare(
     path: StorePath,
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another store.", show_default=False)],
+    other: Annotated[Path, Argument(metavar="OTHER", help="Another store.", show_default=False)],
     on: Annotated[
         Names, comma_list("Columns that match rows, comma-separated, e.g. sample_index.", default="the keys")
     ] = (),
     array: Array = None,
-    other_array: Annotated[
-        str | None, typer.Option(help="Array of OTHER.", show_default="the same name")
-    ] = None,
+    other_array: Annotated[str | None, Option(help="Array of OTHER.", show_default="the same name")] = None,
     by: By = (),
-    probability: Annotated[str | None, typer.Option(help="Column of numbers to compare too.")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Rows whose neighbours are compared.")] = 1000,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours.")] = 10,
+    probability: Annotated[str | None, Option(help="Column of numbers to compare too.")] = None,
+    sample: Annotated[int, Option(min=0, help="Rows whose neighbours are compared.")] = 1000,
+    k: Neighbours = 10,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the vectors of the same rows in two stores, such as those of two checkpoints."""
+    """Compare the vectors of the same rows in two stores, e.g. of two checkpoints."""
     from zarrow.analysis import compare as run
 
     with open_store(path) as store, open_store(other) as second, progress_bar() as bar:

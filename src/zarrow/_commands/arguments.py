@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.markup import escape
+from typer import Argument, BadParameter, Option
 
 from zarrow._commands.terminal import err, say
 from zarrow.errors import IncompleteStoreError, InvalidInputError, UnknownNameError
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Array",
+    "Arrays",
     "AsJson",
     "By",
     "Columns",
     "Names",
+    "Neighbours",
     "Seed",
     "StorePath",
     "Where",
@@ -68,21 +70,27 @@ def split_names(given: str | Names) -> Names:
 
 def comma_list(help: str, *flags: str, default: str | bool = False, metavar: str = "NAMES") -> Any:
     """Return an option of comma-separated names; `default` describes what holds without it."""
-    return typer.Option(*flags, parser=split_names, metavar=metavar, help=help, show_default=default)
+    return Option(*flags, parser=split_names, metavar=metavar, help=help, show_default=default)
 
 
-StorePath = Annotated[
-    Path, typer.Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)
-]
+StorePath = Annotated[Path, Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)]
+Arrays = Annotated[Names, comma_list("Arrays, comma-separated.", default="all")]
 Columns = Annotated[Names, comma_list("Columns, comma-separated.", default="all")]
-Array = Annotated[str | None, typer.Option("--array", help="Array to use.", show_default="the only one")]
+Array = Annotated[
+    str | None, Option("--array", metavar="NAME", help="Array to use.", show_default="the only one")
+]
 By = Annotated[Names, comma_list("Columns to group by, comma-separated.", "--by")]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--where", help="Filter, e.g. query=stroke or prob>0.9; repeat to combine with AND."),
+    Option(
+        "--where",
+        metavar="CONDITION",
+        help="Filter, e.g. query=stroke or prob>0.9; repeat to combine with AND.",
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Neighbours = Annotated[int, Option("-k", metavar="K", min=1, help="Number of neighbours.")]
+Seed = Annotated[int, Option("--seed", help="Random seed.")]
+AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
 
 def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:
@@ -118,10 +126,10 @@ def row_numbers(given: Names, count: int) -> list[int]:
     try:
         rows = [int(row) for row in given]
     except ValueError:
-        raise typer.BadParameter(f"--rows takes row numbers, got {','.join(given)!r}") from None
+        raise BadParameter(f"--rows takes row numbers, got {','.join(given)!r}") from None
     for row in rows:
         if not -count <= row < count:
-            raise typer.BadParameter(f"--rows: the store has {count} rows, got {row}")
+            raise BadParameter(f"--rows: the store has {count} rows, got {row}")
     return rows
 
 
@@ -131,7 +139,7 @@ def key_of(store: Store, given: Sequence[str]) -> dict[str, pa.Array]:
 
     pairs = [one.partition("=") for one in given]
     if any(not equals for _, equals, _ in pairs):
-        raise typer.BadParameter("--key must be COLUMN=VALUE")
+        raise BadParameter("--key must be COLUMN=VALUE")
     return {name.strip(): pa.array([_value(store, name.strip(), text.strip())]) for name, _, text in pairs}
 
 
@@ -143,7 +151,7 @@ def where_of(store: Store, conditions: Sequence[str] | None) -> pc.Expression | 
     for text in conditions or ():
         found = _CONDITION.fullmatch(text)
         if found is None:
-            raise typer.BadParameter(f"--where must be like query=stroke or prob>0.9, got {text!r}")
+            raise BadParameter(f"--where must be like query=stroke or prob>0.9, got {text!r}")
         name, sign, value = found.groups()
         one = _OPERATORS[sign](pc.field(name), _value(store, name, value))
         whole = one if whole is None else whole & one

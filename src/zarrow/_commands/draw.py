@@ -6,11 +6,11 @@ Whatever ends one of them in the middle leaves the store and the files as they w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import typer
 from rich.filesize import decimal
 from rich.markup import escape
+from typer import Option, Typer
 
 from zarrow._commands.arguments import (
     Array,
@@ -22,17 +22,12 @@ from zarrow._commands.arguments import (
     comma_list,
     open_store,
 )
-from zarrow._commands.terminal import Bar, print_json, progress_bar, say
+from zarrow._commands.terminal import print_json, progress_bar, say
 from zarrow.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from zarrow.store import Store
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = Typer()
 
 Kind = Literal["map", "norms", "calibration", "roc", "drift"]
 _SCORES = {"--by", "--probability", "--label"}
@@ -57,16 +52,14 @@ def _show(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
 def map_store(
     path: StorePath,
     method: Annotated[
-        Literal["pca", "umap", "tsne"], typer.Option(help="Projection; umap needs the extra 'map'.")
+        Literal["pca", "umap", "tsne"], Option(help="Projection; umap needs the extra 'map'.")
     ] = "pca",
     array: Array = None,
-    name: Annotated[str | None, typer.Option(help="Name of the map.", show_default="ARRAY_METHOD")] = None,
+    name: Annotated[str | None, Option(help="Name of the map.", show_default="ARRAY_METHOD")] = None,
     by: By = (),
     sample_rows: Annotated[
         int | None,
-        typer.Option(
-            min=20, help="Rows that umap or tsne is fitted to.", show_default="20000, 10000 for tsne"
-        ),
+        Option(min=20, help="Rows that umap or tsne is fitted to.", show_default="20000, 10000 for tsne"),
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -105,23 +98,29 @@ def map_store(
 def plot(
     path: StorePath,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write: .png, .svg or .pdf.", show_default=False)
+        Path, Option("--output", "-o", help="File to write: .png, .svg or .pdf.", show_default=False)
     ],
-    kind: Annotated[Kind, typer.Option(help="Kind of picture.")] = "map",
+    kind: Annotated[Kind, Option(metavar="KIND", help="map, norms, roc, calibration or drift.")] = "map",
     array: Array = None,
     map_name: Annotated[
-        str | None, typer.Option("--map", help="map: stored map.", show_default="the latest, else PCA")
+        str | None, Option("--map", metavar="NAME", help="map: stored map.", show_default="latest, else PCA")
     ] = None,
     colour: Annotated[
-        str | None, typer.Option("--colour", "--color", help="map: column to colour by.")
+        str | None, Option("--colour", "--color", metavar="NAME", help="map: column to colour by.")
     ] = None,
     probability: Annotated[
-        str | None, typer.Option(help="roc, calibration, drift: column.", show_default="the likely one")
+        str | None,
+        Option(
+            metavar="NAME",
+            help="roc, calibration, drift: column of probabilities.",
+            show_default="the likely one; none for drift",
+        ),
     ] = None,
     label: Annotated[
-        str | None, typer.Option(help="roc, calibration: column.", show_default="the likely one")
+        str | None,
+        Option(metavar="NAME", help="roc, calibration: column of labels.", show_default="the likely one"),
     ] = None,
-    other: Annotated[Path | None, typer.Option(metavar="STORE", help="drift: store to compare with.")] = None,
+    other: Annotated[Path | None, Option(metavar="STORE", help="drift: store to compare with.")] = None,
     on: Annotated[
         Names, comma_list("drift: columns that match rows, comma-separated.", default="the keys")
     ] = (),
@@ -156,30 +155,16 @@ def plot(
         elif kind == "norms":
             figure = pictures.norms(store, array, by, progress=bar)
         elif other is not None:
-            figure = _draw_drift(store, other, array, on, by, probability, bar)
+            with open_store(other) as second:
+                figure = pictures.drift(
+                    store, second, on=on or None, array=array, by=by, probability=probability, progress=bar
+                )
         else:
             draw = pictures.roc if kind == "roc" else pictures.calibration
             figure = draw(store, probability, label, by)
         pictures.save(figure, output)
     facts = {"file": str(output), "kind": kind, "bytes": output.stat().st_size}
     _show(facts, f"[green]drawn:[/] {escape(str(output))}", as_json=as_json)
-
-
-def _draw_drift(
-    store: Store,
-    other: Path,
-    array: str | None,
-    on: Names,
-    by: Names,
-    probability: str | None,
-    progress: Bar,
-) -> Figure:
-    from zarrow.analysis import plot as pictures
-
-    with open_store(other) as second:
-        return pictures.drift(
-            store, second, on=on or None, array=array, by=by, probability=probability, progress=progress
-        )
 
 
 def _check_options(kind: Kind, given: set[str]) -> None:
@@ -197,25 +182,21 @@ def _check_options(kind: Kind, given: set[str]) -> None:
 @app.command(rich_help_panel="Draw")
 def report(
     path: StorePath,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
+    output: Annotated[Path, Option("--output", "-o", help="File to write.")] = Path("report.html"),
     map_name: Annotated[
-        str | None,
-        typer.Option("--map", help="Stored map, or array.", show_default="the latest map, else PCA"),
+        str | None, Option("--map", help="Stored map, or array.", show_default="the latest map, else PCA")
     ] = None,
     colours: Annotated[
         Names, comma_list("Columns to colour by, comma-separated.", "--colours", "--colors")
     ] = (),
     probability: Annotated[
-        str | None, typer.Option(help="Column of probabilities.", show_default="the likely one")
+        str | None, Option(help="Column of probabilities.", show_default="the likely one")
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Column of labels.", show_default="the likely one")
-    ] = None,
+    label: Annotated[str | None, Option(help="Column of labels.", show_default="the likely one")] = None,
     by: Annotated[
-        Names,
-        comma_list("Columns to evaluate by, comma-separated.", "--by", default="query,duration_days"),
+        Names, comma_list("Columns to evaluate by, comma-separated.", "--by", default="query,duration_days")
     ] = (),
-    title: Annotated[str | None, typer.Option(help="Title.", show_default="the store's name")] = None,
+    title: Annotated[str | None, Option(help="Title.", show_default="the store's name")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML page about a store: summary, scores, and an interactive map.

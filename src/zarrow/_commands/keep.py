@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from rich.markup import escape
+from typer import Argument, BadParameter, Exit, Option, Typer
 
 from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, open_store
 from zarrow._commands.show_audit import show_repair, show_report
@@ -21,20 +21,20 @@ from zarrow._commands.terminal import err, print_json, progress_bar, say
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = Typer()
 
 
 @app.command(rich_help_panel="Keep")
 def finalize(
     path: StorePath,
     sort: Annotated[
-        bool, typer.Option("--sort", help="Sort the rows by sample_index, the dataset's order.")
+        bool, Option("--sort", help="Sort the rows by sample_index, the dataset's order.")
     ] = False,
     drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Keep one of each row that several ranks predicted.")
+        bool, Option("--drop-duplicates", help="Keep one of each row that several ranks predicted.")
     ] = False,
 ) -> None:
-    """Complete a store whose run was killed, with the rows that were accepted."""
+    """Complete a store whose run was killed, with the rows accepted so far."""
     import zarrow
     from zarrow._predict.repeated import drop_repeated
     from zarrow._predict.stored_rows import stored_rows
@@ -65,31 +65,29 @@ def pack(
     path: StorePath,
     new: Annotated[
         Path | None,
-        typer.Argument(metavar="OUT", help="Write here instead of replacing STORE.", show_default=False),
+        Argument(metavar="OUT", help="Write here instead of replacing STORE.", show_default=False),
     ] = None,
     order: Annotated[
-        Names,
-        comma_list("Columns to sort by, comma-separated, e.g. sample_index.", default="as it is"),
+        Names, comma_list("Columns to sort by, comma-separated, e.g. sample_index.", default="unchanged")
     ] = (),
     codecs: Annotated[
         Names,
         comma_list(
             "plain, auto, blosc, zstd or pcodec; or per array: name=codec, comma-separated.",
-            default="as they are",
+            default="unchanged",
             metavar="CODEC",
         ),
     ] = (),
     segment_rows: Annotated[
-        int | None, typer.Option(help="Rows per segment, a power of two.", show_default="as it is")
+        int | None, Option(help="Rows per segment, a power of two.", show_default="unchanged")
     ] = None,
 ) -> None:
     """Rewrite a complete store with other codecs, another segment size or row order.
 
-    The new store is verified before it replaces the old one, which stays until
-    then.
+    The old store stays until the new one has been written and verified.
     """
     if not (order or codecs or segment_rows or new):
-        raise typer.BadParameter("nothing to change: give --order, --codecs, --segment-rows or OUT")
+        raise BadParameter("nothing to change: give --order, --codecs, --segment-rows or OUT")
     _pack(path, new, order=list(order), codecs=_codecs(codecs), segment_rows=segment_rows)
     show_info(facts_of(new or path))
 
@@ -118,7 +116,7 @@ def verify(
     path: StorePath,
     level: Annotated[
         Literal["structure", "checksums", "full"],
-        typer.Option(help="structure: sizes and indexes; checksums: every byte; full: every value too."),
+        Option(help="structure: sizes and indexes; checksums: every byte; full: every value too."),
     ] = "checksums",
     as_json: AsJson = False,
 ) -> None:
@@ -132,24 +130,24 @@ def verify(
     else:
         show_report(report)
     if not report.ok:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command(rich_help_panel="Keep")
 def repair(
     path: StorePath,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done; exit code 1 if anything.")
+        bool, Option("--dry-run", help="Show what would be done; exit code 1 if anything.")
     ] = False,
     complete: Annotated[
-        bool, typer.Option("--finalize", help="Then complete the store, without what was set aside.")
+        bool, Option("--finalize", help="Then complete the store, without what was set aside.")
     ] = False,
     level: Annotated[
-        Literal["checksums", "full"], typer.Option(help="How closely to check, as for zarrow verify.")
+        Literal["checksums", "full"], Option(help="How closely to check, as for zarrow verify.")
     ] = "checksums",
     as_json: AsJson = False,
 ) -> None:
-    """Move damaged parts to quarantine/, list the rows to predict again, rebuild what is derived."""
+    """Move damaged parts to quarantine/, list the rows to predict again, rebuild derived files."""
     import zarrow
 
     with progress_bar("verifying") as bar:
@@ -159,14 +157,15 @@ def repair(
     else:
         show_repair(done)
     if dry_run and not done.nothing_to_do:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command(rich_help_panel="Keep")
 def index(path: StorePath) -> None:
-    """Build the index that finds rows by key, and report rows with the key of an earlier one."""
+    """Build the index that finds rows by key, and report duplicate keys."""
     import zarrow
 
+    open_store(path).close()  # raises if it is incomplete, and says what to do
     zarrow.build_index(path)
     with zarrow.open(path) as store:
         repeated = store.duplicated()

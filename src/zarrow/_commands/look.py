@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any
 
-import typer
 from rich.markup import escape
+from typer import Option, Typer
 
 from zarrow._commands.arguments import AsJson, Columns, StorePath, open_store
 from zarrow._commands.show_store import facts_of, show_head, show_info
@@ -17,7 +17,7 @@ from zarrow._commands.watching import Watch
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = Typer()
 
 
 @app.command(rich_help_panel="Look")
@@ -33,7 +33,7 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel="Look")
 def head(
     path: StorePath,
-    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="Number of rows.")] = 10,
+    rows: Annotated[int, Option("-n", "--rows", min=1, help="Number of rows.")] = 10,
     columns: Columns = (),
 ) -> None:
     """Show the first rows: their columns, and the first values of each vector."""
@@ -44,11 +44,11 @@ def head(
 @app.command(rich_help_panel="Look")
 def watch(
     path: StorePath,
-    once: Annotated[bool, typer.Option("--once", help="Look once and exit.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per look.")] = False,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, Option("--once", help="Look once and exit.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one line of JSON per look.")] = False,
+    interval: Annotated[float, Option(min=0.05, help="Seconds between looks.")] = 1.0,
     total: Annotated[
-        int | None, typer.Option(min=1, help="Rows to expect.", show_default="what the run stated")
+        int | None, Option(min=1, help="Rows to expect.", show_default="what the run stated")
     ] = None,
 ) -> None:
     """Show a run's progress: rows, speed, writers, time left; ends when the store is complete."""

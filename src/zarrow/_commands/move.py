@@ -5,37 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.markup import escape
+from typer import Argument, Option, Typer
 
-from zarrow._commands.arguments import Columns, Names, StorePath, comma_list, open_store
+from zarrow._commands.arguments import Arrays, Columns, Names, StorePath, comma_list, open_store
 from zarrow._commands.terminal import progress_bar, say
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = Typer()
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the target, in one step.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is at the target, in one step.")]
 FORMATS = "npy, parquet, anndata, lance, everyquery"
 
 
 @app.command("export", rich_help_panel="Move")
 def export_store(
     path: StorePath,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write.", show_default=False)],
+    target: Annotated[Path, Argument(metavar="TARGET", help="File or folder to write.", show_default=False)],
     format: Annotated[
         str,
-        typer.Option(
-            "--to",
-            help=f"{FORMATS}, safetensors or embedding-atlas.",
-            show_default="by TARGET's suffix",
-        ),
+        Option("--to", help=f"{FORMATS}, safetensors or embedding-atlas.", show_default="by TARGET's suffix"),
     ] = "",
     columns: Columns = (),
-    arrays: Annotated[Names, comma_list("Arrays, comma-separated.", default="all")] = (),
+    arrays: Arrays = (),
     overwrite: Overwrite = False,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Export the rows so far of an incomplete store.")
+        bool, Option("--partial", help="Export the rows so far of an incomplete store.")
     ] = False,
 ) -> None:
     """Export a store as numpy files, one Parquet file, AnnData, Lance or safetensors."""
@@ -57,19 +53,14 @@ def export_store(
 
 @app.command("import", rich_help_panel="Move")
 def import_store(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="File or folder to read.", show_default=False)
-    ],
-    path: Annotated[Path, typer.Argument(metavar="STORE", help="Store to write.", show_default=False)],
-    format: Annotated[
-        str, typer.Option("--from", help=f"{FORMATS}.", show_default="by SOURCE's suffix")
-    ] = "",
+    source: Annotated[Path, Argument(metavar="SOURCE", help="File or folder to read.", show_default=False)],
+    path: Annotated[Path, Argument(metavar="STORE", help="Store to write.", show_default=False)],
+    format: Annotated[str, Option("--from", help=f"{FORMATS}.", show_default="by SOURCE's suffix")] = "",
     beside: Annotated[
-        Path | None,
-        typer.Option(help="Second file of a pair: the table of a .npy file, EveryQuery's embeddings."),
+        Path | None, Option(help="Second file of a pair: the table of a .npy file, EveryQuery's embeddings.")
     ] = None,
     keys: Annotated[Names, comma_list("Columns that identify a row, comma-separated.", default="none")] = (),
-    codecs: Annotated[str, typer.Option(help="blosc, zstd or pcodec.", show_default="plain bytes")] = "",
+    codecs: Annotated[str, Option(help="blosc, zstd or pcodec.", show_default="plain bytes")] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Import numpy files, Parquet, AnnData, Lance or EveryQuery's pair of files as a store."""

@@ -7,35 +7,33 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.markup import escape
+from typer import BadParameter, Context, Option, Typer
 
 from zarrow._commands.show_store import facts_of, show_info
 from zarrow._commands.terminal import out, say
-from zarrow.errors import IncompleteStoreError, MissingExtraError
+from zarrow.errors import IncompleteStoreError, MissingExtraError, StoreExistsError
 
 if TYPE_CHECKING:
     from zarrow.demo import Summary
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = Typer()
 
 
 @app.command(rich_help_panel="Run")
 def demo(
-    path: Annotated[Path, typer.Option("--out", help="Store to write.")] = Path("demo.zarrow"),
-    rows: Annotated[int, typer.Option(min=4, help="Rows to predict.")] = 20_000,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a demo that was stopped or killed.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
+    path: Annotated[Path, Option("--out", help="Store to write.")] = Path("demo.zarrow"),
+    rows: Annotated[int, Option(min=4, help="Rows to predict.")] = 20_000,
+    resume: Annotated[bool, Option("--resume", help="Continue a demo that was stopped or killed.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier demo.")] = False,
 ) -> None:
     """Train a small model on handwritten digits, predict, and draw the embeddings."""
     from zarrow import demo as digits
 
     if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other")
+        raise BadParameter("--resume and --overwrite exclude each other")
     _show_summary(digits.run(path, rows, resume=resume, overwrite=overwrite, console=out))
 
 
@@ -65,8 +63,8 @@ def _show_summary(summary: Summary) -> None:
     rich_help_panel="Run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )
 def predict(
-    context: typer.Context,
-    store: Annotated[Path, typer.Option("--store", help="Store to write.", show_default=False)],
+    context: Context,
+    store: Annotated[Path, Option("--store", help="Store to write.", show_default=False)],
 ) -> None:
     """Run Lightning's predict with your own module, straight into a store.
 
@@ -95,11 +93,17 @@ def predict(
 
     sys.path.insert(0, os.getcwd())  # as "python -m" does: the user's module is here, not next to our script
     sys.argv = ["zarrow", "predict", *context.args]  # LightningCLI warns if given arguments another way
-    cli = PredictCLI(
-        save_config_callback=None,
-        seed_everything_default=0,
-        trainer_defaults={"logger": False, "enable_checkpointing": False},
-    )
+    try:
+        cli = PredictCLI(
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"logger": False, "enable_checkpointing": False},
+        )
+    except StoreExistsError as error:
+        raise StoreExistsError(
+            f"{store}: there is a store already: --writer.resume true continues its run if it is incomplete, "
+            "--writer.mode w replaces it"
+        ) from error
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PredictionWriter) and not callback.complete:
             raise IncompleteStoreError(
