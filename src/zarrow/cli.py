@@ -12,8 +12,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from typer import Exit, Option, Typer
 from rich.markup import escape
+from typer import Exit, Option, Typer
 from typer.core import TyperGroup
 
 from zarrow._commands import analyse, draw, keep, look, move, run

@@ -279,7 +279,7 @@ class Summary:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's notes on the machine, and use one thread: in batches this small, more would wait."""
+    """Silence Lightning's notes on the machine, and use one thread, which is enough for small batches."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
