@@ -1,7 +1,7 @@
 """Lower bounds as constraints — prints ``name==bound`` for every bound of pyproject.toml and some extras.
 
-``pip install -c`` with its output installs the oldest versions that pyproject.toml promises to work with. torch
-is left out: its old builds for the CPU are not on the package index, and those for CUDA are gigabytes.
+``pip install -c`` with its output installs the oldest versions that pyproject.toml promises to work with.
+torch is left out: its old builds for the CPU are not on the package index, and those for CUDA are gigabytes.
 """
 
 import re
