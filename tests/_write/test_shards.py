@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
-from zarrow._format.codecs import ChunkCodec, normalize
-from zarrow._format.frames import ArrayEntry, Chunk
+from zarrow._format.codecs import normalize
+from zarrow._format.frames import ArrayEntry
 from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, encode_index, index_bytes
 from zarrow._format.spec import ZARR_DTYPES, ArraySpec, StoreSpec
 from zarrow._read.shard_rows import committed_rows, sound_frames
-from zarrow._write.shards import EncodedShard, PlainShard
+from zarrow._write.shards import EncodedShard, PlainShard, open_shard
 from zarrow.errors import CorruptionError
 
 SEGMENT_ROWS, CHUNK_ROWS = 64, 8
@@ -47,9 +47,7 @@ def _values(array: ArraySpec, rows: int = SEGMENT_ROWS) -> npt.NDArray[Any]:
 
 def _open(directory: Path, array: ArraySpec, *, create: bool = True) -> PlainShard | EncodedShard:
     directory.mkdir(exist_ok=True)
-    if array.is_plain:
-        return PlainShard(directory, array, SEGMENT_ROWS, create=create)
-    return EncodedShard(directory, array, SEGMENT_ROWS, ChunkCodec(array), create=create)
+    return open_shard(directory, array, SEGMENT_ROWS, create=create)
 
 
 def _append(
@@ -58,9 +56,7 @@ def _append(
     """Append rows in batches of so many and return what the frames would say of them."""
     entries, start = [], 0
     for count in counts:
-        said = shard.append(values[start : start + count])
-        chunks = tuple(Chunk(*chunk) for chunk in said.chunks)
-        entries.append(ArrayEntry(said.rows_crc32c, said.tail_crc32c, said.tail_side, chunks))
+        entries.append(shard.append(values[start : start + count]))
         start += count
     return entries
 
@@ -253,7 +249,7 @@ def _committed(root: Path, codec: str | None) -> tuple[ArraySpec, SegmentRecord,
 def test_committed_rows_come_back_chunk_by_chunk(codec: str | None, tmp_path: Path) -> None:
     """A committed segment's rows are read a chunk at a time, without the padding of the last."""
     array, record, values = _committed(tmp_path, codec)
-    blocks = list(committed_rows(tmp_path, array, SEGMENT_ROWS, record, ChunkCodec(array)))
+    blocks = list(committed_rows(tmp_path, array, SEGMENT_ROWS, record))
     assert [len(block) for block in blocks] == [8, 8, 8, 5]
     assert np.array_equal(np.concatenate(blocks), values)
 
@@ -269,14 +265,14 @@ def test_no_flipped_bit_of_a_shard_is_returned(codec: str | None, tmp_path: Path
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
         with pytest.raises(CorruptionError, match=str(path)):
-            list(committed_rows(tmp_path, array, SEGMENT_ROWS, record, ChunkCodec(array)))
+            list(committed_rows(tmp_path, array, SEGMENT_ROWS, record))
     for size in (0, 1, len(data) - 1):
         path.write_bytes(data[:size])
         with pytest.raises(CorruptionError, match=f"{size} bytes, {len(data)} were committed"):
-            list(committed_rows(tmp_path, array, SEGMENT_ROWS, record, ChunkCodec(array)))
+            list(committed_rows(tmp_path, array, SEGMENT_ROWS, record))
     path.unlink()
     with pytest.raises(CorruptionError, match=f"{path}: 0 bytes"):
-        list(committed_rows(tmp_path, array, SEGMENT_ROWS, record, ChunkCodec(array)))
+        list(committed_rows(tmp_path, array, SEGMENT_ROWS, record))
 
 
 def test_a_segment_without_rows_has_no_shard(tmp_path: Path) -> None:
@@ -285,4 +281,4 @@ def test_a_segment_without_rows_has_no_shard(tmp_path: Path) -> None:
     facts = ShardFacts(size_bytes=0, chunks_crc32c=(), index_crc32c=0)
     part = PartFacts(size_bytes=0, crc32c=0, footer_crc32c=0)
     record = SegmentRecord(segment=0, rows=0, arrays={"e": facts}, part=part, sources=())
-    assert list(committed_rows(tmp_path, array, SEGMENT_ROWS, record, ChunkCodec(array))) == []
+    assert list(committed_rows(tmp_path, array, SEGMENT_ROWS, record)) == []

@@ -13,12 +13,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.frames import ArrayEntry
 from zarrow._format.layout import rows_name, shard_path, tail_name
 from zarrow._format.records import SegmentRecord
 from zarrow._format.shard_index import decode_index, index_bytes
@@ -26,30 +28,11 @@ from zarrow._format.spec import ArraySpec
 from zarrow._storage import reading
 from zarrow.errors import CorruptionError
 
-__all__ = ["Entry", "committed_rows", "mapped", "read_tail", "sound_frames"]
-
-
-class Entry(Protocol):
-    """What of a frame's array entry is read here."""
-
-    @property
-    def rows_crc32c(self) -> int: ...
-    @property
-    def tail_crc32c(self) -> int: ...
-    @property
-    def tail_side(self) -> int: ...
-    @property
-    def chunks(self) -> Sequence[Any]: ...
-
-
-class Decoder(Protocol):
-    """What of a chunk codec is used here."""
-
-    def decode(self, data: Any, path: str) -> npt.NDArray[Any]: ...
+__all__ = ["committed_rows", "mapped", "read_tail", "sound_frames"]
 
 
 def committed_rows(
-    root: Path, array: ArraySpec, segment_rows: int, record: SegmentRecord, codec: Decoder
+    root: Path, array: ArraySpec, segment_rows: int, record: SegmentRecord
 ) -> Iterator[npt.NDArray[Any]]:
     """Yield a committed segment's rows of one array, chunk by chunk, checked against its record.
 
@@ -63,8 +46,6 @@ def committed_rows(
         Rows of a full segment.
     record : SegmentRecord
         The segment's.
-    codec : ChunkCodec
-        Decodes a chunk.
 
     Yields
     ------
@@ -77,7 +58,7 @@ def committed_rows(
         If the shard is not the one that was committed.
     """
     path = root / shard_path(array.name, record.segment, len(array.row_shape))
-    facts = record.arrays[array.name]
+    facts, codec = record.arrays[array.name], ChunkCodec(array)
     if not facts.size_bytes:
         return
     reading.require_own_dirs(root, path)
@@ -117,7 +98,7 @@ def read_tail(directory: Path, array: ArraySpec, side: int, rows: int) -> npt.ND
 
 
 def sound_frames(
-    directory: Path, array: ArraySpec, entries: Sequence[Entry], counts: Sequence[int]
+    directory: Path, array: ArraySpec, entries: Sequence[ArrayEntry], counts: Sequence[int]
 ) -> Callable[[int], bool]:
     """Check an open segment's files of one array against its frames.
 
@@ -144,7 +125,7 @@ def sound_frames(
 
 
 def _sound_plain(
-    array: ArraySpec, data: npt.NDArray[np.uint8], entries: Sequence[Entry], counts: Sequence[int]
+    array: ArraySpec, data: npt.NDArray[np.uint8], entries: Sequence[ArrayEntry], counts: Sequence[int]
 ) -> Callable[[int], bool]:
     start = good = 0
     for entry, count in zip(entries, counts, strict=True):
@@ -160,7 +141,7 @@ def _sound_encoded(
     directory: Path,
     array: ArraySpec,
     data: npt.NDArray[np.uint8],
-    entries: Sequence[Entry],
+    entries: Sequence[ArrayEntry],
     counts: Sequence[int],
 ) -> Callable[[int], bool]:
     chunks = [chunk for entry in entries for chunk in entry.chunks]

@@ -28,17 +28,16 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import frames, layout
-from zarrow._format.codecs import ChunkCodec
 from zarrow._format.records import Owner, ShardFacts
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files, reading
 from zarrow._storage.lock import FileLock
-from zarrow._write import shards
 from zarrow._write.batches import Batch, payload
+from zarrow._write.shards import Shard, open_shard
 from zarrow.errors import CorruptionError, StoreLockedError
 
-__all__ = ["OpenSegment", "discard", "open_shard"]
+__all__ = ["OpenSegment", "discard"]
 
 
 class OpenSegment:
@@ -65,7 +64,7 @@ class OpenSegment:
         self._lock = lock
         self._uuid = bytes.fromhex(spec.uuid)
         self._rows = 0
-        self._shards: list[shards.Shard] = []
+        self._shards: list[Shard] = []
         self._frames_fd = -1
         try:
             for array in spec.arrays:
@@ -231,7 +230,7 @@ class OpenSegment:
         if any(shard.needs_sync(rows) for shard in self._shards):
             self.sync()
         entries = [
-            _entry(shard.append(*(batch.arrays[index] for batch in batches)))
+            shard.append(*(batch.arrays[index] for batch in batches))
             for index, shard in enumerate(self._shards)
         ]
         self._write_frame(rows, entries, payload(batches))
@@ -269,7 +268,7 @@ class OpenSegment:
         for shard in self._shards:
             shard.frames_synced()
         nothing = [
-            _entry(shard.append(np.empty((0, *shard.array.row_shape), shard.array.numpy_dtype)))
+            shard.append(np.empty((0, *shard.array.row_shape), shard.array.numpy_dtype))
             for shard in self._shards
         ]
         self._write_frame(0, nothing, b"")
@@ -320,15 +319,3 @@ def discard(path: Path) -> None:
     files.rename(path, aside)
     files.sync_dir(path.parent)
     files.remove_tree(aside)
-
-
-def open_shard(path: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> shards.Shard:
-    """Return the shard file of an array in a directory: new, or one that is there."""
-    if array.is_plain:
-        return shards.PlainShard(path, array, segment_rows, create=create)
-    return shards.EncodedShard(path, array, segment_rows, ChunkCodec(array), create=create)
-
-
-def _entry(facts: shards.Appended) -> frames.ArrayEntry:
-    chunks = tuple(frames.Chunk(*chunk) for chunk in facts.chunks)
-    return frames.ArrayEntry(facts.rows_crc32c, facts.tail_crc32c, facts.tail_side, chunks)

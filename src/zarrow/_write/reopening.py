@@ -24,7 +24,6 @@ import numpy.typing as npt
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.codecs import ChunkCodec
 from zarrow._format.parts import to_wire
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
@@ -117,10 +116,7 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
         raise CorruptionError(f"{path}: not the bytes that were committed")
     table = to_wire(spec, data)
-    blocks = [
-        shard_rows.committed_rows(root, array, spec.segment_rows, record, ChunkCodec(array))
-        for array in spec.arrays
-    ]
+    blocks = [shard_rows.committed_rows(root, array, spec.segment_rows, record) for array in spec.arrays]
     step = min((array.chunk_rows for array in spec.arrays), default=spec.segment_rows)
     readers = [_rechunk(block, step) for block in blocks]
     for start in range(0, record.rows, step):

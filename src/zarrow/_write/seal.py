@@ -36,8 +36,8 @@ from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing
-from zarrow._write.open_segment import OpenSegment, discard, open_shard
-from zarrow._write.shards import Shard
+from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.shards import Shard, open_shard
 
 __all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
 

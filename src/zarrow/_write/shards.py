@@ -23,37 +23,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._format.codecs import ChunkCodec
+from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.layout import rows_name, tail_name
 from zarrow._format.records import ShardFacts
 from zarrow._format.shard_index import encode_index
 from zarrow._format.spec import ArraySpec
-from zarrow._read.shard_rows import Entry, mapped, read_tail
+from zarrow._read.shard_rows import mapped, read_tail
 from zarrow._storage import files, threads
 
-__all__ = ["Appended", "EncodedShard", "PlainShard", "Shard"]
+__all__ = ["EncodedShard", "PlainShard", "Shard", "open_shard"]
 
 WRITEBACK_BYTES = 8 << 20
-
-
-class Appended(NamedTuple):
-    """What a frame says of the rows that were appended to an array (`_format.frames.ArrayEntry`)."""
-
-    rows_crc32c: int
-    tail_crc32c: int = 0
-    tail_side: int = 0
-    chunks: Sequence[tuple[int, int]] = ()
-
-
-class Encoder(Protocol):
-    """What of a chunk codec is used here."""
-
-    def encode(self, chunk: npt.NDArray[Any]) -> bytes: ...
 
 
 def _bytes_of(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -87,14 +74,15 @@ class _ShardFile:
         files.start_writeback(self._fd, self._written_back, size_bytes - self._written_back)
         self._written_back = size_bytes
 
-    def _finish(self, sizes: Sequence[int], checksums: Sequence[int]) -> ShardFacts:
+    def _finish(self, chunks: Sequence[Chunk]) -> ShardFacts:
         """Write the index behind the chunks and make the shard durable."""
-        index = encode_index(sizes, self._chunks)
+        index = encode_index([chunk.size_bytes for chunk in chunks], self._chunks)
         files.write(self._fd, index, self._size_bytes)
         size_bytes = self._size_bytes + len(index)
         files.truncate(self._fd, size_bytes)  # a crash may have left bytes behind
         files.sync(self._fd)
-        return ShardFacts(size_bytes=size_bytes, chunks_crc32c=tuple(checksums), index_crc32c=crc32c(index))
+        checksums = tuple(chunk.crc32c for chunk in chunks)
+        return ShardFacts(size_bytes=size_bytes, chunks_crc32c=checksums, index_crc32c=crc32c(index))
 
     def sync(self) -> None:
         """Make all rows durable."""
@@ -135,7 +123,7 @@ class PlainShard(_ShardFile):
         self._chunk_crc = 0
         self._chunk_used = 0
 
-    def append(self, *pieces: npt.NDArray[Any]) -> Appended:
+    def append(self, *pieces: npt.NDArray[Any]) -> ArrayEntry:
         """Write rows behind those that are there: accepted when their frame is written.
 
         Parameters
@@ -145,7 +133,7 @@ class PlainShard(_ShardFile):
 
         Returns
         -------
-        Appended
+        ArrayEntry
             What the frame says of them.
         """
         whole = 0
@@ -154,7 +142,7 @@ class PlainShard(_ShardFile):
             self._write(data, data.size)
             whole = self._sum(data, whole)
             self.rows += len(rows)
-        return Appended(whole)
+        return ArrayEntry(whole)
 
     def _sum(self, data: npt.NDArray[np.uint8], whole: int = 0) -> int:
         """Sum bytes into the chunks' checksums; return the checksum of them all, behind others' `whole`."""
@@ -173,7 +161,7 @@ class PlainShard(_ShardFile):
 
     def restore(
         self,
-        entries: Sequence[Entry],  # noqa: ARG002 - the other kind needs them
+        entries: Sequence[ArrayEntry],  # noqa: ARG002 - the other kind needs them
         counts: Sequence[int],
     ) -> None:
         """Go on behind the rows of these frames, which `sound_frames` vouched for.
@@ -197,7 +185,6 @@ class PlainShard(_ShardFile):
         ShardFacts
             For the record.
         """
-        sizes = [self.array.chunk_bytes] * len(self._checksums)
         checksums = list(self._checksums)
         used, position = self._chunk_used, self._size_bytes
         if used:
@@ -205,9 +192,8 @@ class PlainShard(_ShardFile):
             # A hole reads as zeros, once what a crash may have left behind the rows is cut off.
             files.truncate(self._fd, position)
             self._size_bytes += padding
-            sizes.append(self.array.chunk_bytes)
             checksums.append(combine(self._chunk_crc, crc32c_of_zeros(padding), padding))
-        facts = self._finish(sizes, checksums)
+        facts = self._finish([Chunk(self.array.chunk_bytes, checksum) for checksum in checksums])
         self._size_bytes = position
         return facts
 
@@ -223,18 +209,14 @@ class EncodedShard(_ShardFile):
         The array.
     segment_rows : int
         Rows of the full shard.
-    codec : ChunkCodec
-        Encodes a chunk.
     create : bool
         Whether the files must not be there yet.
     """
 
-    def __init__(
-        self, directory: Path, array: ArraySpec, segment_rows: int, codec: Encoder, *, create: bool
-    ) -> None:
+    def __init__(self, directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> None:
         super().__init__(directory, array, segment_rows, create=create)
-        self._codec = codec
-        self._done: list[tuple[int, int]] = []
+        self._codec = ChunkCodec(array)
+        self._done: list[Chunk] = []
         self._buffer = np.zeros((array.chunk_rows, *array.row_shape), array.numpy_dtype)
         self._used = 0
         self._side = 0
@@ -253,7 +235,7 @@ class EncodedShard(_ShardFile):
         new_tail = self._used + rows > self.array.chunk_rows or not self._used
         return new_tail and self._tail_durable[1 - self._side]
 
-    def append(self, *pieces: npt.NDArray[Any]) -> Appended:
+    def append(self, *pieces: npt.NDArray[Any]) -> ArrayEntry:
         """Encode the chunks that these rows complete and keep the rest in a tail file.
 
         Parameters
@@ -263,7 +245,7 @@ class EncodedShard(_ShardFile):
 
         Returns
         -------
-        Appended
+        ArrayEntry
             What the frame says of them.
         """
         first_done, tail_start = len(self._done), self._used
@@ -286,7 +268,7 @@ class EncodedShard(_ShardFile):
         checksum = 0
         for rows in pieces:
             checksum = crc32c(_bytes_of(rows), checksum)
-        return Appended(checksum, self._tail_crc, self._side, self._done[first_done:])
+        return ArrayEntry(checksum, self._tail_crc, self._side, tuple(self._done[first_done:]))
 
     def _filled(self, pieces: Sequence[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
         """Yield the chunks that these rows complete; those of the unfinished one are in the buffer then."""
@@ -310,12 +292,12 @@ class EncodedShard(_ShardFile):
     def _encode(self, chunks: Sequence[npt.NDArray[Any]]) -> None:
         for data in threads.in_order(self._codec.encode, chunks):
             self._write(data, len(data))
-            self._done.append((len(data), crc32c(data)))
+            self._done.append(Chunk(len(data), crc32c(data)))
 
-    def restore(self, entries: Sequence[Entry], counts: Sequence[int]) -> None:
+    def restore(self, entries: Sequence[ArrayEntry], counts: Sequence[int]) -> None:
         """Go on behind the rows of these frames, which `sound_frames` vouched for."""
-        self._done = [(chunk.size_bytes, chunk.crc32c) for entry in entries for chunk in entry.chunks]
-        self._size_bytes = self._written_back = sum(size for size, _ in self._done)
+        self._done = [chunk for entry in entries for chunk in entry.chunks]
+        self._size_bytes = self._written_back = sum(chunk.size_bytes for chunk in self._done)
         self.rows = sum(counts)
         self._used = self.rows % self.array.chunk_rows
         if entries:
@@ -345,7 +327,7 @@ class EncodedShard(_ShardFile):
             self._encode([chunk])
             # Once they are claimed, a power cut that takes rows of the frames' own copy would look like rot.
             files.sync(self._tails[self._side])
-        facts = self._finish([size for size, _ in self._done], [crc for _, crc in self._done])
+        facts = self._finish(self._done)
         self._done, self._size_bytes = done, position
         return facts
 
@@ -357,3 +339,9 @@ class EncodedShard(_ShardFile):
 
 
 Shard = PlainShard | EncodedShard
+
+
+def open_shard(directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> Shard:
+    """Return the shard file of an array in a directory: a new one, or the one that is there."""
+    kind = PlainShard if array.is_plain else EncodedShard
+    return kind(directory, array, segment_rows, create=create)
