@@ -30,6 +30,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 import zarrow
+from zarrow._predict.everyquery_tasks import tasks_crc32c
 from zarrow.errors import (
     BatchError,
     ConflictError,
@@ -39,7 +40,7 @@ from zarrow.errors import (
 )
 from zarrow.everyquery import StreamingPredictionWriter, export_predictions, identifiers, preset
 from zarrow.lightning import PredictionWriter
-from zarrow.transfer._everyquery_columns import tasks_crc32c
+from zarrow.transfer import _rows
 
 ROOT = Path(__file__).parents[1]
 HIDDEN = 4
@@ -169,6 +170,14 @@ class Model(LightningModule):
         return outputs(int(batch[0]), int(batch[-1]) + 1)
 
 
+class Padding(Model):
+    """Predicts vectors that depend on the rows that share the batch, as they do where a model pads."""
+
+    def predict_step(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        prediction = super().predict_step(batch)
+        return prediction | {"query_embed": prediction["query_embed"] * batch.sum()}
+
+
 def trainer(*callbacks: Any, **options: Any) -> Trainer:
     return Trainer(
         accelerator="cpu",
@@ -225,7 +234,6 @@ def test_rows_of_several_batches(tmp_path: Path) -> None:
     writer = predict_all(tmp_path, tasks(6), 0, 3, 5, 6)
     assert writer._offset == 6
     check_files(tmp_path, 6)
-    assert [pq.ParquetFile(path).num_row_groups for path in files(tmp_path)] == [3, 3]
 
 
 def test_a_label_is_null_where_censored() -> None:
@@ -292,16 +300,15 @@ def test_a_pyarrow_table_of_tasks(tmp_path: Path) -> None:
     check_files(tmp_path, 6)
 
 
-def test_many_batches_share_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long run's files have few row groups, unless one for each batch is asked for."""
-    monkeypatch.setattr("zarrow.everyquery.MAX_ROW_GROUPS", 4)
-    edges = range(0, 26, 5)
-    predict_all(tmp_path, tasks(25), *edges)
-    assert [pq.ParquetFile(path).num_row_groups for path in files(tmp_path)] == [1, 1]
-    (tmp_path / "asked").mkdir()
-    predict_all(tmp_path / "asked", tasks(25), *edges, one_row_group_per_batch=True)
-    assert [pq.ParquetFile(path).num_row_groups for path in files(tmp_path / "asked")] == [5, 5]
-    check_files(tmp_path / "asked", 25)
+def test_row_groups_have_a_fixed_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups are as large as memory allows, whatever the batches were."""
+    monkeypatch.setattr(_rows, "BATCH_BYTES", 8 * 4 * HIDDEN)
+    monkeypatch.setattr(_rows, "MAX_BATCH_ROWS", 16)
+    predict_all(tmp_path, tasks(25), *range(0, 26, 5))
+    groups = [pq.ParquetFile(path).metadata for path in files(tmp_path)]
+    sizes = [[group.row_group(i).num_rows for i in range(group.num_row_groups)] for group in groups]
+    assert sizes == [[16, 9], [8, 8, 8, 1]]
+    check_files(tmp_path, 25)
 
 
 def test_polars_is_not_imported() -> None:
@@ -345,7 +352,6 @@ def test_an_exception_leaves_no_files_and_every_batch(tmp_path: Path) -> None:
     predict(tmp_path, 30, model)
     assert model.seen[0][0] == 16
     check_files(tmp_path, 30)
-    assert pq.ParquetFile(files(tmp_path)[0]).num_row_groups == 4
 
 
 KILLED = """
@@ -404,21 +410,28 @@ def test_a_loader_that_cannot_be_shortened(tmp_path: Path) -> None:
         def __iter__(self) -> Any:
             return iter(DataLoader(Rows(30), batch_size=8))
 
+    def predict_with(model: Model) -> None:
+        writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(30)))
+        trainer(writer).predict(model, Loader(), return_predictions=False)
+
     with pytest.raises(KeyError):
-        predict(tmp_path, 30, Model(stop_at(16)))
+        predict_with(Model(stop_at(16)))
     model = Model()
-    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(30)))
-    trainer(writer).predict(model, Loader(), return_predictions=False)
+    predict_with(model)
     assert model.seen[0][0] == 0
     check_files(tmp_path, 30)
 
 
-def test_a_shuffled_loader_is_refused(tmp_path: Path) -> None:
-    """Rows that come in another order than the tasks would get the identifiers of others."""
-    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(8)))
-    loader = DataLoader(Rows(8), batch_size=8, sampler=[0, 2, 1, 3, 5, 4, 6, 7])
-    with pytest.raises(BatchError, match="predict in that order, without shuffling"):
-        trainer(writer).predict(Model(), loader, return_predictions=False)
+def test_a_shuffled_loader(tmp_path: Path) -> None:
+    """Rows that are predicted in another order come out with their own identifiers, in the tasks' order."""
+    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(30)))
+    loader = DataLoader(Rows(30), batch_size=8, sampler=[*range(16, 30), *range(16)])
+    model = Model()
+    model.predict_step = lambda batch: {  # type: ignore[method-assign]
+        name: values[batch] for name, values in outputs(0, 30).items()
+    }
+    trainer(writer).predict(model, loader, return_predictions=False)
+    check_files(tmp_path, 30)
 
 
 def test_another_batch_size(tmp_path: Path) -> None:
@@ -448,7 +461,7 @@ def test_fewer_batches_than_tasks(tmp_path: Path) -> None:
     """A run that its trainer cut short writes no file and says how many rows are missing."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(30)))
     loader = DataLoader(Rows(30), batch_size=8)
-    with pytest.warns(UserWarning, match=r"14 of 30 rows are missing"):
+    with pytest.warns(UserWarning, match=r"14 of 30 rows .* are missing"):
         trainer(writer, limit_predict_batches=2).predict(Model(), loader, return_predictions=False)
     assert writer._offset == 16
     assert not files(tmp_path)[0].exists()
@@ -511,25 +524,23 @@ def test_another_model_may_overwrite(tmp_path: Path) -> None:
 
 @INCOMPLETE
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "other",
     [
-        ({"query": "Z"}, r"in row 0 it has query 'A', this run has 'Z'"),
-        ({"occurs": False}, r"in row 0 it has boolean_value True, this run has False"),
+        tasks(10).with_columns(query=pl.lit("Z")),
+        tasks(10).with_columns(occurs=pl.lit(False)),
+        tasks(9),
+        tasks(10, label=False),
     ],
+    ids=["query", "label", "rows", "no label"],
 )
-def test_other_tasks_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    """A store of other tasks is not gone on with; the message names row, column and both values."""
+def test_other_tasks_are_refused(tmp_path: Path, other: pl.DataFrame) -> None:
+    """A store of other tasks is not resumed, and left as it is; the message has both checksums."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)))
     writer.setup(None, None, "predict")
     feed(writer, 0, 4)
     writer.close()
-    other = tasks(10).with_columns(**{name: pl.lit(value) for name, value in change.items()})
-    with pytest.raises(ConflictError, match=message):
+    with pytest.raises(ConflictError, match=r"tasks_crc32c: the store has '\w{8}', now '\w{8}'"):
         StreamingPredictionWriter(*one_two(tmp_path, other)).setup(None, None, "predict")
-    with pytest.raises(ConflictError, match=r"the store has \{'rows': 10\}, now \{'rows': 9\}"):
-        StreamingPredictionWriter(*one_two(tmp_path, tasks(9))).setup(None, None, "predict")
-    with pytest.raises(ConflictError, match="labels"):
-        StreamingPredictionWriter(*one_two(tmp_path, tasks(10, label=False))).setup(None, None, "predict")
     with pytest.raises(ConflictError, match="arrays"):
         StreamingPredictionWriter(files(tmp_path)[0], tasks(10)).setup(None, None, "predict")
     predict_all(tmp_path, tasks(10), 0, 4, 10)
@@ -563,33 +574,47 @@ def test_frames_that_are_none() -> None:
         StreamingPredictionWriter("p.parquet", tasks(3), "e.parquet")
 
 
-@INCOMPLETE
-def test_batches_that_break_a_rule(tmp_path: Path) -> None:
-    """A batch that does not fit is refused by name, and the ones before and after it are kept."""
+GOOD = outputs(3, 6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        ({"occurs_probs": GOOD["occurs_probs"]}, "lacks the entry 'censor_probs'"),
+        (None, "got None"),
+        (GOOD | {"censor_probs": torch.zeros(2)}, "expected 2 rows, as column 'censor_prob' has, got 3"),
+        (GOOD | {"query_embed": torch.zeros(3, 5)}, r"expected shape \(rows, 4\), got \(3, 5\)"),
+        (outputs(3, 7), "rows 3 to 7, but schema_df has only 6"),
+    ],
+    ids=["entry", "none", "lengths", "width", "rows"],
+)
+def test_batches_that_break_a_rule(tmp_path: Path, prediction: Any, message: str) -> None:
+    """A batch that does not fit ends the run; the ones before it are kept, and the next run goes on."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(6)))
-    good = outputs(0, 3)
-
-    def write(prediction: Any, **options: Any) -> None:
-        writer.write_on_batch_end(None, None, prediction, None, None, 0, **options)
-
-    with pytest.raises(InvalidInputError, match="before setup"):
-        write(good)
+    with pytest.raises(InvalidInputError, match="calls setup first"):
+        feed(writer, 0, 3)
     writer.setup(None, None, "predict")
-    with pytest.raises(BatchError, match=r"entries \['query_embed'\]"):
-        write({name: value for name, value in good.items() if name != "query_embed"})
-    with pytest.raises(BatchError, match="got None"):
-        write(None)
-    with pytest.raises(BatchError, match="occurs_probs has 3 rows, censor_probs has 2"):
-        write(good | {"censor_probs": good["censor_probs"][:2]})
-    with pytest.raises(BatchError, match=r"expected shape \(rows, 4\), got \(3, 5\)"):
-        write(good | {"query_embed": torch.zeros(3, 5)})
-    with pytest.raises(BatchError, match="rows 0 to 7, but schema_df has 6 only"):
-        write(outputs(0, 7))
-    with pytest.raises(BatchError, match="one data loader"):
-        write(good, dataloader_idx=1)
-    write(good)
-    write(outputs(0, 0))
-    write(outputs(3, 6))
+    feed(writer, 0, 3)
+
+    def write() -> None:
+        writer.write_on_batch_end(None, None, prediction, None, None, 1)
+        writer.close()  # by now, if not before
+
+    with pytest.raises(BatchError, match=message):
+        write()
+    writer.close()
+    assert not files(tmp_path)[0].exists()
+    predict_all(tmp_path, tasks(6), 0, 0, 3, 6)
+    check_files(tmp_path, 6)
+
+
+def test_a_probability_may_have_an_axis_of_one(tmp_path: Path) -> None:
+    """Probabilities of shape (rows, 1) and unknown entries are accepted, as EveryQuery's writer does."""
+    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(6)))
+    writer.setup(None, None, "predict")
+    prediction = outputs(0, 6)
+    prediction |= {name: prediction[name][:, None] for name in ("occurs_probs", "censor_probs")}
+    writer.write_on_batch_end(None, None, prediction | {"attention": torch.ones(6, 2, 2)}, None, None, 0)
     writer.close()
     check_files(tmp_path, 6)
 
@@ -603,50 +628,43 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import test_everyquery as t
 
-folder, rows, stop, devices = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+folder, rows, stop, devices = Path(sys.argv[1]), *map(int, sys.argv[3:])
 writer = t.StreamingPredictionWriter(*t.one_two(folder, t.tasks(rows)))
 trainer = t.trainer(writer, devices=devices, strategy="ddp")
 loader = t.DataLoader(t.Rows(rows), batch_size=8)
-trainer.predict(t.Model(t.stop_at(stop) if stop else None), loader, return_predictions=False)
+trainer.predict(t.Padding(t.stop_at(stop) if stop else None), loader, return_predictions=False)
 assert writer._offset == rows
 """
 
 
 @pytest.mark.slow
-def test_two_ranks(tmp_path: Path) -> None:
-    """Two ranks that died leave no files, and two that start again write them, in the tasks' order."""
+@pytest.mark.parametrize(("first", "second"), [(2, 2), (1, 2), (2, 1)])
+def test_ranks(tmp_path: Path, first: int, second: int) -> None:
+    """A run that died leaves no files, goes on with any number of ranks, and ends with every bit the same."""
     script = tmp_path / "script.py"
     script.write_text(RANKS)
     folder = tmp_path / "out"
-    command = [sys.executable, str(script), str(folder), str(ROOT / "tests"), "100"]
-    died = subprocess.run([*command, "48", "2"], capture_output=True, text=True, check=False)
-    assert died.returncode, "it should have died"
+
+    def run(stop: int, ranks: int) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            str(script),
+            str(folder),
+            str(ROOT / "tests"),
+            "100",
+            str(stop),
+            str(ranks),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run(48, first).returncode, "it should have died"
     assert not any(path.exists() for path in files(folder))
-    stored = zarrow.open(folder / "predictions.zarrow", partial=True).num_rows
-    assert 0 < stored < 100
-    with pytest.raises(ConflictError, match="begun by several ranks"):
-        predict(folder, 100, Model())
-    done = subprocess.run([*command, "0", "2"], capture_output=True, text=True, check=False)
+    assert 0 < zarrow.open(folder / "predictions.zarrow", partial=True).num_rows < 100
+    done = run(0, second)
     assert done.returncode == 0, done.stderr
-    check_files(folder, 100)
-
-
-@INCOMPLETE
-def test_ranks_do_not_go_on_with_one_rank_s_store(tmp_path: Path) -> None:
-    """What one process began is not for several, and batches of several are no row groups."""
-
-    class Fake:
-        world_size = 2
-
-    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)))
-    writer.setup(None, None, "predict")
-    feed(writer, 0, 4)
-    writer.close()
-    with pytest.raises(ConflictError, match="begun by one process, this run has 2"):
-        StreamingPredictionWriter(*one_two(tmp_path, tasks(10))).setup(Fake(), Model(), "predict")  # type: ignore[arg-type]
-    asked = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)), one_row_group_per_batch=True)
-    with pytest.raises(InvalidInputError, match="world_size=2"):
-        asked.setup(Fake(), Model(), "predict")  # type: ignore[arg-type]
+    predict(tmp_path / "undisturbed", 100, Padding())
+    for ours, theirs in zip(files(folder), files(tmp_path / "undisturbed"), strict=True):
+        assert pq.read_table(ours).equals(pq.read_table(theirs), check_metadata=True)
 
 
 # The preset and the export
@@ -661,8 +679,6 @@ def test_the_preset(tmp_path: Path) -> None:
     assert zarrow.open(path).keys == ("subject_id", "prediction_time", "query", "duration_days")
     assert export_predictions(path, *files(tmp_path)) == 30
     check_files(tmp_path, 30)
-    with pytest.raises(InvalidInputError, match="does not know its batches"):
-        export_predictions(path, *files(tmp_path), one_row_group_per_batch=True)
 
 
 def test_tasks_checksum() -> None:
@@ -712,7 +728,7 @@ def test_a_failed_export_replaces_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("zarrow._storage.files.sync", fail)
     with pytest.raises(OSError, match="No space left"):
-        export_predictions(tmp_path / "predictions.zarrow", *files(tmp_path), one_row_group_per_batch=True)
+        export_predictions(tmp_path / "predictions.zarrow", *files(tmp_path))
     assert [path.read_bytes() for path in files(tmp_path)] == before
     assert {path.name for path in tmp_path.iterdir()} == names
 

@@ -1,106 +1,103 @@
-"""How does EveryQuery predict into a store, and keep the files that its other tools read?
+"""EveryQuery's predictions — `PredictionWriter` with a preset, and EveryQuery's own files at its end.
 
 `StreamingPredictionWriter` takes the place of the writer in EveryQuery's ``EQ_predict``: same constructor,
-same hooks, same two Parquet files in the end. In between the rows go into a store beside the files, so
-that a killed run loses nothing: the same command again predicts only what is missing. Per batch it
+same hooks, the same two Parquet files in the end. In between the rows go into a store next to the files, so
+that a killed run loses nothing: the same command again predicts only what is missing, on as many ranks as
+it likes. What it adds to `zarrow.lightning.PredictionWriter`:
 
-1. finds which rows of EveryQuery's tasks the batch has, from Lightning or by counting,
-2. checks the model's prediction, and hands it to the store (`_predict.prediction_store`), which has
-identifiers and
-   label from EveryQuery's frame of tasks (`transfer._everyquery_columns`);
-
-and when every row is there, the store is finalized, and the files are exported
-(`transfer._everyquery_files`).
+1. the preset (`_predict.everyquery_tasks`): identifiers and label from EveryQuery's frame of tasks, the names
+   and types of the columns;
+2. before the first batch, a comparison of the store that is there with the tasks (and, with
+   ``overwrite=True``, with the model), and its removal if it is of another run and may be replaced;
+3. when every row is stored and the store is complete, the export of the files
+   (`zarrow.transfer` has their format).
 
 ``python -m zarrow.everyquery model_run_dir=... tasks_dir=... output_parquet=...`` is ``EQ_predict`` with
-this writer in it.
+this writer in it; nothing else of EveryQuery is imported.
 
-Place: tier 5, the edge that faces EveryQuery, of which nothing is imported but by `main`. The invariant
-it owns: the files are there only when all their rows are. A crash leaves an incomplete store that the next
-run resumes, or a complete one that it exports.
+The invariant it owns: the files exist only if all their rows do. A crash leaves an incomplete store that the
+next run resumes, or a complete one that it exports.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+import pyarrow as pa
 
-from zarrow._predict.row_set import RowSet
-from zarrow.errors import BatchError, ConflictError, InvalidInputError, MissingExtraError
+from zarrow._predict.everyquery_tasks import ENTRIES, identifiers, preset, tasks_crc32c
+from zarrow._predict.identity import differences, identify
+from zarrow._write.directory import empty_store
+from zarrow.errors import (
+    ConflictError,
+    InvalidInputError,
+    MissingExtraError,
+    NotFoundError,
+    ZarrowError,
+)
+from zarrow.lightning import PredictionWriter
+from zarrow.store import Store
 from zarrow.store import open as open_store
-from zarrow.transfer import _everyquery_columns as columns
-from zarrow.transfer._everyquery_columns import ENTRIES, PROBABILITIES, identifiers, preset, tasks_crc32c
-from zarrow.transfer._everyquery_files import export_predictions
-from zarrow.writer import Durability
+from zarrow.transfer._everyquery import ARRAY, PROBABILITIES, TYPES, export_predictions
+from zarrow.writer import Durability, Writer
 
-try:
+if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from lightning.pytorch.callbacks import BasePredictionWriter
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from zarrow._predict.choose_batches import choose_batches
-    from zarrow._predict.identity import identify
-    from zarrow._predict.loaders import as_indices, loaders_of, recorded_indices, trim
-    from zarrow._predict.prediction_store import PredictionStore
-    from zarrow.lightning import SIGTERM_EXIT_CODE, PredictionWriter
-except ImportError as error:
-    raise MissingExtraError(
-        f"zarrow.everyquery needs {error.name}: pip install 'zarrow[predict]'", name=error.name
-    ) from error
+    from zarrow._predict.run import Run
 
 __all__ = ["StreamingPredictionWriter", "export_predictions", "identifiers", "main", "preset"]
 
-MAX_ROW_GROUPS = 1024
-"""Up to so many batches each becomes a row group by default, as EveryQuery's own writer does."""
-
+_TASKS = "tasks_crc32c"
 _TMP = ".tmp"
 
 
-class StreamingPredictionWriter(BasePredictionWriter):
+# The callback
+
+
+class StreamingPredictionWriter(PredictionWriter):
     """Takes the place of the streaming writer in EveryQuery's ``EQ_predict``.
 
-    The rows go into a store; when all of them are there, the store is finalized and the Parquet files are
-    written from it, the same in columns, types and values as EveryQuery's own. If the run ends early, by
-    whatever means, there are no files, and the store has every finished batch: the same run again predicts
-    the rest and drops nothing. Batches are those of the undisturbed run, so that padding, and with it
-    every bit, is the same.
+    The rows go into a store; when all of them are there, the store is completed and the Parquet files are
+    written from it, the same in columns, types, order and values as EveryQuery's own; only their row groups
+    have a fixed size instead of that of a batch. If the run ends early, by whatever means, there are no
+    files, and the store has every finished batch: the same run again predicts the rest and drops nothing.
+    Batches are those of the undisturbed run, so that padding, and with it every bit, is the same.
 
-    A store is only resumed for the same tasks, model weights and precision. If it has other ones, the run
-    is refused, unless it was told to overwrite: then the old store goes. A complete store of the same ones
-    is not predicted again but only exported. On SIGTERM, as schedulers send it, the store is made durable,
-    and the process exits with 143.
+    A store is only resumed for the same tasks, model weights and precision. Otherwise the run is refused, or
+    with `overwrite` the old store is removed. A complete store of the same run is not predicted again but
+    only exported. On SIGTERM, as schedulers send it, the store is made durable, and the process exits with
+    143.
 
-    With a trainer of several ranks every rank writes, by `zarrow.lightning.PredictionWriter`, and rank 0
-    completes the store and writes the files. Batches are those of one process, so values are, too; row
-    groups are those that `export_predictions` makes by default. A run that was begun on one rank goes on
-    on one, and one that was begun on several on any number above one.
+    With a trainer of several ranks every rank writes, and rank 0 completes the store and writes the files.
+    A run that was begun on one rank goes on with any number of them, and the reverse.
 
     Parameters
     ----------
     output_parquet : path
-        Where the predictions go. ``EQ_predict`` passes a name that ends in ``.tmp`` and renames the file.
+        Target of the predictions. ``EQ_predict`` passes a name that ends in ``.tmp`` and renames the file.
     schema_df : polars.DataFrame
-        The tasks, in the dataset's order (a pyarrow Table will do as well). Kept, not copied.
+        The tasks, in the dataset's order (or a pyarrow Table). Kept, not copied.
     embeddings_output_parquet : path, optional
-        Where the embeddings go; without it none are kept.
+        Target of the embeddings; without it none are stored.
     hidden_size : int, optional
-        Their width; must be there if they are.
+        Width of the embeddings; required if they are stored.
     store : path, optional
-        Where the store goes; by default ``predictions.zarrow`` beside ``predictions.parquet``.
+        The store; by default ``predictions.zarrow`` next to ``predictions.parquet``.
     overwrite : bool
-        Whether a store of other tasks or another model may be removed. It may anyway if `output_parquet`
-        ends in ``.tmp`` and there is a file at the final name: ``EQ_predict`` goes on from there with
-        ``overwrite=true`` only.
-    one_row_group_per_batch : bool, optional
-        As `export_predictions` has it; by default if there are no more than 1,024 batches.
+        Whether a store of other tasks or another model may be removed. It may in any case if `output_parquet`
+        ends in ``.tmp`` and there is a file at the final name: ``EQ_predict`` goes on from there only with
+        ``overwrite=true``. The comparison is with the model as it is in ``setup``, before a ``ckpt_path``
+        given to ``trainer.predict`` is loaded.
     durability : Durability, "segment" or "batch"
-        As `zarrow.Writer` has it.
+        As in `zarrow.Writer`.
 
     Raises
     ------
@@ -109,6 +106,8 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
     Examples
     --------
+    Without a trainer, by its hooks:
+
     >>> import tempfile, torch, pyarrow as pa, pyarrow.parquet as pq
     >>> folder = tempfile.mkdtemp()
     >>> tasks = pa.table(
@@ -137,10 +136,8 @@ class StreamingPredictionWriter(BasePredictionWriter):
         *,
         store: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
-        one_row_group_per_batch: bool | None = None,
         durability: Durability | Literal["segment", "batch"] = "segment",
     ) -> None:
-        super().__init__(write_interval="batch")
         if embeddings_output_parquet is not None and (hidden_size is None or hidden_size < 1):
             raise InvalidInputError(
                 "embeddings_output_parquet requires hidden_size, the width of query_embed, "
@@ -149,27 +146,30 @@ class StreamingPredictionWriter(BasePredictionWriter):
         self._output = Path(output_parquet)
         self._embeddings = None if embeddings_output_parquet is None else Path(embeddings_output_parquet)
         self._frame = schema_df
-        self._arrays: dict[str, tuple[tuple[int, ...], str]] = {}
-        if self._embeddings is not None and hidden_size is not None:
-            self._arrays[columns.ARRAY] = ((hidden_size,), "float32")
-        self.store_path = Path(os.path.abspath(_store_path(self._output) if store is None else store))
+        self._identity: dict[str, Any] = {}
         final = self._output.with_suffix("") if self._output.suffix == _TMP else None
         self._may_replace = overwrite or (final is not None and final.exists())
-        self._per_batch = one_row_group_per_batch
-        self._durability = durability
-        self._store = PredictionStore(self.store_path, schema_df, self._arrays, durability)
-        self._is_open = False
-        self._loader: Any = None
-        self._undo: Callable[[], None] | None = None  # of what leaves out the batches that are stored
-        self._ranks: PredictionWriter | None = None  # does the work if there are several ranks
-        self._next_row = 0  # the first row of the next batch; behind _offset while stored rows come again
+        super().__init__(
+            (final or self._output).with_suffix(".zarrow") if store is None else store,
+            resume=True,
+            durability=durability,
+            **preset(schema_df, embeddings=self._embeddings is not None),
+        )
+        self._options["arrays"] = {} if self._embeddings is None else {ARRAY: ((hidden_size,), "float32")}
+
+    @property
+    def store_path(self) -> Path:
+        """Path of the store."""
+        return Path(self.path)
 
     @property
     def _offset(self) -> int:
-        """Rows that are stored; the name is EveryQuery's, which reads it."""
-        return self._store.rows
-
-    # Lightning's hooks, in the order in which they run
+        """Rows that are stored; the name is EveryQuery's, whose main reads it after the run."""
+        try:
+            with open_store(self.path, partial=True) as store:
+                return store.num_rows
+        except NotFoundError:
+            return 0
 
     def setup(self, trainer: Trainer | None, pl_module: LightningModule | None, stage: str) -> None:
         """Open the store, and leave out the batches that it has.
@@ -177,7 +177,8 @@ class StreamingPredictionWriter(BasePredictionWriter):
         Parameters
         ----------
         trainer : Trainer or None
-            Without one every batch must be handed over; those that are stored are left out then.
+            Without one every batch must be handed over, in the tasks' order; rows that are stored are left
+            out.
         pl_module : LightningModule or None
             The model, whose weights the store remembers.
         stage : str
@@ -185,71 +186,58 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
         Raises
         ------
-        InvalidInputError
-            If one row group per batch was asked for, and the trainer has several ranks.
-        ConflictError, SchemaMismatchError
-            If there is a store of other tasks or another model.
+        ConflictError
+            If there is a store of other tasks or another model, and it may not be replaced.
         StoreLockedError
             If another run is writing the store.
         """
         if stage != "predict":
             return
-        self._output.parent.mkdir(parents=True, exist_ok=True)
-        if trainer is not None and pl_module is not None and trainer.world_size > 1:
-            self._ranks = self._share(trainer)
-            self._ranks.setup(trainer, pl_module, stage)
-            return
-        self._store.open(self._identity(trainer, pl_module), may_replace=self._may_replace)
-        self._is_open = True
-        if trainer is not None and self._offset:
-            stored = RowSet()
-            stored.add(np.arange(self._offset))
-            self._undo = choose_batches(trainer, {0: stored}, drop_duplicates=False)
+        for path in filter(None, (self._output, self._embeddings)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._provenance[_TASKS] = tasks_crc32c(self._frame)
+        if trainer is None or pl_module is None:
+            self._begin(None).meet([self], world_size=1)
+        else:
+            self._identity = identify(trainer, pl_module, None)
+            super().setup(trainer, pl_module, stage)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the data loader, on several ranks.
+    def _open(self, *, shared: bool) -> Writer | None:
+        try:
+            with open_store(self.path, partial=True) as store:
+                differing = self._differing(store)
+        except NotFoundError:
+            differing = []
+        if differing and not self._may_replace:
+            raise self._begun_by_another_run(differing)
+        if differing:
+            empty_store(self.store_path.resolve())
+        return super()._open(shared=shared)
 
-        Parameters
-        ----------
-        trainer : Trainer
-            As Lightning has it.
-        pl_module : LightningModule
-            Likewise.
-        """
-        if self._ranks is not None:
-            self._ranks.on_predict_start(trainer, pl_module)
+    def _differing(self, store: Store) -> list[str]:
+        """Return in what a store is not that of this run, as far as is known before the model is ready."""
+        if _TASKS not in store.provenance:
+            return ["it does not say which tasks it is of"]
+        now = self._provenance | (self._identity if self._may_replace else {})
+        found = differences(store.provenance, now)
+        arrays = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
+        if arrays != self._options["arrays"]:
+            found.append(f"arrays: the store has {arrays}, now {self._options['arrays']}")
+        if store.complete and store.num_rows != len(self._frame):
+            found.append(f"rows: the store is complete with {store.num_rows}, now {len(self._frame)}")
+        return found
 
-    def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batches that were begun, on several ranks.
-
-        Parameters
-        ----------
-        trainer : Trainer
-            As Lightning has it.
-        pl_module : LightningModule
-            Likewise.
-        batch : object
-            Likewise.
-        batch_idx : int
-            Likewise.
-        dataloader_idx : int
-            Likewise.
-        """
-        if self._ranks is not None:
-            self._ranks.on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+    def _begun_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
+        return ConflictError(
+            f"{self.path}: the store was begun by another run: {'; '.join(differing)}: remove it, choose "
+            "another output_parquet, or replace it with overwrite=True"
+        )
 
     def write_on_batch_end(
         self,
         trainer: Trainer | None,
         pl_module: LightningModule | None,
-        prediction: Mapping[str, Any] | None,
+        prediction: Any,
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
@@ -259,213 +247,94 @@ class StreamingPredictionWriter(BasePredictionWriter):
 
         Parameters
         ----------
-        trainer : Trainer or None
-            As Lightning has it.
-        pl_module : LightningModule or None
-            Likewise.
+        trainer, pl_module : Trainer, LightningModule, or None
+            As in `setup`.
         prediction : mapping of str to tensor
             ``censor_probs`` and ``occurs_probs``, shape (rows,), and ``query_embed``, shape
-            (rows, hidden_size), of any floating-point type, on any device. Other entries are not kept.
-        batch_indices : sequence of int, or None
-            Not needed: rows are counted, as EveryQuery's writer does.
-        batch : object
-            Not needed.
-        batch_idx : int
-            As Lightning has it.
-        dataloader_idx : int
-            There must be one data loader only.
+            (rows, hidden_size), of any floating-point type, on any device. Other entries are not stored.
+        batch_indices, batch, batch_idx, dataloader_idx : list of int, object, int, int
+            As in `PredictionWriter`.
 
         Raises
         ------
-        BatchError
-            If the batch breaks a rule; nothing of it is stored, and all of the batches before it.
-        WriteFailedError
-            If an earlier batch could not be written; says which rows are safe.
+        BatchError, WriteFailedError
+            As in `PredictionWriter`.
         """
-        if self._ranks is not None and trainer is not None and pl_module is not None:
-            self._ranks.write_on_batch_end(
+        if isinstance(prediction, Mapping):
+            stored = {entry: prediction[entry] for entry in ENTRIES.values() if entry in prediction}
+            for entry in (ENTRIES[name] for name in PROBABILITIES):
+                if entry in stored:
+                    stored[entry] = stored[entry].reshape(-1)
+            prediction = stored
+        if trainer is not None and pl_module is not None:
+            super().write_on_batch_end(
                 trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
             )
             return
-        if not self._is_open:
-            raise InvalidInputError(
-                "StreamingPredictionWriter got a batch before setup(trainer, pl_module, 'predict') opened "
-                "its store, or after close()"
-            )
-        if dataloader_idx:
-            raise BatchError(
-                f"schema_df names the rows of one data loader, got a batch of number {dataloader_idx}: "
-                "predict with one loader"
-            )
-        if trainer is not None:
-            self._find_place(trainer, batch_idx)
-        self._write(prediction)
-        if trainer is not None:
-            trim(self._loader, batch_idx)
-            if trainer.received_sigterm:
-                # The scheduler kills us soon, and starts us again.
-                self._store.flush()
-                raise SIGTERMException(SIGTERM_EXIT_CODE)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep every finished batch: accepted on return, and the run can be resumed.
-
-        Parameters
-        ----------
-        trainer : Trainer
-            As Lightning has it.
-        pl_module : LightningModule
-            Likewise.
-        exception : BaseException
-            Likewise.
-        """
-        if self._ranks is not None:
-            self._ranks.on_exception(trainer, pl_module, exception)
-        self._is_open = False
-        self._let_loaders_go()
-        self._store.abandon()
+        run = self._running()
+        try:
+            run.write(dataloader_idx, batch_idx, prediction, batch)
+        except BaseException:
+            self._let_go()
+            run.close()  # rows are counted: what came after this batch would get the identifiers of others
+            raise
 
     def teardown(self, trainer: Trainer | None, pl_module: LightningModule | None, stage: str) -> None:
-        """Close, at the end of predicting.
+        """Complete the store and write the files if every row is there; else warn, and keep the store.
 
         Parameters
         ----------
-        trainer : Trainer or None
-            As Lightning has it.
-        pl_module : LightningModule or None
-            Likewise.
-        stage : str
-            All but ``"predict"`` are ignored.
-        """
-        if stage != "predict":
-            return
-        self._let_loaders_go()
-        ranks, self._ranks = self._ranks, None
-        if ranks is not None and trainer is not None and pl_module is not None:
-            ranks.teardown(trainer, pl_module, stage)
-            self._store.rows = len(self._frame) if ranks.complete else 0
-            if ranks.complete and trainer.is_global_zero:
-                export_predictions(self.store_path, self._output, self._embeddings)
-        self.close()
-
-    def _let_loaders_go(self) -> None:
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
-
-    def close(self) -> None:
-        """Write the files if every row is there, else leave the store to be resumed.
-
-        On return either the files are whole and durable, or every finished batch is durable in the store,
-        and a warning says how many rows are missing. Doing it twice does no harm.
+        trainer, pl_module, stage : Trainer or None, LightningModule or None, str
+            As in `setup`.
 
         Raises
         ------
         WriteFailedError
-            If a row could not be written.
+            If a row could not be written, on any rank.
         OSError
             If a file could not be written. The store is complete then: the same run again writes the files.
         """
-        if not self._is_open:
+        if stage == "predict" and trainer is not None and pl_module is not None:
+            super().teardown(trainer, pl_module, stage)
+        elif stage == "predict":
+            self.close()
+
+    def close(self) -> None:
+        """End a run without a trainer as `teardown` does; calling it again does nothing.
+
+        Raises
+        ------
+        WriteFailedError, OSError
+            As in `teardown`.
+        """
+        run = self._let_go()
+        if run is None:
             return
-        self._is_open = False
-        if not self._store.close():
-            expected = len(self._frame)
-            warnings.warn(
-                f"{self._output} is not written: {expected - self._offset} of {expected} rows are missing; "
-                f"run the same again to predict them, {self.store_path} has the others",
-                stacklevel=2,
-            )
+        try:
+            missing = self._end(run, None)
+        except BaseException:
+            run.close()
+            raise
+        self._complete = missing is None
+        self._conclude(missing)
+
+    def _conclude(self, missing: str | None) -> None:
+        if missing is None:
+            export_predictions(self.path, self._output, self._embeddings)
             return
-        export_predictions(
-            self.store_path,
-            self._output,
-            self._embeddings,
-            one_row_group_per_batch=(
-                self._store.batches <= MAX_ROW_GROUPS if self._per_batch is None else self._per_batch
-            ),
+        warnings.warn(
+            f"{self._output} is not written: {missing}; run the same again to predict them, "
+            f"{self.path} has the others",
+            stacklevel=3,
         )
 
-    # The run
-
-    def _identity(self, trainer: Trainer | None, pl_module: LightningModule | None) -> dict[str, Any]:
-        """Return what the rows depend on, beside the tasks themselves."""
-        rows = {"everyquery": {"rows": len(self._frame)}}
-        if trainer is None or pl_module is None:
-            return rows
-        return rows | identify(trainer, pl_module, None)
-
-    def _share(self, trainer: Trainer) -> PredictionWriter:
-        """Return the callback that writes on several ranks."""
-        if self._per_batch:
-            raise InvalidInputError(
-                "one_row_group_per_batch=True is for one process, as batches of several ranks alternate, got "
-                f"world_size={trainer.world_size}: leave it away"
-            )
-        if self._may_replace:
-            if trainer.is_global_zero and self._store.is_complete():
-                self._store.remove()
-            trainer.strategy.barrier("zarrow: the old store is gone")
-        if self._store.exists:
-            with open_store(self.store_path, partial=True) as store:
-                if columns.BATCH in store.schema.names:
-                    raise ConflictError(
-                        f"{self.store_path}: the store was begun by one process, this run has "
-                        f"{trainer.world_size}: go on with one, or remove it"
-                    )
-        return PredictionWriter(
-            self.store_path,
-            resume=True,
-            durability=self._durability,
-            provenance={"tasks_crc32c": tasks_crc32c(self._frame)},
-            **preset(self._frame, embeddings=bool(self._arrays)),
-        )
-
-    # One batch
-
-    def _find_place(self, trainer: Trainer, batch_idx: int) -> None:
-        """Learn which rows a batch has: behind those of the batch before, unless Lightning knows better."""
-        if self._loader is None:
-            self._loader = loaders_of(trainer)[0]
-        sampler = getattr(self._loader, "batch_sampler", None)
-        if getattr(sampler, "seen_batch_indices", None) is None:
-            return
-        rows = as_indices(recorded_indices(self._loader, batch_idx), "what the sampler yields")
-        if not np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)) if len(rows) else rows):
-            raise BatchError(
-                f"schema_df has the tasks in the dataset's order, but batch {batch_idx} has the rows "
-                f"{rows[:3].tolist()}…: predict in that order, without shuffling"
-            )
-        if len(rows):
-            self._next_row = int(rows[0])
-
-    def _write(self, prediction: Mapping[str, Any] | None) -> None:
-        wanted = [*PROBABILITIES, *self._arrays]
-        missing = [ENTRIES[name] for name in wanted if prediction is None or ENTRIES[name] not in prediction]
-        if prediction is None or missing:
-            got = None if prediction is None else list(prediction)
-            raise BatchError(
-                f"the prediction must have the entries {missing}, got {got}: "
-                "return what EveryQuery's predict_step returns"
-            )
-        values = {name: prediction[ENTRIES[name]] for name in wanted}
-        values |= {name: values[name].reshape(-1) for name in PROBABILITIES}
-        rows = len(values["occurs_prob"])
-        if not rows:
-            return
-        for name in wanted:
-            if len(values[name]) != rows:
-                raise BatchError(
-                    f"occurs_probs has {rows} rows, {ENTRIES[name]} has {len(values[name])}: "
-                    "every entry has one per task"
-                )
-        self._store.append(values, self._next_row, rows)
-        self._next_row += rows
+    def _without_rows(self, run: Run) -> dict[str, Any]:
+        empty = run.table_without_rows()
+        probabilities = [pa.field(name, TYPES[name]) for name in PROBABILITIES]
+        return {"schema": pa.schema([*empty.schema, *probabilities])}
 
 
-def _store_path(output: Path) -> Path:
-    """Return where the store goes: ``predictions.zarrow`` for ``predictions.parquet.tmp``."""
-    return (output.with_suffix("") if output.suffix == _TMP else output).with_suffix(".zarrow")
+# The command
 
 
 class _InEQPredict(StreamingPredictionWriter):
@@ -481,7 +350,7 @@ class _InEQPredict(StreamingPredictionWriter):
         super().close()
         if self._leave:
             # Main goes on to rename the files, which is rank 0's to do, once.
-            raise SystemExit(0 if self._offset == len(self._frame) else 1)
+            raise SystemExit(0 if self.complete else 1)
 
 
 def main() -> None:
@@ -495,7 +364,7 @@ def main() -> None:
     MissingExtraError
         If EveryQuery is not installed.
     InvalidInputError
-        If it is a version that has no such writer.
+        If this version of it has no such writer.
     """
     try:
         predict = importlib.import_module("every_query.predict.predict")
@@ -503,13 +372,15 @@ def main() -> None:
         raise MissingExtraError(
             "python -m zarrow.everyquery needs EveryQuery: pip install everyquery", name=error.name
         ) from error
+    # Where there is no output yet, main does not say whether it was told to overwrite.
+    overwrite = any(argument.lower() == "overwrite=true" for argument in sys.argv[1:])
     for name, ours in (
-        ("_StreamingPredictionWriter", _InEQPredict),
+        ("_StreamingPredictionWriter", partial(_InEQPredict, overwrite=overwrite)),
         ("_check_single_process_trainer", type),  # a callable of the trainer that finds nothing wrong
     ):
         if not hasattr(predict, name):
             raise InvalidInputError(
-                f"{predict.__name__} has no {name} to take the place of: install everyquery 0.7.0, which has"
+                f"{predict.__name__} has no {name} to replace: install everyquery 0.7.0, which has one"
             )
         setattr(predict, name, ours)
     predict.main()

@@ -256,18 +256,22 @@ class PredictionWriter(BasePredictionWriter):
                 "import it from lightning.pytorch, as zarrow does"
             )
         super().setup(trainer, pl_module, stage)
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer | None) -> Run:
+        """Open the store and begin a run; without a trainer, one of the whole dataset on one rank."""
         self._complete = False
         identifiers = _open_all(self._identifiers_given)
         with contextlib.ExitStack() as opened:
-            if trainer.world_size == 1:
-                writer, before, self._resumed = self._open(shared=False), *self._look()
+            if trainer is None or trainer.world_size == 1:
+                writer, (before, self._resumed) = self._open(shared=False), self._look()
             else:
                 writer, (before, self._resumed) = open_together(
                     trainer, self.path, self._open, self._look, self._join
                 )
             if writer is not None:
                 opened.callback(writer.close)
-            self._run = Run(
+            run = Run(
                 writer,
                 before,
                 identifiers,
@@ -276,9 +280,11 @@ class PredictionWriter(BasePredictionWriter):
                 sample_index=self._sample_index,
                 drop_duplicates=self._drop_duplicates,
             )
-            if before or trainer.world_size > 1:
+            if trainer is not None and (before or trainer.world_size > 1):
                 self._undo = choose_batches(trainer, before, drop_duplicates=self._drop_duplicates)
             opened.pop_all()
+        self._run = run
+        return run
 
     def _open(self, *, shared: bool) -> Writer | None:
         """Return a writer; None if there is a complete store, which a resumed run leaves as it is."""
@@ -335,12 +341,15 @@ class PredictionWriter(BasePredictionWriter):
         if self._resumed is not None and not self._force:
             differing = differences(self._resumed.provenance, {**self._provenance, **identity})
             if differing:
-                raise SchemaMismatchError(
-                    f"{self.path}: the store was begun by another run: {'; '.join(differing)}: resume with "
-                    "what it was begun with, write another store, or override with force=True"
-                )
+                raise self._begun_by_another_run(differing)
         if run.writer is not None:
             run.writer.describe(identity)
+
+    def _begun_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
+        return SchemaMismatchError(
+            f"{self.path}: the store was begun by another run: {'; '.join(differing)}: resume with "
+            "what it was begun with, write another store, or override with force=True"
+        )
 
     def on_predict_batch_start(
         self,
@@ -439,16 +448,21 @@ class PredictionWriter(BasePredictionWriter):
         assert run is not None
         try:
             if trainer.world_size == 1:
-                missing = self._end(trainer, run)
+                missing = self._end(run, trainer.limit_predict_batches)
             else:
                 missing = end_together(trainer, run, self.path, self._finalize)
         except BaseException:
             run.close()
             raise
         self._complete = missing is None
-        if missing is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
+            self._conclude(missing)
+
+    def _conclude(self, missing: str | None) -> None:
+        """Do what is left to do when the run has ended, on rank 0."""
+        if missing is not None:
             warnings.warn(
-                f"{self.path} is left incomplete: {missing}: predict again with resume=True", stacklevel=2
+                f"{self.path} is left incomplete: {missing}: predict again with resume=True", stacklevel=3
             )
 
     def _running(self) -> Run:
@@ -465,10 +479,10 @@ class PredictionWriter(BasePredictionWriter):
 
     # The end
 
-    def _end(self, trainer: Trainer, run: Run) -> str | None:
+    def _end(self, run: Run, limit_batches: int | float | None) -> str | None:
         """Complete the store of one rank, or return what is missing."""
         run.finish()
-        missing = run.missing(trainer.limit_predict_batches)
+        missing = run.missing(limit_batches)
         if missing is None:
             self._finalize(run)
         elif run.writer is not None:
@@ -484,13 +498,7 @@ class PredictionWriter(BasePredictionWriter):
         if store is None:
             # No rank has seen a batch, so what the store is must be said here.
             writer.close()
-            table = run.table_without_rows()
-            options = {
-                **self._options,
-                "keys": [key for key in self._keys if key in table.column_names],
-                "schema": table.schema,
-                "arrays": {},
-            }
+            options = {**self._options, **self._without_rows(run)}
             with Writer(self.path, mode="w" if self._mode == "w" else "a", **options) as writer:
                 writer.finalize()
         elif store.num_rows > sum(map(len, stored.values())):
@@ -498,6 +506,12 @@ class PredictionWriter(BasePredictionWriter):
             drop_repeated(self.path)
         else:
             writer.finalize()
+
+    def _without_rows(self, run: Run) -> dict[str, Any]:
+        """Return the declaration of a store that no batch has told about: it has the identifiers' columns."""
+        table = run.table_without_rows()
+        keys = [key for key in self._keys if key in table.column_names]
+        return {"keys": keys, "schema": table.schema, "arrays": {}}
 
 
 def _open_all(given: Any) -> list[Identifiers | None]:

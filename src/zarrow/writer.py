@@ -25,7 +25,6 @@ import errno
 import json
 import os
 import platform
-import uuid as uuids
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -36,13 +35,13 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.records import Owner, this_host
+from zarrow._format.records import this_host
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog
 from zarrow._write import batches, parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.declaration import Declaration
-from zarrow._write.directory import Mode, claim_store, install
+from zarrow._write.directory import Mode, claim_store, install, new_owner
 from zarrow._write.queue import Later
 from zarrow.errors import (
     BatchError,
@@ -155,13 +154,7 @@ class Writer:
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"provenance must be JSON values: {error}") from error
         self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
-        self._owner = Owner(
-            session=uuids.uuid4().hex,
-            sequence=0,
-            host=this_host(),
-            pid=os.getpid(),
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        self._owner = new_owner()
         self._spec: StoreSpec | None = None
         self._reader: batches.BatchReader | None = None
         self._batches = 0

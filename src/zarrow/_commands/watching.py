@@ -138,8 +138,5 @@ def _expected(provenance: Mapping[str, Any]) -> int | None:
     >>> _expected({"predict": {"datasets": [["Cohort", 700], ["Cohort", 300]]}})
     1000
     """
-    counts = [provenance.get("everyquery", {}).get("rows")]
-    datasets = provenance.get("predict", {}).get("datasets")
-    if datasets:
-        counts = [rows for _, rows in datasets]
+    counts = [rows for _, rows in provenance.get("predict", {}).get("datasets") or [(None, None)]]
     return sum(counts) if all(isinstance(count, int) for count in counts) else None

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +24,7 @@ import pyarrow.compute as pc
 from zarrow._format import frames, layout
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.layout import SAMPLE_INDEX
-from zarrow._format.records import Claim, Owner, SegmentRecord, this_host
+from zarrow._format.records import Claim, Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance import audit, build_index
 from zarrow._maintenance.audit import Audited
@@ -39,7 +37,7 @@ from zarrow._read.catalog import put_aside
 from zarrow._storage import files
 from zarrow._storage.reading import Beneath
 from zarrow._write import publishing, recovery, seal
-from zarrow._write.directory import claim_store
+from zarrow._write.directory import claim_store, new_owner
 from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -93,8 +91,7 @@ class Plan:
 def exclusively(root: Path) -> Iterator[Owner]:
     """Hold the lock of a store that is one."""
     _require_spec(root)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    owner = Owner(session=uuid.uuid4().hex, sequence=0, host=this_host(), pid=os.getpid(), since=now)
+    owner = new_owner()
     _, lock = claim_store(root, "a", shared=False, owner=owner)
     try:
         yield owner

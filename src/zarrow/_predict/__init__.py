@@ -16,7 +16,7 @@ which a run uses them:
 `rules`                 which entries of a prediction are columns, and which arrays
 `identifiers`           identifiers of the rows of a batch
 `run`                   one run: its batches, and whether all rows arrived
-`prediction_store`      the store behind EveryQuery's predict on one rank
+`everyquery_tasks`      EveryQuery's tasks: their identifiers, and the preset for its predictions
 `repeated`              dropping rows of the dataset that are stored twice
 ======================  ===============================================================================
 """

@@ -13,12 +13,13 @@ Place: under the edge `lightning`. Reads Parquet.
 
 from __future__ import annotations
 
+import abc
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +39,15 @@ _SCATTERED = 256
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__\Z")
 
 
-class Identifiers(Protocol):
+class Identifiers(abc.ABC):
     """Finds the identifiers of rows."""
 
     @property
+    @abc.abstractmethod
     def rows(self) -> int | None:
         """How many samples have identifiers; None if only a batch can tell."""
 
+    @abc.abstractmethod
     def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
         """Return the identifiers of a batch's rows, in their order.
 
@@ -59,7 +62,7 @@ class Identifiers(Protocol):
         """
 
 
-class TableIdentifiers:
+class TableIdentifiers(Identifiers):
     """Identifiers that are in memory.
 
     Parameters
@@ -89,7 +92,7 @@ class TableIdentifiers:
         return _gather(self._table, indices)
 
 
-class ParquetIdentifiers:
+class ParquetIdentifiers(Identifiers):
     """Identifiers in a Parquet file, or in the files of a directory in the order of their names.
 
     Parameters
@@ -165,7 +168,7 @@ class ParquetIdentifiers:
         return table
 
 
-class CallableIdentifiers:
+class CallableIdentifiers(Identifiers):
     """Identifiers that somebody's function finds.
 
     Parameters
@@ -197,7 +200,7 @@ def open_identifiers(source: Any) -> Identifiers | None:
 
     Parameters
     ----------
-    source : table, frame, path, callable or None
+    source : table, frame, path, callable, Identifiers or None
         As `zarrow.lightning.PredictionWriter` takes it.
 
     Returns
@@ -210,8 +213,8 @@ def open_identifiers(source: Any) -> Identifiers | None:
     InvalidInputError
         If it is none of these, or has a column whose name is the store's own.
     """
-    if source is None:
-        return None
+    if source is None or isinstance(source, Identifiers):
+        return source
     if isinstance(source, str | os.PathLike):
         found = ParquetIdentifiers(Path(source))
         assert found.schema is not None

@@ -12,21 +12,34 @@ import contextlib
 import errno
 import os
 import time
+import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from zarrow._format import layout
-from zarrow._format.records import Owner
+from zarrow._format.records import Owner, this_host
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
-__all__ = ["Mode", "claim_store", "install"]
+__all__ = ["Mode", "claim_store", "empty_store", "install", "new_owner"]
 
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
 """How long to wait for the lock of a writer that died: its forked data loader workers take a moment."""
+
+
+def new_owner() -> Owner:
+    """Return an owner of this process, with a session of its own."""
+    return Owner(
+        session=uuid.uuid4().hex,
+        sequence=0,
+        host=this_host(),
+        pid=os.getpid(),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, FileLock]:
@@ -108,15 +121,28 @@ def _lock_store(root: Path, *, shared: bool, owner: Owner) -> FileLock:
         time.sleep(0.05)
 
 
+def empty_store(path: Path) -> None:
+    """Remove a store that has no active writer, but for its directory, where the next one can begin.
+
+    A crash in the middle leaves an incomplete store of the same identity, of fewer rows.
+    """
+    root, lock = claim_store(path, "a", shared=False, owner=new_owner())
+    try:
+        _empty(root)
+    finally:
+        lock.release(remove_file=True)
+
+
 def _empty(root: Path) -> None:
-    """Remove what an earlier attempt at replacing a store left, but for the lock that we hold."""
+    """Remove all of a store but the lock that we hold."""
     files.remove(root / layout.MANIFEST_JSON)
+    # What was derived from the rows goes before them, the records before the files that they vouch for.
     for name in (
+        layout.INDEX_DIR,
+        layout.DERIVED_DIR,
         layout.SEGMENTS_DIR,
         layout.TABLE_DIR,
         layout.ARRAYS_DIR,
-        layout.INDEX_DIR,
-        layout.DERIVED_DIR,
     ):
         files.remove_tree(root / name)
     for path in (root / layout.OPEN_DIR).iterdir():

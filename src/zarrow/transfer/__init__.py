@@ -134,7 +134,7 @@ def export(
     if chosen == "everyquery":
         module.write(rows, path, overwrite=overwrite)  # two files, and in place of its own accord
     else:
-        with in_place(path) as scratch:
+        with in_place(path) as (scratch,):
             module.write(rows, scratch, path)
     return store.num_rows
 

@@ -1,9 +1,9 @@
-"""How does a finished file or folder take its name?
+"""Putting finished files into place — a target gets its name in one step, when it is whole and durable.
 
-In one step, when it is whole and durable: it grows beside the target as ``.<name>.exporting``.
-
-Place: below the formats; knows none of them. A crash leaves that scratch name, which the next export to
-the same target removes, and at the target what was there before.
+Each file or folder grows next to its target as ``.<name>.exporting``. Of several targets none is touched
+before all of them are durable, so that a failed export leaves no new file next to an old one. A crash leaves
+these scratch names, which the next export to the same targets removes, and at every target either what was
+there before or the whole new file.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ __all__ = ["in_place"]
 
 
 @contextmanager
-def in_place(target: Path) -> Iterator[Path]:
-    """Hand out a scratch path, and move what was written there to `target`, replacing what is there."""
-    scratch = target.with_name(f".{target.name}.exporting")
-    _remove(scratch)
+def in_place(*targets: Path) -> Iterator[list[Path]]:
+    """Yield a scratch path per target, and move what was written there to the targets, replacing them."""
+    scratch = [target.with_name(f".{target.name}.exporting") for target in targets]
+    for path in scratch:
+        _remove(path)
     try:
         yield scratch
-        _sync(scratch)
-        if os.path.lexists(target) and (target.is_dir() or scratch.is_dir()):
-            files.exchange(scratch, target)
-        else:
-            files.rename(scratch, target)
-        files.sync_dir(target.parent)
+        for path in scratch:
+            _sync(path)
+        for path, target in zip(scratch, targets, strict=True):
+            if os.path.lexists(target) and (target.is_dir() or path.is_dir()):
+                files.exchange(path, target)
+            else:
+                files.rename(path, target)
+            files.sync_dir(target.parent)
     finally:
-        _remove(scratch)  # after an exchange it is what was at the target
+        for path in scratch:
+            _remove(path)  # after an exchange this is what was at the target
 
 
 def _remove(path: Path) -> None:
@@ -43,7 +47,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make a file, or a folder and all in it, durable."""
+    """Make a file, or a folder and everything in it, durable."""
     if not path.is_dir():
         fd = os.open(path, os.O_RDONLY)
         try:
