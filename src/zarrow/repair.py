@@ -34,46 +34,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from zarrow._maintenance.findings import Progress, Report
+from zarrow._maintenance.quarantine import SetAside
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zarrow._maintenance.mending import Plan
 
 __all__ = ["Repair", "SetAside", "repair"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
-    """Something damaged that was moved out of the way, or would be.
-
-    Parameters
-    ----------
-    path : str
-        Where it was: a segment's record, an open segment, …, relative to the store.
-    to : str
-        The directory in which it is now.
-    segment : int or None
-        The committed segment's number, if it was one.
-    rows : (int, int) or None
-        Its rows, from the first to before the last: of the store, or of the open segment.
-    sample_index : tuple of int or None
-        The ``sample_index`` values of these rows, in ascending order; None where they cannot be told.
-    reasons : tuple of str
-        What was wrong with it.
-    """
-
-    path: str
-    to: str
-    segment: int | None
-    rows: tuple[int, int] | None
-    sample_index: tuple[int, ...] | None
-    reasons: tuple[str, ...]
-
-    def __str__(self) -> str:
-        text = f"{self.path} → {self.to}: {'; '.join(self.reasons)}"
-        if self.rows is not None:
-            text += f" ({self.rows[1] - self.rows[0]} rows)"
-        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,17 +174,7 @@ def repair(
 def _result(
     path: str | os.PathLike[str], report: Report, plan: Plan, *, dry_run: bool, finalize: bool
 ) -> Repair:
-    aside = tuple(
-        SetAside(
-            path=one.path,
-            to=one.to,
-            segment=one.segment,
-            rows=one.rows,
-            sample_index=one.sample_index,
-            reasons=one.reasons,
-        )
-        for one in plan.incidents
-    )
+    aside = tuple(one.facts for one in plan.incidents)
     return Repair(
         path=os.fspath(path),
         dry_run=dry_run,

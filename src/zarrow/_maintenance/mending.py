@@ -31,7 +31,7 @@ from zarrow._maintenance.audit import Audited
 from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, read_frames
 from zarrow._maintenance.audit_segment import read_sample_index
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
-from zarrow._maintenance.quarantine import Aside
+from zarrow._maintenance.quarantine import Aside, SetAside
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._storage import files
@@ -41,25 +41,12 @@ from zarrow._write.directory import claim_store, new_owner
 from zarrow._write.open_segment import OpenSegment
 from zarrow.errors import CorruptionError, ZarrowError
 
-__all__ = ["Incident", "Plan", "carry_out", "examine", "exclusively"]
+__all__ = ["Plan", "carry_out", "examine", "exclusively"]
 
 
 _LOCK = f"{layout.OPEN_DIR}/{layout.LOCK}"
 _NEEDED = (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR)
 _RESTORE = "restore zarrow.json from a copy: it never changes, and without it nothing else can be judged"
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """Something damaged, and where it goes; see `repair.SetAside`."""
-
-    path: str
-    aside: Aside
-    to: str
-    segment: int | None
-    rows: tuple[int, int] | None
-    sample_index: tuple[int, ...] | None
-    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +57,7 @@ class Plan:
     ----------
     spec : StoreSpec
         What it is.
-    incidents : tuple of Incident
+    incidents : tuple of Aside
         What to set aside, in this order.
     rebuilt : tuple of str
         Derived files to write anew.
@@ -81,7 +68,7 @@ class Plan:
     """
 
     spec: StoreSpec
-    incidents: tuple[Incident, ...]
+    incidents: tuple[Aside, ...]
     rebuilt: tuple[str, ...]
     moved_rows: int
     segments: int
@@ -179,10 +166,10 @@ class _Planner:
 
     def plan(self) -> Plan:
         segments = [self._segment(number) for number in sorted(self._by_segment)]
-        others: list[Incident] = []
+        others: list[Aside] = []
         rebuilt: list[str] = []
         slots: set[str] = set()
-        gone = {path for one in segments for path in one.aside.files}
+        gone = {path for one in segments for path in one.files}
         for path, findings in self._by_path.items():
             if path in gone:
                 continue
@@ -208,8 +195,8 @@ class _Planner:
                 others.append(self._stray(path, findings, len(others)))
         others.extend(self._claims_of(slots))
         # What says that the store is complete goes before anything that it says.
-        others.sort(key=lambda one: one.path != layout.MANIFEST_JSON)
-        first = [one for one in others if one.path == layout.MANIFEST_JSON]
+        others.sort(key=lambda one: one.facts.path != layout.MANIFEST_JSON)
+        first = [one for one in others if one.facts.path == layout.MANIFEST_JSON]
         incidents = (*first, *segments, *others[len(first) :])
         return Plan(self._spec, incidents, tuple(rebuilt), self._moved_rows(), self._audited.segments)
 
@@ -246,13 +233,14 @@ class _Planner:
         segment: int | None = None,
         rows: tuple[int, int] | None = None,
         sample_index: tuple[int, ...] | None = None,
-    ) -> Incident:
-        aside = Aside(self._root, name, moves)
-        to = str(aside.path.relative_to(self._root))
+    ) -> Aside:
         reasons = tuple(dict.fromkeys(f"{finding.path}: {finding.message}" for finding in findings))
-        return Incident(path, aside, to, segment, rows, sample_index, reasons)
+        facts = SetAside(
+            path=path, to="", segment=segment, rows=rows, sample_index=sample_index, reasons=reasons
+        )
+        return Aside(self._root, name, moves, facts)
 
-    def _segment(self, number: int) -> Incident:
+    def _segment(self, number: int) -> Aside:
         findings = self._by_segment[number]
         moves = {
             layout.shard_path(array.name, number, len(array.row_shape)): f"{array.name}.shard"
@@ -288,7 +276,7 @@ class _Planner:
             return None
         return tuple(sorted(values[values >= 0].tolist()))
 
-    def _slot(self, slot: str) -> Incident:
+    def _slot(self, slot: str) -> Aside:
         path = layout.slot_dir(slot)
         findings = [
             finding
@@ -331,10 +319,10 @@ class _Planner:
             default=0,
         )
 
-    def _claim(self, path: str, findings: list[Finding]) -> Incident:
+    def _claim(self, path: str, findings: list[Finding]) -> Aside:
         return self._incident(path, Path(path).stem, {path: "claim"}, findings)
 
-    def _claims_of(self, slots: set[str]) -> Iterator[Incident]:
+    def _claims_of(self, slots: set[str]) -> Iterator[Aside]:
         """Yield the claims that cannot be fulfilled once these open segments are set aside."""
         for name in self._files.names(layout.SEGMENTS_DIR):
             path = f"{layout.SEGMENTS_DIR}/{name}"
@@ -347,7 +335,7 @@ class _Planner:
                 finding = Finding(severity="damage", path=path, message=message, segment=claim.segment)
                 yield self._claim(path, [finding])
 
-    def _stray(self, path: str, findings: list[Finding], number: int) -> Incident:
+    def _stray(self, path: str, findings: list[Finding], number: int) -> Aside:
         name = "manifest" if path == layout.MANIFEST_JSON else f"stray-{number}"
         return self._incident(path, name, {path: Path(path).name}, findings)
 
@@ -383,7 +371,7 @@ def _remove_empty_dirs(root: Path, plan: Plan) -> None:
                 files.remove_empty_dir(parent)
 
 
-def _takes_rows(one: Incident) -> bool:
+def _takes_rows(one: SetAside) -> bool:
     return one.segment is not None or one.path.startswith((layout.OPEN_DIR, layout.SEGMENTS_DIR))
 
 
@@ -402,20 +390,12 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
         Whether to complete the store.
     """
     manifest, others = [], list(plan.incidents)
-    if others and others[0].path == layout.MANIFEST_JSON:
+    if others and others[0].facts.path == layout.MANIFEST_JSON:
         manifest.append(others.pop(0))
     for number, one in enumerate((*manifest, *others)):
-        if number == len(manifest) and any(_takes_rows(other) for other in others):
+        if number == len(manifest) and any(_takes_rows(other.facts) for other in others):
             publishing.withdraw_manifest(root)
-        one.aside.fill(
-            {
-                "path": one.path,
-                "segment": one.segment,
-                "rows": one.rows,
-                "sample_index": one.sample_index,
-                "reasons": list(one.reasons),
-            }
-        )
+        one.fill()
     spec = publishing.create(root, plan.spec, root / layout.OPEN_DIR)
     dead = recovery.recover(root, spec, owner)
     try:

@@ -1,16 +1,14 @@
-"""Where does a repair put what is damaged?
+"""Quarantine — the directory of a store to which a repair moves what is damaged.
 
-Under ``quarantine/``, one directory per incident: ``00000003-0`` holds what was left of segment 3,
-``18e5…-0`` an open segment, ``claim-00000003-0`` a claim, ``stray-0`` and so on what was in the way. Files
-are moved there, never copied over one another and never removed: they may be the only copy of something.
-The first thing in it is ``damage.json``, which says what it was.
+One directory per incident: ``00000003-0`` holds what was left of segment 3, ``18e5…-0`` an open segment,
+``claim-00000003-0`` a claim, ``stray-0`` and so on what was in the way. Files are moved there, never copied
+over one another and never removed: they may be the only copy of something. ``damage.json``, which is written
+first, says what was damaged.
 
-That a number has such a directory, and no record, is what allows recovery to use the number again
+That a segment number has such a directory, and no record, is what allows recovery to use the number again
 (`_write.recovery`): a record that is missing for any other reason is damage that nobody has looked at yet.
 
-Place: tier 3, used by `repair` and `_write.recovery`. A crash leaves files here or there; doing it again
-moves the
-rest.
+A crash leaves each file in one of the two places; repairing again moves the rest.
 """
 
 from __future__ import annotations
@@ -18,17 +16,51 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from zarrow._format import layout
 from zarrow._format.documents import encode_document
 from zarrow._storage import files, reading
 from zarrow.errors import CorruptionError
 
-__all__ = ["Aside"]
+__all__ = ["Aside", "SetAside"]
 
 DAMAGE_JSON = "damage.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
+    """Something damaged that was moved out of the way, or would be.
+
+    Parameters
+    ----------
+    path : str
+        Where it was: a segment's record, an open segment, …, relative to the store.
+    to : str
+        The directory in which it is now.
+    segment : int or None
+        The committed segment's number, if it was one.
+    rows : (int, int) or None
+        Its rows, from the first to before the last: of the store, or of the open segment.
+    sample_index : tuple of int or None
+        The ``sample_index`` values of these rows, in ascending order; None where they cannot be told.
+    reasons : tuple of str
+        What was wrong with it.
+    """
+
+    path: str
+    to: str
+    segment: int | None
+    rows: tuple[int, int] | None
+    sample_index: tuple[int, ...] | None
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.path} → {self.to}: {'; '.join(self.reasons)}"
+        if self.rows is not None:
+            text += f" ({self.rows[1] - self.rows[0]} rows)"
+        return text
 
 
 class Aside:
@@ -41,10 +73,12 @@ class Aside:
     name : str
         What it is: a segment's eight digits, an open segment's name, …
     moves : mapping of str to str
-        The files to move: where they are, relative to the store, and what they are called then.
+        The files to move: where they are, relative to the store, and their names in the directory.
+    facts : SetAside
+        What was damaged; `facts` of the result also says where it goes.
     """
 
-    def __init__(self, root: Path, name: str, moves: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, name: str, moves: Mapping[str, str], facts: SetAside) -> None:
         self._root = root
         self._moves = {source: target for source, target in moves.items() if os.path.lexists(root / source)}
         base = root / layout.QUARANTINE_DIR
@@ -54,26 +88,23 @@ class Aside:
             for path in (base / f"{name}-{number}" for number in itertools.count())
             if not any(os.path.lexists(path / target) for target in self._moves.values())
         )
+        self.facts = replace(facts, to=str(self.path.relative_to(root)))
 
     @property
     def files(self) -> tuple[str, ...]:
         """What is there to move, relative to the store."""
         return tuple(self._moves)
 
-    def fill(self, damage: Mapping[str, Any]) -> None:
-        """Move the files: durable on return.
-
-        Parameters
-        ----------
-        damage : mapping
-            JSON values that say what it was.
-        """
+    def fill(self) -> None:
+        """Move the files: durable on return."""
         files.make_dir(self._root / layout.QUARANTINE_DIR, exist_ok=True)
         files.sync_dir(self._root)
         files.make_dir(self.path, exist_ok=True)
         files.sync_dir(self.path.parent)
         if not os.path.lexists(self.path / DAMAGE_JSON):
-            document = encode_document(damage)
+            facts = asdict(self.facts)
+            del facts["to"]
+            document = encode_document(facts)
             files.replace(self.path / DAMAGE_JSON, document, scratch=self._root / layout.OPEN_DIR)
         for source, target in self._moves.items():
             path = self._root / source
