@@ -187,6 +187,8 @@ class TestTable:
             pc.field("id").isin([1, 4999, 77, 100_000]),
             pc.field("row") == 4100,
             pc.field("id") < 0,
+            pc.field(0) < 7,
+            (pc.field("query") == "prob") | (pc.field(1) == "code//3"),
         ],
         ids=str,
     )

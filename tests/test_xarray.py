@@ -419,7 +419,7 @@ class TestKeys:
     def test_the_index_is_on_disk(self, plain, monkeypatch):
         """No look-up reads a key column, nor does opening."""
         zarrow.build_index(plain)
-        monkeypatch.setattr("zarrow._read.columns.Columns.batches", None)
+        monkeypatch.setattr("zarrow._read.columns.NarrowColumns.batches", None)
         dataset = xr.open_dataset(plain, key_index=True)
         assert dataset.sel(
             id=int(zarrow.open(plain).take([9], ["id"], [])[0]["id"][0].as_py()),

@@ -32,9 +32,9 @@ import pyarrow as pa
 
 from zarrow._read.arrays import Check, StoreArray, row_numbers
 from zarrow._read.asked_keys import read_keys
-from zarrow._read.columns import Columns
+from zarrow._read.columns import NarrowColumns
 from zarrow._read.derived import Derived
-from zarrow._read.filters import asked_columns
+from zarrow._read.filters import Filter, read_filter
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
 from zarrow._read.opened import Opened
 from zarrow._read.view import View, take_view
@@ -126,7 +126,7 @@ class Store:
         return self._opened.view
 
     @property
-    def _columns(self) -> Columns:
+    def _columns(self) -> NarrowColumns:
         return self._opened.columns
 
     # What there is
@@ -253,7 +253,7 @@ class Store:
         >>> store.table(["subject_id"], filter=pc.field("row") < 3).num_rows
         3
         """
-        return self._columns.table(columns, filter)
+        return self._columns.table(self._columns.names(columns), self._filter(filter))
 
     def scan(
         self,
@@ -288,11 +288,9 @@ class Store:
         >>> sum(batch.num_rows for batch in zarrow.testing.example_store().scan(["subject_id"]))
         5000
         """
-        schema = pa.schema([self.schema.field(name) for name in self._columns.names(columns)])
-        if batch_size is None:
-            batches = self._columns.batches(columns, filter)
-        else:
-            batches = self._columns.exact_batches(columns, filter, _positive(batch_size))
+        names, rows = self._columns.names(columns), None if batch_size is None else _positive(batch_size)
+        schema = pa.schema([self.schema.field(name) for name in names])
+        batches = self._columns.batches(names, self._filter(filter), rows)
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
@@ -578,13 +576,12 @@ class Store:
                     "keys; locate() gives their numbers, to choose from"
                 )
             return join.of_rows(self.locate(keys, missing="raise"))
-        if filter is not None:
-            asked_columns(filter, self.schema)  # one that does not fit is the caller's error, at once
+        condition = self._filter(filter)
         if order is None:
-            return join.filtered(filter)
+            return join.filtered(condition)
         if order != "sample_index":
             raise InvalidInputError(f"order must be None or 'sample_index', got {order!r}")
-        return join.ordered(filter)
+        return join.ordered(condition)
 
     def __iter__(self) -> Iterator[Joined]:
         """Stream all rows: `join` without a filter."""
@@ -614,7 +611,10 @@ class Store:
         >>> zarrow.testing.example_store().in_sample_order()[:3]
         array([4999, 4998, 4997])
         """
-        return self._columns.in_sample_order(filter)
+        return self._columns.in_sample_order(self._filter(filter))
+
+    def _filter(self, filter: pc.Expression | None) -> Filter | None:
+        return None if filter is None else read_filter(filter, self.schema)
 
     def _chosen(self, arrays: Sequence[str] | None) -> list[StoreArray]:
         if isinstance(arrays, str):

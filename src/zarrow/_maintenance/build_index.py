@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._read import keys
-from zarrow._read.columns import Columns
+from zarrow._read.columns import NarrowColumns
 from zarrow._read.key_index import SCRATCH_PREFIX, identity, key_batches, key_schema
 from zarrow._read.view import take_view
 from zarrow._storage import files
@@ -52,7 +52,7 @@ def build_index(path: str | os.PathLike[str]) -> None:
 
     root = Path(os.path.abspath(path))
     view = take_view(root, partial=False)
-    columns = Columns(view)
+    columns = NarrowColumns(view)
     key_schema(view)
     try:
         for folder in (layout.INDEX_DIR, layout.OPEN_DIR):

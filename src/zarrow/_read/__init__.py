@@ -10,8 +10,9 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `opened`                what is made of one view on first use, and kept
 `origin`                which rows something was derived from
 `columns`               the table: scans, filters, rows
-`filters`               which columns a filter needs, and whether it fits the schema
-`part_files`            one Parquet part: opened, checked, pruned, decoded
+`filters`               a caller's filter: checked, and which columns it needs
+`pruning`               which parts a filter need not read
+`part_files`            one Parquet part: opened, checked, decoded
 `arrays`                an array as users hold it, like numpy's
 `extents`               runs of rows of an array that one object reads, and their checksums
 `mapping`               plain shards, mapped one behind the other as one ndarray

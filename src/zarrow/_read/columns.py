@@ -1,32 +1,28 @@
-"""How is the table read without reading all of it?
+"""Narrow columns — the table of a view: filtered, scanned, or row by row, without reading all of it.
 
-The parts are a Parquet dataset, and `pyarrow.dataset` says which of them can hold rows that pass a filter:
-by the rows that they are, and by Parquet's statistics. Of those, a part at a time (`_passing`),
+The parts are read a few segments at a time:
 
-1. the columns that the filter asks are decoded, and it is applied; ``row`` follows from the place;
-2. where a row passes, the other columns that are wanted are decoded, and its values are taken.
+1. what the filter rules out by row numbers or statistics is skipped (`pruning`);
+2. the columns that the filter needs are decoded, and it is applied; ``row`` follows from the part's place;
+3. where a row passes, the other columns are decoded, and their values taken.
 
-A few threads do that ahead of whoever reads, for `_AHEAD_ROWS` rows at most or one segment: Arrow's own
-scanner would hold up to a GiB for a slow reader. Live rows (see `view`) stand behind the parts as a table
-in memory.
+A few threads do this ahead of the reader, for `_AHEAD_ROWS` rows at most or one segment. (Arrow's own
+scanner reads the whole table into memory for a slow reader, and leaves out rows with NaN where statistics
+do.) Live rows (see `view`) come after the parts, from a table in memory.
 
-Decoded columns of single parts are kept, the last used of them: those that single rows were taken from, and
-those that filters ask, if all parts' of them fit.
+The decoded columns of single parts are kept, the last used ones: those that rows were taken from, and those
+that filters need, if these fit for all parts.
 
 A damaged part is an error that names its segment (`part_files`); its neighbours stay readable.
 
-Place: tier 3, used by `store`. Loads what pyarrow has beside its core (a third of the time that ``import
-zarrow`` took) when it is first needed.
+Reads only. The parts of pyarrow beside its core (a third of the time of ``import zarrow``) are loaded when
+they are needed.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -35,27 +31,25 @@ import pyarrow as pa
 from zarrow._format.arrow import numbers_as_arrow
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.parts import to_table
-from zarrow._read.filters import asked_columns
+from zarrow._read.filters import Filter
 from zarrow._read.part_files import PartFiles
+from zarrow._read.pruning import KnownRows
 from zarrow._read.view import View
+from zarrow._storage import threads
 from zarrow._storage.cache import Cache
 from zarrow.errors import InvalidInputError, unknown_name
 
-if TYPE_CHECKING:
-    import pyarrow.compute as pc
-    import pyarrow.dataset as ds
-
-__all__ = ["Columns"]
+__all__ = ["NarrowColumns"]
 
 CACHE_BYTES = 64 << 20
 _KEPT_BYTES = 16 << 20
-"""Of the columns that a filter asks: more than that is decoded anew for every filter."""
+"""Of the columns that a filter needs: more than that is decoded again for every filter."""
 _MAX_BATCH_ROWS = 131_072
 _PIECE_ROWS = 131_072
 _AHEAD_ROWS = 4 * _PIECE_ROWS
 
 
-class Columns:
+class NarrowColumns:
     """The narrow columns of a view.
 
     Parameters
@@ -67,13 +61,15 @@ class Columns:
     def __init__(self, view: View) -> None:
         self._view = view
         self.schema: pa.Schema = view.spec.table_schema
-        self._dataset: ds.Dataset | None = None
-        self._live: pa.Table | None = None
         self._decoded: Cache[pa.ChunkedArray] = Cache(CACHE_BYTES)
         self._part_files = PartFiles(view)
 
+    @cached_property
+    def _known_rows(self) -> KnownRows:
+        return KnownRows(self._view.segment_ranges(), self.schema)
+
     def names(self, columns: Sequence[str] | None) -> list[str]:
-        """Return the columns that are meant, checked; None means all."""
+        """Return the chosen columns, checked; None means all."""
         if columns is None:
             return list(self.schema.names)
         if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
@@ -88,165 +84,81 @@ class Columns:
 
     # Scans
 
-    def table(self, columns: Sequence[str] | None, filter: pc.Expression | None) -> pa.Table:
+    def table(self, names: Sequence[str], filter: Filter | None) -> pa.Table:
         """Return the rows that pass a filter."""
-        names = self.names(columns)
-        tables = [
-            self._empty(names or [ROW]),
-            *self._tables(names or [ROW], filter),  # a table without columns forgets how many rows it has
-        ]
-        return pa.concat_tables(tables).unify_dictionaries().select(names)
+        tables = self._tables(names or [ROW], filter)  # a table without columns forgets how many rows it has
+        joined = pa.concat_tables([self._empty(names or [ROW]), *tables])
+        return joined.unify_dictionaries().select(names)
 
     def batches(
-        self, columns: Sequence[str] | None, filter: pc.Expression | None, batch_rows: int = _MAX_BATCH_ROWS
+        self, names: Sequence[str], filter: Filter | None = None, batch_rows: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows that pass a filter, in batches of no particular size, up to `batch_rows`."""
-        names = self.names(columns)
-        tables = self._tables(names or [ROW], filter)  # what is wrong with it is told now
-        most = min(batch_rows, _MAX_BATCH_ROWS)
-        return (
+        """Yield the rows that pass a filter, in batches of `batch_rows` rows, the last one shorter.
+
+        Without `batch_rows` batches have whatever size takes no copy, up to 131,072 rows.
+        """
+        most = min(batch_rows or _MAX_BATCH_ROWS, _MAX_BATCH_ROWS)
+        found = (
             batch if names else batch.select([])
-            for table in tables
+            for table in self._tables(names or [ROW], filter)
             for batch in table.to_batches(most)
             if batch.num_rows  # a chunk may be empty
         )
+        return found if batch_rows is None else _exactly(batch_rows, found)
 
-    def _tables(self, names: list[str], filter: pc.Expression | None) -> Iterator[pa.Table]:
-        """Return the rows that pass a filter, a few segments at a time."""
-        asked = [] if filter is None else asked_columns(filter, self.schema)
-        return self._run(names, filter, asked)
-
-    def _run(self, names: list[str], filter: pc.Expression | None, asked: list[str]) -> Iterator[pa.Table]:
-        keep = self._view.rows * 8 * len(asked) <= _KEPT_BYTES
-        most = _AHEAD_ROWS // max(self._view.spec.segment_rows, _PIECE_ROWS)
-        threads = max(min(os.cpu_count() or 1, most), 1)
-        waiting: deque[Future[pa.Table]] = deque()
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="zarrow-scan")
-        try:
-            for piece in self._pieces(self._candidates(filter, asked)):
-                if len(waiting) == threads and (table := waiting.popleft().result()).num_rows:
-                    yield table
-                if filter is not None and self._are_decoded(piece, {*asked, *names}):
-                    waiting.append(Future())
-                    waiting[-1].set_result(self._passing(piece, names, filter, asked, keep=keep))
-                else:
-                    waiting.append(pool.submit(self._passing, piece, names, filter, asked, keep=keep))
-            while waiting:
-                if (table := waiting.popleft().result()).num_rows:
-                    yield table
-        finally:
-            pool.shutdown(cancel_futures=True)
-        if self._view.rows > self._view.snapshot.rows:
-            live = self.live() if filter is None else self.live().filter(filter)
-            if live.num_rows:
-                yield live.select(names)
-
-    def _pieces(self, segments: Iterable[int]) -> Iterator[list[int]]:
-        """Yield segments together that are worked on together."""
+    def _tables(self, names: Sequence[str], filter: Filter | None) -> Iterator[pa.Table]:
+        """Yield the rows that pass a filter, a few segments at a time."""
+        segments: Sequence[int] = range(self._view.snapshot.segments)
+        if filter is not None and ROW in filter.columns:
+            segments = self._known_rows.segments(filter)
         most = max(_PIECE_ROWS // self._view.spec.segment_rows, 1)
-        rest = iter(segments)
-        while piece := list(itertools.islice(rest, most)):
-            yield piece
+        pieces = [segments[start : start + most] for start in range(0, len(segments), most)]
+        ahead = max(_AHEAD_ROWS // max(self._view.spec.segment_rows, _PIECE_ROWS), 1)
+        for table in threads.in_order(partial(self._passing, names, filter), pieces, ahead):
+            if table.num_rows:
+                yield table
+        if self._view.rows > self._view.snapshot.rows:
+            yield (self.live if filter is None else filter.select(self.live)).select(names)
 
-    def _candidates(self, filter: pc.Expression | None, asked: list[str]) -> Iterable[int]:
-        """Return the segments that have rows which pass, as far as the numbers of their rows tell."""
-        numbers = range(self._view.snapshot.segments)
-        if filter is None or ROW not in asked:
-            return numbers
-        if self._dataset is None:
-            import pyarrow.dataset as ds
-            from pyarrow.fs import LocalFileSystem
-
-            row = ds.field(ROW)
-            self._dataset = ds.FileSystemDataset.from_paths(  # nothing of it is ever opened
-                [str(number) for number in numbers],
-                schema=self.schema,
-                format=ds.ParquetFileFormat(),
-                filesystem=LocalFileSystem(),
-                partitions=[
-                    (row >= rows.start) & (row < max(rows.stop, rows.start + 1))
-                    for rows in self._view.segment_ranges()
-                ],
-            )
-        return (int(fragment.path) for fragment in self._dataset.get_fragments(filter))
-
-    def _passing(
-        self,
-        segments: list[int],
-        names: list[str],
-        filter: pc.Expression | None,
-        asked: list[str],
-        *,
-        keep: bool,
-    ) -> pa.Table:
+    def _passing(self, names: Sequence[str], filter: Filter | None, segments: Sequence[int]) -> pa.Table:
         """Return the rows of segments that pass."""
         if filter is None:
             return pa.concat_tables([self.segment(number, names, keep=False) for number in segments])
-        first = asked or [ROW]  # a table without columns forgets how many rows it has
-        decoded = {number: self._segment(number, first, keep=keep, filter=filter) for number in segments}
-        tables = {number: table for number, table in decoded.items() if table is not None}
+        first = filter.columns if ROW in filter.columns else [*filter.columns, ROW]
+        keep = self._view.rows * 8 * len(filter.columns) <= _KEPT_BYTES
+        decoded = [self._segment(number, first, keep=keep, filter=filter) for number in segments]
+        tables = [table for table in decoded if table is not None]
         if not tables:
             return self._empty(names)
-        table = pa.concat_tables(tables.values()).unify_dictionaries()
-        passes = _passes(table, filter)
-        index, place = np.divmod(np.flatnonzero(passes), self._view.spec.segment_rows)
-        rows = np.array([*tables])[index] * self._view.spec.segment_rows + place
-        found = table.filter(pa.array(passes))
-        if ROW not in first:
-            found = found.append_column(self.schema.field(ROW), numbers_as_arrow(rows))
-        more = [name for name in names if name not in found.column_names]
+        found = filter.select(pa.concat_tables(tables).unify_dictionaries())
+        more = [name for name in names if name not in first]
         if more:
+            rows = np.asarray(np.from_dlpack(found[ROW].combine_chunks()), np.int64)
             rest = self.take(rows, more, keep=False)
             for name in more:
                 found = found.append_column(rest.schema.field(name), rest[name])
         return found.select(names)
 
-    def _are_decoded(self, segments: list[int], names: Iterable[str]) -> bool:
-        return all(
-            name == ROW or self._decoded.get((number, name)) is not None
-            for number in segments
-            for name in names
-        )
+    # Rows that are in no full part
 
-    def exact_batches(
-        self, columns: Sequence[str] | None, filter: pc.Expression | None, batch_rows: int
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows that pass a filter, in batches of `batch_rows` rows, the last one shorter."""
-        pending: list[pa.RecordBatch] = []
-        have = 0
-        for batch in self.batches(columns, filter, batch_rows):
-            start = 0
-            while have + batch.num_rows - start >= batch_rows:
-                stop = start + batch_rows - have
-                yield _joined([*pending, batch.slice(start, stop - start)])
-                pending, have, start = [], 0, stop
-            if start < batch.num_rows:
-                pending.append(batch.slice(start))
-                have += batch.num_rows - start
-        if pending:
-            yield _joined(pending)
-
-    # Rows that are not in the dataset's files
-
+    @cached_property
     def live(self) -> pa.Table:
-        """Return the live rows, with provisional row numbers."""
-        if self._live is None:
-            import pyarrow.parquet as pq
+        """The live rows, with provisional row numbers."""
+        import pyarrow.parquet as pq
 
-            view, spec = self._view, self._view.spec
-            tables = [self._empty(self.schema.names)]
-            ranges = view.live_ranges()
-            for record, rows in zip(view.behind_gap, ranges, strict=False):
-                part = pq.read_table(
-                    self._part_files.path(record.segment), schema=self.schema, page_checksum_verification=True
-                )
-                numbers = numbers_as_arrow(np.arange(rows.start, rows.stop))
-                place = self.schema.get_field_index(ROW)
-                tables.append(part.set_column(place, self.schema.field(ROW), numbers))
-            for piece, rows in zip(view.open_pieces, ranges[len(view.behind_gap) :], strict=True):
-                tables.append(to_table(spec, piece.batches(spec), rows.start))
-            self._live = pa.concat_tables(tables).unify_dictionaries()
-        return self._live
+        view, spec = self._view, self._view.spec
+        tables = [self._empty(self.schema.names)]
+        ranges = view.live_ranges()
+        for record, rows in zip(view.behind_gap, ranges, strict=False):
+            part = pq.read_table(
+                self._part_files.path(record.segment), schema=self.schema, page_checksum_verification=True
+            )
+            numbers = numbers_as_arrow(np.arange(rows.start, rows.stop))
+            place = self.schema.get_field_index(ROW)
+            tables.append(part.set_column(place, self.schema.field(ROW), numbers))
+        for piece, rows in zip(view.open_pieces, ranges[len(view.behind_gap) :], strict=True):
+            tables.append(to_table(spec, piece.batches(spec), rows.start))
+        return pa.concat_tables(tables).unify_dictionaries()
 
     def full_parts(self) -> tuple[list[str], pa.Table]:
         """Return the files of full segments, which never change, and the rows that are in none of them.
@@ -259,7 +171,7 @@ class Columns:
         view = self._view
         numbers = range(view.snapshot.segments)
         paths = [self._part_files.whole_path(number) for number in numbers if not view.is_short_last(number)]
-        rest = [self.live()]
+        rest = [self.live]
         if len(paths) < len(numbers):
             rest.insert(0, self.segment(numbers[-1], self.schema.names))
         return paths, pa.concat_tables(rest).unify_dictionaries()
@@ -279,7 +191,7 @@ class Columns:
         return table
 
     def _segment(
-        self, number: int, names: Sequence[str], *, keep: bool, filter: pc.Expression | None
+        self, number: int, names: Sequence[str], *, keep: bool, filter: Filter | None
     ) -> pa.Table | None:
         """Return columns of one part, or None if they are not decoded and no row can pass a filter."""
         found: dict[str, pa.ChunkedArray] = {}
@@ -325,7 +237,7 @@ class Columns:
         tables = []
         for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops.tolist(), strict=True):
             if number == self._view.snapshot.segments:
-                table, first = self.live().select(names), committed
+                table, first = self.live.select(names), committed
             else:
                 table, first = self.segment(number, names, keep=keep), number * full
             places = sorted_rows[start:stop] - first
@@ -337,7 +249,7 @@ class Columns:
             joined = joined.combine_chunks().take(numbers_as_arrow(np.argsort(order, kind="stable")))
         return joined
 
-    def in_sample_order(self, filter: pc.Expression | None) -> npt.NDArray[np.int64]:
+    def in_sample_order(self, filter: Filter | None) -> npt.NDArray[np.int64]:
         """Return the rows that pass a filter, ordered by sample index, then row.
 
         Raises
@@ -360,21 +272,22 @@ class Columns:
         return np.concatenate(rows)[order]
 
 
-def _passes(table: pa.Table, filter: pc.Expression) -> npt.NDArray[np.bool_]:
-    """Tell which rows of a table pass."""
-    from pyarrow import acero
-
-    passes = acero.Declaration.from_sequence(
-        [
-            acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
-            acero.Declaration("project", acero.ProjectNodeOptions([filter], ["passes"])),
-        ]
-    ).to_table(use_threads=False)["passes"]
-    return np.asarray(passes.fill_null(False) if passes.null_count else passes, np.bool_)
+def _exactly(rows: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of as many rows each, the last one shorter."""
+    pending: list[pa.RecordBatch] = []
+    have = 0
+    for batch in batches:
+        start = 0
+        while have + batch.num_rows - start >= rows:
+            stop = start + rows - have
+            yield _joined([*pending, batch.slice(start, stop - start)])
+            pending, have, start = [], 0, stop
+        if start < batch.num_rows:
+            pending.append(batch.slice(start))
+            have += batch.num_rows - start
+    if pending:
+        yield _joined(pending)
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-    return table.to_batches()[0]
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,9 @@ from zarrow._format import layout
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of
 from zarrow._read.arrays import Check, StoreArray
-from zarrow._read.columns import Columns
+from zarrow._read.columns import NarrowColumns
+from zarrow._read.filters import Filter
 from zarrow.errors import InvalidInputError, unknown_name
-
-if TYPE_CHECKING:
-    import pyarrow.compute as pc
 
 __all__ = ["Join", "Joined", "Vectors", "batch_rows", "rows_found"]
 
@@ -47,7 +45,7 @@ class Join:
 
     Parameters
     ----------
-    columns : Columns
+    columns : NarrowColumns
         The narrow columns.
     names : list of str
         Which of them.
@@ -59,16 +57,16 @@ class Join:
         Whether the vectors are compared with their checksums.
     """
 
-    columns: Columns
+    columns: NarrowColumns
     names: list[str]
     arrays: list[StoreArray]
     size: int
     check: Check
 
-    def filtered(self, filter: pc.Expression | None) -> Iterator[Joined]:
+    def filtered(self, filter: Filter | None) -> Iterator[Joined]:
         """Yield the rows that pass a filter, in row order."""
         with_row = self.names if ROW in self.names else [*self.names, ROW]
-        for batch in self.columns.exact_batches(with_row, filter, self.size):
+        for batch in self.columns.batches(with_row, filter, self.size):
             rows = np.from_dlpack(batch[ROW])  # to_numpy would import pandas
             first, stop = int(rows[0]), int(rows[-1]) + 1
             together = stop - first == len(rows)
@@ -81,7 +79,7 @@ class Join:
                     vectors[array.name] = array.take(rows, check=self.check)
             yield batch if with_row is self.names else batch.select(self.names), vectors
 
-    def ordered(self, filter: pc.Expression | None) -> Iterator[Joined]:
+    def ordered(self, filter: Filter | None) -> Iterator[Joined]:
         """Yield the rows that pass a filter, by sample index."""
         yield from self.of_rows(self.columns.in_sample_order(filter))
 

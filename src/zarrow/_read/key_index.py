@@ -28,7 +28,7 @@ from zarrow._format import layout
 from zarrow._format.key_tables import Identity, identity_of
 from zarrow._format.layout import ROW
 from zarrow._read import keys
-from zarrow._read.columns import Columns
+from zarrow._read.columns import NarrowColumns
 from zarrow._read.keys import KeyIndex
 from zarrow._read.view import View
 from zarrow._storage import reading
@@ -39,7 +39,7 @@ __all__ = ["SCRATCH_PREFIX", "find_index", "identity", "key_batches", "key_schem
 SCRATCH_PREFIX = "zarrow-keys-"
 
 
-def find_index(view: View, columns: Columns) -> KeyIndex:
+def find_index(view: View, columns: NarrowColumns) -> KeyIndex:
     """Return the index of the rows of a view: the store's if it is theirs, else one made for them.
 
     Raises
@@ -90,8 +90,8 @@ def key_schema(view: View) -> pa.Schema:
     return pa.schema([spec.schema.field(key) for key in spec.keys])
 
 
-def key_batches(view: View, columns: Columns) -> Iterator[pa.RecordBatch]:
-    return columns.batches([*view.spec.keys, ROW], None)
+def key_batches(view: View, columns: NarrowColumns) -> Iterator[pa.RecordBatch]:
+    return columns.batches([*view.spec.keys, ROW])
 
 
 def identity(view: View) -> Identity:

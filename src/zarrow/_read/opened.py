@@ -1,8 +1,9 @@
 """What is made of a snapshot when it is first asked for?
 
-Opening a store takes its view, and nothing else. Columns, arrays, derived arrays, the index of its keys and
-a connection for SQL are made at the first question that needs them, and kept: all of them of the same rows.
-Another snapshot is another `Opened`; who still holds a part of the old one goes on seeing the old rows.
+Opening a store takes its view, and nothing else. NarrowColumns, arrays, derived arrays, the index of its
+keys and a connection for SQL are made at the first question that needs them, and kept: all of them of the
+same rows. Another snapshot is another `Opened`; who still holds a part of the old one goes on seeing the
+old rows.
 
 Place: tier 3, above `columns`, `arrays`, `derived` and `key_index`; used by `store`. Reads only.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from zarrow._read.arrays import StoreArray
-from zarrow._read.columns import Columns
+from zarrow._read.columns import NarrowColumns
 from zarrow._read.derived import Derived, find_derived
 from zarrow._read.key_index import find_index, key_schema
 from zarrow._read.view import View
@@ -47,9 +48,9 @@ class Opened:
         self.reopen = reopen
 
     @cached_property
-    def columns(self) -> Columns:
+    def columns(self) -> NarrowColumns:
         """The narrow columns."""
-        return Columns(self.view)
+        return NarrowColumns(self.view)
 
     @cached_property
     def arrays(self) -> Mapping[str, StoreArray]:

@@ -1,12 +1,17 @@
-"""Which file holds a segment's columns, is it the one that was committed, and may rows of it pass a filter?
+"""Part files — the Parquet files of committed segments: opened, checked, decoded.
 
-A part is opened once for all three. Its footer is compared with its record, then asked by Arrow whether the
-statistics leave rows that pass; if so, the columns that are wanted are decoded, with the footer as it was
-parsed already. Pages have checksums of their own, which are verified; if anything fails, the whole file is
-compared with its record to say what is wrong.
+A part is opened once for all three:
 
-Place: tier 3, used by `columns`. Reads only, and keeps nothing but which footers were checked. Loads what
-pyarrow has beside its core when a part is read.
+1. its footer is compared with the segment's record, because statistics that are not the committed ones
+   would leave out rows unnoticed;
+2. if there is a filter, the footer's statistics may rule the part out (`pruning`);
+3. the columns are decoded with the footer that was parsed already. Pages have checksums, which are
+   verified.
+
+If anything fails, the whole file is compared with its record, so that the error says what is wrong.
+
+Reads only, and remembers which footers were checked. The parts of pyarrow beside its core are loaded with
+the first part.
 """
 
 from __future__ import annotations
@@ -14,19 +19,17 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.pages import read_footer
+from zarrow._read.filters import Filter
 from zarrow._read.mapping import File
+from zarrow._read.pruning import may_pass
 from zarrow._read.view import View
 from zarrow.errors import CorruptionError
-
-if TYPE_CHECKING:
-    import pyarrow.compute as pc
 
 __all__ = ["PartFiles"]
 
@@ -65,10 +68,8 @@ class PartFiles:
             raise self._damaged(segment, misfit)
         return str(self.path(segment))
 
-    def decode(
-        self, number: int, names: Sequence[str], filter: pc.Expression | None = None
-    ) -> pa.Table | None:
-        """Return columns of a part, or None if the statistics say that no row of it passes a filter.
+    def decode(self, number: int, names: Sequence[str], filter: Filter | None = None) -> pa.Table | None:
+        """Return columns of a part, or None if its statistics say that none of its rows passes a filter.
 
         Raises
         ------
@@ -85,7 +86,7 @@ class PartFiles:
                     import pyarrow.dataset as ds
 
                     fragment = ds.ParquetFileFormat().make_fragment(source)
-                    if not fragment.subset(filter, schema=self._schema).row_groups:
+                    if not may_pass(fragment, filter, self._schema):
                         return None
                     metadata = fragment.metadata
                 # Read ahead is what would be read anyway, and by another thread.

@@ -20,13 +20,13 @@ __all__ = ["in_order", "submit"]
 
 MAX_THREADS = 8
 AHEAD = 8
-"""How many results per thread may wait to be taken."""
+"""Results per thread that may wait to be taken."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(run: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+def in_order(run: Callable[[T], R], items: Sequence[T], ahead: int | None = None) -> Iterator[R]:
     """Yield ``run(item)`` of every item in their order, worked on by several threads.
 
     Parameters
@@ -35,6 +35,8 @@ def in_order(run: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         Must not use this function itself: its threads would wait for each other.
     items : sequence
         What it is called with.
+    ahead : int, optional
+        Results that may wait to be taken; 8 per thread by default.
 
     Yields
     ------
@@ -50,13 +52,18 @@ def in_order(run: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         yield from map(run, items)
         return
     pool = _shared_pool()
-    ahead: deque[Future[R]] = deque()
-    for item in items:
-        if len(ahead) >= AHEAD * _threads():
-            yield ahead.popleft().result()
-        ahead.append(submit(pool, partial(run, item)))
-    while ahead:
-        yield ahead.popleft().result()
+    most = AHEAD * _threads() if ahead is None else ahead
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
+            waiting.append(submit(pool, partial(run, item)))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def submit(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Future[T]:

@@ -33,7 +33,7 @@ from zarrow._format import key_words
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of
 from zarrow._read.asked_keys import read_keys
-from zarrow._read.filters import asked_columns
+from zarrow._read.filters import read_filter
 from zarrow.analysis._rows.dataset_columns import arrow_type, arrow_values
 from zarrow.analysis._rows.workers import Client, active_client, compute, load, sender
 from zarrow.errors import InvalidInputError, unknown_name
@@ -207,7 +207,7 @@ class DatasetRows:
         UnknownNameError
             If there is no such array or column.
         """
-        asked = [] if filter is None else asked_columns(filter, self.schema)
+        asked = [] if filter is None else read_filter(filter, self.schema).columns
         wanted = [name for name in dict.fromkeys([*names, *asked]) if name != ROW]
         for name in wanted:
             if name not in self.arrays and name not in self.schema.names:
