@@ -1,7 +1,8 @@
-"""What does somebody see who uses the command line?"""
+"""The command line, as a user sees it."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import zarrow
@@ -65,7 +67,7 @@ def killed(tmp_path: Path) -> Path:
 
 
 def test_info_names_rows_arrays_sizes_and_provenance(store: Path) -> None:
-    """`info` says how many rows, what arrays and keys, that it is complete, and where it is from."""
+    """`info` shows rows, arrays, keys, completeness and provenance."""
     result = run("info", store)
     assert result.exit_code == 0
     for words in ("complete", "1,500 rows in 2 segments", "1,500 × 6", "float32", "id int64 key", "model m7"):
@@ -73,7 +75,7 @@ def test_info_names_rows_arrays_sizes_and_provenance(store: Path) -> None:
 
 
 def test_info_json_is_one_object_with_true_numbers(store: Path) -> None:
-    """`info --json` gives the sizes of the very files."""
+    """`info --json` gives the sizes of the files themselves."""
     facts = json.loads(run("info", store, "--json").output)
     shards = (store / "embeddings.zarr/query_embed/c").rglob("0")
     parts = (store / "table").glob("*.parquet")
@@ -89,8 +91,8 @@ def test_info_json_is_one_object_with_true_numbers(store: Path) -> None:
     assert facts["provenance"]["model"] == "m7"
 
 
-def test_info_tells_an_incomplete_store(killed: Path) -> None:
-    """`info` says that a run never ended, how many rows wait in open segments, and what to do."""
+def test_info_of_an_incomplete_store(killed: Path) -> None:
+    """`info` says that a run never ended, how many rows are in open segments, and what to do."""
     result = run("info", killed)
     assert result.exit_code == 0
     for words in ("incomplete", "1,024 rows", "76 more rows", "zarrow finalize"):
@@ -107,7 +109,7 @@ def test_head_shows_columns_and_how_vectors_begin(store: Path) -> None:
 
 
 def test_head_names_columns_that_do_not_fit(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a narrow terminal `head` leaves columns out, names them, and shows those that are asked for."""
+    """In a narrow terminal `head` leaves columns out and names them; --columns chooses others."""
     monkeypatch.setattr("zarrow._commands.show_store.out", Console(width=40))
     narrow = CliRunner().invoke(app, ["head", str(store)])
     assert "no room for: " in narrow.output
@@ -124,7 +126,7 @@ def test_head_of_an_unknown_column_suggests_another(store: Path) -> None:
 
 
 def test_finalize_completes_a_killed_run(killed: Path) -> None:
-    """`finalize` completes a store with the rows that were accepted; done again, it changes nothing."""
+    """`finalize` completes a store with the accepted rows; a second time, it changes nothing."""
     assert run("finalize", killed).exit_code == 0
     assert zarrow.open(killed).num_rows == 1100
     manifest = (killed / "manifest.json").read_bytes()
@@ -135,8 +137,8 @@ def test_finalize_completes_a_killed_run(killed: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["info", "head", "finalize"])
-def test_what_is_no_store_is_refused_and_left_alone(command: str, tmp_path: Path) -> None:
-    """A path that is not there, or is something else, gives exit code 2, one line, and no file."""
+def test_a_path_without_a_store_is_refused_and_left_alone(command: str, tmp_path: Path) -> None:
+    """A path with nothing or something else at it gives exit code 2, one line, and no file."""
     other = tmp_path / "other"
     other.mkdir()
     for path in (tmp_path / "missing.zarrow", other):
@@ -165,6 +167,31 @@ def test_commands_are_listed_and_wrong_ones_refused() -> None:
     assert "zarrow" in run("--version").output
 
 
+def test_help_has_a_panel_per_file() -> None:
+    """The panels of `zarrow --help` are the files of the room, in the order in which a store is used."""
+    panels = re.findall(r"^╭─ (\w+) ", run("--help").output, re.MULTILINE)
+    assert panels == ["Options", "Run", "Look", "Keep", "Move", "Analyse", "Draw"]
+    files = Path(zarrow.__file__).parent / "_commands"
+    assert all((files / f"{panel.lower()}.py").exists() for panel in panels[1:])
+
+
+@pytest.mark.parametrize("command", sorted(get_command(app).commands))
+def test_help_fits_a_terminal(command: str) -> None:
+    """Every `--help` text fits 80 columns."""
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_names_are_comma_separated(store: Path) -> None:
+    """Blanks around names do not count, nor does a trailing comma."""
+    assert (
+        run("head", store, "--columns", " row , id,").output
+        == run("head", store, "--columns", "row,id").output
+    )
+
+
 def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(zarrow.__file__).parents[1]), "COLUMNS": "200"}
@@ -180,7 +207,7 @@ def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_process_answers_without_torch(store: Path) -> None:
-    """`info` works as a process of its own, prints no traceback for an error, and loads no torch."""
+    """`info` runs in a process of its own, prints no traceback for an error, and loads no torch."""
     found = python("info", store, "--json", cwd=store.parent)
     assert (found.returncode, found.stderr) == (0, "")
     assert json.loads(found.stdout)["rows"] == 1500
@@ -202,7 +229,7 @@ def damage(store: Path) -> Path:
 
 
 def test_verify_says_what_is_wrong(store: Path, killed: Path, tmp_path: Path) -> None:
-    """`verify` is exit code 0 and a summary, or 1 and every finding, or 2 where there is no store."""
+    """`verify` is exit code 0 and a summary, 1 and every finding, or 2 if there is no store."""
     result = run("verify", store, "--level", "full")
     assert result.exit_code == 0
     assert "sound; 1,500 rows in 2 segments, complete" in result.output
@@ -231,7 +258,7 @@ def test_verify_json_is_one_object(store: Path) -> None:
 
 
 def test_repair_says_what_it_would_do_then_does_it(store: Path) -> None:
-    """`repair --dry-run` changes nothing; `repair` says how to go on, and `verify` is content."""
+    """`repair --dry-run` changes nothing; after `repair`, which says what to do next, `verify` passes."""
     assert "nothing to repair" in run("repair", store).output
     damage(store)
     result = run("repair", store, "--dry-run")
@@ -259,7 +286,7 @@ def test_repair_says_what_it_would_do_then_does_it(store: Path) -> None:
 
 
 def test_repair_says_how_to_go_on_without_a_manifest(store: Path) -> None:
-    """A store that lost no row but its manifest is incomplete, and its owner is told how to complete it."""
+    """A store that lost only its manifest is incomplete, and `repair` says how to complete it."""
     (store / "manifest.json").write_bytes(b"{}")
     result = run("repair", store)
     assert (
@@ -304,13 +331,13 @@ def test_predict_runs_a_users_own_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_predict_refuses_what_is_there(store: Path) -> None:
-    """`predict` onto a store is exit code 1, and the store is as it was."""
+def test_predict_refuses_an_existing_store(store: Path) -> None:
+    """`predict` into an existing store is exit code 1, and the store is unchanged."""
     (store.parent / "mine.py").write_text(USER_MODULE)
     module = ["--model", "mine.Model", "--data", "mine.Data", "--trainer.accelerator", "cpu"]
     refused = python("predict", "--store", store, *module, cwd=store.parent)
     assert refused.returncode == 1
-    assert "there is a store already" in refused.stderr
+    assert "there is a store already: --writer.resume true" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert zarrow.open(store).num_rows == 1500
 

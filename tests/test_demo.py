@@ -1,4 +1,4 @@
-"""Does the demo make what it promises, and does it survive being killed?"""
+"""The demo: what it stores and draws, and that it survives being killed."""
 
 import io
 import os
@@ -75,7 +75,7 @@ def test_rows_are_what_a_reader_expects(summary: demo.Summary) -> None:
 
 
 def test_the_picture_is_drawn(summary: demo.Summary) -> None:
-    """The picture lies beside the store and shows all ten colours."""
+    """The picture is next to the store and shows all ten colours."""
     picture = imread(summary.picture)
     assert summary.picture == summary.store.with_suffix(".png")
     assert picture.shape[0] > 500
@@ -85,7 +85,7 @@ def test_the_picture_is_drawn(summary: demo.Summary) -> None:
 
 
 def test_a_second_demo_is_refused_before_it_trains(summary: demo.Summary) -> None:
-    """A demo onto an earlier one is refused at once, and nothing of that is touched."""
+    """A demo onto an earlier one is refused at once, and leaves it unchanged."""
     before = summary.checkpoint.stat().st_mtime_ns
     with pytest.raises(StoreExistsError, match="overwrite"):
         demo.run(summary.store, 100)

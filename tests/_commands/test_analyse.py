@@ -1,4 +1,4 @@
-"""The commands, as a shell and a script see them."""
+"""``zarrow describe`` to ``zarrow compare``, as a shell and a script see them."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_describe(path):
 
 
 def test_nearest(path, tmp_path):
-    """By row, by key and by vector the same rows are found; their columns stand beside."""
+    """By row, by key and by vector the same rows are found, with their columns."""
     by_row = as_json("nearest", path, "--rows", "37", "-k", "3")
     time = zarrow.open(path).table(["prediction_time"])["prediction_time"][37]
     by_key = as_json(
@@ -66,7 +66,7 @@ def test_nearest(path, tmp_path):
 
 
 def test_neighbours(path):
-    """The index says how good it is, and is used if asked for."""
+    """The index reports its recall, and --approximate uses it."""
     assert "of the true 10 nearest" in run("neighbours", path)
     assert as_json("neighbours", path)["recall"] > 0.9
     exact, found = (as_json("nearest", path, "--rows", "37", *more) for more in ([], ["--approximate"]))
@@ -75,7 +75,7 @@ def test_neighbours(path):
 
 
 def test_pca(path, tmp_path):
-    """Shares of the variance add up, and the components can be had as a file."""
+    """Shares of the variance add up, and --out writes the components."""
     found = as_json("pca", path, "--out", tmp_path / "pca.npz")
     assert sum(found["explained_variance_ratio"]) == pytest.approx(1)
     assert np.load(tmp_path / "pca.npz")["components_"].shape == (8, 8)
@@ -83,7 +83,7 @@ def test_pca(path, tmp_path):
 
 
 def test_probe(path):
-    """How well the label can be told, on other patients."""
+    """How well the label is predicted, on held-out patients."""
     text = run("probe", path, "--label", "occurs", "--by", "query")
     assert "tested on 900; no subject_id on both sides" in text
     assert "rows left out: 500 for no label" in text
@@ -107,7 +107,7 @@ def test_compose(path, tmp_path):
 
 
 def test_compare(path):
-    """A store is like itself."""
+    """A store is equal to itself."""
     assert "5,000 rows in both" in run("compare", path, path, "--by", "query", "--probability", "occurs_prob")
     assert as_json("compare", path, path)["cka"] == pytest.approx(1)
 
@@ -141,8 +141,8 @@ def test_wrong_usage_is_one_clear_message(path, arguments, message):
     assert not result.stdout
 
 
-def test_an_incomplete_store_is_said_to_be_one(tmp_path):
-    """The rows so far are described, with a warning beside the answer."""
+def test_an_incomplete_store_is_named_as_one(tmp_path):
+    """The rows so far are described, with a warning on standard error."""
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({"id": [1, 2]}, {"e": np.eye(2, dtype=np.float32)})
     result = CliRunner().invoke(app, ["describe", str(tmp_path / "a.zarrow"), "--json"])
@@ -166,7 +166,7 @@ def test_interrupting_harms_nothing(path, monkeypatch):
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_a_narrow_terminal(path, monkeypatch, columns):
-    """Every column is whole: what has no room beside the others stands below, with the keys again."""
+    """Every column is whole: those that do not fit follow below, with the keys again."""
     monkeypatch.setattr(terminal.out, "_width", columns)
     text = run("evaluate", path, "--label", "occurs", "--by", "query", "--bootstrap", "20")
     assert "…" not in text
@@ -192,7 +192,7 @@ def test_times_and_large_numbers_can_be_read(tmp_path):
 
 
 def test_a_pipe_gets_one_line_per_row(path):
-    """Nothing is wrapped or squeezed for grep, and nothing but the answer is written."""
+    """Nothing is wrapped or cut, and nothing but the answer is written."""
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     environment["PYTHONPATH"] = str(Path(zarrow.__file__).parents[1])
     command = "from zarrow.cli import main; main()"
@@ -212,7 +212,7 @@ def test_a_pipe_gets_one_line_per_row(path):
 
 
 def test_json_knows_no_nan(tmp_path):
-    """A NaN among the columns of a neighbour is null, as JSON has it."""
+    """A NaN among the columns of a neighbour is null in JSON."""
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({"score": [np.nan, np.inf]}, {"e": np.eye(2, dtype=np.float32)})
         writer.finalize()
@@ -244,7 +244,7 @@ def test_an_interrupted_file_is_the_one_that_was_there(path, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_file_has_the_name_that_was_asked_for(path, tmp_path):
+def test_a_file_has_the_given_name(path, tmp_path):
     """No suffix is added to it, and the answer names it."""
     assert "written:" in run("pca", path, "--out", tmp_path / "components")
     assert np.load(tmp_path / "components")["components_"].shape == (8, 8)

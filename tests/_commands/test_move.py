@@ -1,4 +1,4 @@
-"""What does somebody see who exports, imports, indexes and watches at the command line?"""
+"""``zarrow export``, ``import``, ``index`` and ``watch``, as a user sees them."""
 
 import json
 import subprocess
@@ -54,15 +54,15 @@ class TestTransfer:
         assert found.keys == ("id",)
         assert not found["v"].is_plain
 
-    def test_the_format_can_be_said(self, store, tmp_path):
-        """A folder has no suffix that tells: --to and --from do."""
+    def test_the_format_can_be_named(self, store, tmp_path):
+        """A folder has no suffix to name its format: --to and --from do."""
         assert run("export", store, tmp_path / "out").exit_code == 1
         assert run("export", store, tmp_path / "out", "--to", "npy").exit_code == 0
         assert run("import", tmp_path / "out", tmp_path / "b.zarrow", "--from", "npy").exit_code == 0
         assert zarrow.open(tmp_path / "b.zarrow").num_rows == 1500
 
     def test_errors_are_one_line(self, store, tmp_path):
-        """What cannot be done is one line and an exit code."""
+        """A refusal is one line and an exit code."""
         for arguments, code, words in [
             (("export", store, tmp_path / "a", "--to", "csv"), 1, "must be one of npy, parquet"),
             (("export", store, tmp_path / "a.parquet", "--arrays", "w"), 2, "there is no array 'w'"),
@@ -78,7 +78,7 @@ class TestTransfer:
 
 class TestIndex:
     def test_index_reports_duplicates(self, store):
-        """The index is built, and keys that several rows have are counted and shown."""
+        """The index is built, and duplicate keys are counted and shown."""
         result = run("index", store)
         assert result.exit_code == 0
         assert (store / "index/keys.index").exists()
@@ -146,7 +146,7 @@ class TestWatch:
         assert result.output == "1,500 rows, complete\n"
 
     def test_one_look_at_a_run(self, tmp_path):
-        """--once looks once, also before the first batch; the run's own total is known."""
+        """--once looks once, also before the first batch; the total comes from the run itself."""
         path = tmp_path / "run.zarrow"
         provenance = {"predict": {"datasets": [["Cohort", 400]]}}
         with zarrow.Writer(path, provenance=provenance) as writer:
@@ -166,13 +166,13 @@ class TestWatch:
         assert run("watch", store, "--once").output == "7 rows, complete\n"
 
     def test_no_store(self, tmp_path):
-        """A wrong path is told at once."""
+        """A wrong path is refused at once."""
         result = run("watch", tmp_path / "no.zarrow")
         assert result.exit_code == 2
         assert "there is no store" in result.output
 
     def test_a_person_sees_lines_that_change(self, tmp_path, monkeypatch):
-        """On a terminal the writers are listed below the sum."""
+        """On a terminal the writers are listed below the total."""
         from rich.console import Console
 
         path = tmp_path / "run.zarrow"

@@ -250,7 +250,9 @@ def probe(
     by: By = (),
     where: Where = None,
     test_fraction: Annotated[float, Option(help="Share of the groups held out for the test.")] = 0.2,
-    regularization: Annotated[float, Option(help="C of logistic, alpha of ridge.")] = 1.0,
+    regularization: Annotated[
+        float, Option(help="C of logistic (smaller is stronger), alpha of ridge.")
+    ] = 1.0,
     bootstrap: Draws = 200,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -283,7 +285,7 @@ def probe(
     )
     show_left_out({"no label": found.missing_labels, "NaN or infinity in the vector": found.nonfinite_rows})
     if not found.converged:
-        say("[yellow]the fit did not converge: try more --regularization[/]", err)
+        say("[yellow]the fit did not converge: try a smaller --regularization[/]", err)
     show_metrics(found.overall)
     if by or len(found.classes) > 2:
         show_metric_table(found.report, len(by) + (len(found.classes) > 2))
