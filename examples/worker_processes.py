@@ -4,8 +4,8 @@ pip install zarrow
 python3 examples/worker_processes.py [STORE] [--workers N]
 
 Each worker embeds its share of Python's language reference (by hashing words, which needs no model) and
-writes it with its own Writer. Here `multiprocessing` starts the workers. A SLURM array job or a Ray actor can call
-`work(path, task, tasks)` in the same way; run `zarrow finalize STORE` when all of them are done.
+writes it with its own Writer. Here `multiprocessing` starts the workers. A SLURM array job or a Ray actor can
+call `work(path, task, tasks)` in the same way; run `zarrow finalize STORE` when all of them are done.
 
 A worker that dies loses nothing it has written: run it again, and it continues after its last row.
 """

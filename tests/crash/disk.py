@@ -184,9 +184,9 @@ class Tree:
     def take(cls, top: Path) -> Tree:
         """Read one from a real disk."""
         dirs, names, contents, numbers = set(), [], {}, {}
-        for folder, subfolders, names in os.walk(top):
+        for folder, subfolders, entries in os.walk(top):
             dirs.update(os.path.relpath(os.path.join(folder, name), top) for name in subfolders)
-            for name in names:
+            for name in entries:
                 path = os.path.join(folder, name)
                 status = os.stat(path)
                 number = numbers.setdefault((status.st_dev, status.st_ino), len(numbers))

@@ -104,7 +104,7 @@ def _record_before_shards():
 
         return early
 
-    with patched(seal, "_place_shard", place), patched(catalog, "commit", commit):
+    with patched(seal, "_place_shard", place), patched(publishing, "commit", commit):
         yield
 
 
@@ -125,7 +125,7 @@ def _record_before_part():
 
         return late
 
-    with patched(files, "rename", rename), patched(catalog, "commit", commit):
+    with patched(files, "rename", rename), patched(publishing, "commit", commit):
         yield
 
 
@@ -142,7 +142,7 @@ def _shape_before_record():
 
         return early
 
-    with patched(catalog, "commit", commit):
+    with patched(publishing, "commit", commit):
         yield
 
 
@@ -182,7 +182,7 @@ def _open_segment_gone_before_its_record():
         return lambda path: real(path) if path.exists() else None
 
     with (
-        patched(catalog, "commit", commit),
+        patched(publishing, "commit", commit),
         patched(seal, "discard", discard),
         patched(recovery, "discard", discard),
     ):
@@ -207,7 +207,7 @@ def _segment_taken_back_before_its_copy_is_there():
 @mutant("reopen and append", "kills")
 @contextlib.contextmanager
 def _manifest_left_while_appending():
-    with patched(catalog, "withdraw_manifest", lambda real: lambda root: None):
+    with patched(publishing, "withdraw_manifest", lambda real: lambda root: None):
         yield
 
 
