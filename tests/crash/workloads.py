@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import google_crc32c
 import numcodecs
@@ -26,7 +27,6 @@ import pyarrow.parquet as pq
 import zarr
 
 from crash.disk import Recorder, Tree
-from zarrow._format import layout
 from zarrow._read import catalog
 from zarrow._read.open_rows import read, slots
 from zarrow._storage import files
@@ -247,14 +247,9 @@ def calls(recorder: Any) -> Iterator[Any]:
         files.calls = before
 
 
-@contextlib.contextmanager
-def small_chunks(workload: Workload) -> Iterator[None]:
-    """Let segments of a few rows have several chunks."""
-    before, layout.TARGET_CHUNK_BYTES = layout.TARGET_CHUNK_BYTES, workload.chunk_bytes
-    try:
-        yield
-    finally:
-        layout.TARGET_CHUNK_BYTES = before
+def small_chunks(workload: Workload) -> contextlib.AbstractContextManager[object]:
+    """Give segments of a few rows several chunks."""
+    return mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", workload.chunk_bytes)
 
 
 @dataclass
