@@ -167,7 +167,7 @@ def test_few_odd_rows(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     """What cannot be drawn is refused, with the reason."""
     store = example_store()
-    with pytest.raises(InvalidInputError, match="label of each row cannot be told"):
+    with pytest.raises(InvalidInputError, match="cannot tell which column holds the label of each row"):
         plot.roc(store)
     with pytest.raises(UnknownNameError, match="nope"):
         plot.map(store, colour="nope")
