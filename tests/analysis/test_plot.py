@@ -86,7 +86,7 @@ def test_calibration_groups() -> None:
     generator = np.random.default_rng(0)
     probability = np.round(generator.beta(0.3, 8, 5000), 3)
     label = generator.random(5000) < probability
-    found = calibrate(Scores(label, probability), 10)
+    found = calibrate(Scores.of(label, probability), 10)
     assert found.rows.sum() == 5000
     assert len(found.rows) > 5
     assert np.average(found.predicted, weights=found.rows) == pytest.approx(probability.mean())

@@ -47,7 +47,7 @@ def calibrate(scores: Scores, bins: int = 10) -> Calibration:
 
     Rows of one probability are never parted.
 
-    >>> found = calibrate(Scores(np.arange(8) % 2 == 1, np.arange(8) / 8), bins=2)
+    >>> found = calibrate(Scores.of(np.arange(8) % 2 == 1, np.arange(8) / 8), bins=2)
     >>> found.predicted.tolist(), found.observed.tolist()
     ([0.1875, 0.6875], [0.5, 0.5])
     """

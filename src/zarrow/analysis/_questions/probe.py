@@ -25,9 +25,9 @@ import pyarrow.compute as pc
 from zarrow._format.layout import ROW
 from zarrow.analysis._numbers.linear import Scatter, Standard, fit_logistic, fit_ridge, predict
 from zarrow.analysis._numbers.regression import regression_scores
-from zarrow.analysis._numbers.scores import BINS
+from zarrow.analysis._numbers.scores import BINS, score_keys
 from zarrow.analysis._numbers.split import split
-from zarrow.analysis._questions.evaluate import Evaluation, hold_against, read_numbers
+from zarrow.analysis._questions.evaluate import Evaluation, Scored, read_numbers, score
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
 from zarrow.analysis._rows.blocks import Block, Progress, choose_array, split_finite, width_of
 from zarrow.analysis._rows.dataset import Source, source_of
@@ -423,13 +423,16 @@ def _judge(
         return overall.to_pylist()[0], report, {}
     evaluations = {}
     for place in [1] if len(classes) == 2 else range(len(classes)):
-        evaluations[classes[place]] = hold_against(
-            target == place,
-            predictions[:, place],
+        scored = Scored(
+            keys=score_keys(target == place, predictions[:, place]),
+            codes=codes,
+            units=units,
+            rows=len(target),
+            group_rows=np.zeros(0, np.int64) if codes is None else np.bincount(codes),
+        )
+        evaluations[classes[place]] = score(
+            scored,
             groups,
-            codes,
-            np.ones(len(target), np.bool_),
-            units,
             probability=f"probability of {classes[place]!r}",
             label=label,
             bootstrap=bootstrap,
