@@ -821,7 +821,7 @@ class TestSnapshot:
             lambda: store.take([3000]),
             store.refresh,
         ):
-            with pytest.raises(StoreChangedError, match="open it anew"):
+            with pytest.raises(StoreChangedError, match="open it again"):
                 read()
         assert zarrow.open(path).table(["id"])["id"][0].as_py() == 20_000
 
@@ -1066,7 +1066,7 @@ class TestCost:
         np.testing.assert_array_equal(
             store["embed"].read(0, 64 * 30, check="crc"), vectors_of(np.arange(64 * 30))
         )
-        kept = store._view.snapshot._records
+        kept = store._contents.view.snapshot._records
         assert sum(kept.get(number) is not None for number in range(30)) <= 8
 
     def test_files_do_not_stay_open(self, plain):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout, spec
-from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._read.origin import DERIVED_FROM, derived_names, origin
-from zarrow._read.view import View, take_view
+from zarrow._read.view import take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow.errors import (
@@ -91,7 +90,8 @@ def add_array(
     """
     root = Path(os.path.realpath(path))
     view = take_view(root, partial=False)
-    check_derived_name(view, name)
+    taken = {array.name for array in view.spec.arrays} | set(view.spec.table_schema.names)
+    check_derived_name(name, taken, root)
     target = root / layout.DERIVED_DIR / name
     try:
         files.make_dir(root / layout.DERIVED_DIR, exist_ok=True)
@@ -126,7 +126,7 @@ def add_array(
                 writer.finalize()
         except BaseException:
             with contextlib.suppress(OSError):
-                files.remove_tree(writer._root)  # readers would ignore it
+                files.remove_tree(writer.grows_at)  # readers would ignore it
             raise
 
 
@@ -175,27 +175,28 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
         ) from error
 
 
-def check_derived_name(view: View, name: str) -> None:
+def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:
     """Refuse a name that a derived array of a store cannot have.
 
     Parameters
     ----------
-    view : View
-        Of the store.
     name : str
         The name.
+    taken : collection of str
+        The store's columns and arrays.
+    path : Path
+        The store.
 
     Raises
     ------
     InvalidInputError
-        If it is no name, or that of a column or array.
+        If it is not a valid name, or that of a column or array.
     """
     layout.check_name(name, "a derived array")
-    taken = {array.name for array in view.spec.arrays} | set(view.spec.schema.names) | {ROW, SAMPLE_INDEX}
     if name in taken:
         raise InvalidInputError(
             f"a derived array must have a name of its own, got {name!r}, which is a column or array of "
-            f"{view.snapshot.root}: choose another"
+            f"{path}: choose another"
         )
 
 

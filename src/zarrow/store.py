@@ -1,21 +1,17 @@
-"""How do rows get out?
+"""Store — a snapshot of a store for reading: its rows at the instant when it was opened.
 
-`open` takes a snapshot of a store; everything that is asked of it afterwards shows the rows of that
-instant, however many writers are at work. A `Store` hands out
+`open` takes the snapshot, and whatever is read later shows the rows of that instant, however many writers
+are at work. A `Store` hands out
 
 * the narrow columns: `Store.table`, `Store.scan`, the Arrow stream, Polars, SQL;
 * the vectors: ``store[name]``, a `StoreArray`, without a copy where they are stored as they are;
-* both, joined by row: `Store.join` streams the rows that pass a filter, or that have the keys given, and
+* both, joined by row: `Store.join` streams the rows that pass a filter, or that have the given keys, and
   reads the vectors of those rows only; `Store.take` picks rows;
 * row numbers by key: `Store.locate`, through an index on disk.
 
-Nothing is read that was not asked for, and nothing is read at opening but what the store is. The class says
-what may be asked and what comes of it; the work is done by `_read.columns`, `_read.arrays`, `_read.join`
-and `_read.key_index`,
-which `_read.opened` brings together for one snapshot.
-
-Place: tier 4, with `writer` and `verify`, which it must not import. Never writes, never locks: a reader
-needs no write permission, and a crash of one leaves nothing.
+Opening reads only what the store is; rows are read when they are needed. The room `_read` does the work,
+this class is its surface. It never writes and never locks: a reader needs no write permission, and a crash
+of one leaves nothing.
 """
 
 from __future__ import annotations
@@ -33,10 +29,10 @@ import pyarrow as pa
 from zarrow._read.arrays import Check, StoreArray, row_numbers
 from zarrow._read.asked_keys import read_keys
 from zarrow._read.columns import NarrowColumns
-from zarrow._read.derived import Derived
+from zarrow._read.contents import Contents
 from zarrow._read.filters import Filter, read_filter
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
-from zarrow._read.opened import Opened
+from zarrow._read.origin import origin
 from zarrow._read.view import View, take_view
 from zarrow.errors import InvalidInputError, StoreChangedError
 
@@ -56,9 +52,8 @@ def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
     path : path
         The store.
     partial : bool
-        Whether a store that was not finalized will do. If so, the rows that its writers have accepted up
-        to now are shown: those of open segments stand behind the committed ones, and their row numbers
-        are provisional.
+        Whether to open a store that was not finalized. If so, it shows the rows that its writers have
+        accepted so far: those of open segments come after the committed ones, with provisional row numbers.
 
     Returns
     -------
@@ -68,7 +63,7 @@ def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
     Raises
     ------
     StoreNotFoundError, NotAStoreError
-        If there is no store.
+        If there is no store at the path.
     IncompleteStoreError
         If it was not finalized and `partial` is False.
     CorruptionError
@@ -87,8 +82,7 @@ def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
 class Store:
     """A snapshot of a store: its rows at the instant when it was opened. See `open`.
 
-    A context manager; can be pickled, and finds the same rows where it is unpickled or says that it
-    cannot.
+    A context manager. It can be pickled: unpickling opens the same rows, or raises if they changed.
 
     Parameters
     ----------
@@ -113,23 +107,23 @@ class Store:
 
     def _show(self, view: View) -> None:
         reopen = _reopen, (str(self.path), self.partial, view.spec.uuid, view.rows)
-        self._maybe_opened: Opened | None = Opened(view, reopen)
+        self._maybe_contents: Contents | None = Contents(view, reopen)
 
     @property
-    def _opened(self) -> Opened:
-        if self._maybe_opened is None:
-            raise InvalidInputError(f"{self.path}: this store was closed: open it anew")
-        return self._maybe_opened
+    def _contents(self) -> Contents:
+        if self._maybe_contents is None:
+            raise InvalidInputError(f"{self.path}: this store was closed: open it again")
+        return self._maybe_contents
 
     @property
     def _view(self) -> View:
-        return self._opened.view
+        return self._contents.view
 
     @property
     def _columns(self) -> NarrowColumns:
-        return self._opened.columns
+        return self._contents.columns
 
-    # What there is
+    # What it holds
 
     @property
     def num_rows(self) -> int:
@@ -143,7 +137,7 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        """Whether the store was finalized."""
+        """Whether the store is finalized."""
         return self._view.snapshot.complete
 
     @property
@@ -153,17 +147,22 @@ class Store:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The columns that name a row."""
+        """The key columns, which name a row."""
         return self._view.spec.keys
 
     @property
     def uuid(self) -> str:
-        """32 hex digits that no other store has."""
+        """32 hex digits, unique to this store."""
         return self._view.spec.uuid
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What tells the committed rows from any others: JSON values, for whatever is derived from them."""
+        return origin(self._view.snapshot)
+
+    @property
     def provenance(self) -> dict[str, Any]:
-        """Where the rows come from, as their writer said."""
+        """Where the rows come from, as given to the writer."""
         return dict(self._view.spec.provenance)
 
     @property
@@ -173,7 +172,7 @@ class Store:
 
     @property
     def segments(self) -> tuple[range, ...]:
-        """The rows that lie together on disk: those of each committed segment, then of each open one."""
+        """The rows of each committed segment, then of each open one: those that lie together on disk."""
         return (*self._view.segment_ranges(), *self._view.live_ranges())
 
     @property
@@ -187,24 +186,20 @@ class Store:
     @property
     def arrays(self) -> Mapping[str, StoreArray]:
         """The arrays by name."""
-        return self._opened.arrays
+        return self._contents.arrays
 
     @property
     def derived(self) -> Mapping[str, StoreArray]:
-        """The arrays that `zarrow.add_array` stored beside these rows, by name.
+        """The arrays that `zarrow.add_array` computed from these rows, by name.
 
-        They are looked for when they are first asked for. Those of other rows, made before the last append
-        say, are left out; ``store[name]`` says why.
+        Arrays computed from other rows, for example before the last append, are left out; ``store[name]``
+        says why.
         """
-        return MappingProxyType(self._derived.arrays)
-
-    @property
-    def _derived(self) -> Derived:
-        return self._opened.derived
+        return MappingProxyType(self._contents.derived.arrays)
 
     def __getitem__(self, name: str) -> StoreArray:
-        """Return the array of that name, a derived one too; `UnknownNameError` if there is none."""
-        return self._opened.array(name)
+        """Return the array of that name, derived or not; `UnknownNameError` if there is none."""
+        return self._contents.array(name)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -213,7 +208,7 @@ class Store:
         return True
 
     def __repr__(self) -> str:
-        if self._maybe_opened is None:
+        if self._maybe_contents is None:
             return f"<zarrow.Store {str(self.path)!r}, closed>"
         arrays = ", ".join(f"{name} {array.row_shape}" for name, array in self.arrays.items())
         state = "complete" if self.complete else f"incomplete, {self.committed_rows} committed"
@@ -229,20 +224,20 @@ class Store:
         columns : list of str, optional
             The columns; all by default.
         filter : pyarrow.compute.Expression, optional
-            Which rows, e.g. ``pc.field("occurs_prob") > 0.9``. What it rules out by Parquet's statistics
-            is not read.
+            Which rows, e.g. ``pc.field("occurs_prob") > 0.9``. Parts that it rules out by Parquet's
+            statistics are not read.
 
         Returns
         -------
         pyarrow.Table
-            Of as many rows as pass.
+            The rows that pass.
 
         Raises
         ------
         UnknownNameError
             If there is no such column.
         InvalidInputError
-            If the filter is no filter of this table.
+            If the filter does not fit the table.
         CorruptionError
             If a part is damaged; names its segment.
 
@@ -261,16 +256,14 @@ class Store:
         filter: pc.Expression | None = None,
         batch_size: int | None = None,
     ) -> pa.RecordBatchReader:
-        """Stream narrow columns of the rows that pass a filter, in row order and bounded memory.
+        """Stream narrow columns of the rows that pass a filter, in row order and in bounded memory.
 
         Parameters
         ----------
-        columns : list of str, optional
-            As in `table`.
-        filter : pyarrow.compute.Expression, optional
+        columns, filter
             As in `table`.
         batch_size : int, optional
-            Rows of every batch but the last; what comes easiest by default.
+            Rows of every batch but the last; by default whatever takes no copy.
 
         Returns
         -------
@@ -294,23 +287,23 @@ class Store:
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """Export all narrow columns as an Arrow stream, for whatever reads those."""
+        """Export all narrow columns as an Arrow stream."""
         return self.scan().__arrow_c_stream__(requested_schema)
 
     def to_polars(self) -> pl.LazyFrame:
-        """Return the narrow columns as a Polars lazy frame, which reads what a query needs.
+        """Return the narrow columns as a Polars lazy frame, which reads only what a query needs.
 
         Returns
         -------
         polars.LazyFrame
-            Over the Parquet parts; live rows, and those of a short last segment, are in memory.
+            Over the Parquet parts; live rows and those of a short last segment are in memory.
 
         Raises
         ------
         MissingExtraError
             If Polars is not installed.
         CorruptionError
-            If a part is missing or has another size. Polars compares no checksums: `zarrow.verify` does.
+            If a part is missing or has the wrong size. Polars compares no checksums: `zarrow.verify` does.
 
         Examples
         --------
@@ -323,12 +316,12 @@ class Store:
         return engines.polars_frame(*self._columns.full_parts())
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
-        """Run SQL over the narrow columns, with DuckDB; the table is called ``predictions``.
+        """Run SQL over the narrow columns with DuckDB; the table is called ``predictions``.
 
         Parameters
         ----------
         query : str
-            The query. Keep the column ``row`` in the result to ask for the vectors with `vectors`.
+            The query. Keep the column ``row`` in the result to read the vectors with `vectors`.
 
         Returns
         -------
@@ -340,7 +333,7 @@ class Store:
         MissingExtraError
             If DuckDB is not installed.
         CorruptionError
-            If a part is missing or has another size. DuckDB compares no checksums: `zarrow.verify` does.
+            If a part is missing or has the wrong size. DuckDB compares no checksums: `zarrow.verify` does.
 
         Examples
         --------
@@ -350,9 +343,9 @@ class Store:
         >>> store.vectors(best)["query_embed"].shape
         (3, 8)
         """
-        return self._opened.sql.sql(query)
+        return self._contents.sql.sql(query)
 
-    # Both
+    # Columns and vectors of the same rows
 
     def take(
         self,
@@ -367,11 +360,11 @@ class Store:
         Parameters
         ----------
         rows : int or bool array, shape (n,) or (num_rows,)
-            Row numbers, negative ones counted from the end, any of them more than once; or a mask.
+            Row numbers, repeated if need be, negative ones counted from the end; or a mask.
         columns : list of str, optional
             The narrow columns; all by default.
         arrays : list of str, optional
-            The arrays, derived ones too; all but those by default.
+            The arrays, derived or not; all that are not derived by default.
         check : {"crc"}, optional
             Compare the vectors' chunks with their checksums; see `StoreArray.read`.
 
@@ -410,9 +403,7 @@ class Store:
         ----------
         rows : table-like with a column ``row``, or int array
             A table or frame of pyarrow, Polars, pandas or DuckDB.
-        arrays : list of str, optional
-            As in `take`.
-        check : {"crc"}, optional
+        arrays, check
             As in `take`.
 
         Returns
@@ -440,24 +431,23 @@ class Store:
     def locate(self, keys: Any, *, missing: Literal[-1, "raise"] = -1) -> npt.NDArray[np.int64]:
         """Return the rows that have these keys.
 
-        Looks into the index that `build_index` made; if there is none of exactly these rows (live rows
-        never are in it), the first call makes one for itself in a temporary file: that costs a scan of the
-        key columns, and disk space, but no memory to speak of. What it costs afterwards does not depend on
-        how many rows there are.
+        Uses the index that `build_index` made. If there is none of exactly these rows (it never has live
+        rows), the first call makes one in a temporary file, which takes a scan of the key columns and disk
+        space, but little memory. Later calls take the same time however many rows there are.
 
         Parameters
         ----------
         keys : table, frame, mapping of str to values, or values
-            Per key column the values, by name; other columns are ignored. If one column is the key, its
-            values will do. They must be of the column's kind, though not of its width: integers for
-            integers, strings for strings, times with a zone for times with a zone.
+            The values of each key column, by name; other columns are ignored. A single key column needs no
+            name. Values must be of the column's kind, but may differ in width: integers for integers,
+            strings for strings, times with a zone for times with a zone.
         missing : {-1, "raise"}
-            What to do about a key that no row has, as one with a null.
+            What to do about a key that no row has, such as one with a null.
 
         Returns
         -------
         int64 array, shape (n,)
-            Per key its row, the first if several have it (see `duplicated`); −1 for none.
+            The row of each key, the first one if several have it (see `duplicated`); −1 for none.
 
         Raises
         ------
@@ -466,7 +456,7 @@ class Store:
         KeyNotFoundError
             If a key has no row and `missing` is ``"raise"``.
         CorruptionError
-            If the index, or the table that it is made from, is damaged.
+            If the index is damaged, or the table that it is made from.
 
         Examples
         --------
@@ -477,15 +467,15 @@ class Store:
         """
         if missing not in (-1, "raise"):
             raise InvalidInputError(f"missing must be -1 or 'raise', got {missing!r}")
-        asked = read_keys(keys, self._opened.key_schema)
+        asked = read_keys(keys, self._contents.key_schema)
         rows = np.full(len(asked.possible), -1, np.int64)
-        rows[asked.possible] = self._opened.index.find(asked.keys)
+        rows[asked.possible] = self._contents.index.find(asked.keys)
         if missing == "raise":
             asked.require(rows, self.path)
         return rows
 
     def duplicated(self) -> npt.NDArray[np.int64]:
-        """Return the rows whose key an earlier row has: `locate` never finds them.
+        """Return the rows whose key an earlier row has, and which `locate` therefore never finds.
 
         Reads the whole index, in bounded memory.
 
@@ -496,10 +486,8 @@ class Store:
 
         Raises
         ------
-        InvalidInputError
-            If the store has no keys.
-        CorruptionError
-            If the index, or the table that it is made from, is damaged.
+        InvalidInputError, CorruptionError
+            As in `locate`.
 
         Examples
         --------
@@ -507,7 +495,7 @@ class Store:
         >>> len(zarrow.testing.example_store().duplicated())
         0
         """
-        return self._opened.index.repeated()
+        return self._contents.index.repeated()
 
     def join(
         self,
@@ -520,28 +508,26 @@ class Store:
         order: Literal["sample_index"] | None = None,
         check: Check = None,
     ) -> Iterator[Joined]:
-        """Stream the rows that pass a filter, or have the keys given: narrow columns and vectors, joined.
+        """Stream the rows that pass a filter, or have the given keys: narrow columns and vectors, joined.
 
         The vectors of other rows are not read. Memory is that of a few batches, however many rows pass.
 
         Parameters
         ----------
-        filter : pyarrow.compute.Expression, optional
-            As in `table`.
-        columns : list of str, optional
+        filter, columns
             As in `table`.
         arrays : list of str, optional
-            The arrays, derived ones too; all but those by default.
+            As in `take`.
         batch_size : int, optional
             Rows of every batch but the last; by default such that the vectors of a batch take 32 MiB.
         keys : table, frame, mapping of str to values, or values, optional
-            The keys of the rows, as in `locate`; every one must have a row. The rows come in the order of
-            the keys, and as often. Not together with `filter` or `order`.
+            The keys of the rows, as in `locate`; each must have a row. Rows come in the order of the keys,
+            once per key. Not together with `filter` or `order`.
         order : {"sample_index"}, optional
-            Come in the order of the dataset that was predicted, not in row order. Needs 16 bytes of memory
-            per row that passes.
+            Return rows in the order of the dataset that was predicted, not in row order. Needs 16 bytes of
+            memory per row that passes.
         check : {"crc"}, optional
-            Compare the vectors' chunks with their checksums; see `StoreArray.read`.
+            As in `take`.
 
         Returns
         -------
@@ -572,8 +558,8 @@ class Store:
         if keys is not None:
             if filter is not None or order is not None:
                 raise InvalidInputError(
-                    "join takes keys, or a filter and an order, not both: the rows come in the order of the "
-                    "keys; locate() gives their numbers, to choose from"
+                    "join takes either keys or a filter and an order, because rows come in the order of the "
+                    "keys: choose among the row numbers that locate() returns instead"
                 )
             return join.of_rows(self.locate(keys, missing="raise"))
         condition = self._filter(filter)
@@ -593,7 +579,7 @@ class Store:
         Parameters
         ----------
         filter : pyarrow.compute.Expression, optional
-            Which rows.
+            As in `table`.
 
         Returns
         -------
@@ -626,17 +612,17 @@ class Store:
     def refresh(self) -> bool:
         """Move on to the rows of this instant.
 
-        Arrays and iterators that were handed out before go on showing what they did.
+        Arrays and iterators that were handed out before keep showing the rows they had.
 
         Returns
         -------
         bool
-            Whether anything is new.
+            Whether anything changed.
 
         Raises
         ------
         StoreChangedError
-            If there is another store at the path by now.
+            If another store lies at the path now.
 
         Examples
         --------
@@ -647,18 +633,31 @@ class Store:
         old = self._view
         view = take_view(self.path, partial=self.partial)
         if view.spec.uuid != old.spec.uuid:
-            raise StoreChangedError(
-                f"{self.path}: another store was put in the place of this one: open it anew"
-            )
+            raise StoreChangedError(f"{self.path}: this store was replaced by another one: open it again")
         new = (view.rows, view.snapshot.rows, view.snapshot.complete)
         if new == (old.rows, old.snapshot.rows, old.snapshot.complete):
             return False
         self._show(view)
         return True
 
+    def require_unchanged(self) -> None:
+        """Make sure that the path still leads to this store.
+
+        Raises
+        ------
+        StoreChangedError
+            If the store was replaced, moved or removed since it was opened.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store().require_unchanged()
+        """
+        self._view.guard()
+
     def close(self) -> None:
-        """Let go of files and memory; arrays that were handed out stay usable."""
-        self._maybe_opened = None
+        """Release files and memory; arrays that were handed out stay usable."""
+        self._maybe_contents = None
 
     def __enter__(self) -> Self:
         return self
@@ -667,7 +666,7 @@ class Store:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
-        return self._opened.reopen
+        return self._contents.reopen
 
 
 def _reopen(path: str, partial: bool, uuid: str, rows: int) -> Store:
@@ -676,7 +675,7 @@ def _reopen(path: str, partial: bool, uuid: str, rows: int) -> Store:
     if store.uuid != uuid or store.num_rows != rows:
         raise StoreChangedError(
             f"{path}: the store changed since it was pickled ({rows} rows then, {store.num_rows} now"
-            f"{', another store' if store.uuid != uuid else ''}): open it anew"
+            f"{', another store' if store.uuid != uuid else ''}): open it again"
         )
     return store
 

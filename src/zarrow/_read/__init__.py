@@ -7,7 +7,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `catalog`               committed segments: records, claims, manifest, and which are visible
 `open_rows`             accepted rows of open segments
 `view`                  both together: which rows a reader sees at one instant
-`opened`                what is made of one view on first use, and kept
+`contents`              what a store hands out of one view, made on first use and kept
 `origin`                which rows something was derived from
 `columns`               the table: scans, filters, rows
 `filters`               a caller's filter: checked, and which columns it needs
@@ -22,7 +22,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `asked_keys`            the keys that a caller asks for, as columns of the right type
 `key_index`             which index answers for the rows of a view
 `keys`                  the index itself: built in bounded memory, searched by hash
-`derived`               derived arrays that belong to the rows of a view
+`derived_arrays`        derived arrays that belong to the rows of a view
 `column_values`         the numpy values that stand for an Arrow column (xarray, torch)
 `engines`               the table for Polars and DuckDB
 ======================  ===============================================================================

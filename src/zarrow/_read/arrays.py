@@ -122,6 +122,11 @@ class StoreArray:
         return self._array.codecs
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """How its rows were made, as their writer said: for a derived array, what it was computed from."""
+        return dict(self._view.spec.provenance)
+
+    @property
     def is_plain(self) -> bool:
         """Whether the files hold the rows as they are, so that they are read without a copy."""
         return self._array.is_plain

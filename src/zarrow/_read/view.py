@@ -82,7 +82,7 @@ class Guard:
         """Raise `StoreChangedError` if it is not."""
         if not self.holds():
             raise StoreChangedError(
-                f"{self._root}: the store was replaced, moved or removed since it was opened: open it anew"
+                f"{self._root}: the store was replaced, moved or removed since it was opened: open it again"
             )
 
 

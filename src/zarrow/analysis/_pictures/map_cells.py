@@ -182,7 +182,7 @@ def _is_map(store: Store, name: str) -> bool:
 
 
 def _details(store: Store, name: str) -> dict[str, Any]:
-    found = store._derived.provenance[name].get("map")
+    found = store.derived[name].provenance.get("map")
     return found if isinstance(found, dict) else {}
 
 

@@ -114,7 +114,7 @@ def map_rows(
     Parameters
     ----------
     store : Store
-        A complete store; open it anew to see the map.
+        A complete store; open it again to see the map.
     array : str, optional
         The array; need not be named if there is only one.
     method : {"pca", "umap", "tsne"}
@@ -160,7 +160,7 @@ def map_rows(
     """
     chosen = choose_array(store, array)
     wanted = f"{chosen.name}_{method}"[:64] if name is None else name
-    check_derived_name(store._view, wanted)  # before minutes are spent
+    check_derived_name(wanted, {*store.arrays, *store.schema.names}, store.path)  # before minutes are spent
     made, places = place_rows(
         store, chosen.name, method, by=by, sample_rows=sample_rows, seed=seed, progress=progress, stage=stage
     )

@@ -32,7 +32,6 @@ import pyarrow.compute as pc
 from zarrow._format import documents, layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW
-from zarrow._read.origin import origin
 from zarrow._storage import files, reading
 from zarrow.analysis._numbers.moments import row_norms
 from zarrow.analysis._numbers.topk import Metric, TopK
@@ -167,7 +166,7 @@ def build_neighbours(
     asked = asked[np.isfinite(as_matrix(chosen.take(asked))).all(axis=1)]
     probes, recall = _measure(store, chosen, index, metric, asked, lists, _half(progress, 1))
     facts = {
-        "of": origin(store._view.snapshot),
+        "of": store.identity,
         "array": chosen.name,
         "metric": metric,
         "rows": int(index.ntotal),
@@ -245,7 +244,7 @@ def _write(store: Store, path: Path, data: npt.NDArray[np.uint8], facts: dict[st
         for folder in (path.parent, scratch):
             files.make_dir(folder, exist_ok=True)
         files.sync_dir(store.path)
-        store._view.guard()
+        store.require_unchanged()
         whole = b"".join([data.tobytes(), document, len(document).to_bytes(8, "little"), MAGIC])
         files.replace(path, whole, scratch=scratch)
     except OSError as error:
@@ -275,7 +274,7 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
     if len(tail) < TAIL_BYTES or tail[8:] != MAGIC or size > data.size - TAIL_BYTES:
         raise CorruptionError(f"{path}: no index of neighbours; {advice}")
     facts = documents.decode_document(data[-TAIL_BYTES - size : -TAIL_BYTES].tobytes(), str(path))
-    if facts["of"] != origin(store._view.snapshot):
+    if facts["of"] != store.identity:
         raise NotFoundError(f"{path}: the index is of other rows than the store's; {advice}")
     if facts["array"] != array.name or facts["metric"] != metric:
         raise CorruptionError(f"{path}: the index of array {facts['array']!r} by {facts['metric']}; {advice}")

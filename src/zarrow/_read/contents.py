@@ -1,11 +1,10 @@
-"""What is made of a snapshot when it is first asked for?
+"""Contents — what a store hands out of one view, each part made on first use and kept.
 
-Opening a store takes its view, and nothing else. NarrowColumns, arrays, derived arrays, the index of its
-keys and a connection for SQL are made at the first question that needs them, and kept: all of them of the
-same rows. Another snapshot is another `Opened`; who still holds a part of the old one goes on seeing the
-old rows.
+Opening a store takes its view and nothing else. Columns, arrays, derived arrays, the key index and a
+connection for SQL are made when they are first needed, all of the same rows. A refreshed store has a new
+view, and so new contents; whoever still holds an array of the old ones keeps seeing the old rows.
 
-Place: tier 3, above `columns`, `arrays`, `derived` and `key_index`; used by `store`. Reads only.
+Reads only.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
-from zarrow._read.derived import Derived, find_derived
+from zarrow._read.derived_arrays import DerivedArrays, find_derived
 from zarrow._read.key_index import find_index, key_schema
 from zarrow._read.view import View
 from zarrow.errors import UnknownNameError, unknown_name
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 
     from zarrow._read.keys import KeyIndex
 
-__all__ = ["Opened"]
+__all__ = ["Contents"]
 
 
-class Opened:
+class Contents:
     """A view, and what was made of it so far.
 
     Parameters
@@ -40,7 +39,7 @@ class Opened:
     view : View
         The rows.
     reopen : callable and its arguments
-        Opens the store anew where an array is unpickled.
+        Opens the store where an array of it is unpickled.
     """
 
     def __init__(self, view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
@@ -59,8 +58,8 @@ class Opened:
         return MappingProxyType({one.name: StoreArray(self.view, one, self.reopen) for one in arrays})
 
     @cached_property
-    def derived(self) -> Derived:
-        """The derived arrays, and why others cannot be had."""
+    def derived(self) -> DerivedArrays:
+        """The derived arrays, and why others are unusable."""
         return find_derived(self.view, self.reopen)
 
     @cached_property
@@ -81,7 +80,7 @@ class Opened:
         return engines.duckdb_connection(*self.columns.full_parts())
 
     def array(self, name: str) -> StoreArray:
-        """Return the array of that name, a derived one too; `UnknownNameError` if there is none."""
+        """Return the array of that name, derived or not; `UnknownNameError` if there is none."""
         try:
             if name in self.arrays:
                 return self.arrays[name]
@@ -91,6 +90,6 @@ class Opened:
         except (KeyError, TypeError):
             if name in self.columns.schema.names:
                 raise UnknownNameError(
-                    f"{name!r} is a column of the table, not an array: ask for table([{name!r}])"
+                    f"{name!r} is a column of the table, not an array: use table([{name!r}])"
                 ) from None
             raise unknown_name("array", name, [*self.arrays, *self.derived.arrays]) from None

@@ -1,14 +1,11 @@
-"""Which derived arrays belong to the rows that a reader sees?
+"""Derived arrays — those computed from a complete store's rows, where they belong to the rows of a view.
 
-A derived array (a projection, a score) was computed from the rows of a complete store after it was written.
-What is committed never changes, so it lies beside the originals, in ``derived/NAME/``: a complete store of
-its own that holds the one array *NAME*, row by row, and whose provenance says of which rows it is. Atomic
-commits, checksums, memory mapping and stock readers come with that.
+A derived array (a projection, a score) lies in ``derived/NAME/``: a complete store of its own that holds
+the one array *NAME*, row by row, and whose provenance says of which rows it is (`origin`). Atomic commits,
+checksums, memory mapping and stock readers come with that.
 
-It is believed only if those rows are exactly the ones of the view; after an append it is outdated and
-ignored, and so is what a killed derivation left. A damaged one never keeps the store from opening.
-
-Place: tier 3, above `arrays`; used by `store`. Reads only.
+It is used only if those rows are exactly the ones of the view. After an append it is outdated and ignored,
+and so is what a killed derivation left. A damaged one never keeps the store from opening. Reads only.
 """
 
 from __future__ import annotations
@@ -23,29 +20,26 @@ from zarrow._read.origin import derived_names, origin, said_origin
 from zarrow._read.view import View, take_view
 from zarrow.errors import CorruptionError, IncompleteStoreError, NotFoundError, ZarrowError
 
-__all__ = ["Derived", "find_derived"]
+__all__ = ["DerivedArrays", "find_derived"]
 
 
 @dataclass(frozen=True, slots=True)
-class Derived:
+class DerivedArrays:
     """The derived arrays of a view.
 
     Parameters
     ----------
     arrays : dict of str to StoreArray
         Those that belong to its rows.
-    provenance : dict of str to dict
-        Of each of them, how it was made.
     unusable : dict of str to ZarrowError
-        Why the others cannot be had.
+        Why the others cannot be used.
     """
 
     arrays: dict[str, StoreArray] = field(default_factory=dict)
-    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     unusable: dict[str, ZarrowError] = field(default_factory=dict)
 
 
-def find_derived(view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> Derived:
+def find_derived(view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> DerivedArrays:
     """Look for the derived arrays of a view.
 
     Parameters
@@ -53,14 +47,14 @@ def find_derived(view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]])
     view : View
         The rows.
     reopen : callable and its arguments
-        Opens the store anew where an array is unpickled.
+        Opens the store where an array of it is unpickled.
 
     Returns
     -------
-    Derived
-        What there is.
+    DerivedArrays
+        All that lie in the store, usable or not.
     """
-    found = Derived()
+    found = DerivedArrays()
     taken = {array.name for array in view.spec.arrays} | set(view.spec.schema.names)
     for name in derived_names(view.snapshot.root):
         if name in taken:
@@ -71,7 +65,6 @@ def find_derived(view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]])
             found.unusable[name] = error
         else:
             found.arrays[name] = StoreArray(one, one.spec.arrays[0], reopen)
-            found.provenance[name] = dict(one.spec.provenance)
     return found
 
 
@@ -82,14 +75,14 @@ def _open(view: View, name: str) -> View:
         one = take_view(path, partial=False)
     except (IncompleteStoreError, NotFoundError) as error:
         raise IncompleteStoreError(
-            f"{path}: making the derived array {name!r} was begun but not finished: make it anew"
+            f"{path}: making the derived array {name!r} was not finished: make it again"
         ) from error
     mine: Mapping[str, Any] = origin(view.snapshot)
     if not view.snapshot.complete or said_origin(one.spec) != mine:
         raise IncompleteStoreError(
             f"{path}: the derived array {name!r} was made of other rows than the store has now (it was "
-            "appended to, or reopened): make it anew"
+            "appended to or reopened): make it again"
         )
     if [array.name for array in one.spec.arrays] != [name] or one.rows != view.rows:
-        raise CorruptionError(f"{path}: no array {name!r} of {view.rows} rows in it: make it anew")
+        raise CorruptionError(f"{path}: does not hold the array {name!r} of {view.rows} rows: make it again")
     return one
