@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from zarrow._predict.identifiers import CallableIdentifiers, Identifiers, open_identifiers
+from zarrow._predict.identifiers import Identifiers, open_identifiers
 from zarrow._predict.repeated import drop_repeated
 from zarrow._predict.row_set import RowSet
 from zarrow._predict.rules import Names, PredictionRules
@@ -52,7 +52,7 @@ try:
     from zarrow._predict.choose_batches import choose_batches
     from zarrow._predict.host_copies import HostCopies
     from zarrow._predict.identity import differences, identify
-    from zarrow._predict.loaders import loaders_of
+    from zarrow._predict.loaders import loaders_of, trim
     from zarrow._predict.missing_rows import MissingRowsSampler
     from zarrow._predict.ranks import end_together, open_together
     from zarrow._predict.run import Run
@@ -101,7 +101,7 @@ class PredictionWriter(BasePredictionWriter):
         The store, a directory. Its parent must exist.
     identifiers : pyarrow Table, polars or pandas frame, path, callable, or a list of these, optional
         Columns that say who the rows are, in the dataset's order; a Parquet file (or directory of files)
-        is read a row group at a time. A callable gets ``(batch, sample_index)`` and returns the table of the
+        is read a row group at a time. A callable gets ``(batch, indices)`` and returns the table of the
         batch's rows. With several data loaders, a list with one for each.
     columns : sequence of str, or mapping of str to str, optional
         The entries that become columns, or names in the store and their entries:
@@ -279,9 +279,7 @@ class PredictionWriter(BasePredictionWriter):
                 HostCopies(self._dtypes),
                 sample_index=self._sample_index,
                 drop_duplicates=self._drop_duplicates,
-                queue_bytes=self._options["queue_bytes"],
             )
-            opened.callback(run.close)
             if trainer is not None and (before or trainer.world_size > 1):
                 self._undo = choose_batches(trainer, before, drop_duplicates=self._drop_duplicates)
             opened.pop_all()
@@ -381,9 +379,9 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hand a batch over: queued on return.
+        """Hand a batch to the writer: queued on return; from a GPU, when the next but one was begun.
 
-        What is wrong with a batch may be raised by the hook of a later one, or at the end.
+        What is wrong with a batch may be told by the hook of a later one, or at the end.
 
         Parameters
         ----------
@@ -406,9 +404,12 @@ class PredictionWriter(BasePredictionWriter):
         """
         run = self._running()
         run.write(dataloader_idx, batch_idx, prediction, batch)
+        trim(run.loaders[dataloader_idx].loader, batch_idx)
         if trainer.received_sigterm:
             # The scheduler kills us soon, and starts us again.
-            run.finish(durable=True)
+            run.finish()
+            assert run.writer is not None
+            run.writer.flush(durable=True)
             raise SIGTERMException(SIGTERM_EXIT_CODE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -420,7 +421,10 @@ class PredictionWriter(BasePredictionWriter):
             As Lightning has them.
         """
         run = self._let_go()
-        if run is not None:
+        if run is not None and run.writer is not None:
+            # The exception under way is the news; a second one, of ours or the GPU's, would hide it.
+            with contextlib.suppress(ZarrowError, RuntimeError):
+                run.finish()
             run.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -510,7 +514,7 @@ class PredictionWriter(BasePredictionWriter):
         return {"keys": keys, "schema": table.schema, "arrays": {}}
 
 
-def _open_all(given: Any) -> list[Identifiers | CallableIdentifiers | None]:
+def _open_all(given: Any) -> list[Identifiers | None]:
     return (
         [open_identifiers(one) for one in given]
         if isinstance(given, list | tuple)

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import random
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,19 +12,18 @@ import pytest
 from crash.disk import Disk, Recorder, Tree
 from crash.states import State, Tally
 from crash.workloads import calls, scratch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import zarrow
 from zarrow import cli
 from zarrow._format import layout
-from zarrow._maintenance import pack, sorted_rows
+from zarrow._maintenance import external_sort, pack
 from zarrow._storage import files
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
     InvalidInputError,
+    MissingExtraError,
     StoreChangedError,
     StoreExistsError,
     StoreLockedError,
@@ -119,10 +119,8 @@ def test_rows_are_put_into_the_order_of_the_dataset(tmp_path, codecs):
 
 
 def test_rows_are_sorted_by_several_columns_however_small_the_memory(store, monkeypatch):
-    """Many runs are merged into the order that one sort gives."""
-    monkeypatch.setattr(sorted_rows, "RUN_BYTES", 1000)
-    monkeypatch.setattr(sorted_rows, "_STEP_ROWS", 64)
-    monkeypatch.setattr(sorted_rows, "_MIN_STEP_ROWS", 4)
+    """Rows that are gathered in many small blocks come in the order that one sort gives."""
+    monkeypatch.setattr(pack, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(pack, "MAX_BLOCK_ROWS", 33)
     zarrow.pack(store, order=["when", "word", "id"])
     assert_whole(store, sorted(range(ROWS), key=lambda i: (i % 13, f"w{i % 7}", i)))
@@ -153,7 +151,7 @@ def test_rows_without_a_sample_index_stay_without(tmp_path):
         writer.append({"x": [5, 3]}, sample_index=[0, 1])
         writer.append({"x": [4, 1]})
         writer.finalize()
-    with pytest.raises(InvalidInputError, match="only if all were appended with one"):
+    with pytest.raises(InvalidInputError, match="only if all of them have one"):
         zarrow.pack(path, order="sample_index")
     zarrow.pack(path, order="x")
     assert zarrow.open(path).table().select(["x", "sample_index"]).to_pydict() == {
@@ -178,37 +176,6 @@ def test_what_is_in_order_is_left_alone(store):
     zarrow.pack(store, order="sample_index")
     zarrow.pack(store, order=["id"], segment_rows=64)
     assert zarrow.open(store).uuid == uuid
-
-
-values = st.one_of(
-    st.none(), st.floats(width=32), st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan])
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(values, st.one_of(st.none(), st.text(max_size=3))), max_size=60),
-    st.integers(1, 9),
-    st.integers(1, 4),
-)
-def test_merging_equals_sorting(tmp_path_factory, rows, batch_rows, step):
-    """Runs, steps and batches of any size give what pyarrow's own sort gives."""
-    schema = pa.schema({"number": pa.float32(), "word": pa.string(), "row": pa.int64()})
-    table = pa.Table.from_pylist(
-        [{"number": n, "word": w, "row": i} for i, (n, w) in enumerate(rows)], schema=schema
-    )
-    by = ["number", "word", "row"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorted_rows, "RUN_BYTES", 100)
-        patch.setattr(sorted_rows, "_STEP_ROWS", step)
-        patch.setattr(sorted_rows, "_MIN_STEP_ROWS", step)
-        batches = table.to_batches(max_chunksize=batch_rows)
-        found = list(sorted_rows.sort_rows(batches, by, tmp_path_factory.getbasetemp()))
-    expected = table.sort_by([(name, "ascending") for name in by])
-    assert pa.concat_tables([schema.empty_table(), *found])["row"].to_pylist() == expected["row"].to_pylist()
-    assert sorted_rows.are_sorted(expected.to_batches(max_chunksize=batch_rows), by)
-    if table["row"].to_pylist() != expected["row"].to_pylist():
-        assert not sorted_rows.are_sorted(batches, by)
 
 
 # The command line
@@ -259,7 +226,7 @@ def test_what_is_refused(store, tmp_path):
         zarrow.pack(store, segment_rows=100)
     with pytest.raises(InvalidInputError, match="there is no array 'embd'"):
         zarrow.pack(store, codecs={"embd": "zstd"})
-    with pytest.raises(StoreExistsError, match="a store already: pack to another path"):
+    with pytest.raises(StoreExistsError, match="a store exists here already: pack to another path"):
         zarrow.pack(store, make(tmp_path / "t.zarrow", 50))
     with zarrow.Writer(tmp_path / "open.zarrow") as writer:
         writer.append({"x": [1]})
@@ -286,7 +253,7 @@ def test_rows_appended_meanwhile_are_not_lost(store):
                 writer.append(table, vectors, [0])
                 writer.finalize()
 
-    with pytest.raises(StoreChangedError, match="somebody wrote to it"):
+    with pytest.raises(StoreChangedError, match="it was written to while it was packed"):
         zarrow.pack(store, order="id", progress=append)
     assert zarrow.open(store).num_rows == ROWS + 1
     assert os.listdir(store.parent) == ["s.zarrow"]
@@ -346,6 +313,25 @@ def test_an_interrupted_one_leaves_the_old_store_and_nothing_else(store, step):
     assert os.listdir(store / layout.OPEN_DIR) == []
     zarrow.pack(store, order="id")
     assert_whole(store, list(range(ROWS)))
+
+
+def test_without_duckdb_only_the_order_stays(store, monkeypatch):
+    """Sorting asks for DuckDB before anything is written; other codecs do not need it."""
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(MissingExtraError, match="sorting rows needs DuckDB: pip install duckdb"):
+        zarrow.pack(store, order="id")
+    assert os.listdir(store.parent) == ["s.zarrow"]
+    zarrow.pack(store, codecs="zstd")
+    assert_whole(store)
+
+
+def test_no_room_to_sort_leaves_the_old_store(store, monkeypatch):
+    """What DuckDB has no memory for is an error that says so, and the old store is as it was."""
+    monkeypatch.setattr(external_sort, "MEMORY_LIMITS", ("1kB",))
+    with pytest.raises(WriteFailedError, match=r"DuckDB cannot sort the rows: .*s\.zarrow is as it was"):
+        zarrow.pack(store, order="id")
+    assert_whole(store)
+    assert os.listdir(store.parent) == ["s.zarrow"]
 
 
 class FullDisk(files.Calls):

@@ -16,9 +16,7 @@ from zarrow._commands.arguments import (
     Array,
     AsJson,
     By,
-    Label,
     Names,
-    Probability,
     Seed,
     StorePath,
     comma_list,
@@ -191,10 +189,12 @@ def report(
     colours: Annotated[
         Names, comma_list("Columns to colour by, comma-separated.", "--colours", "--colors")
     ] = (),
-    probability: Probability = None,
-    label: Label = None,
+    probability: Annotated[
+        str | None, Option(help="Column of probabilities.", show_default="the likely one")
+    ] = None,
+    label: Annotated[str | None, Option(help="Column of labels.", show_default="the likely one")] = None,
     by: Annotated[
-        Names, comma_list("Columns to evaluate by, comma-separated.", "--by", default="the tasks")
+        Names, comma_list("Columns to evaluate by, comma-separated.", "--by", default="query,duration_days")
     ] = (),
     title: Annotated[str | None, Option(help="Title.", show_default="the store's name")] = None,
     as_json: AsJson = False,

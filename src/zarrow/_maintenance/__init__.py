@@ -1,8 +1,7 @@
 """Maintenance — checking, mending and rewriting stores that exist.
 
 What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do. May import the doors
-`writer`,
-`store` and `derived`, and every room below them.
+`writer`, `store` and `derived`, and every room below them.
 
 ======================  ===============================================================================
 `findings`              what an audit found, by severity
@@ -16,8 +15,8 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `audit_index`           the key index, against the table
 `mending`               from findings to a plan, and carrying it out
 `quarantine`            where damaged files are moved
+`external_sort`         the order of rows by some columns, in bounded memory
 `pack`                  rewriting a store: codecs, segments, order of rows
-`sorted_rows`           sorting a table that does not fit into memory
 `build_index`           writing the key index into a store
 ======================  ===============================================================================
 """

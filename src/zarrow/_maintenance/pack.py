@@ -1,18 +1,13 @@
-"""How does a store get other codecs, other segments, or another order of its rows, in bounded memory?
+"""Pack — a complete store rewritten with other codecs, other segments or its rows in another order.
 
-`pack` writes a new store from the rows of an old one:
+1. If rows are to be sorted, their new order is found first (`external_sort`); it may be the one they have.
+2. The old store is verified: damage must not be copied under a new checksum.
+3. Its rows are streamed into a `Writer`, in blocks. For another order, the vectors of a block are gathered by
+   row. Compressed vectors are first written out uncompressed, or a chunk would be decoded for each row of it.
+4. The new store is verified, gets the derived arrays of the old one, and then takes its place in one step.
 
-1. the old one is verified: damage must not be copied under a fresh checksum;
-2. its rows are streamed into a `Writer`, as they lie, or in another order: then the narrow columns are
-   sorted outside of memory (`sorted_rows`), and the vectors are gathered, block by block, in the order of
-   the rows that come out. Vectors that are compressed are first written out plainly, or a chunk would be
-   decoded for every row of it;
-3. the new one is verified, gets the derived arrays of the old one, and only then takes its place, at once.
-
-A crash leaves the old store as it was and, beside it, a new one that is begun, ``<name>.incoming``, which
-the next `pack` or ``Writer(mode="w")`` removes.
-
-Place: above `writer`, `store`, `verify` and `derived`, which it puts together; used by `cli`.
+A crash leaves the old store as it was and, next to it, an unfinished new one, ``NAME.incoming``, which the
+next `pack` or ``Writer(mode="w")`` removes.
 """
 
 from __future__ import annotations
@@ -36,7 +31,7 @@ from zarrow._format.codecs import choose
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.spec import rows_of
 from zarrow._maintenance.audit import audit
-from zarrow._maintenance.sorted_rows import are_sorted, check_sortable, sort_rows
+from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._storage import files
 from zarrow.derived import add_array
 from zarrow.errors import (
@@ -61,7 +56,6 @@ BLOCK_BYTES = 8 << 20
 MAX_BLOCK_ROWS = 16_384
 
 _SAMPLE_ROWS = 4096
-_SCRATCH_PREFIX = "zarrow-pack-"
 
 Progress = Callable[[str, int, int], None]
 
@@ -77,45 +71,48 @@ def pack(
 ) -> None:
     """Rewrite a complete store with other codecs, other segments, or its rows in another order.
 
-    The new store is verified before it takes the place of the old one, at once; whatever ends the process
-    before leaves the old one as it was. Columns, keys, sample indices, provenance and derived arrays are
-    kept; an index of keys has to be built anew. A store that is as asked for already is left alone.
+    The new store is verified, then takes the place of the old one in one step; if the process dies before
+    that, the old store is as it was. Columns, keys, sample indices, provenance and derived arrays are kept;
+    an index of keys must be built again. If nothing would change, nothing is written.
 
-    Memory is that of a few blocks. The disk needs room for the new store; for another order also for the
-    narrow columns, and for vectors that are compressed as plain bytes.
+    Memory is that of a few blocks, and some 256 MB for sorting. The disk needs room for the new store; for
+    another order also for the narrow columns, and for compressed vectors in uncompressed form.
 
     Parameters
     ----------
     path : path
-        A complete store, to which nobody is writing.
+        A complete store, without an active writer.
     out : path, optional
-        Where the new store goes, if the old one is to stay.
+        Where to write the new store. By default it replaces the old one.
     order : str or sequence of str, optional
         Columns to sort the rows by, ascending: ``"sample_index"``, the order of the dataset that was
-        predicted, or keys, or any others. Rows that are equal in them keep their order.
+        predicted, or any others. Text is compared by its bytes; NaN comes after all numbers, null last.
+        Rows that are equal keep their order.
     codecs : optional
-        As `Writer` has them; None for plain bytes, ``"auto"`` for those that suit the first segment's rows.
-        By default those of the store, as for arrays that a mapping leaves out.
+        As for `Writer`; None for uncompressed, ``"auto"`` to choose by the first segment's rows. By default,
+        and for arrays that a mapping leaves out, those of the store.
     segment_rows : int, optional
-        Rows of a segment, a power of two. By default as many as the store has.
+        Rows per segment, a power of two. By default as in the store.
     progress : callable of (str, int, int), optional
-        Called with what is being done (``"verify"``, ``"sort"``, ``"write"``, ``"verify the new store"``),
-        how much of it is done, and how much there is.
+        Called with the step (``"sort"``, ``"verify"``, ``"write"``, ``"verify the new store"``), how much of
+        it is done, and its total.
 
     Raises
     ------
     StoreNotFoundError, NotAStoreError, IncompleteStoreError
         If there is no complete store.
     InvalidInputError
-        If an argument breaks a rule; a column that rows are sorted by is not there, or has no order.
+        If an argument breaks a rule, or a column to sort by is missing or has no order.
+    MissingExtraError
+        If rows are to be sorted and DuckDB is not installed.
     StoreExistsError
         If there is something at `out`.
     StoreLockedError
-        If the store is being written or packed by somebody else.
+        If another process is writing or packing the store.
     StoreChangedError
-        If rows were appended to it meanwhile.
+        If rows were appended while it was packed.
     CorruptionError
-        If the store is damaged; says to repair it.
+        If the store is damaged: repair it first.
     WriteFailedError
         If the new store cannot be written; the old one is as it was.
 
@@ -131,19 +128,29 @@ def pack(
     root = Path(os.path.realpath(path))
     with open_store(root) as store:
         by = _checked_order(store, order)
-        if out is None and _is_packed(store, by, codecs, segment_rows):
-            return
         target = root if out is None else Path(os.path.realpath(out))
         if target != root and (target / layout.STORE_JSON).exists():
-            raise StoreExistsError(f"{target}: there is a store already: pack to another path")
-        remedy = "'zarrow repair' puts aside what is damaged; pack the rest then"
+            raise StoreExistsError(f"{target}: a store exists here already: pack to another path")
+        with _old_store_stays(store, target):
+            blocks = _sorted(store, by, target.parent, say) if by else None
+        same = isinstance(codecs, str) and codecs == "keep" and segment_rows in (None, store.segment_rows)
+        if blocks is None and same and out is None:
+            return
+        remedy = "run 'zarrow repair', which moves damaged rows aside, then pack the rest"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
-        blocks = _sorted(store, by, target.parent, say) if by else _as_is(store)
-        rewrite(store, blocks, store.num_rows, target, chosen_codecs(store, codecs), segment_rows, say)
+        rewrite(
+            store,
+            blocks or _as_is(store),
+            store.num_rows,
+            target,
+            chosen_codecs(store, codecs),
+            segment_rows,
+            say,
+        )
 
 
 def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]:
-    """Return the columns to sort by; none, if the rows may stay where they are."""
+    """Return the columns to sort by; none if the rows keep their order."""
     by = [order] if isinstance(order, str) else list(order or ())
     for name in by:
         if name not in store.schema.names:
@@ -153,16 +160,10 @@ def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]
         for batch in store.scan([SAMPLE_INDEX]):
             if batch[SAMPLE_INDEX].null_count:
                 raise InvalidInputError(
-                    f"{store.path}: rows can be sorted by {SAMPLE_INDEX} only if all were appended with one, "
-                    "and some were not: sort them by something else"
+                    f"{store.path}: rows can be sorted by {SAMPLE_INDEX} only if all of them have one, and "
+                    "some were appended without: sort by another column"
                 )
     return by
-
-
-def _is_packed(store: Store, by: list[str], codecs: Any, segment_rows: int | None) -> bool:
-    """Tell whether the store is as asked for already."""
-    same = isinstance(codecs, str) and codecs == "keep" and segment_rows in (None, store.segment_rows)
-    return same and (not by or are_sorted(map(_plain, store.scan(list(dict.fromkeys(by)))), by))
 
 
 def chosen_codecs(store: Store, codecs: Any) -> Any:
@@ -192,53 +193,67 @@ def rewrite(
     segment_rows: int | None,
     say: Progress,
 ) -> None:
-    """Write rows of a store into a new one, and that to its place."""
+    """Write rows of a store into a new one, verify it, and put it in its place."""
     in_place = target == store.path
     grows_at = target.with_name(target.name + layout.INCOMING_SUFFIX) if in_place else target
-    writer = None
+    with _old_store_stays(store, target):
+        writer = None
+        try:
+            writer = Writer(
+                target,
+                arrays={name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()},
+                schema=pa.schema(
+                    [field for field in store.schema if field.name not in layout.RESERVED_COLUMNS]
+                ),
+                keys=store.keys,
+                mode="w" if in_place else "x",
+                segment_rows=segment_rows or store.segment_rows,
+                codecs=codecs,
+                provenance=store.provenance,
+            )
+            with tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=target.parent) as numbers:
+                say("write", 0, rows)
+                for block in blocks:
+                    columns = {name: block.table[name] for name in writer.spec.schema.names}  # type: ignore[union-attr]  # declared
+                    writer.append(columns, block.vectors, block.table[SAMPLE_INDEX], copy=False)
+                    if store.derived:
+                        numbers.write(np.ascontiguousarray(block.rows).data)
+                    say("write", writer.queued_rows, rows)
+                assert writer.queued_rows == rows
+
+                def check(new: Path) -> None:
+                    remedy = "the disk does not keep what is written to it; the old store is as it was"
+                    _verify(
+                        new,
+                        lambda done, total: say("verify the new store", done, total),
+                        {"damage", "defect"},
+                        remedy,
+                    )
+                    _copy_derived(store, numbers, new)
+                    if in_place:
+                        _check_unchanged(store)
+
+                writer.finalize(check=check)
+        except BaseException as error:
+            with contextlib.suppress(ZarrowError, OSError):  # the first error is the one to report
+                if writer is not None:
+                    writer.close()
+            if writer is not None or not isinstance(
+                error, ConflictError | NotFoundError
+            ):  # else it is not ours
+                with contextlib.suppress(OSError):
+                    files.remove_tree(grows_at)
+            raise
+
+
+@contextlib.contextmanager
+def _old_store_stays(store: Store, target: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one that says that the old store is as it was."""
     try:
-        writer = Writer(
-            target,
-            arrays={name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()},
-            schema=pa.schema([field for field in store.schema if field.name not in layout.RESERVED_COLUMNS]),
-            keys=store.keys,
-            mode="w" if in_place else "x",
-            segment_rows=segment_rows or store.segment_rows,
-            codecs=codecs,
-            provenance=store.provenance,
-        )
-        with tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX, dir=target.parent) as numbers:
-            say("write", 0, rows)
-            for block in blocks:
-                columns = {name: block.table[name] for name in writer.spec.schema.names}  # type: ignore[union-attr]  # declared
-                writer.append(columns, block.vectors, block.table[SAMPLE_INDEX], copy=False)
-                if store.derived:
-                    numbers.write(np.ascontiguousarray(block.rows).data)
-                say("write", writer.queued_rows, rows)
-            assert writer.queued_rows == rows
-
-            def check(new: Path) -> None:
-                remedy = "the disk does not keep what is written to it; the old store is as it was"
-                _verify(
-                    new,
-                    lambda done, total: say("verify the new store", done, total),
-                    {"damage", "defect"},
-                    remedy,
-                )
-                _copy_derived(store, numbers, new)
-                if in_place:
-                    _check_unchanged(store)
-
-            writer.finalize(check=check)
-    except BaseException as error:
-        with contextlib.suppress(ZarrowError, OSError):  # the error under way is the news
-            if writer is not None:
-                writer.close()
-        if writer is not None or not isinstance(error, ConflictError | NotFoundError):  # else it is not ours
-            with contextlib.suppress(OSError):
-                files.remove_tree(grows_at)
-        failed = isinstance(error, WriteFailedError)  # whose remedy, to go on writing, is not ours
-        if not isinstance(error, OSError) or (isinstance(error, ZarrowError) and not failed):
+        yield
+    except OSError as error:
+        failed = isinstance(error, WriteFailedError)  # whose remedy, to go on writing, does not apply here
+        if isinstance(error, ZarrowError) and not failed:
             raise
         number = error.errno or errno.EIO
         reason = os.strerror(number) if failed else error.strerror or error
@@ -246,17 +261,17 @@ def rewrite(
 
 
 def _check_unchanged(store: Store) -> None:
-    """Raise if rows were appended: they would be lost with the old store. Its lock is held by now."""
+    """Raise if rows were appended: they would be lost with the old store, whose lock is held by now."""
     try:
         changed = store.refresh()
     except IncompleteStoreError:
         changed = True
     if changed:
-        raise StoreChangedError(f"{store.path}: somebody wrote to it while it was packed: pack it again")
+        raise StoreChangedError(f"{store.path}: it was written to while it was packed: pack it again")
 
 
 def _copy_derived(store: Store, numbers: IO[bytes], new: Path) -> None:
-    """Store the derived arrays of the old rows beside the new ones."""
+    """Add the derived arrays of the old store to the new one, in the new order of the rows."""
     numbers.flush()
     for name, array in store.derived.items():
         if not len(array):
@@ -272,7 +287,7 @@ def _copy_derived(store: Store, numbers: IO[bytes], new: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of the old store, with their numbers there, on their way to the new one."""
+    """Rows on their way from the old store to the new one, with their row numbers in the old one."""
 
     rows: npt.NDArray[np.int64]
     table: pa.Table
@@ -285,15 +300,13 @@ def block_rows(arrays: Iterable[StoreArray]) -> int:
 
 
 def _as_is(store: Store) -> Iterator[Block]:
-    """Yield all rows as they lie."""
+    """Yield all rows in their present order."""
     for batch, vectors in store.join(batch_size=block_rows(store.arrays.values())):
         yield Block(batch[ROW].to_numpy(), pa.Table.from_batches([batch]), vectors)
 
 
-def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterator[Block]:
-    """Yield all rows, sorted."""
-    gatherers = {name: _gatherer(array, scratch) for name, array in store.arrays.items()}
-    size = block_rows(store.arrays.values())
+def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterator[Block] | None:
+    """Return all rows in order; None if they are in order already."""
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows = 0
@@ -302,23 +315,35 @@ def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterat
             rows += batch.num_rows
             say("sort", rows, store.num_rows)
 
-    for table in sort_rows(batches(), [*by, ROW], scratch):
-        for start in range(0, table.num_rows, size):
-            block = table.slice(start, size)
-            rows = block[ROW].to_numpy()
-            yield Block(rows, block, {name: gather(rows) for name, gather in gatherers.items()})
+    columns = spool(batches(), without_dictionaries(store.schema), scratch)
+    numbers = sort(columns, by, scratch)
+    return None if numbers is None else _taken(store, columns, numbers, scratch)
+
+
+def _taken(store: Store, columns: pa.Table, numbers: npt.NDArray[np.int64], scratch: Path) -> Iterator[Block]:
+    """Yield rows in the given order."""
+    gatherers = {name: _gatherer(array, scratch) for name, array in store.arrays.items()}
+    size = block_rows(store.arrays.values())
+    step = max(2 * BLOCK_BYTES * columns.num_rows // columns.nbytes, 1)
+    for start in range(0, len(numbers), step):
+        here = np.asarray(numbers[start : start + step])
+        table = take(columns, here)
+        for at in range(0, len(here), size):
+            rows = here[at : at + size]
+            vectors = {name: gather(rows) for name, gather in gatherers.items()}
+            yield Block(rows, table.slice(at, size), vectors)
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return rows without dictionaries, of which every batch may have another."""
+    """Return rows without dictionaries, since each batch may have its own."""
     return batch.cast(without_dictionaries(batch.schema))
 
 
 def _gatherer(array: StoreArray, scratch: Path) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]:
-    """Return what gathers rows of an array at the price of these rows."""
+    """Return a function that gathers rows of an array without decoding their chunks again for each call."""
     if array.is_plain or not len(array):
         return array.take
-    with tempfile.TemporaryFile(prefix=_SCRATCH_PREFIX, dir=scratch) as file:
+    with tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=scratch) as file:
         step = block_rows([array])
         for start in range(0, len(array), step):
             file.write(array.read(start, min(start + step, len(array))).data)

@@ -39,7 +39,6 @@ from zarrow.store import Store, StoreArray
 __all__ = [
     "NO_COLUMNS",
     "Block",
-    "Matrix",
     "Progress",
     "as_matrix",
     "block_rows",
