@@ -591,7 +591,7 @@ GOOD = outputs(3, 6)
 def test_batches_that_break_a_rule(tmp_path: Path, prediction: Any, message: str) -> None:
     """A batch that does not fit ends the run; the ones before it are kept, and the next run goes on."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(6)))
-    with pytest.raises(InvalidInputError, match="calls setup first"):
+    with pytest.raises(InvalidInputError, match="got a batch outside of a run"):
         feed(writer, 0, 3)
     writer.setup(None, None, "predict")
     feed(writer, 0, 3)

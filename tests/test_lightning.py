@@ -816,7 +816,7 @@ def test_replacing_a_store(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "a"}, "mode must be 'x' or 'w', got 'a': resume=True"),
+        ({"mode": "a"}, "mode must be 'x' or 'w', got 'a': to continue"),
         ({"columns": "probs"}, "columns must be a sequence of names"),
         ({"ignore": "probs"}, "ignore must be a collection"),
         ({"columns": ["a"], "arrays": ["a"]}, "cannot be both columns and arrays"),

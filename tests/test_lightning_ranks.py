@@ -401,9 +401,9 @@ def test_what_is_refused(launched):
             "rank 1 does not: put it on a disk that all of them share",
         ],
         "missing parent": ["no such directory", "rank 0 could not open the store: .*no such directory"],
-        "there": ["resume=True goes on with it", "resume=True goes on with it"],
+        "there": ["resume=True continues it", "resume=True continues it"],
         "same stream": ["stored more than once", "another rank failed: .*--drop-duplicates"],
-        "drop and replace": ["do not go together", "do not go together"],
+        "drop and replace": ["exclude each other", "exclude each other"],
     }.items():
         for rank, message in enumerate(messages):
             assert re.search(message, found[name][rank]), found[name]

@@ -263,7 +263,7 @@ def test_incomplete_stores_ask_for_resume(tmp_path):
     """Without resume=True an incomplete store is an error that says so."""
     loader = DataLoader(Numbers(10), batch_size=4)
     stop(tmp_path / "s", loader, 1)
-    with pytest.raises(StoreExistsError, match="resume=True goes on with it"):
+    with pytest.raises(StoreExistsError, match="resume=True continues it"):
         run(tmp_path / "s", loader)
     with pytest.raises(InvalidInputError, match="choose one"):
         PredictionWriter(tmp_path / "s", resume=True, mode="w")

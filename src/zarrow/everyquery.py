@@ -209,7 +209,7 @@ class StreamingPredictionWriter(PredictionWriter):
         except NotFoundError:
             differing = []
         if differing and not self._may_replace:
-            raise self._begun_by_another_run(differing)
+            raise self._started_by_another_run(differing)
         if differing:
             empty_store(self.store_path.resolve())
         return super()._open(shared=shared)
@@ -227,9 +227,9 @@ class StreamingPredictionWriter(PredictionWriter):
             found.append(f"rows: the store is complete with {store.num_rows}, now {len(self._frame)}")
         return found
 
-    def _begun_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
+    def _started_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
         return ConflictError(
-            f"{self.path}: the store was begun by another run: {'; '.join(differing)}: remove it, choose "
+            f"{self.path}: the store was started by another run: {'; '.join(differing)}: remove it, choose "
             "another output_parquet, or replace it with overwrite=True"
         )
 

@@ -1,24 +1,20 @@
-"""How do the predictions of a Lightning module get into a store while it predicts?
+"""Lightning — a callback that streams the predictions of a module into a store while it predicts.
 
-`PredictionWriter` is a callback. Per batch it
+Per batch `PredictionWriter`
 
-1. finds out which rows of the dataset the batch has (`_predict.loaders`),
-2. splits the prediction into columns and arrays (`_predict.rules`) and joins the identifiers of these
-   rows to them (`_predict.identifiers`),
-3. brings them to the host (`_predict.host_copies`) and hands them to a `zarrow.Writer`, which does not
-wait for
-   the disk (`_predict.run`).
+1. finds the batch's rows in the dataset (`_predict.loaders`),
+2. splits the prediction into columns and arrays (`_predict.rules`) and joins the rows' identifiers to them
+   (`_predict.identifiers`),
+3. brings them to the host (`_predict.host_copies`) and hands them to a `zarrow.Writer`, which does not wait
+   for the disk (`_predict.run`).
 
-The model waits for the copies only: where the caller's own functions are not asked, the rest is done by the
-thread that writes, a few batches at a time.
+The model waits for the copies, and for functions of the caller's; the rest is done by another thread, a few
+batches behind. Every rank writes for itself. Ranks meet in ``setup`` and in ``teardown``, which Lightning
+calls on all of them, and never in between: they need not have the same number of batches.
 
-A batch is stored whole or not at all. The store becomes complete when the run ended *and* every row that
-was expected is in it; however else the run ends, the store keeps every finished batch and can be resumed.
-
-Every rank writes for itself. Ranks meet twice, in ``setup`` and in ``teardown``, which Lightning calls on
-all of them, and never in between: they need not have the same number of batches.
-
-Place: tier 5, the edge that faces Lightning; imported by nothing but `cli` and `demo`.
+The invariant it owns: a batch is stored whole or not at all, and the store becomes complete only when the
+run has ended *and* every expected row is in it. However else the run ends, the store keeps every finished
+batch and can be resumed.
 """
 
 from __future__ import annotations
@@ -29,11 +25,12 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from zarrow._predict.identifiers import Identifiers, open_identifiers
+from zarrow._predict.identifiers import open_all
 from zarrow._predict.repeated import drop_repeated
 from zarrow._predict.row_set import RowSet
 from zarrow._predict.rules import Names, PredictionRules
 from zarrow._predict.stored_rows import stored_rows
+from zarrow._write.directory import Mode
 from zarrow.errors import (
     InvalidInputError,
     MissingExtraError,
@@ -73,24 +70,23 @@ class PredictionWriter(BasePredictionWriter):
     table, and its entries with more axes become arrays, under their own names; `columns` and `arrays`
     choose and rename. Nothing is left out unless `ignore` names it.
 
-    Every row is stored with its ``sample_index``, the row's place in the dataset of its data loader: the
-    index that Lightning reports, or, where it reports none (iterable datasets, ``batch_size=None``, lists
-    of batches), the number of the rows before it. The place in a `Subset` is the place in the subset.
-    With several data loaders the places begin anew for each, and a column ``dataloader_idx`` tells them
-    apart.
+    Every row is stored with its ``sample_index``, its index in the dataset of its data loader: the index
+    that Lightning reports or, where it reports none (iterable datasets, ``batch_size=None``, lists of
+    batches), the number of rows before it. For a `Subset` it is the index in the subset. With several data
+    loaders the indices start at 0 for each, and a column ``dataloader_idx`` distinguishes them.
 
-    When the run ends, the store is made complete if every expected row is in it, and is left incomplete,
-    with a warning, if not. Expected is what the sampler, else the dataset, else the identifiers count.
-    Where nobody can count (a stream), the rows are all there if the stream ended by itself: neither
-    ``limit_predict_batches`` nor a `StopIteration` in a step ended it.
+    When the run ends, the store is completed if every expected row is in it; otherwise it is left
+    incomplete, with a warning. The expected number comes from the sampler, else the dataset, else the
+    identifiers. Where none of them has a length (a stream), all rows are there if the stream ended by
+    itself, not by ``limit_predict_batches`` or by a `StopIteration` in a step.
 
-    A run that was killed, or interrupted, goes on with ``resume=True``: the batches whose rows are all
-    stored are skipped, and the others are the very batches of the first run, so that their values are,
-    too; a stream, which cannot skip, is predicted again, and its stored rows are left out. On SIGTERM, as
+    A run that was killed or interrupted is resumed with ``resume=True``. Batches whose rows are all stored
+    are skipped; the others are the same batches as in the first run, so their values are the same. A
+    stream, which cannot skip, is predicted again, and its stored rows are left out. On SIGTERM, as
     schedulers send it, the store is made durable, and the process exits with 143.
 
-    On several ranks each writes for itself, and the batches of one process are dealt out to them. If
-    samplers divide the rows themselves, that is respected. Rank 0 completes the store when all ranks are
+    On several ranks each writes for itself, and the batches of a single process are distributed among them.
+    Samplers that divide the rows themselves are respected. Rank 0 completes the store when all ranks are
     done and every row is there.
 
     Pass ``return_predictions=False`` to ``trainer.predict``, or it keeps every prediction in memory.
@@ -100,37 +96,38 @@ class PredictionWriter(BasePredictionWriter):
     path : path
         The store, a directory. Its parent must exist.
     identifiers : pyarrow Table, polars or pandas frame, path, callable, or a list of these, optional
-        Columns that say who the rows are, in the dataset's order; a Parquet file (or directory of files)
-        is read a row group at a time. A callable gets ``(batch, indices)`` and returns the table of the
-        batch's rows. With several data loaders, a list with one for each.
+        Columns that identify the rows, in the dataset's order; a Parquet file (or directory of files) is
+        read a row group at a time. A callable gets ``(batch, indices)``, what the loader yielded and the
+        rows' sample indices, and returns the table of the batch's rows. With several data loaders, a list
+        with one for each.
     columns : sequence of str, or mapping of str to str, optional
-        The entries that become columns, or names in the store and their entries:
-        ``{"censor_prob": "censor_probs"}``.
+        The entries that become columns, or a mapping of names in the store to entries:
+        ``{"score": "scores"}``.
     arrays : sequence of str, or mapping of str to str, optional
-        The entries that become arrays, likewise.
+        The entries that become arrays, in the same form.
     keys : sequence of str
         Columns that name a row; never null.
     ignore : collection of str
         Entries that are not stored.
     sample_index : str or callable, optional
-        Where Lightning cannot tell a row's place in the dataset: the entry of the prediction that has it,
-        or a callable that gets the batch and returns it.
+        For loaders whose indices Lightning does not report: the entry of the prediction that has the rows'
+        sample indices, or a callable that gets the batch and returns them.
     mode : {"x", "w"}
         ``"x"``: there must be no store. ``"w"``: replace one, once the new one is complete.
     resume : bool
-        Whether to go on with an incomplete store, if there is one; a complete one is left as it is.
+        Whether to resume an incomplete store, if there is one; a complete one is left as it is.
     force : bool
-        Whether to resume although model, weights, datasets or provenance are not those that the store was
-        begun with.
+        Whether to resume even if model, weights, datasets or provenance differ from those that the store
+        was started with.
     dtypes : mapping of str to str, optional
         Floating-point types to store columns and arrays as, e.g. ``{"query_embed": "float16"}``. By
         default they are stored as they are, and bfloat16 as float32, which holds all its values.
     duplicates : {"refuse", "drop"}
-        What to do with a row that comes twice, on one rank or on several: end the run, or leave it out. Of
-        a stream whose rows `sample_index` tells, ranks see only at the end what others have: the store is
-        left incomplete then, or rewritten with one of each.
+        What to do with a row that is predicted twice, on one rank or on several: end the run, or drop it.
+        With a stream and `sample_index`, ranks learn only at the end what the others have stored: then the
+        store is left incomplete, or rewritten with one of each.
     segment_rows, codecs, durability, queue_bytes, provenance : optional
-        As `zarrow.Writer` has them.
+        As in `zarrow.Writer`.
 
     Raises
     ------
@@ -186,32 +183,27 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         if mode not in ("x", "w"):
             raise InvalidInputError(
-                f"mode must be 'x' or 'w', got {mode!r}: resume=True goes on with a store"
+                f"mode must be 'x' or 'w', got {mode!r}: to continue a store, pass resume=True"
             )
         if resume and mode == "w":
-            raise InvalidInputError("resume=True goes on with a store and mode='w' replaces it: choose one")
+            raise InvalidInputError("resume=True continues a store and mode='w' replaces it: choose one")
         if duplicates not in ("refuse", "drop"):
             raise InvalidInputError(f"duplicates must be 'refuse' or 'drop', got {duplicates!r}")
         self.path = os.path.abspath(path)
-        ignored = (
-            [*ignore, sample_index]
-            if isinstance(sample_index, str) and not isinstance(ignore, str)
-            else ignore
-        )
-        self._naming = (columns, arrays, ignored)
+        if isinstance(sample_index, str) and not isinstance(ignore, str):
+            ignore = [*ignore, sample_index]
+        self._naming = (columns, arrays, ignore)
         PredictionRules(*self._naming)
         self._dtypes = dict(dtypes or {})
         HostCopies(self._dtypes)
         self._identifiers_given = identifiers
         self._sample_index = sample_index
         self._drop_duplicates = duplicates == "drop"
-        self._resume = resume
         self._force = force
         self._provenance = dict(provenance or {})
-        self._keys = tuple(keys)
-        self._mode: Literal["x", "w"] = mode
+        self._mode: Mode = "a" if resume else mode
         self._options: dict[str, Any] = {
-            "keys": self._keys,
+            "keys": tuple(keys),
             "segment_rows": segment_rows,
             "codecs": codecs,
             "durability": durability,
@@ -225,8 +217,8 @@ class PredictionWriter(BasePredictionWriter):
 
     @property
     def complete(self) -> bool:
-        """Whether the last run made the store complete."""
-        if self._complete is None:  # it ran in processes that were spawned from this one
+        """Whether the last run completed the store."""
+        if self._complete is None:  # the run was in processes spawned from this one
             _, store = stored_rows(self.path, repeated_ok=True)
             return store is not None and store.complete
         return self._complete
@@ -234,17 +226,17 @@ class PredictionWriter(BasePredictionWriter):
     # Lightning's hooks, in the order in which they run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open the store, before the first batch, so that what cannot work fails now.
+        """Open the store before the first batch, so that what cannot work fails now.
 
         Parameters
         ----------
         trainer, pl_module, stage : Trainer, LightningModule, str
-            As Lightning has them; all but the stage ``"predict"`` are ignored.
+            As Lightning passes them; stages other than ``"predict"`` are ignored.
 
         Raises
         ------
         StoreExistsError
-            If there is a store, and neither ``mode="w"`` nor ``resume=True``.
+            If there is a store and neither ``mode="w"`` nor ``resume=True`` was given.
         ZarrowError
             If no store can be written there.
         """
@@ -252,7 +244,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         if not isinstance(trainer, Trainer):
             raise InvalidInputError(
-                f"the Trainer must be that of lightning.pytorch, got {type(trainer).__module__}.Trainer: "
+                f"the Trainer must come from lightning.pytorch, got {type(trainer).__module__}.Trainer: "
                 "import it from lightning.pytorch, as zarrow does"
             )
         super().setup(trainer, pl_module, stage)
@@ -261,7 +253,7 @@ class PredictionWriter(BasePredictionWriter):
     def _begin(self, trainer: Trainer | None) -> Run:
         """Open the store and begin a run; without a trainer, one of the whole dataset on one rank."""
         self._complete = False
-        identifiers = _open_all(self._identifiers_given)
+        identifiers = open_all(self._identifiers_given)
         with contextlib.ExitStack() as opened:
             if trainer is None or trainer.world_size == 1:
                 writer, (before, self._resumed) = self._open(shared=False), self._look()
@@ -287,68 +279,66 @@ class PredictionWriter(BasePredictionWriter):
         return run
 
     def _open(self, *, shared: bool) -> Writer | None:
-        """Return a writer; None if there is a complete store, which a resumed run leaves as it is."""
+        """Return a writer; None if the store to resume is complete."""
         options = {**self._options, "shared": shared}
         if shared and self._mode == "w" and self._drop_duplicates and self._sample_index is not None:
             raise InvalidInputError(
-                "mode='w', duplicates='drop' and sample_index= do not go together on several ranks, which "
-                "see only at the end what others have: remove the old store first"
+                "mode='w', duplicates='drop' and sample_index= exclude each other on several ranks, which "
+                "learn only at the end what the others have stored: remove the old store first"
             )
-        if not self._resume:
-            try:
-                return Writer(self.path, mode=self._mode, **options)
-            except StoreExistsError as error:
-                raise StoreExistsError(
-                    f"{self.path}: there is a store already: resume=True goes on with it if it is "
-                    "incomplete, mode='w' replaces it"
-                ) from error
         _, store = self._look()
         if store is not None and store.complete:
             return None
-        return Writer(self.path, mode="a", **options)
+        try:
+            return Writer(self.path, mode=self._mode, **options)
+        except StoreExistsError as error:
+            raise StoreExistsError(
+                f"{self.path}: there is a store already: resume=True continues it if it is incomplete, "
+                "mode='w' replaces it"
+            ) from error
 
     def _look(self) -> tuple[dict[int, RowSet], Store | None]:
-        """Return what is stored."""
-        if not self._resume:
+        """Return the rows that are stored, and the store to resume, if any."""
+        if self._mode != "a":
             return {}, None
         return stored_rows(self.path, repeated_ok=self._drop_duplicates)
 
     def _join(self, path: str) -> Writer:
-        """Return a writer to the store that rank 0 has opened."""
+        """Return a writer of the store that rank 0 has opened."""
         return Writer(path, mode="a", shared=True, **self._options)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the data loaders, before the first batch.
+        """Check the data loaders and the model before the first batch.
 
         Parameters
         ----------
         trainer, pl_module : Trainer, LightningModule
-            As Lightning has them.
+            As Lightning passes them.
         """
         self._meet(trainer, pl_module)
         if trainer.predict_loop.return_predictions:
             warnings.warn(
-                "Lightning keeps every prediction in memory until the end, beside the store: "
+                "Lightning keeps every prediction in memory until the end, in addition to the store: "
                 "pass return_predictions=False to trainer.predict",
                 stacklevel=2,
             )
 
     def _meet(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Get to know the data loaders and the model, and raise if they do not fit the store."""
+        """Examine the data loaders and the model, and raise if they do not fit the store."""
         run = self._running()
         run.meet(loaders_of(trainer), trainer.world_size)
         identity = identify(trainer, pl_module, [state.facts.dataset for state in run.loaders])
         if self._resumed is not None and not self._force:
             differing = differences(self._resumed.provenance, {**self._provenance, **identity})
             if differing:
-                raise self._begun_by_another_run(differing)
+                raise self._started_by_another_run(differing)
         if run.writer is not None:
             run.writer.describe(identity)
 
-    def _begun_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
+    def _started_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
         return SchemaMismatchError(
-            f"{self.path}: the store was begun by another run: {'; '.join(differing)}: resume with "
-            "what it was begun with, write another store, or override with force=True"
+            f"{self.path}: the store was started by another run: {'; '.join(differing)}: resume with what it "
+            "was started with, write another store, or override with force=True"
         )
 
     def on_predict_batch_start(
@@ -359,15 +349,14 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the batches that were begun: a step that ends the loop is noticed by this.
+        """Count the started batches: a step that ends the loop leaves one more of them than finished ones.
 
         Parameters
         ----------
         trainer, pl_module, batch, batch_idx, dataloader_idx : Trainer, LightningModule, object, int, int
-            As Lightning has them.
+            As Lightning passes them.
         """
-        run = self._running()
-        run.started += 1
+        self._running().started += 1
 
     def write_on_batch_end(
         self,
@@ -379,34 +368,34 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hand a batch to the writer: queued on return; from a GPU, when the next but one was begun.
+        """Hand a batch to the writer: queued on return; from a GPU, once two more batches have been started.
 
-        What is wrong with a batch may be told by the hook of a later one, or at the end.
+        Errors in a batch may be raised by the hook of a later one, or at the end.
 
         Parameters
         ----------
         trainer, pl_module : Trainer, LightningModule
-            As Lightning has them.
+            As Lightning passes them.
         prediction : mapping of str to tensor
             What ``predict_step`` returned.
         batch_indices : list of int
-            Not believed: after a loader without a record they are those of another one.
+            Ignored: Lightning may pass the previous loader's indices.
         batch, batch_idx, dataloader_idx : object, int, int
-            As Lightning has them.
+            As Lightning passes them.
 
         Raises
         ------
         BatchError
-            If this batch or one before it breaks a rule, which it names; nothing of that one is stored, and
-            all of the batches before it.
+            If this batch or an earlier one breaks a rule; the message says which one. Nothing of it is
+            stored, and everything of the batches before it.
         WriteFailedError
-            If an earlier batch could not be written; says which rows are safe.
+            If an earlier batch could not be written; the message says which rows are safe.
         """
         run = self._running()
         run.write(dataloader_idx, batch_idx, prediction, batch)
         trim(run.loaders[dataloader_idx].loader, batch_idx)
         if trainer.received_sigterm:
-            # The scheduler kills us soon, and starts us again.
+            # The scheduler will kill this process soon, and start it again.
             run.finish()
             assert run.writer is not None
             run.writer.flush(durable=True)
@@ -418,31 +407,31 @@ class PredictionWriter(BasePredictionWriter):
         Parameters
         ----------
         trainer, pl_module, exception : Trainer, LightningModule, BaseException
-            As Lightning has them.
+            As Lightning passes them.
         """
         run = self._let_go()
         if run is not None and run.writer is not None:
-            # The exception under way is the news; a second one, of ours or the GPU's, would hide it.
+            # A second exception, ours or the GPU's, would hide the one under way.
             with contextlib.suppress(ZarrowError, RuntimeError):
                 run.finish()
             run.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the store complete if every expected row is in it; else warn and leave it resumable.
+        """Complete the store if every expected row is in it; else warn and leave it to be resumed.
 
         Parameters
         ----------
         trainer, pl_module, stage : Trainer, LightningModule, str
-            As Lightning has them.
+            As Lightning passes them.
 
         Raises
         ------
         WriteFailedError
-            If a row could not be written, on whatever rank.
+            If a row could not be written, on any rank.
         """
         if stage != "predict" or self._run is None:
             return
-        if not self._run.loaders:  # without a batch Lightning skips the hooks in between
+        if not self._run.loaders:  # without a batch Lightning skips the other hooks
             self._meet(trainer, pl_module)
         run = self._let_go()
         assert run is not None
@@ -459,7 +448,7 @@ class PredictionWriter(BasePredictionWriter):
             self._conclude(missing)
 
     def _conclude(self, missing: str | None) -> None:
-        """Do what is left to do when the run has ended, on rank 0."""
+        """Report how the run ended, on rank 0."""
         if missing is not None:
             warnings.warn(
                 f"{self.path} is left incomplete: {missing}: predict again with resume=True", stacklevel=3
@@ -467,7 +456,10 @@ class PredictionWriter(BasePredictionWriter):
 
     def _running(self) -> Run:
         if self._run is None:
-            raise InvalidInputError("PredictionWriter's hooks are for a Trainer, which calls setup first")
+            raise InvalidInputError(
+                f"{type(self).__name__}: got a batch outside of a run: a Trainer calls setup before, and "
+                "teardown after"
+            )
         return self._run
 
     def _let_go(self) -> Run | None:
@@ -480,7 +472,7 @@ class PredictionWriter(BasePredictionWriter):
     # The end
 
     def _end(self, run: Run, limit_batches: int | float | None) -> str | None:
-        """Complete the store of one rank, or return what is missing."""
+        """Complete the store of a single rank, or return what is missing."""
         run.finish()
         missing = run.missing(limit_batches)
         if missing is None:
@@ -490,16 +482,16 @@ class PredictionWriter(BasePredictionWriter):
         return missing
 
     def _finalize(self, run: Run) -> None:
-        """Complete the store, on the rank that comes last."""
+        """Complete the store, when every rank has stored its rows."""
         writer = run.writer
         if writer is None:
             return
         stored, store = stored_rows(writer.grows_at, repeated_ok=self._drop_duplicates)
         if store is None:
-            # No rank has seen a batch, so what the store is must be said here.
+            # No rank has had a batch, which would have defined the store.
             writer.close()
             options = {**self._options, **self._without_rows(run)}
-            with Writer(self.path, mode="w" if self._mode == "w" else "a", **options) as writer:
+            with Writer(self.path, mode="a" if self._mode == "x" else self._mode, **options) as writer:
                 writer.finalize()
         elif store.num_rows > sum(map(len, stored.values())):
             writer.close()
@@ -508,15 +500,7 @@ class PredictionWriter(BasePredictionWriter):
             writer.finalize()
 
     def _without_rows(self, run: Run) -> dict[str, Any]:
-        """Return the declaration of a store that no batch has told about: it has the identifiers' columns."""
+        """Return how a store without any batch is declared: with the identifiers' columns."""
         table = run.table_without_rows()
-        keys = [key for key in self._keys if key in table.column_names]
+        keys = [key for key in self._options["keys"] if key in table.column_names]
         return {"keys": keys, "schema": table.schema, "arrays": {}}
-
-
-def _open_all(given: Any) -> list[Identifiers | None]:
-    return (
-        [open_identifiers(one) for one in given]
-        if isinstance(given, list | tuple)
-        else [open_identifiers(given)]
-    )

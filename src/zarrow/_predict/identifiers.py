@@ -30,7 +30,7 @@ from zarrow._format.arrow import without_view
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["Identifiers", "open_identifiers"]
+__all__ = ["Identifiers", "open_all", "open_identifiers"]
 
 Indices = npt.NDArray[np.int64]
 _KEPT_ROW_GROUPS = 2
@@ -223,6 +223,11 @@ def open_identifiers(source: Any) -> Identifiers | None:
     if callable(source) and not hasattr(source, "__arrow_c_stream__"):
         return CallableIdentifiers(source)
     return TableIdentifiers(_checked(_as_table(source)))
+
+
+def open_all(source: Any) -> list[Identifiers | None]:
+    """Return the identifiers of each data loader: those of a list, else the only ones."""
+    return [open_identifiers(one) for one in (source if isinstance(source, list | tuple) else [source])]
 
 
 def _as_table(source: Any) -> pa.Table:
