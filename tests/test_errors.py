@@ -3,6 +3,7 @@
 import errno
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,13 @@ def test_a_failed_write_says_which_rows_are_safe() -> None:
     assert (error.errno, error.accepted_rows, error.durable_rows) == (errno.ENOSPC, 7, 3)
     with pytest.raises(OSError, match="full"):
         raise error
+
+
+def test_damage_names_its_file() -> None:
+    """A handler reads the damaged file and the reason off the error, also in another process."""
+    error = pickle.loads(pickle.dumps(errors.CorruptionError("too short", path=Path("a/b"))))
+    assert (error.path, error.reason, str(error)) == ("a/b", "too short", "a/b: too short")
+    assert errors.CorruptionError("too short").path is None
 
 
 @pytest.mark.parametrize("name", errors.__all__)

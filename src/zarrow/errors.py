@@ -1,27 +1,28 @@
-"""What can go wrong, grouped by what a handler would do about it.
+"""Errors — everything that zarrow raises on purpose, grouped by what a handler would do about it.
 
 ::
 
     ZarrowError
-    ├── InvalidInputError (ValueError)      mend the call: nothing was written, the writer is usable
+    ├── InvalidInputError (ValueError)      correct the call: nothing was written, the writer is usable
     │   ├── BatchError                      one batch breaks a rule of the store
     │   └── SchemaMismatchError             the declared or inferred schema differs from the store's
-    ├── NotFoundError (LookupError)         mend the name
+    ├── NotFoundError (LookupError)         correct the name
     │   ├── StoreNotFoundError (FileNotFoundError)
-    │   ├── NotAStoreError                  there is something else at that path
+    │   ├── NotAStoreError                  something else is at that path
     │   ├── UnknownNameError (KeyError)     no such column or array
     │   └── KeyNotFoundError (KeyError)     no row has that key
-    ├── ConflictError                       somebody else was here: wait, reopen, or choose another path
+    ├── ConflictError                       another process is in the way: wait, reopen, choose another path
     │   ├── StoreExistsError (FileExistsError)
     │   ├── StoreLockedError (BlockingIOError)
     │   └── StoreChangedError               the store was replaced or extended under an open snapshot
-    ├── IncompleteStoreError (RuntimeError) resume or finalize it, or ask for ``partial=True``
+    ├── IncompleteStoreError (RuntimeError) resume or finalize it, or open it with ``partial=True``
     ├── CorruptionError (RuntimeError)      bytes on disk are not the bytes that were written
-    ├── WriteFailedError (OSError)          the operating system refused; says which rows are safe
+    ├── WriteFailedError (OSError)          the operating system refused; the error says which rows are safe
     ├── WriterClosedError (ValueError)      the writer was closed
     └── MissingExtraError (ImportError)     install the extra that the message names
 
-Place: tier 1, imported by every module, imports none.
+Each class also derives from the builtin that a caller would catch. A message gives the rule that was broken,
+the value that broke it, and the remedy.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class ZarrowError(Exception):
 
 
 class InvalidInputError(ZarrowError, ValueError):
-    """A call breaks a rule that its message names; nothing was written."""
+    """A call breaks a rule, which the message names; nothing was written."""
 
 
 class BatchError(InvalidInputError):
@@ -69,19 +70,19 @@ class BatchError(InvalidInputError):
 
 
 class SchemaMismatchError(InvalidInputError):
-    """The columns, arrays or keys asked for are not those that the store has."""
+    """The declared columns, arrays or keys are not those of the store."""
 
 
 class NotFoundError(ZarrowError, LookupError):
-    """What was asked for is not there."""
+    """The store, column, array or key does not exist."""
 
 
 class StoreNotFoundError(FileNotFoundError, NotFoundError):  # this order: its `__new__` must be OSError's
-    """There is nothing at the path."""
+    """Nothing is at the path."""
 
 
 class NotAStoreError(NotFoundError):
-    """There is something at the path, but it is no zarrow store."""
+    """Something is at the path, but it is not a zarrow store."""
 
 
 class _PlainKeyError(NotFoundError, KeyError):
@@ -100,19 +101,19 @@ class KeyNotFoundError(_PlainKeyError):
 
 
 class ConflictError(ZarrowError):
-    """Somebody else's work is in the way."""
+    """Another process is in the way, or was."""
 
 
 class StoreExistsError(ConflictError, FileExistsError):
-    """There is a store already and the mode does not allow touching it."""
+    """A store exists already, and the mode does not allow changing it."""
 
 
 class StoreLockedError(ConflictError, BlockingIOError):
-    """Another writer that is alive holds the store or the open segment."""
+    """Another writer, which is alive, holds the store or the open segment."""
 
 
 class StoreChangedError(ConflictError):
-    """The store was replaced under an open snapshot; open it anew."""
+    """The store was replaced since it was opened; open it again."""
 
 
 class IncompleteStoreError(ZarrowError, RuntimeError):
@@ -120,11 +121,41 @@ class IncompleteStoreError(ZarrowError, RuntimeError):
 
 
 class CorruptionError(ZarrowError, RuntimeError):
-    """Bytes on disk are not the bytes that were written."""
+    """Bytes on disk are not the bytes that were written.
+
+    Parameters
+    ----------
+    reason : str
+        What is wrong, and with which rows.
+    path : str or Path, optional
+        The file or directory that is damaged.
+
+    Examples
+    --------
+    >>> error = CorruptionError("its checksum does not hold", path="run.zarrow/manifest.json")
+    >>> print(error)
+    run.zarrow/manifest.json: its checksum does not hold
+    >>> error.path, error.reason
+    ('run.zarrow/manifest.json', 'its checksum does not hold')
+    """
+
+    path: str | None = None
+
+    def __init__(self, reason: str, *, path: object = None) -> None:
+        super().__init__(reason)
+        self.path = None if path is None else str(path)
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, without the path."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return self.reason if self.path is None else f"{self.path}: {self.reason}"
 
 
 class WriteFailedError(ZarrowError, OSError):
-    """The operating system refused a write; the writer is poisoned, the rows that it names are safe.
+    """The operating system refused a write; the writer cannot go on, but the rows that it names are safe.
 
     Parameters
     ----------
@@ -145,15 +176,15 @@ class WriteFailedError(ZarrowError, OSError):
 
 
 class WriterClosedError(ZarrowError, ValueError):
-    """The writer was closed; open another one with ``mode="a"``."""
+    """The writer was closed; open another with ``mode="a"``."""
 
 
 class MissingExtraError(ZarrowError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
 
 def unknown_name(what: str, name: object, names: Iterable[str]) -> UnknownNameError:
-    """Return the error that says that there is no `what` of that name, and what there is.
+    """Return the error for a name that does not exist; it suggests similar names and lists all.
 
     >>> print(unknown_name("array", "query_embd", ["query_embed"]))
     there is no array 'query_embd'; did you mean 'query_embed'? There are: query_embed

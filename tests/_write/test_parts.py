@@ -243,7 +243,7 @@ def test_every_type_comes_back(name: str, key: bool, tmp_path: Path) -> None:
     parts.write_part(path, spec, table)
     found = pq.read_table(path, schema=spec.table_schema)
     assert found.equals(table)
-    back = to_wire(spec, path.read_bytes())
+    back = to_wire(spec, path.read_bytes(), "the part")
     assert back.equals(pa.Table.from_batches([batch, batch]))
 
 

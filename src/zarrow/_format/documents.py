@@ -58,11 +58,11 @@ def decode_document(data: bytes, path: str) -> dict[str, Any]:
     found = _CHECKSUM.search(data[-_CHECKSUM_BYTES:])
     text = data[:-_CHECKSUM_BYTES]
     if not found or crc32c(text) != int(found[1], 16):
-        raise CorruptionError(f"{path}: its checksum does not hold, so nothing in it can be believed")
+        raise CorruptionError("its checksum does not hold, so nothing in it can be believed", path=path)
     try:
         body = json.loads(text + b"}")
     except (ValueError, RecursionError) as error:
-        raise CorruptionError(f"{path}: not JSON, though its checksum holds: {error}") from error
+        raise CorruptionError(f"not JSON, though its checksum holds: {error}", path=path) from error
     if not isinstance(body, dict):
-        raise CorruptionError(f"{path}: not a JSON object")
+        raise CorruptionError("not a JSON object", path=path)
     return body

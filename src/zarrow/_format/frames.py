@@ -251,7 +251,7 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
                     f"though {later.durable_rows} rows were durable"
                 )
     except CorruptionError as error:
-        raise CorruptionError(f"{path}: {error}") from None
+        raise CorruptionError(error.reason, path=path) from None
     return found
 
 

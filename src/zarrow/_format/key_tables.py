@@ -97,7 +97,7 @@ def identity_of(spec: StoreSpec, rows: int, manifest: Manifest | None) -> Identi
 def damaged(name: str, what: str) -> CorruptionError:
     """Return an error that says what to do about a damaged index."""
     return CorruptionError(
-        f"{name}: {what}: it is derived from the table, so remove it, or make it anew with build_index"
+        f"{what}: it is derived from the table, so remove it, or make it anew with build_index", path=name
     )
 
 

@@ -191,7 +191,7 @@ def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
                     offset = page.data_offset + page.stored_bytes
             except (LookupError, TypeError, ValueError) as error:
                 raise CorruptionError(
-                    f"{path}: no page of column {column.path_in_schema!r} at byte {offset}: {error}"
+                    f"no page of column {column.path_in_schema!r} at byte {offset}: {error}", path=path
                 ) from error
 
 
@@ -224,13 +224,14 @@ def check_pages(metadata: Any, read: Read, path: str, *, checksums: bool = False
         largest = max(page.inflated_bytes, page.values * VALUE_BYTES)
         if largest > SMALL_BYTES and largest > MAX_RATIO * page.stored_bytes:
             raise CorruptionError(
-                f"{path}: the page at byte {page.data_offset} declares {page.values} values and "
-                f"{page.inflated_bytes} bytes, of {page.stored_bytes} that are stored"
+                f"the page at byte {page.data_offset} declares {page.values} values and "
+                f"{page.inflated_bytes} bytes, of {page.stored_bytes} that are stored",
+                path=path,
             )
         if page.crc32 is None:
             unchecked += 1
         elif checksums and zlib.crc32(read(page.data_offset, page.stored_bytes)) != page.crc32:
             raise CorruptionError(
-                f"{path}: the checksum of the page at byte {page.data_offset} does not hold"
+                f"the checksum of the page at byte {page.data_offset} does not hold", path=path
             )
     return unchecked

@@ -55,7 +55,7 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
     return pa.Table.from_arrays([*columns, rows, wire[SAMPLE_INDEX]], schema=spec.table_schema)
 
 
-def to_wire(spec: StoreSpec, part: bytes) -> pa.Table:
+def to_wire(spec: StoreSpec, part: bytes, path: str) -> pa.Table:
     """Return the table of a part, whose checksum was checked, as its frames had it.
 
     `CorruptionError` if it is no part all the same, or would take more memory than it may: a store may be
@@ -64,15 +64,15 @@ def to_wire(spec: StoreSpec, part: bytes) -> pa.Table:
     try:
         file = parquet().ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
         if not file.schema_arrow.remove_metadata().equals(_stored_schema(spec)):
-            raise CorruptionError(f"a part has other columns than the store: {file.schema_arrow.names}")
+            raise CorruptionError(f"its columns are not the store's: {file.schema_arrow.names}", path=path)
         if file.metadata.num_rows > spec.segment_rows:
             raise CorruptionError(
-                f"a part of {file.metadata.num_rows} rows in segments of {spec.segment_rows}"
+                f"{file.metadata.num_rows} rows in segments of {spec.segment_rows}", path=path
             )
-        check_pages(file.metadata, lambda offset, size: part[offset : offset + size], "a part")
+        check_pages(file.metadata, lambda offset, size: part[offset : offset + size], path)
         table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise CorruptionError(f"a part cannot be decoded, though its checksum holds: {error}") from error
+        raise CorruptionError(f"cannot be decoded, though its checksum holds: {error}", path=path) from error
     wire = spec.wire_schema
     return pa.Table.from_arrays(
         [table[column.name].cast(column.type) for column in wire], schema=wire

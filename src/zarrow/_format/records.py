@@ -96,7 +96,7 @@ class Claim:
         try:
             return cls(segment=body["segment"], sources=_sources_from_json(body["sources"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+            raise CorruptionError(f"breaks the format: {error}", path=path) from error
 
 
 def _sources_to_json(sources: Sequence[Source]) -> list[list[str | int]]:
@@ -237,7 +237,7 @@ class SegmentRecord:
                 sources=_sources_from_json(body["sources"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+            raise CorruptionError(f"breaks the format: {error}", path=path) from error
 
 
 def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
@@ -246,11 +246,11 @@ def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
     A checksum says that it is what was written, not that it is true.
     """
     if not 0 <= record.rows <= spec.segment_rows or (record.segment and not record.rows):
-        raise CorruptionError(f"{path}: {record.rows} rows in a segment of {spec.segment_rows}")
+        raise CorruptionError(f"{record.rows} rows in a segment of {spec.segment_rows}", path=path)
     if set(record.arrays) != {array.name for array in spec.arrays}:
-        raise CorruptionError(f"{path}: its arrays are {sorted(record.arrays)}, not the store's")
+        raise CorruptionError(f"its arrays are {sorted(record.arrays)}, not the store's", path=path)
     if sum(source.rows for source in record.sources) != record.rows:
-        raise CorruptionError(f"{path}: its sources have not the {record.rows} rows that it has")
+        raise CorruptionError(f"its sources have not the {record.rows} rows that it has", path=path)
     for array in spec.arrays:
         facts = record.arrays[array.name]
         chunks = -(-record.rows // array.chunk_rows)
@@ -259,8 +259,9 @@ def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
             facts.size_bytes != size if array.is_plain or not chunks else facts.size_bytes <= 0
         ):
             raise CorruptionError(
-                f"{path}: {len(facts.chunks_crc32c)} chunks and {facts.size_bytes} bytes of array "
-                f"{array.name!r} are not those of {record.rows} rows"
+                f"{len(facts.chunks_crc32c)} chunks and {facts.size_bytes} bytes of array "
+                f"{array.name!r} are not those of {record.rows} rows",
+                path=path,
             )
 
 
@@ -326,7 +327,7 @@ class Manifest:
                 records_crc32c=tuple(body["records_crc32c"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+            raise CorruptionError(f"breaks the format: {error}", path=path) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,7 +381,7 @@ class Owner:
         try:
             return cls(**body)
         except (TypeError, ValueError) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+            raise CorruptionError(f"breaks the format: {error}", path=path) from error
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"

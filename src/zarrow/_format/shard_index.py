@@ -81,11 +81,11 @@ def decode_index(data: bytes, path: str, data_bytes: int | None = None) -> npt.N
     """
     entries = data[:-_CRC_BYTES]
     if crc32c(entries) != int.from_bytes(data[-_CRC_BYTES:], "little") or len(entries) % _ENTRY_BYTES:
-        raise CorruptionError(f"{path}: the shard index is damaged")
+        raise CorruptionError("the shard index is damaged", path=path)
     places = np.frombuffer(entries, "<u8").reshape(-1, 2)
     if data_bytes is not None:
         used = places[(places != np.uint64(_NO_CHUNK)).any(axis=1)]
         limit = np.uint64(data_bytes)
         if ((used > limit).any()) or (used.sum(axis=1) > limit).any():
-            raise CorruptionError(f"{path}: the shard index points behind its chunks")
+            raise CorruptionError("the shard index points behind its chunks", path=path)
     return places

@@ -358,4 +358,4 @@ class StoreSpec:
                 provenance=body["provenance"],
             )
         except (AttributeError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
-            raise CorruptionError(f"{path}: breaks the format: {error}") from error
+            raise CorruptionError(f"breaks the format: {error}", path=path) from error

@@ -24,14 +24,14 @@ from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
-from zarrow._maintenance.audit_documents import Documents, read_document, said_by
+from zarrow._maintenance.audit_documents import Documents, read_document
 from zarrow._maintenance.audit_index import audit_index, index_size
 from zarrow._maintenance.audit_metadata import audit_metadata
 from zarrow._maintenance.audit_names import Names
 from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
 from zarrow._maintenance.audit_segment import audit_segment, record_bytes
 from zarrow._maintenance.audit_sources import audit_sources
-from zarrow._maintenance.findings import Finding, Findings, Level, Progress, Report
+from zarrow._maintenance.findings import Finding, Findings, Level, Progress, Report, said_by
 from zarrow._read import catalog
 from zarrow._read.catalog import Snapshot
 from zarrow._read.origin import derived_names, origin, said_origin
@@ -82,7 +82,7 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
         for array in spec.arrays:
             ChunkCodec(array)
     except (CorruptionError, InvalidInputError) as error:
-        message = str(error).removeprefix(f"{root / layout.STORE_JSON}: ")
+        message = said_by(root / layout.STORE_JSON, error)
         found.damage(layout.STORE_JSON, f"{message}; nothing else can be judged without it")
         report = Report(path=str(root), level=level, findings=found.sorted())
         return Audited(report, None, {}, frozenset(), 0)

@@ -9,7 +9,6 @@ Place: tier 3, used by `audit`. Reads only.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
@@ -17,13 +16,13 @@ from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_names import MAX_STRAYS, Names
-from zarrow._maintenance.findings import Finding, Findings
+from zarrow._maintenance.findings import Finding, Findings, said_by
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError
 
-__all__ = ["Documents", "read_document", "said_by"]
+__all__ = ["Documents", "read_document"]
 
 _RECORD = re.compile(r"(\d{8})\.(json|claim)\Z")
 
@@ -34,12 +33,6 @@ def read_document(files: Beneath, found: Findings, path: str, limit_bytes: int) 
     found.checked_files += 1
     found.read(len(data))
     return data
-
-
-def said_by(path: str | Path, error: object) -> str:
-    """Return what an error says, without the path that the finding names anyway."""
-    message = str(error)
-    return message.removeprefix(f"{path}: ")
 
 
 class Documents:
@@ -80,14 +73,13 @@ class Documents:
     def _manifest(self) -> None:
         path = layout.MANIFEST_JSON
         try:
-            self.files.open(path).__exit__()
-            self.manifest = catalog.read_manifest(self.files.root, self.spec)
-            self.found.checked_files += 1
+            data = read_document(self.files, self.found, path, MAX_DOCUMENT_BYTES)
+            self.manifest = catalog.decode_manifest(data, self.spec, path)
         except FileNotFoundError:
             return
         except CorruptionError as error:
             self.damaged_manifest = True
-            self.found.damage(path, said_by(path, said_by(self.files.root / path, error)))
+            self.found.damage(path, error)
 
     def _segments_dir(self) -> None:
         """Read records and claims, the claims first: one that is released meanwhile has a record."""
@@ -155,7 +147,7 @@ class Documents:
             return
         except CorruptionError as error:
             self.claims[number] = None
-            self.found.damage(path, said_by(path, error), segment=number)
+            self.found.damage(path, error, segment=number)
 
     def damage(self, number: int, path: str, error: object) -> None:
         """Take damage of a segment down, with the rows that it should have."""

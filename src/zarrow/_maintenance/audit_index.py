@@ -84,7 +84,7 @@ def audit_index(
     except FileNotFoundError:
         pass
     except CorruptionError as error:
-        found.defect(KEY_INDEX, str(error).removeprefix(f"{KEY_INDEX}: "))
+        found.defect(KEY_INDEX, error)
 
 
 class _Audit:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from zarrow._format import layout, zarr_metadata
-from zarrow._maintenance.audit_documents import Documents, read_document, said_by
+from zarrow._maintenance.audit_documents import Documents, read_document
 from zarrow.errors import CorruptionError
 
 __all__ = ["audit_metadata"]
@@ -42,7 +42,7 @@ def audit_metadata(documents: Documents, reopened: list[int]) -> None:
             documents.found.defect(path, "it is not there: Zarr readers find no array")
             continue
         except CorruptionError as error:
-            documents.found.defect(path, said_by(path, error))
+            documents.found.defect(path, error)
             continue
         if data == expected:
             continue

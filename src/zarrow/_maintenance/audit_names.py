@@ -62,7 +62,7 @@ class Names:
         try:
             return self._files.list(path)
         except CorruptionError as error:
-            self._found.damage(path, str(error).removeprefix(f"{path}: "))
+            self._found.damage(path, error)
             return {}
 
     def tell(self, directory: str, names: dict[str, str], strays: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ from zarrow._format.frames import (
 )
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
-from zarrow._maintenance.findings import Finding, Findings
+from zarrow._maintenance.findings import Finding, Findings, said_by
 from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -126,7 +126,7 @@ class _Audit:
 
     def _damage(self, name: str, error: object, rows: tuple[int, int] | None = None) -> None:
         path = self._path(name)
-        message = str(error).removeprefix(f"{path}: ")
+        message = said_by(path, error)
         self.findings.append(Finding(severity="damage", path=path, message=message, rows=rows))
 
     def _note(self, name: str, message: str) -> None:

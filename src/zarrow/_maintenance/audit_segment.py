@@ -33,7 +33,7 @@ from zarrow._format.pages import check_pages, read_footer
 from zarrow._format.records import SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, index_bytes
 from zarrow._format.spec import ArraySpec, StoreSpec
-from zarrow._maintenance.findings import Finding, Findings
+from zarrow._maintenance.findings import Finding, Findings, said_by
 from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -106,11 +106,11 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterat
     """
     path = file.path
     if file.size_bytes != record.part.size_bytes:
-        raise CorruptionError(f"{path}: {file.size_bytes} bytes, {record.part.size_bytes} were committed")
+        raise CorruptionError(f"{file.size_bytes} bytes, {record.part.size_bytes} were committed", path=path)
     if file.crc32c(0, file.size_bytes) != record.part.crc32c:
-        raise CorruptionError(f"{path}: its checksum does not hold")
+        raise CorruptionError("its checksum does not hold", path=path)
     if crc32c(read_footer(file.read, file.size_bytes)) != record.part.footer_crc32c:
-        raise CorruptionError(f"{path}: its footer is not the one that was committed")
+        raise CorruptionError("its footer is not the one that was committed", path=path)
     with file.stream() as stream:
         try:
             strings = [column.name for column in spec.schema if is_text(column.type)]
@@ -121,12 +121,16 @@ def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterat
                 stream, read_dictionary=strings, page_checksum_verification=True, pre_buffer=False
             )
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorruptionError(f"{path}: no Parquet file, though its checksum holds: {error}") from error
+            raise CorruptionError(
+                f"no Parquet file, though its checksum holds: {error}", path=path
+            ) from error
         check_pages(part.metadata, file.read, path, checksums=True)
         try:
             yield part
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorruptionError(f"{path}: cannot be decoded, though its checksum holds: {error}") from error
+            raise CorruptionError(
+                f"cannot be decoded, though its checksum holds: {error}", path=path
+            ) from error
 
 
 def _check_footer(
@@ -134,11 +138,11 @@ def _check_footer(
 ) -> None:
     if metadata.num_rows != record.rows or metadata.num_row_groups > 1:
         raise CorruptionError(
-            f"{path}: {metadata.num_rows} rows in {metadata.num_row_groups} row groups, "
-            f"not {record.rows} in one"
+            f"{metadata.num_rows} rows in {metadata.num_row_groups} row groups, not {record.rows} in one",
+            path=path,
         )
     if not schema.remove_metadata().equals(spec.table_schema.remove_metadata()):
-        raise CorruptionError(f"{path}: its columns are not the store's: {schema.names}")
+        raise CorruptionError(f"its columns are not the store's: {schema.names}", path=path)
 
 
 def _damage(path: str, message: object, record: SegmentRecord, spec: StoreSpec) -> Finding:
@@ -147,7 +151,7 @@ def _damage(path: str, message: object, record: SegmentRecord, spec: StoreSpec) 
     return Finding(
         severity="damage",
         path=path,
-        message=str(message).removeprefix(f"{path}: "),
+        message=said_by(path, message),
         segment=record.segment,
         rows=(first, first + record.rows),
     )

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-__all__ = ["Finding", "Findings", "Level", "Progress", "Report", "Severity"]
+from zarrow.errors import CorruptionError
+
+__all__ = ["Finding", "Findings", "Level", "Progress", "Report", "Severity", "said_by"]
 
 Severity = Literal["damage", "defect", "note"]
 Level = Literal["structure", "checksums", "full"]
@@ -127,6 +129,13 @@ class Report:
         return json.dumps({"ok": self.ok, "counts": self.counts, **asdict(self)})
 
 
+def said_by(path: object, error: object) -> str:
+    """Return what an error says, without the path if it is the one that the finding names anyway."""
+    if isinstance(error, CorruptionError) and error.path == str(path):
+        return error.reason
+    return str(error)
+
+
 class Findings:
     """Findings as they come in, and how far the audit is.
 
@@ -156,13 +165,13 @@ class Findings:
         """Take several down."""
         self._found.extend(findings)
 
-    def damage(self, path: str, message: str, *, segment: int | None = None) -> None:
+    def damage(self, path: str, message: object, *, segment: int | None = None) -> None:
         """Take damage down whose rows cannot be told."""
-        self.add(Finding(severity="damage", path=path, message=message, segment=segment))
+        self.add(Finding(severity="damage", path=path, message=said_by(path, message), segment=segment))
 
-    def defect(self, path: str, message: str) -> None:
+    def defect(self, path: str, message: object) -> None:
         """Take a defect down."""
-        self.add(Finding(severity="defect", path=path, message=message))
+        self.add(Finding(severity="defect", path=path, message=said_by(path, message)))
 
     def note(self, path: str, message: str, *, segment: int | None = None) -> None:
         """Take a note down."""

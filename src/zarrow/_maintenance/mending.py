@@ -119,7 +119,9 @@ def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report
     _require_spec(root)
     audited = audit.audit(root, level, progress)
     if audited.spec is None:
-        raise CorruptionError(f"{root / layout.STORE_JSON}: {audited.report.findings[0].message}; {_RESTORE}")
+        raise CorruptionError(
+            f"{audited.report.findings[0].message}; {_RESTORE}", path=root / layout.STORE_JSON
+        )
     _require_readable(root, audited.report)
     return audited.report, _Planner(root, audited, audited.spec).plan()
 
@@ -176,8 +178,9 @@ class _Planner:
             parts = path.split("/")
             if path in _NEEDED or path.endswith("/c") or (path == _LOCK and self._is_odd(path)):
                 raise CorruptionError(
-                    f"{self._root / path}: {findings[0].message}: that cannot be repaired; look at it, "
-                    "remove it, and restore it from a copy"
+                    f"{findings[0].message}: that cannot be repaired; look at it, "
+                    "remove it, and restore it from a copy",
+                    path=self._root / path,
                 )
             if self._is_derived(path):
                 rebuilt.append(path)

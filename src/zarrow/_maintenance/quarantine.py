@@ -112,7 +112,7 @@ class Aside:
                 continue  # it went with another incident
             reading.require_own_dirs(self._root, path)
             if os.path.lexists(self.path / target):
-                raise CorruptionError(f"{self.path / target}: is there already, and would be overwritten")
+                raise CorruptionError("is there already, and would be overwritten", path=self.path / target)
             files.rename(path, self.path / target)
             # The new name before the old one is gone for good: a power cut may leave both, not neither.
             files.sync_dir(self.path)

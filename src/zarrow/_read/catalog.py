@@ -34,6 +34,7 @@ from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 
 __all__ = [
     "Snapshot",
+    "decode_manifest",
     "put_aside",
     "read_claims",
     "read_manifest",
@@ -96,7 +97,7 @@ class Snapshot:
                 self.manifest is not None and self.manifest.records_crc32c[segment] != checksum
             ):
                 raise CorruptionError(
-                    f"{self.root / layout.record_path(segment)}: not the record that this snapshot has"
+                    "not the record that this snapshot has", path=self.root / layout.record_path(segment)
                 )
             if segment == self.segments - 1:
                 self._last[segment] = record  # a writer may take it back
@@ -112,7 +113,7 @@ def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecor
     data = reading.read(path)
     record = SegmentRecord.decode(data, str(path))
     if record.segment != segment:
-        raise CorruptionError(f"{path}: the record of segment {record.segment}")
+        raise CorruptionError(f"the record of segment {record.segment}", path=path)
     check_record(record, spec, str(path))
     return record, crc32c(data)
 
@@ -148,7 +149,12 @@ def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
         data = reading.read(path)
     except FileNotFoundError:
         return None
-    manifest = Manifest.decode(data, str(path))
+    return decode_manifest(data, spec, str(path))
+
+
+def decode_manifest(data: bytes, spec: StoreSpec, path: str) -> Manifest:
+    """Return the manifest that a file holds; `CorruptionError` if it is damaged, or not of this store."""
+    manifest = Manifest.decode(data, path)
     full, segments = spec.segment_rows, manifest.segments
     names = {array.name for array in spec.arrays}
     if (
@@ -158,7 +164,7 @@ def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
         or set(manifest.shard_bytes) != names
         or any(len(sizes) != segments for sizes in (*manifest.shard_bytes.values(), manifest.part_bytes))
     ):
-        raise CorruptionError(f"{path}: does not fit the store's {layout.STORE_JSON}")
+        raise CorruptionError(f"does not fit the store's {layout.STORE_JSON}", path=path)
     return manifest
 
 

@@ -94,7 +94,7 @@ def committed_places(
     index_bytes = shard_index.index_bytes(array, segment_rows)
     index = file.read(file.size_bytes - index_bytes, index_bytes)
     if crc32c(index) != facts.index_crc32c:
-        raise CorruptionError(f"{shard.path}: not the shard index that was committed for {rows}")
+        raise CorruptionError(f"not the shard index that was committed for {rows}", path=shard.path)
     table = shard_index.decode_index(index, str(shard.path), file.size_bytes - index_bytes)
     table = table[: len(facts.chunks_crc32c)]
     return Places(file, table[:, 0].tolist(), table[:, 1].tolist(), facts.chunks_crc32c)

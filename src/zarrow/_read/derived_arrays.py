@@ -84,5 +84,7 @@ def _open(view: View, name: str) -> View:
             "appended to or reopened): make it again"
         )
     if [array.name for array in one.spec.arrays] != [name] or one.rows != view.rows:
-        raise CorruptionError(f"{path}: does not hold the array {name!r} of {view.rows} rows: make it again")
+        raise CorruptionError(
+            f"does not hold the array {name!r} of {view.rows} rows: make it again", path=path
+        )
     return one

@@ -155,10 +155,11 @@ def _committed(
                 found = combine(found, crc32c_of_zeros(padding), padding)
             if found != record.arrays[array.name].chunks_crc32c[within // chunk_rows]:
                 raise CorruptionError(
-                    f"{_shard_path(view, array, record.segment)}: chunk {within // chunk_rows} of segment "
+                    f"chunk {within // chunk_rows} of segment "
                     f"{record.segment} (rows {rows.start + first} to "
                     f"{rows.start + min(first + chunk_rows, last)}) is not what was committed: the rows of "
-                    "other chunks can still be read"
+                    "other chunks can still be read",
+                    path=_shard_path(view, array, record.segment),
                 )
 
     return Extent(rows.start, rows.stop, mapped, -rows.start, verify)
@@ -198,8 +199,9 @@ def _open(view: View, array: ArraySpec, rows: range, piece: OpenPiece) -> Extent
                 data = mapped.read(frame.first_row, frame.stop).reshape(-1).view(np.uint8)
                 if crc32c(data) != frame.arrays[index].rows_crc32c:
                     raise CorruptionError(
-                        f"{piece.rows.path}: rows {frame.first_row} to {frame.stop} of array {array.name!r} "
-                        "in this open segment are not what was written"
+                        f"rows {frame.first_row} to {frame.stop} of array {array.name!r} "
+                        "in this open segment are not what was written",
+                        path=piece.rows.path,
                     )
 
     return Extent(rows.start, rows.stop, mapped, shift, verify)

@@ -89,13 +89,15 @@ class File:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store") from error
+                raise CorruptionError(
+                    "a symbolic link, which may lead out of the store", path=path
+                ) from error
             raise
         weakref.finalize(self, os.close, self.fd).atexit = False
         status = os.fstat(self.fd)
         self.size_bytes = status.st_size
         if not stat.S_ISREG(status.st_mode):
-            raise CorruptionError(f"{path}: not a regular file")
+            raise CorruptionError("not a regular file", path=path)
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes of the file, fewer at its end."""
@@ -151,14 +153,15 @@ class ShardFile:
             file = self.file or File(self.path)
         except (FileNotFoundError, NotADirectoryError) as error:
             guard()
-            raise CorruptionError(f"{self.path}: the file of {rows} is missing") from error
+            raise CorruptionError(f"the file of {rows} is missing", path=self.path) from error
         if self.file is None:
             guard()
         wanted = needed_bytes if self.size_bytes is None else self.size_bytes
         if file.size_bytes < wanted or (self.size_bytes is not None and file.size_bytes != wanted):
             raise CorruptionError(
-                f"{self.path}: the file of {rows} has {file.size_bytes} bytes, {wanted} were committed: "
-                "the rows of other files can still be read"
+                f"the file of {rows} has {file.size_bytes} bytes, {wanted} were committed: "
+                "the rows of other files can still be read",
+                path=self.path,
             )
         return file
 

@@ -168,8 +168,9 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
         if not path.exists():
             return None
         raise CorruptionError(
-            f"{path}: the row bytes of row {rows} of the open segment are damaged, "
-            f"though {found.durable_rows} rows were durable"
+            f"the row bytes of row {rows} of the open segment are damaged, "
+            f"though {found.durable_rows} rows were durable",
+            path=path,
         )
     end = found.ends[sound - 1] if sound else 0
     torn = found.torn_bytes + (found.ends[-1] - end if found.ends else 0)

@@ -64,10 +64,10 @@ def committed_rows(
     reading.require_own_dirs(root, path)
     data = mapped(path)
     if data.size != facts.size_bytes:
-        raise CorruptionError(f"{path}: {data.size} bytes, {facts.size_bytes} were committed")
+        raise CorruptionError(f"{data.size} bytes, {facts.size_bytes} were committed", path=path)
     index = data[data.size - index_bytes(array, segment_rows) :].tobytes()
     if crc32c(index) != facts.index_crc32c:
-        raise CorruptionError(f"{path}: not the shard index that was committed")
+        raise CorruptionError("not the shard index that was committed", path=path)
     places = decode_index(index, str(path), data.size - len(index))
     for number, (start, checksum) in enumerate(
         zip(range(0, record.rows, array.chunk_rows), facts.chunks_crc32c, strict=True)
@@ -76,8 +76,9 @@ def committed_rows(
         chunk = data[offset : offset + size]
         if len(chunk) != size or crc32c(chunk) != checksum:
             raise CorruptionError(
-                f"{path}: chunk {number} (rows {start} to {start + array.chunk_rows} of the segment) "
-                "is not what was committed"
+                f"chunk {number} (rows {start} to {start + array.chunk_rows} of the segment) "
+                "is not what was committed",
+                path=path,
             )
         rows = codec.decode(chunk, str(path))
         yield rows[: record.rows - start]

@@ -180,7 +180,7 @@ class View:
             self.guard()
             path = self.snapshot.root / layout.record_path(segment)
             raise CorruptionError(
-                f"{path}: missing, though the store has rows of segment {segment}"
+                f"missing, though the store has rows of segment {segment}", path=path
             ) from error
         except CorruptionError:
             self.guard()
@@ -231,7 +231,7 @@ def take_view(root: Path, *, partial: bool) -> View:
                 damaged += _is_damage(root, error)
                 if damaged >= _DAMAGED_ATTEMPTS:
                     raise CorruptionError(
-                        f"{error.filename}: missing, though the store is complete"
+                        "missing, though the store is complete", path=error.filename
                     ) from error
             continue
         except CorruptionError:
@@ -360,7 +360,7 @@ def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
                 tails[array.name] = np.frombuffer(data, array.numpy_dtype).reshape(used, *array.row_shape)
     except FileNotFoundError as error:
         if path.exists():  # it is renamed as a whole before it is removed
-            raise CorruptionError(f"{error.filename}: missing, though the open segment has rows") from error
+            raise CorruptionError("missing, though the open segment has rows", path=error.filename) from error
         raise _GoneError from None
     return _Slot(found, files, tails)
 

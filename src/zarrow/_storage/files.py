@@ -195,7 +195,7 @@ def make_dir(path: Path, *, exist_ok: bool = False, link_ok: bool = False) -> No
         if not exist_ok or not path.is_dir():
             raise
         if path.is_symlink() and not link_ok:
-            raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store") from None
+            raise CorruptionError("a symbolic link, which may lead out of the store", path=path) from None
 
 
 def link(source: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ def no_odd_file(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise CorruptionError(
-                f"{path}: not a regular file, but perhaps a link to one, which a store never has"
+                "not a regular file, but perhaps a link to one, which a store never has", path=path
             ) from error
         raise
 
@@ -37,7 +37,7 @@ def require_file(fd: int, path: Path) -> int:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise CorruptionError(f"{path}: not a regular file, as all of a store are")
+    raise CorruptionError("not a regular file, as all of a store are", path=path)
 
 
 def require_own_dirs(root: Path, path: Path) -> None:
@@ -46,7 +46,7 @@ def require_own_dirs(root: Path, path: Path) -> None:
         if parent == root:
             return
         if parent.is_symlink():
-            raise CorruptionError(f"{parent}: a symbolic link, which may lead out of the store")
+            raise CorruptionError("a symbolic link, which may lead out of the store", path=parent)
 
 
 def open_to_read(path: Path) -> int:
@@ -105,7 +105,7 @@ def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES, drop_hole: bool =
         os.lseek(fd, 0, os.SEEK_SET)
         if size_bytes > limit_bytes:
             raise CorruptionError(
-                f"{path}: a document of {size_bytes} bytes, at most {limit_bytes} are allowed"
+                f"a document of {size_bytes} bytes, at most {limit_bytes} are allowed", path=path
             )
         pieces = []
         while piece := os.read(fd, max(size_bytes, 1)):
@@ -146,7 +146,7 @@ class PlainFile:
         try:
             return os.pread(self.fd, size_bytes, offset)
         except OSError as error:
-            raise CorruptionError(f"{self.path}: cannot be read: {error.strerror}") from error
+            raise CorruptionError(f"cannot be read: {error.strerror}", path=self.path) from error
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes; `CorruptionError` if the file ends before."""
@@ -154,7 +154,7 @@ class PlainFile:
         while size_bytes:
             piece = self._some(size_bytes, offset)
             if not piece:
-                raise CorruptionError(f"{self.path}: ends at byte {offset}")
+                raise CorruptionError(f"ends at byte {offset}", path=self.path)
             pieces.append(piece)
             offset += len(piece)
             size_bytes -= len(piece)
@@ -208,10 +208,10 @@ class Beneath:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
                 raise CorruptionError(
-                    f"{path}: a symbolic link, or behind one, or nothing that can be read as a file"
+                    "a symbolic link, or behind one, or nothing that can be read as a file", path=path
                 ) from error
             if error.errno in (errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV):
-                raise CorruptionError(f"{path}: cannot be read: {error.strerror}") from error
+                raise CorruptionError(f"cannot be read: {error.strerror}", path=path) from error
             raise  # of what the machine lacks (descriptors, memory) the store is not to blame
         finally:
             os.close(fd)
@@ -229,7 +229,7 @@ class Beneath:
         fd = self._open(path, 0)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise CorruptionError(f"{path}: not a regular file")
+            raise CorruptionError("not a regular file", path=path)
         return PlainFile(fd, path)
 
     def read(self, path: str, limit_bytes: int, *, drop_hole: bool = False) -> bytes:
@@ -237,7 +237,7 @@ class Beneath:
         with self.open(path) as file:
             size_bytes = file.data_bytes if drop_hole else file.size_bytes
             if size_bytes > limit_bytes:
-                raise CorruptionError(f"{path}: {size_bytes} bytes, at most {limit_bytes} are allowed")
+                raise CorruptionError(f"{size_bytes} bytes, at most {limit_bytes} are allowed", path=path)
             return file.read(0, size_bytes)
 
     def exists(self, path: str) -> bool:

@@ -295,7 +295,7 @@ class OpenSegment:
             str(path),
         )
         if found.rows != self._rows:
-            raise CorruptionError(f"{path}: {self._rows} rows were appended, {found.rows} came back")
+            raise CorruptionError(f"{self._rows} rows were appended, {found.rows} came back", path=path)
         return [frames.parse_payload(frame, self.spec.wire_schema) for frame in found.frames if frame.rows]
 
     def close(self, *, keep_lock: bool = False) -> None:

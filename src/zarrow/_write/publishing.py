@@ -185,7 +185,7 @@ def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
     if numbers != list(range(len(numbers))) or any(
         record.rows != spec.segment_rows for record, _ in records[:-1]
     ):
-        raise CorruptionError(f"{root}: the segments are not dense, so the store cannot be complete")
+        raise CorruptionError("the segments are not dense, so the store cannot be complete", path=root)
     manifest = Manifest(
         uuid=spec.uuid,
         rows=sum(record.rows for record, _ in records),

@@ -108,8 +108,9 @@ def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
         while (gap := catalog.dense_segments(root)) < len(numbers := catalog.segment_numbers(root)):
             if gap not in put_aside(root):
                 raise CorruptionError(
-                    f"{root / layout.record_path(gap)}: the record is missing, though there are later ones: "
-                    "'zarrow repair' puts what is left of the segment aside"
+                    "the record is missing, though there are later ones: "
+                    "'zarrow repair' puts what is left of the segment aside",
+                    path=root / layout.record_path(gap),
                 )
             one = enter_again(root, spec, owner, numbers[-1])
             if one.rows.rows == spec.segment_rows:
@@ -192,8 +193,8 @@ def _drop_after_gap(dead: dict[str, Dead], spec: StoreSpec) -> None:
             if gap:
                 if one.rows.durable_rows:
                     raise CorruptionError(
-                        f"{one.rows.path}: {one.rows.durable_rows} of its rows were durable, "
-                        "but rows before them are gone"
+                        f"{one.rows.durable_rows} of its rows were durable, but rows before them are gone",
+                        path=one.rows.path,
                     )
                 del dead[one.rows.slot]
                 one.lock.release()
@@ -206,12 +207,12 @@ def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead]) ->
     for source in claim.sources:
         if source.slot not in dead:
             raise CorruptionError(
-                f"{root / layout.claim_path(claim.segment)}: claims rows of {source.slot}, which is gone"
+                f"claims rows of {source.slot}, which is gone", path=root / layout.claim_path(claim.segment)
             )
         have = dead[source.slot].rows.rows
         if have < source.stop:
             raise CorruptionError(
-                f"{dead[source.slot].rows.path}: {source.stop} rows of it were claimed, {have} are left"
+                f"{source.stop} rows of it were claimed, {have} are left", path=dead[source.slot].rows.path
             )
     if len(claim.sources) == 1:
         source = claim.sources[0]

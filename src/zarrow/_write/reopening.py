@@ -114,8 +114,8 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
     path = root / layout.part_path(record.segment)
     data = reading.read(path, limit_bytes=record.part.size_bytes)
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
-        raise CorruptionError(f"{path}: not the bytes that were committed")
-    table = to_wire(spec, data)
+        raise CorruptionError("not the bytes that were committed", path=path)
+    table = to_wire(spec, data, str(path))
     blocks = [shard_rows.committed_rows(root, array, spec.segment_rows, record) for array in spec.arrays]
     step = min((array.chunk_rows for array in spec.arrays), default=spec.segment_rows)
     readers = [_rechunk(block, step) for block in blocks]
