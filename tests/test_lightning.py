@@ -270,7 +270,7 @@ def test_streams_that_carry_their_indices(tmp_path):
 def test_streams_that_repeat_rows_are_refused(tmp_path):
     """Workers that all read the whole stream are noticed by the indices in their batches."""
     loader = DataLoader(Stream(50), batch_size=8, num_workers=2)
-    with pytest.raises(BatchError, match=r"8 of its 8 rows were stored already, .* duplicates='drop'"):
+    with pytest.raises(BatchError, match=r"8 of its 8 rows are stored already, .* duplicates='drop'"):
         predict(tmp_path / "s", loader, sample_index=lambda batch: batch.long())
     predict(tmp_path / "t", loader, sample_index=lambda batch: batch.long(), duplicates="drop")
     check(tmp_path / "t", 50)
@@ -610,7 +610,7 @@ def test_parquet_identifiers_are_read_a_row_group_at_a_time(tmp_path, monkeypatc
     identifiers = open_identifiers(tmp_path / "ids.parquet")
     for first in range(0, 100, 7):
         rows = np.arange(first, min(first + 7, 100))
-        assert identifiers.take(None, rows, len(rows))["id"].to_pylist() == rows.tolist()
+        assert identifiers.take(rows)["id"].to_pylist() == rows.tolist()
         assert len(identifiers._decoded) <= 2
     assert decoded == list(range(10))
 
@@ -629,7 +629,7 @@ def test_identifiers_shorter_or_longer_than_the_dataset(tmp_path, rows):
 @NO_INDICES
 def test_identifiers_shorter_than_a_stream(tmp_path):
     """A stream that goes on behind the last identifier ends the run; what had one is stored."""
-    with pytest.raises(BatchError, match="dataset index 5, but there are identifiers for 5 samples only"):
+    with pytest.raises(BatchError, match="sample_index 5, but there are identifiers for 5 samples only"):
         predict(tmp_path / "s", DataLoader(Stream(10), batch_size=5), identifiers=pa.table({"id": range(5)}))
     assert finished_rows(tmp_path / "s")["id"] == [0, 1, 2, 3, 4]
 
@@ -755,7 +755,7 @@ def test_samplers_that_repeat_rows_are_refused(tmp_path):
     """A row is never stored twice; drop leaves the second one out, and the store is complete without."""
     torch.manual_seed(0)
     loader = DataLoader(Numbers(4), batch_size=4, sampler=WeightedRandomSampler([1.0] * 4, 40))
-    with pytest.raises(BatchError, match="rows were stored already, the first of them dataset index"):
+    with pytest.raises(BatchError, match="rows are stored already, the first of them with sample_index"):
         predict(tmp_path / "s", loader)
 
 

@@ -49,7 +49,7 @@ try:
     from zarrow._predict.choose_batches import choose_batches
     from zarrow._predict.host_copies import HostCopies
     from zarrow._predict.identity import differences, identify
-    from zarrow._predict.loaders import loaders_of, trim
+    from zarrow._predict.loaders import loaders_of
     from zarrow._predict.missing_rows import MissingRowsSampler
     from zarrow._predict.ranks import end_together, open_together
     from zarrow._predict.run import Run
@@ -97,8 +97,8 @@ class PredictionWriter(BasePredictionWriter):
         The store, a directory. Its parent must exist.
     identifiers : pyarrow Table, polars or pandas frame, path, callable, or a list of these, optional
         Columns that identify the rows, in the dataset's order; a Parquet file (or directory of files) is
-        read a row group at a time. A callable gets ``(batch, indices)``, what the loader yielded and the
-        rows' sample indices, and returns the table of the batch's rows. With several data loaders, a list
+        read a row group at a time. A callable gets ``(batch, sample_index)``, what the loader yielded and
+        the rows' sample indices, and returns the table of the batch's rows. With several data loaders, a list
         with one for each.
     columns : sequence of str, or mapping of str to str, optional
         The entries that become columns, or a mapping of names in the store to entries:
@@ -271,7 +271,9 @@ class PredictionWriter(BasePredictionWriter):
                 HostCopies(self._dtypes),
                 sample_index=self._sample_index,
                 drop_duplicates=self._drop_duplicates,
+                queue_bytes=self._options["queue_bytes"],
             )
+            opened.callback(run.close)
             if trainer is not None and (before or trainer.world_size > 1):
                 self._undo = choose_batches(trainer, before, drop_duplicates=self._drop_duplicates)
             opened.pop_all()
@@ -368,7 +370,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hand a batch to the writer: queued on return; from a GPU, once two more batches have been started.
+        """Hand a batch to the writer: queued on return.
 
         Errors in a batch may be raised by the hook of a later one, or at the end.
 
@@ -393,12 +395,9 @@ class PredictionWriter(BasePredictionWriter):
         """
         run = self._running()
         run.write(dataloader_idx, batch_idx, prediction, batch)
-        trim(run.loaders[dataloader_idx].loader, batch_idx)
         if trainer.received_sigterm:
             # The scheduler will kill this process soon, and start it again.
-            run.finish()
-            assert run.writer is not None
-            run.writer.flush(durable=True)
+            run.finish(durable=True)
             raise SIGTERMException(SIGTERM_EXIT_CODE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -410,10 +409,7 @@ class PredictionWriter(BasePredictionWriter):
             As Lightning passes them.
         """
         run = self._let_go()
-        if run is not None and run.writer is not None:
-            # A second exception, ours or the GPU's, would hide the one under way.
-            with contextlib.suppress(ZarrowError, RuntimeError):
-                run.finish()
+        if run is not None:
             run.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -28,7 +28,6 @@ import platform
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -42,7 +41,7 @@ from zarrow._write import batches, parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.declaration import Declaration
 from zarrow._write.directory import Mode, claim_store, install, new_owner
-from zarrow._write.queue import Later
+from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
     BatchError,
     InvalidInputError,
@@ -168,8 +167,7 @@ class Writer:
             self._lock.release()
             raise
         self._queued = self._appender.accepted_rows
-        self._queued_later = 0  # counted by the thread that makes them
-        self._at_exit = _close_at_exit(weakref.ref(self))
+        self._at_exit = close_at_exit(weakref.ref(self))
 
     # What there is
 
@@ -185,8 +183,8 @@ class Writer:
 
     @property
     def queued_rows(self) -> int:
-        """Rows handed over and made, those that the store held when it was opened included."""
-        return self._queued + self._queued_later
+        """Rows handed over, including those that the store held when it was opened."""
+        return self._queued
 
     @property
     def accepted_rows(self) -> int:
@@ -253,71 +251,9 @@ class Writer:
         batch = self._reader.read(table, arrays or {}, sample_index, copy=copy, number=self._batches)
         self._batches += 1
         if batch.rows:
-            self._appender.put(batch)
+            self._appender.put(batch, batch.size_bytes)
             self._queued += batch.rows
             self._check_failure()
-
-    def append_later(self, work: Callable[[Callable[..., None]], None], size_bytes: int) -> None:
-        """Hand over work that appends a batch, which the thread that writes is to do: queued on return.
-
-        For callers who must not wait for a batch to be made. The first is made at once. What is wrong with
-        a later one is told by the next call: what came before it is accepted, and the writer takes no more.
-
-        Parameters
-        ----------
-        work : callable
-            Gets a function to call with what `append` takes, table, arrays and sample index, for at most
-            one batch. The arrays' memory is given away.
-        size_bytes : int
-            What the batch takes in memory, until it is made and after.
-
-        Raises
-        ------
-        BatchError
-            If this or an earlier batch breaks a rule.
-        WriteFailedError
-            If an earlier batch could not be written; says which rows are safe.
-        WriterClosedError
-            If the writer was closed or finalized.
-
-        Examples
-        --------
-        >>> import numpy as np, tempfile, zarrow
-        >>> path = tempfile.mkdtemp() + "/run.zarrow"
-        >>> with zarrow.Writer(path) as writer:
-        ...     for n in range(2):
-        ...         writer.append_later(lambda append, n=n: append({"id": [n]}, {"v": np.ones((1, 4))}), 40)
-        ...     writer.finalize()
-        >>> zarrow.open(path).num_rows
-        2
-        """
-        self._check_usable()
-        if self._spec is None:
-            work(partial(self.append, copy=False))
-            return
-        number = self._batches
-        self._batches += 1
-        self._appender.put(Later(size_bytes, partial(self._make, work, number)))
-        self._check_failure()
-
-    def _make(self, work: Callable[[Callable[..., None]], None], number: int) -> list[batches.Batch]:
-        """Return what `work` appends; on the thread that writes."""
-        made: list[batches.Batch] = []
-        work(partial(self._take, made, number))
-        return made
-
-    def _take(
-        self,
-        made: list[batches.Batch],
-        number: int,
-        table: batches.Columns = None,
-        arrays: Mapping[str, Any] | None = None,
-        sample_index: Any = None,
-    ) -> None:
-        assert self._reader is not None
-        batch = self._reader.read(table, arrays or {}, sample_index, copy=False, number=number)
-        self._queued_later += batch.rows
-        made.append(batch)
 
     def flush(self, *, durable: bool = False) -> None:
         """Wait until every queued row is accepted, or durable.
@@ -500,19 +436,6 @@ class Writer:
         self._closed = True
         self._lock.release(remove_file=remove_lock)
         atexit.unregister(self._at_exit)
-
-
-def _close_at_exit(writer: weakref.ref[Writer]) -> Callable[[], None]:
-    """Close a forgotten writer when the interpreter ends, so that what is queued is not lost."""
-    process = os.getpid()
-
-    def close() -> None:
-        forgotten = writer()
-        if forgotten is not None and os.getpid() == process:
-            forgotten.close()
-
-    atexit.register(close)
-    return close
 
 
 def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from zarrow.analysis._numbers.draws import draw_rows
 from zarrow.analysis._numbers.scores import Scores
 from zarrow.analysis._pictures.curves import calibrate
 from zarrow.analysis._questions import evaluate as evaluate_file
-from zarrow.analysis._rows import gather
 from zarrow.errors import InvalidInputError, UnknownNameError
 
 ROWS = 3000
@@ -91,7 +90,7 @@ def test_equals_scikit_learn(made):
 @pytest.mark.parametrize("unit", [None, "subject_id"])
 @pytest.mark.parametrize("dtype", [pa.float32(), pa.float64()])
 def test_rows_that_come_in_pieces_are_evaluated_as_one(made, dtype, unit, monkeypatch):
-    """Where rows lie in files, and ties in several pieces, every figure is what it is in memory."""
+    """Where rows come in several batches, and ties in several pieces, every figure is the same."""
     approx = functools.partial(pytest.approx, rel=1e-12)
     table = made[0].table()
     place = table.schema.get_field_index("prob")
@@ -99,12 +98,8 @@ def test_rows_that_come_in_pieces_are_evaluated_as_one(made, dtype, unit, monkey
     asked = {"by": ["query"], "bootstrap": 20 if unit else 0, "unit": unit}
     whole = evaluate(table, "prob", "label", **asked)
     monkeypatch.setattr(evaluate_file, "BATCH_ROWS", 11)
-    monkeypatch.setattr(gather, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(gather, "CHUNK", 7)
     monkeypatch.setattr(scores, "CHUNK", 5)
     pieces = evaluate(table, "prob", "label", **asked)
-    assert isinstance(pieces.scores[-1]._keys, np.memmap)
-    assert unit is None or isinstance(pieces.scores[-1]._units, np.memmap)
     for one, other in zip(
         [whole.overall, *whole.table.to_pylist()], [pieces.overall, *pieces.table.to_pylist()], strict=True
     ):
@@ -182,9 +177,9 @@ def test_intervals_are_those_of_a_bootstrap(monkeypatch):
         drawn.append(metrics.roc_auc_score(label[rows], prob[rows]))
     for at_a_time in (600, 64):
         monkeypatch.setattr(scores, "DRAWN_ROWS", at_a_time)
-        low, high = Scores(label, prob).intervals(2000)["auroc"]
+        low, high = Scores.of(label, prob).intervals(2000)["auroc"]
         np.testing.assert_allclose([low, high], np.quantile(drawn, [0.025, 0.975]), atol=0.006)
-        wide = Scores(label, prob, unit).intervals(500)["auroc"]
+        wide = Scores.of(label, prob, unit).intervals(500)["auroc"]
         assert wide[1] - wide[0] > 2 * (high - low)
 
 
@@ -193,7 +188,7 @@ def test_a_draw_is_scored_as_scikit_learn_weighs_rows(made, rows, monkeypatch):
     """Ties, pieces and all: how often a row was drawn is its weight."""
     _, prob, label, *_ = made
     monkeypatch.setattr(scores, "DRAWN_ROWS", rows)
-    whole = Scores(label[:600], prob[:600])
+    whole = Scores.of(label[:600], prob[:600])
     weights = np.concatenate(list(draw_rows(np.random.default_rng(5), 20, 600, min(rows, 600))), axis=1)
     found = whole.intervals(20, seed=5)
     truth, given = whole.label, whole.probability

@@ -86,7 +86,7 @@ def test_calibration_groups() -> None:
     generator = np.random.default_rng(0)
     probability = np.round(generator.beta(0.3, 8, 5000), 3)
     label = generator.random(5000) < probability
-    found = calibrate(Scores(label, probability), 10)
+    found = calibrate(Scores.of(label, probability), 10)
     assert found.rows.sum() == 5000
     assert len(found.rows) > 5
     assert np.average(found.predicted, weights=found.rows) == pytest.approx(probability.mean())
@@ -167,7 +167,7 @@ def test_few_odd_rows(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     """What cannot be drawn is refused, with the reason."""
     store = example_store()
-    with pytest.raises(InvalidInputError, match="label of each row cannot be told"):
+    with pytest.raises(InvalidInputError, match="cannot tell which column holds the label of each row"):
         plot.roc(store)
     with pytest.raises(UnknownNameError, match="nope"):
         plot.map(store, colour="nope")

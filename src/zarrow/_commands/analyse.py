@@ -19,8 +19,10 @@ from zarrow._commands.arguments import (
     AsJson,
     By,
     Columns,
+    Label,
     Names,
     Neighbours,
+    Probability,
     Seed,
     StorePath,
     Where,
@@ -244,8 +246,12 @@ def probe(
     label: Annotated[str, Option("--label", help="Column to predict.", show_default=False)],
     array: Array = None,
     group: Annotated[
-        str, Option(help="Column whose values training and test do not share; '' for none.")
-    ] = "subject_id",
+        str,
+        Option(
+            help="Column whose values training and test do not share; '' for none.",
+            show_default="the subjects",
+        ),
+    ] = "auto",
     kind: Annotated[Literal["auto", "logistic", "ridge"], Option(help="Kind of regression.")] = "auto",
     by: By = (),
     where: Where = None,
@@ -294,8 +300,8 @@ def probe(
 @app.command(rich_help_panel="Analyse")
 def evaluate(
     path: StorePath,
-    probability: Annotated[str, Option(help="Column of probabilities.")] = "occurs_prob",
-    label: Annotated[str, Option(help="Column of labels.")] = "boolean_value",
+    probability: Probability = None,
+    label: Label = None,
     by: By = (),
     where: Where = None,
     unit: Annotated[
@@ -311,12 +317,13 @@ def evaluate(
     zarrow evaluate run.zarrow --label boolean_value --by query,duration_days
     """
     from zarrow.analysis import evaluate as run
+    from zarrow.analysis._rows.roles import choose_label, choose_probability
 
     with open_store(path, partial=True) as store, progress_bar() as bar:
         found = run(
             store,
-            probability,
-            label,
+            choose_probability(store, probability),
+            choose_label(store, label),
             by=by,
             filter=where_of(store, where),
             unit=unit,
@@ -327,7 +334,7 @@ def evaluate(
     if as_json:
         print_json(found.to_dict())
         return
-    out.print(f"[bold]{escape(probability)}[/] against [bold]{escape(label)}[/]")
+    out.print(f"[bold]{escape(found.probability)}[/] against [bold]{escape(found.label)}[/]")
     show_left_out({"no label": found.missing_labels, "no probability": found.missing_probabilities})
     show_metrics(found.overall)
     if by:
@@ -338,12 +345,13 @@ def evaluate(
 def compose(
     path: StorePath,
     how: Annotated[Literal["max", "or", "sum", "mean"], Option(help="How to combine probabilities.")] = "max",
-    over: Annotated[str, Option(help="Column in which the combined rows differ.")] = "query",
+    over: Annotated[
+        str | None, Option(help="Column in which the combined rows differ.", show_default="the query")
+    ] = None,
     by: Annotated[
-        Names,
-        comma_list("Columns to group by, comma-separated.", "--by", default="subject_id,prediction_time"),
-    ] = ("subject_id", "prediction_time"),
-    probability: Annotated[str, Option(help="Column of probabilities.")] = "occurs_prob",
+        Names, comma_list("Columns to group by, comma-separated.", "--by", default="subject and time")
+    ] = (),
+    probability: Probability = None,
     label: Annotated[str | None, Option(help="Column of labels, combined too.")] = None,
     where: Where = None,
     out_file: Annotated[Path | None, Option("--out", help="Write the table to this Parquet file.")] = None,
@@ -360,7 +368,7 @@ def compose(
             store,
             how,
             over,
-            by,
+            by or None,
             probability=probability,
             label=label,
             filter=where_of(store, where),

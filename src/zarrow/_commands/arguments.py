@@ -31,8 +31,10 @@ __all__ = [
     "AsJson",
     "By",
     "Columns",
+    "Label",
     "Names",
     "Neighbours",
+    "Probability",
     "Seed",
     "StorePath",
     "Where",
@@ -80,6 +82,13 @@ Array = Annotated[
     str | None, Option("--array", metavar="NAME", help="Array to use.", show_default="the only one")
 ]
 By = Annotated[Names, comma_list("Columns to group by, comma-separated.", "--by")]
+Probability = Annotated[
+    str | None,
+    Option("--probability", metavar="NAME", help="Column of probabilities.", show_default="the likely one"),
+]
+Label = Annotated[
+    str | None, Option("--label", metavar="NAME", help="Column of labels.", show_default="the likely one")
+]
 Where = Annotated[
     list[str] | None,
     Option(

@@ -16,7 +16,9 @@ from zarrow._commands.arguments import (
     Array,
     AsJson,
     By,
+    Label,
     Names,
+    Probability,
     Seed,
     StorePath,
     comma_list,
@@ -189,12 +191,10 @@ def report(
     colours: Annotated[
         Names, comma_list("Columns to colour by, comma-separated.", "--colours", "--colors")
     ] = (),
-    probability: Annotated[
-        str | None, Option(help="Column of probabilities.", show_default="the likely one")
-    ] = None,
-    label: Annotated[str | None, Option(help="Column of labels.", show_default="the likely one")] = None,
+    probability: Probability = None,
+    label: Label = None,
     by: Annotated[
-        Names, comma_list("Columns to evaluate by, comma-separated.", "--by", default="query,duration_days")
+        Names, comma_list("Columns to evaluate by, comma-separated.", "--by", default="the tasks")
     ] = (),
     title: Annotated[str | None, Option(help="Title.", show_default="the store's name")] = None,
     as_json: AsJson = False,

@@ -15,6 +15,7 @@ which a run uses them:
 `host_copies`           tensors into memory that the writer may keep
 `rules`                 which entries of a prediction are columns, and which arrays
 `identifiers`           identifiers of the rows of a batch
+`preparing`             the thread that makes batches of the store out of predictions
 `run`                   one run: its batches, and whether all rows arrived
 `everyquery_tasks`      EveryQuery's tasks: their identifiers, and the preset for its predictions
 `repeated`              dropping rows of the dataset that are stored twice

@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.checksum import crc32c
 from zarrow._predict.identifiers import Identifiers, TableIdentifiers
+from zarrow._predict.row_set import SampleIndex
 from zarrow.errors import BatchError, InvalidInputError
 from zarrow.transfer._everyquery import ARRAY, KEYS, LABEL, PROBABILITIES, TYPES
 
@@ -117,11 +117,10 @@ class _TaskIdentifiers(Identifiers):
     def rows(self) -> int:
         return len(self._frame)
 
-    def take(self, batch: Any, indices: npt.NDArray[np.int64] | None, rows: int) -> pa.Table:
-        assert indices is not None
-        if len(indices):
-            self._convert(int(indices.min()), int(indices.max()) + 1)
-        return self._window.take(batch, indices - self._start, rows)
+    def take(self, sample_index: SampleIndex) -> pa.Table:
+        if len(sample_index):
+            self._convert(int(sample_index.min()), int(sample_index.max()) + 1)
+        return self._window.take(sample_index - self._start)
 
     def _convert(self, start: int, stop: int) -> None:
         """Let the window cover these rows."""

@@ -1,43 +1,41 @@
-"""How do a prediction's tensors get into memory that the writer may keep, while the model goes on?
+"""Host copies — a prediction's tensors in memory that the writer may keep, while the model goes on.
 
-One on a GPU is copied on the GPU first, by the step's own stream: views become contiguous, types change, and
-whatever the next step does to the memory is no concern any more. From there a stream beside the step's takes
-it into a pinned buffer (`CudaCopies`), so that neither the step's stream nor the thread that feeds it waits
-for the bus. A batch is looked at when the second one after it was begun (`UnderWay`): then its copy is long
-done. So the memory in use is that of three batches, and of those that wait for the disk, which the writer's
-queue bounds; a disk that is slower than the model makes the next batch wait there, and nowhere else. The
-pinned buffers come from torch's pool, which takes each back when the writer is done with it.
+A tensor on a GPU is copied on the GPU first, by the step's own stream: views become contiguous, types
+change, and whatever the next step does to the memory no longer matters. From there another stream takes it
+into a pinned buffer (`CudaCopies`), so that neither the step's stream nor the thread that feeds it waits for
+the bus; the thread that prepares the batch does. The pinned buffers come from torch's pool, which takes each
+back when the writer is done with it; the queue bounds how many there are.
 
 On the host
 
 * a tensor that is contiguous and has its storage for itself is given away as it is;
-* every other one is copied: a view may pin memory many times its size.
+* every other one is copied: a view may pin memory many times its size;
+* so is anything else that the caller may change, such as a list.
 
 Some models return the same buffer in every step. So tensors are copied, too, in the first few batches, and
 held: memory that is held cannot be handed out again, so if an address comes back, it is such a buffer, and
 its entry is copied for good.
-
-Place: under the edge `lightning`; imports torch.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from zarrow._predict.rules import check_cast
 from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["CudaCopies", "DeviceCopies", "HostBatch", "HostCopies", "UnderWay"]
+__all__ = ["CudaCopies", "DeviceCopies", "HostBatch", "HostCopies"]
 
-BATCHES_UNDER_WAY = 2
 _WATCHED_BATCHES = 4
+_IMMUTABLE = (pa.Array, pa.ChunkedArray)
 _FLOATS = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -99,15 +97,12 @@ class HostBatch:
         Per entry that was made narrower on a device, which rows lost a value by it.
     size_bytes : int
         What tensors and arrays among them take in memory.
-    is_its_own : bool
-        Whether all values are tensors and arrays, in memory that nobody else writes into.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     wait: Callable[[], None] | None = None
     lost: dict[str, torch.Tensor] = field(default_factory=dict)
     size_bytes: int = 0
-    is_its_own: bool = True
 
     def arrive(self) -> None:
         """Wait until all values are there."""
@@ -128,41 +123,6 @@ class HostBatch:
             name: value.numpy(force=True) if isinstance(value, torch.Tensor) else value
             for name, value in self.values.items()
         }
-
-
-class UnderWay:
-    """Batches whose copies are under way, in order.
-
-    Parameters
-    ----------
-    batches : int
-        How many may be.
-    """
-
-    def __init__(self, batches: int = BATCHES_UNDER_WAY) -> None:
-        self._limit = batches
-        self._waiting: deque[tuple[HostBatch, Callable[[HostBatch], None]]] = deque()
-
-    def add(self, batch: HostBatch, then: Callable[[HostBatch], None]) -> None:
-        """Hand a batch over to `then` in its turn, at once if nothing is to be waited for."""
-        if batch.wait is None and not self._waiting:
-            then(batch)
-            return
-        self._waiting.append((batch, then))
-        self.finish(self._limit if batch.wait is not None else 0)
-
-    def finish(self, left: int = 0) -> None:
-        """Hand over all but the last `left` batches; if one cannot be, those behind it are dropped.
-
-        So what was handed over is what came first, in order.
-        """
-        try:
-            while len(self._waiting) > left:
-                batch, then = self._waiting.popleft()
-                then(batch)
-        except BaseException:
-            self._waiting.clear()
-            raise
 
 
 class HostCopies:
@@ -223,8 +183,7 @@ class HostCopies:
                     continue
                 value = torch.from_numpy(value)
             if not isinstance(value, torch.Tensor):
-                batch.values[name] = value
-                batch.is_its_own = False
+                batch.values[name] = value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
                 continue
             if value.layout is not torch.strided:
                 raise BatchError(

@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 
 from zarrow._format.arrow import without_view
 from zarrow._format.layout import RESERVED_COLUMNS
+from zarrow._predict.row_set import SampleIndex
 from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["Identifiers", "open_all", "open_identifiers"]
+__all__ = ["CallableIdentifiers", "Identifiers", "open_all", "open_identifiers"]
 
-Indices = npt.NDArray[np.int64]
 _KEPT_ROW_GROUPS = 2
 _SCATTERED = 256
 """Indices that span more than so many times their number are scattered."""
@@ -40,26 +40,16 @@ _UNNAMED_INDEX = re.compile(r"__index_level_\d+__\Z")
 
 
 class Identifiers(abc.ABC):
-    """Finds the identifiers of rows."""
+    """Identifiers that are found by the rows' index in the dataset."""
 
     @property
     @abc.abstractmethod
-    def rows(self) -> int | None:
-        """How many samples have identifiers; None if only a batch can tell."""
+    def rows(self) -> int:
+        """How many samples have identifiers."""
 
     @abc.abstractmethod
-    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
-        """Return the identifiers of a batch's rows, in their order.
-
-        Parameters
-        ----------
-        batch : object
-            What the data loader yielded.
-        indices : int64 array, shape (rows,), or None
-            Where in the dataset the rows come from.
-        rows : int
-            How many they are.
-        """
+    def take(self, sample_index: SampleIndex) -> pa.Table:
+        """Return the identifiers of these samples, in this order."""
 
 
 class TableIdentifiers(Identifiers):
@@ -79,17 +69,14 @@ class TableIdentifiers(Identifiers):
         """How many samples have identifiers."""
         return int(self._table.num_rows)
 
-    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
-        """Return the identifiers at `indices`."""
-        del batch
-        assert indices is not None
-        assert len(indices) == rows
-        _check_range(indices, self.rows)
-        scattered = rows and np.ptp(indices) > _SCATTERED * rows
+    def take(self, sample_index: SampleIndex) -> pa.Table:
+        """Return the identifiers of these samples, in this order."""
+        _check_range(sample_index, self.rows)
+        scattered = len(sample_index) and np.ptp(sample_index) > _SCATTERED * len(sample_index)
         if scattered and any(column.num_chunks > 1 for column in self._table.columns):
             # Gathering from many chunks costs more the more there are, so they are joined, once.
             self._table = self._table.combine_chunks()
-        return _gather(self._table, indices)
+        return _gather(self._table, sample_index)
 
 
 class ParquetIdentifiers(Identifiers):
@@ -133,25 +120,22 @@ class ParquetIdentifiers(Identifiers):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_decoded": OrderedDict()}
 
-    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
-        """Return the identifiers at `indices`, decoding only the row groups that they lie in."""
-        del batch
-        assert indices is not None
-        assert len(indices) == rows
-        _check_range(indices, self.rows)
+    def take(self, sample_index: SampleIndex) -> pa.Table:
+        """Return the identifiers of these samples, decoding only the row groups that they lie in."""
+        _check_range(sample_index, self.rows)
         assert self.schema is not None
-        if not rows:
+        if not len(sample_index):
             return self.schema.empty_table()
-        groups = np.searchsorted(self._starts, indices, "right") - 1
+        groups = np.searchsorted(self._starts, sample_index, "right") - 1
         touched = np.unique(groups)
         if len(touched) == 1:
-            return _gather(self._group(int(touched[0])), indices - self._starts[touched[0]])
+            return _gather(self._group(int(touched[0])), sample_index - self._starts[touched[0]])
         pieces = []
         order = []
         for group in touched:
-            places = np.flatnonzero(groups == group)
-            order.append(places)
-            pieces.append(_gather(self._group(int(group)), indices[places] - self._starts[group]))
+            rows = np.flatnonzero(groups == group)
+            order.append(rows)
+            pieces.append(_gather(self._group(int(group)), sample_index[rows] - self._starts[group]))
         return pa.concat_tables(pieces).take(np.argsort(np.concatenate(order)))
 
     def _group(self, number: int) -> pa.Table:
@@ -168,34 +152,30 @@ class ParquetIdentifiers(Identifiers):
         return table
 
 
-class CallableIdentifiers(Identifiers):
-    """Identifiers that somebody's function finds.
+class CallableIdentifiers:
+    """Identifiers that a function of the caller finds in a batch.
 
     Parameters
     ----------
-    find : callable of (batch, indices) to table
-        Gets what the data loader yielded and the places in the dataset (None where nobody knows them).
+    find : callable of (batch, sample_index) to table
+        Gets what the data loader yielded and the rows' index in the dataset.
     """
 
-    def __init__(self, find: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, find: Callable[[Any, SampleIndex], Any]) -> None:
         self._find = find
 
-    @property
-    def rows(self) -> None:
-        """Only a batch can tell."""
-        return
-
-    def take(self, batch: Any, indices: Indices | None, rows: int) -> pa.Table:
+    def find(self, batch: Any, sample_index: SampleIndex) -> pa.Table:
         """Return what the function returned, if it is a table of the batch's rows."""
-        table = _as_table(self._find(batch, indices))
-        if table.num_rows != rows:
+        table = _as_table(self._find(batch, sample_index))
+        if table.num_rows != len(sample_index):
             raise BatchError(
-                f"identifiers: the callable must return one row per prediction, {rows}, got {table.num_rows}"
+                f"identifiers: the callable must return one row per prediction, {len(sample_index)}, got "
+                f"{table.num_rows}"
             )
         return _checked(table)
 
 
-def open_identifiers(source: Any) -> Identifiers | None:
+def open_identifiers(source: Any) -> Identifiers | CallableIdentifiers | None:
     """Return the identifiers that the caller described.
 
     Parameters
@@ -205,7 +185,7 @@ def open_identifiers(source: Any) -> Identifiers | None:
 
     Returns
     -------
-    Identifiers or None
+    Identifiers, CallableIdentifiers or None
         None for None.
 
     Raises
@@ -225,7 +205,7 @@ def open_identifiers(source: Any) -> Identifiers | None:
     return TableIdentifiers(_checked(_as_table(source)))
 
 
-def open_all(source: Any) -> list[Identifiers | None]:
+def open_all(source: Any) -> list[Identifiers | CallableIdentifiers | None]:
     """Return the identifiers of each data loader: those of a list, else the only ones."""
     return [open_identifiers(one) for one in (source if isinstance(source, list | tuple) else [source])]
 
@@ -244,7 +224,7 @@ def _as_table(source: Any) -> pa.Table:
     except (TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise InvalidInputError(
             "identifiers must be a pyarrow Table, a polars or pandas frame, the path of a Parquet file or a "
-            f"callable of (batch, indices) to one, got {type(source).__name__}: {error}"
+            f"callable of (batch, sample_index) to one, got {type(source).__name__}: {error}"
         ) from error
 
 
@@ -264,21 +244,21 @@ def _checked(table: pa.Table) -> pa.Table:
     return table
 
 
-def _check_range(indices: Indices, rows: int) -> None:
-    if len(indices) and (indices.max() >= rows or indices.min() < 0):
-        bad = indices[(indices >= rows) | (indices < 0)][0]
+def _check_range(sample_index: SampleIndex, rows: int) -> None:
+    if len(sample_index) and (sample_index.max() >= rows or sample_index.min() < 0):
+        bad = sample_index[(sample_index >= rows) | (sample_index < 0)][0]
         raise BatchError(
-            f"identifiers: the batch has dataset index {bad}, but there are identifiers for {rows} samples "
+            f"identifiers: the batch has sample_index {bad}, but there are identifiers for {rows} samples "
             "only: they must have one row per sample, in the dataset's order"
         )
 
 
-def _gather(table: pa.Table, indices: Indices) -> pa.Table:
+def _gather(table: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
     """Return rows of a table: a slice where they are neighbours, else a gather from a window."""
-    if not len(indices):
+    if not len(numbers):
         return table.slice(0, 0)
-    first, last = int(indices.min()), int(indices.max())
+    first, last = int(numbers.min()), int(numbers.max())
     window = table.slice(first, last - first + 1)
-    if len(window) == len(indices) and (len(indices) == 1 or bool((np.diff(indices) == 1).all())):
+    if len(window) == len(numbers) and (len(numbers) == 1 or bool((np.diff(numbers) == 1).all())):
         return window
-    return window.take(pa.array(indices - first))
+    return window.take(pa.array(numbers - first))

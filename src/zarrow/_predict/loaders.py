@@ -17,21 +17,37 @@ public: ``seen_batch_indices``.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
 
-from zarrow.errors import InvalidInputError
+from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
+from zarrow._predict.row_set import RowSet, SampleIndex
+from zarrow._predict.rules import count_rows
+from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["LoaderFacts", "as_indices", "describe", "length_of", "loaders_of", "recorded_indices", "trim"]
+__all__ = [
+    "LoaderFacts",
+    "LoaderState",
+    "as_sample_index",
+    "describe",
+    "length_of",
+    "loaders_of",
+    "recorded_index",
+    "trim",
+]
 
 Order = Literal["recorded", "running", "given"]
+_WHO_KNOWS = {
+    "recorded": "Lightning's record of the batch",
+    "given": "sample_index",
+    "running": "the batch",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +79,102 @@ class LoaderFacts:
     expected_batches: int | None
     dataset: tuple[str, int | None]
     name: str
+
+
+class LoaderState:
+    """How far the rows of one data loader have come on this rank.
+
+    Parameters
+    ----------
+    loader : DataLoader or iterable
+        The loader.
+    facts : LoaderFacts
+        What is known of it.
+    identifiers : Identifiers, CallableIdentifiers or None
+        Where the identifiers of its rows come from.
+    before : RowSet
+        Its rows that were stored when the run began.
+    is_one_of_several : bool
+        Whether the run has other loaders, too.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        facts: LoaderFacts,
+        identifiers: Identifiers | CallableIdentifiers | None,
+        before: RowSet,
+        *,
+        is_one_of_several: bool,
+    ) -> None:
+        self.loader = loader
+        self.facts = facts
+        self.identifiers = identifiers
+        self.before = before
+        self.is_one_of_several = is_one_of_several
+        self.next_row = self.batches = 0
+        self.written = RowSet()
+
+    def sample_index(self, index: Any, columns: Mapping[str, Any], arrays: Mapping[str, Any]) -> SampleIndex:
+        """Return which rows of the dataset a batch has, the next ones if `index` is None.
+
+        Parameters
+        ----------
+        index : sequence of int, or None
+            The rows' index, as it was recorded.
+        columns, arrays : mapping of str to tensor, array or sequence
+            The prediction.
+
+        Returns
+        -------
+        int64 array, shape (rows,)
+            In the batch's order.
+
+        Raises
+        ------
+        InvalidInputError
+            If the number of rows is not that of the prediction, or there is no such row.
+        """
+        found = None if index is None else as_sample_index(index, "what the sampler yields")
+        order, known = self.facts.order, self.facts.dataset_rows
+        rows = count_rows(columns, arrays, None if found is None else len(found), _WHO_KNOWS[order])
+        if found is None:
+            found = np.arange(self.next_row, self.next_row + rows)
+        elif rows and known is not None and found.max() >= known:
+            raise BatchError(f"got sample_index {found.max()}, but the dataset has {known} rows")
+        self.next_row += rows
+        return found
+
+    @property
+    def expected_rows(self) -> int | None:
+        """Rows that all ranks together are to store, if that is known."""
+        if self.facts.expected_rows is None and isinstance(self.identifiers, Identifiers):
+            return self.identifiers.rows
+        return self.facts.expected_rows
+
+    def missing_rows(self, stored: int) -> str | None:
+        """Return how many rows are missing, in words; None if none is, or if the number is unknown."""
+        expected = self.expected_rows
+        if expected is None or stored >= expected:
+            return None
+        return f"{expected - stored} of {expected} rows of {self.facts.name} are missing"
+
+    def cut_short(self, limit: int | float | None) -> str | None:
+        """Return, for a loader whose number of rows is unknown, how it ended before its data did."""
+        facts = self.facts
+        if self.expected_rows is not None:
+            return None
+        if facts.expected_batches is not None:
+            left = facts.expected_batches - self.batches
+            if left > 0:
+                return f"{left} of {facts.expected_batches} batches of {facts.name} are missing"
+            return None
+        if isinstance(limit, int) and self.batches >= limit:
+            return (
+                f"limit_predict_batches ended {facts.name} after {self.next_row} rows, "
+                "and how many it has is unknown"
+            )
+        return None
 
 
 def loaders_of(trainer: Trainer) -> list[Any]:
@@ -197,10 +309,10 @@ class _Recent:
         return self._count
 
 
-def recorded_indices(loader: Any, batch_idx: int) -> Any:
-    """Return the dataset indices that Lightning recorded for a batch.
+def recorded_index(loader: Any, batch_idx: int) -> Any:
+    """Return the rows' index in the dataset that Lightning recorded for a batch.
 
-    What it hands to the callback may be those of a loader before, so they are read where they are written.
+    What Lightning hands to the callback may belong to the loader before, so the record itself is read.
 
     Parameters
     ----------
@@ -211,8 +323,8 @@ def recorded_indices(loader: Any, batch_idx: int) -> Any:
 
     Returns
     -------
-    sequence of int
-        In the batch's order.
+    list or array of int
+        A copy, in the batch's order.
 
     Raises
     ------
@@ -220,13 +332,12 @@ def recorded_indices(loader: Any, batch_idx: int) -> Any:
         If there is no record.
     """
     try:
-        indices = loader.batch_sampler.seen_batch_indices[batch_idx]
+        index = loader.batch_sampler.seen_batch_indices[batch_idx]
     except (AttributeError, LookupError):
         raise InvalidInputError(
-            f"Lightning has no record of the dataset indices of batch {batch_idx}: tell the rows' places in "
-            "the dataset with sample_index="
+            f"Lightning has no record of the rows of batch {batch_idx}: pass sample_index="
         ) from None
-    return indices[:] if type(indices) is list else np.array(indices)  # samplers may use theirs again
+    return index[:] if type(index) is list else np.array(index)  # samplers may use theirs again
 
 
 def trim(loader: Any, batch_idx: int) -> None:
@@ -248,32 +359,32 @@ def trim(loader: Any, batch_idx: int) -> None:
         seen.forget(batch_idx)
 
 
-def as_indices(indices: Any, what: str) -> npt.NDArray[np.int64]:
-    """Return dataset indices as an array.
+def as_sample_index(values: Any, what: str) -> SampleIndex:
+    """Return a sample index as an array.
 
     Parameters
     ----------
-    indices : sequence or tensor of int
-        As Lightning or the caller gave them.
+    values : sequence, array or tensor of int
+        As Lightning or the caller gave it.
     what : str
-        Whose they are, for the message.
+        Where it comes from, for the message.
 
     Returns
     -------
     int64 array, shape (rows,)
-        In the batch's order.
+        A copy, in the batch's order.
 
     Raises
     ------
     InvalidInputError
-        If they are no places in a dataset.
+        If it is not one index per row.
     """
-    values = np.asarray(indices)
-    if values.size == 0:
+    index = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if index.size == 0:
         return np.zeros(0, np.int64)
-    if values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= 2**40:
+    if index.ndim != 1 or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= 2**40:
         raise InvalidInputError(
-            f"{what} must be one place in the dataset per row (0..2**40-1), got {values.dtype} of shape "
-            f"{values.shape}, {values.reshape(-1)[:3].tolist()}…: tell the places with sample_index="
+            f"{what} must be one index of the dataset per row (0..2**40-1), got {index.dtype} of shape "
+            f"{index.shape}, {index.reshape(-1)[:3].tolist()}…: pass sample_index="
         )
-    return values.astype(np.int64)
+    return index.astype(np.int64)

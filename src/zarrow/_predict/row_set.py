@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RowSet"]
+__all__ = ["RowSet", "SampleIndex"]
 
-Indices = npt.NDArray[np.int64]
+SampleIndex = npt.NDArray[np.int64]
+"""Per row of a batch the index of its sample in the dataset."""
 _BLOCK_BYTES = 1 << 16
 _WINDOW = 64
 """Indices that span at most so many times their number are added together."""
@@ -40,7 +41,7 @@ class RowSet:
     def __len__(self) -> int:
         return self._count
 
-    def contains(self, indices: Indices) -> npt.NDArray[np.bool_]:
+    def contains(self, indices: SampleIndex) -> npt.NDArray[np.bool_]:
         """Tell for each index whether it is in the set."""
         if not self._count:
             return np.zeros(len(indices), bool)
@@ -50,7 +51,7 @@ class RowSet:
         found[inside] = (self._bits[places[inside]] >> (indices[inside] & 7).astype(np.uint8)) & 1
         return found
 
-    def fresh(self, indices: Indices) -> npt.NDArray[np.bool_]:
+    def fresh(self, indices: SampleIndex) -> npt.NDArray[np.bool_]:
         """Tell for each index whether it is neither in the set nor among those before it.
 
         >>> rows = RowSet()
@@ -84,7 +85,7 @@ class RowSet:
                 return 8 * place + (~bits & (bits + 1)).bit_length() - 1
         return max(start, 8 * len(self._bits))
 
-    def add(self, indices: Indices) -> None:
+    def add(self, indices: SampleIndex) -> None:
         """Add indices, of which none is in the set and none stands there twice."""
         if not len(indices):
             return

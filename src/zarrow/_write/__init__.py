@@ -10,7 +10,7 @@ which a batch passes them:
 `first_batch`           what the store is, if only its first batch tells
 `given`                 what callers hand over, in one form
 `batches`               whether it is a batch of this store, checked before its first byte is written
-`queue`                 batches that wait for the disk, bounded in bytes
+`worker`                a thread with a queue that is bounded in bytes
 `appender`              the two threads that append batches and seal segments
 `open_segment`          rows on their way to a shard, journalled: *accepted*
 `shards`                the shard files of an open segment, written in place

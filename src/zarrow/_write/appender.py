@@ -14,7 +14,6 @@ Place: tier 3, used by `writer`.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,8 +25,8 @@ from zarrow._storage import threads
 from zarrow._write import seal
 from zarrow._write.batches import Batch, split
 from zarrow._write.open_segment import OpenSegment, discard
-from zarrow._write.queue import BatchQueue, Later
-from zarrow.errors import BatchError, InvalidInputError
+from zarrow._write.worker import Worker
+from zarrow.errors import InvalidInputError
 
 __all__ = ["Appender", "Durability"]
 
@@ -66,7 +65,7 @@ class Durability:
                 raise InvalidInputError(f"durability: {name} must be positive, got {number}")
 
 
-class Appender:
+class Appender(Worker[Batch]):
     """The background half of a writer.
 
     Parameters
@@ -78,13 +77,12 @@ class Appender:
     durability : Durability
         When rows become durable.
     queue_bytes : int
-        Bytes of batches that may wait.
+        Size of the batches that may wait.
     """
 
     def __init__(self, root: Path, owner: Owner, durability: Durability, queue_bytes: int) -> None:
         self.accepted_rows = 0
         self.durable_rows = 0
-        self.error: BaseException | None = None
         self._root = root
         self._owner = owner
         self._durability = durability
@@ -96,10 +94,8 @@ class Appender:
         self._sealing: Future[None] | None = None
         self._undurable_batches = 0
         self._undurable_since = 0.0
-        self._queue = BatchQueue(queue_bytes)
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="zarrow-sealer")
-        self._thread = threading.Thread(target=self._run, name="zarrow-appender", daemon=True)
-        self._thread.start()
+        super().__init__("zarrow-appender", queue_bytes)
 
     # The caller's side
 
@@ -128,27 +124,13 @@ class Appender:
         finally:
             seal.release(dead)
 
-    def put(self, batch: Batch | Later) -> None:
-        """Queue a batch; waits while the queue is full."""
-        self._queue.put(batch)
-
     def flush(self, *, durable: bool) -> None:
         """Wait until everything queued is accepted, or durable; returns early if a thread failed."""
-        done = threading.Event()
-
-        def reached() -> None:
-            if durable:
-                self._make_durable()
-            done.set()
-
-        self._queue.put(reached)
-        while not done.wait(0.01) and self._thread.is_alive():
-            pass
+        self.call(self._make_durable if durable else lambda: None)
 
     def stop(self) -> None:
-        """End the threads and let go of the open segments; more than once does no harm."""
-        self._queue.stop()
-        self._thread.join()
+        """Drop what is queued, end the threads, let go of the open segments; twice does no harm."""
+        super().stop()
         self._sealer.shutdown()
         segments = [self._segment]
         if self._spare is not None:
@@ -163,40 +145,21 @@ class Appender:
 
     # The appending thread's side
 
-    def _run(self) -> None:
-        while True:
-            item = self._queue.get(self._until_due_s())
-            if self._queue.stopped:
-                return
-            size_bytes = 0
-            try:
-                if isinstance(item, tuple):
-                    batches, size_bytes = item
-                    self._append(batches)
-                    self._undurable_batches += len(batches)
-                    del batches
-                elif item is not None:
-                    item()
-                self._make_durable_if_due()
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
-                if isinstance(error, BatchError):  # what came before is none the worse for it
-                    with contextlib.suppress(OSError):
-                        self._make_durable()
-                self.error = error
-                self._queue.stop()
-                return
-            item = None  # its memory is free before it is counted so
-            self._queue.done(size_bytes)
+    def work(self, items: list[Batch]) -> None:
+        """Append batches: accepted on return; durable, too, if that is due."""
+        self._append(items)
+        self._undurable_batches += len(items)
+        batches = self._durability.batches
+        if (batches and self._undurable_batches >= batches) or self.idle_s() == 0.0:
+            self._make_durable()
 
-    def _append(self, items: list[Batch | Later]) -> None:
-        batches: list[Batch] = []
-        try:
-            for item in items:
-                batches += item.make() if isinstance(item, Later) else [item]
-        finally:  # if one cannot be made, those before it are appended
-            self._append_batches([batch for batch in batches if batch.rows])
+    def idle_s(self) -> float | None:
+        """Return in how many seconds rows must be made durable; None if no time is set."""
+        if not self._durability.seconds or not self._undurable_batches:
+            return None
+        return max(0.0, self._undurable_since + self._durability.seconds - time.monotonic())
 
-    def _append_batches(self, batches: list[Batch]) -> None:
+    def _append(self, batches: list[Batch]) -> None:
         if not self._undurable_batches:
             self._undurable_since = time.monotonic()
         if self._sealing is not None and self._sealing.done():
@@ -261,13 +224,3 @@ class Appender:
             self._segment.sync()
         self.durable_rows = self.accepted_rows
         self._undurable_batches = 0
-
-    def _until_due_s(self) -> float | None:
-        if not self._durability.seconds or not self._undurable_batches:
-            return None
-        return max(0.0, self._undurable_since + self._durability.seconds - time.monotonic())
-
-    def _make_durable_if_due(self) -> None:
-        batches = self._durability.batches
-        if (batches and self._undurable_batches >= batches) or self._until_due_s() == 0.0:
-            self._make_durable()

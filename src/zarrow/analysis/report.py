@@ -22,7 +22,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow.analysis._pictures.curves import choose_label, choose_probability
 from zarrow.analysis._pictures.figure import PALETTE, draw, to_markup
 from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_cells, read_colour, read_points
 from zarrow.analysis._pictures.norms import draw_histogram
@@ -34,6 +33,7 @@ from zarrow.analysis._questions.evaluate import Evaluation, evaluate
 from zarrow.analysis._questions.map import Map
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import free_names, names_of
+from zarrow.analysis._rows.roles import choose_label, choose_probability, tasks_of
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
@@ -90,7 +90,7 @@ def report(
     probability, label : str, optional
         What to evaluate; found by names and types by default, and left out if there is no such.
     by : str or list of str, optional
-        Columns to evaluate by; ``query`` and ``duration_days`` by default, where there are such.
+        Columns to evaluate by; by default those that say what was asked, if there are any.
     title : str, optional
         What to call it; the store's name by default.
     bootstrap : int, optional
@@ -268,9 +268,7 @@ def _evaluate(
         if probability is not None or label is not None:
             raise
         return None
-    names = names_of(by)
-    if by is None:
-        names = [name for name in ("query", "duration_days") if name in store.schema.names]
+    names = tasks_of(store) if by is None else names_of(by)
     if bootstrap is None:
         bootstrap = BOOTSTRAP if store.num_rows <= MAX_BOOTSTRAP_ROWS else 0
     return evaluate(store, *columns, by=names, bootstrap=bootstrap)

@@ -1,10 +1,9 @@
-"""How often is each row drawn, when as many rows, or units of rows, are drawn with replacement?
+"""Draws — how often each row counts in a bootstrap, when rows, or whole units of rows, are drawn again.
 
-The bootstrap (Efron, *Bootstrap Methods: Another Look at the Jackknife*, 1979), for more rows than fit in
-memory: first how many of the draws fall into each piece of the rows (a multinomial draw), then into which
-rows of the piece. That is distributed as drawing one row after the other.
-
-Place: tier 5, in `zarrow.analysis`; below `scores`. Pure.
+As many rows are drawn, with replacement, as there are (Efron, *Bootstrap Methods: Another Look at the
+Jackknife*, 1979). The counts come in pieces of the rows, so that many draws at a time need little memory:
+first how many of the draws fall into each piece (a multinomial draw), then into which rows of the piece. That
+is distributed as drawing one row after the other.
 """
 
 from __future__ import annotations
@@ -14,11 +13,18 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from zarrow.analysis._rows.gather import pieces_of
-
-__all__ = ["draw_rows", "draw_units"]
+__all__ = ["draw_rows", "draw_units", "pieces_of"]
 
 Counts = npt.NDArray[np.int64]
+
+
+def pieces_of(count: int, size: int) -> Iterator[slice]:
+    """Yield slices of `size` rows; the last one may be shorter.
+
+    >>> list(pieces_of(5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def draw_rows(generator: np.random.Generator, draws: int, count: int, rows: int) -> Iterator[Counts]:

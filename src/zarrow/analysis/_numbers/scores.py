@@ -1,4 +1,4 @@
-"""How good are probabilities of yes or no?
+"""Scores — how good probabilities of yes or no are, with bootstrap intervals.
 
 `Scores` holds probabilities, highest first, with their labels, and computes of any weighting of the rows
 
@@ -8,16 +8,17 @@
 * Brier score: the mean squared difference of probability and label (Brier, 1950);
 * ECE: the expected calibration error over bins of equal width (Naeini, Cooper and Hauskrecht, *Obtaining Well
   Calibrated Probabilities Using Bayesian Binning*, AAAI 2015), 15 of them, as in Guo et al., ICML 2017;
-* accuracy: of calling everything above one half a yes.
+* accuracy: the share of rows whose label is whether the probability is above one half.
 
 A metric that a group of rows cannot have (AUROC of one class, AUPRC without positives, anything of no rows)
 is None. Intervals are percentiles of a bootstrap: rows, or whole units such as patients, are drawn with
-replacement (`draws`); draws for which the metric is not defined are left out. Chance makes drawn rows look
-worse calibrated than the rows they are drawn from: of ECE the mean of the draws, less that of the rows, is
-taken off first (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 10).
+replacement (`draws`); draws for which the metric is not defined are left out. Drawn rows look worse
+calibrated than the rows they are drawn from, by chance: the ECE of the draws is first corrected by the
+difference between their mean and the ECE of the rows (Efron and Tibshirani, *An Introduction to the
+Bootstrap*, 1993, chapter 10).
 
-Place: tier 5, in `zarrow.analysis`; below `analysis._questions.evaluate` and `analysis._questions.probe`.
-Pure.
+Rows are sorted once and held in memory, 4 or 8 bytes each; every metric is a sum over pieces of them, so that
+nothing else grows with the rows.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow.analysis._numbers.draws import draw_rows, draw_units
-from zarrow.analysis._rows.gather import pieces_of, room
+from zarrow.analysis._numbers.draws import draw_rows, draw_units, pieces_of
 from zarrow.analysis._rows.groups import Groups
 from zarrow.errors import InvalidInputError
 
@@ -53,56 +53,47 @@ Keys = npt.NDArray[Any]
 class Scores:
     """Probabilities and labels, highest probability first.
 
-    Each row is one sorted integer: what its probability lacks of one, in bits, and its label. That is four
-    bytes of float16 and float32, eight of anything wider, and four more if it has a unit; and metrics are
-    summed over pieces of it, so that it may as well lie in a file.
-
     Parameters
     ----------
-    label : bool array, shape (n,)
-        Labels.
-    probability : float array, shape (n,)
-        Probabilities, in 0..1.
-    units : int64 array, shape (n,), optional
-        The unit of each row, for the bootstrap.
+    keys : uint32 or uint64 array, shape (n,)
+        The rows, as of `score_keys`; sorted in place.
+    units : integer array, shape (n,), optional
+        The unit of each row, for the bootstrap: small numbers, not negative.
     bins : int
         How many for the calibration.
 
     Examples
     --------
-    >>> scores = Scores(np.array([True, False, True, False]), np.array([0.9, 0.5, 0.5, 0.1]))
+    >>> scores = Scores.of(np.array([True, False, True, False]), np.array([0.9, 0.5, 0.5, 0.1]))
     >>> scores.metrics()["auroc"]
     0.875
     """
 
     def __init__(
-        self,
-        label: npt.NDArray[np.bool_],
-        probability: npt.NDArray[np.floating[Any]],
-        units: npt.NDArray[np.int64] | None = None,
-        bins: int = BINS,
+        self, keys: Keys, units: npt.NDArray[np.integer[Any]] | None = None, bins: int = BINS
     ) -> None:
         self.bins = bins
         # Bins are open at the left, as scikit-learn's are: 0.2 of five bins is in the first.
         self._edges = np.linspace(0, 1, bins + 1)[1:-1]
-        self._keys = score_keys(label, probability)
-        self._units = None if units is None else units.astype(np.int32)
-        self._sort()
+        self._units: npt.NDArray[np.int32] | None = None
+        if units is None:
+            keys.sort()
+        else:
+            order = np.argsort(keys)
+            keys = keys[order]
+            numbers = np.cumsum(np.bincount(units) > 0, dtype=np.int32) - 1  # units that occur, from 0
+            self._units = numbers[units[order]]
+        self._keys = keys
 
     @classmethod
-    def of_keys(cls, keys: Keys, units: npt.NDArray[np.int32] | None = None, bins: int = BINS) -> Scores:
-        """Return scores of `score_keys` and units that are the scores' from now on: sorts them in place."""
-        made = cls(np.empty(0, np.bool_), np.empty(0, np.float32), None, bins)
-        made._keys, made._units = keys, units
-        made._sort()
-        return made
-
-    def _sort(self) -> None:
-        if self._units is None:
-            self._keys.sort()
-        else:
-            _sort_both(self._keys, self._units)
-            _close_ranks(self._units)
+    def of(
+        cls,
+        label: npt.NDArray[np.bool_],
+        probability: npt.NDArray[np.floating[Any]],
+        units: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> Scores:
+        """Return the scores of labels and of probabilities in 0..1."""
+        return cls(score_keys(label, probability), units)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -125,16 +116,16 @@ class Scores:
     def runs(
         self, weights: Iterable[Counts] | None = None, rows: int | None = None
     ) -> Iterator[tuple[Float, Counts, Counts]]:
-        """Yield different probabilities, highest first, how many rows have each, and how many positive.
+        """Yield distinct probabilities, highest first, how many rows have each, and how many positive.
 
-        Weights, shape (draws, rows at a time), say how often each row counts; so have the counts a row per
-        draw.
+        Weights come in pieces of shape (draws, rows) and say how often each row counts; the counts then have
+        one row per draw.
         """
         held: tuple[Float, Counts, Counts] | None = None
         rows = CHUNK if rows is None else rows
         weighing = itertools.repeat(np.ones(rows, np.int64)) if weights is None else iter(weights)
         for here in pieces_of(len(self._keys), rows):
-            keys = np.asarray(self._keys[here])
+            keys = self._keys[here]
             weight = next(weighing)[..., : len(keys)]
             codes = keys >> 1
             ends = np.append(np.flatnonzero(np.diff(codes)), len(codes) - 1)
@@ -165,8 +156,8 @@ class Scores:
     def intervals(self, draws: int, seed: int = 0) -> dict[str, tuple[float, float] | None]:
         """Return the 95 % interval of each metric, None where it is not defined.
 
-        A few draws at a time are made and weighed in pieces of the rows: memory is that of the pieces, and of
-        eight bytes per unit.
+        Several draws are made at a time, in pieces of the rows: memory is that of the pieces, and 8 bytes per
+        unit.
         """
         count = len(self)
         if not count or not draws:
@@ -249,35 +240,8 @@ def _one(dtype: np.dtype[Any]) -> Any:
     return np.ones(1, np.float32 if dtype.itemsize == 4 else np.float64).view(dtype)[0]
 
 
-def _sort_both(keys: Keys, units: npt.NDArray[np.int32]) -> None:
-    """Sort keys, and the units of the same rows with them, in place."""
-    if keys.itemsize == 8:
-        order = np.argsort(keys)
-        keys[:], units[:] = keys[order], units[order]
-        return
-    both = room(len(keys), np.dtype(np.uint64))
-    for here in pieces_of(len(keys), CHUNK):
-        both[here] = (keys[here].astype(np.uint64) << 32) | units[here].astype(np.uint64)
-    both.sort()
-    for here in pieces_of(len(keys), CHUNK):
-        keys[here], units[here] = both[here] >> 32, both[here] & 0xFFFFFFFF
-
-
-def _close_ranks(units: npt.NDArray[np.int32]) -> None:
-    """Give the units that there are the numbers from 0, in place."""
-    if len(units) <= CHUNK:
-        units[:] = np.unique(units, return_inverse=True)[1].reshape(-1)
-        return
-    present = np.zeros(int(units.max()) + 1, np.bool_)
-    for here in pieces_of(len(units), CHUNK):
-        present[units[here]] = True
-    numbers = np.cumsum(present, dtype=np.int32) - 1
-    for here in pieces_of(len(units), CHUNK):
-        units[here] = numbers[units[here]]
-
-
 class _Sums:
-    """What metrics are computed from, per draw, as runs of equal probabilities come past, highest first."""
+    """The sums that metrics are made of, per draw, over runs of equal probabilities, highest first."""
 
     def __init__(self, draws: int, edges: Float) -> None:
         self._edges = edges
@@ -286,7 +250,7 @@ class _Sums:
         self._errors = np.zeros((draws, len(edges) + 1))
 
     def add(self, values: Float, counts: Counts, positive: Counts) -> None:
-        """Take in runs; counts are of shape (draws, runs)."""
+        """Add runs; counts are of shape (draws, runs)."""
         if not len(values):
             return
         negative = (counts - positive).astype(np.float64)

@@ -1,33 +1,24 @@
-"""Which columns are probabilities and labels, and how well do they agree along the probability?
+"""Curves along the probability — calibration with intervals, and the largest groups of an evaluation.
 
-`evaluate` measures; this is what the pictures need beside it: the columns that are meant where none are
-named, and calibration in groups of about as many rows, which shows rare outcomes where bins of equal width
-would put nearly all rows into the first.
-
-Place: tier 5, in `zarrow.analysis`; used by the pictures. Reads nothing but names and types.
+`evaluate` measures; pictures also need calibration in groups of about equally many rows, which shows rare
+outcomes where bins of equal width would put nearly all rows into the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from zarrow.analysis._numbers.scores import Scores
 from zarrow.analysis._questions.evaluate import Evaluation
 from zarrow.errors import InvalidInputError
-from zarrow.store import Store
 
-__all__ = ["Calibration", "calibrate", "choose_label", "choose_probability", "largest_groups"]
+__all__ = ["Calibration", "calibrate", "largest_groups"]
 
 Float = npt.NDArray[np.float64]
-
-PROBABILITIES = ("occurs_prob", "probability", "prob")
-LABELS = ("boolean_value", "occurs", "label")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +47,7 @@ def calibrate(scores: Scores, bins: int = 10) -> Calibration:
 
     Rows of one probability are never parted.
 
-    >>> found = calibrate(Scores(np.arange(8) % 2 == 1, np.arange(8) / 8), bins=2)
+    >>> found = calibrate(Scores.of(np.arange(8) % 2 == 1, np.arange(8) / 8), bins=2)
     >>> found.predicted.tolist(), found.observed.tolist()
     ([0.1875, 0.6875], [0.5, 0.5])
     """
@@ -106,39 +97,3 @@ def group_name(key: dict[str, Any]) -> str:
     'stroke, null'
     """
     return ", ".join("null" if value is None else str(value) for value in key.values())
-
-
-def choose_probability(store: Store, name: str | None) -> str:
-    """Return the column of probabilities: the one named, or the one that looks like it."""
-    return _choose(store, name, PROBABILITIES, pa.types.is_floating, "probability", "prob")
-
-
-def choose_label(store: Store, name: str | None) -> str:
-    """Return the column of labels: the one named, or the one that looks like it."""
-    return _choose(store, name, LABELS, pa.types.is_boolean, "label", "")
-
-
-def _choose(
-    store: Store,
-    name: str | None,
-    usual: Sequence[str],
-    fits: Callable[[pa.DataType], bool],
-    what: str,
-    hint: str,
-) -> str:
-    if name is not None:
-        if name not in store.schema.names:
-            store.table([name])  # raises, and says what there is
-        return name
-    fitting: list[str] = [field.name for field in store.schema if fits(field.type)]
-    for one in usual:
-        if one in fitting:
-            return one
-    likely = [one for one in fitting if hint in one.lower()]
-    if len(likely) == 1:
-        return likely[0]
-    listed = ", ".join(likely or fitting) or "none"
-    raise InvalidInputError(
-        f"{store.path}: which column holds the {what} of each row cannot be told, name it; there might be: "
-        f"{listed}"
-    )

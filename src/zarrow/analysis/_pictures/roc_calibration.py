@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from zarrow.analysis._numbers.scores import Scores
-from zarrow.analysis._pictures.curves import calibrate, choose_label, choose_probability, largest_groups
+from zarrow.analysis._pictures.curves import calibrate, largest_groups
 from zarrow.analysis._pictures.figure import EDGE, INK, PALETTE, draw, short, write_title
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
+from zarrow.analysis._rows.roles import choose_label, choose_probability
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
@@ -47,9 +48,9 @@ def roc(
     store : Store
         The store.
     probability : str, optional
-        The column of probabilities; ``occurs_prob``, or what looks like it, by default.
+        The column of probabilities; by default the one that looks like it.
     label : str, optional
-        The column of labels, null where unknown; ``boolean_value``, or what looks like it, by default.
+        The column of labels, null where unknown; by default the one that looks like it.
     by : str or list of str, optional
         Columns; the largest groups get a curve each.
     filter : pyarrow.compute.Expression, optional

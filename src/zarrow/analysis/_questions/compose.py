@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from zarrow.analysis._questions.column_facts import connect, quoted
 from zarrow.analysis._rows.arguments import require_choice, require_store
 from zarrow.analysis._rows.groups import free_names, names_of
+from zarrow.analysis._rows.roles import EVERYQUERY, choose_probability
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
@@ -33,10 +34,10 @@ AGGREGATES: dict[How, str] = {"max": "max(p)", "or": "1 - product(1 - p)", "sum"
 def compose(
     store: Store,
     how: How = "max",
-    over: str = "query",
-    by: str | Sequence[str] = ("subject_id", "prediction_time"),
+    over: str | None = None,
+    by: str | Sequence[str] | None = None,
     *,
-    probability: str = "occurs_prob",
+    probability: str | None = None,
     label: str | None = None,
     filter: pc.Expression | None = None,
 ) -> pa.Table:
@@ -48,12 +49,12 @@ def compose(
         The store.
     how : {"max", "or", "sum", "mean"}
         How to join them; see the module.
-    over : str
-        The column that tells the joined rows apart.
-    by : str or list of str
-        The columns whose values the joined rows share.
-    probability : str
-        The column to join.
+    over : str, optional
+        The column in which the joined rows differ; by default the task.
+    by : str or list of str, optional
+        The columns whose values the joined rows share; by default subject and time.
+    probability : str, optional
+        The column to join; by default the one that looks like a probability.
     label : str, optional
         A column of booleans, or zeros and ones, to join as well.
     filter : pyarrow.compute.Expression, optional
@@ -85,9 +86,11 @@ def compose(
     """
     require_choice("how", how, How)
     require_store(store)
-    names = names_of(by)
+    names = _usual(store, "by", (EVERYQUERY.subject, EVERYQUERY.time)) if by is None else names_of(by)
+    over = _usual(store, "over", EVERYQUERY.task[:1])[0] if over is None else over
     if not names:
         raise InvalidInputError("by must name at least one column, such as subject_id")
+    probability = choose_probability(store, probability)
     columns = list(dict.fromkeys([*names, over, probability, *([label] if label else [])]))
     reader = store.scan(columns, filter)
     kind = store.schema.field(probability).type
@@ -134,6 +137,16 @@ def compose(
         found[label] = result["y"]
     grouped = dict(zip(free_names(names, found), (result[name] for name in names), strict=True))
     return pa.table(grouped | found)
+
+
+def _usual(store: Store, argument: str, names: Sequence[str]) -> list[str]:
+    lacks = [name for name in names if name not in store.schema.names]
+    if lacks:
+        raise InvalidInputError(
+            f"{store.path}: {argument} is {', '.join(names)} by default, and there is no {', '.join(lacks)}: "
+            f"name columns with {argument}="
+        )
+    return list(names)
 
 
 def _require_none(table: pa.Table, column: str, message: str, names: list[str]) -> None:

@@ -1,21 +1,15 @@
-"""How good are the probabilities that the store holds, overall and per task?
+"""Evaluation — how good the probabilities in a store are, overall and per task.
 
-The metrics are those of `analysis._numbers.scores`, over the rows that have a label and a probability; the
-label's nulls
-(censored rows, say) are counted and left out, as EveryQuery's ``EQ_evaluate`` does.
+The metrics are those of `analysis._numbers.scores`, over the rows that have a label and a probability; rows
+without a label (censored rows, say) are counted and left out, as EveryQuery's ``EQ_evaluate`` does.
 
-The columns come past in batches. What is kept per row is its probability and label (four bytes, or eight if
-probabilities are float64), its group and its unit (four each), in files once one of these is more than 64 MiB
-(`analysis._rows.gather`). Memory is that of the groups and units, some 300 bytes for each that there is;
-and of float64
-probabilities with units, 20 bytes per row while they are sorted. Vectors are not read.
-
-Place: tier 5, in `zarrow.analysis`.
+The columns are read in batches. What is kept of each row is its probability and label (4 bytes, or 8 if
+probabilities are float64), its group and its unit (4 bytes each), and twice to four times as much while rows
+are sorted by group and with their units. Vectors are not read.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,12 +22,11 @@ import pyarrow.compute as pc
 from zarrow.analysis._numbers.scores import BINS, Scores, grouped_scores, score_keys
 from zarrow.analysis._rows.arguments import require_store
 from zarrow.analysis._rows.blocks import Progress
-from zarrow.analysis._rows.gather import part, room
 from zarrow.analysis._rows.groups import Groups, names_of, plain
 from zarrow.errors import InvalidInputError, unknown_name
 from zarrow.store import Store
 
-__all__ = ["Evaluation", "evaluate", "hold_against", "read_binary", "read_numbers"]
+__all__ = ["Evaluation", "Scored", "evaluate", "read_binary", "read_numbers", "score"]
 
 Float = npt.NDArray[np.float64]
 BATCH_ROWS = 1 << 18
@@ -183,10 +176,11 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Hold the store's probabilities against its labels.
+    """Score the store's probabilities against its labels.
 
-    What is kept of many rows lies in temporary files (see ``TMPDIR``), some 4 to 16 bytes each. Ten million
-    rows of 200,000 patients as `unit` took 260 MB of memory, and 390 MB by 60 groups: 300 bytes per unit.
+    Memory grows with the rows, so there should not be more than 100 million: 4 bytes per row, that is 400 MB,
+    or 8 if probabilities are float64; measured at its peak, 26 bytes per row with `by`, 36 with `unit` and 50
+    with both.
 
     Parameters
     ----------
@@ -255,11 +249,48 @@ def evaluate(
     gathered = _Gathered(probability, label, groups, units, most, empty)
     for batch in batches:
         gathered.add(batch)
-    return gathered.evaluation(bootstrap, bins, seed, progress)
+    scored = gathered.scored()
+    return score(
+        scored,
+        groups,
+        probability=probability,
+        label=label,
+        bootstrap=bootstrap,
+        bins=bins,
+        seed=seed,
+        missing_labels=gathered.missing_labels,
+        missing_probabilities=gathered.missing_probabilities,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Rows that have a label and a probability.
+
+    Parameters
+    ----------
+    keys : uint32 or uint64 array, shape (n,)
+        The rows, as of `score_keys`.
+    codes : integer array, shape (n,), or None
+        The group of each; None if rows are not grouped.
+    units : integer array, shape (n,), or None
+        The unit of each, for the bootstrap.
+    rows : int
+        How many rows there were, those without a label or a probability among them.
+    group_rows : int64 array, shape (groups,)
+        The same per group.
+    """
+
+    keys: npt.NDArray[Any]
+    codes: npt.NDArray[np.integer[Any]] | None
+    units: npt.NDArray[np.integer[Any]] | None
+    rows: int
+    group_rows: npt.NDArray[np.int64]
 
 
 class _Gathered:
-    """The rows that have a label and a probability, brought together group by group; of many, in files."""
+    """Collects the rows that have a label and a probability, batch by batch."""
 
     def __init__(
         self,
@@ -270,73 +301,55 @@ class _Gathered:
         most: int,
         empty: pa.Table,
     ) -> None:
-        self._names = probability, label
+        self._probability, self._label = probability, label
         self._groups, self._units = groups, units
-        self._single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
-        read_binary(empty[label], label)  # raises what is wrong with their types, though there be no rows
+        single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
+        read_binary(empty[label], label)  # raises if a type is wrong, even if there are no rows
         read_numbers(empty[probability], probability)
-        self._keys = room(most, np.dtype(np.uint32 if self._single else np.uint64))
-        self._codes = room(most if groups is not None else 0, np.dtype(np.int32))
-        self._unit = room(most if units is not None else 0, np.dtype(np.int32))
-        self._filled = self._missing_labels = self._missing_probabilities = self._passed = 0
-        self._rows = np.zeros(0 if groups is None else groups.count, np.int64)
+        self._dtype = np.dtype(np.float32 if single else np.float64)
+        self._keys = np.empty(most, np.uint32 if single else np.uint64)
+        self._codes = None if groups is None else np.empty(most, np.int32)
+        self._unit = None if units is None else np.empty(most, np.int32)
+        self._filled = self._passed = self.missing_labels = self.missing_probabilities = 0
+        self._group_rows = np.zeros(0 if groups is None else groups.count, np.int64)
         self._low, self._high = 0.0, 1.0
 
     def add(self, batch: pa.RecordBatch) -> None:
-        probability, label = self._names
-        labels, known = read_binary(batch[label], label)
-        probabilities = read_numbers(batch[probability], probability)
+        labels, known = read_binary(batch[self._label], self._label)
+        probabilities = read_numbers(batch[self._probability], self._probability)
         scored = ~np.isnan(probabilities)
         used = known & scored
         self._passed += batch.num_rows
-        self._missing_labels += int((~known).sum())
-        self._missing_probabilities += int((known & ~scored).sum())
+        self.missing_labels += int((~known).sum())
+        self.missing_probabilities += int((known & ~scored).sum())
         if scored.any():
             self._low = min(self._low, probabilities[scored].min())
             self._high = max(self._high, probabilities[scored].max())
-        chosen = probabilities[used]
-        here = slice(self._filled, self._filled + len(chosen))
-        self._keys[here] = score_keys(labels[used], chosen.astype(np.float32) if self._single else chosen)
-        if self._groups is not None:
+        here = slice(self._filled, self._filled + int(used.sum()))
+        self._keys[here] = score_keys(labels[used], probabilities[used].astype(self._dtype))
+        if self._groups is not None and self._codes is not None:
             codes = self._groups.codes(batch)
-            self._rows += np.bincount(codes, minlength=self._groups.count)
+            self._group_rows += np.bincount(codes, minlength=self._groups.count)
             self._codes[here] = codes[used]
-        if self._units is not None:
+        if self._units is not None and self._unit is not None:
             self._unit[here] = self._units.codes(batch)[used]
         self._filled = here.stop
 
-    def evaluation(self, bootstrap: int, bins: int, seed: int, progress: Progress | None) -> Evaluation:
-        _require_probabilities(np.array([self._low, self._high]), self._names[0])
-        keys, codes = self._keys[: self._filled], self._codes[: self._filled]
-        unit, scores = None if self._units is None else self._unit[: self._filled], []
-        if self._groups is not None:
-            count = self._groups.count
-            parts = [None] * count if unit is None else part(unit, codes, count)
-            for own_keys, own_unit in zip(part(keys, codes, count), parts, strict=True):
-                scores.append(Scores.of_keys(own_keys, own_unit, bins))
-        return _evaluation(
-            Scores.of_keys(keys, unit, bins),
-            scores,
-            self._groups,
-            self._rows,
-            self._passed,
-            probability=self._names[0],
-            label=self._names[1],
-            bootstrap=bootstrap,
-            seed=seed,
-            missing_labels=self._missing_labels,
-            missing_probabilities=self._missing_probabilities,
-            progress=progress,
+    def scored(self) -> Scored:
+        """Return what was collected; `InvalidInputError` if there are values that are no probabilities."""
+        _require_probabilities(np.array([self._low, self._high]), self._probability)
+        return Scored(
+            keys=self._keys[: self._filled],
+            codes=None if self._codes is None else self._codes[: self._filled],
+            units=None if self._unit is None else self._unit[: self._filled],
+            rows=self._passed,
+            group_rows=self._group_rows,
         )
 
 
-def hold_against(
-    labels: npt.NDArray[np.bool_],
-    probabilities: Float,
+def score(
+    scored: Scored,
     groups: Groups | None,
-    codes: npt.NDArray[np.int64] | None,
-    used: npt.NDArray[np.bool_],
-    units: npt.NDArray[np.int64] | None,
     *,
     probability: str,
     label: str,
@@ -347,53 +360,13 @@ def hold_against(
     missing_probabilities: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate arrays: `labels`, `probabilities` and `units` of the `used` rows, `codes` of all of them."""
-    scores, rows = [], np.zeros(0, np.int64)
-    if groups is not None and codes is not None:
-        chosen = codes[used]
-        order = np.argsort(chosen, kind="stable")
-        bounds = np.append(0, np.cumsum(np.bincount(chosen, minlength=groups.count))).tolist()
-        for start, stop in itertools.pairwise(bounds):
-            here = order[start:stop]
-            scores.append(
-                Scores(labels[here], probabilities[here], None if units is None else units[here], bins)
-            )
-        rows = np.bincount(codes, minlength=groups.count)
-    return _evaluation(
-        Scores(labels, probabilities, units, bins),
-        scores,
-        groups,
-        rows,
-        len(used),
-        probability=probability,
-        label=label,
-        bootstrap=bootstrap,
-        seed=seed,
-        missing_labels=missing_labels,
-        missing_probabilities=missing_probabilities,
-        progress=progress,
-    )
-
-
-def _evaluation(
-    everything: Scores,
-    scores: list[Scores],
-    groups: Groups | None,
-    rows: npt.NDArray[np.int64],
-    all_rows: int,
-    *,
-    probability: str,
-    label: str,
-    bootstrap: int,
-    seed: int,
-    missing_labels: int,
-    missing_probabilities: int,
-    progress: Progress | None,
-) -> Evaluation:
-    table = None
-    if groups is not None:
-        table = grouped_scores(groups, scores, rows, bootstrap, seed, progress)
-    overall = grouped_scores(None, [everything], np.array([all_rows]), bootstrap, seed)
+    """Return the evaluation of rows, whose keys are sorted in place."""
+    scores, table = [], None
+    if groups is not None and scored.codes is not None:
+        scores = _group_scores(scored.keys, scored.codes, scored.units, groups.count, bins)
+        table = grouped_scores(groups, scores, scored.group_rows, bootstrap, seed, progress)
+    everything = Scores(scored.keys, scored.units, bins)
+    overall = grouped_scores(None, [everything], np.array([scored.rows]), bootstrap, seed)
     return Evaluation(
         probability=probability,
         label=label,
@@ -405,6 +378,19 @@ def _evaluation(
         groups=groups,
         scores=[*scores, everything],
     )
+
+
+def _group_scores(
+    keys: npt.NDArray[Any],
+    codes: npt.NDArray[np.integer[Any]],
+    units: npt.NDArray[np.integer[Any]] | None,
+    groups: int,
+    bins: int,
+) -> list[Scores]:
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=groups))
+    rows = np.split(order, ends)[:-1]
+    return [Scores(keys[here], None if units is None else units[here], bins) for here in rows]
 
 
 def read_binary(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

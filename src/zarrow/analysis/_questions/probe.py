@@ -25,14 +25,15 @@ import pyarrow.compute as pc
 from zarrow._format.layout import ROW
 from zarrow.analysis._numbers.linear import Scatter, Standard, fit_logistic, fit_ridge, predict
 from zarrow.analysis._numbers.regression import regression_scores
-from zarrow.analysis._numbers.scores import BINS
+from zarrow.analysis._numbers.scores import BINS, score_keys
 from zarrow.analysis._numbers.split import split
-from zarrow.analysis._questions.evaluate import Evaluation, hold_against, read_numbers
+from zarrow.analysis._questions.evaluate import Evaluation, Scored, read_numbers, score
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
 from zarrow.analysis._rows.blocks import Block, Progress, choose_array, split_finite, width_of
 from zarrow.analysis._rows.dataset import Source, source_of
 from zarrow.analysis._rows.folds import Passes
 from zarrow.analysis._rows.groups import Groups, column_codes, free_names, names_of, plain
+from zarrow.analysis._rows.roles import subject_of
 from zarrow.analysis._rows.workers import Client
 from zarrow.errors import InvalidInputError
 
@@ -170,7 +171,7 @@ def probe(
     label: str,
     *,
     array: str | None = None,
-    group: str | None = "subject_id",
+    group: str | None = "auto",
     kind: Kind = "auto",
     by: str | Sequence[str] | None = None,
     filter: pc.Expression | None = None,
@@ -195,7 +196,8 @@ def probe(
     array : str, optional
         The array; need not be named if there is only one.
     group : str or None
-        The column whose values must not be on both sides; None to split single rows.
+        The column whose values must not be on both sides; None to split single rows. By default ("auto") the
+        one that says which subject a row is about: ``subject_id``, else the first key, else single rows.
     kind : {"auto", "logistic", "ridge"}
         By default logistic for booleans, strings and integers of up to 20 values, and ridge for other
         numbers.
@@ -250,6 +252,8 @@ def probe(
         raise InvalidInputError(f"bootstrap must be >= 0, got {bootstrap}")
     if not regularization > 0:
         raise InvalidInputError(f"regularization must be positive, got {regularization}")
+    if group == "auto" and group not in source.schema.names:
+        group = subject_of(source)
     names = names_of(by)
     table = source.table(list(dict.fromkeys([ROW, label, *names, *([group] if group else [])])), filter)
     rows = table[ROW].to_numpy()
@@ -419,13 +423,16 @@ def _judge(
         return overall.to_pylist()[0], report, {}
     evaluations = {}
     for place in [1] if len(classes) == 2 else range(len(classes)):
-        evaluations[classes[place]] = hold_against(
-            target == place,
-            predictions[:, place],
+        scored = Scored(
+            keys=score_keys(target == place, predictions[:, place]),
+            codes=codes,
+            units=units,
+            rows=len(target),
+            group_rows=np.zeros(0, np.int64) if codes is None else np.bincount(codes),
+        )
+        evaluations[classes[place]] = score(
+            scored,
             groups,
-            codes,
-            np.ones(len(target), np.bool_),
-            units,
             probability=f"probability of {classes[place]!r}",
             label=label,
             bootstrap=bootstrap,

@@ -39,6 +39,7 @@ from zarrow.store import Store, StoreArray
 __all__ = [
     "NO_COLUMNS",
     "Block",
+    "Matrix",
     "Progress",
     "as_matrix",
     "block_rows",

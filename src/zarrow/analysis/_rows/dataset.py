@@ -178,6 +178,11 @@ class DatasetRows:
                     fields.append(pa.field(name, kind))
         return pa.schema([*fields, pa.field(ROW, pa.int64(), nullable=False)])
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Columns that name a row; empty if the Dataset is not of a store."""
+        return tuple(name for name in self._attributes.get("zarrow_keys", ()) if name in self.schema.names)
+
     def _samples(self, name: str) -> Iterator[npt.NDArray[Any]]:
         for span in self.spans([name]):
             yield self._computed([name], span)[name].values
@@ -326,7 +331,7 @@ class DatasetRows:
         Keys name the columns that name a row of the store, or any columns if there was none.
         """
         del missing  # said for the reader's sake
-        names = [name for name in self._attributes.get("zarrow_keys", ()) if name in self.schema.names]
+        names = list(self.keys)
         if not names:
             names = list(keys if isinstance(keys, Mapping) else pa.table(keys).column_names)
         schema = self.columns_of(self.wanted(names))

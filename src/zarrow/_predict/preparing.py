@@ -1,0 +1,167 @@
+"""Preparing — the thread of a run that makes batches of the store out of predictions.
+
+The model waits for the callback, so the callback does only what cannot wait (`run`). The rest is done here, a
+few batches at a time, since work between the steps of a model finds cold caches and is slow:
+
+1. wait until the values of a batch have arrived on the host;
+2. join the identifiers of its rows;
+3. leave out rows that are stored already;
+4. `Writer.append` what is left, and after the last batch of the group wait until the writer has accepted it.
+
+Step 4 keeps memory within one bound: what the writer holds is part of the group, and the group counts as
+queued until it is accepted.
+
+The first error ends the thread. The batches before it are accepted when the writer is closed; those behind it
+are dropped, so that the rows of a store are those of the first batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from zarrow._predict.host_copies import HostBatch
+from zarrow._predict.identifiers import Identifiers
+from zarrow._predict.loaders import LoaderState
+from zarrow._predict.row_set import SampleIndex
+from zarrow._predict.stored_rows import DATALOADER_IDX
+from zarrow._write.worker import Worker
+from zarrow.errors import BatchError
+from zarrow.writer import Writer
+
+__all__ = ["PredictedBatch", "Preparing", "named"]
+
+
+@dataclass(slots=True)
+class PredictedBatch:
+    """A prediction on its way to the writer.
+
+    Parameters
+    ----------
+    loader : LoaderState
+        The loader that yielded its rows.
+    batch_idx : int
+        Its number there.
+    index : sequence of int, or None
+        The rows' index in the loader's dataset, if it was recorded.
+    identifiers : pyarrow.Table or None
+        Those that a function of the caller found in the batch.
+    values : HostBatch
+        By their names in the store.
+    columns, arrays : tuple of str
+        What the values are.
+    """
+
+    loader: LoaderState
+    batch_idx: int
+    index: Any
+    identifiers: pa.Table | None
+    values: HostBatch
+    columns: tuple[str, ...]
+    arrays: tuple[str, ...]
+
+    def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return columns and arrays out of the values."""
+        return {name: values[name] for name in self.columns}, {name: values[name] for name in self.arrays}
+
+
+class Preparing(Worker[PredictedBatch]):
+    """The thread between the callback and the writer.
+
+    Parameters
+    ----------
+    writer : Writer or None
+        None if the store is complete, so that no row is left.
+    limit_bytes : int
+        Size of the batches that may wait, those that the writer holds included.
+    drop_duplicates : bool
+        Whether rows that come twice are left out; they are an error otherwise.
+    """
+
+    def __init__(self, writer: Writer | None, limit_bytes: int, *, drop_duplicates: bool) -> None:
+        self._writer = writer
+        self._drop_duplicates = drop_duplicates
+        super().__init__("zarrow-preparing", limit_bytes)
+
+    def work(self, items: list[PredictedBatch]) -> None:
+        """Append batches: accepted on return."""
+        for batch in items:
+            try:
+                self._append(batch)
+            except Exception as error:  # noqa: BLE001 - raised again, with the batch named
+                raise named(error, batch.loader, batch.batch_idx) from error.__cause__
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _append(self, batch: PredictedBatch) -> None:
+        """Append the rows of a batch that are not stored."""
+        loader, sample_index = batch.loader, batch.index
+        if batch.identifiers is None:
+            sample_index = loader.sample_index(batch.index, *batch.split(batch.values.values))
+        columns, vectors = batch.split(batch.values.get())
+        table = _identify(batch, sample_index, columns)
+        fresh = self._fresh(loader, sample_index)
+        if not fresh.all():
+            if not fresh.any():
+                return
+            table = {name: _pick(column, fresh) for name, column in table.items()}
+            vectors = {name: rows[fresh] for name, rows in vectors.items()}
+            sample_index = sample_index[fresh]
+        loader.written.add(sample_index)
+        assert self._writer is not None
+        self._writer.append(table, vectors, sample_index, copy=False)
+
+    def _fresh(self, loader: LoaderState, sample_index: SampleIndex) -> npt.NDArray[np.bool_]:
+        """Return which rows are to be stored."""
+        fresh = ~loader.before.contains(sample_index)  # rows of a batch that was cut by a crash, say
+        again = fresh & ~loader.written.fresh(sample_index)
+        if again.any() and not self._drop_duplicates:
+            raise BatchError(
+                f"{again.sum()} of its {len(sample_index)} rows are stored already, the first of them with "
+                f"sample_index {sample_index[again][0]}: use a sampler that yields every row once, or leave "
+                "repeated rows out with duplicates='drop'"
+            )
+        return fresh & ~again
+
+
+def _identify(batch: PredictedBatch, sample_index: SampleIndex, columns: dict[str, Any]) -> dict[str, Any]:
+    """Return the table of a batch: the identifiers of its rows, then the prediction's columns."""
+    loader = batch.loader
+    table: dict[str, Any] = {}
+    if loader.is_one_of_several:
+        table[DATALOADER_IDX] = np.full(len(sample_index), loader.facts.position, np.int32)
+    found = batch.identifiers
+    if isinstance(loader.identifiers, Identifiers):
+        found = loader.identifiers.take(sample_index)
+    if found is not None:
+        table |= zip(found.column_names, found.columns, strict=True)
+    for name in columns:
+        if name in table:
+            raise BatchError(
+                f"the column {name!r} comes from the identifiers as well as from the prediction: leave "
+                f"one out (ignore=[{name!r}]), or rename one (columns={{'predicted_{name}': {name!r}}})"
+            )
+    return table | columns
+
+
+def named(error: Exception, loader: LoaderState, batch_idx: int) -> Exception:
+    """Return an error that says which batch it is about."""
+    where = f"in batch {batch_idx} of {loader.facts.name}"
+    if isinstance(error, BatchError):
+        return BatchError(f"{where}: {error}")
+    error.add_note(where)
+    return error
+
+
+def _pick(values: Any, chosen: npt.NDArray[np.bool_]) -> Any:
+    """Return the chosen rows of a column."""
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.filter(pa.array(chosen))
+    if isinstance(values, np.ndarray):
+        return values[chosen]
+    return [value for value, keep in zip(values, chosen, strict=True) if keep]

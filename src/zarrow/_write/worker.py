@@ -1,0 +1,222 @@
+"""Worker — a thread that works on items in the order they were put, several at a time, bounded in bytes.
+
+1. `Worker.put` adds an item. It waits while the items that are queued or being worked on take more bytes than
+   the limit.
+2. The thread takes what has come, up to `GROUP_BYTES`, and hands it to `Worker.work`. If there is less, it
+   waits a moment for more: every group has its price (a frame, in a store), and so has waking up, since what
+   runs between the steps of a model finds cold caches and takes the interpreter from it.
+3. `Worker.call` has the thread call a function after the items put before, and waits for that.
+
+It owns the bound on memory while writing. Whatever `work` raises ends the thread and is kept in
+`Worker.error`, for the caller to raise. Items still queued are lost then, as they are when the process dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["Worker", "close_at_exit"]
+
+GROUP_BYTES = 4 << 20
+"""Items are taken together up to this size."""
+NAP_S = 0.05
+"""How long the thread waits for a group to grow, unless a caller waits for it."""
+ITEM_BYTES = 32 << 10
+"""Added to the size of every item: the Python objects around small values take more than the values."""
+
+Item = TypeVar("Item")
+
+
+class Worker(Generic[Item]):
+    """A thread with a queue; a subclass says what is done with the items.
+
+    While there is room, `put` takes no lock that the thread holds: waiting for a lock gives the interpreter
+    away until the thread has finished its group. A caller who found the queue full is woken when a sixteenth
+    is free, not after every group: where the disk is slower than the model, one step in a few then waits, and
+    the others do not.
+
+    Parameters
+    ----------
+    name : str
+        Of the thread.
+    limit_bytes : int
+        Size of the items that may be queued or worked on. A larger item is taken alone.
+    """
+
+    def __init__(self, name: str, limit_bytes: int) -> None:
+        self.error: BaseException | None = None
+        self._limit_bytes = limit_bytes
+        self._resume_bytes = limit_bytes - limit_bytes // 16
+        self._entries: queue.SimpleQueue[tuple[Item, int] | Callable[[], None] | None] = queue.SimpleQueue()
+        self._next: tuple[Item, int] | Callable[[], None] | None = None  # taken out, but not worked on yet
+        self._put_bytes = self._calls_put = 0  # counted by callers, under `_putting`
+        self._done_bytes = self._calls_taken = 0  # counted by the thread
+        self._putting = threading.Lock()
+        self._room = threading.Condition()
+        self._waiting = self._stopped = False
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # What a subclass says
+
+    def work(self, items: list[Item]) -> None:
+        """Work on items, on the thread; without any when `idle_s` is over."""
+        raise NotImplementedError
+
+    def idle_s(self) -> float | None:
+        """Return after how many seconds without an item `work` is called all the same; None for never."""
+        return None
+
+    # The caller's side
+
+    def put(self, item: Item, size_bytes: int) -> None:
+        """Add an item when there is room for it; dropped if the thread has ended."""
+        size_bytes += ITEM_BYTES
+        with self._putting:
+            if self._put_bytes - self._done_bytes + size_bytes > self._limit_bytes:
+                self._wait_for_room(size_bytes)
+            if not self._stopped:
+                self._entries.put(
+                    (item, size_bytes)
+                )  # before it is counted: an interrupt between is harmless
+                self._put_bytes += size_bytes
+                if self._is_enough() and not self._enough.is_set():
+                    self._enough.set()
+
+    def call(self, function: Callable[[], None] = lambda: None) -> None:
+        """Have the thread call a function after all items put so far; returns early if the thread ends."""
+        done = threading.Event()
+
+        def called() -> None:
+            function()
+            done.set()
+
+        with self._putting:
+            self._entries.put(called)
+            self._calls_put += 1
+            self._enough.set()
+        while not done.wait(0.01) and self._thread.is_alive():
+            pass
+
+    def stop(self) -> None:
+        """Drop what is queued and end the thread; more than once does no harm."""
+        self._end()
+        self._thread.join()
+
+    def _end(self) -> None:
+        with self._room:
+            self._stopped = True
+            self._enough.set()
+            self._room.notify_all()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._entries.get_nowait()
+        self._entries.put(None)
+
+    def _is_enough(self) -> bool:
+        """Tell whether the thread is not to wait for more."""
+        queued = self._put_bytes - self._done_bytes
+        return queued >= GROUP_BYTES or self._waiting or self._calls_put > self._calls_taken or self._stopped
+
+    def _wait_for_room(self, size_bytes: int) -> None:
+        with self._room:
+            limit = self._limit_bytes
+            # Set before the thread's count is read: the thread raises the count before it reads this.
+            self._waiting = True
+            self._enough.set()
+            while not self._stopped:
+                queued = self._put_bytes - self._done_bytes
+                if not queued or queued + size_bytes <= limit:
+                    break
+                self._room.wait()
+                limit = self._resume_bytes
+            self._waiting = False
+
+    # The thread's side
+
+    def _run(self) -> None:
+        while True:
+            taken = self._take(self.idle_s())
+            if self._stopped:
+                return
+            try:
+                size_bytes = self._work_on(taken)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must see it
+                self.error = error
+                self._end()
+                return
+            del taken  # the memory is free before it is counted so
+            self._done_bytes += size_bytes
+            if self._waiting and self._put_bytes - self._done_bytes <= self._resume_bytes:
+                with self._room:
+                    self._room.notify_all()
+
+    def _work_on(self, taken: tuple[list[Item], int] | Callable[[], None]) -> int:
+        """Work on a group or call a function; return the bytes that are done."""
+        if not isinstance(taken, tuple):
+            taken()
+            return 0
+        items, size_bytes = taken
+        self.work(items)
+        return size_bytes
+
+    def _take(self, timeout_s: float | None) -> tuple[list[Item], int] | Callable[[], None]:
+        """Return the items that came first and their bytes, or a function; no items after the timeout."""
+        self._enough.clear()
+        first, self._next = self._next, None
+        if first is None and not self._stopped:
+            with contextlib.suppress(queue.Empty):
+                first = self._entries.get(timeout=timeout_s)
+        if first is None:
+            return [], 0
+        if not isinstance(first, tuple):
+            self._calls_taken += 1
+            return first
+        if not self._is_enough():
+            self._enough.wait(NAP_S)
+        item, size_bytes = first
+        items = [item]
+        while size_bytes < GROUP_BYTES:
+            try:
+                self._next = self._entries.get_nowait()
+            except queue.Empty:
+                break
+            if not isinstance(self._next, tuple) or size_bytes + self._next[1] > GROUP_BYTES:
+                break
+            (item, more), self._next = self._next, None
+            items.append(item)
+            size_bytes += more
+        return items, size_bytes
+
+
+class Closable(Protocol):
+    """What has to be closed."""
+
+    def close(self) -> None: ...
+
+
+def close_at_exit(owner: weakref.ref[Closable]) -> Callable[[], None]:
+    """Have a forgotten owner of a worker closed when the interpreter ends, so that nothing queued is lost.
+
+    Returns
+    -------
+    callable
+        For `atexit.unregister`.
+    """
+    process = os.getpid()
+
+    def close() -> None:
+        forgotten = owner()
+        if forgotten is not None and os.getpid() == process:
+            forgotten.close()
+
+    atexit.register(close)
+    return close
