@@ -404,9 +404,9 @@ class TestKeys:
         ("labels", "options", "match"),
         [
             ({"id": 1}, {}, r"missing \['query'\]"),
-            ({"id": slice(1, 3), "query": "a"}, {}, "no order to slice"),
-            ({"id": [1, 2], "query": ["a", "b", "c"]}, {}, "side by side"),
-            ({"id": [[1, 2]], "query": "a"}, {}, "one or a list"),
+            ({"id": slice(1, 3), "query": "a"}, {}, "keys have no order"),
+            ({"id": [1, 2], "query": ["a", "b", "c"]}, {}, "as many values each"),
+            ({"id": [[1, 2]], "query": "a"}, {}, "one value or a list"),
             ({"id": "one", "query": "a"}, {}, "id"),
             ({"id": 1, "query": "a"}, {"method": "nearest"}, "no method"),
         ],
@@ -454,7 +454,7 @@ class TestKeys:
 
     def test_without_keys(self, plain, tmp_path):
         """There is no index without key columns."""
-        with pytest.raises(InvalidInputError, match="do not drop them"):
+        with pytest.raises(InvalidInputError, match="keep these variables"):
             xr.open_dataset(plain, key_index=True, drop_variables="id")
         with zarrow.Writer(tmp_path / "s.zarrow") as writer:
             writer.append({"id": [1]})

@@ -1,17 +1,15 @@
-"""How are a store's rows fed to a model?
+"""Torch datasets — a store's rows, fed to a model.
 
-* `StoreDataset`: map-style; a batch is one gather, whatever sampler picks its rows.
-* `StoreIterableDataset`: batches in the order of the files, every row once over all ranks and workers,
-  shuffled by block and within a buffer.
+* `StoreDataset` is map-style: a batch is one gather, whatever sampler picks its rows.
+* `StoreIterableDataset` yields batches in the order of the files, every row once over all ranks and
+  workers, shuffled by block and within a buffer.
 
-Both yield dicts of tensors, of the columns' and arrays' own dtypes; strings and other objects come as lists.
-Timestamps and durations are int64 in the column's unit. A null in a column of integers or booleans is an
-error unless `fill_values` says what stands for it; in floats it is NaN, in strings None.
+Both yield dicts of tensors in the dtypes of the columns and arrays; strings and other objects come as
+lists. Timestamps and durations are int64 in the column's unit. A null in a column of integers or booleans
+is an error unless `fill_values` replaces it; in floats it is NaN, in strings None.
 
-Tensors are the caller's to write to, for a gather copies anyway. ``writable=False`` hands out the mapped
-files themselves where rows lie together: that copies nothing, and writing to such a tensor ends the process.
-
-Place: tier 5, the edge that faces torch; imported by nothing of the library. Reads only.
+Tensors may be written to, because a gather copies anyway. With ``writable=False`` they are the mapped files
+where rows lie together: nothing is copied, and writing to such a tensor kills the process. Reads only.
 """
 
 from __future__ import annotations
@@ -42,11 +40,11 @@ except ImportError as error:
 
 __all__ = ["StoreDataset", "StoreIterableDataset", "collate"]
 
-Batch = dict[str, Any]
+TensorBatch = dict[str, Any]
 
 
 class _Source:
-    """What both datasets read: columns and arrays of a store, as tensors."""
+    """Columns and arrays of a store, read as tensors."""
 
     def __init__(
         self,
@@ -58,7 +56,7 @@ class _Source:
     ) -> None:
         self.store = store if isinstance(store, Store) else open(store)
         values = column_values(self.store.schema, fill_values, widen=False)
-        # The store's own names and errors; nothing is read.
+        # The store checks the names; nothing is read.
         schema = self.store.scan(columns).schema
         self.columns: dict[str, ColumnValues] = {name: values[name] for name in schema.names}
         if isinstance(arrays, str):
@@ -67,7 +65,7 @@ class _Source:
         self.arrays: list[str] = [self.store[name].name for name in names]
         self.writable = writable
 
-    def column_tensors(self, table: pa.Table) -> Batch:
+    def column_tensors(self, table: pa.Table) -> TensorBatch:
         return {
             name: self._column(values.convert(table[name]), values) for name, values in self.columns.items()
         }
@@ -83,7 +81,7 @@ class _Source:
             values = values.astype(np.int64)
         return _tensor(values, writable=True)  # Arrow's memory may be shared with what the store keeps
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Batch:
+    def take(self, rows: npt.NDArray[np.int64]) -> TensorBatch:
         table, vectors = self.store.take(rows, list(self.columns), self.arrays)
         found = self.column_tensors(table)
         return found | {name: _tensor(values, writable=True) for name, values in vectors.items()}
@@ -106,11 +104,10 @@ def _tensor(values: npt.NDArray[Any], *, writable: bool) -> torch.Tensor:
         return torch.from_numpy(values)
 
 
-class _Rows(list[Batch]):
-    """A batch, as the list of its rows that torch's collate functions expect, made when it is looked at."""
+class _BatchRows(Sequence[TensorBatch]):
+    """A batch as the sequence of its rows, as torch collates them; `collate` takes it whole."""
 
-    def __init__(self, batch: Batch, count: int) -> None:
-        super().__init__()
+    def __init__(self, batch: TensorBatch, count: int) -> None:
         self.batch, self._count = batch, count
 
     def __len__(self) -> int:
@@ -123,19 +120,16 @@ class _Rows(list[Batch]):
             raise IndexError(f"row {row} is not in a batch of {self._count} rows")
         return {name: values[row] for name, values in self.batch.items()}
 
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[row] for row in range(self._count))
 
-
-def collate(rows: list[Batch]) -> Batch:
+def collate(rows: Sequence[TensorBatch]) -> TensorBatch:
     """Return a batch of rows, without a copy if it was read as one; for a DataLoader's ``collate_fn``.
 
-    torch's own ``default_collate`` gives the same, but takes the batch apart and puts it together again, and
-    refuses strings that are null.
+    torch's own ``default_collate`` gives the same, but splits the batch into rows first, and refuses strings
+    that are null.
 
     Parameters
     ----------
-    rows : list of dict
+    rows : sequence of dict
         From `StoreDataset`.
 
     Returns
@@ -150,21 +144,21 @@ def collate(rows: list[Batch]) -> Batch:
     >>> collate([dataset[0], dataset[4999]])["occurs_prob"]
     tensor([0.0000, 0.9998], dtype=torch.float64)
     """
-    if isinstance(rows, _Rows):
+    if isinstance(rows, _BatchRows):
         return rows.batch
     if not rows:
         raise InvalidInputError("a batch must have at least one row, got none")
-    found: Batch = {}
+    found: TensorBatch = {}
     for name, first in rows[0].items():
         values = [row[name] for row in rows]
         found[name] = torch.stack(values) if isinstance(first, torch.Tensor) else values
     return found
 
 
-class StoreDataset(Dataset[Batch]):
+class StoreDataset(Dataset[TensorBatch]):
     """Rows of a store by number, for any sampler; a DataLoader's batch is read in one go.
 
-    Can be pickled to worker processes, which open the store for themselves.
+    Can be pickled to worker processes, each of which opens the store.
 
     Parameters
     ----------
@@ -177,7 +171,7 @@ class StoreDataset(Dataset[Batch]):
     filter : pyarrow.compute.Expression, optional
         Which rows, as in `Store.table`. Takes 8 bytes of memory per row that passes.
     fill_values : dict of str to value, optional
-        Per column, what stands for null. −1 in ``sample_index``.
+        The value that replaces null, by column; −1 in ``sample_index``.
 
     Raises
     ------
@@ -211,21 +205,21 @@ class StoreDataset(Dataset[Batch]):
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
-        """The rows of the store that the dataset has, in order."""
+        """The row numbers in the store of the dataset's rows, in order."""
         return np.arange(len(self)) if self._rows is None else self._rows
 
     def __len__(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         return self._source.store.num_rows if self._rows is None else len(self._rows)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> TensorBatch:
         """Return one row: tensors without the batch axis."""
         batch = self._source.take(self._numbers([index]))
         return {name: values[0] for name, values in batch.items()}
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
-        """Return the rows of a batch, read in one go; what a DataLoader calls."""
-        return _Rows(self._source.take(self._numbers(indices)), len(indices))
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[TensorBatch]:
+        """Return the rows of a batch, read in one go; a DataLoader calls this."""
+        return _BatchRows(self._source.take(self._numbers(indices)), len(indices))
 
     def _numbers(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         numbers = np.asarray(indices, np.int64)
@@ -241,14 +235,14 @@ class _Share(NamedTuple):
     ranks: int
 
 
-class StoreIterableDataset(IterableDataset[Batch]):
+class StoreIterableDataset(IterableDataset[TensorBatch]):
     """Batches of a store, read block by block; every row once over all ranks and workers.
 
-    Blocks of `block_rows` rows are dealt out to the ranks in turn, and what a rank has to its workers.
-    No batch crosses the end of a block or, if shuffled, of a buffer: so it is known how many there are.
+    Blocks of `block_rows` rows are dealt to the ranks in turn, and the blocks of a rank to its workers. No
+    batch crosses the end of a block or, if shuffled, of a buffer, so the number of batches is known.
 
     Use it with ``DataLoader(dataset, batch_size=None, num_workers=…)``. Ranks may have different numbers of
-    batches, which training with a collective per batch must be told about (``Join``, or a limit).
+    batches, for which training with a collective per batch needs ``Join`` or a limit.
 
     Parameters
     ----------
@@ -262,27 +256,27 @@ class StoreIterableDataset(IterableDataset[Batch]):
         Which rows, as in `Store.table`.
     shuffle : bool
         Whether blocks come in random order, and rows in random order within buffers of several blocks. The
-        order follows from `seed`, the epoch and the number of ranks, not from the number of workers, but for
-        which buffers' batches come from which worker.
+        order depends on `seed`, the epoch and the number of ranks. The number of workers only decides which
+        worker yields the batches of which buffer.
     seed : int
         See `shuffle`.
     block_rows : int, optional
         Rows that are read together; a segment by default.
     buffer_rows : int
-        Rows that are shuffled with each other: as many blocks as fit, at least one. Arrays that are
-        compressed are held in memory for as many rows; others stay on disk.
+        Rows that are shuffled together: as many blocks as fit, at least one. Compressed arrays are held in
+        memory for that many rows; others stay on disk.
     rank, world_size : int, optional
-        Which share of the blocks; by default what `torch.distributed` says when the iteration begins.
+        Which share of the blocks; by default that of `torch.distributed` when the iteration begins.
     writable : bool
         Whether tensors may be written to. If not, and neither filtered nor shuffled, vectors of plain bytes
-        are the mapped files: nothing is copied, and writing to them ends the process.
+        are the mapped files: nothing is copied, and writing to them kills the process.
     fill_values : dict of str to value, optional
         As in `StoreDataset`.
 
     Raises
     ------
     UnknownNameError, InvalidInputError
-        If there is no such column or array, or another argument does not fit.
+        If there is no such column or array, or another argument is invalid.
 
     Examples
     --------
@@ -324,7 +318,7 @@ class StoreIterableDataset(IterableDataset[Batch]):
             if value is not None and (not isinstance(value, int | np.integer) or value < 1):
                 raise InvalidInputError(f"{name} must be a positive number of rows, got {value!r}")
         if (rank is None) != (world_size is None):
-            raise InvalidInputError(f"give both rank and world_size, or none, got {rank} and {world_size}")
+            raise InvalidInputError(f"give both rank and world_size, or neither, got {rank} and {world_size}")
         self._share: _Share | None = None
         if rank is not None and world_size is not None:
             if not 0 <= rank < world_size:
@@ -335,7 +329,7 @@ class StoreIterableDataset(IterableDataset[Batch]):
         self._shuffle, self._seed = bool(shuffle), int(seed)
         self._block_rows = int(block_rows or self._source.store.segment_rows)
         self._buffer_blocks = max(1, int(buffer_rows) // self._block_rows) if shuffle else 1
-        # Shared memory: workers that live on from epoch to epoch are told too.
+        # In shared memory, so that workers that persist over epochs see it too.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -355,13 +349,13 @@ class StoreIterableDataset(IterableDataset[Batch]):
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        """Return how many batches this rank has, of all its workers; TypeError if there is a filter."""
+        """Return the number of batches of this rank, over all its workers; TypeError if there is a filter."""
         if self._filter is not None:
-            raise TypeError("how many batches pass the filter is not known before they are read")
+            raise TypeError("with a filter, the number of batches is not known before they are read")
         rows = (sum(map(len, buffer)) for buffer in self._buffers())
         return sum(-(-count // self._batch_size) for count in rows)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TensorBatch]:
         """Yield the batches of this rank and worker."""
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
@@ -370,7 +364,7 @@ class StoreIterableDataset(IterableDataset[Batch]):
                 yield from self._shuffled(buffer, index) if self._shuffle else self._in_order(buffer[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a worker, which does not know the rank if it is spawned."""
+        """Return the state for a worker, with the rank: a spawned one does not know it."""
         return self.__dict__ | {"_share": self._found_share()}
 
     def _found_share(self) -> _Share:
@@ -384,7 +378,7 @@ class StoreIterableDataset(IterableDataset[Batch]):
         return np.random.default_rng([abs(self._seed), int(self._seed < 0), int(self._epoch), *numbers])
 
     def _buffers(self) -> list[list[range]]:
-        """Return this rank's blocks, in the epoch's order, as many at a time as are shuffled together."""
+        """Return this rank's blocks in the order of the epoch, grouped as they are shuffled together."""
         rows, size = self._source.store.num_rows, self._block_rows
         blocks = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
         if self._shuffle:
@@ -400,7 +394,7 @@ class StoreIterableDataset(IterableDataset[Batch]):
         names = list(dict.fromkeys([*self._source.columns, ROW]))
         return self._source.store.table(names, here if self._filter is None else here & self._filter)
 
-    def _in_order(self, block: range) -> Iterator[Batch]:
+    def _in_order(self, block: range) -> Iterator[TensorBatch]:
         table, source = self._table(block), self._source
         for start in range(0, table.num_rows, self._batch_size):
             batch = table.slice(start, self._batch_size)
@@ -416,12 +410,12 @@ class StoreIterableDataset(IterableDataset[Batch]):
                     found[name] = _tensor(array.take(rows), writable=source.writable)
             yield found
 
-    def _shuffled(self, buffer: list[range], index: int) -> Iterator[Batch]:
+    def _shuffled(self, buffer: list[range], index: int) -> Iterator[TensorBatch]:
         source = self._source
         table = pa.concat_tables([self._table(block) for block in buffer]).unify_dictionaries()
         table = table.combine_chunks()
         rows = table[ROW].to_numpy()
-        # Plain rows can be had one by one; of others, chunks would be decoded again and again.
+        # Plain rows are read one by one. Of compressed ones, the same chunks would be decoded repeatedly.
         held = {
             name: None if source.store[name].is_plain else source.store[name].take(rows)
             for name in source.arrays
