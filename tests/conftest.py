@@ -1,4 +1,4 @@
-"""What all tests share: how thorough to be, and the figures that they print at the end."""
+"""Shared by all tests — the profile, which sets how thorough they are, and the figures printed at the end."""
 
 import faulthandler
 import os
@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Threads of OpenMP that wait for a core spin meanwhile: two workers on two cores took ten times as long.
+    # OpenMP threads spin while they wait for a core: two workers on two cores took ten times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests of one folder can share a module
@@ -20,13 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--profile",
         choices=("ci", "long"),
         default=os.environ.get("ZARROW_TEST_PROFILE", "ci"),
-        help="how many states the crash tests and the state machines try: minutes, or hours; "
-        "'long' runs the tests that are marked so, too",
+        help="how many states the crash tests and the state machines try: minutes' worth, or hours'; "
+        "'long' also runs the tests marked long",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let no test fail for a slow machine, and the long profile be one option that leaves nothing out."""
+    """Remove deadlines, so that slow machines fail no test, and let the long profile run every test."""
     hypothesis.settings.register_profile("untimed", hypothesis.settings.default, deadline=None)
     hypothesis.settings.load_profile("untimed")
     if config.getoption("--profile") == "long":
@@ -36,20 +36,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let no watchdog dump the stacks of a long test: of threads that run, that can end the process."""
+    """Cancel the watchdog in the long profile: dumping the stacks of running threads can end the process."""
     if item.config.getoption("--profile") == "long":
         faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")
 def profile(request: pytest.FixtureRequest) -> str:
-    """Return the profile that was asked for."""
+    """Return the chosen profile."""
     return str(request.config.getoption("--profile"))
 
 
 @pytest.fixture
 def figures(record_property):
-    """Return a function that notes a figure, to be printed when all tests are done."""
+    """Return a function that records figures, to be printed after all tests."""
 
     def note(what: str, **numbers: int) -> None:
         record_property("figures", (what, numbers))
@@ -58,7 +58,7 @@ def figures(record_property):
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Print the figures: points and states tried, and what was wrong with them."""
+    """Print the figures: points and states tried, and how many were bad."""
     totals: dict[str, dict[str, int]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):

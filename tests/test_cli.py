@@ -1,4 +1,4 @@
-"""The command line, as a user sees it."""
+"""Command line — `zarrow` as a user and a script see it."""
 
 import json
 import os

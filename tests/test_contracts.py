@@ -1,7 +1,7 @@
 """Import contracts — each rule of ``pyproject.toml``, broken once in a copy of the source and caught.
 
-A contract that nothing can break protects nothing: a name with a typing error in it, or an exception that
-is too wide, keeps it green for ever.
+A contract that cannot be broken protects nothing, for example because of a misspelt module or an exception
+that is too wide.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The demo: what it stores and draws, and that it survives being killed."""
+"""Demo — what it stores and draws, and that it survives being killed."""
 
 import io
 import os

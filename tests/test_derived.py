@@ -1,4 +1,4 @@
-"""Does a derived array stand beside the rows that it was made of, and only beside those?"""
+"""Derived arrays — they belong to the rows they were computed from, and to no others."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tests of `zarrow.errors`."""
+"""Errors — their tree, their messages, and that they cross process boundaries."""
 
 import errno
 import pickle
@@ -13,7 +13,7 @@ _LINE = re.compile(r"^(?P<indent>[ │├└─]*)(?P<name>\w+Error)(?: \((?P<bu
 
 
 def _drawn() -> dict[str, tuple[str | None, str | None]]:
-    """Return parent and builtin of every class in the drawing of the module's docstring."""
+    """Return the parent and the builtin of every class in the tree drawn in the module's docstring."""
     drawing = (errors.__doc__ or "").split("::\n\n")[1].split("\n\n")[0]
     found: dict[str, tuple[str | None, str | None]] = {}
     above: list[tuple[int, str]] = []
@@ -29,7 +29,7 @@ def _drawn() -> dict[str, tuple[str | None, str | None]]:
 
 
 def test_the_tree_is_the_one_that_is_drawn() -> None:
-    """The drawing in the header has every public class, below the class it derives from."""
+    """The tree in the header has every public class, below the class it derives from."""
     drawn = _drawn()
     assert sorted(drawn) == sorted(errors.__all__)
     for name, (parent, builtin) in drawn.items():
@@ -42,7 +42,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_every_error_says_what_it_does(name: str) -> None:
-    """Every class has a docstring, and its message is shown as it was given."""
+    """Every class has a docstring and shows its message unchanged."""
     kind = getattr(errors, name)
     assert kind.__doc__
     error = kind(errno.ENOSPC, "disk full") if name == "WriteFailedError" else kind("the message")
@@ -51,7 +51,7 @@ def test_every_error_says_what_it_does(name: str) -> None:
 
 
 def test_a_failed_write_says_which_rows_are_safe() -> None:
-    """A handler reads the error number and the safe rows off the error."""
+    """The error has the error number and the safe rows as attributes."""
     error = errors.WriteFailedError(errno.ENOSPC, "full", accepted_rows=7, durable_rows=3)
     assert (error.errno, error.accepted_rows, error.durable_rows) == (errno.ENOSPC, 7, 3)
     with pytest.raises(OSError, match="full"):
@@ -67,7 +67,7 @@ def test_damage_names_its_file() -> None:
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_errors_cross_processes(name: str) -> None:
-    """An error that a worker process raises arrives whole in its parent."""
+    """An error raised in a worker process arrives complete in its parent."""
     kind = getattr(errors, name)
     if name == "WriteFailedError":
         error = kind(errno.EIO, "broken", accepted_rows=7, durable_rows=3)

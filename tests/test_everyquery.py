@@ -1,4 +1,4 @@
-"""Does EveryQuery get the files that its own writer writes, whatever happens on the way?
+"""EveryQuery — its drop-in callback yields the files that EveryQuery's own writer writes, whatever happens.
 
 The fast tests hand made-up predictions to the writer, by its hooks and by real trainers. The long one
 (``-m long``) runs the real package: with this interpreter if it has ``everyquery``, else with the one that

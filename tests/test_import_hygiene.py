@@ -1,4 +1,4 @@
-"""What importing zarrow costs, and what it offers."""
+"""Import hygiene — what importing zarrow loads, and what it offers."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ HEAVY = [
 
 
 def _loaded(statement: str) -> list[str]:
-    """Return which of the heavy packages a new interpreter has loaded after a statement."""
+    """Return the heavy packages that a new interpreter has loaded after a statement."""
     program = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
     return subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
@@ -32,12 +32,12 @@ def _loaded(statement: str) -> list[str]:
 
 
 def test_importing_zarrow_loads_nothing_heavy() -> None:
-    """Whoever imports zarrow pays for numpy and pyarrow, and for nothing that an extra brings."""
+    """Importing zarrow loads numpy and pyarrow, but nothing that an extra adds."""
     assert _loaded("import zarrow") == []
 
 
 def test_writing_and_reading_load_nothing_heavy() -> None:
-    """A plain store is written and read without Zarr's or torch's machinery."""
+    """A plain store is written and read without loading Zarr or torch."""
     statement = """
 import tempfile, numpy, zarrow
 path = tempfile.mkdtemp() + "/a.zarrow"
@@ -46,12 +46,12 @@ with zarrow.Writer(path) as writer:
     writer.finalize()
 zarrow.open(path)["e"][:]
 """
-    # pyarrow itself looks for pandas when it is handed a list.
+    # pyarrow itself tries to import pandas when it is given a list.
     assert set(_loaded(statement)) <= {"pandas"}
 
 
 def test_numbers_are_written_and_read_back_without_pandas() -> None:
-    """Who writes arrays does not wait for pandas either, which takes 25 MB of memory, too."""
+    """Writing and reading arrays does not load pandas either, which would also take 25 MB of memory."""
     statement = """
 import tempfile, numpy, zarrow
 path = tempfile.mkdtemp() + "/a.zarrow"
@@ -68,7 +68,7 @@ assert store.table(["row", "id"]).num_rows == len(store.locate(numpy.arange(3)))
     "question", ["locate(numpy.arange(3))", "take(numpy.arange(3))", "join(columns=['id']).__next__()"]
 )
 def test_numbers_are_looked_up_without_pandas(tmp_path: Path, question: str) -> None:
-    """Who asks with numpy does not wait for pandas, which pyarrow would import: a quarter of a second."""
+    """Queries with numpy arrays do not import pandas, which would take a quarter of a second."""
     path = tmp_path / "a.zarrow"
     with zarrow.Writer(path, keys=["id"]) as writer:
         writer.append({"id": np.arange(5)}, {"e": np.ones((5, 2), np.float32)})
@@ -78,7 +78,7 @@ def test_numbers_are_looked_up_without_pandas(tmp_path: Path, question: str) -> 
 
 
 def test_the_check_can_fail() -> None:
-    """The probe does see a package that was loaded."""
+    """The check detects a package that was loaded."""
     assert _loaded("import zarr") == ["zarr"]
 
 
@@ -91,5 +91,5 @@ def test_the_root_is_small() -> None:
 
 @pytest.mark.parametrize("name", ["Durability", "Store", "Writer", "open"])
 def test_the_root_has_the_way_in_and_the_way_out(name: str) -> None:
-    """What the README uses is found in the root."""
+    """The names that the README uses are in the root."""
     assert name in zarrow.__all__

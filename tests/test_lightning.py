@@ -1,3 +1,5 @@
+"""PredictionWriter — one rank: from what `predict_step` returns to a complete store."""
+
 from __future__ import annotations
 
 import os

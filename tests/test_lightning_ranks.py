@@ -1,21 +1,21 @@
-"""Runs on several ranks, each launched as Lightning launches it: a process of its own, gloo between them.
+"""Predict runs on several ranks — each a process launched as Lightning launches it, connected by gloo.
 
-====================================================  =====================================================
-What Lightning does to a predict run on many ranks     What must come of it
-====================================================  =====================================================
-deals rows out ``rank::world_size``                   the batches of one process, dealt out
-gives every rank every batch of a custom sampler      dealt out all the same
-permutes differently on every rank                    every row once, in whatever order
-asserts that no rank is without rows                  a rank may be without rows
-pads with repeated rows (DistributedSampler)          every row once
-lets samplers overlap from rank to rank               refused before the first batch, or every row once
-gives every rank every row of a stream                refused at the end, or every row once
-spawns or forks instead of launching                  the same
-calls every rank of every node 0 of its node          the global rank counts
-knows no indices of streams                           refused, or told by sample_index=
-does not wait for the other ranks at the end          complete when all of them are done
-kills all when one dies                               resumable, with another number of ranks
-====================================================  =====================================================
+==================================================  =================================================
+What Lightning does to a predict run on many ranks  Required result
+==================================================  =================================================
+distributes rows as ``rank::world_size``            the batches of a single process, distributed
+gives every rank every batch of a custom sampler    distributed nevertheless
+permutes differently on every rank                  every row once, in any order
+asserts that every rank has rows                    a rank may have no rows
+pads with repeated rows (DistributedSampler)        every row once
+lets samplers of different ranks overlap            refused before the first batch, or every row once
+gives every rank every row of a stream              refused at the end, or every row once
+spawns or forks instead of launching                the same
+numbers the ranks of every node from 0              the global rank counts
+knows no indices for streams                        refused, unless ``sample_index=`` gives them
+does not wait for the other ranks at the end        complete when all of them are done
+kills all ranks when one dies                       resumable, with another number of ranks
+==================================================  =================================================
 """
 
 from __future__ import annotations

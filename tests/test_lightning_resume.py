@@ -1,3 +1,5 @@
+"""Resumed predict runs — a killed run, resumed, stores what an undisturbed one stores."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,4 @@
-"""Does the README say what works? CI runs its two commands; here its Python blocks run, in order."""
+"""README — its Python blocks run in order, its links resolve, and CI finds its two commands."""
 
 import re
 from pathlib import Path
@@ -10,24 +10,24 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[tuple[int, str]]:
-    """Return the README's code blocks of a language, and the lines on which they begin."""
+    """Return the README's code blocks of a language, with the lines on which they start."""
     found = re.finditer(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     return [(README.count("\n", 0, match.start(1)), match[1]) for match in found]
 
 
 def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader who pastes one Python block after the other meets no error and no warning."""
+    """Pasted one after the other, the Python blocks raise no error and no warning."""
     monkeypatch.chdir(tmp_path)
     pasted: dict[str, object] = {}
     found = blocks("python")
     assert len(found) >= 8
     for line, code in found:
-        # The empty lines let a traceback show the README's own line numbers.
+        # The empty lines make tracebacks show the README's own line numbers.
         exec(compile("\n" * line + code, ROOT / "README.md", "exec"), pasted)
 
 
 def test_links_lead_somewhere() -> None:
-    """Every picture and file that the README links to is there."""
+    """Every picture and file that the README links to exists."""
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).is_file()] == []
@@ -35,7 +35,7 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.parametrize("name", ["run", "test"])
 def test_commands_are_one_line_each_and_where_ci_looks(name: str) -> None:
-    """The run and the test command are one line each, behind the marker that CI looks for."""
+    """The run and the test command are one line each, after the marker that CI looks for."""
     command = re.search(rf"^<!-- ci: {name} -->\n```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert command is not None
     assert command[1].count("\n") == 1

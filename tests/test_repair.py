@@ -1,4 +1,4 @@
-"""Tests of `zarrow.repair`: what is damaged goes aside, what is sound stays, whatever dies on the way."""
+"""Repair — damaged files are moved aside and sound rows stay, even if the repair dies halfway."""
 
 from __future__ import annotations
 

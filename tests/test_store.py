@@ -1,4 +1,4 @@
-"""The way out: whatever is asked of a store, and however the store fares meanwhile."""
+"""Store — reading rows, columns and vectors, also while the store changes or is damaged."""
 
 import datetime
 import gc

@@ -1,4 +1,4 @@
-"""Rows of a store as tensors: every row once, with its dtype, whatever loader, worker or rank asks."""
+"""torch datasets — every row once, with its dtype, for any loader, worker or rank."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""What others read of a store, and what becomes a store of theirs."""
+"""Export and import — what other tools read of a store, and stores made from their files."""
 
 import json
 import subprocess

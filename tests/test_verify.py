@@ -1,4 +1,4 @@
-"""Tests of `zarrow.verify`: what it says of stores that are whole, killed, damaged or meddled with."""
+"""Verify — what it reports about stores that are complete, killed, damaged or tampered with."""
 
 from __future__ import annotations
 

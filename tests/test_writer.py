@@ -1,5 +1,4 @@
-"""Tests of `zarrow.writer` and its parts: `_write.appender`, `_write.queue`, `_write.declaration`,
-`_write.directory`."""
+"""Writer — appending, its promises about rows, and the modes in which a store can be opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xarray's view of a store, held against the same dataset in memory."""
+"""xarray backend — compared with the same dataset in memory."""
 
 import datetime
 import os

@@ -1,4 +1,4 @@
-"""``zarrow describe`` to ``zarrow compare``, as a shell and a script see them."""
+"""Analysis commands — ``zarrow describe`` to ``zarrow compare``, as a user and a script see them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""``zarrow export``, ``import``, ``index`` and ``watch``, as a user sees them."""
+"""Transfer commands — ``zarrow export``, ``import``, ``index`` and ``watch``, as a user sees them."""
 
 import json
 import subprocess

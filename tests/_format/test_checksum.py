@@ -1,4 +1,4 @@
-"""Tests of `zarrow._format.checksum`."""
+"""Checksums — CRC32C, and joining the CRCs of adjacent pieces."""
 
 import os
 

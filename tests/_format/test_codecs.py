@@ -1,4 +1,4 @@
-"""Tests of `zarrow._format.codecs`."""
+"""Codecs — chunks are encoded as Zarr readers expect, and values come out as they went in."""
 
 from __future__ import annotations
 

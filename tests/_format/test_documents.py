@@ -1,4 +1,4 @@
-"""Tests of `zarrow._format.documents`, over every kind of document that a store has."""
+"""Documents — every kind of JSON document that a store has, and its checksum."""
 
 from __future__ import annotations
 

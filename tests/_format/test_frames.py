@@ -1,4 +1,4 @@
-"""Tests of `zarrow._format.frames`."""
+"""Frames — batches in the journal of an open segment, whole, torn or damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `zarrow._format.layout`."""
+"""Layout and spec — names, limits and default sizes of a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `zarrow._format.records`."""
+"""Records — commit records, claims, owners and manifests."""
 
 from __future__ import annotations
 

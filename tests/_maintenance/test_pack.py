@@ -1,4 +1,4 @@
-"""Is a store that was packed the same store, and is the old one there until the new one is?"""
+"""Pack — a packed store has the same rows, and the old store stays until the new one is in place."""
 
 import errno
 import math

@@ -1,4 +1,4 @@
-"""Do values get from a device to the writer whole and in order, though nobody waits for their copies?
+"""Copies from a device — values reach the writer whole and in order although no step waits for their copies.
 
 `Slow` stands for a GPU on machines without one: its copies are made when they are waited for, or when as many
 steps have passed as it takes them, and until then there is garbage in their buffers. What works on it does

@@ -1,4 +1,4 @@
-"""Rows by key: the index on disk, its exactness, and what becomes of one that is stale or damaged."""
+"""Keys — the index on disk: its exactness, and what happens to a stale or damaged one."""
 
 import datetime
 import decimal

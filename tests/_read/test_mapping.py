@@ -1,4 +1,4 @@
-"""Shards as one piece of memory: without a copy, without a surprise."""
+"""Mapping — shards as one piece of memory, without copies."""
 
 import gc
 import mmap

@@ -1,4 +1,4 @@
-"""Tests of `zarrow._write.batches`, through `Writer.append`: what is a batch, and what is wrong with one."""
+"""Batches — what `Writer.append` accepts, and what it refuses."""
 
 from __future__ import annotations
 

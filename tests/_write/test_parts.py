@@ -1,4 +1,4 @@
-"""Tests of `zarrow._write.parts`."""
+"""Parts — the Parquet file of a segment."""
 
 from __future__ import annotations
 

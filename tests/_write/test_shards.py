@@ -1,4 +1,4 @@
-"""Tests of `zarrow._write.shards` and `zarrow._format.shard_index`."""
+"""Shards — shard files written in place, and their index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do analyses answer or refuse rows all NaN or all zero, and stores without labels, without a silent NaN?"""
+"""Awkward stores — all NaN, all zero or without labels: an answer or an error, never a silent NaN."""
 
 import math
 from pathlib import Path

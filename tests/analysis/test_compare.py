@@ -1,4 +1,4 @@
-"""Comparisons, held against scipy and the definitions, in memory."""
+"""Compare — checked against scipy and the definitions, in memory."""
 
 import math
 

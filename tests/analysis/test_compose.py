@@ -1,4 +1,4 @@
-"""Composite tasks, held against Polars."""
+"""Compose — composite tasks, checked against Polars."""
 
 import math
 

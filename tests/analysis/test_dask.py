@@ -1,4 +1,4 @@
-"""Analyses on a dask cluster of two processes, of a store or a Dataset, give the numbers of here."""
+"""Analyses on a dask cluster — of a store or a Dataset, with the same numbers as in one process."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Analyses of an xarray Dataset give the numbers that a store of the same rows gives."""
+"""Analyses of an xarray Dataset — the same numbers as for a store with the same rows."""
 
 import subprocess
 import sys

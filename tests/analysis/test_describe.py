@@ -1,4 +1,4 @@
-"""Descriptions, held against numpy, scipy and pandas."""
+"""Describe — checked against numpy, scipy and pandas."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Evaluations, held against scikit-learn, and the bootstrap against a plain one."""
+"""Evaluate — checked against scikit-learn, and its bootstrap against a simple one."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Does every row get a place, and the same one each time?"""
+"""Maps — every row gets coordinates, and the same ones each time."""
 
 import importlib.util
 import json

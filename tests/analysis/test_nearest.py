@@ -1,4 +1,4 @@
-"""Nearest neighbours, held against brute force in float64."""
+"""Nearest neighbours — checked against brute force in float64."""
 
 import numpy as np
 import pyarrow.compute as pc

@@ -1,4 +1,4 @@
-"""The index of neighbours: what it finds, whose it is, and what damage does."""
+"""Index of neighbours — what it finds, to which rows it belongs, and what damage does."""
 
 import faiss
 import numpy as np

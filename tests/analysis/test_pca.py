@@ -1,4 +1,4 @@
-"""Principal components, held against scikit-learn."""
+"""PCA — checked against scikit-learn."""
 
 import numpy as np
 import pyarrow.compute as pc

@@ -1,4 +1,4 @@
-"""Do the pictures show what is in the store?"""
+"""Plots — they show what is in the store."""
 
 import json
 from collections.abc import Callable

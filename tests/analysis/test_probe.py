@@ -1,4 +1,4 @@
-"""Probes, held against scikit-learn fitted to the same rows in memory."""
+"""Probe — checked against scikit-learn fitted to the same rows in memory."""
 
 import numpy as np
 import pyarrow as pa

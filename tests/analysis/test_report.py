@@ -1,6 +1,6 @@
-"""Does a person see in the page what is in the store: with a mouse, a keyboard, a phone, in the dark?
+"""Report — the page shows what is in the store, with a mouse, a keyboard, a phone and in dark mode.
 
-The page is looked at in a real headless browser (Chromium, by Playwright), where there is one.
+The page is opened in a real headless browser (Chromium, through Playwright) where one is installed.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Can a store of sentences be asked in words?"""
+"""Texts — a store of sentences can be queried in words."""
 
 import json
 import sys

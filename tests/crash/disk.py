@@ -1,14 +1,13 @@
-"""What is on the disk after the process died, or after the power went?
+"""Disk model — what is on the disk after a process died, or after a power cut.
 
-`Recorder` takes the place of ``_storage.files.calls``: it writes every call that changes the disk into a
-log, and
-can make one of them fail, tear or be the last. `Disk` replays a log into a model of a file system that
-knows what was synced. From a `Disk` come `Tree` values, which can be put on a real disk and opened:
+`Recorder` replaces ``_storage.files.calls``: it logs every call that changes the disk, and can make one of
+them fail, tear or be the last. `Disk` replays a log into a model of a file system that knows what was synced.
+It yields `Tree` values, which can be written to a real disk and opened:
 
 * `Disk.now`: what a killed process leaves, which is everything it wrote;
-* `Disk.cut`: one of the things that a power cut may leave. Of a file's unsynced writes each is kept,
-  dropped, zeroed or torn; of a directory's unsynced entries any prefix, or any subset, is kept. An
-  fsync of a file says nothing about its name; a rename keeps its new name if it lost its old one.
+* `Disk.cut`: one possible result of a power cut. Each unsynced write to a file is kept, dropped, zeroed or
+  torn; of a directory's unsynced entries, any prefix or any subset is kept. An fsync of a file does not make
+  its name durable; a rename that lost the old name keeps the new one.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ SECTOR_BYTES = 512
 
 
 class Killed(BaseException):
-    """The process is dead from here on: no handler of ours may catch it and carry on writing."""
+    """The process is dead from now on: no handler of ours may catch this and continue writing."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call that changed the disk, and what had been promised when it began."""
+    """One call that changed the disk, and the rows promised when it started."""
 
     name: str
     args: tuple[Any, ...]
@@ -45,7 +44,7 @@ class Call:
 
 
 class Recorder(files.Calls):
-    """Logs calls below a directory; what is asked of it may be refused (`before`)."""
+    """Logs calls below a directory; `before` may refuse a call or replace it."""
 
     def __init__(self, top: Path) -> None:
         self.top = os.path.realpath(top)
@@ -60,7 +59,7 @@ class Recorder(files.Calls):
         self._lock = threading.RLock()
 
     def note(self) -> dict[Any, tuple[int, int]]:
-        """Return the rows promised so far, which only ever grow in number."""
+        """Return the rows promised so far; the numbers never decrease."""
         for stream, (accepted, durable) in self.progress().items():
             before = self.promise.get(stream, (0, 0))
             self.promise = {
@@ -89,7 +88,7 @@ class Recorder(files.Calls):
             return result
 
     def path_of(self, fd: int) -> str:
-        """Return the name that an open file was opened by."""
+        """Return the name under which an open file was opened."""
         return self._files[fd][1]
 
     def open(self, path: str, flags: int, mode: int = 0o666) -> int:
@@ -108,7 +107,7 @@ class Recorder(files.Calls):
         return self._do("pwrite", args, lambda: files.Calls.pwrite(self, fd, held, offset))
 
     def torn(self, fd_file: object, data: bytes, offset: int) -> None:
-        """Write a part of what was asked for, and log it."""
+        """Write a part of the data, and log it."""
         fd = next(fd for fd, (file, _) in self._files.items() if file is fd_file)
         files.Calls.pwrite(self, fd, data, offset)
         self.log.append(Call("pwrite", (fd_file, data, offset), self.promise))
@@ -121,7 +120,7 @@ class Recorder(files.Calls):
         )
 
     def fsync(self, fd: int) -> None:
-        time.sleep(self.fsync_s)  # as a disk does, so that another thread can write meanwhile
+        time.sleep(self.fsync_s)  # like a real disk, so that another thread can write meanwhile
         self._do("fsync", (self._files[fd][0], self._files[fd][1]), lambda: files.Calls.fsync(self, fd))
 
     def fsync_dir(self, path: str) -> None:
@@ -154,14 +153,14 @@ class Recorder(files.Calls):
 
 @dataclass(frozen=True)
 class Tree:
-    """Directories, and files by number; a file of two names is one file."""
+    """Directories, and files by number; a file with two names is one file."""
 
     dirs: frozenset[str]
     names: tuple[tuple[str, int], ...]
     contents: tuple[tuple[int, bytes], ...]
 
     def put(self, top: Path) -> None:
-        """Put it on a real disk, hard links included."""
+        """Write the tree to a real disk, including hard links."""
         for path in sorted(self.dirs):
             os.mkdir(os.path.join(top, path))
         contents, first = dict(self.contents), {}
@@ -182,7 +181,7 @@ class Tree:
 
     @classmethod
     def take(cls, top: Path) -> Tree:
-        """Read one from a real disk."""
+        """Read a tree from a real disk."""
         dirs, names, contents, numbers = set(), [], {}, {}
         for folder, subfolders, entries in os.walk(top):
             dirs.update(os.path.relpath(os.path.join(folder, name), top) for name in subfolders)
@@ -198,7 +197,7 @@ class Tree:
 
 
 class File:
-    """A file: what it holds, what of it was synced, and what was done to it since."""
+    """A file: its content, its synced content, and the changes since then."""
 
     __slots__ = ("data", "durable", "pending")
 
@@ -209,7 +208,7 @@ class File:
 
 
 class Folder:
-    """A directory: its entries now, and those that were synced."""
+    """A directory: its current entries, and the synced ones."""
 
     __slots__ = ("durable", "entries")
 
@@ -220,7 +219,7 @@ class Folder:
 
 @dataclass(eq=False)
 class Effect:
-    """One change of one directory entry that was not synced yet; `needs` cannot be lost if this was kept."""
+    """An unsynced change of a directory entry; if it is kept, the effects in `needs` are kept, too."""
 
     folder: Folder
     name: str
@@ -229,7 +228,7 @@ class Effect:
 
 
 class Disk:
-    """A file system that knows what was synced."""
+    """A file system that knows what has been synced."""
 
     def __init__(self, tree: Tree | None = None) -> None:
         self.root = Folder()
@@ -271,7 +270,7 @@ class Disk:
         getattr(self, "_" + call.name)(*call.args)
 
     def file(self, handle: object) -> File:
-        """Return the file that a call's handle stands for."""
+        """Return the file that a call's handle refers to."""
         return self._files[id(handle)]
 
     def _open(self, path: str, file: object) -> None:

@@ -1,4 +1,4 @@
-"""In which states can a run be caught, and are they all sound?"""
+"""Crash states — the states in which a crash can leave a run, and whether they are all sound."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from crash.workloads import (
 
 
 class State(NamedTuple):
-    """What a crash left, in words and on disk, and the rows of every stream that must be there."""
+    """What a crash left, in words and on disk, and how many rows of every stream must be there."""
 
     label: str
     tree: Tree
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 class Tally:
-    """Counts states, and keeps what was wrong with the first few."""
+    """Counts states, and keeps the errors of the bad ones."""
 
     def __init__(self) -> None:
         self.states = 0
@@ -45,10 +45,10 @@ class Tally:
         self.bad: list[str] = []
 
     def check(self, state: State, judge: Callable[[State], None]) -> None:
-        """Judge a state: anything that is raised makes it bad."""
+        """Judge a state: any exception makes it bad."""
         try:
             judge(state)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the state is bad
+        except Exception as error:  # noqa: BLE001 - any exception makes the state bad
             self.bad.append(f"{state.label}: {type(error).__name__}: {error}")
 
 
@@ -63,7 +63,7 @@ def _durable(promise: dict[int, tuple[int, int]]) -> dict[int, int]:
 def _walk(
     recording: Recording, disk: Disk | None = None
 ) -> Iterator[tuple[int, Disk, dict[int, tuple[int, int]], str]]:
-    """Yield the disk before every call and after the last, and what had been promised."""
+    """Yield the disk before every call and after the last, and the rows promised by then."""
     disk = Disk(recording.base) if disk is None else disk
     for number, call in enumerate(recording.log):
         yield number, disk, call.promise, f"{recording.workload.name}, before call {number}, {call}"
@@ -72,7 +72,7 @@ def _walk(
 
 
 def kills(recording: Recording, *, torn: bool = True) -> Iterator[State]:
-    """Yield what a SIGKILL before each call leaves, and inside of each write."""
+    """Yield what a SIGKILL leaves before each call and within each write."""
     for number, disk, promise, label in _walk(recording):
         yield State(label, disk.now(), _accepted(promise))
         if torn and number < len(recording.log) and recording.log[number].name == "pwrite":
@@ -88,7 +88,7 @@ def kills(recording: Recording, *, torn: bool = True) -> Iterator[State]:
 def cuts(
     recording: Recording, rng: random.Random, per_call: int, disk: Disk | None = None, every: int = 1
 ) -> Iterator[State]:
-    """Yield what power cuts may leave: `per_call` states before each call, or before one in `every`."""
+    """Yield what power cuts may leave: `per_call` states before each call, or before every n-th one."""
     for number, now, promise, label in _walk(recording, disk):
         for _ in range(per_call if number % every == 0 else 0):
             yield State(f"{label}, power cut", now.cut(rng), _durable(promise))
@@ -101,7 +101,7 @@ def _judge(state: State, workload: Workload, *, thorough: bool) -> None:
 def judge_all(
     states: Iterable[State], workload: Workload, *, thorough_every: int = 1, enough: int = 20
 ) -> Tally:
-    """Check states, each distinct one once."""
+    """Check each distinct state once."""
     tally = Tally()
     seen: set[int] = set()
     for state in states:
@@ -126,7 +126,7 @@ class _Then(datetime):
 
 @contextlib.contextmanager
 def _the_same_names() -> Iterator[None]:
-    """Draw no lots and read no clock: what two recoveries leave alike is one state to be judged, not two."""
+    """Replace random names and clocks by counters, so that equal results of two recoveries are one state."""
     numbers, moments = itertools.count(1), itertools.count(4_000_000_000_000_000_000)
     with (
         mock.patch.object(time, "time_ns", moments.__next__),
@@ -140,21 +140,21 @@ def _the_same_names() -> Iterator[None]:
 def record_recovery(
     recording: Recording, calls_before: int, tree: Tree | None = None
 ) -> tuple[Disk, Recording]:
-    """Recover and finalize what a crash left, and write down the calls.
+    """Recover and finalize what a crash left, and record the calls.
 
     Parameters
     ----------
     recording : Recording
         The run that was killed.
     calls_before : int
-        After so many calls.
+        The number of calls before the crash.
     tree : Tree, optional
-        What a power cut left instead of what a kill left.
+        What a power cut left; by default the crash is a kill.
 
     Returns
     -------
     Disk, Recording
-        The file system as recovery found it, with what was synced by then; and recovery's calls.
+        The file system as recovery found it, including what was synced, and recovery's calls.
     """
     disk = Disk(recording.base)
     for call in recording.log[:calls_before]:

@@ -1,6 +1,6 @@
-"""One bit of a store is flipped: does `verify` find it? Every kind of file, whole and killed stores.
+"""Flipped bits and `verify` — in every kind of file, in complete stores and in killed ones.
 
-By default every bit of the files up to 200 bytes is flipped and one bit of every byte of the others;
+By default every bit of files up to 200 bytes is flipped, and one bit per byte of larger ones;
 ``--profile long`` flips every bit.
 """
 
@@ -50,7 +50,7 @@ elif end == "kill":
 
 @pytest.fixture(scope="module", params=["complete", "killed"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of two segments; the killed one has an open segment, one of whose rows is not durable."""
+    """A store of two segments; the killed one has an open segment with a row that is not durable."""
     path = tmp_path_factory.mktemp("flips") / f"{request.param}.zarrow"
     rows, end = ("11", "finalize") if request.param == "complete" else ("12", "kill")
     done = subprocess.run([sys.executable, "-c", WRITE, str(path), rows, end], check=False)
@@ -59,13 +59,13 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def unvouched(store: Path) -> dict[Path, int]:
-    """Return, of an open segment's files, how many first bytes some frame vouches for."""
+    """Return how many leading bytes of each file of the open segments are covered by a frame."""
     spec = catalog.read_spec(store)
     counted = dict.fromkeys(store.glob("open/tmp-*"), 0)
     for slot in open_rows.slots(store):
         found = open_rows.read(slot, spec)
         if found is None:
-            continue  # the next one, which was just being made
+            continue  # the next one, which was being created
         for index, array in enumerate(spec.arrays):
             rows = slot / layout.rows_name(array.name)
             if array.is_plain:
@@ -80,7 +80,7 @@ def unvouched(store: Path) -> dict[Path, int]:
 
 
 def kind_of(path: Path) -> str:
-    """Return what kind of file a path is, for the figures."""
+    """Return the kind of a file, for the figures."""
     parts = path.parts
     if "c" in parts:
         return "shards"
@@ -98,7 +98,7 @@ def flips(path: Path, counted: int, every: bool, small_bytes: int = ALL_BITS_BYT
 
 
 def check_flips(store: Path, tmp_path: Path, figures: Callable[..., None], *, every: bool) -> None:
-    """Flip bits one after the other; every one must be found."""
+    """Flip bits one at a time; verify must find each."""
     copy = tmp_path / "copy.zarrow"
     shutil.copytree(store, copy)
     before = zarrow.verify(copy)
@@ -133,12 +133,12 @@ def check_flips(store: Path, tmp_path: Path, figures: Callable[..., None], *, ev
 def test_verify_finds_every_flipped_bit(
     store: Path, tmp_path: Path, profile: str, figures: Callable[..., None]
 ) -> None:
-    """No flipped bit of a small store is missed, whatever file it is in."""
+    """Every flipped bit of a small store is found, in any of its files."""
     check_flips(store, tmp_path, figures, every=profile == "long")
 
 
 def read(path: Path) -> tuple[Any, ...]:
-    """Read all rows of a complete store, checked, and find some by key."""
+    """Read all rows of a complete store with checks, and look some up by key."""
     with zarrow.open(path) as opened:
         vectors = (opened.arrays[name] for name in ("e", "z"))
         checked = (array.read(0, len(array), check="crc").tolist() for array in vectors)
@@ -150,14 +150,14 @@ def read(path: Path) -> tuple[Any, ...]:
 def test_no_flipped_bit_is_returned_by_a_checked_read(
     store: Path, tmp_path: Path, profile: str, figures: Callable[..., None]
 ) -> None:
-    """A flipped bit of rows or keys raises an error of ours or changes nothing; documents: `test_bits`."""
+    """A flipped bit of rows or keys raises a `ZarrowError` or changes nothing; documents: `test_bits`."""
     copy = Path(shutil.copytree(store, tmp_path / "copy.zarrow"))
     zarrow.build_index(copy)
     sound = read(copy)
     tried = refused = 0
     bad = []
     files = [*copy.rglob("c/*/0"), *copy.glob("index/*"), *copy.glob("table/*")]
-    for path in files if profile == "long" else files[:-1]:  # the parts are alike
+    for path in files if profile == "long" else files[:-1]:  # the parts are similar
         data = path.read_bytes()
         for bit in flips(path, sys.maxsize, profile == "long", small_bytes=0):
             damaged = bytearray(data)
@@ -169,7 +169,7 @@ def test_no_flipped_bit_is_returned_by_a_checked_read(
                     bad.append((path.name, bit, "wrong values"))
             except ZarrowError:
                 refused += 1
-            except Exception as error:  # noqa: BLE001 - whatever it is, no handler of a user expects it
+            except Exception as error:  # noqa: BLE001 - no user would handle any other exception
                 bad.append((path.name, bit, repr(error)))
         path.write_bytes(data)
     figures("bits flipped before a checked read", tried=tried, refused=refused, bad=len(bad))

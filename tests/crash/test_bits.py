@@ -1,4 +1,4 @@
-"""A flipped bit in what a killed writer left is noticed, or harmless."""
+"""Flipped bits after a kill — in what a killed writer left, each is noticed or harmless."""
 
 import contextlib
 
@@ -41,7 +41,7 @@ def _script(run: Run) -> None:
 
 
 class Stopped:
-    """Where a script puts what a kill at that point would leave."""
+    """Holds what a kill at a certain point of the script would leave."""
 
     tree: Tree
 
@@ -92,7 +92,7 @@ def check_open(path, workload):
 
 
 def flips(top, names, every=1):
-    """Flip every bit of every file, or one in `every`, one at a time, and yield where."""
+    """Flip every bit of every file, or every n-th one, one at a time, and yield its position."""
     passed = 0
     for name in names:
         path = top / name
@@ -109,7 +109,7 @@ def flips(top, names, every=1):
 
 @pytest.mark.parametrize("codecs", WORKLOADS)
 def test_no_flipped_bit_of_an_open_segment_makes_a_wrong_row(codecs, figures):
-    """Each bit of frames, rows, tails and documents, flipped, raises or leaves every durable row right."""
+    """Any flipped bit of frames, rows, tails and documents raises, or leaves every durable row correct."""
     workload = WORKLOADS[codecs]
     tree = killed(workload)
     tried = noticed = harmless = 0
@@ -134,7 +134,7 @@ def test_no_flipped_bit_of_an_open_segment_makes_a_wrong_row(codecs, figures):
 
 @pytest.mark.parametrize("codecs", WORKLOADS)
 def test_recovery_of_a_store_with_a_flipped_bit_raises_or_is_right(codecs, figures, profile):
-    """Resumed and finalized after a bit was flipped anywhere, a store is refused or holds right rows only."""
+    """A store with any bit flipped is refused on resuming, or holds only correct rows once finalized."""
     workload = WORKLOADS[codecs]
     tree = killed(workload)
     every = 1 if profile == "long" else 101
@@ -159,7 +159,9 @@ def test_recovery_of_a_store_with_a_flipped_bit_raises_or_is_right(codecs, figur
                     bad.append(f"{where}: {error!r}")
                     continue
                 try:
-                    if "table/" not in where and "zarr.json" not in where:  # verify's: committed files
+                    if (
+                        "table/" not in where and "zarr.json" not in where
+                    ):  # committed files are left to verify
                         check_promise(
                             check_complete(path, workload, where), {0: DURABLE}, workload.totals, where
                         )
@@ -169,8 +171,8 @@ def test_recovery_of_a_store_with_a_flipped_bit_raises_or_is_right(codecs, figur
     assert not bad, "\n".join(bad[:20])
 
 
-def test_no_flipped_bit_of_a_document_is_believed(figures):
-    """The store's spec, a record, a claim and an owner are refused with any one bit flipped."""
+def test_a_document_with_a_flipped_bit_is_refused(figures):
+    """The store's spec, a record, a claim and an owner are refused with any single bit flipped."""
     tree = killed(WORKLOADS["none"])
     files = {name.removeprefix(NAME + "/"): data for name, data in tree.files().items()}
     slot = next(name for name in files if name.endswith("owner.json"))

@@ -1,4 +1,4 @@
-"""The operating system refuses a call: the writer says so, says what is safe, and the store reopens."""
+"""Faults — a system call is refused; the writer reports it and the safe rows, and the store reopens."""
 
 import contextlib
 import errno
@@ -46,7 +46,7 @@ KINDS = {
 
 
 class Faulty(Recorder):
-    """Refuses, or does a part of, one call."""
+    """Refuses one call, or carries out a part of it."""
 
     def __init__(self, top, number, kind=None, turn=0):
         super().__init__(top)
@@ -84,7 +84,7 @@ class Faulty(Recorder):
 
 
 def run_with_fault(recording, number, kind, turn, rng):
-    """Run a workload with one call refused and judge how it took it; return what kind it was."""
+    """Run a workload with one call refused and judge the outcome; return the kind of the fault."""
     workload, base = recording.workload, recording.base
     with scratch() as top, small_chunks(workload):
         recorder = Faulty(top, number, kind, turn)
@@ -120,9 +120,9 @@ def run_with_fault(recording, number, kind, turn, rng):
         accepted = {stream: rows for stream, (rows, _) in promise.items()}
         durable = {stream: rows for stream, (_, rows) in promise.items()}
         if error is None:
-            accepted = dict(run.counted)  # nobody heard of a fault, so nothing may be missing
+            accepted = dict(run.counted)  # no fault was reported, so nothing may be missing
         after = Tree.take(top)
-        if recorder.hit != "dead":  # whoever refuses must let go of the store
+        if recorder.hit != "dead":  # a writer that raised must have released the store
             finish_and_check(top / NAME, workload, accepted)
     if recorder.hit == "dead":
         check_state(after, workload, accepted, thorough=False)
@@ -130,14 +130,14 @@ def run_with_fault(recording, number, kind, turn, rng):
         disk = Disk(base)
         for call in recorder.log:
             disk.do(call)
-        # What a failed fsync leaves is what a power cut leaves: the kernel has dropped the bytes.
+        # A failed fsync leaves what a power cut leaves: the kernel has dropped the bytes.
         check_state(disk.cut(rng), workload, durable, thorough=False)
     return recorder.hit
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_refused_call_loses_no_accepted_row_and_is_not_swallowed(name, figures, profile):
-    """After any call that fails, the writer raises its errno, and what was accepted is still there."""
+    """After any failed call the writer raises its errno, and all accepted rows are still there."""
     workload, rng = WORKLOADS[name], random.Random(name)
     tally, kinds = Tally(), {}
     kinds_tried = (None,) if profile == "ci" else sorted({kind for some in KINDS.values() for kind in some})
@@ -160,7 +160,7 @@ def test_a_refused_call_loses_no_accepted_row_and_is_not_swallowed(name, figures
 
 
 class FirstSync(Faulty):
-    """Refuses the first fsync of a shard; by its name, for which call it is depends on who runs first."""
+    """Refuses the first fsync of a shard, found by its name, because its number depends on the threads."""
 
     def fault(self, number, name, args):
         if self.target is None and name == "fsync" and args[1].endswith("e.rows"):
@@ -169,7 +169,7 @@ class FirstSync(Faulty):
 
 
 def test_an_fsync_that_failed_is_not_tried_again():
-    """A writer whose fsync failed calls no fsync on that file any more."""
+    """A writer whose fsync failed never calls fsync on that file again."""
     workload = WORKLOADS["small"]
     with scratch() as top, small_chunks(workload):
         recorder = FirstSync(top, None, "EIO")
@@ -184,7 +184,7 @@ def test_an_fsync_that_failed_is_not_tried_again():
 
 
 def test_a_write_that_writes_nothing_and_reports_no_error_is_an_error(tmp_path):
-    """A file system that takes no bytes and says nothing does not hang the writer."""
+    """A file system that writes nothing without reporting an error does not hang the writer."""
     with calls(files.Calls()) as table:
         table.pwrite = lambda fd, data, offset: 0
         fd = files.create(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""The disk is full: what was accepted can be read, and the run goes on when there is space again."""
+"""Full disks — accepted rows can be read, and the run continues once there is space again."""
 
 import contextlib
 import shutil
@@ -52,7 +52,7 @@ def fill(run, writer):
 
 
 def read_all(path):
-    """Read every accepted row, and check it."""
+    """Read and check every accepted row."""
     with zarrow.open(path, partial=True) as store:
         ids = store.table(columns=["id"])["id"].to_numpy()
         assert ids.tolist() == list(range(len(ids)))
@@ -63,7 +63,7 @@ def read_all(path):
 
 @pytest.mark.parametrize("codecs", [None, "zstd"])
 def test_a_full_disk_costs_no_accepted_row(small_disk, codecs, figures):
-    """ENOSPC names the safe rows; they are read from the full disk, also read-only; then the run goes on."""
+    """ENOSPC names the safe rows, readable from the full disk, even read-only; the run continues later."""
     options = OPTIONS | {"segment_rows": 64, "codecs": codecs}
     workload = Workload("full disk", lambda run: None, {0: 3_000}, arrays=WIDE, options=options)
     ballast = small_disk / "ballast"
@@ -79,7 +79,7 @@ def test_a_full_disk_costs_no_accepted_row(small_disk, codecs, figures):
         with contextlib.suppress(ZarrowError):
             writer.close()
         assert 0 < accepted < 3_000
-        with contextlib.suppress(OSError):  # what is left, but for less than a page
+        with contextlib.suppress(OSError):  # all remaining space except less than a page
             (small_disk / "rest").write_bytes(bytes(2_000_000))
         assert read_all(small_disk / NAME) >= accepted
         # A writer may not find room either, but it must not make things worse.

@@ -1,4 +1,4 @@
-"""A process that is killed at any call, or inside of one, loses no accepted row."""
+"""Kills — a process killed at any call, or within one, loses no accepted row."""
 
 import random
 from itertools import chain
@@ -12,7 +12,7 @@ from crash.workloads import WORKLOADS, record
 pytestmark = pytest.mark.slow
 
 STATES_PER_CRASH = 30
-"""Power cuts of a recovery that are tried in CI, beside the kills at each of its calls."""
+"""Power cuts per recovery that CI tries, in addition to kills at each of its calls."""
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -28,7 +28,7 @@ def test_every_change_of_the_disk_goes_through_the_table_of_calls(name):
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_kill_at_any_call_loses_no_accepted_row(name, figures, profile):
-    """Whatever call a SIGKILL precedes or tears, accepted rows are there once and the run can go on."""
+    """After a SIGKILL before or within any call, accepted rows are there once and the run can continue."""
     recording = record(WORKLOADS[name])
     tally = judge_all(kills(recording), WORKLOADS[name], thorough_every=3 if profile == "ci" else 1)
     figures("kill and tear at every call", calls=len(recording.log), states=tally.states, bad=len(tally.bad))
@@ -37,7 +37,7 @@ def test_a_kill_at_any_call_loses_no_accepted_row(name, figures, profile):
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_crash_inside_recovery_or_finalize_is_harmless(name, figures, profile):
-    """Recovery and finalize, killed or cut off from power at any of their calls, lose nothing either."""
+    """Recovery and finalize lose nothing when they are killed, or the power is cut, at any of their calls."""
     rng = random.Random(name)
     recording = record(WORKLOADS[name])
     points = range(len(recording.log) + 1)
@@ -64,7 +64,7 @@ def test_a_crash_inside_recovery_or_finalize_is_harmless(name, figures, profile)
 
 
 def test_a_store_is_built_upon_only_when_its_name_is_durable(figures):
-    """Its maker may have died before that: else a power cut leaves directories without the name."""
+    """A store whose creator died before its name was durable survives a power cut under the next writer."""
     recording = record(WORKLOADS["small"])
     named = 1 + next(number for number, call in enumerate(recording.log) if call.name == "link")
     disk, recovery = record_recovery(recording, named)

@@ -1,4 +1,4 @@
-"""Each step of the protocol is needed: without it the crash tests find a store that is wrong."""
+"""Mutants of the protocol — without any one of its steps, the crash tests find a wrong store."""
 
 import contextlib
 import fnmatch
@@ -25,7 +25,7 @@ MUTANTS = {}
 
 
 def mutant(workload="straddling", way="cuts"):
-    """Register a change of the protocol, and where it must be found."""
+    """Register a change of the protocol, and the search that must find it."""
 
     def register(change):
         MUTANTS[change.__name__.strip("_").replace("_", " ")] = (change, workload, way)
@@ -34,11 +34,11 @@ def mutant(workload="straddling", way="cuts"):
     return register
 
 
-# An fsync left out
+# A missing fsync
 
 
 class Forgetful(Recorder):
-    """Does not sync what matches a pattern, and does not say so."""
+    """Silently skips the sync of paths that match a pattern."""
 
     def __init__(self, top, pattern):
         super().__init__(top)
@@ -73,12 +73,12 @@ UNSYNCED = {
 }
 
 
-# An order swapped
+# Two steps swapped
 
 
 @contextlib.contextmanager
 def patched(owner, name, make):
-    """Put something made of the real thing in its place."""
+    """Replace an attribute by something made from the original."""
     real = getattr(owner, name)
     raw = owner.__dict__[name]
     setattr(owner, name, make(real))
@@ -359,13 +359,13 @@ def _frames_behind_a_damaged_one_not_looked_for():
 
 
 def caught(workload, way, make=Recorder, every=1):
-    """Return what the crash tests find wrong, at once; of crashes in recovery one in `every` is tried."""
+    """Return the first errors that the crash tests find; tries every n-th crash in recovery."""
     rng = random.Random(4)
     if way == "bits":
         return bits(test_bits.WORKLOADS[workload])
     try:
         recording = record(WORKLOADS[workload], make)
-    except (ZarrowError, AssertionError) as error:  # it does not even survive a run that nothing disturbs
+    except (ZarrowError, AssertionError) as error:  # it does not even survive an undisturbed run
         return [f"undisturbed: {error!r}"]
     if way == "kills":
         return judge_all(kills(recording), WORKLOADS[workload], thorough_every=0, enough=1).bad
@@ -389,7 +389,7 @@ def caught(workload, way, make=Recorder, every=1):
 
 
 def bits(workload):
-    """Flip bits of a journal until a durable row is gone and nobody says so."""
+    """Flip bits of a journal until a durable row is silently lost."""
     tree = test_bits.killed(workload)
     with scratch() as top, small_chunks(workload):
         tree.put(top)
@@ -406,24 +406,24 @@ def bits(workload):
 
 @pytest.mark.parametrize(("workload", "way"), [("none", "bits"), ("straddling", "recovery")])
 def test_the_protocol_as_it_is_survives_what_catches_the_mutants(workload, way):
-    """Without a change the searches that catch the mutants find nothing; cuts and kills: tests beside."""
+    """Unchanged, the protocol survives these searches; for cuts and kills see their own tests."""
     assert not caught(workload, way, every=5)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_changed_protocol_is_caught(name, figures):
-    """An order swapped or a check removed makes a store that the crash tests find wrong."""
+    """With two steps swapped or a check removed, the crash tests find a wrong store."""
     change, workload, way = MUTANTS[name]
     with change():
         bad = caught(workload, way)
     figures("protocol mutants", tried=1, caught=bool(bad))
-    assert bad, f"nothing was found wrong although: {name}"
+    assert bad, f"no error was found in spite of: {name}"
 
 
 @pytest.mark.parametrize("name", UNSYNCED)
 def test_a_sync_left_out_is_caught(name, figures):
-    """Without one of its fsyncs the protocol loses rows to a power cut, and the crash tests see it."""
+    """Without any one of its fsyncs the protocol loses rows in a power cut, and the crash tests find it."""
     pattern, workload = UNSYNCED[name]
     bad = caught(workload, "cuts", lambda top: Forgetful(top, pattern))
     figures("protocol mutants", tried=1, caught=bool(bad))
-    assert bad, f"nothing was found wrong although this was never synced: {name}"
+    assert bad, f"no error was found although this was never synced: {name}"

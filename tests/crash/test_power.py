@@ -1,4 +1,4 @@
-"""A power cut takes what was not synced, in part or in whole, and nothing else."""
+"""Power cuts — they take any part of what was not synced, and nothing else."""
 
 import random
 
@@ -9,12 +9,12 @@ from crash.workloads import WORKLOADS, record
 
 pytestmark = pytest.mark.slow
 
-STATES = {"ci": 1_700, "long": 35_000}  # of each of six workloads
+STATES = {"ci": 1_700, "long": 35_000}  # for each of six workloads
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_power_cut_takes_no_durable_row_and_makes_no_wrong_one(name, figures, profile):
-    """Of unsynced bytes and names any part may be gone: durable rows are there, the rest is a prefix."""
+    """Whatever unsynced bytes and names are lost, durable rows are there, and the rows form a prefix."""
     recording = record(WORKLOADS[name])
     per_call = -(-STATES[profile] // (len(recording.log) + 1))
     found = cuts(recording, random.Random(name), per_call)
@@ -25,7 +25,7 @@ def test_a_power_cut_takes_no_durable_row_and_makes_no_wrong_one(name, figures, 
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_second_power_cut_while_recovering_from_the_first_is_harmless(name, figures, profile):
-    """Recovery from a power cut, cut off from power itself, keeps what was durable before the first."""
+    """A power cut during recovery from a power cut keeps what was durable before the first."""
     rng = random.Random(name)
     recording = record(WORKLOADS[name])
     bad: list[str] = []

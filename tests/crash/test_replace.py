@@ -1,4 +1,4 @@
-"""Replacing a store: the old one stays in place, whole, until the new one is; never neither, never both."""
+"""Replacing a store — the old one stays in place and complete until the new one is."""
 
 import random
 
@@ -26,7 +26,7 @@ WORKLOAD = Workload("replace", lambda run: None, NEW, arrays=TWO, options=OPTION
 
 
 def write_new(run):
-    """Replace the store; an attempt before this one left an incomplete one behind."""
+    """Replace the store after an earlier attempt that left an incomplete one."""
     run.counted[1] = 0
     writer = run.open(1, mode="w")
     run.append(writer, 40, 1)
@@ -39,7 +39,7 @@ def write_new(run):
 
 
 def judge(state):
-    """Check that the old or the new store is there, complete, and that it can be replaced again."""
+    """Check that either the old or the new store is there and complete, and can be replaced again."""
     with scratch() as top:
         state.tree.put(top)
         check_plain_readers(top / NAME, WORKLOAD, stock=False)
@@ -57,7 +57,7 @@ def judge(state):
 
 
 def test_a_store_being_replaced_is_there_whole_at_every_instant(figures):
-    """Killed at any call, or cut off from power there, the path holds all old rows or all new ones."""
+    """After a kill or a power cut at any call, the path holds all old rows or all new ones."""
     rng = random.Random(3)
     with scratch() as top, small_chunks(WORKLOAD):
         recorder = Recorder(top)

@@ -1,4 +1,4 @@
-"""A real process, really killed, at a moment that nobody chose."""
+"""SIGKILL of a writer — a real process, killed at a random moment."""
 
 import contextlib
 import os
@@ -21,13 +21,13 @@ ROWS = 320
 PLAIN = Workload("plain", lambda run: None, {0: ROWS}, arrays=TWO, options=OPTIONS | {"segment_rows": 64})
 ZSTD = Workload("zstd", lambda run: None, {0: ROWS}, arrays=TWO, options=PLAIN.options | {"codecs": "zstd"})
 
-# Forks a writer per command, so that its imports are paid for once; tells what was accepted as it goes.
+# Forks a writer per command, so that modules are imported only once.
 SERVER = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from crash import test_sigkill
 from crash.workloads import scratch
-for codecs in ("plain", "zstd"):  # what is imported only where it is needed
+for codecs in ("plain", "zstd"):  # import also what is imported only on use
     with scratch() as top:
         test_sigkill.write(str(top), codecs, "0")
 for line in sys.stdin:
@@ -43,19 +43,19 @@ for line in sys.stdin:
 """
 
 
-class _Tell:
-    """A recorder that records nothing but what was promised."""
+class _Silent:
+    """A recorder that records nothing."""
 
     def note(self):
         pass
 
 
 def write(top: str, codecs: str, seed: str) -> None:
-    """Write rows in random batches, and tell how many are accepted and durable, until killed."""
+    """Write rows in random batches, and report how many are accepted and durable, until killed."""
     workload = ZSTD if codecs == "zstd" else PLAIN
     rng = random.Random(int(seed))
-    told = os.open(Path(top) / "told", os.O_WRONLY | os.O_CREAT)
-    run = Run(Path(top) / NAME, workload, _Tell())
+    reported = os.open(Path(top) / "reported", os.O_WRONLY | os.O_CREAT)
+    run = Run(Path(top) / NAME, workload, _Silent())
     with small_chunks(workload):
         writer = run.open(durability=rng.choice(("segment", "batch")))
         left = ROWS
@@ -65,13 +65,13 @@ def write(top: str, codecs: str, seed: str) -> None:
             left -= rows
             if rng.random() < 0.5:
                 writer.flush(durable=rng.random() < 0.3)
-            os.pwrite(told, struct.pack("<QQ", writer.accepted_rows, writer.durable_rows), 0)
-        os.pwrite(told, struct.pack("<QQ", writer.accepted_rows, writer.durable_rows), 0)
+            os.pwrite(reported, struct.pack("<QQ", writer.accepted_rows, writer.durable_rows), 0)
+        os.pwrite(reported, struct.pack("<QQ", writer.accepted_rows, writer.durable_rows), 0)
         writer.finalize()
 
 
 def test_a_writer_killed_at_random_loses_no_row_that_it_called_accepted(figures, profile):
-    """Whenever SIGKILL comes, every row that the writer had called accepted is there, once and right."""
+    """After a SIGKILL at any time, every row reported as accepted is there, once and correct."""
     rng = random.Random(12)
     tally = Tally()
     killed = 0
@@ -102,8 +102,8 @@ def test_a_writer_killed_at_random_loses_no_row_that_it_called_accepted(figures,
                 else:
                     killed += 1
                     longest_s = min(longest_s * 1.05, 2.0)
-                told = top / "told"
-                data = told.read_bytes() if told.exists() else b""
+                reported = top / "reported"
+                data = reported.read_bytes() if reported.exists() else b""
                 accepted, durable = struct.unpack("<QQ", data) if len(data) == 16 else (0, 0)
                 tally.states += 1
                 try:
@@ -112,9 +112,9 @@ def test_a_writer_killed_at_random_loses_no_row_that_it_called_accepted(figures,
                         finish_and_check(path, workload, {0: accepted})
                     else:
                         assert not accepted
-                except Exception as error:  # noqa: BLE001 - whatever it is, the state is bad
+                except Exception as error:  # noqa: BLE001 - any exception makes the state bad
                     tally.bad.append(f"kill {number} ({workload.name}): {error!r}")
         server.stdin.close()
     figures("random SIGKILL of a writer", runs=tally.states, before_the_end=killed, bad=len(tally.bad))
-    assert killed > tally.states // 3, "most runs ended before they were killed: the test tests little"
+    assert killed > tally.states // 3, "most runs ended before they were killed, so this tests little"
     assert not tally.bad, "\n".join(tally.bad[:20])

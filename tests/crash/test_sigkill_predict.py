@@ -1,4 +1,4 @@
-"""A real Lightning predict, killed again and again, then resumed: as if nothing had happened."""
+"""SIGKILL of a predict — a real Lightning run, killed and resumed, equals an undisturbed one."""
 
 import contextlib
 import os
@@ -24,9 +24,9 @@ pytestmark = [
 
 ROWS = 600
 WAYS = {"plain": {}, "zstd": {"codecs": "zstd"}, "batch": {"durability": "batch"}, "workers": {}}
-"""Options of the callback; "workers" has the data loader fork two processes, which outlive a kill."""
+"""Options of the callback; with "workers" the data loader forks two processes, which survive a kill."""
 
-# Forks a run per command, so that torch and Lightning are imported once; says when it predicts.
+# Forks a run per command, so that torch and Lightning are imported only once.
 SERVER = """
 import os, sys, warnings
 sys.path.insert(0, sys.argv[1])
@@ -48,7 +48,7 @@ for line in sys.stdin:
 
 
 def warm_up():
-    """Import what a run needs, and use it once: a fork has no threads of its parent."""
+    """Import what a run needs and use it once; the threads of a parent do not exist in its forks."""
     import torch
 
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def warm_up():
 
 
 def predict(path, way, rows):
-    """Predict what is missing; a row's vectors depend on its batch, as they do where a model pads."""
+    """Predict the missing rows; a row's vectors depend on its batch, as in a model that pads."""
     import logging
 
     import torch
@@ -100,7 +100,7 @@ def content(path):
 
 
 def check(path, undisturbed):
-    """Check that a store is complete, sound, and what it would have been."""
+    """Check that a store is complete, sound, and equal to that of the undisturbed run."""
     report = zarrow.verify(path)
     assert report.ok, report.findings
     table, vectors = content(path)
@@ -109,7 +109,7 @@ def check(path, undisturbed):
 
 
 def test_a_predict_killed_at_random_and_resumed_is_as_if_undisturbed(figures, profile):
-    """Whenever SIGKILLs come, however many, the run that is resumed in the end has every row once."""
+    """After any number of SIGKILLs at any time, the resumed run has every row once."""
     rng = random.Random(21)
     tally = Tally()
     kills = resumed = 0
@@ -156,7 +156,7 @@ def test_a_predict_killed_at_random_and_resumed_is_as_if_undisturbed(figures, pr
             try:
                 assert code == 0, f"the run that was not killed ended with {code}"
                 check(path, undisturbed[way])
-            except Exception as error:  # noqa: BLE001 - whatever it is, the state is bad
+            except Exception as error:  # noqa: BLE001 - any exception makes the state bad
                 tally.bad.append(f"run {number} ({way}): {error!r}")
             shutil.rmtree(path)
         server.stdin.close()
@@ -167,5 +167,5 @@ def test_a_predict_killed_at_random_and_resumed_is_as_if_undisturbed(figures, pr
         in_the_middle=resumed,
         bad=len(tally.bad),
     )
-    assert resumed > tally.states // 3, "most were killed before their first row: the test tests little"
+    assert resumed > tally.states // 3, "most runs were killed before their first row, so this tests little"
     assert not tally.bad, "\n".join(tally.bad[:20])

@@ -1,4 +1,4 @@
-"""Two writers of one store, in any order of their calls, one of them dying: no row is lost or doubled."""
+"""Two writers of one store — in any interleaving, even if one dies, no row is lost or doubled."""
 
 import contextlib
 import inspect
@@ -30,7 +30,7 @@ A, B = 0, 1
 
 
 class Interleaved(files.Calls):
-    """Runs the whole of B's turn before one call of A's, and may end A's process there."""
+    """Runs all of B's turn before one call of A's, and can kill A there."""
 
     def __init__(self):
         self.number = 0
@@ -38,7 +38,7 @@ class Interleaved(files.Calls):
         self.turn = None
         self.kills = self.a_dead = False
         self.b = None
-        self.b_speaks_here = None
+        self.b_acts_here = None
         self._lock = threading.Lock()
 
     def note(self):
@@ -46,7 +46,7 @@ class Interleaved(files.Calls):
 
     def _is_b(self):
         thread = threading.current_thread()
-        if self.b is None or thread is self.b_speaks_here:
+        if self.b is None or thread is self.b_acts_here:
             return True
         appender = self.b._appender
         return thread is appender._thread or thread in appender._sealer._threads
@@ -58,11 +58,11 @@ class Interleaved(files.Calls):
             turn = self.number == self.stop_at
             self.number += 1
         if turn:
-            self.b_speaks_here = threading.current_thread()
+            self.b_acts_here = threading.current_thread()
             try:
                 self.turn()
             finally:
-                self.b_speaks_here = None
+                self.b_acts_here = None
             self.a_dead = self.kills
         if self.a_dead:
             raise Killed
@@ -82,7 +82,7 @@ for _name, _real in inspect.getmembers(files.Calls, inspect.isfunction):
 
 
 def run_both(stop_at, kills):
-    """Let A write, B's turn before call `stop_at`; return how many calls A made."""
+    """Let A write, with B's turn before call `stop_at`; return the number of A's calls."""
     table = Interleaved()
     with scratch() as top, small_chunks(BOTH):
         run = Run(top / NAME, BOTH, table)
@@ -107,7 +107,7 @@ def run_both(stop_at, kills):
             accepted = {A: run.progress()[A][0], B: run.progress()[B][0]}
             if not kills:
                 assert accepted[A] == 80
-            table.b_speaks_here = threading.current_thread()
+            table.b_acts_here = threading.current_thread()
             run.append(second, 80 - run.counted[B], B)
             second.close()
             with contextlib.suppress(BaseException):
@@ -124,14 +124,14 @@ def run_both(stop_at, kills):
 
 @pytest.mark.parametrize("kills", [False, True], ids=["both live", "one dies"])
 def test_two_writers_lose_and_double_no_row_wherever_one_overtakes_the_other(kills, figures):
-    """B fills and seals a segment before each of A's calls; A goes on, or is dead from there."""
+    """B fills and seals a segment before any of A's calls; A continues, or is dead from then on."""
     points = run_both(10**9, kills=False)
     tally = Tally()
     for stop_at in range(points):
         tally.states += 1
         try:
             run_both(stop_at, kills)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the state is bad
+        except Exception as error:  # noqa: BLE001 - any exception makes the state bad
             tally.bad.append(f"call {stop_at}: {error!r}")
     figures("two writers", interleavings=tally.states, bad=len(tally.bad))
     assert tally.states > 50
@@ -139,7 +139,7 @@ def test_two_writers_lose_and_double_no_row_wherever_one_overtakes_the_other(kil
 
 
 def test_writers_at_full_speed_do_not_disturb_each_other(figures):
-    """Three threads, each with a writer of its own, end in a store of all rows of each, in order."""
+    """Three threads with a writer each make a store with all rows of each, in order."""
     streams = 3
     workload = Workload("threads", lambda run: None, dict.fromkeys(range(streams), 300), options=OPTIONS)
     for seed in range(5):
@@ -156,7 +156,7 @@ def test_writers_at_full_speed_do_not_disturb_each_other(figures):
                         left = 300 - run.counted.get(stream, 0)
                         run.append(writers[stream], min(left, rng.randint(1, 50)), stream)
                     writers[stream].close()
-                except BaseException as error:  # noqa: BLE001 - told below
+                except BaseException as error:  # noqa: BLE001 - reported below
                     failed.append(error)
 
             threads = [threading.Thread(target=write, args=(stream,)) for stream in range(streams)]

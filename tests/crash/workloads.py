@@ -1,8 +1,8 @@
-"""Which runs are killed, and what must be true of whatever they leave?
+"""Workloads — the runs to be killed, and the checks of whatever they leave.
 
-A row's content follows from its identifier, ``stream * STREAM + n``: the n-th row that one writer (one
-stream) appended. So every row that is ever read can be checked by itself, and a stream's rows tell
-whether they are an exact prefix.
+A row's content follows from its identifier, ``stream * STREAM + n``, where n counts the rows appended by one
+writer (a stream). So every row can be checked by itself, and a stream's rows show whether they are an exact
+prefix.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class WrongStoreError(AssertionError):
 
 
 def require(truth: bool, message: str) -> None:
-    """Raise `WrongStoreError` unless something is true."""
+    """Raise `WrongStoreError` unless a condition is true."""
     if not truth:
         raise WrongStoreError(message)
 
@@ -53,7 +53,7 @@ def ids_of(stream: int, start: int, stop: int) -> np.ndarray:
 
 
 def vectors_of(arrays: Mapping[str, tuple[tuple[int, ...], str]], ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the vectors that belong to identifiers."""
+    """Return the vectors of these identifiers."""
     made = {}
     for name, (shape, dtype) in arrays.items():
         grid = ids.reshape(-1, *[1] * len(shape)) * 31 + np.arange(np.prod(shape)).reshape(shape) + 1
@@ -62,13 +62,13 @@ def vectors_of(arrays: Mapping[str, tuple[tuple[int, ...], str]], ids: np.ndarra
 
 
 def names_of(ids: np.ndarray) -> list[str]:
-    """Return the strings that belong to identifiers."""
+    """Return the strings of these identifiers."""
     return [f"s{number}" for number in ids.tolist()]
 
 
 @dataclass
 class Run:
-    """One recorded run: its writers report what they promise to the recorder."""
+    """One recorded run, whose writers report their promises to the recorder."""
 
     path: Path
     workload: Workload
@@ -84,9 +84,9 @@ class Run:
         }
 
     def open(self, stream: int = 0, **options: Any) -> Writer:
-        """Open a writer whose promises the recorder notes from now on."""
+        """Open a writer whose promises the recorder notes."""
         writer = Writer(self.path, **{**self.workload.options, **options})
-        # What it counts of other streams is none of its own promise.
+        # Rows of other streams that it counts are not part of its promise.
         self.writers[stream] = (writer, self.counted.get(stream, 0) - writer.accepted_rows)
         return writer
 
@@ -95,14 +95,14 @@ class Run:
         start = self.counted.get(stream, 0)
         ids = ids_of(stream, start, start + rows)
         writer.append(
-            {"id": ids, "s": pa.array(names_of(ids), pa.string())},  # a batch of no rows has types too
+            {"id": ids, "s": pa.array(names_of(ids), pa.string())},  # an empty batch has types, too
             vectors_of(self.workload.arrays, ids),
             sample_index=ids,
         )
         self.counted[stream] = start + rows
 
     def done(self, stream: int = 0) -> None:
-        """Keep the last promise of a writer that is closed."""
+        """Note the last promise of a writer that has been closed."""
         self.recorder.note()
         self.writers.pop(stream, None)
 
@@ -136,7 +136,7 @@ def _straddling(run: Run) -> None:
     for rows in (37, 1, 50, 3, 100, 20, 7):
         run.append(writer, rows)
         if rows % 2:
-            writer.flush()  # else they might be written together
+            writer.flush()  # otherwise they might be written together
     writer.close()
     run.done()
 
@@ -155,9 +155,9 @@ def _compressed(run: Run) -> None:
     for rows in (10, 3):
         run.append(writer, rows)
     writer.flush(durable=True)
-    for rows in (20, 20, 9, 40, 1, 30):  # the second of these takes the tail file that was made durable
+    for rows in (20, 20, 9, 40, 1, 30):  # the second batch uses the tail file that was made durable
         run.append(writer, rows)
-        writer.flush()  # else they might be written together
+        writer.flush()  # otherwise they might be written together
     writer.flush(durable=True)
     for rows in (3, 30, 5, 5, 9):
         run.append(writer, rows)
@@ -228,7 +228,7 @@ WORKLOADS = {
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """Make a directory in memory, if that can be had: a test has its own model of what is synced."""
+    """Make a directory, in memory if possible, since tests have their own model of what is synced."""
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="zarrow-", dir=memory if os.access(memory, os.W_OK) else None)
     try:
@@ -239,7 +239,7 @@ def scratch() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def calls(recorder: Any) -> Iterator[Any]:
-    """Put a table of calls in the place of the real one."""
+    """Replace the table of file system calls."""
     before, files.calls = files.calls, recorder
     try:
         yield recorder
@@ -254,7 +254,7 @@ def small_chunks(workload: Workload) -> contextlib.AbstractContextManager[object
 
 @dataclass
 class Recording:
-    """The state that a run began with, its calls, and what was promised and appended at the end."""
+    """A run: the states before and after, its calls, and the rows promised at the start and the end."""
 
     workload: Workload
     base: Tree
@@ -265,7 +265,7 @@ class Recording:
 
 
 def record(workload: Workload, make: Callable[[Path], Recorder] = Recorder) -> Recording:
-    """Run a workload undisturbed and write down its calls."""
+    """Run a workload undisturbed and record its calls."""
     with scratch() as top, small_chunks(workload):
         recorder = make(top)
         recorder.fsync_s = 0.005
@@ -282,7 +282,7 @@ def record(workload: Workload, make: Callable[[Path], Recorder] = Recorder) -> R
         return Recording(workload, base, recorder.log, recorder.promise, begun, Tree.take(top))
 
 
-# What must be true
+# Checks
 
 
 def _streams(ids: np.ndarray) -> dict[int, np.ndarray]:
@@ -292,7 +292,7 @@ def _streams(ids: np.ndarray) -> dict[int, np.ndarray]:
 def check_rows(
     workload: Workload, ids: np.ndarray, names: list[str], vectors: Mapping[str, np.ndarray], what: str
 ) -> dict[int, int]:
-    """Check rows against their identifiers; return how many rows of each stream there are."""
+    """Check rows against their identifiers; return the number of rows of each stream."""
     require(names == names_of(ids), f"{what}: table columns disagree")
     for name, expected in vectors_of(workload.arrays, ids).items():
         got = vectors[name]
@@ -311,7 +311,7 @@ def check_rows(
 
 @lru_cache(maxsize=4096)
 def _decode_part(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Decode the columns row, sample_index, id and s of a part, which thousands of states have alike."""
+    """Decode the columns row, sample_index, id and s of a part; thousands of states share a part."""
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
         part = parquet.read(use_threads=False)
     row, sample_index, ids = (part[name].to_numpy() for name in ("row", "sample_index", "id"))
@@ -335,7 +335,7 @@ def read_table(path: Path, segments: int) -> tuple[np.ndarray, list[str]]:
 
 
 def read_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
-    """Read all arrays with zarr; None before there is a group."""
+    """Read all arrays with zarr; None if there is no group yet."""
     if not (path / "embeddings.zarr/zarr.json").exists():
         return None
     group = zarr.open_group(path / "embeddings.zarr", mode="r")
@@ -346,7 +346,7 @@ def read_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
 def _decode_shard(
     shard: bytes, rows: int, chunks: int, chunk_shape: tuple[int, ...], dtype: str, compressed: bool
 ) -> np.ndarray:
-    """Decode the first rows of a shard, which thousands of states have alike."""
+    """Decode the first rows of a shard; thousands of states share a shard."""
     index = shard[len(shard) - 16 * chunks - 4 :]
     require(google_crc32c.value(index[:-4]) == int.from_bytes(index[-4:], "little"), "shard index")
     places = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)[: -(-rows // chunk_shape[0])]
@@ -360,7 +360,7 @@ def _decode_shard(
 
 
 def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
-    """Read all arrays by what the Zarr specification says, which is ten times faster than zarr."""
+    """Read all arrays according to the Zarr specification, ten times faster than with zarr."""
     try:
         group = json.loads((path / "embeddings.zarr/zarr.json").read_bytes())
     except FileNotFoundError:
@@ -383,7 +383,7 @@ def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | Non
 
 
 def _uncommitted(path: Path) -> list[str]:
-    """Return the open segments that count: those with an owner and not made to reopen a committed one."""
+    """Return the open segments that count: those with an owner that do not reopen a committed one."""
     owners = {
         file.parent.name: json.loads(file.read_bytes()) for file in path.glob("open/[0-9a-f]*/owner.json")
     }
@@ -391,11 +391,11 @@ def _uncommitted(path: Path) -> list[str]:
 
 
 def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -> int:
-    """Check what stock readers see of a store that nobody recovered: committed rows and nothing else."""
+    """Check that stock readers see only committed rows of a store that was not recovered."""
     if not (path / "zarrow.json").exists():
         require(not (path / "embeddings.zarr/zarr.json").exists(), "a Zarr group without a store")
         return 0
-    # The records by themselves, so that what decides here is not the code under test.
+    # The records themselves decide here, not the code under test.
     records = sorted((path / "segments").glob("*.json")) if (path / "segments").exists() else []
     dense = 0
     while dense < len(records) and records[dense].name == f"{dense:08d}.json":
@@ -404,7 +404,7 @@ def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -
     snapshot = catalog.read_snapshot(path)
     if (path / "manifest.json").exists():
         require(snapshot.complete and dense == len(records), "a manifest and a gap")
-        require(not _uncommitted(path), "a manifest, and open segments that it knows nothing of")
+        require(not _uncommitted(path), "a manifest, and open segments that it does not cover")
         require(
             json.loads((path / "manifest.json").read_bytes())["rows"] == rows, "manifest and records disagree"
         )
@@ -430,9 +430,9 @@ def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -
 def check_complete(
     path: Path, workload: Workload, what: str, *, stock: bool = True, tidy: bool = True
 ) -> dict[int, int]:
-    """Check a finalized store with stock readers; return how many rows of each stream it has.
+    """Check a finalized store with stock readers; return the number of rows of each stream.
 
-    Unless it is `tidy`, scratch files and claims may be there, whose removal a power cut took back.
+    Unless `tidy`, there may be scratch files and claims whose removal was undone by a power cut.
     """
     parts = sorted(os.listdir(path / "table"))
     require(parts == [f"part-{index:08d}.parquet" for index in range(len(parts))], f"{what}: parts {parts}")
@@ -451,7 +451,7 @@ def check_complete(
 def check_promise(
     counts: Mapping[int, int], promise: Mapping[int, int], totals: Mapping[int, int], what: str
 ) -> None:
-    """Check that all promised rows are there, and none that was never appended."""
+    """Check that all promised rows are there, and no row that was never appended."""
     for stream, rows in promise.items():
         require(
             counts.get(stream, 0) >= rows, f"{what}: stream {stream}: {counts.get(stream, 0)} of {rows} rows"
@@ -473,7 +473,7 @@ def open_rows(path: Path) -> int:
 def recover_and_check(
     path: Path, workload: Workload, promise: Mapping[int, int], *, twice: bool
 ) -> dict[int, int]:
-    """Recover a store, resume the run, finish it, and check that it is what it would have been.
+    """Recover a store, resume and finish the run, and check that the result is that of an undisturbed one.
 
     Returns
     -------
@@ -513,7 +513,7 @@ def recover_and_check(
 
 
 def finish_and_check(path: Path, workload: Workload, promise: Mapping[int, int]) -> dict[int, int]:
-    """Finalize a store without resuming the run, and check what is in it.
+    """Finalize a store without resuming the run, and check its content.
 
     Returns
     -------
@@ -535,18 +535,18 @@ def finish_and_check(path: Path, workload: Workload, promise: Mapping[int, int])
 
 
 def check_state(tree: Tree, workload: Workload, promise: Mapping[int, int], *, thorough: bool = True) -> None:
-    """Check everything that must be true of what a crash left.
+    """Check everything that must hold for what a crash left.
 
     Parameters
     ----------
     tree : Tree
-        What it left.
+        What the crash left.
     workload : Workload
         The run.
     promise : dict
-        Rows of every stream that must be there.
+        How many rows of every stream must be there.
     thorough : bool
-        Whether to read with zarr itself, recover twice, and resume the run to its end.
+        Whether to read with zarr itself, recover twice, and resume the run and finish it.
     """
     with scratch() as top:
         tree.put(top)

@@ -1,7 +1,7 @@
-"""Is FORMAT.md enough to read a store? A reader written from it alone, without zarrow, finds the same rows.
+"""FORMAT.md — enough to read a store: a reader written from it alone finds the same rows as zarrow.
 
-The reader is the class `MiniReader`: standard library, pyarrow and numpy. Section numbers are those of the
-document. It checks every checksum there is, with a crc32c of its own.
+The reader is the class `MiniReader`, which uses the standard library, pyarrow and numpy. Section numbers are
+those of the document. It checks every checksum, with a CRC32C of its own.
 """
 
 import base64
@@ -37,7 +37,7 @@ def crc32c(data: bytes) -> int:
 
 
 class DamagedError(Exception):
-    """A checksum does not hold, or a file is not what the document says."""
+    """A checksum does not match, or a file does not conform to the document."""
 
 
 def believe(condition: bool, what: object) -> None:
@@ -56,7 +56,7 @@ def document(path: Path) -> dict[str, Any]:
 
 
 class MiniReader:
-    """What section 12 asks of a minimal reader, and section 8."""
+    """The minimal reader that section 12 requires, and section 8."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -194,7 +194,7 @@ class MiniReader:
             offset += size
 
     def _open_segment(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
-        """Section 8.4; these tests have no damage but a torn tail of frames."""
+        """Section 8.4; the only damage in these tests is a torn tail of frames."""
         fields = [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
             for field in self.schema
@@ -306,7 +306,7 @@ def test_a_complete_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", [b"", b"ZARROWF1" + bytes(100), b"\x00" * 500])
 def test_a_store_that_was_not_finalized(tmp_path: Path, torn: bytes) -> None:
-    """It finds committed and accepted rows of a run that died, whatever lies behind the last frame."""
+    """It finds the committed and accepted rows of a run that died, whatever follows the last frame."""
     path = tmp_path / "run.zarrow"
     write(path, 300, finalize=False)
     (frames,) = path.glob("open/*/table.frames")
@@ -321,7 +321,7 @@ def test_a_store_that_was_not_finalized(tmp_path: Path, torn: bytes) -> None:
 
 
 def test_open_rows_of_unfinished_and_finished_chunks(tmp_path: Path) -> None:
-    """It finds the rows of an open segment where they are: in chunks, and in either tail file."""
+    """It finds the rows of an open segment in chunks and in either tail file."""
     for rows in (40, 64, 100, 127):
         path = tmp_path / f"{rows}.zarrow"
         write(path, rows, finalize=False)
@@ -330,7 +330,7 @@ def test_open_rows_of_unfinished_and_finished_chunks(tmp_path: Path) -> None:
 
 
 def test_a_store_without_rows(tmp_path: Path) -> None:
-    """It reads a complete store of no rows, which has a part and no shards."""
+    """It reads a complete store without rows, which has a part and no shards."""
     path = tmp_path / "none.zarrow"
     shapes = {name: (shape, "float32") for name, shape in SHAPES.items()}
     with zarrow.Writer(path, schema=pa.schema({"id": pa.int64()}), arrays=shapes) as writer:
@@ -352,7 +352,7 @@ def test_a_store_without_rows(tmp_path: Path) -> None:
     ],
 )
 def test_damage_is_seen(tmp_path: Path, name: str) -> None:
-    """It notices a flipped bit in the middle of any file, by the checksums of the document."""
+    """The checksums of the document reveal a flipped bit in the middle of any file."""
     path = tmp_path / "run.zarrow"
     write(path, 200, finalize=True)
     data = bytearray((path / name).read_bytes())
@@ -370,7 +370,7 @@ def test_damage_is_seen(tmp_path: Path, name: str) -> None:
 
 
 def test_the_document_names_what_the_code_writes(tmp_path: Path) -> None:
-    """Every member of every JSON document, and every file of a store, is in FORMAT.md."""
+    """FORMAT.md describes every member of every JSON document, and every file of a store."""
     text = (Path(zarrow.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
     path = tmp_path / "run.zarrow"
     write(path, 300, finalize=False)

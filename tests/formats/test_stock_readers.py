@@ -1,7 +1,7 @@
-"""What readers that know nothing of zarrow find in a store, finished and while it grows.
+"""Stock readers — what readers without zarrow find in a store, complete or growing.
 
-No reader here is ours: a store must be of use to whoever has only zarr-python, tensorstore, xarray,
-pyarrow, DuckDB or Polars.
+No reader here is ours: a store must be usable with only zarr-python, tensorstore, xarray, pyarrow, DuckDB or
+Polars.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CODECS = [None, "crc32c", "blosc", "zstd", ["zstd", "crc32c"], {"name": "gzip"}]
 
 
 def _predictions() -> tuple[pa.Table, dict[str, npt.NDArray[Any]], npt.NDArray[np.int64]]:
-    """Return columns, vectors and indices as a model would yield them."""
+    """Return columns, vectors and sample indices as a model would yield them."""
     rng = np.random.default_rng(11)
     start = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
     columns = pa.table(
@@ -59,7 +59,7 @@ def _predictions() -> tuple[pa.Table, dict[str, npt.NDArray[Any]], npt.NDArray[n
 
 @pytest.fixture(scope="module", params=CODECS, ids=str)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a finished store of 1000 rows, in batches that fit neither chunks nor segments."""
+    """Return a complete store of 1000 rows, from batches that align with neither chunks nor segments."""
     path = tmp_path_factory.mktemp("stores") / "run.zarrow"
     columns, arrays, index = _predictions()
     options: dict[str, Any] = {"keys": ["subject_id", "time"], "segment_rows": SEGMENT_ROWS}
@@ -151,7 +151,7 @@ def test_columns_agree(read: Callable[[Path], pa.Table], store: Path) -> None:
 
 
 def test_sql_finds_rows_and_zarr_their_vectors(store: Path) -> None:
-    """A filter in SQL hands back rows, and any Zarr reader takes their vectors."""
+    """A filter in SQL returns row numbers, with which any Zarr reader finds the vectors."""
     columns, arrays, _ = _predictions()
     where = "prob > 0.9 AND query = 'code//3'"
     with duckdb.connect() as connection:
@@ -170,7 +170,7 @@ def test_sql_finds_rows_and_zarr_their_vectors(store: Path) -> None:
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Spark leaves sockets open
 def test_spark_reads_the_table(tmp_path: Path) -> None:
-    """Spark (pip install pyspark), where Java is, reads the parts as one table, as the README says."""
+    """Spark (pip install pyspark; needs Java) reads the parts as one table, as the README says."""
     pyspark = pytest.importorskip("pyspark.sql")
     if shutil.which("java") is None:
         pytest.skip("Spark needs Java")
@@ -189,7 +189,7 @@ def test_spark_reads_the_table(tmp_path: Path) -> None:
 
 
 def test_opening_warns_of_nothing(store: Path) -> None:
-    """No reader has anything to complain about."""
+    """No reader emits a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         zarr.open_group(store / "embeddings.zarr", mode="r").tree()
@@ -211,7 +211,7 @@ def test_axes_have_names(store: Path) -> None:
 
 
 def test_the_group_has_nothing_else(store: Path) -> None:
-    """In the Zarr group lie metadata and shards, one per segment and array, and in the table only parts."""
+    """The Zarr group has metadata and one shard per segment and array; the table has only parts."""
     segments = -(-ROWS // SEGMENT_ROWS)
     group = store / "embeddings.zarr"
     found = sorted(str(path.relative_to(group)) for path in group.rglob("*") if path.is_file())
@@ -240,7 +240,7 @@ with zarrow.Writer(path, segment_rows=64, codecs=sys.argv[3] or None) as writer:
 
 
 def _snapshots(path: Path, process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Yield again and again until the writer is done, and once more."""
+    """Yield repeatedly until the writer is done, and once more."""
     group = path / "embeddings.zarr" / "zarr.json"
     deadline = time.monotonic() + 60
     while not group.exists():
@@ -255,7 +255,7 @@ def _snapshots(path: Path, process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @pytest.mark.parametrize("codecs", ["", "zstd"])
 def test_at_every_moment_readers_find_committed_rows_only(codecs: str, tmp_path: Path) -> None:
-    """While a run goes on, no Zarr reader finds a row without its values, nor one without its table row."""
+    """During a run, no Zarr reader finds a row without its values or without its table row."""
     path, segments = tmp_path / "run.zarrow", 25
     rows = 64 * segments - 7
     shapes = set()
@@ -283,7 +283,7 @@ def test_at_every_moment_readers_find_committed_rows_only(codecs: str, tmp_path:
 
 
 def test_a_snapshot_stays_what_it_was(tmp_path: Path) -> None:
-    """An array that was opened early goes on to read the rows that it had, to the end of the run."""
+    """An array opened early can read the rows it had until the end of the run."""
     path = tmp_path / "run.zarrow"
     rows = np.arange(300, dtype=np.float32)[:, None] * np.ones((1, 4), np.float32)
     with zarrow.Writer(path, segment_rows=64) as writer:

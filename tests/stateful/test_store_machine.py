@@ -1,4 +1,4 @@
-"""Whatever the order of appending, flushing, dying and finalizing, the store is what the model says."""
+"""State machine — in any order of appending, flushing, dying and finalizing, the store follows its model."""
 
 import contextlib
 
@@ -41,7 +41,7 @@ ZSTD = Workload(
 )
 
 SNAPSHOTS_KEPT = 20
-"""More of them, of thousands of segments, are more maps than a process may have."""
+"""More snapshots of thousands of segments would exceed the number of maps that a process may have."""
 
 
 class _Silent:
@@ -50,7 +50,7 @@ class _Silent:
 
 
 class Machine(RuleBasedStateMachine):
-    """A store, at most two writers of it, and how many rows of each stream must be there."""
+    """A store, at most two writers of it, and the number of rows that each stream must have."""
 
     workload = PLAIN
 
@@ -86,7 +86,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.open) < 2)
     @rule()
     def open_a_writer(self):
-        """Each writer fills a stream of its own; the first recovers what dead ones left."""
+        """Each writer writes its own stream; the first recovers what dead ones left."""
         stream = self.next_stream
         self.next_stream += 1
         writer = self.run.open(stream, shared=True)
@@ -121,12 +121,12 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(flushed=st.booleans())
     def crash(self, flushed):
-        """Every process dies; what lies on the disk now is what is found later."""
+        """Every process dies; later ones find what is on the disk now."""
         if flushed:
             for writer in self.open.values():
                 writer.flush()
         for stream, writer in self.open.items():
-            writer._appender.stop()  # what is queued dies with the process
+            writer._appender.stop()  # queued rows die with the process
             self.run.counted[stream] = self.run.progress()[stream][0]
         tree = Tree.take(self.top)
         for writer in self.open.values():
@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.snapshots)
     @rule(which=st.integers(0, 100))
     def read_an_old_snapshot(self, which):
-        """What a reader saw stays as it was, whatever writers did since; or it is told to look again."""
+        """A snapshot still reads the same rows, whatever writers did since, or raises `StoreChangedError`."""
         store, ids = self.snapshots[which % len(self.snapshots)]
         with contextlib.suppress(zarrow.errors.StoreChangedError):
             self._check_snapshot(store, ids)
@@ -184,15 +184,15 @@ class Machine(RuleBasedStateMachine):
 
 
 class Compressed(Machine):
-    """The same with encoded chunks and tail files."""
+    """The same machine with encoded chunks and tail files."""
 
     workload = ZSTD
 
 
 @pytest.mark.parametrize("machine", [Machine, Compressed], ids=["plain", "compressed"])
 def test_a_store_follows_its_model(machine, profile, figures):
-    """Any sequence of steps leaves exactly the rows that were handed over, in each writer's order."""
-    examples, steps = {"ci": (100, 75), "long": (1_000, 500)}[profile]  # of each machine
+    """Any sequence of steps leaves exactly the appended rows, in each writer's order."""
+    examples, steps = {"ci": (100, 75), "long": (1_000, 500)}[profile]  # per machine
     run_state_machine_as_test(
         machine,
         settings=settings(
