@@ -69,8 +69,12 @@ class TestTransfer:
             (("export", store, tmp_path / "a.parquet", "--arrays", "w"), 2, "there is no array 'w'"),
             (("export", tmp_path / "no.zarrow", tmp_path / "a.parquet"), 2, "there is no store"),
             (("export", store, store), 1, "must be one of"),
-            (("import", tmp_path / "no.npy", tmp_path / "b.zarrow"), 1, "nothing to import"),
-            (("import", store, store, "--from", "parquet"), 1, "there is something already"),
+            (
+                ("import", tmp_path / "no.npy", tmp_path / "b.zarrow"),
+                1,
+                "no such file or directory to import",
+            ),
+            (("import", store, store, "--from", "parquet"), 1, "exists already"),
         ]:
             result = run(*arguments)
             assert (result.exit_code, result.output.count("\n")) == (code, 1), result.output

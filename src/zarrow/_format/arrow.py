@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ __all__ = [
     "as_arrow",
     "decoded",
     "is_bytes",
+    "is_number",
     "is_text",
     "number_dtype",
     "numbers_as_arrow",
+    "rebatched",
     "value_type",
     "without_dictionaries",
     "without_view",
@@ -51,6 +54,11 @@ def as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:
     if values is None:
         return pa.nulls(rows, kind)
     return numbers_as_arrow(values) if isinstance(values, np.ndarray) else values
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Tell whether a type's values are integers, floats or booleans."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -91,3 +99,28 @@ def without_dictionaries(schema: pa.Schema) -> pa.Schema:
 def decoded(column: pa.Array) -> pa.Array:
     """Return a column as its values, not as a dictionary of them."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows in batches of as many rows each, the last one shorter.
+
+    >>> [batch.num_rows for batch in rebatched([pa.record_batch({"x": range(5)})] * 2, 4)]
+    [4, 4, 2]
+    """
+    pending: list[pa.RecordBatch] = []
+    have = 0
+    for batch in batches:
+        start = 0
+        while have + batch.num_rows - start >= rows:
+            stop = start + rows - have
+            yield _joined([*pending, batch.slice(start, stop - start)])
+            pending, have, start = [], 0, stop
+        if start < batch.num_rows:
+            pending.append(batch.slice(start))
+            have += batch.num_rows - start
+    if pending:
+        yield _joined(pending)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

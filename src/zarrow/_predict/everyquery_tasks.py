@@ -1,7 +1,7 @@
-"""EveryQuery's tasks — the frame that names the rows of a run, and the preset that stores their predictions.
+"""EveryQuery's tasks — the frame that identifies the rows of a run, and the preset that stores predictions.
 
-`identifiers` takes the columns that name a row, and its label, from the frame that EveryQuery's dataset keeps
-of its tasks; the other columns, and the array, are entries of the prediction. `preset` declares both to
+EveryQuery's dataset keeps its tasks in a frame. `identifiers` takes from it the columns that name a row, and
+its label; the other columns, and the array, are entries of the prediction. `preset` declares all of them to
 `zarrow.lightning.PredictionWriter`. The frame may have many millions of rows; only a window around those of
 the last batch is converted at a time.
 """

@@ -1,12 +1,9 @@
-"""Is this the run that the store was begun by?
+"""Identity of a run — whether a store was started by the same run that resumes it.
 
-What decides about the values of predictions is written into the store's provenance, and compared when the
-run is resumed: the model's class and weights, the datasets, the precision, and whatever the user's own
-provenance says. The weights are known by a checksum of a sample of every tensor, which training changes
-as surely as it changes all of it, and which costs milliseconds. Batch size, number of ranks and device are
-written down, but may change.
-
-Place: under the edge `lightning`; imports torch and lightning. Pure.
+What determines the predictions is written into the store's provenance and compared on resume: the model's
+class and weights, the datasets, the precision, and whatever the user's own provenance says. Weights are
+identified by a checksum of a sample of every tensor, which training changes as surely as it changes the whole
+tensor, and which takes milliseconds. Checkpoint, number of ranks and versions are recorded, but may change.
 """
 
 from __future__ import annotations
@@ -29,16 +26,16 @@ _SAMPLED = 64
 
 
 def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any] | None) -> dict[str, Any]:
-    """Return what is to be written into the store's provenance.
+    """Return the identity of a run, for the store's provenance.
 
     Parameters
     ----------
     trainer : Trainer
-        About to predict: the checkpoint has been loaded.
+        About to predict, with the checkpoint loaded.
     module : LightningModule
         The model.
     datasets : sequence of (type, rows), optional
-        Per loader the type of its dataset, and its rows if it has a length; None if they are not known yet.
+        Type of each loader's dataset, and its length if it has one; None if not known yet.
 
     Returns
     -------
@@ -49,7 +46,7 @@ def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any] 
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     return {
         PREDICT: {
-            # Without its module: that is __main__ or not, depending on how a script is started.
+            # Without its module, which may be __main__ or not, depending on how a script is started.
             "model": type(module).__qualname__,
             "weights": f"{_checksum(module):08x}" if whole else None,
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
@@ -76,17 +73,17 @@ def _checksum(module: LightningModule) -> int:
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in what the run that began the store differs from this one, in words.
+    """Return how this run differs from the one that started the store, in words.
 
     Parameters
     ----------
     stored, now : mapping
-        Two provenances. What only one of them knows is no difference.
+        Two provenances. A value that only one of them has is not a difference.
 
     Returns
     -------
     list of str
-        Empty if they are the same as far as anybody knows.
+        One text per difference.
 
     Examples
     --------

@@ -21,14 +21,14 @@ they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.arrow import numbers_as_arrow
+from zarrow._format.arrow import numbers_as_arrow, rebatched
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.parts import to_table
 from zarrow._read.filters import Filter
@@ -104,7 +104,7 @@ class NarrowColumns:
             for batch in table.to_batches(most)
             if batch.num_rows  # a chunk may be empty
         )
-        return found if batch_rows is None else _exactly(batch_rows, found)
+        return found if batch_rows is None else rebatched(found, batch_rows)
 
     def _tables(self, names: Sequence[str], filter: Filter | None) -> Iterator[pa.Table]:
         """Yield the rows that pass a filter, a few segments at a time."""
@@ -270,24 +270,3 @@ class NarrowColumns:
             return np.empty(0, np.int64)
         order = np.argsort(np.concatenate(samples), kind="stable")
         return np.concatenate(rows)[order]
-
-
-def _exactly(rows: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield batches of as many rows each, the last one shorter."""
-    pending: list[pa.RecordBatch] = []
-    have = 0
-    for batch in batches:
-        start = 0
-        while have + batch.num_rows - start >= rows:
-            stop = start + rows - have
-            yield _joined([*pending, batch.slice(start, stop - start)])
-            pending, have, start = [], 0, stop
-        if start < batch.num_rows:
-            pending.append(batch.slice(start))
-            have += batch.num_rows - start
-    if pending:
-        yield _joined(pending)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

@@ -1,13 +1,14 @@
-"""How does a store become files of another kind, and files of another kind a store?
+"""Transfer — a store's rows to files of another format, and files of another format to a store.
 
-`export` writes a store's rows for tools that read neither Parquet and Zarr side by side nor zarrow;
-`import_` makes a store of what others wrote. Both stream: memory is that of a few batches, however many
-rows there are. One module per format has the particulars; what they share is in `_rows` (where rows come
-from) and `_place` (how a finished file takes its name).
+`export` writes for tools that read neither zarrow nor a pair of Parquet and Zarr; `import_` makes a store
+from files that other tools wrote. Both stream: memory is that of a few batches, however many rows there are.
+Each format has a module, imported with its library when the format is used, which has ``write(rows, scratch,
+target)`` or ``read(source, beside)`` or both. To add one: write the module, and name it in `ExportFormat` or
+`ImportFormat`. What the formats share is in `_rows` (the rows on their way) and `_place` (how a finished file
+gets its name).
 
-Place: tier 5, the edge that faces other formats; used by `cli`. Loads a format's library when that format
-is asked for. A crash of an export leaves ``.<name>.exporting`` beside the target, which the next one
-replaces, and never half a target; one of an import an incomplete store, which the next one replaces.
+A crash of an export leaves ``.<name>.exporting`` next to the target, which the next export replaces, and
+never half a target; a crash of an import leaves an incomplete store, which the next import replaces.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ExportFormat = Literal["npy", "parquet", "embedding-atlas", "anndata", "lance", 
 ImportFormat = Literal["npy", "parquet", "anndata", "lance", "everyquery"]
 EXPORTS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 """What `export` can write."""
-IMPORTS: tuple[ImportFormat, ...] = ("npy", "parquet", "anndata", "lance", "everyquery")
+IMPORTS: tuple[ImportFormat, ...] = get_args(ImportFormat)
 """What `import_` can read."""
 
 _SUFFIXES = {
@@ -54,40 +55,40 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
-    """Write a store's rows, in row order, as files of another kind: whole and durable on return.
+    """Write a store's rows, in row order, in another format: whole and durable on return.
 
-    Until then there is nothing at the target, or what was there before. The formats:
+    Until then the target is what it was before. The formats:
 
     * ``"npy"``: a folder with ``<array>/<array>_0.npy`` per array and ``metadata/metadata_0.parquet``, as
-      embedding-reader (and so autofaiss) and clip-retrieval have it; or, if the target ends in ``.npy``,
+      embedding-reader (and so autofaiss) and clip-retrieval read it; or, if the target ends in ``.npy``,
       one array as one file.
     * ``"parquet"``: one file with the vectors as ``fixed_size_list`` columns, as embedding-atlas, DuckDB,
       Polars and Hugging Face's datasets read it.
-    * ``"embedding-atlas"``: one Parquet file with the columns and the places of a stored map
+    * ``"embedding-atlas"``: one Parquet file with the columns and the coordinates of a stored map
       (`zarrow.analysis.map_rows`) as ``projection_x`` and ``projection_y``; without vectors.
     * ``"anndata"``: AnnData's Zarr layout, the columns in ``obs``, the arrays in ``obsm``; for
-      ``anndata.read_zarr`` and ``read_lazy``. Times are text there, and dictionaries their values.
+      ``anndata.read_zarr`` and ``read_lazy``. Times become text, and dictionaries their values.
     * ``"lance"``: a Lance dataset. Needs ``pip install pylance``.
-    * ``"safetensors"``: one file with a tensor per array and per column of numbers.
-    * ``"everyquery"``: EveryQuery's predictions, and their embeddings in a file beside them, whose name ends
+    * ``"safetensors"``: one file with a tensor per array and per numeric column.
+    * ``"everyquery"``: EveryQuery's predictions, and next to them their embeddings in a file whose name ends
       in ``_embeddings.parquet``.
 
     Parameters
     ----------
     store : Store or path
-        A complete store, or a `Store` that is open, incomplete or not.
+        The path of a complete store, or an open `Store`, complete or not.
     target : path
-        Where; its parent must exist.
+        The file or folder to write; its parent must exist.
     format : str, optional
-        One of those above; by default what the target's suffix says.
+        One of those above; by default according to the target's suffix.
     columns : list of str, optional
-        The narrow columns; by default the user's, of which ``"safetensors"`` takes the numbers.
+        The narrow columns; by default the user's, for ``"safetensors"`` only the numeric ones.
     arrays : list of str, optional
-        The arrays, derived ones too; all but those by default.
+        The arrays, which may include derived ones; by default all but derived ones.
     overwrite : bool
-        Whether to replace what is at the target, in one step.
+        Whether to replace an existing target, in one step.
     progress : callable of (int, int), optional
-        Called with the rows written so far and those to write.
+        Called with the number of rows written so far and in all.
 
     Returns
     -------
@@ -97,13 +98,13 @@ def export(
     Raises
     ------
     InvalidInputError
-        If there is no such format, or it cannot hold what is to be written.
+        If the format is unknown, or cannot hold these columns or arrays.
     UnknownNameError
         If there is no such column or array.
     IncompleteStoreError
         If the store at a path was not finalized.
     ConflictError
-        If there is something at the target and `overwrite` is False.
+        If the target exists and `overwrite` is False.
     MissingExtraError
         If the format's library is not installed.
     OSError
@@ -126,13 +127,13 @@ def export(
                 opened, path, chosen, columns=columns, arrays=arrays, overwrite=overwrite, progress=progress
             )
     if path == store.path or store.path in path.parents:
-        raise InvalidInputError(f"{path}: lies in the store that is to be exported: choose another target")
+        raise InvalidInputError(f"{path}: lies within the exported store: choose another target")
     if os.path.lexists(path) and not overwrite:
-        raise ConflictError(f"{path}: there is something already: choose another target, or overwrite it")
+        raise ConflictError(f"{path} exists already: choose another target, or overwrite it")
     rows = Outgoing.of(store, columns, arrays, progress)
     module = _module(chosen)
     if chosen == "everyquery":
-        module.write(rows, path, overwrite=overwrite)  # two files, and in place of its own accord
+        module.write(rows, path, overwrite=overwrite)  # two files, which it puts into place itself
     else:
         with in_place(path) as (scratch,):
             module.write(rows, scratch, path)
@@ -150,39 +151,40 @@ def import_(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
-    """Make a store of what others wrote: complete on return.
+    """Make a store from files of another format: complete on return.
 
-    The formats are those of `export`, as other tools write them, too:
+    The formats are those of `export`, also as other tools write them:
 
-    * ``"npy"``: one ``.npy`` file, with its table in a Parquet file `beside` it, or a folder in
-      embedding-reader's layout: ``.npy`` files in one folder per array (or right there), Parquet files in
-      ``metadata``, each in the order of their numbers.
-    * ``"parquet"``: a file, or a folder of them; lists of numbers that are all equally long become arrays.
+    * ``"npy"``: one ``.npy`` file, with its table in the Parquet file `beside`, or a folder in
+      embedding-reader's layout: ``.npy`` files in one folder per array (or directly in it), Parquet files in
+      ``metadata``, each in the order of the numbers in their names.
+    * ``"parquet"``: a file, or a folder of files; lists of numbers of equal length become arrays.
     * ``"anndata"``: a Zarr group or ``.h5ad`` file; ``obs`` becomes columns, ``obsm`` and a dense ``X``
       arrays. ``.h5ad`` needs ``pip install h5py``.
     * ``"lance"``: a dataset. Needs ``pip install pylance``.
-    * ``"everyquery"``: the predictions, and the embeddings `beside` them, whose identifiers are compared.
+    * ``"everyquery"``: the predictions, and the embeddings in the file `beside`, whose identifiers are
+      compared.
 
     A column ``sample_index`` of integers becomes the store's.
 
     Parameters
     ----------
     source : path
-        What there is.
+        The file or folder to import.
     path : path
         The store to make.
     format : str, optional
-        One of those above; by default what the source's suffix says.
+        One of those above; by default according to the source's suffix.
     beside : path, optional
         The second file of a pair.
     keys : sequence of str
         Columns that name a row; for ``"everyquery"`` its identifiers by default.
     codecs : optional
-        As `zarrow.Writer` has it.
+        As in `zarrow.Writer`.
     overwrite : bool
-        Whether to replace a store, which stays in place until the new one is complete.
+        Whether to replace an existing store, which stays in place until the new one is complete.
     progress : callable of (int, int), optional
-        Called with the rows read so far and those to read.
+        Called with the number of rows read so far and in all.
 
     Returns
     -------
@@ -192,13 +194,13 @@ def import_(
     Raises
     ------
     InvalidInputError
-        If there is no such format, or the source is not of it, or holds what a store cannot.
+        If the format is unknown, the source is not of it, or it has values that a store cannot hold.
     StoreExistsError
-        If there is a store and `overwrite` is False.
+        If `path` exists and `overwrite` is False.
     MissingExtraError
         If the format's library is not installed.
     OSError
-        If the source cannot be read, or the store not be written.
+        If the source cannot be read or the store cannot be written.
 
     Examples
     --------
@@ -209,13 +211,13 @@ def import_(
     >>> import_(folder + "/run", folder + "/again.zarrow", "npy", keys=["subject_id", "query"])
     5000
     """
-    place, goal = Path(os.path.abspath(source)), Path(os.path.abspath(path))
-    chosen = _format(format, place, IMPORTS, "import")
-    if not place.exists():
-        raise FileNotFoundError(f"{place}: there is nothing to import at this path")
+    origin, goal = Path(os.path.abspath(source)), Path(os.path.abspath(path))
+    chosen = _format(format, origin, IMPORTS, "import")
+    if not origin.exists():
+        raise FileNotFoundError(f"{origin}: no such file or directory to import")
     if os.path.lexists(goal) and not overwrite:
-        raise StoreExistsError(f"{goal}: there is something already: choose another path, or overwrite it")
-    rows = _module(chosen).read(place, None if beside is None else Path(os.path.abspath(beside)))
+        raise StoreExistsError(f"{goal} exists already: choose another path, or overwrite it")
+    rows = _module(chosen).read(origin, None if beside is None else Path(os.path.abspath(beside)))
     with (
         rows,
         Writer(
@@ -225,7 +227,7 @@ def import_(
             keys=keys or rows.keys,
             mode="w",
             codecs=codecs,
-            provenance={"imported_from": str(place), "imported_as": chosen},
+            provenance={"imported_from": str(origin), "imported_as": chosen},
         ) as writer,
     ):
         done = 0
@@ -241,10 +243,8 @@ def import_(
 def _format(format: str | None, path: Path, known: Sequence[str], what: str) -> Any:
     chosen = _SUFFIXES.get(path.suffix, "") if format is None else format
     if chosen not in known:
-        raise InvalidInputError(
-            f"the format of an {what} must be one of {', '.join(known)}, got "
-            f"{'none, and ' + repr(path.name) + ' does not tell' if format is None else repr(format)}"
-        )
+        got = f"none, and {path.name!r} has no suffix of one" if format is None else repr(format)
+        raise InvalidInputError(f"the format of an {what} must be one of {', '.join(known)}, got {got}")
     return chosen
 
 

@@ -1,15 +1,12 @@
-"""How do a store and AnnData's layout become each other?
+"""AnnData — a table of the rows (``obs``) and arrays (``obsm``) in a Zarr group or an HDF5 file.
 
-AnnData keeps a table of the rows (``obs``) and arrays with as many rows (``obsm``) in a Zarr group or an
-HDF5 file; https://anndata.readthedocs.io/en/stable/fileformat-prose.html says how. The group is written as
-Zarr format 2, which every release of anndata reads, one chunk per batch; so nothing is written twice, and
-anndata itself is not needed.
+https://anndata.readthedocs.io/en/stable/fileformat-prose.html defines the layout. It is written as Zarr
+format 2, which every release of anndata reads, one chunk per batch, so that nothing is written twice;
+anndata itself is not needed. It is read from Zarr or, with h5py, from ``.h5ad`` files.
 
-A null in a column of integers, booleans or text is said by a mask; one among floats is a NaN. Times and
-whatever else AnnData has no word for become text, dictionaries their values. The names of the rows are
-their numbers.
-
-Place: tier 5, used by `zarrow.transfer`; loads zarr, and h5py for ``.h5ad`` files.
+A null in a column of integers, booleans or text is stored in a mask, and one in a column of floats as NaN.
+Times and other types that AnnData does not have become text, and dictionaries their values. The names of the
+rows are their numbers.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import zarr
 
-from zarrow._format.arrow import decoded, number_dtype
+from zarrow._format.arrow import decoded, is_number, number_dtype
 from zarrow.errors import InvalidInputError
-from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, missing
+from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, missing, without_columns
 
 __all__ = ["read", "write"]
 
@@ -43,7 +40,7 @@ _DICT = {"encoding-type": "dict", "encoding-version": "0.1.0"}
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     """Write a Zarr group."""
     if target.suffix == ".h5ad":
-        raise InvalidInputError(f"{target}: AnnData is written as Zarr: give a name that ends in .zarr")
+        raise InvalidInputError(f"{target}: AnnData is written as Zarr: choose a name that ends in .zarr")
     root = zarr.open_group(scratch, mode="w", zarr_format=2)
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     for name in _EMPTY:
@@ -85,7 +82,7 @@ def _frame(root: Any, name: str, columns: list[str]) -> Any:
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...], rows: int, dtype: Any) -> Any:
-    """Create an array, of text if there is no dtype."""
+    """Create an array; of text if `dtype` is None."""
     made = group.create_array(
         name, shape=shape, chunks=(rows, *shape[1:]), dtype="string" if dtype is None else dtype
     )
@@ -94,12 +91,12 @@ def _create(group: Any, name: str, shape: tuple[int, ...], rows: int, dtype: Any
 
 
 def _with_nulls(rows: Outgoing) -> set[str]:
-    """Return the columns in which there are nulls, other than floats."""
-    asked = [field.name for field in rows.schema if field.nullable and not pa.types.is_floating(field.type)]
+    """Return the columns that have nulls, other than floats."""
+    names = [field.name for field in rows.schema if field.nullable and not pa.types.is_floating(field.type)]
     found: set[str] = set()
-    if asked:
-        for batch in rows.store.scan(asked):
-            found.update(name for name in asked if batch[name].null_count)
+    if names:
+        for batch in rows.store.scan(names):
+            found.update(name for name in names if batch[name].null_count)
     return found
 
 
@@ -108,12 +105,12 @@ class _Column:
 
     def __init__(self, group: Any, field: pa.Field, rows: Outgoing, *, nulls: bool) -> None:
         kind = field.type
-        self._number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        self._number = is_number(kind)
         self._dtype = number_dtype(kind) if self._number else None
         size, name = rows.batch_rows(), field.name
         if field.name == INDEX:
             raise InvalidInputError(
-                f"AnnData keeps {INDEX!r} for the names of the rows: leave the column out"
+                f"AnnData reserves {INDEX!r} for the names of the rows: leave the column out"
             )
         self._mask = None
         if nulls:
@@ -138,7 +135,7 @@ class _Column:
             text = values.cast(pa.string()).fill_null("")
         except pa.ArrowException as error:
             raise InvalidInputError(
-                f"AnnData has no word for {values.type}: leave it out ({error})"
+                f"AnnData cannot hold a column of type {values.type}: leave it out ({error})"
             ) from error
         self._values[start:stop] = text.to_numpy(zero_copy_only=False).astype(object)
 
@@ -147,13 +144,13 @@ class _Column:
 
 
 def read(source: Path, beside: Path | None) -> Incoming:
-    """Return what ``obs``, ``obsm`` and a dense ``X`` hold."""
+    """Return the rows of ``obs``, ``obsm`` and a dense ``X``."""
     if beside is not None:
-        raise InvalidInputError("AnnData has its table in it: nothing goes beside it")
+        raise InvalidInputError("AnnData holds its table itself: leave beside out")
     with contextlib.ExitStack() as files:
         root = _open(source, files)
         if "obs" not in root or root["obs"].attrs.get("encoding-type") != "dataframe":
-            raise InvalidInputError(f"{source}: no AnnData of version 0.8 or later: it has no table 'obs'")
+            raise InvalidInputError(f"{source}: not AnnData of version 0.8 or later: it has no table 'obs'")
         obs = root["obs"]
         index = obs[obs.attrs["_index"]]
         total = int(index.shape[0])
@@ -164,7 +161,9 @@ def read(source: Path, beside: Path | None) -> Incoming:
             arrays["X"] = root["X"]
         for name, array in arrays.items():
             if not hasattr(array, "shape"):
-                raise InvalidInputError(f"{source}: obsm/{name} is a table or sparse, not a dense array")
+                raise InvalidInputError(
+                    f"{source}: obsm/{name} must be a dense array, got a table or a sparse matrix"
+                )
         widest = max((int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in arrays.values()), default=0)
         size = batch_rows(widest)
         if not _is_numbering(index, total):
@@ -175,7 +174,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
                 name: _values(column, start, stop, f"{source}: obs/{name}")
                 for name, column in columns.items()
             }
-            return pa.record_batch(found) if found else _no_columns(stop - start)
+            return pa.record_batch(found) if found else without_columns(stop - start)
 
         def batches() -> Iterator[Batch]:
             for start in range(0, total, size):
@@ -196,7 +195,7 @@ def _open(source: Path, files: contextlib.ExitStack) -> Any:
         try:
             return zarr.open_group(source, mode="r")
         except (OSError, ValueError, KeyError) as error:
-            raise InvalidInputError(f"{source}: no Zarr group: {error}") from error
+            raise InvalidInputError(f"{source}: not a Zarr group: {error}") from error
     try:
         import h5py
     except ImportError as error:
@@ -204,15 +203,11 @@ def _open(source: Path, files: contextlib.ExitStack) -> Any:
     try:
         return files.enter_context(h5py.File(source, "r"))
     except OSError as error:
-        raise InvalidInputError(f"{source}: no HDF5 file: {error}") from error
-
-
-def _no_columns(rows: int) -> pa.RecordBatch:
-    return pa.record_batch({"rows": np.zeros(rows, np.int8)}).select([])
+        raise InvalidInputError(f"{source}: not an HDF5 file: {error}") from error
 
 
 def _is_numbering(index: Any, total: int) -> bool:
-    """Tell whether the names of the rows are their numbers, which say nothing."""
+    """Tell whether the names of the rows are their numbers, which need not be stored."""
     step = 65_536
     return all(
         _text(index, start, min(start + step, total)).tolist()
@@ -227,7 +222,7 @@ def _text(array: Any, start: int, stop: int) -> npt.NDArray[Any]:
 
 
 def _values(column: Any, start: int, stop: int, what: str) -> pa.Array:
-    """Return values of a column as Arrow has them."""
+    """Return values of a column as an Arrow array."""
     kind = column.attrs.get("encoding-type", "array")
     if kind == "array":
         return pa.array(column[start:stop])
@@ -242,4 +237,4 @@ def _values(column: Any, start: int, stop: int, what: str) -> pa.Array:
         if kind == "nullable-string-array":
             return pa.array(_text(column["values"], start, stop), pa.string(), mask=mask)
         return pa.array(column["values"][start:stop], mask=mask)
-    raise InvalidInputError(f"{what}: a column of the kind {kind!r} cannot be imported: drop it first")
+    raise InvalidInputError(f"{what}: a column of encoding {kind!r} cannot be imported: drop it first")

@@ -1,10 +1,8 @@
-"""How do rows come onto the map of embedding-atlas?
+"""embedding-atlas — the columns, and the coordinates of a stored map, in one Parquet file.
 
-One Parquet file with the columns, and ``projection_x`` and ``projection_y``, which are what it looks for: a
-map that was stored beside the rows. It draws and never computes, so the vectors stay behind and the file is
-small enough for a browser. Rows without a place have nulls there, which it leaves out.
-
-Place: tier 5, used by `zarrow.transfer`.
+The coordinates are ``projection_x`` and ``projection_y``, which is what embedding-atlas looks for. It draws
+and never computes, so vectors are left out, and the file is small enough for a browser. Rows that are not on
+the map have null coordinates, and embedding-atlas does not show them.
 """
 
 from __future__ import annotations
@@ -22,16 +20,18 @@ from zarrow.transfer._rows import Outgoing
 
 __all__ = ["write"]
 
-PLACES = ("projection_x", "projection_y")
+COORDINATES = ("projection_x", "projection_y")
 
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     """Write one file."""
     del target
     shown = choose_map(rows)
-    if clash := sorted(set(rows.schema.names) & set(PLACES)):
-        raise InvalidInputError(f"{clash} are columns of the store, and those of the map: leave them out")
-    schema = pa.schema([*rows.schema, *(pa.field(name, pa.float32()) for name in PLACES)])
+    if clash := sorted(set(rows.schema.names) & set(COORDINATES)):
+        raise InvalidInputError(
+            f"{clash} are both columns of the store and coordinates of the map: leave them out"
+        )
+    schema = pa.schema([*rows.schema, *(pa.field(name, pa.float32()) for name in COORDINATES)])
 
     def batches() -> Iterator[pa.RecordBatch]:
         start = 0
@@ -39,8 +39,8 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             stop = start + batch.num_rows
             xy = shown.read(start, stop).astype(np.float32, copy=False)
             known = np.isfinite(xy).all(axis=1)
-            places = [pa.array(np.ascontiguousarray(xy[:, axis]), mask=~known) for axis in (0, 1)]
-            yield pa.RecordBatch.from_arrays([*batch.columns, *places], schema=schema)
+            coordinates = [pa.array(np.ascontiguousarray(xy[:, axis]), mask=~known) for axis in (0, 1)]
+            yield pa.RecordBatch.from_arrays([*batch.columns, *coordinates], schema=schema)
             start = stop
             if rows.progress is not None:
                 rows.progress(stop, rows.rows)
@@ -49,15 +49,14 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
 
 
 def choose_map(rows: Outgoing) -> StoreArray:
-    """Return the map: the one that was asked for, or the only one there is."""
+    """Return the map: the one among the chosen arrays, or else the only stored one."""
     store = rows.store
     flat = {name: array for name, array in store.derived.items() if array.row_shape == (2,)}
     asked = [array for array in rows.arrays if array.row_shape == (2,)]
     found = asked or list(flat.values())
     if len(found) != 1:
-        there = ", ".join(flat) or "none"
         raise InvalidInputError(
-            "embedding-atlas shows one map, an array of two values per row: name it with arrays=; stored "
-            f"are {there}; zarrow map {store.path} makes one"
+            "embedding-atlas shows one map, an array of two values per row: "
+            f"got {', '.join(flat) or 'none'}; choose one with arrays=, or run 'zarrow map {store.path}'"
         )
     return found[0]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.arrow import numbers_as_arrow
 from zarrow._format.layout import SAMPLE_INDEX
 from zarrow.errors import ConflictError, InvalidInputError
 from zarrow.store import Store, StoreArray
@@ -185,7 +186,7 @@ def _write_file(path: Path, store: Store, order: Any, vectors: StoreArray | None
         ):
             columns = list(batch.columns)
             if vectors is not None:
-                values = pa.array(np.ascontiguousarray(found[vectors.name], np.float32).reshape(-1))
+                values = numbers_as_arrow(np.float32(found[vectors.name]).reshape(-1))
                 columns.append(pa.FixedSizeListArray.from_arrays(values, type=schema[-1].type))
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 

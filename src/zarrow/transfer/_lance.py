@@ -1,9 +1,4 @@
-"""How do a store and a Lance dataset become each other?
-
-Vectors are columns of fixed-size lists, which is what Lance indexes for search.
-
-Place: tier 5, used by `zarrow.transfer`; loads Lance.
-"""
+"""Lance — a dataset with each array as a column of fixed-size lists, which Lance can index for search."""
 
 from __future__ import annotations
 
@@ -33,16 +28,16 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
 
 
 def read(source: Path, beside: Path | None) -> Incoming:
-    """Return what the latest version of a dataset holds."""
+    """Return the rows of the latest version of a dataset."""
     if beside is not None:
-        raise InvalidInputError("a Lance dataset has its vectors in it: nothing goes beside it")
+        raise InvalidInputError("a Lance dataset holds its vectors itself: leave beside out")
     try:
         dataset = lance.dataset(str(source))
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{source}: no Lance dataset: {error}") from error
+        raise InvalidInputError(f"{source}: not a Lance dataset: {error}") from error
 
     def batches() -> Iterator[pa.RecordBatch]:
-        # Few at a time: what Lance reads ahead is kept in memory.
+        # Small batches: Lance keeps in memory what it reads ahead.
         scanner = dataset.scanner(
             batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1, scan_in_order=True
         )

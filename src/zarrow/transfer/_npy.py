@@ -1,11 +1,9 @@
-"""How do vectors lie in numpy's files?
+"""numpy files — one array as one ``.npy`` file, or a store as a folder of them with a Parquet table.
 
-One array is one ``.npy`` file (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html), which
-``numpy.load(…, mmap_mode="r")`` maps. With its table it is a folder as embedding-reader has it
-(``file_format="parquet_npy"``): a folder of ``.npy`` files per array, a folder ``metadata`` of Parquet files,
-paired in the order of their names.
-
-Place: tier 5, used by `zarrow.transfer`.
+A single file can be mapped with ``numpy.load(…, mmap_mode="r")``
+(https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html). The folder is as embedding-reader
+reads it (``file_format="parquet_npy"``): one folder of ``.npy`` files per array, and a folder ``metadata`` of
+Parquet files, paired in the order of their names.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
 from zarrow.transfer._parquet import open_parts, write_parquet
-from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, from_arrow
+from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, from_arrow, without_columns
 
 __all__ = ["read", "write"]
 
@@ -35,12 +33,12 @@ METADATA = "metadata"
 
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
-    """Write one file if that is what the target is called, else a folder."""
+    """Write one file if the target's name ends in ``.npy``, else a folder."""
     if target.suffix == ".npy":
         if len(rows.arrays) != 1 or (rows.explicit and rows.schema.names):
             raise InvalidInputError(
-                f"{target}: one .npy file holds one array and no columns; the store has the arrays "
-                f"{', '.join(array.name for array in rows.arrays) or 'none'}: choose one, or give a folder"
+                f"{target}: a .npy file holds one array and no columns, got the arrays "
+                f"{', '.join(array.name for array in rows.arrays) or 'none'}: choose one, or name a folder"
             )
         with _Sink(scratch, rows.arrays[0]) as sink:
             for start, _, vectors in rows.only([]).batches():
@@ -70,7 +68,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
 
 
 class _Sink:
-    """A ``.npy`` file whose rows are written where they belong."""
+    """A ``.npy`` file whose rows are written to their offsets."""
 
     def __init__(self, path: Path, array: StoreArray) -> None:
         header = io.BytesIO()
@@ -99,7 +97,7 @@ class _Sink:
 
 
 def read(source: Path, beside: Path | None) -> Incoming:
-    """Return what a file and its table, or a folder, holds."""
+    """Return the rows of a file and its table, or of a folder."""
     if source.is_dir():
         if beside is None and (source / METADATA).is_dir():
             beside = source / METADATA
@@ -110,7 +108,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
         arrays = {source.stem: _Parts([source])}
     arrays = {re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]: parts for name, parts in arrays.items()}
     if not arrays:
-        raise InvalidInputError(f"{source}: there is no .npy file in this folder, nor in one within it")
+        raise InvalidInputError(f"{source}: neither this folder nor one in it has a .npy file")
     totals = {name: parts.rows for name, parts in arrays.items()}
     size = batch_rows(max(parts.row_bytes for parts in arrays.values()))
     with contextlib.ExitStack() as opened:
@@ -121,7 +119,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
             paths = _in_order(beside.glob("**/*.parquet")) if beside.is_dir() else [beside]
             totals[str(beside)], schema, tables = open_parts(paths, beside, opened)
         if len(set(totals.values())) > 1:
-            raise InvalidInputError(f"{source}: the files must have the same rows each, got {totals}")
+            raise InvalidInputError(f"{source}: the files must have the same number of rows, got {totals}")
 
         def batches() -> Iterator[pa.RecordBatch]:
             if tables is not None:
@@ -137,9 +135,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
                 stop = min(start + size, total)
                 found = {name: parts.read(start, stop) for name, parts in arrays.items()}
                 if tables is None:
-                    # Of no columns, but of so many rows.
-                    batch = pa.record_batch({"rows": np.zeros(stop - start, np.int8)}).select([])
-                    yield batch, found, None
+                    yield without_columns(stop - start), found, None
                 else:
                     batch, _, index = next(columns)
                     yield batch, found, index
@@ -151,7 +147,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
 
 
 def _in_order(paths: Any) -> list[Path]:
-    """Return paths by their numbers: ``img_2.npy`` before ``img_10.npy``."""
+    """Return paths in the order of their numbers: ``img_2.npy`` before ``img_10.npy``."""
     return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _split(path)])
 
 
@@ -160,7 +156,7 @@ def _split(path: Path) -> list[str]:
 
 
 class _Parts:
-    """Mapped ``.npy`` files, one behind the other."""
+    """Mapped ``.npy`` files, one after the other."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._maps = []
@@ -168,17 +164,17 @@ class _Parts:
             try:
                 self._maps.append(np.load(path, mmap_mode="r", allow_pickle=False))
             except ValueError as error:
-                raise InvalidInputError(f"{path}: no .npy file of numbers: {error}") from error
+                raise InvalidInputError(f"{path}: not a .npy file of numbers: {error}") from error
         self.row_shape = self._maps[0].shape[1:]
         self.dtype = self._maps[0].dtype.name
         for path, found in zip(paths, self._maps, strict=True):
             if found.ndim < 2 or found.shape[1:] != self.row_shape or found.dtype.name != self.dtype:
                 raise InvalidInputError(
-                    f"{path}: expected rows of shape {self.row_shape} and dtype {self.dtype}, at least one "
-                    f"axis long, got {found.shape} and {found.dtype}"
+                    f"{path}: expected rows of shape {self.row_shape} and dtype {self.dtype}, with at least "
+                    f"one axis, got an array of shape {found.shape} and dtype {found.dtype}"
                 )
         if self.dtype not in ZARR_DTYPES:
-            raise InvalidInputError(f"{paths[0]}: a store's arrays have numbers, got {self.dtype}")
+            raise InvalidInputError(f"{paths[0]}: a store's arrays hold numbers, got dtype {self.dtype}")
         self.rows = sum(len(found) for found in self._maps)
         self.row_bytes = int(np.prod(self.row_shape)) * self._maps[0].dtype.itemsize
 

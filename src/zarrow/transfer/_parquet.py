@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zarrow._format.arrow import rebatched
 from zarrow.errors import InvalidInputError
-from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, rebatched, to_arrow
+from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, to_arrow
 
 __all__ = ["open_parquet", "read", "write", "write_parquet"]
 
@@ -56,9 +57,9 @@ def write_parquet(
 
 
 def read(source: Path, beside: Path | None) -> Incoming:
-    """Return what a file, or a folder of files, holds."""
+    """Return the rows of a file, or of a folder of files."""
     if beside is not None:
-        raise InvalidInputError("a Parquet file has its vectors in it: nothing goes beside it")
+        raise InvalidInputError("a Parquet file holds its vectors itself: leave beside out")
     with contextlib.ExitStack() as files:
         total, schema, batches = open_parquet(source, files)
         row_bytes = sum(_bytes(field.type) for field in schema)
@@ -72,13 +73,13 @@ def read(source: Path, beside: Path | None) -> Incoming:
 
 
 class Batches:
-    """The rows of Parquet files, one behind the other, from the beginning whenever they are asked for."""
+    """The rows of Parquet files, one after the other; every call starts from the beginning."""
 
     def __init__(self, parts: list[pq.ParquetFile]) -> None:
         self._parts = parts
 
     def __call__(self, size: int) -> Iterator[pa.RecordBatch]:
-        """Yield batches of that size, the last one shorter."""
+        """Yield batches of `size` rows, the last one shorter."""
         return rebatched(
             (batch for part in self._parts for batch in part.iter_batches(size, use_threads=False)), size
         )
@@ -95,17 +96,19 @@ def open_parts(
 ) -> tuple[int, pa.Schema, Batches]:
     """Open files in the order given."""
     if not paths:
-        raise InvalidInputError(f"{source}: there is no Parquet file in this folder")
+        raise InvalidInputError(f"{source}: this folder has no Parquet file")
     parts = []
     for path in paths:
         try:
             parts.append(files.enter_context(pq.ParquetFile(path, memory_map=False, pre_buffer=False)))
         except pa.ArrowInvalid as error:
-            raise InvalidInputError(f"{path}: no Parquet file: {error}") from error
+            raise InvalidInputError(f"{path}: not a Parquet file: {error}") from error
     schema = parts[0].schema_arrow.remove_metadata()
     for path, part in zip(paths, parts, strict=True):
         if part.schema_arrow.remove_metadata() != schema:
-            raise InvalidInputError(f"{path}: its columns are not those of {paths[0]}: import one at a time")
+            raise InvalidInputError(
+                f"{path}: its columns differ from those of {paths[0]}: import them one at a time"
+            )
     return sum(part.metadata.num_rows for part in parts), schema, Batches(parts)
 
 
@@ -114,7 +117,7 @@ def _bytes(kind: pa.DataType) -> int:
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size) * _bytes(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return 1024 * _bytes(kind.value_type)  # Parquet does not tell how long they are
+        return 1024 * _bytes(kind.value_type)  # a guess: the schema does not have their length
     try:
         return max(int(kind.bit_width) // 8, 1)
     except ValueError:

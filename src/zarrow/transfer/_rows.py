@@ -1,9 +1,7 @@
-"""What goes out of a store, and what comes in, whatever the format?
+"""Rows in transit — what every format's module gets (`Outgoing`) and returns (`Incoming`).
 
-`Outgoing` is rows of a store on their way out; `Incoming` is what a format found, on its way in. Both come
-in batches: narrow columns as Arrow has them, and per array the same rows as numpy has them.
-
-Place: below the formats; knows none of them. Pure.
+Both come in batches: narrow columns as Arrow record batches, and per array the same rows as numpy arrays.
+`to_arrow` and `from_arrow` convert between these and Arrow streams in which vectors are columns of lists.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.arrow import number_dtype
+from zarrow._format.arrow import is_number, number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow._format.spec import rows_of
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 
-__all__ = ["Incoming", "Outgoing", "Progress", "Vectors", "batch_rows", "from_arrow", "rebatched", "to_arrow"]
+__all__ = ["Incoming", "Outgoing", "Progress", "Vectors", "batch_rows", "from_arrow", "to_arrow"]
 
 Progress = Callable[[int, int], None]
 Vectors = dict[str, npt.NDArray[Any]]
@@ -51,15 +49,15 @@ class Outgoing:
     Parameters
     ----------
     store : Store
-        Where they come from.
+        The store.
     schema : pyarrow.Schema
-        The columns that were chosen.
+        The chosen columns.
     explicit : bool
         Whether the user chose them.
     arrays : tuple of StoreArray
-        The arrays that were chosen.
+        The chosen arrays.
     progress : callable, optional
-        Told how many rows are done, of how many.
+        Called with the number of rows done and in all.
     """
 
     store: Store
@@ -76,9 +74,9 @@ class Outgoing:
         arrays: Sequence[str] | None,
         progress: Progress | None,
     ) -> Self:
-        """Return rows of a store, the names checked."""
+        """Return the rows of a store; raise if a name is unknown or not unique."""
         users = [name for name in store.schema.names if name not in RESERVED_COLUMNS]
-        store.join(columns=columns, arrays=arrays)  # reads nothing, but knows the names
+        store.join(columns=columns, arrays=arrays)  # reads nothing, but checks the names
         names = users if columns is None else list(dict.fromkeys(columns))
         chosen = list(store.arrays.values()) if arrays is None else [store[name] for name in arrays]
         if clash := sorted(set(names) & {array.name for array in chosen}):
@@ -94,7 +92,7 @@ class Outgoing:
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """Number of rows."""
         return self.store.num_rows
 
     def batch_rows(self) -> int:
@@ -102,7 +100,7 @@ class Outgoing:
         return batch_rows(max((array.nbytes // max(len(array), 1) for array in self.arrays), default=0))
 
     def only(self, columns: Iterable[str]) -> Outgoing:
-        """Return the same rows, of fewer columns."""
+        """Return the same rows with fewer columns."""
         schema = pa.schema([self.schema.field(name) for name in columns])
         return Outgoing(
             store=self.store,
@@ -113,7 +111,7 @@ class Outgoing:
         )
 
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch, Vectors]]:
-        """Yield batches of `batch_rows` rows, the last one shorter, and where each begins."""
+        """Yield first row, columns and vectors of batches of `batch_rows` rows, the last one shorter."""
         start = 0
         for batch, vectors in self.store.join(
             columns=self.schema.names,
@@ -128,22 +126,22 @@ class Outgoing:
 
 @dataclass(slots=True, kw_only=True)
 class Incoming:
-    """What a format found. A context manager, which closes the files.
+    """Rows of another format on their way in. A context manager that closes their files.
 
     Parameters
     ----------
     schema : pyarrow.Schema
-        The columns that a store of it has.
+        The columns of the store to make.
     arrays : mapping of str to (row shape, dtype name)
         The arrays.
     total : int
-        Rows.
+        Number of rows.
     batches : callable
-        Returns an iterator of columns, vectors, sample indices.
+        Returns an iterator of columns, vectors and sample indices.
     keys : tuple of str
-        What names a row, if the format knows.
+        Columns that name a row, if the format has any.
     files : ExitStack
-        What is open.
+        The open files.
     """
 
     schema: pa.Schema
@@ -160,11 +158,11 @@ class Incoming:
         self.files.close()
 
 
-# Vectors in Arrow tables: lists that are equally long
+# Vectors in Arrow tables: lists of equal length
 
 
 def to_arrow(rows: Outgoing, *, tensor: bool = False) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return columns and vectors as one stream, each array a column of fixed-size lists."""
+    """Return schema and batches of columns and vectors, each array as a column of fixed-size lists."""
     fields = list(rows.schema)
     for array in rows.arrays:
         kind = pa.from_numpy_dtype(array.dtype)
@@ -194,14 +192,14 @@ def _listed(values: pa.Array, kind: pa.DataType) -> pa.Array:
 def from_arrow(
     total: int, first: pa.RecordBatch, batches: Callable[[], Iterator[pa.RecordBatch]], where: Path
 ) -> Incoming:
-    """Return what a stream of Arrow batches holds: lists of numbers, equally long ones, become arrays.
+    """Return the rows of a stream of Arrow batches, in which lists of numbers of equal length become arrays.
 
     Parameters
     ----------
     total : int
-        Rows.
+        Number of rows.
     first : pyarrow.RecordBatch
-        A first batch, from which lists that say it nowhere else tell their length.
+        A first batch, which shows the length of lists whose type does not have it.
     batches : callable
         Returns the stream, from its beginning.
     where : Path
@@ -239,36 +237,37 @@ def from_arrow(
 
 
 def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
-    """Return shape and dtype of what may be vectors, as far as a first batch tells; None for all else."""
+    """Return row shape and dtype of a column that holds vectors, judging by a first batch; else None."""
     shape: list[int] = []
     kind = column.type
     while any(is_list(kind) for is_list in _LISTS):
         if pa.types.is_fixed_size_list(kind):
             shape.append(kind.list_size)
         else:
-            lengths = np.unique(np.diff(column.drop_null().offsets.to_numpy()))  # a null is told later
+            lengths = np.unique(np.diff(column.drop_null().offsets.to_numpy()))  # nulls are refused later
             if len(lengths) != 1:
                 return None
             shape.append(int(lengths[0]))
         column, kind = column.flatten(), kind.value_type
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if not shape or not number or 0 in shape:
+    if not shape or not is_number(kind) or 0 in shape:
         return None
     return tuple(shape), number_dtype(kind).name
 
 
 def _matrix(column: pa.Array, shape: tuple[int, ...], kind: str, what: str) -> npt.NDArray[Any]:
-    """Return lists as an array, if all of them have that shape."""
+    """Return lists as an array; raise unless all of them have that shape."""
     values, count = column, len(column)
     for axis in shape:
         if values.null_count:
-            raise InvalidInputError(f"{what}: a vector is null, and a store's never are: leave such rows out")
+            raise InvalidInputError(
+                f"{what}: a vector is null, which a store's cannot be: leave such rows out"
+            )
         if not pa.types.is_fixed_size_list(values.type):
             lengths = np.diff(values.offsets.to_numpy())
             if (lengths != axis).any():
                 raise InvalidInputError(
-                    f"{what}: lists of {axis} and of {int(lengths[lengths != axis][0])} values, and "
-                    "a store's vectors are equally long: pad them"
+                    f"{what}: got lists of {axis} and of {int(lengths[lengths != axis][0])} values, but "
+                    "a store's vectors have equal length: pad them"
                 )
         values = values.flatten()
         count *= axis
@@ -278,28 +277,9 @@ def _matrix(column: pa.Array, shape: tuple[int, ...], kind: str, what: str) -> n
     return found.astype(kind, copy=False).reshape(len(column), *shape)
 
 
-def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of `size`, the last one shorter."""
-    pending: list[pa.RecordBatch] = []
-    have = 0
-    for batch in batches:
-        start = 0
-        while have + batch.num_rows - start >= size:
-            stop = start + size - have
-            yield _together([*pending, batch.slice(start, stop - start)])
-            pending, have, start = [], 0, stop
-        if start < batch.num_rows:
-            pending.append(batch.slice(start))
-            have += batch.num_rows - start
-    if pending:
-        yield _together(pending)
-
-
-def _together(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-    return table.to_batches()[0]
+def without_columns(rows: int) -> pa.RecordBatch:
+    """Return a batch of rows without columns."""
+    return pa.record_batch({"rows": pa.nulls(rows)}).select([])
 
 
 def missing(what: str, error: ImportError, package: str) -> MissingExtraError:

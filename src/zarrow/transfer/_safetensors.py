@@ -1,10 +1,8 @@
-"""How do vectors lie in a safetensors file?
+"""safetensors — a tensor per array and per numeric column in one file.
 
-Eight bytes with the length of a JSON header, the header, and the tensors one behind the other
-(https://github.com/huggingface/safetensors#format). The library would want every tensor in memory; since
-all sizes are known ahead, rows are written where they belong instead.
-
-Place: tier 5, used by `zarrow.transfer`.
+The file is the length of a JSON header in eight bytes, the header, and the tensors one after the other
+(https://github.com/huggingface/safetensors#format). The library would need every tensor in memory; since all
+sizes are known in advance, rows are written to their offsets instead.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zarrow._format.arrow import number_dtype
+from zarrow._format.arrow import is_number, number_dtype
 from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Outgoing
@@ -42,11 +40,11 @@ _ALIGNMENT = 8
 
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
-    """Write a tensor per array and per column of numbers."""
+    """Write a tensor per array and per numeric column."""
     del target
-    numbers = [field.name for field in rows.schema if _is_number(field.type)]
+    numbers = [field.name for field in rows.schema if is_number(field.type)]
     if rows.explicit and (others := [name for name in rows.schema.names if name not in numbers]):
-        raise InvalidInputError(f"safetensors holds numbers, got the columns {others}: leave them out")
+        raise InvalidInputError(f"safetensors holds only numbers, got the columns {others}: leave them out")
     rows = rows.only(numbers)
     dtypes = {field.name: number_dtype(field.type) for field in rows.schema}
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(numbers, (rows.rows,))
@@ -54,7 +52,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
         dtypes[array.name], shapes[array.name] = array.dtype, array.shape
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "zarrow_uuid": rows.store.uuid}}
     offsets, end = {}, 0
-    # The widest values first, so that every tensor begins at a multiple of its values' size.
+    # Widest values first, so that every tensor starts at a multiple of its values' size.
     for name in sorted(dtypes, key=lambda name: -dtypes[name].itemsize):
         size_bytes = int(np.prod(shapes[name])) * dtypes[name].itemsize
         offsets[name] = end
@@ -74,16 +72,12 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                 if isinstance(values, pa.Array):
                     if values.null_count:
                         raise InvalidInputError(
-                            f"the column {name!r} is null in rows from {start} on, which safetensors cannot "
-                            f"say: name other columns than {name!r}"
+                            f"the column {name!r} has a null in rows {start} to {start + len(values)}, which "
+                            "safetensors cannot store: choose columns without nulls"
                         )
                     values = values.to_numpy(zero_copy_only=False)
                 found = np.ascontiguousarray(values, dtypes[name])
-                place = 8 + len(encoded) + offsets[name] + start * (found.nbytes // max(len(found), 1))
-                files.write(fd, found.reshape(-1).view(np.uint8).data, place)
+                offset = 8 + len(encoded) + offsets[name] + start * (found.nbytes // max(len(found), 1))
+                files.write(fd, found.reshape(-1).view(np.uint8).data, offset)
     finally:
         os.close(fd)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
