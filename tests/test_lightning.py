@@ -836,7 +836,7 @@ def test_arguments_that_break_a_rule(tmp_path, options, message):
 
 def test_trainers_of_the_other_package_are_refused(tmp_path):
     """The Trainer of pytorch_lightning, the package's twin, would record no indices for this callback."""
-    with pytest.raises(InvalidInputError, match=r"must be that of lightning\.pytorch, got builtins"):
+    with pytest.raises(InvalidInputError, match=r"must come from lightning\.pytorch, got builtins"):
         PredictionWriter(tmp_path / "s").setup(object(), Model(), stage="predict")
     assert not (tmp_path / "s").exists()
 
