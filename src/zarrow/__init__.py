@@ -7,7 +7,7 @@ bytes.
 Modules without an underscore are public. Behind them lie seven rooms, each described by its docstring:
 `_format` (bytes and their meaning), `_storage` (disks), `_read` (from a path to rows), `_write` (from a
 batch to
-a committed segment), `_maintenance` (checking, mending, rewriting), `_predict` (behind `zarrow.lightning`)
+a committed segment), `_maintenance` (verifying, repairing, rewriting), `_predict` (behind `zarrow.lightning`)
 and
 `_commands` (behind `zarrow.cli`). Imports go downwards only; ``pyproject.toml`` has the contract.
 """

@@ -38,7 +38,7 @@ from zarrow._maintenance.quarantine import SetAside
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zarrow._maintenance.mending import Plan
+    from zarrow._maintenance.repair_plan import Plan
 
 __all__ = ["Repair", "SetAside", "repair"]
 
@@ -157,17 +157,19 @@ def repair(
     """
     if level not in ("checksums", "full"):
         raise InvalidInputError(f"level must be checksums or full, got {level!r}")
-    from zarrow._maintenance import mending  # imports Parquet and the codecs, which `import zarrow` does not
+    from zarrow._maintenance import (
+        repair_plan,
+    )  # imports Parquet and the codecs, which `import zarrow` does not
 
     root = Path(os.path.abspath(path))
     if dry_run:
-        report, plan = mending.examine(root, level, progress)
+        report, plan = repair_plan.examine(root, level, progress)
         return _result(path, report, plan, dry_run=True, finalize=finalize)
-    with mending.exclusively(root) as owner:
-        report, plan = mending.examine(root, level, progress)
+    with repair_plan.exclusively(root) as owner:
+        report, plan = repair_plan.examine(root, level, progress)
         done = _result(path, report, plan, dry_run=False, finalize=finalize)
         if not done.nothing_to_do:
-            mending.carry_out(root, plan, owner, finalize=finalize)
+            repair_plan.carry_out(root, plan, owner, finalize=finalize)
     return done
 
 

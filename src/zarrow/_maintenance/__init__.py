@@ -1,22 +1,21 @@
-"""Maintenance — checking, mending and rewriting stores that exist.
+"""Maintenance — verifying, repairing and rewriting stores that exist.
 
 What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do. May import the doors
 `writer`, `store` and `derived`, and every room below them.
 
-======================  ===============================================================================
-`findings`              what an audit found, by severity
-`audit`                 the audit of a whole store, which orders those below
-`audit_names`           files that do not belong in a store
-`audit_documents`       manifest, claims and records, against one another
-`audit_open`            open segments
-`audit_sources`         whether every accepted row counts exactly once
-`audit_segment`         part and shards of a committed segment, against its record
-`audit_metadata`        Zarr's metadata, against the records
-`audit_index`           the key index, against the table
-`mending`               from findings to a plan, and carrying it out
-`quarantine`            where damaged files are moved
-`external_sort`         the order of rows by some columns, in bounded memory
-`pack`                  rewriting a store: codecs, segments, order of rows
-`build_index`           writing the key index into a store
-======================  ===============================================================================
+=======================  ==============================================================================
+`findings`               what an audit found, by severity
+`audit`                  the audit of a whole store, by way of the audits below
+`audit_names`            files that do not belong in a store
+`audit_documents`        manifest, claims, records and Zarr's metadata, against one another
+`audit_open_segments`    the journal and row bytes of an open segment
+`audit_sources`          whether every accepted row counts exactly once
+`audit_segment`          the part and shards of a committed segment, against its record
+`audit_index`            the key index, against the table
+`repair_plan`            from findings to a plan, and the plan carried out
+`quarantine`             where damaged files are moved
+`external_sort`          the order of rows by some columns, in bounded memory
+`pack`                   rewriting a store: codecs, segments, order of rows
+`build_index`            writing the key index into a store
+=======================  ==============================================================================
 """

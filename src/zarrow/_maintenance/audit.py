@@ -24,14 +24,13 @@ from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
-from zarrow._maintenance.audit_documents import Documents, read_document
+from zarrow._maintenance.audit_documents import DocumentsAudit, audit_metadata, read_document
 from zarrow._maintenance.audit_index import audit_index, index_size
-from zarrow._maintenance.audit_metadata import audit_metadata
-from zarrow._maintenance.audit_names import Names
-from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, OpenFacts, audit_slot
+from zarrow._maintenance.audit_names import NamesAudit
+from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES, OpenSegmentFacts, audit_open_segment
 from zarrow._maintenance.audit_segment import audit_segment, record_bytes
 from zarrow._maintenance.audit_sources import audit_sources
-from zarrow._maintenance.findings import Finding, Findings, Level, Progress, Report, said_by
+from zarrow._maintenance.findings import AuditLog, Finding, Level, Progress, Report, said_by
 from zarrow._read import catalog
 from zarrow._read.catalog import Snapshot
 from zarrow._read.origin import derived_names, origin, said_origin
@@ -76,7 +75,7 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
     StoreNotFoundError, NotAStoreError
         If there is none.
     """
-    found = Findings(level)
+    found = AuditLog(level)
     try:
         spec = catalog.read_spec(root)
         for array in spec.arrays:
@@ -87,8 +86,8 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
         report = Report(path=str(root), level=level, findings=found.sorted())
         return Audited(report, None, {}, frozenset(), 0)
     for _ in range(_ATTEMPTS):
-        found = Findings(level, progress)
-        one = _Audit(Beneath(root), spec, found)
+        found = AuditLog(level, progress)
+        one = _StoreAudit(Beneath(root), spec, found)
         before = one.pulse()
         one.run()
         if found.ok or one.pulse() == before:
@@ -115,17 +114,17 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
     return Audited(report, spec, one.documents.records, damaged, one.documents.segments)
 
 
-class _Audit:
+class _StoreAudit:
     """One look at one store, and what it found so far."""
 
-    def __init__(self, files: Beneath, spec: StoreSpec, found: Findings) -> None:
+    def __init__(self, files: Beneath, spec: StoreSpec, found: AuditLog) -> None:
         self.files = files
         self.spec = spec
         self.found = found
         self.open_rows = 0
-        self._names = Names(files, spec, found)
-        self.documents = Documents(files, spec, found, self._names)
-        self._slots: dict[str, OpenFacts] = {}
+        self._names = NamesAudit(files, spec, found)
+        self.documents = DocumentsAudit(files, spec, found, self._names)
+        self._slots: dict[str, OpenSegmentFacts] = {}
 
     def run(self) -> None:
         """Look at everything; open segments first, since their rows may be committed meanwhile."""
@@ -195,7 +194,7 @@ class _Audit:
         # The newest first: if rows are in one, then the one that its writer filled before was full by then.
         for name, kind in sorted(names.items(), reverse=True):
             if kind == "directory" and layout.is_slot(name):
-                facts = audit_slot(self.files, self.spec, name, self.found)
+                facts = audit_open_segment(self.files, self.spec, name, self.found)
                 if facts is not None:
                     self._slots[name] = facts
                 self._slot_lock(name)

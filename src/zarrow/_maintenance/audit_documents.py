@@ -8,26 +8,29 @@ Place: tier 3, used by `audit`. Reads only.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from functools import partial
 
-from zarrow._format import layout
+from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
 from zarrow._format.spec import StoreSpec
-from zarrow._maintenance.audit_names import MAX_STRAYS, Names
-from zarrow._maintenance.findings import Finding, Findings, said_by
+from zarrow._maintenance.audit_names import MAX_STRAYS, NamesAudit
+from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError
 
-__all__ = ["Documents", "read_document"]
+__all__ = ["DocumentsAudit", "audit_metadata", "read_document"]
 
 _RECORD = re.compile(r"(\d{8})\.(json|claim)\Z")
 
 
-def read_document(files: Beneath, found: Findings, path: str, limit_bytes: int) -> bytes:
+def read_document(files: Beneath, found: AuditLog, path: str, limit_bytes: int) -> bytes:
     """Return a document's bytes, counted as checked."""
     data = files.read(path, limit_bytes)
     found.checked_files += 1
@@ -35,7 +38,7 @@ def read_document(files: Beneath, found: Findings, path: str, limit_bytes: int) 
     return data
 
 
-class Documents:
+class DocumentsAudit:
     """The manifest, claims and records of a store, and what they add up to.
 
     Parameters
@@ -44,13 +47,13 @@ class Documents:
         The store's.
     spec : StoreSpec
         What the store is.
-    found : Findings
+    found : AuditLog
         Takes what is wrong.
-    names : Names
+    names : NamesAudit
         The store's directories.
     """
 
-    def __init__(self, files: Beneath, spec: StoreSpec, found: Findings, names: Names) -> None:
+    def __init__(self, files: Beneath, spec: StoreSpec, found: AuditLog, names: NamesAudit) -> None:
         self.files = files
         self.spec = spec
         self.found = found
@@ -194,3 +197,61 @@ class Documents:
     def is_pending(self, number: int) -> bool:
         """Tell whether a writer that was killed may have left files under this segment number."""
         return number in self.claims or (self.manifest is None and number >= self.dense)
+
+
+# Zarr's metadata
+
+
+def audit_metadata(documents: DocumentsAudit, reopened: list[int]) -> None:
+    """Compare the documents; of the segments that are `reopened`, copies are open."""
+    spec = documents.spec
+    settled = max(documents.records, default=-1) + 1 == documents.dense and not documents.damaged_manifest
+    stale = set() if documents.manifest is not None else _stale_rows(documents, reopened)
+    derived: list[tuple[str, Callable[[int], bytes]]] = [
+        (f"{layout.ARRAYS_DIR}/zarr.json", partial(zarr_metadata.group_json, spec)),
+        *(
+            (
+                f"{layout.array_dir(array.name)}/zarr.json",
+                partial(zarr_metadata.array_json, spec, array),
+            )
+            for array in spec.arrays
+        ),
+    ]
+    for path, make in derived:
+        expected = make(documents.rows)
+        try:
+            data = read_document(documents.files, documents.found, path, len(expected) + (1 << 16))
+        except FileNotFoundError:
+            documents.found.defect(path, "it is not there: Zarr readers find no array")
+            continue
+        except CorruptionError as error:
+            documents.found.defect(path, error)
+            continue
+        if data == expected:
+            continue
+        if any(data == make(rows) for rows in stale):
+            documents.found.note(path, "a writer has not yet told Zarr readers of its last segment")
+        else:
+            documents.found.defect(path, _difference(data, expected, settled))
+
+
+def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:
+    """Return the lengths that a writer may leave in Zarr's metadata if it is killed.
+
+    After it has committed a segment, whose claim still stands; or before it takes the last one back,
+    whose copy is there.
+    """
+    committing = [number for number in (*documents.claims, *reopened) if number < documents.dense]
+    first = min(committing, default=documents.dense)
+    return {number * documents.spec.segment_rows for number in range(first, documents.dense)}
+
+
+def _difference(data: bytes, expected: bytes, settled: bool) -> str:
+    try:
+        same = json.loads(data) == json.loads(expected)
+    except (ValueError, RecursionError):
+        return "damaged: it is no JSON"
+    if same:
+        return "the same metadata, but not as zarrow writes them"
+    rule = "" if settled else ", as far as that can be told from damaged records"
+    return f"not the metadata of the committed rows{rule}"

@@ -37,7 +37,7 @@ from zarrow._format.layout import KEY_INDEX, part_path
 from zarrow._format.records import Manifest, SegmentRecord
 from zarrow._format.spec import StoreSpec, rows_of
 from zarrow._maintenance.audit_segment import BATCH_ROWS, open_part
-from zarrow._maintenance.findings import Findings
+from zarrow._maintenance.findings import AuditLog
 from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError
 
@@ -60,7 +60,7 @@ def audit_index(
     spec: StoreSpec,
     manifest: Manifest | None,
     records: Iterable[SegmentRecord],
-    found: Findings,
+    found: AuditLog,
 ) -> None:
     """Look at the index, if there is one.
 
@@ -74,21 +74,21 @@ def audit_index(
         If the store is complete.
     records : iterable of SegmentRecord
         Of all segments, in order.
-    found : Findings
+    found : AuditLog
         Takes what is wrong.
     """
     try:
         with files.open(KEY_INDEX) as file:
             found.checked_files += 1
-            _Audit(files, spec, file, found).run(manifest, records)
+            _IndexAudit(files, spec, file, found).run(manifest, records)
     except FileNotFoundError:
         pass
     except CorruptionError as error:
         found.defect(KEY_INDEX, error)
 
 
-class _Audit:
-    def __init__(self, files: Beneath, spec: StoreSpec, file: PlainFile, found: Findings) -> None:
+class _IndexAudit:
+    def __init__(self, files: Beneath, spec: StoreSpec, file: PlainFile, found: AuditLog) -> None:
         self._files = files
         self._spec = spec
         self._file = file

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.spec import StoreSpec
-from zarrow._maintenance.findings import Findings
+from zarrow._maintenance.findings import AuditLog
 from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError
 
-__all__ = ["Names"]
+__all__ = ["NamesAudit"]
 
 MAX_STRAYS = 100
 """Strays listed per directory; of more, only their number is told."""
@@ -39,7 +39,7 @@ _TOP = {
 }
 
 
-class Names:
+class NamesAudit:
     """The names in a store's directories.
 
     Parameters
@@ -48,11 +48,11 @@ class Names:
         The store's.
     spec : StoreSpec
         What the store is.
-    found : Findings
+    found : AuditLog
         Takes what is wrong.
     """
 
-    def __init__(self, files: Beneath, spec: StoreSpec, found: Findings) -> None:
+    def __init__(self, files: Beneath, spec: StoreSpec, found: AuditLog) -> None:
         self._files = files
         self._spec = spec
         self._found = found

@@ -33,7 +33,7 @@ from zarrow._format.pages import check_pages, read_footer
 from zarrow._format.records import SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, index_bytes
 from zarrow._format.spec import ArraySpec, StoreSpec
-from zarrow._maintenance.findings import Finding, Findings, said_by
+from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError
 
@@ -47,7 +47,7 @@ def record_bytes(record: SegmentRecord) -> int:
     return record.part.size_bytes + sum(facts.size_bytes for facts in record.arrays.values())
 
 
-def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: Findings) -> bool:
+def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: AuditLog) -> bool:
     """Compare a segment's files with its record.
 
     Parameters
@@ -58,7 +58,7 @@ def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found:
         What the store is.
     record : SegmentRecord
         As `_format.records.check_record` passed it.
-    found : Findings
+    found : AuditLog
         Takes what is wrong.
 
     Returns
@@ -157,7 +157,7 @@ def _damage(path: str, message: object, record: SegmentRecord, spec: StoreSpec) 
     )
 
 
-def _audit_part(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: Findings) -> Iterator[Finding]:
+def _audit_part(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: AuditLog) -> Iterator[Finding]:
     path = layout.part_path(record.segment)
     try:
         with files.open(path) as file:
@@ -232,7 +232,7 @@ def _with_samples(finding: Finding, first: int, values: npt.NDArray[np.int64] | 
 
 
 def _audit_shard(
-    files: Beneath, spec: StoreSpec, array: ArraySpec, record: SegmentRecord, found: Findings
+    files: Beneath, spec: StoreSpec, array: ArraySpec, record: SegmentRecord, found: AuditLog
 ) -> Iterator[Finding]:
     facts = record.arrays[array.name]
     path = layout.shard_path(array.name, record.segment, len(array.row_shape))

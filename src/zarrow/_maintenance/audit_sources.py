@@ -15,23 +15,23 @@ from collections.abc import Iterable
 
 from zarrow._format import layout
 from zarrow._format.records import Claim, Source
-from zarrow._maintenance.audit_documents import Documents
-from zarrow._maintenance.audit_open import OpenFacts
+from zarrow._maintenance.audit_documents import DocumentsAudit
+from zarrow._maintenance.audit_open_segments import OpenSegmentFacts
 
 __all__ = ["audit_sources"]
 
 
-def audit_sources(documents: Documents, slots: dict[str, OpenFacts]) -> int:
+def audit_sources(documents: DocumentsAudit, slots: dict[str, OpenSegmentFacts]) -> int:
     """Compare claims, records and open segments; return the accepted rows that are not committed."""
-    audit = _Audit(documents, slots)
+    audit = _SourcesAudit(documents, slots)
     audit.run()
     return audit.open_rows
 
 
-class _Audit:
+class _SourcesAudit:
     """The comparison, and the open rows counted so far."""
 
-    def __init__(self, documents: Documents, slots: dict[str, OpenFacts]) -> None:
+    def __init__(self, documents: DocumentsAudit, slots: dict[str, OpenSegmentFacts]) -> None:
         self._documents = documents
         self._found = documents.found
         self._slots = slots
@@ -74,7 +74,7 @@ class _Audit:
         facts = self._slots.get(source.slot)
         return facts is not None and source.stop <= facts.rows
 
-    def _check_slot(self, facts: OpenFacts, used: Iterable[tuple[int, int, int]]) -> None:
+    def _check_slot(self, facts: OpenSegmentFacts, used: Iterable[tuple[int, int, int]]) -> None:
         path = layout.slot_dir(facts.slot)
         committed = sum(stop - start for start, stop, _ in used)
         reopens = None if facts.owner is None else facts.owner.reopens
@@ -90,7 +90,7 @@ class _Audit:
 
     def _check_order(self) -> None:
         """Tell of rows that recovery would drop, because rows before them are gone."""
-        sessions: dict[str, list[OpenFacts]] = defaultdict(list)
+        sessions: dict[str, list[OpenSegmentFacts]] = defaultdict(list)
         for facts in self._slots.values():
             if facts.owner is not None and facts.owner.reopens is None:
                 sessions[facts.owner.session].append(facts)

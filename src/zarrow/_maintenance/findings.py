@@ -21,7 +21,7 @@ from typing import Literal
 
 from zarrow.errors import CorruptionError
 
-__all__ = ["Finding", "Findings", "Level", "Progress", "Report", "Severity", "said_by"]
+__all__ = ["AuditLog", "Finding", "Level", "Progress", "Report", "Severity", "said_by"]
 
 Severity = Literal["damage", "defect", "note"]
 Level = Literal["structure", "checksums", "full"]
@@ -136,8 +136,8 @@ def said_by(path: object, error: object) -> str:
     return str(error)
 
 
-class Findings:
-    """Findings as they come in, and how far the audit is.
+class AuditLog:
+    """AuditLog as they come in, and how far the audit is.
 
     Parameters
     ----------

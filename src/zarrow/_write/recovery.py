@@ -17,7 +17,7 @@ the steps of `seal`, and publishes the manifest.
 A crash leaves what the next recovery finishes: every step may be done twice. Both assume that the store's
 lock is held exclusively: no other writer is alive.
 
-Place: tier 3, above `seal` and `reopening`; used by `writer` and `_maintenance.mending`.
+Place: tier 3, above `seal` and `reopening`; used by `writer` and `_maintenance.repair_plan`.
 """
 
 from __future__ import annotations

@@ -35,18 +35,18 @@ from zarrow._format.frames import (
 )
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
-from zarrow._maintenance.findings import Finding, Findings, said_by
+from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._storage.reading import Beneath, PlainFile
 from zarrow.errors import CorruptionError, ZarrowError
 
-__all__ = ["OpenFacts", "audit_slot", "read_frames"]
+__all__ = ["OpenSegmentFacts", "audit_open_segment", "read_frames"]
 
 MAX_OWNER_BYTES = 1 << 16
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class OpenFacts:
+class OpenSegmentFacts:
     """What is known of an open segment: its name, who fills it (None if that is damaged), its rows."""
 
     slot: str
@@ -55,7 +55,9 @@ class OpenFacts:
     durable_rows: int
 
 
-def audit_slot(files: Beneath, spec: StoreSpec, slot: str, found: Findings) -> OpenFacts | None:
+def audit_open_segment(
+    files: Beneath, spec: StoreSpec, slot: str, found: AuditLog
+) -> OpenSegmentFacts | None:
     """Look at an open segment.
 
     Parameters
@@ -66,17 +68,17 @@ def audit_slot(files: Beneath, spec: StoreSpec, slot: str, found: Findings) -> O
         What the store is.
     slot : str
         The open segment's name.
-    found : Findings
+    found : AuditLog
         Takes what is wrong.
 
     Returns
     -------
-    OpenFacts or None
+    OpenSegmentFacts or None
         None if it is gone, or was never finished being made.
     """
     for attempt in range(_ATTEMPTS):
         before = _journal_bytes(files, slot)
-        audit = _Audit(files, spec, slot, found.checksums, found.full)
+        audit = _OpenSegmentAudit(files, spec, slot, found.checksums, found.full)
         facts = audit.run()
         damaged = any(finding.severity == "damage" for finding in audit.findings)
         if not files.exists(layout.slot_dir(slot)):
@@ -108,7 +110,7 @@ def _journal_bytes(files: Beneath, slot: str) -> int:
         return -1
 
 
-class _Audit:
+class _OpenSegmentAudit:
     """One look at one open segment."""
 
     def __init__(self, files: Beneath, spec: StoreSpec, slot: str, checksums: bool, full: bool) -> None:
@@ -132,7 +134,7 @@ class _Audit:
     def _note(self, name: str, message: str) -> None:
         self.findings.append(Finding(severity="note", path=self._path(name), message=message))
 
-    def run(self) -> OpenFacts | None:
+    def run(self) -> OpenSegmentFacts | None:
         try:
             journal = self._read(layout.FRAMES)
         except FileNotFoundError:
@@ -153,7 +155,7 @@ class _Audit:
                 self._table_rows(frame)
         rows = frames[-1].stop if frames else 0
         durable = max((frame.durable_rows for frame in frames), default=0)
-        return OpenFacts(self._slot, owner, rows, durable)
+        return OpenSegmentFacts(self._slot, owner, rows, durable)
 
     def _has_row_bytes(self) -> bool:
         for array in self._spec.arrays:

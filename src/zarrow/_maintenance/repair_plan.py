@@ -28,7 +28,7 @@ from zarrow._format.records import Claim, Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance import audit, build_index
 from zarrow._maintenance.audit import Audited
-from zarrow._maintenance.audit_open import MAX_OWNER_BYTES, read_frames
+from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES, read_frames
 from zarrow._maintenance.audit_segment import read_sample_index
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
 from zarrow._maintenance.quarantine import Aside, SetAside
