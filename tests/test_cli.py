@@ -92,7 +92,7 @@ def test_info_json_is_one_object_with_true_numbers(store: Path) -> None:
 
 
 def test_info_of_an_incomplete_store(killed: Path) -> None:
-    """`info` says that a run never ended, how many rows are in open segments, and what to do."""
+    """`info` reports an unfinished run, the rows in open segments, and a remedy."""
     result = run("info", killed)
     assert result.exit_code == 0
     for words in ("incomplete", "1,024 rows", "76 more rows", "zarrow finalize"):
@@ -119,7 +119,7 @@ def test_head_names_columns_that_do_not_fit(store: Path, monkeypatch: pytest.Mon
 
 
 def test_head_of_an_unknown_column_suggests_another(store: Path) -> None:
-    """A misspelt column is one line with the right name, and exit code 2."""
+    """A misspelt column gives one line with the correct name, and exit code 2."""
     result = run("head", store, "--columns", "nme")
     assert result.exit_code == 2
     assert "name" in result.stderr
@@ -138,7 +138,7 @@ def test_finalize_completes_a_killed_run(killed: Path) -> None:
 
 @pytest.mark.parametrize("command", ["info", "head", "finalize"])
 def test_a_path_without_a_store_is_refused_and_left_alone(command: str, tmp_path: Path) -> None:
-    """A path with nothing or something else at it gives exit code 2, one line, and no file."""
+    """A path without a store gives one line and exit code 2, and creates no file."""
     other = tmp_path / "other"
     other.mkdir()
     for path in (tmp_path / "missing.zarrow", other):
@@ -159,7 +159,7 @@ def test_damage_is_exit_code_1(store: Path) -> None:
 
 
 def test_commands_are_listed_and_wrong_ones_refused() -> None:
-    """Without arguments the commands are listed; an unknown one is exit code 2."""
+    """Without arguments the commands are listed; an unknown command gives exit code 2."""
     listed = run()
     for command in ("demo", "predict", "info", "head", "finalize"):
         assert command in listed.output
@@ -185,7 +185,7 @@ def test_help_fits_a_terminal(command: str) -> None:
 
 
 def test_names_are_comma_separated(store: Path) -> None:
-    """Blanks around names do not count, nor does a trailing comma."""
+    """Blanks around names and a trailing comma are ignored."""
     assert (
         run("head", store, "--columns", " row , id,").output
         == run("head", store, "--columns", "row,id").output
@@ -229,7 +229,7 @@ def damage(store: Path) -> Path:
 
 
 def test_verify_says_what_is_wrong(store: Path, killed: Path, tmp_path: Path) -> None:
-    """`verify` is exit code 0 and a summary, 1 and every finding, or 2 if there is no store."""
+    """`verify` gives exit code 0 and a summary, 1 and every finding, or 2 without a store."""
     result = run("verify", store, "--level", "full")
     assert result.exit_code == 0
     assert "sound; 1,500 rows in 2 segments, complete" in result.output
@@ -249,7 +249,7 @@ def test_verify_says_what_is_wrong(store: Path, killed: Path, tmp_path: Path) ->
 
 
 def test_verify_json_is_one_object(store: Path) -> None:
-    """`verify --json` gives findings as values, with the same exit code."""
+    """`verify --json` prints findings as values, with the same exit code."""
     result = run("verify", damage(store), "--json")
     assert result.exit_code == 1
     facts = json.loads(result.output)
@@ -258,7 +258,7 @@ def test_verify_json_is_one_object(store: Path) -> None:
 
 
 def test_repair_says_what_it_would_do_then_does_it(store: Path) -> None:
-    """`repair --dry-run` changes nothing; after `repair`, which says what to do next, `verify` passes."""
+    """`repair --dry-run` changes nothing; `repair` names the next step, and then `verify` passes."""
     assert "nothing to repair" in run("repair", store).output
     damage(store)
     result = run("repair", store, "--dry-run")
@@ -332,7 +332,7 @@ def test_predict_runs_a_users_own_module(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_predict_refuses_an_existing_store(store: Path) -> None:
-    """`predict` into an existing store is exit code 1, and the store is unchanged."""
+    """`predict` into an existing store gives exit code 1, and the store is unchanged."""
     (store.parent / "mine.py").write_text(USER_MODULE)
     module = ["--model", "mine.Model", "--data", "mine.Data", "--trainer.accelerator", "cpu"]
     refused = python("predict", "--store", store, *module, cwd=store.parent)
@@ -344,7 +344,7 @@ def test_predict_refuses_an_existing_store(store: Path) -> None:
 
 @pytest.mark.slow
 def test_predict_of_an_unknown_model_is_a_usage_error(tmp_path: Path) -> None:
-    """A model that cannot be imported is exit code 2 and leaves nothing behind."""
+    """A model that cannot be imported gives exit code 2, and no files are left."""
     wrong = python("predict", "--store", "run.zarrow", "--model", "nobody.Model", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "nobody" in wrong.stderr

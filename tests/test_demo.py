@@ -29,7 +29,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> demo.Summary:
 
 
 def predictions(checkpoint: Path, rows: int) -> dict[str, np.ndarray]:
-    """Predict without zarrow what a demo with these weights predicts."""
+    """Predict, without zarrow, the rows of a demo with these weights."""
     model = demo.DigitsModel.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     found: dict[str, list[np.ndarray]] = {}
     threads = torch.get_num_threads()
@@ -58,7 +58,7 @@ def assert_holds_predictions(path: Path, checkpoint: Path, rows: int) -> None:
 
 
 def test_the_store_holds_what_the_model_predicts(summary: demo.Summary) -> None:
-    """Every row has its identifiers, probabilities and vector, as the model gives them without zarrow."""
+    """Every row has its identifiers, probabilities and vector, as predicted without zarrow."""
     assert_holds_predictions(summary.store, summary.checkpoint, 2500)
 
 
@@ -85,7 +85,7 @@ def test_the_picture_is_drawn(summary: demo.Summary) -> None:
 
 
 def test_a_second_demo_is_refused_before_it_trains(summary: demo.Summary) -> None:
-    """A demo onto an earlier one is refused at once, and leaves it unchanged."""
+    """A demo at the path of an earlier one is refused at once, and leaves it unchanged."""
     before = summary.checkpoint.stat().st_mtime_ns
     with pytest.raises(StoreExistsError, match="overwrite"):
         demo.run(summary.store, 100)
@@ -128,4 +128,4 @@ def accepted(out: Path) -> int:
     try:
         return zarrow.open(out, partial=True).num_rows
     except ZarrowError:
-        return 0  # it has not begun
+        return 0  # it has not started

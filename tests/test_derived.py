@@ -40,7 +40,7 @@ def places() -> np.ndarray:
 
 
 def test_every_reader_sees_it(path: Path, places: np.ndarray) -> None:
-    """zarrow, xarray, zarr-python and a pickled array give the rows that were stored."""
+    """zarrow, xarray, zarr-python and a pickled array return the stored rows."""
     zarrow.add_array(path, "pca", (places[start : start + 700] for start in range(0, 5000, 700)))
     store = zarrow.open(path)
     assert list(store.derived) == ["pca"]
@@ -63,7 +63,7 @@ def test_every_reader_sees_it(path: Path, places: np.ndarray) -> None:
 
 
 def test_originals_stay_as_they_are(path: Path, places: np.ndarray) -> None:
-    """No file of the store changes when an array is stored beside it, and verify finds nothing."""
+    """Adding an array changes no file of the store, and verify finds nothing."""
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     zarrow.add_array(path, "pca", places)
     assert {file: file.read_bytes() for file in before} == before
@@ -73,7 +73,7 @@ def test_originals_stay_as_they_are(path: Path, places: np.ndarray) -> None:
 
 
 def test_replace_and_remove(path: Path, places: np.ndarray) -> None:
-    """A second array of a name takes the place of the first; removing it leaves the store as it was."""
+    """A second array of the same name replaces the first; removing it leaves the store as it was."""
     zarrow.add_array(path, "pca", places)
     old = zarrow.open(path)
     assert np.array_equal(old["pca"], places)
@@ -87,7 +87,7 @@ def test_replace_and_remove(path: Path, places: np.ndarray) -> None:
 
 
 def test_outdated_after_an_append(path: Path, places: np.ndarray) -> None:
-    """An array of the rows before an append is ignored, which is said, and can be made anew."""
+    """An array from before an append is ignored with a notice, and can be computed again."""
     zarrow.add_array(path, "pca", places)
     with zarrow.Writer(path, mode="a") as writer:
         vectors = {"query_embed": np.zeros((1, 8), np.float32)}
@@ -109,7 +109,7 @@ def test_outdated_after_an_append(path: Path, places: np.ndarray) -> None:
 
 
 def test_info_lists_it(path: Path, places: np.ndarray) -> None:
-    """zarrow info names derived arrays and their shapes."""
+    """zarrow info lists derived arrays and their shapes."""
     zarrow.add_array(path, "pca", places, provenance={"method": "PCA"})
     assert "derived: pca 5,000 × 2 float32" in CliRunner().invoke(app, ["info", str(path)]).stdout
 
@@ -130,7 +130,7 @@ def test_info_lists_it(path: Path, places: np.ndarray) -> None:
     ],
 )
 def test_bad_input_stores_nothing(path: Path, name: str, values: object, message: str) -> None:
-    """What cannot be stored is refused, and the array that was there before stays."""
+    """Values that cannot be stored are refused, and the previous array stays."""
     zarrow.add_array(path, "kept", np.ones((5000, 1)))
     with pytest.raises(InvalidInputError, match=message):
         zarrow.add_array(path, name, values)  # type: ignore[arg-type]
@@ -139,14 +139,14 @@ def test_bad_input_stores_nothing(path: Path, name: str, values: object, message
 
 
 def test_no_store(tmp_path: Path) -> None:
-    """Without a store there is nothing to derive from, and nothing is made."""
+    """Without a store the call is refused, and nothing is created."""
     with pytest.raises(StoreNotFoundError):
         zarrow.add_array(tmp_path / "none.zarrow", "pca", np.zeros((1, 2)))
     assert os.listdir(tmp_path) == []
 
 
 def test_an_interrupted_one_leaves_the_old(path: Path, places: np.ndarray) -> None:
-    """Ctrl-C while blocks come keeps the array of that name that was there."""
+    """Ctrl-C while blocks arrive keeps the previous array of that name."""
     zarrow.add_array(path, "pca", places)
 
     def blocks() -> object:
@@ -160,7 +160,7 @@ def test_an_interrupted_one_leaves_the_old(path: Path, places: np.ndarray) -> No
 
 
 def test_a_killed_one_is_ignored(path: Path) -> None:
-    """After a SIGKILL in the middle the store opens, names what is unfinished, and can try again."""
+    """After a SIGKILL halfway the store opens, names the unfinished array, and allows another attempt."""
     code = (
         "import os, signal, sys, numpy as np, zarrow\n"
         "def blocks():\n"
@@ -183,7 +183,7 @@ def test_a_killed_one_is_ignored(path: Path) -> None:
 
 
 def test_two_at_once(path: Path, places: np.ndarray) -> None:
-    """The second to store an array of one name is refused while the first is at it."""
+    """Adding an array is refused while another process adds one of the same name."""
 
     def blocks() -> object:
         yield places[:3000]
@@ -196,7 +196,7 @@ def test_two_at_once(path: Path, places: np.ndarray) -> None:
 
 
 def test_an_append_meanwhile(path: Path, places: np.ndarray) -> None:
-    """Rows appended while it is made: it is refused, for it would be of other rows."""
+    """An array is refused if rows were appended meanwhile, because it would belong to other rows."""
 
     def blocks() -> object:
         yield places[:3000]
@@ -242,7 +242,7 @@ def test_repair_puts_a_damaged_one_aside(path: Path, places: np.ndarray) -> None
 
 
 def test_links_are_not_followed(path: Path, places: np.ndarray, tmp_path: Path) -> None:
-    """A derived array behind a symbolic link is none, and verify says what is there."""
+    """A derived array behind a symbolic link is ignored, and verify reports the link."""
     zarrow.add_array(path, "pca", places)
     shutil.move(path / "derived/pca", tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", path / "derived/pca")
@@ -254,7 +254,7 @@ def test_links_are_not_followed(path: Path, places: np.ndarray, tmp_path: Path) 
 
 
 def test_a_copied_one_belongs_elsewhere(path: Path, places: np.ndarray, tmp_path: Path) -> None:
-    """A derived array that is copied into another store is not taken for that store's."""
+    """A derived array copied from another store is ignored."""
     zarrow.add_array(path, "pca", places)
     other = example_store(tmp_path / "other.zarrow").path
     shutil.copytree(path / "derived", other / "derived")

@@ -25,7 +25,7 @@ SEGMENT_ROWS = 8
 
 
 def vectors(samples: np.ndarray, width: int) -> np.ndarray:
-    """Return the vectors that belong to sample_index values."""
+    """Return the vectors of these sample_index values."""
     return (samples[:, None] * 10 + np.arange(width)).astype(np.float32)
 
 
@@ -49,7 +49,7 @@ def write(path: Path, *, finalize: bool) -> None:
 
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete store, and one that is not: four segments and five rows."""
+    """A complete store and an incomplete one: four segments and five rows."""
     directory = tmp_path_factory.mktemp("templates")
     write(directory / "complete.zarrow", finalize=True)
     write(directory / "open.zarrow", finalize=False)
@@ -86,7 +86,7 @@ def slot_of(store: Path) -> Path:
 
 
 def samples_in(store: Path) -> list[int]:
-    """Return the sample_index values of all rows, each of whose vectors and columns are as they should be."""
+    """Return the sample_index values of all rows, after checking their vectors and columns."""
     with zarrow.open(store, partial=True) as opened:
         table = opened.table()
         samples = table["sample_index"].to_numpy()
@@ -111,7 +111,7 @@ def resume(store: Path, missing: list[int]) -> None:
 
 
 def test_a_sound_store_is_left_alone(store: Path) -> None:
-    """Nothing is touched where nothing is wrong."""
+    """A sound store is not changed."""
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
     assert zarrow.repair(store).nothing_to_do
     assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
@@ -119,7 +119,7 @@ def test_a_sound_store_is_left_alone(store: Path) -> None:
 
 
 def test_a_dry_run_does_nothing(store: Path) -> None:
-    """It says what would be done, and does not do it."""
+    """A dry run reports what would be done without doing it."""
     flip(shard(store, 1))
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     plan = zarrow.repair(store, dry_run=True)
@@ -141,7 +141,7 @@ def test_a_dry_run_does_nothing(store: Path) -> None:
 def test_damaged_segments_go_aside(
     request: pytest.FixtureRequest, template: str, lost: tuple[int, ...]
 ) -> None:
-    """Their rows, and no others, are gone; they are named; predicted again, the store is whole."""
+    """Exactly the damaged rows are removed and listed; once predicted again, the store is complete."""
     store: Path = request.getfixturevalue(template)
     for number in lost:
         flip(shard(store, number))
@@ -179,7 +179,7 @@ def test_damaged_segments_go_aside(
 def test_whatever_is_damaged_of_a_segment_the_rest_of_it_goes_too(
     store: Path, harm: Callable[[Path], Any]
 ) -> None:
-    """A segment is sound as a whole or set aside as a whole, and none of its files is lost."""
+    """A damaged segment is set aside as a whole, and none of its files is lost."""
     harm(store)
     left = {
         path.read_bytes()
@@ -196,7 +196,7 @@ def test_whatever_is_damaged_of_a_segment_the_rest_of_it_goes_too(
 
 
 def test_what_was_set_aside_says_what_it_was(store: Path) -> None:
-    """The list of samples lies beside the damaged files."""
+    """The list of samples is stored with the damaged files."""
     flip(shard(store, 1))
     (aside,) = zarrow.repair(store).set_aside
     assert sorted(path.name for path in (store / aside.to).iterdir()) == [
@@ -212,7 +212,7 @@ def test_what_was_set_aside_says_what_it_was(store: Path) -> None:
 
 
 def test_the_same_number_can_be_damaged_twice(store: Path) -> None:
-    """What was set aside first is not overwritten."""
+    """Files set aside earlier are not overwritten."""
     for number in range(2):
         flip(shard(store, 1))
         (aside,) = zarrow.repair(store, finalize=True).set_aside
@@ -221,7 +221,7 @@ def test_the_same_number_can_be_damaged_twice(store: Path) -> None:
 
 
 def test_a_damaged_open_segment_goes_aside(unfinished: Path) -> None:
-    """Its samples are named; committed rows stay."""
+    """The samples of a damaged open segment are listed; committed rows stay."""
     flip(slot_of(unfinished) / "e.rows", 0)
     done = zarrow.repair(unfinished)
     assert list(done.sample_index) == [1000 - row for row in range(36, 31, -1)]
@@ -232,7 +232,7 @@ def test_a_damaged_open_segment_goes_aside(unfinished: Path) -> None:
 
 
 def test_a_damaged_manifest_goes_aside(store: Path) -> None:
-    """The store is incomplete without it, and can be completed."""
+    """A store without its manifest is incomplete, and can be completed."""
     flip(store / "manifest.json")
     done = zarrow.repair(store)
     assert [one.path for one in done.set_aside] == ["manifest.json"]
@@ -248,7 +248,7 @@ def test_a_damaged_manifest_goes_aside(store: Path) -> None:
     "name", ["segments/00000001.json", "embeddings.zarr/e/c/1/0", "table", "manifest.json"]
 )
 def test_what_may_not_be_read_is_not_taken_for_damaged(store: Path, name: str) -> None:
-    """A user without permission is told so, and moves nobody's rows to quarantine."""
+    """Without permission a repair says so, and moves no rows to quarantine."""
     mode = (store / name).stat().st_mode
     (store / name).chmod(0)
     try:
@@ -264,7 +264,7 @@ def test_what_may_not_be_read_is_not_taken_for_damaged(store: Path, name: str) -
 
 
 def test_what_is_derived_is_rebuilt(store: Path) -> None:
-    """Zarr's metadata come back, and the store stays complete."""
+    """Zarr's metadata are rebuilt, and the store stays complete."""
     flip(store / "embeddings.zarr/zarr.json")
     (store / "embeddings.zarr/e/zarr.json").unlink()
     done = zarrow.repair(store)
@@ -276,7 +276,7 @@ def test_what_is_derived_is_rebuilt(store: Path) -> None:
 
 
 def test_the_index_of_keys_is_rebuilt(store: Path) -> None:
-    """A damaged index is made anew, and gives the right rows."""
+    """A damaged index is rebuilt, and gives the correct rows."""
     zarrow.build_index(store)
     sound = (store / "index/keys.index").read_bytes()
     flip(store / "index/keys.index")
@@ -303,7 +303,7 @@ def test_what_readers_would_take_for_rows_goes_aside(store: Path) -> None:
 
 
 def test_what_is_no_file_where_one_should_be_goes_aside(store: Path, tmp_path: Path) -> None:
-    """Links and directories in the place of derived files are moved, and what they hold is left alone."""
+    """Links and directories in place of derived files are moved, without touching their content."""
     zarrow.build_index(store)
     (store / "index/keys.index").rename(tmp_path / "precious")
     (store / "index/keys.index").symlink_to(tmp_path / "precious")
@@ -322,7 +322,7 @@ def test_what_is_no_file_where_one_should_be_goes_aside(store: Path, tmp_path: P
 
 
 def test_nothing_is_left_of_segments_that_moved(store: Path) -> None:
-    """The directories of their shards are gone, so a repaired store has no notes but of quarantine."""
+    """Directories of removed shards are gone, so a repaired store has notes only about quarantine."""
     for number in (0, 1, 3):
         flip(shard(store, number))
     zarrow.repair(store, finalize=True)
@@ -340,7 +340,7 @@ def test_repair_refuses_what_it_cannot_do(store: Path, tmp_path: Path) -> None:
 
 
 def test_repair_does_not_disturb_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a writer is at work there is no repair."""
+    """A repair is refused while a writer is active."""
     monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
     with zarrow.Writer(tmp_path / "s.zarrow", keys=["id"]) as writer:
         append(writer, np.arange(5))
@@ -351,7 +351,7 @@ def test_repair_does_not_disturb_a_writer(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_writer_does_not_pass_over_a_lost_record(store: Path) -> None:
-    """A gap that no repair has made is damage, which a writer refuses to build on."""
+    """A gap not made by a repair is damage, and a writer refuses to append after it."""
     (store / "segments/00000001.json").unlink()
     (store / "manifest.json").unlink()
     with pytest.raises(CorruptionError, match="zarrow repair"):
@@ -359,12 +359,12 @@ def test_a_writer_does_not_pass_over_a_lost_record(store: Path) -> None:
 
 
 def judge(tree: Tree, after: str, originals: set[bytes]) -> None:
-    """Check what a crash in a repair left: no sound row is lost or doubled, no damaged file thrown away."""
+    """Check what a crash in a repair left: no sound row lost or doubled, no damaged file discarded."""
     with scratch() as top:
         tree.put(top)
         store = top / NAME
         if not zarrow.verify(store).counts["damage"]:
-            seen = samples_in(store)  # perhaps few, while there is a gap, but none twice and none damaged
+            seen = samples_in(store)  # perhaps few while there is a gap, but none twice and none damaged
             assert set(seen) <= set(expected(0, 2)), seen
             assert len(seen) == len(set(seen)), seen
             if after == "writer":
@@ -382,7 +382,7 @@ def judge(tree: Tree, after: str, originals: set[bytes]) -> None:
 def test_a_crash_in_a_repair_is_harmless(
     templates: Path, template: str, profile: str, figures: Callable[..., None]
 ) -> None:
-    """Killed or cut off from power before any of its calls, it is finished by the next, or by a writer."""
+    """A repair killed or cut off from power at any call is finished by the next one or by a writer."""
     rng = random.Random(template)
     with scratch() as top:
         store = Path(shutil.copytree(templates / f"{template}.zarrow", top / NAME))

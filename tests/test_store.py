@@ -35,7 +35,7 @@ HIDDEN = 16
 
 
 def rows_of(start: int, stop: int) -> tuple[pa.Table, dict[str, np.ndarray]]:
-    """The rows of the made-up run: everything follows from the number of a row."""
+    """The rows of a synthetic run, whose values all follow from the row number."""
     row = np.arange(start, stop)
     table = pa.table(
         {
@@ -99,7 +99,7 @@ def truth():
 
 class TestWhatThereIs:
     def test_a_store_says_what_it_holds(self, store, path):
-        """Rows, columns, arrays, keys and state are there without reading any data."""
+        """Rows, columns, arrays, keys and state are available without reading data."""
         assert store.num_rows == len(store) == store.committed_rows == ROWS
         assert store.complete
         assert store.keys == ("id",)
@@ -114,7 +114,7 @@ class TestWhatThereIs:
         assert "5000 rows, complete" in repr(store)
 
     def test_an_array_says_what_it_is(self, store):
-        """Shape, dtype, chunks and codecs are numpy's and Zarr's."""
+        """Shape and dtype are numpy's, chunks and codecs Zarr's."""
         array = store["layers"]
         assert array.shape == (ROWS, 2, 8)
         assert (array.ndim, array.size, len(array)) == (3, ROWS * 16, ROWS)
@@ -128,11 +128,11 @@ class TestWhatThereIs:
         assert "layers" in repr(array)
 
     def test_the_zarr_array_is_the_same(self, store, truth):
-        """zarr-python sees what the store shows."""
+        """zarr-python reads the same values."""
         np.testing.assert_array_equal(store["embed"].zarr()[:], truth[1]["embed"])
 
     def test_a_store_without_rows(self, tmp_path):
-        """A store that was finalized without a batch has no rows, and can be read."""
+        """A store finalized without a batch has no rows and can be read."""
         schema = pa.schema({"id": pa.int64()})
         with zarrow.Writer(tmp_path / "s", schema=schema, arrays={"embed": ((4,), "float32")}) as writer:
             writer.finalize()
@@ -152,7 +152,7 @@ class TestWhatThereIs:
             store["embed"][0]
 
     def test_a_store_without_arrays(self, tmp_path):
-        """A store of narrow columns only can be read, and joins to no vectors."""
+        """A store with only narrow columns can be read, and joins without vectors."""
         with zarrow.Writer(tmp_path / "s", segment_rows=64) as writer:
             writer.append({"id": np.arange(100)})
             writer.finalize()
@@ -165,7 +165,7 @@ class TestWhatThereIs:
 
 class TestTable:
     def test_all_of_it(self, store, truth):
-        """The table is the one that was written, and the rows are numbered."""
+        """The table equals the one written, and its rows are numbered."""
         table = store.table()
         assert table.schema.equals(store.schema)
         for name in truth[0].column_names:
@@ -174,7 +174,7 @@ class TestTable:
         assert table["sample_index"].to_pylist() == [1_000_000 - row for row in range(ROWS)]
 
     def test_columns_in_the_order_asked_for(self, store):
-        """Columns come in the order in which they are asked for."""
+        """Columns come in the requested order."""
         assert store.table(["prob", "id"]).column_names == ["prob", "id"]
 
     @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ class TestTable:
         ids=str,
     )
     def test_filters(self, store, truth, filter):
-        """A filter passes the rows that it passes in memory, in order."""
+        """A filter yields the same rows as in memory, in order."""
         expected = truth[0].append_column("row", pa.array(np.arange(ROWS))).filter(filter)
         assert store.table(["id"], filter)["id"].to_pylist() == expected["id"].to_pylist()
 
     def test_a_stream(self, store):
-        """A scan yields every row once, in order, in batches of the size asked for."""
+        """A scan yields every row once, in order, in batches of the requested size."""
         batches = list(store.scan(["row"], batch_size=700))
         assert [batch.num_rows for batch in batches] == [700] * 7 + [100]
         assert np.concatenate([batch["row"].to_numpy() for batch in batches]).tolist() == list(range(ROWS))
@@ -206,14 +206,14 @@ class TestTable:
     @pytest.mark.parametrize("columns", [[], ["prob"]])
     @pytest.mark.parametrize("filter", [None, pc.bit_wise_and(pc.field("row"), 1) == 1, pc.field("prob") > 5])
     def test_every_way_counts_the_same_rows(self, store, columns, filter):
-        """A table and a stream have as many rows as pass, even without columns."""
+        """Tables and streams have the right number of rows, even without columns."""
         count = store.table(["row"], filter).num_rows
         assert store.table(columns, filter).num_rows == count
         assert sum(batch.num_rows for batch in store.scan(columns, filter)) == count
         assert sum(batch.num_rows for batch, _ in store.join(filter, columns, [])) == count
 
     def test_a_filter_is_asked_again(self, store, truth):
-        """The second answer, from what the first one decoded, is right, and so is that of another filter."""
+        """Repeated and different filters give correct answers from columns that are already decoded."""
         table, _ = truth
         for low in [0.5, 0.5, 0.25]:
             found = store.table(["id", "query", "row"], pc.field("prob") > low)
@@ -221,7 +221,7 @@ class TestTable:
             assert found["row"] == found["id"]
 
     def test_a_slow_reader_is_not_read_ahead_for(self, tmp_path):
-        """Whoever reads slower than the disk finds a few pieces of the table in memory, not all of it."""
+        """For a slow reader only a few pieces of the table are in memory, not all of it."""
         rows, step = 4_000_000, 500_000
         with zarrow.Writer(tmp_path / "s.zarrow") as writer:
             for start in range(0, rows, step):
@@ -238,7 +238,7 @@ class TestTable:
         assert most < 6 * 131_072 * 32 < rows * 32 / 4
 
     def test_the_arrow_stream(self, store):
-        """Whatever reads Arrow streams reads a store."""
+        """Any consumer of Arrow streams can read a store."""
         assert pa.table(store).num_rows == ROWS
 
     def test_polars(self, store, truth):
@@ -251,7 +251,7 @@ class TestTable:
         assert frame["time"].to_list() == expected["time"].to_pylist()
 
     def test_sql_and_the_vectors_of_its_result(self, store):
-        """SQL finds rows, and their vectors come in the order of the result."""
+        """SQL selects rows, and their vectors come in the order of the result."""
         result = store.sql(
             "SELECT row, id FROM predictions WHERE kind = 'kind2' AND row >= 4000 ORDER BY row DESC"
         )
@@ -263,11 +263,11 @@ class TestTable:
             np.testing.assert_array_equal(store.vectors(found, ["embed"])["embed"], vectors_of(rows))
 
     def test_sql_counts_every_row(self, store):
-        """No row is missing or double, in whatever file it lies."""
+        """No row is missing or doubled, whichever file it is in."""
         assert store.sql("SELECT count(*), count(DISTINCT row) FROM predictions").fetchall() == [(ROWS, ROWS)]
 
     def test_files_that_a_filter_on_rows_rules_out_are_not_opened(self, tmp_path):
-        """A filter on rows reads the parts that hold them, though others are missing."""
+        """A filter on row numbers reads only the parts with these rows, even if others are missing."""
         write(tmp_path / "s")
         (tmp_path / "s" / layout.part_path(1)).unlink()
         store = zarrow.open(tmp_path / "s")
@@ -312,7 +312,7 @@ class TestArray:
     @pytest.mark.parametrize("name", ["embed", "layers"])
     @pytest.mark.parametrize("index", INDICES, ids=lambda index: repr(index).partition(" object at ")[0])
     def test_indexes_as_numpy_does(self, store, truth, name, index):
-        """What comes back is what numpy gives of the array in memory."""
+        """Indexing gives the same result as numpy on the array in memory."""
         if name == "embed" and isinstance(index, tuple) and len(index) > 2:
             index = index[:2]
         given = np.asarray(index) if isinstance(index, pa.Array | range) else index
@@ -328,12 +328,12 @@ class TestArray:
         ids=repr,
     )
     def test_refuses_what_numpy_refuses(self, store, index):
-        """A row that is not there, and what is no row, is an IndexError."""
+        """A row out of range, or an index that is not a row, is an IndexError."""
         with pytest.raises(IndexError):
             store["embed"][index]
 
     def test_too_many_axes(self, store):
-        """As numpy, it counts the axes."""
+        """Too many indices are refused, as in numpy."""
         with pytest.raises(IndexError, match="2-dimensional"):
             store["embed"][0, 0, 0]
 
@@ -343,7 +343,7 @@ class TestArray:
             store["embed"][[1, 5000]]
 
     def test_as_numpy_array(self, store, truth):
-        """numpy and what builds on it takes the array as a whole."""
+        """numpy, and libraries built on it, accept the array as a whole."""
         np.testing.assert_array_equal(np.asarray(store["embed"]), truth[1]["embed"])
         np.testing.assert_array_equal(np.mean(store["embed"], axis=0), truth[1]["embed"].mean(axis=0))
         assert np.asarray(store["embed"], np.float64).dtype == np.float64
@@ -360,7 +360,7 @@ class TestArray:
         assert not np.shares_memory(np.array(array), whole)
 
     def test_a_copy_that_was_forbidden_is_an_error(self, tmp_path, plain):
-        """Where the array cannot be had without a copy, that is said."""
+        """If the array is unavailable without a copy, an error says so."""
         write(tmp_path / "s", 100, codecs="zstd")
         with pytest.raises(ValueError, match="without a copy"):
             np.asarray(zarrow.open(tmp_path / "s")["embed"], copy=False)
@@ -369,7 +369,7 @@ class TestArray:
 
     @pytest.mark.parametrize("check", [None, "crc"])
     def test_into_a_buffer(self, store, truth, check):
-        """Reads fill the buffer that they are given, and refuse one that does not fit."""
+        """Reads fill a given buffer, and refuse one that does not fit."""
         array = store["embed"]
         out = np.empty((30, HIDDEN), np.float32)
         assert array.read(1010, 1040, out=out, check=check) is out
@@ -384,19 +384,19 @@ class TestArray:
                 array.read(0, 30, out=wrong)
 
     def test_a_range_that_is_not_there(self, store):
-        """Ranges are not cut to size silently."""
+        """Ranges out of bounds are not silently shortened."""
         with pytest.raises(IndexError):
             store["embed"].read(4990, 5001)
 
     def test_threads_share_a_store(self, store, truth):
-        """Many threads may read the same array at once."""
+        """Several threads can read the same array at once."""
         rows = [np.random.default_rng(seed).integers(0, ROWS, 500) for seed in range(8)]
         with ThreadPoolExecutor(8) as pool:
             for wanted, found in zip(rows, pool.map(store["layers"].take, rows), strict=True):
                 np.testing.assert_array_equal(found, truth[1]["layers"][wanted])
 
     def test_a_forked_process_reads_on(self, store, truth):
-        """Data loader workers inherit an open store, its threads excepted."""
+        """Data loader workers inherit an open store, without its threads."""
         if sys.version_info >= (3, 12):
             pytest.skip("forking a process that has threads is deprecated")
         rows = np.random.default_rng(0).integers(0, ROWS, 2000)
@@ -417,7 +417,7 @@ class TestTakeAndJoin:
         "rows", [[], [0], [4999, 0, 4999, -1, 1024, 1023], list(range(1000, 1100))], ids=len
     )
     def test_take(self, store, truth, rows):
-        """Rows come in the order given, from table and arrays alike."""
+        """Rows come in the given order, from the table and from arrays."""
         table, vectors = store.take(rows)
         expected = np.array(rows, np.int64) % ROWS
         assert table["row"].to_pylist() == expected.tolist()
@@ -428,7 +428,7 @@ class TestTakeAndJoin:
             np.testing.assert_array_equal(found, truth[1][name][expected])
 
     def test_take_of_some(self, store):
-        """Only the columns and arrays that are named come back."""
+        """Only the named columns and arrays are returned."""
         table, vectors = store.take([3, 1], ["id"], ["layers"])
         assert table.column_names == ["id"]
         assert list(vectors) == ["layers"]
@@ -437,7 +437,7 @@ class TestTakeAndJoin:
         assert vectors == {}
 
     def test_take_by_mask(self, store):
-        """A mask of all rows picks those that are set."""
+        """A mask over all rows selects the rows that are set."""
         table, _ = store.take(np.arange(ROWS) > 4990)
         assert table["id"].to_pylist() == list(range(4991, ROWS))
 
@@ -460,14 +460,14 @@ class TestTakeAndJoin:
         assert seen == expected
 
     def test_iteration(self, store):
-        """Iterating a store joins all of it."""
+        """Iterating over a store joins all of it."""
         assert sum(batch.num_rows for batch, _ in store) == ROWS
 
     @pytest.mark.parametrize(
         "filter", [pc.field("prob") > 0.99, pc.field("id") < 0, pc.field("row") > 4000], ids=str
     )
     def test_join_of_some(self, store, filter):
-        """The rows that pass a filter come with their own vectors, and full batches."""
+        """The rows that match a filter come in full batches with their own vectors."""
         ids = store.table(["id"], filter)["id"].to_pylist()
         found = list(store.join(filter, ["id", "kind"], ["embed"], 20))
         assert [batch["id"].to_pylist() for batch, _ in found] == [
@@ -478,20 +478,20 @@ class TestTakeAndJoin:
             np.testing.assert_array_equal(vectors["embed"], vectors_of(batch["id"].to_numpy()))
 
     def test_join_without_columns(self, store):
-        """Vectors alone can be streamed."""
+        """Vectors can be streamed without columns."""
         batch, vectors = next(iter(store.join(columns=[], batch_size=10)))
         assert batch.num_columns == 0
         assert len(vectors["embed"]) == 10
 
     def test_rows_that_lie_together_are_not_copied(self, plain):
-        """A batch of rows without a gap is the files themselves."""
+        """A batch of consecutive rows is mapped from the files without a copy."""
         store = zarrow.open(plain)
         whole = np.asarray(store["embed"])
         for _, vectors in store.join(pc.field("row") >= 500, arrays=["embed"], batch_size=777):
             assert np.shares_memory(vectors["embed"], whole)
 
     def test_join_in_the_order_of_the_dataset(self, store):
-        """Rows come in the order of the samples that were predicted."""
+        """Rows can be read in the order of the predicted samples."""
         filter = pc.field("prob") > 0.5
         ids = store.table(["id"], filter)["id"].to_pylist()[::-1]
         found = []
@@ -502,7 +502,7 @@ class TestTakeAndJoin:
         assert store.in_sample_order().tolist() == list(range(ROWS))[::-1]
 
     def test_without_sample_indices_there_is_no_such_order(self, tmp_path):
-        """Rows that were appended without an index cannot be put in its order."""
+        """Rows appended without a sample_index cannot be read in its order."""
         with zarrow.Writer(tmp_path / "s") as writer:
             writer.append({"id": [1, 2]})
             writer.finalize()
@@ -510,7 +510,7 @@ class TestTakeAndJoin:
             list(zarrow.open(tmp_path / "s").join(order="sample_index"))
 
     def test_dictionaries_that_differ_between_segments(self, store):
-        """Categories that turn up late do not confuse batches that span segments."""
+        """New categories in later segments do not confuse batches that span segments."""
         kinds = [
             kind for batch, _ in store.join(batch_size=1300, arrays=[]) for kind in batch["kind"].to_pylist()
         ]
@@ -518,7 +518,7 @@ class TestTakeAndJoin:
 
 
 def line(call) -> str:
-    """The name of a test's case: where it stands."""
+    """Name a test's case by its line."""
     return f"line{call.__code__.co_firstlineno}"
 
 
@@ -534,7 +534,7 @@ class TestBadInput:
         ids=line,
     )
     def test_an_unknown_array(self, store, call):
-        """The message names what is near."""
+        """The message suggests similar names."""
         with pytest.raises(UnknownNameError, match="did you mean 'embed'"):
             call(store)
 
@@ -552,12 +552,12 @@ class TestBadInput:
         ids=line,
     )
     def test_an_unknown_column(self, store, call):
-        """The message names what is near, at the call, not at the first batch."""
+        """The message suggests similar names, at the call rather than at the first batch."""
         with pytest.raises(UnknownNameError, match="did you mean 'prob'"):
             call(store)
 
     def test_a_column_is_no_array(self, store):
-        """Who takes a column for an array is told."""
+        """Using a column as an array gives an error that says so."""
         with pytest.raises(UnknownNameError, match="is a column of the table"):
             store["prob"]
 
@@ -567,7 +567,7 @@ class TestBadInput:
         ids=["text", "call", "list", "bool"],
     )
     def test_a_filter_that_is_none(self, store, filter):
-        """The message shows what a filter looks like."""
+        """The message shows an example of a filter."""
         with pytest.raises(InvalidInputError, match=r"pyarrow\.compute\.field"):
             store.join(filter)
 
@@ -575,13 +575,13 @@ class TestBadInput:
         "filter", [pc.field("prob") > "x", pc.field("query") + 1, pc.field("prob") + 1], ids=str
     )
     def test_a_filter_of_the_wrong_type(self, store, filter):
-        """A filter that compares apples and oranges, or is no condition, is refused at the call."""
+        """A filter with incompatible types, or that is not a condition, is refused at the call."""
         with pytest.raises(InvalidInputError, match="filter"):
             store.join(filter)
 
     @pytest.mark.parametrize("rows", [[5000], [-5001], ["a"], [0.5], [[1]], [True]], ids=repr)
     def test_rows_that_are_not_there(self, store, rows):
-        """Rows out of range and what is no row are IndexErrors, before anything is read."""
+        """Rows out of range, or not rows at all, are IndexErrors before anything is read."""
         with pytest.raises(IndexError):
             store.take(rows)
 
@@ -605,7 +605,7 @@ class TestBadInput:
             call(store)
 
     def test_no_store(self, tmp_path):
-        """Nothing, and something else, are told apart."""
+        """A missing path and a path that is not a store give different errors."""
         with pytest.raises(StoreNotFoundError):
             zarrow.open(tmp_path / "none")
         with pytest.raises(NotAStoreError):
@@ -615,13 +615,13 @@ class TestBadInput:
             zarrow.open(tmp_path / "file")
 
     def test_an_incomplete_store(self, tmp_path):
-        """A store that was never finalized does not pass for a complete one."""
+        """A store that was never finalized does not open as a complete one."""
         write(tmp_path / "s", finalize=False)
         with pytest.raises(IncompleteStoreError, match=r"4096 rows are committed.*partial=True"):
             zarrow.open(tmp_path / "s")
 
     def test_a_closed_store(self, plain):
-        """A store that was closed says so; arrays that it handed out stay."""
+        """A closed store says so; arrays obtained from it remain valid."""
         with zarrow.open(plain) as store:
             rows = store["embed"][:]
             reader = store.scan(["id"])
@@ -649,7 +649,7 @@ class TestDamage:
         return zarrow.open(tmp_path / "s")
 
     def test_a_checked_read_finds_a_flipped_bit(self, damaged):
-        """A flipped bit is not returned by a checked read; segment and rows are named, the rest is read."""
+        """A checked read finds a flipped bit and names segment and rows; others can be read."""
         array = damaged["embed"]
         for read in (
             lambda: array.read(1000, 1100, check="crc"),
@@ -665,14 +665,14 @@ class TestDamage:
             np.testing.assert_array_equal(vectors["embed"], vectors_of(batch["row"].to_numpy()))
 
     def test_a_compressed_chunk_is_always_checked(self, tmp_path):
-        """What has to be decoded is checked before."""
+        """Compressed chunks are checked before they are decoded."""
         write(tmp_path / "s", codecs="blosc")
         flip(tmp_path / "s" / layout.shard_path("embed", 1, 1), 40)
         with pytest.raises(CorruptionError, match="rows 1024 to"):
             zarrow.open(tmp_path / "s")["embed"][1030]
 
     def test_the_shard_index_of_a_compressed_array(self, tmp_path):
-        """A damaged shard index is found before it is believed."""
+        """A damaged shard index is found before it is used."""
         write(tmp_path / "s", codecs="zstd")
         shard = tmp_path / "s" / layout.shard_path("embed", 2, 1)
         flip(shard, shard.stat().st_size - 10)
@@ -683,7 +683,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("codecs", [None, "zstd"])
     def test_a_truncated_shard_in_the_middle_of_a_scan(self, tmp_path, codecs):
-        """A scan stops at a shard that was cut off, names it, and starts again behind it."""
+        """A scan stops at a truncated shard, names it, and can continue after it."""
         write(tmp_path / "s", codecs=codecs)
         os.truncate(tmp_path / "s" / layout.shard_path("embed", 2, 1), 1000)
         store = zarrow.open(tmp_path / "s")
@@ -723,7 +723,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("what", ["truncate", "remove", "pipe", "swap"])
     def test_no_reader_of_parts_takes_or_waits_for_what_is_none(self, tmp_path, what):
-        """SQL, Polars and our own reader refuse another file, a pipe or nothing in place of a part."""
+        """SQL, Polars and our own reader refuse a part that is another file, a pipe or missing."""
         write(tmp_path / "s")
         part, other = (tmp_path / "s" / layout.part_path(number) for number in (1, 0))
         assert part.stat().st_size != other.stat().st_size
@@ -742,7 +742,7 @@ class TestDamage:
                 read()
 
     def test_a_missing_last_shard(self, tmp_path):
-        """A short last segment whose files are gone spoils its own rows only."""
+        """A short last segment without its files affects only its own rows."""
         write(tmp_path / "s")
         (tmp_path / "s" / layout.shard_path("embed", 4, 1)).unlink()
         (tmp_path / "s" / layout.part_path(4)).unlink()
@@ -761,7 +761,7 @@ class TestDamage:
             zarrow.open(tmp_path / "s")
 
     def test_a_missing_record_of_another_segment(self, tmp_path):
-        """Whoever needs a record that is lost is told which; other rows can be read."""
+        """Reading rows whose record is lost names the record; other rows can be read."""
         write(tmp_path / "s", codecs="zstd")
         (tmp_path / "s" / layout.record_path(1)).unlink()
         store = zarrow.open(tmp_path / "s")
@@ -771,7 +771,7 @@ class TestDamage:
         assert store["embed"][2048][0] == 2048
 
     def test_a_missing_file_of_an_open_segment(self, tmp_path):
-        """A store without a file that live rows need is damaged; it does not seem to change."""
+        """A store without a file that live rows need is reported as damaged, not as changed."""
         write(tmp_path / "s", 300, finalize=False, codecs="zstd")
         rows = next((tmp_path / "s").glob("open/*/embed.rows"))
         rows.unlink()
@@ -782,7 +782,7 @@ class TestDamage:
 class TestSnapshot:
     @pytest.mark.parametrize("codecs", [None, "zstd"])
     def test_appending_does_not_disturb_a_reader(self, tmp_path, codecs):
-        """A store that is extended while it is open shows what it showed, its last rows included."""
+        """A store extended while it is open still shows the same rows, including the last ones."""
         path = tmp_path / "s"
         write(path, 4500, codecs=codecs)
         store = zarrow.open(path)
@@ -804,7 +804,7 @@ class TestSnapshot:
 
     @pytest.mark.parametrize("codecs", [None, "zstd"])
     def test_a_replaced_store_is_not_mixed_with_the_old_one(self, tmp_path, codecs):
-        """A store that is replaced while it is open says so, and never shows rows of the other one."""
+        """A store replaced while it is open says so, and never shows rows of the new one."""
         path = tmp_path / "s"
         write(path, codecs=codecs)
         store = zarrow.open(path)
@@ -836,14 +836,14 @@ class TestSnapshot:
             store.table()
 
     def test_pickles(self, store, truth):
-        """Store and arrays find the same rows where they are unpickled."""
+        """Unpickled stores and arrays have the same rows."""
         again = pickle.loads(pickle.dumps(store))
         assert again.uuid == store.uuid
         array = pickle.loads(pickle.dumps(store["embed"]))
         np.testing.assert_array_equal(array[::100], truth[1]["embed"][::100])
 
     def test_a_pickle_of_a_store_that_changed(self, tmp_path):
-        """A pickle does not silently stand for other rows."""
+        """A pickle never silently refers to other rows."""
         write(tmp_path / "s")
         pickled = pickle.dumps(zarrow.open(tmp_path / "s"))
         write(tmp_path / "s", mode="w")
@@ -851,7 +851,7 @@ class TestSnapshot:
             pickle.loads(pickled)
 
     def test_reading_writes_nothing(self, plain):
-        """After all kinds of reads the store's directory is as it was."""
+        """No kind of read changes the store's directory."""
 
         def look():
             return sorted(
@@ -871,7 +871,7 @@ class TestLive:
     @pytest.mark.parametrize("codecs", [None, "zstd"])
     @pytest.mark.parametrize("rows", [0, 1, 300, 1024, 1500, 5000])
     def test_shows_what_was_accepted(self, tmp_path, codecs, rows):
-        """While a writer is at work a partial view shows its accepted rows, committed or not."""
+        """A partial view shows the accepted rows of an active writer, committed or not."""
         with zarrow.Writer(tmp_path / "s", segment_rows=SEGMENT_ROWS, keys=["id"], codecs=codecs) as writer:
             append(writer, 0, 5)
             append(writer, 5, 5 + rows)
@@ -896,13 +896,13 @@ class TestLive:
             assert store.in_sample_order().tolist() == numbers[::-1].tolist()
             assert len(pa.table(store)) == count
             writer.finalize()
-        # The view is of that instant, though the open segment is gone.
+        # The view still shows that instant, although the open segment is gone.
         np.testing.assert_array_equal(store["embed"][:], vectors_of(numbers))
         assert store.refresh() or rows == 0
         assert store.complete
 
     def test_refresh_moves_on(self, tmp_path):
-        """A refresh shows the rows that were accepted since, and then that the store is complete."""
+        """A refresh shows newly accepted rows, and finally that the store is complete."""
         with zarrow.Writer(tmp_path / "s", segment_rows=SEGMENT_ROWS) as writer:
             append(writer, 0, 100)
             writer.flush()
@@ -921,10 +921,10 @@ class TestLive:
         assert store.complete
 
     def test_a_flipped_bit_in_live_rows(self, tmp_path):
-        """A checked read of rows that are not committed yet finds a flipped bit."""
+        """A checked read of uncommitted rows finds a flipped bit."""
         with zarrow.Writer(tmp_path / "s", segment_rows=SEGMENT_ROWS) as writer:
             append(writer, 0, 300)
-            writer.flush()  # or both lie in one frame
+            writer.flush()  # otherwise both would be in one frame
             append(writer, 300, 500)
             writer.flush()
             store = zarrow.open(tmp_path / "s", partial=True)
@@ -937,7 +937,7 @@ class TestLive:
                 store["embed"].take([450], check="crc")
 
     def test_an_interrupted_run(self, tmp_path):
-        """What a killed process leaves is shown, every accepted row of it."""
+        """Every accepted row of a killed process is shown."""
         code = (
             "import os, sys; sys.path[:0] = sys.argv[2:]\n"
             "import zarrow; from test_store import append\n"
@@ -974,7 +974,7 @@ class TestLive:
 
     @pytest.mark.parametrize("codecs", [None, "zstd"])
     def test_a_view_is_of_one_instant_whatever_writers_do(self, tmp_path, codecs):
-        """Under writers at full speed every view has each accepted row once, and a prefix of each writer."""
+        """With writers at full speed every view has each accepted row once, as a prefix per writer."""
         path = tmp_path / "s"
         schema = pa.schema({"id": pa.int64()})
         stop = threading.Event()
@@ -1021,7 +1021,7 @@ class TestLive:
                 task.result()
 
     def test_reopening_a_complete_store(self, tmp_path):
-        """Rows that a writer takes back to append behind them are shown once, at every moment."""
+        """Rows of a segment that a writer reopens are shown once at every moment."""
         path = tmp_path / "s"
         write(path, 1500)
         with zarrow.Writer(path, mode="a") as writer:
@@ -1040,7 +1040,7 @@ def rows_of_ids(ids: np.ndarray) -> np.ndarray:
 
 class TestCost:
     def test_a_large_store_opens_as_a_small_one_does(self, tmp_path, monkeypatch):
-        """Opening reads what the store is, and nothing per segment."""
+        """Opening reads only the store's documents, and nothing per segment."""
         opened = []
         system_open = os.open
         monkeypatch.setattr(
@@ -1057,8 +1057,8 @@ class TestCost:
         assert counts == [2, 2]
 
     def test_records_are_not_kept_for_ever(self, tmp_path, monkeypatch):
-        """What a snapshot keeps of the records it read does not grow with the segments."""
-        monkeypatch.setattr("zarrow._read.catalog._RECORD_BYTES", 1 << 20)  # so that eight are many
+        """The memory that a snapshot keeps for records does not grow with the segments."""
+        monkeypatch.setattr("zarrow._read.catalog._RECORD_BYTES", 1 << 20)  # so that eight records exceed it
         with zarrow.Writer(tmp_path / "s", segment_rows=64) as writer:
             append(writer, 0, 64 * 30, 64)
             writer.finalize()
@@ -1070,7 +1070,7 @@ class TestCost:
         assert sum(kept.get(number) is not None for number in range(30)) <= 8
 
     def test_files_do_not_stay_open(self, plain):
-        """A store that was read and forgotten leaves no open file and no map behind."""
+        """A store that was read and dropped leaves no open files or maps."""
         gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         store = zarrow.open(plain)
@@ -1083,12 +1083,12 @@ class TestCost:
             assert str(plain) not in maps.read()
 
     def test_a_stock_reader_sees_the_same(self, store, path):
-        """The dataset that anybody can open has the same rows in the same order."""
+        """The plain Parquet dataset has the same rows in the same order."""
         assert ds.dataset(path / "table").to_table(columns=["id"]) == store.table(["id"])
 
 
 def test_a_flipped_bit_in_a_footer_hides_no_row(tmp_path):
-    """A part's statistics decide which parts a filter looks at, so they are not believed unchecked."""
+    """A part's statistics decide which parts a filter reads, so they are checked before use."""
     path = tmp_path / "s.zarrow"
     with zarrow.Writer(path, keys=["id"], segment_rows=16) as writer:
         for first in range(0, 64, 16):

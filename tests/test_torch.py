@@ -70,7 +70,7 @@ def check(batch):
 
 class TestStoreDataset:
     def test_a_row(self, store):
-        """A row is a dict of everything that the store has of it."""
+        """A row is a dict of all its columns and arrays."""
         dataset = StoreDataset(store)
         row = dataset[-3]
         assert len(dataset) == ROWS
@@ -81,7 +81,7 @@ class TestStoreDataset:
         assert row["sample_index"] == -1
 
     def test_dtypes_are_kept(self, store):
-        """Tensors have the dtypes that the rows were written with; times are int64."""
+        """Tensors have the dtypes of the stored rows; times are int64."""
         batch = collate(StoreDataset(store).__getitems__([5, 1]))
         assert {name: v.dtype for name, v in batch.items() if name != "query"} == {
             "id": torch.int64, "prob": torch.float32, "label": torch.bool, "small": torch.int16,
@@ -92,7 +92,7 @@ class TestStoreDataset:
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_loader_gives_every_row_once(self, store, workers):
-        """A shuffling DataLoader yields every row once per epoch, whole."""
+        """A shuffling DataLoader yields every row once per epoch, complete."""
         loader = DataLoader(
             StoreDataset(store), batch_size=300, shuffle=True, num_workers=workers, collate_fn=collate
         )
@@ -110,12 +110,12 @@ class TestStoreDataset:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def test_rows_one_by_one_are_collated(self, store):
-        """Rows that were read singly make the same batch."""
+        """Rows read one by one make the same batch."""
         dataset = StoreDataset(store)
         check(collate([dataset[7], dataset[3]]))
 
     def test_batches_can_be_written_to(self, store):
-        """A batch is the caller's own: changing it changes nothing of the store, and warns of nothing."""
+        """A batch belongs to the caller: changing it does not change the store, and causes no warning."""
         dataset = StoreDataset(store)
         batch = collate(dataset.__getitems__(range(10)))
         for value in batch.values():
@@ -141,7 +141,7 @@ class TestStoreDataset:
         assert check(collate(pickle.loads(pickle.dumps(dataset)).__getitems__([3, 1]))) == [2003, 2001]
 
     def test_spawned_workers(self, path):
-        """Workers that are spawned open the store by themselves."""
+        """Spawned workers open the store by themselves."""
         loader = DataLoader(
             StoreDataset(path), batch_size=1000, num_workers=1, collate_fn=collate,
             multiprocessing_context="spawn",
@@ -154,7 +154,7 @@ class TestStoreIterableDataset:
     @pytest.mark.parametrize("filter", [None, "thirds"])
     @pytest.mark.parametrize("kind", ["plain", "zstd"])
     def test_every_row_once_over_ranks_and_workers(self, path, compressed, shuffle, filter, kind):
-        """Whatever the ranks and workers, all rows come, once, whole; and as many batches as announced."""
+        """For any ranks and workers every row comes once, complete, in as many batches as announced."""
         store = zarrow.open(compressed if kind == "zstd" else path)
         wanted = [row for row in range(ROWS) if filter is None or row % 3 == 0]
         for ranks, workers in ((1, 0), (3, 0), (2, 2)) if shuffle and kind == "plain" else ((1, 0), (3, 0)):
@@ -174,7 +174,7 @@ class TestStoreIterableDataset:
             assert (rows == wanted) is (not shuffle and ranks == 1)
 
     def test_more_workers_than_blocks(self, store):
-        """Workers and ranks that get no block yield nothing, and no row is lost."""
+        """Workers and ranks without a block yield nothing, and no row is lost."""
         rows = []
         for rank in range(20):
             dataset = StoreIterableDataset(store, 1000, columns=["row"], arrays=[], rank=rank, world_size=20)
@@ -182,7 +182,7 @@ class TestStoreIterableDataset:
         assert sorted(rows) == list(range(ROWS))
 
     def test_the_order_follows_from_seed_and_epoch(self, store):
-        """The same seed and epoch give the same order, others another one."""
+        """The same seed and epoch give the same order, others a different one."""
 
         def order(dataset):
             return [row for batch in dataset for row in batch["row"].tolist()]
@@ -214,13 +214,13 @@ class TestStoreIterableDataset:
         assert [batch["row"].tolist() for batch in loader] != first
 
     def test_blocks_can_be_smaller_than_segments(self, store):
-        """block_rows deals rows out more finely than segments."""
+        """block_rows distributes rows in smaller blocks than segments."""
         dataset = StoreIterableDataset(store, 64, block_rows=100, rank=1, world_size=2)
         assert check(next(iter(dataset))) == list(range(100, 164))
         assert len(dataset) == len(list(dataset))
 
     def test_tensors_are_the_mapped_files_if_asked_for(self, store):
-        """writable=False copies no vector and warns of nothing; by default a batch can be written to."""
+        """writable=False copies no vectors and causes no warning; by default a batch can be written to."""
         mapped = store["embed"][:].ctypes.data
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -232,12 +232,12 @@ class TestStoreIterableDataset:
         assert check(next(iter(StoreIterableDataset(store, 100)))) == list(range(100))
 
     def test_a_filtered_dataset_has_no_length(self, store):
-        """How many batches pass a filter is not known, and is not made up."""
+        """With a filter the number of batches is unknown, so len() raises an error."""
         with pytest.raises(TypeError, match="filter"):
             len(StoreIterableDataset(store, 100, filter=pc.field("label")))
 
     def test_ranks_are_torch_distributeds(self, store, monkeypatch):
-        """Without rank and world_size the process group tells, to workers that know of none too."""
+        """Without rank and world_size the process group decides, also in workers that have none."""
         dataset = StoreIterableDataset(store, 1000, columns=["row"], arrays=[])
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
@@ -255,7 +255,7 @@ class TestBadInput:
         "kind", [StoreDataset, lambda store, **options: StoreIterableDataset(store, 8, **options)]
     )
     def test_names_and_filters(self, store, kind):
-        """What is not there, or does not fit, is refused when the dataset is made."""
+        """Unknown names and wrong types are refused when the dataset is created."""
         with pytest.raises(UnknownNameError, match="did you mean 'prob'"):
             kind(store, columns=["probb"])
         with pytest.raises(UnknownNameError, match="did you mean 'embed'"):
@@ -290,7 +290,7 @@ class TestBadInput:
             StoreDataset(store, filter=pc.field("row") < 3).__getitems__([0, 3])
 
     def test_nulls_need_a_fill_value(self, tmp_path):
-        """Integers, booleans and times that are null are refused with the remedy, and taken with it."""
+        """Null integers, booleans and times are refused with a remedy, and accepted with it."""
         table = pa.table(
             {
                 "n": [1, None],
@@ -313,7 +313,7 @@ class TestBadInput:
         assert batch["x"].isnan().tolist() == [True, False]
 
     def test_stores_that_are_missing_or_incomplete(self, tmp_path):
-        """A path is opened as zarrow.open does."""
+        """A path is opened as by zarrow.open."""
         with pytest.raises(StoreNotFoundError):
             StoreDataset(tmp_path / "gone")
         with zarrow.Writer(tmp_path / "s") as writer:
@@ -324,7 +324,7 @@ class TestBadInput:
 
 
 def test_without_torch_the_extra_is_named():
-    """Whoever lacks torch is told which extra brings it."""
+    """Without torch the error names the extra that adds it."""
     program = """
 import sys
 sys.modules["torch"] = None

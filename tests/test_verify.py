@@ -33,7 +33,7 @@ PART = "table/part-00000001.parquet"
 
 
 def part_facts(data: bytes) -> PartFacts:
-    """Return what a record says of a part."""
+    """Return the facts that a record states about a part."""
     footer = read_footer(lambda offset, size: data[offset : offset + size], len(data))
     return PartFacts(size_bytes=len(data), crc32c=crc32c(data), footer_crc32c=crc32c(footer))
 
@@ -61,7 +61,7 @@ def write(path: Path, *, finalize: bool = True, rows: int = ROWS) -> None:
 
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store that is complete, one that is not."""
+    """A complete store and an incomplete one."""
     directory = tmp_path_factory.mktemp("templates")
     write(directory / "complete.zarrow")
     write(directory / "incomplete.zarrow", finalize=False)
@@ -91,7 +91,7 @@ def messages(report: Report) -> str:
 
 
 def rewrite_record(store: Path, number: int, **changes: Any) -> None:
-    """Write a segment's record anew, with a sound checksum, and leave the manifest out."""
+    """Rewrite a segment's record with a valid checksum, and remove the manifest."""
     record, _ = catalog.read_record(store, number, catalog.read_spec(store))
     facts = {name: getattr(record, name) for name in ("segment", "rows", "arrays", "part", "sources")}
     (store / layout.record_path(number)).write_bytes(SegmentRecord(**(facts | changes)).encode())
@@ -103,7 +103,7 @@ def rewrite_record(store: Path, number: int, **changes: Any) -> None:
 
 @pytest.mark.parametrize("level", ["structure", "checksums", "full"])
 def test_a_complete_store_is_sound(store: Path, level: Any) -> None:
-    """A store that was finalized has nothing to be found, at any level."""
+    """A finalized store has no findings at any level."""
     report = zarrow.verify(store, level)
     assert (report.ok, report.complete, report.findings) == (True, True, ())
     assert (report.rows, report.segments, report.open_rows) == (ROWS, 3, 0)
@@ -111,14 +111,14 @@ def test_a_complete_store_is_sound(store: Path, level: Any) -> None:
 
 @pytest.mark.parametrize("level", ["structure", "checksums", "full"])
 def test_an_incomplete_store_is_sound(unfinished: Path, level: Any) -> None:
-    """Rows of an open segment are counted, and are nothing to complain about."""
+    """Rows of an open segment are counted, and give no findings."""
     report = zarrow.verify(unfinished, level)
     assert (report.ok, report.complete) == (True, False)
     assert (report.rows, report.segments, report.open_rows) == (16, 2, 5)
 
 
 def test_a_store_without_rows_is_sound(tmp_path: Path) -> None:
-    """An empty store is a store."""
+    """An empty store is sound."""
     schema = pa.schema({"id": pa.int64()})
     with zarrow.Writer(tmp_path / "s.zarrow", schema=schema, arrays={"e": (4, "float32")}) as writer:
         writer.finalize()
@@ -127,7 +127,7 @@ def test_a_store_without_rows_is_sound(tmp_path: Path) -> None:
 
 
 def test_a_store_may_be_verified_while_it_is_written(tmp_path: Path) -> None:
-    """A writer at work is no damage."""
+    """An active writer is not damage."""
     with zarrow.Writer(tmp_path / "s.zarrow", keys=["id"], segment_rows=8, codecs={"z": "zstd"}) as writer:
         for start in range(0, 240, 3):
             writer.append(*batch(start, 3))
@@ -145,7 +145,7 @@ def test_progress_ends_where_it_said_it_would(store: Path) -> None:
 
 
 def test_a_report_is_json(store: Path) -> None:
-    """A report can be read by a program."""
+    """A report can be read by programs."""
     (store / SHARD).unlink()
     body = json.loads(zarrow.verify(store).to_json())
     assert body["ok"] is False
@@ -153,11 +153,11 @@ def test_a_report_is_json(store: Path) -> None:
     assert body["findings"][0]["path"] == SHARD
 
 
-# What is no store
+# Not a store
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
-    """A path without a store is the caller's mistake, not damage."""
+    """A path without a store is an error of the caller, not damage."""
     with pytest.raises(StoreNotFoundError):
         zarrow.verify(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
@@ -169,7 +169,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_level_is_refused(store: Path) -> None:
-    """A misspelt level does not pass for a weak one."""
+    """A misspelt level is refused."""
     with pytest.raises(InvalidInputError, match="level must be one of structure, checksums, full"):
         zarrow.verify(store, "everything")  # type: ignore[arg-type]
 
@@ -179,13 +179,13 @@ def test_an_unknown_level_is_refused(store: Path) -> None:
 
 @pytest.mark.parametrize("name", ["complete", "incomplete"])
 def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Path, name: str) -> None:
-    """Whatever is done to a single file that has content, but for the manifest being gone, is found."""
+    """Any change to a single non-empty file is found, except the loss of the manifest."""
     template = templates / f"{name}.zarrow"
     files = [path for path in template.rglob("*") if path.is_file() and path.stat().st_size]
     for number, path in enumerate(files):
         relative = path.relative_to(template)
         if relative.suffix.startswith(".tail"):
-            continue  # one of the two is idle; the other is below
+            continue  # one of the two is unused; the other is tested below
         data = path.read_bytes()
         for deed, changed in {
             "lost": None,
@@ -195,7 +195,7 @@ def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Pat
             "zeroed": bytes(len(data)),
         }.items():
             if deed == "grown" and relative.parts[0] == "open" and relative.suffix in (".rows", ".frames"):
-                continue  # as a kill leaves them
+                continue  # a kill leaves them like this
             if (deed, relative.parts[0]) in {("lost", "manifest.json"), ("lost", "index")}:
                 continue  # the store was not finalized; it has no index
             store = Path(shutil.copytree(template, tmp_path / f"{number}-{deed}.zarrow"))
@@ -209,7 +209,7 @@ def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Pat
                 with pytest.raises(NotAStoreError):
                     zarrow.verify(store)
             elif relative.name == "table.frames" and deed in ("lost", "emptied", "cut", "zeroed"):
-                # Of a journal that is gone nobody knows that it was there; its end may have been torn.
+                # The loss of a whole journal cannot be detected, and its end may be torn.
                 assert zarrow.verify(store).findings
             else:
                 assert not zarrow.verify(store).ok, (relative, deed)
@@ -220,7 +220,7 @@ def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Pat
 
 
 def index_of(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Write an index with sound checksums of the store's keys as edited."""
+    """Write an index of the edited keys of the store, with valid checksums."""
     opened = zarrow.open(store)
     columns: dict[str, Any] = opened.table(["id", "q", "row"]).to_pydict()
     edit(columns)
@@ -241,7 +241,7 @@ def swap(values: list[Any]) -> None:
 @pytest.mark.parametrize("level", ["structure", "checksums", "full"])
 @pytest.mark.parametrize("column", ["id", "q", "row", ""])
 def test_an_index_of_other_keys_is_found(store: Path, column: str, level: Any) -> None:
-    """Only decoding finds an index whose checksums hold but which gives a wrong row for a key."""
+    """An index with valid checksums that gives a wrong row for a key is found only by decoding."""
     index_of(store, lambda columns: swap(columns[column]) if column else None)
     report = zarrow.verify(store, level)
     assert report.ok == (level != "full" or not column), messages(report)
@@ -255,14 +255,14 @@ def test_an_index_of_other_keys_is_found(store: Path, column: str, level: Any) -
 
 @pytest.mark.parametrize("name", [PART, "segments/00000001.json"])
 def test_an_index_is_not_to_blame_for_a_damaged_table(store: Path, name: str) -> None:
-    """What cannot be compared with the index is reported, and the index is not."""
+    """A part that cannot be compared with the index is reported, but not the index."""
     zarrow.build_index(store)
     (store / name).unlink()
     assert not any(finding.path == "index/keys.index" for finding in zarrow.verify(store, "full").findings)
 
 
 def test_an_index_of_other_rows_is_a_note(store: Path) -> None:
-    """Readers ignore it, so nothing is wrong."""
+    """An outdated index is ignored by readers, so it is not a finding."""
     with zarrow.Writer(store, mode="a") as writer:
         writer.append(*batch(ROWS, 2))
         writer.finalize()
@@ -283,7 +283,7 @@ def test_an_index_is_looked_at_beneath_the_store_only(store: Path, tmp_path: Pat
 
 
 def test_damage_is_told_by_row_and_sample_index(store: Path) -> None:
-    """A damaged chunk names its rows, and where in the dataset they came from."""
+    """A damaged chunk is reported with its rows and their sample_index values."""
     path = store / SHARD
     data = bytearray(path.read_bytes())
     data[3] ^= 1
@@ -297,14 +297,14 @@ def test_damage_is_told_by_row_and_sample_index(store: Path) -> None:
 
 
 def test_a_damaged_part_names_its_rows(store: Path) -> None:
-    """Of a damaged part the rows are known, and the sample_index values are not guessed."""
+    """A damaged part is reported with its rows, without guessing sample_index values."""
     (store / PART).unlink()
     (finding,) = zarrow.verify(store).findings
     assert (finding.path, finding.rows, finding.sample_index) == (PART, (8, 16), None)
 
 
 def test_files_that_changed_places_are_found(store: Path) -> None:
-    """A sound shard of another segment is damage."""
+    """A sound shard of a different segment is damage."""
     one, other = store / "embeddings.zarr/e/c/0/0", store / SHARD
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -313,7 +313,7 @@ def test_files_that_changed_places_are_found(store: Path) -> None:
 
 
 def test_a_record_that_is_lost_is_damage(store: Path) -> None:
-    """A segment without a record is lost to readers, so it is told."""
+    """A segment without a record is invisible to readers, so it is reported."""
     (store / "segments/00000001.json").unlink()
     report = zarrow.verify(store)
     assert report.counts["damage"] == 1
@@ -321,14 +321,14 @@ def test_a_record_that_is_lost_is_damage(store: Path) -> None:
 
 
 def test_a_gap_in_an_incomplete_store_is_damage(unfinished: Path) -> None:
-    """Without a manifest, a record that later ones presuppose is missed too."""
+    """Without a manifest, too, a missing record before later ones is reported."""
     (unfinished / "segments/00000000.json").unlink()
     report = zarrow.verify(unfinished)
     assert "segments/00000000.json (rows 0 to 7): it is not there" in messages(report)
 
 
 def test_structure_leaves_bytes_alone(store: Path) -> None:
-    """The lowest level is quick: it does not read rows."""
+    """The lowest level does not read rows."""
     path = store / SHARD
     data = bytearray(path.read_bytes())
     data[3] ^= 1
@@ -338,7 +338,7 @@ def test_structure_leaves_bytes_alone(store: Path) -> None:
 
 
 def test_sound_checksums_over_wrong_values_are_found(store: Path) -> None:
-    """A part that counts its rows wrongly, checksums and all, is found at the highest level only."""
+    """A part with wrong row numbers but valid checksums is found only at the highest level."""
     table = pq.read_table(store / PART)
     wrong = table.set_column(2, "row", pa.array(np.arange(9, 17)))
     schema = catalog.read_spec(store).table_schema
@@ -359,7 +359,7 @@ def test_a_part_of_other_columns_is_found(store: Path) -> None:
 
 
 def test_rows_of_two_segments_from_one_place_are_found(store: Path) -> None:
-    """The same accepted rows cannot have become two segments."""
+    """The same accepted rows in two segments are damage."""
     source = Source(slot="0" * 16, start=0, stop=8)
     for number in (0, 1):
         rewrite_record(store, number, sources=(source,))
@@ -367,7 +367,7 @@ def test_rows_of_two_segments_from_one_place_are_found(store: Path) -> None:
 
 
 def test_a_record_that_contradicts_itself_is_found(store: Path) -> None:
-    """A sound checksum does not make a record true."""
+    """A record with a valid checksum can still be wrong."""
     rewrite_record(store, 1, rows=7, sources=())
     assert "its sources have not the 7 rows" in messages(zarrow.verify(store))
 
@@ -376,7 +376,7 @@ def test_a_record_that_contradicts_itself_is_found(store: Path) -> None:
 
 
 def test_a_torn_tail_is_a_note(unfinished: Path) -> None:
-    """The beginning of a frame behind the last one is what a kill leaves."""
+    """A partial frame after the last one is what a kill leaves, and not damage."""
     frames = slot_of(unfinished) / "table.frames"
     data = frames.read_bytes()
     size = int.from_bytes(data[8:16], "little")
@@ -390,17 +390,17 @@ def test_a_torn_tail_is_a_note(unfinished: Path) -> None:
 
 
 def test_a_whole_frame_that_is_damaged_is_damage(unfinished: Path) -> None:
-    """The last frame of a killed run may be dropped by a writer, but not without being told of."""
+    """The last frame of a killed run may be dropped by a writer, but it is reported."""
     frames = slot_of(unfinished) / "table.frames"
     data = bytearray(frames.read_bytes())
-    del data[data.rindex(b"ZARROWF1") :]  # says that its rows are durable
+    del data[data.rindex(b"ZARROWF1") :]  # states that its rows are durable
     data[-1] ^= 1
     frames.write_bytes(data)
     assert "are no sound frame: rows from" in messages(zarrow.verify(unfinished))
 
 
 def test_a_damaged_frame_without_rows_costs_none(unfinished: Path) -> None:
-    """A power cut in the frame that says what is durable is told and mended; no row is set aside for it."""
+    """A power cut within the frame that marks rows durable is reported and repaired without losing a row."""
     with zarrow.Writer(unfinished, mode="a") as writer:
         writer.append(*batch(ROWS, 1))
         writer.flush(durable=True)
@@ -424,7 +424,7 @@ def test_a_damaged_frame_without_rows_costs_none(unfinished: Path) -> None:
 
 
 def test_rows_of_an_open_segment_are_checked(unfinished: Path) -> None:
-    """Row bytes that a frame vouches for must be there."""
+    """Row bytes covered by a frame must be there."""
     rows = slot_of(unfinished) / "e.rows"
     data = bytearray(rows.read_bytes())
     data[0] ^= 1
@@ -436,13 +436,13 @@ def test_rows_of_an_open_segment_are_checked(unfinished: Path) -> None:
 
 
 def test_an_owner_that_is_lost_is_damage(unfinished: Path) -> None:
-    """A writer would throw an open segment without owner away, rows and all."""
+    """An open segment without owner is reported, because a writer would discard it with its rows."""
     (slot_of(unfinished) / "owner.json").unlink()
     assert "a writer will throw the rows away" in messages(zarrow.verify(unfinished))
 
 
 def test_a_journal_that_is_lost_is_damage(unfinished: Path) -> None:
-    """Row bytes without a journal are rows that a writer will throw away, unless a repair keeps the bytes."""
+    """Row bytes without a journal are reported, because a writer would discard them; a repair keeps them."""
     slot = slot_of(unfinished)
     kept = (slot / "e.rows").read_bytes()
     (slot / "table.frames").unlink()
@@ -460,7 +460,7 @@ def test_a_claim_of_rows_that_are_gone_is_damage(unfinished: Path) -> None:
 
 
 def test_a_claim_whose_rows_are_there_is_a_note(unfinished: Path) -> None:
-    """A segment that is about to be committed is no damage."""
+    """A segment about to be committed is not damage."""
     claim = Claim(segment=2, sources=(Source(slot=slot_of(unfinished).name, start=0, stop=5),))
     (unfinished / "segments/00000002.claim").write_bytes(claim.encode())
     report = zarrow.verify(unfinished)
@@ -468,11 +468,11 @@ def test_a_claim_whose_rows_are_there_is_a_note(unfinished: Path) -> None:
     assert "5 rows are about to be committed" in messages(report)
 
 
-# Zarr metadata, and files that nobody asked for
+# Zarr metadata, and stray files
 
 
 def test_zarr_metadata_that_are_behind_are_a_defect(store: Path) -> None:
-    """All rows are there, but Zarr readers do not see them."""
+    """Metadata that hides committed rows from Zarr readers is reported."""
     spec = catalog.read_spec(store)
     (store / "embeddings.zarr/zarr.json").write_bytes(zarr_metadata.group_json(spec, 16))
     (finding,) = zarrow.verify(store).findings
@@ -480,7 +480,7 @@ def test_zarr_metadata_that_are_behind_are_a_defect(store: Path) -> None:
 
 
 def test_zarr_metadata_that_a_kill_left_behind_are_a_note(unfinished: Path) -> None:
-    """Between commit and metadata a writer may be killed: the claim says so."""
+    """A kill between commit and metadata is recognised by the claim."""
     spec = catalog.read_spec(unfinished)
     record, _ = catalog.read_record(unfinished, 1, catalog.read_spec(unfinished))
     claim = Claim(segment=1, sources=record.sources)
@@ -492,14 +492,14 @@ def test_zarr_metadata_that_a_kill_left_behind_are_a_note(unfinished: Path) -> N
 
 
 def test_a_stray_part_is_a_defect(store: Path) -> None:
-    """Parquet readers would take it for rows."""
+    """A stray part is reported, because Parquet readers would read it."""
     shutil.copy(store / PART, store / "table/part-00000007.parquet")
     (finding,) = zarrow.verify(store).findings
     assert (finding.severity, finding.path) == ("defect", "table/part-00000007.parquet")
 
 
 def test_strays_are_notes(store: Path) -> None:
-    """Files that harm nobody are told of."""
+    """Harmless stray files are reported as notes."""
     for name in (
         "README",
         "table/notes.txt",
@@ -515,7 +515,7 @@ def test_strays_are_notes(store: Path) -> None:
 
 
 def test_many_strays_are_counted(store: Path) -> None:
-    """A directory full of strays does not make a report of as many lines."""
+    """A directory full of stray files is reported in a few lines."""
     for number in range(500):
         (store / f"stray{number}").touch()
     report = zarrow.verify(store)
@@ -543,7 +543,7 @@ def test_a_pipe_is_not_waited_for(store: Path, name: str) -> None:
 
 
 def test_verify_needs_no_writer_and_no_reader() -> None:
-    """An auditor that shares no code with those it audits is worth more."""
+    """The audit shares no code with what it audits."""
     code = (
         "import sys, types; package = types.ModuleType('zarrow'); package.__path__ = sys.argv[1:]; "
         "sys.modules['zarrow'] = package; import zarrow._maintenance.audit, zarrow.verify; "

@@ -45,7 +45,7 @@ OPTIONS: dict[str, Any] = {"keys": ["id"], "segment_rows": SEGMENT_ROWS}
 
 
 def _batch(start: int, rows: int) -> tuple[dict[str, Any], dict[str, Any], npt.NDArray[np.int64]]:
-    """Return rows that follow from their number, so that any reader's findings can be checked."""
+    """Return rows that follow from their numbers, so that any reader's result can be checked."""
     ids = np.arange(start, start + rows)
     vectors = ids[:, None] * 1000.0 + np.arange(HIDDEN)
     columns = {"id": ids, "text": [f"row {row}" for row in ids]}
@@ -58,7 +58,7 @@ def _append(writer: zarrow.Writer, start: int, stop: int, step: int = 10) -> Non
 
 
 def _check(path: Path, rows: int) -> None:
-    """Read a complete store with stock readers and with ours: it has exactly rows 0 to `rows`."""
+    """Check with stock readers and ours that a complete store has exactly rows 0 to `rows`."""
     columns, arrays, index = _batch(0, rows)
     table = ds.dataset(sorted((path / "table").glob("*.parquet"))).to_table()
     assert table["row"].to_pylist() == list(range(rows))
@@ -83,7 +83,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Faulty(files.Calls):
-    """Calls of the operating system that fail, or wait, where a test says so."""
+    """System calls that fail, or wait, where a test requires it."""
 
     def __init__(self) -> None:
         self.broken: dict[str, int] = {}
@@ -93,7 +93,9 @@ class Faulty(files.Calls):
         self.written: list[tuple[int, int]] = []
 
     def _called(self, name: str) -> None:
-        error = self.broken.get(name)  # before it counts: who waits for the count may mend what was broken
+        error = self.broken.get(
+            name
+        )  # read before counting: a test that waits for the count may then repair the call
         self.counts[name] = self.counts.get(name, 0) + 1
         if error is not None:
             raise OSError(error, os.strerror(error))
@@ -133,7 +135,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Faulty:
 @pytest.mark.parametrize("rows", [1, SEGMENT_ROWS - 1, SEGMENT_ROWS, SEGMENT_ROWS + 1, 3 * SEGMENT_ROWS + 5])
 @pytest.mark.parametrize("codecs", [None, "zstd"])
 def test_what_was_appended_is_there(rows: int, codecs: str | None, path: Path) -> None:
-    """A finished store holds every row once, in order, for every reader."""
+    """A complete store has every row once, in order, for every reader."""
     with zarrow.Writer(path, codecs=codecs, **OPTIONS) as writer:
         _append(writer, 0, rows)
         writer.finalize()
@@ -141,7 +143,7 @@ def test_what_was_appended_is_there(rows: int, codecs: str | None, path: Path) -
 
 
 def test_one_batch_may_span_segments(path: Path) -> None:
-    """A batch larger than a segment is cut, and is found whole."""
+    """A batch larger than a segment is split, and can be read completely."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         writer.append(*_batch(0, 5 * SEGMENT_ROWS + 3))
         writer.append(*_batch(5 * SEGMENT_ROWS + 3, 1))
@@ -175,7 +177,7 @@ def test_arrays_of_any_shape_and_type(path: Path) -> None:
 
 
 def test_a_store_may_lack_arrays_or_columns(tmp_path: Path) -> None:
-    """Columns alone make a store, and vectors alone do."""
+    """A store can have only columns, or only vectors."""
     with zarrow.Writer(tmp_path / "columns") as writer:
         writer.append({"id": [1, 2]})
         writer.finalize()
@@ -193,7 +195,7 @@ ARRAYS = {"embed": (HIDDEN, "float32")}
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_no_rows_make_a_store(declared: bool, path: Path) -> None:
-    """A run that predicted nothing leaves a valid, complete store of no rows."""
+    """A run without predictions leaves a valid, complete store without rows."""
     options: dict[str, Any] = {"schema": SCHEMA, "arrays": ARRAYS, "keys": ["id"]} if declared else {}
     with zarrow.Writer(path, **options) as writer:
         writer.finalize()
@@ -215,7 +217,7 @@ def test_no_rows_make_a_store(declared: bool, path: Path) -> None:
 
 
 def test_a_declared_store_is_there_at_once(path: Path) -> None:
-    """With all declared, readers find the arrays before the first batch."""
+    """If everything is declared, readers find the arrays before the first batch."""
     with zarrow.Writer(path, schema=SCHEMA, arrays=ARRAYS):
         assert zarr.open_group(path / "embeddings.zarr", mode="r")["embed"].shape == (0, HIDDEN)  # type: ignore[union-attr]
         assert zarrow.open(path, partial=True).num_rows == 0
@@ -279,7 +281,7 @@ def test_every_bit_is_kept(codecs: str | None, path: Path) -> None:
 
 
 def test_the_caller_says_where_rows_come_from(path: Path) -> None:
-    """Provenance is kept beside what zarrow itself knows of the run."""
+    """The user's provenance is stored with what zarrow itself records about the run."""
     with zarrow.Writer(path, provenance={"model": "m", "steps": [1, None]}) as writer:
         writer.append({"id": [1]})
         assert writer.spec is not None
@@ -291,7 +293,7 @@ def test_the_caller_says_where_rows_come_from(path: Path) -> None:
 
 
 def test_three_counts_tell_what_is_safe(path: Path, calls: Faulty) -> None:
-    """Queued, accepted and durable rows are told apart, and flush moves them on."""
+    """Queued, accepted and durable rows are counted separately, and flush advances the counts."""
     with zarrow.Writer(path, schema=SCHEMA, arrays=ARRAYS) as writer:
         calls.gate.clear()
         _append(writer, 0, 30)
@@ -323,7 +325,7 @@ def test_a_full_segment_is_durable(path: Path) -> None:
     [("batch", 50), (zarrow.Durability(batches=1), 50), (zarrow.Durability(batches=3), 30)],
 )
 def test_durability_by_batches(durability: Any, durable: int, path: Path) -> None:
-    """Rows become durable after as many batches as were asked for."""
+    """Rows become durable after the chosen number of batches."""
     with zarrow.Writer(path, durability=durability) as writer:
         for start in range(0, 50, 10):
             writer.append(*_batch(start, 10))
@@ -332,7 +334,7 @@ def test_durability_by_batches(durability: Any, durable: int, path: Path) -> Non
 
 
 def test_durability_by_time(path: Path) -> None:
-    """Rows become durable when the oldest is old enough, also if no batch follows."""
+    """Rows become durable when the oldest reaches the chosen age, even if no batch follows."""
     with zarrow.Writer(path, durability=zarrow.Durability(seconds=0.2)) as writer:
         writer.append(*_batch(0, 10))
         writer.flush()
@@ -351,7 +353,7 @@ def test_durability_by_time(path: Path) -> None:
     ids=["mode", "durability", "queue", "provenance type", "provenance value"],
 )
 def test_options_are_checked_at_once(options: dict[str, Any], path: Path) -> None:
-    """An option that makes no sense is refused before anything is made."""
+    """An invalid option is refused before anything is created."""
     (name,) = options
     with pytest.raises(InvalidInputError, match=name):
         zarrow.Writer(path, **options)
@@ -360,7 +362,7 @@ def test_options_are_checked_at_once(options: dict[str, Any], path: Path) -> Non
 
 @pytest.mark.parametrize("options", [{"batches": 0}, {"seconds": 0}, {"seconds": -1.0}, {"batches": -1}])
 def test_durability_checks_itself(options: dict[str, Any]) -> None:
-    """Durability after no batches or no time is refused."""
+    """Durability after zero batches or zero seconds is refused."""
     with pytest.raises(InvalidInputError, match=f"{next(iter(options))} must be positive"):
         zarrow.Durability(**options)
 
@@ -377,7 +379,7 @@ def test_durability_checks_itself(options: dict[str, Any]) -> None:
 def test_a_declaration_is_checked_before_there_is_a_store(
     options: dict[str, Any], message: str, path: Path
 ) -> None:
-    """What the first batch shows to be nonsense is refused, and the writer can be closed."""
+    """Options that the first batch proves invalid are refused, and the writer can be closed."""
     with zarrow.Writer(path, **options) as writer, pytest.raises(InvalidInputError, match=message):
         writer.append(*_batch(0, 3))
     assert not (path / "zarrow.json").exists()
@@ -385,7 +387,7 @@ def test_a_declaration_is_checked_before_there_is_a_store(
 
 @pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype(">f4")], ids=str)
 def test_a_type_may_be_declared_as_numpy_has_it(dtype: Any, path: Path) -> None:
-    """An array's type is a name, a numpy type or a dtype; byte order is the store's own business."""
+    """An array's type is a name, a numpy type or a dtype; the store chooses the byte order."""
     with zarrow.Writer(path, schema=SCHEMA, arrays={"embed": ((HIDDEN,), dtype)}) as writer:
         _append(writer, 0, 5)
         writer.finalize()
@@ -396,7 +398,7 @@ def test_a_type_may_be_declared_as_numpy_has_it(dtype: Any, path: Path) -> None:
 
 
 def test_a_slow_disk_slows_the_caller(path: Path, calls: Faulty) -> None:
-    """What waits never exceeds the bound, and append waits for room."""
+    """Queued bytes never exceed the bound, and append waits for space."""
     rows, bound = 256, 64 << 10
     columns, arrays, _ = _batch(0, rows)
     with zarrow.Writer(path, schema=SCHEMA, arrays=ARRAYS, queue_bytes=bound) as writer:
@@ -433,7 +435,7 @@ def test_a_batch_larger_than_the_queue_gets_through(path: Path) -> None:
 
 
 def test_the_default_touches_no_store(path: Path) -> None:
-    """A second run with the same path is refused, with both remedies; the store is as it was."""
+    """A second run with the same path is refused with both remedies, and the store is unchanged."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 10)
         writer.finalize()
@@ -445,7 +447,7 @@ def test_the_default_touches_no_store(path: Path) -> None:
 
 
 def test_an_incomplete_store_is_not_overwritten_by_default(path: Path) -> None:
-    """Rows of a run that was cut short are not thrown away by starting it again."""
+    """Starting an interrupted run again does not discard its rows."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 10)
     with pytest.raises(StoreExistsError):
@@ -456,7 +458,7 @@ def test_an_incomplete_store_is_not_overwritten_by_default(path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["x", "w", "a"])
 def test_every_mode_creates_what_is_not_there(mode: Any, path: Path) -> None:
-    """Where there is nothing, or an empty directory, every mode makes a store."""
+    """At an unused path or in an empty directory, every mode creates a store."""
     path.mkdir()
     with zarrow.Writer(path, mode=mode, **OPTIONS) as writer:
         _append(writer, 0, 10)
@@ -466,7 +468,7 @@ def test_every_mode_creates_what_is_not_there(mode: Any, path: Path) -> None:
 
 
 def test_replacing_keeps_the_old_store_until_the_new_one_is_complete(path: Path) -> None:
-    """Readers find the old, complete store until the instant at which they find the new one."""
+    """Readers find the old, complete store until the new one replaces it in one step."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 100)
         writer.finalize()
@@ -491,7 +493,7 @@ def test_replacing_may_change_everything(path: Path) -> None:
 
 
 def test_an_abandoned_replacement_leaves_the_old_store(path: Path) -> None:
-    """A replacement that was closed unfinished changes nothing, and the next one starts afresh."""
+    """A replacement closed before finalizing changes nothing, and the next one starts from scratch."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 100)
         writer.finalize()
@@ -507,7 +509,7 @@ def test_an_abandoned_replacement_leaves_the_old_store(path: Path) -> None:
 
 
 def test_a_store_with_a_writer_at_work_is_not_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its writer would go on in the wrong store: neither at the start nor at the end is it taken away."""
+    """A store with an active writer is not replaced, neither at the start nor at the end."""
     monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
     with zarrow.Writer(path, **OPTIONS) as old:
         _append(old, 0, 10)
@@ -527,7 +529,7 @@ def test_a_store_with_a_writer_at_work_is_not_replaced(path: Path, monkeypatch: 
 def test_a_forked_child_does_not_keep_the_store_of_a_dead_writer(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data loader workers may outlive the writer that they were forked from: its store is free at once."""
+    """Forked data loader workers that outlive their writer do not keep the store locked."""
     code = """
 import os, signal, sys, time
 import numpy as np, zarrow
@@ -545,7 +547,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, check=False)
     child = int(done.stdout)
     try:
-        os.kill(child, 0)  # it lives
+        os.kill(child, 0)  # it is alive
         monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.0)
         with zarrow.Writer(path, mode="a") as writer:
             assert writer.accepted_rows == 2
@@ -554,7 +556,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_forked_child_leaves_the_writer_its_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that ends, or tries to write, takes nothing from the parent's writer."""
+    """A child process that ends, or tries to write, does not disturb the parent's writer."""
     monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.0)
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 10)
@@ -581,7 +583,7 @@ def _meddle_in_child(path: Path, writer: zarrow.Writer) -> None:
 
 
 def test_a_link_to_a_store_is_followed(path: Path) -> None:
-    """A store that is named by a symbolic link is the one that is resumed or replaced."""
+    """A symbolic link to a store can be used to resume or replace it."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 10)
         writer.finalize()
@@ -600,7 +602,7 @@ def test_a_link_to_a_store_is_followed(path: Path) -> None:
 
 
 def test_appending_resumes_what_was_closed(path: Path) -> None:
-    """Closing loses nothing: the next writer goes on at exactly the next row."""
+    """Closing loses nothing: the next writer continues with exactly the next row."""
     for start, stop in ((0, 30), (30, 64), (64, 64), (64, 200)):
         with zarrow.Writer(path, mode="a", **OPTIONS) as writer:
             assert writer.accepted_rows == writer.durable_rows == start
@@ -613,7 +615,7 @@ def test_appending_resumes_what_was_closed(path: Path) -> None:
 @pytest.mark.parametrize("rows", [10, SEGMENT_ROWS, SEGMENT_ROWS + 10])
 @pytest.mark.parametrize("codecs", [None, "zstd"])
 def test_appending_extends_what_was_complete(rows: int, codecs: str | None, path: Path) -> None:
-    """A complete store takes more rows behind its last, is incomplete meanwhile, and complete again after."""
+    """Appending to a complete store makes it incomplete until it is finalized again."""
     with zarrow.Writer(path, codecs=codecs, **OPTIONS) as writer:
         _append(writer, 0, rows)
         writer.finalize()
@@ -636,7 +638,7 @@ def test_appending_extends_what_was_complete(rows: int, codecs: str | None, path
 
 
 def test_leaving_the_block_does_not_finalize(path: Path) -> None:
-    """A store is complete when its writer said so, and until then it says that it is not."""
+    """A store is incomplete until its writer finalizes it."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 100)
     with pytest.raises(IncompleteStoreError, match="partial=True"):
@@ -645,7 +647,7 @@ def test_leaving_the_block_does_not_finalize(path: Path) -> None:
 
 
 def test_an_exception_in_the_block_is_not_hidden(path: Path) -> None:
-    """What went wrong in the block comes out of it, and every batch before it is kept."""
+    """An exception in the with block is raised unchanged, and every batch before it is kept."""
 
     def run() -> None:
         with zarrow.Writer(path, **OPTIONS) as writer:
@@ -672,7 +674,7 @@ def test_ending_twice_does_no_harm(path: Path) -> None:
 
 @pytest.mark.parametrize("finalized", [True, False])
 def test_a_writer_that_ended_takes_no_more(finalized: bool, path: Path) -> None:
-    """A closed or finalized writer says which of the two, and how to go on."""
+    """A writer says whether it was closed or finalized, and how to continue."""
     writer = zarrow.Writer(path, **OPTIONS)
     writer.append(*_batch(0, 10))
     writer.finalize() if finalized else writer.close()
@@ -686,7 +688,7 @@ def test_a_writer_that_ended_takes_no_more(finalized: bool, path: Path) -> None:
 
 
 def test_nothing_stays_open(path: Path) -> None:
-    """A writer that ended leaves no thread and no open file behind."""
+    """A closed writer leaves no threads or open files."""
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for mode in ("x", "a", "a", "w"):
         with zarrow.Writer(path, mode=mode, **OPTIONS) as writer:  # type: ignore[arg-type]
@@ -697,7 +699,7 @@ def test_nothing_stays_open(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-# What may stand in the way
+# Obstacles
 
 
 def _make_file(path: Path) -> None:
@@ -721,7 +723,7 @@ def _make_zarr(path: Path) -> None:
 @pytest.mark.parametrize("mode", ["x", "w", "a"])
 @pytest.mark.parametrize("make", [_make_file, _make_directory, _make_other_open, _make_zarr])
 def test_what_is_no_store_is_left_alone(mode: Any, make: Callable[[Path], None], path: Path) -> None:
-    """No mode touches a path that has something else."""
+    """No mode touches a path that is not a store."""
     make(path)
     before = {name: name.read_bytes() for name in path.rglob("*") if name.is_file()}
     with pytest.raises(NotAStoreError, match=r"no zarrow store: choose another path") as caught:
@@ -731,7 +733,7 @@ def test_what_is_no_store_is_left_alone(mode: Any, make: Callable[[Path], None],
 
 
 def test_what_lies_where_the_new_store_would_grow_is_left_alone(path: Path) -> None:
-    """A replacement is refused if something else has its temporary name."""
+    """A replacement is refused if its temporary name is taken."""
     with zarrow.Writer(path) as writer:
         writer.append({"id": [1]})
     _make_directory(path.with_name("run.zarrow.incoming"))
@@ -753,7 +755,7 @@ def test_a_missing_parent_is_told_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_parent_that_cannot_be_written_is_told_at_once(number: int, path: Path, calls: Faulty) -> None:
-    """A read-only, forbidden or full place fails when the writer is opened, and says why."""
+    """A read-only, forbidden or full directory fails when the writer is opened, with the reason."""
     calls.broken["mkdir"] = number
     with pytest.raises(WriteFailedError, match=r"a store cannot be written here: ") as caught:
         zarrow.Writer(path)
@@ -764,7 +766,7 @@ def test_a_parent_that_cannot_be_written_is_told_at_once(number: int, path: Path
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_permissions_are_respected(tmp_path: Path) -> None:
-    """A directory without write permission is told at once."""
+    """A directory without write permission is reported at once."""
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(WriteFailedError, match="Permission denied"):
@@ -793,7 +795,7 @@ def test_permissions_are_respected(tmp_path: Path) -> None:
 def test_a_schema_that_differs_when_resuming_is_refused(
     options: dict[str, Any], parts: list[str], path: Path
 ) -> None:
-    """A resumed run that declares another store hears what differs, and nothing is touched."""
+    """A resumed run that declares a different store is refused with the differences, and nothing changes."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 70)
     with pytest.raises(SchemaMismatchError) as caught:
@@ -807,7 +809,7 @@ def test_a_schema_that_differs_when_resuming_is_refused(
 
 
 def test_a_batch_that_differs_when_resuming_is_refused(path: Path) -> None:
-    """An undeclared resumed run is held to what the store has, batch by batch."""
+    """A resumed run without declarations is checked against the store, batch by batch."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 70)
     with zarrow.Writer(path, mode="a") as writer:
@@ -848,7 +850,7 @@ def _holder(path: Path, kind: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.usefixtures("no_patience")
 def test_a_store_that_is_being_written_names_its_writer(path: Path) -> None:
-    """A second writer hears which process on which machine is in its way, and what to do."""
+    """A second writer is refused with the host and process of the first, and a remedy."""
     with _holder(path, "alone") as process:
         for mode, shared in (("a", False), ("a", True), ("x", False), ("w", False)):
             with pytest.raises(StoreLockedError) as caught:
@@ -862,7 +864,7 @@ def test_a_store_that_is_being_written_names_its_writer(path: Path) -> None:
 
 @pytest.mark.usefixtures("no_patience")
 def test_a_lock_ends_with_its_process(path: Path) -> None:
-    """A writer that was killed is in nobody's way."""
+    """A killed writer does not block others."""
     with _holder(path, "alone") as process:
         process.kill()
         process.wait()
@@ -872,7 +874,7 @@ def test_a_lock_ends_with_its_process(path: Path) -> None:
 
 @pytest.mark.usefixtures("no_patience")
 def test_shared_writers_make_one_store(path: Path) -> None:
-    """Writers that agree to share append to one store, and the last of them completes it."""
+    """Shared writers append to one store, and the last of them completes it."""
     options: dict[str, Any] = {"mode": "a", "shared": True, **OPTIONS}
     with zarrow.Writer(path, **options) as one, zarrow.Writer(path, **options) as other:
         with pytest.raises(StoreLockedError):
@@ -900,7 +902,7 @@ def test_shared_writers_make_one_store(path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_an_error_in_the_background_surfaces_at_the_next_call(number: int, path: Path, calls: Faulty) -> None:
-    """A write that failed is told by the next call and by close, with the rows that are safe."""
+    """A failed write is raised by the next call and by close, with the rows that are safe."""
     writer = zarrow.Writer(path, **OPTIONS)
     _append(writer, 0, 20)
     writer.flush(durable=True)
@@ -930,7 +932,7 @@ def test_an_error_in_the_background_surfaces_at_the_next_call(number: int, path:
 
 @pytest.mark.parametrize("call", ["fsync", "link", "rename"])
 def test_an_error_while_sealing_surfaces(call: str, path: Path, calls: Faulty) -> None:
-    """A segment that could not be sealed is told at the latest by finalize, and nothing is lost."""
+    """A failure to seal a segment is raised by finalize at the latest, and nothing is lost."""
 
     def run() -> None:
         with zarrow.Writer(path, **OPTIONS) as writer:
@@ -953,13 +955,13 @@ def test_an_error_while_sealing_surfaces(call: str, path: Path, calls: Faulty) -
 
 
 def test_an_fsync_that_failed_once_is_not_believed_later(path: Path, calls: Faulty) -> None:
-    """An error that came and went still fails the run: the kernel may have dropped the bytes."""
+    """A transient error still fails the run, because the kernel may have dropped the bytes."""
 
     def run() -> None:
         with zarrow.Writer(path, **OPTIONS) as writer:
             _append(writer, 0, SEGMENT_ROWS - 4)
             writer.flush()
-            # That of the next open segment would lose no row.
+            # A failure in the next open segment would lose no row.
             _wait_for(lambda: len(list(path.glob("open/*/owner.json"))) == 2)
             calls.broken["fsync"] = errno.EIO
             before = calls.counts.get("fsync", 0)
@@ -975,7 +977,7 @@ def test_an_fsync_that_failed_once_is_not_believed_later(path: Path, calls: Faul
 
 
 def test_an_error_lets_waiting_callers_go(path: Path, calls: Faulty) -> None:
-    """A caller who waits for room hears of the error instead of waiting forever."""
+    """A caller waiting for space gets the error instead of waiting forever."""
     columns, arrays, _ = _batch(0, 256)
 
     def run() -> None:
@@ -991,7 +993,7 @@ def test_an_error_lets_waiting_callers_go(path: Path, calls: Faulty) -> None:
 
 
 def test_an_error_of_the_block_is_not_hidden_by_one_of_the_writer(path: Path, calls: Faulty) -> None:
-    """If both the block and the disk failed, the block's exception is what comes out."""
+    """If both the block and the disk fail, the block's exception is raised."""
 
     def run() -> None:
         with zarrow.Writer(path, **OPTIONS) as writer:
@@ -1024,7 +1026,7 @@ if mode != "x":
 
 
 def _run_and_kill(path: Path, mode: str, stop: int) -> tuple[int, int]:
-    """Write rows up to `stop` in another process, kill it, and return where it began and ended."""
+    """Write rows up to `stop` in another process, kill it, and return its first row and the rows accepted."""
     with subprocess.Popen(
         [sys.executable, "-c", RUN, str(path), mode, str(stop)],
         stdin=subprocess.PIPE,
@@ -1055,7 +1057,7 @@ def test_a_killed_run_goes_on_at_exactly_the_next_row(path: Path) -> None:
 
 
 def test_a_killed_replacement_leaves_the_old_store(path: Path) -> None:
-    """A replacement that was killed changes nothing, and the next one starts afresh."""
+    """A killed replacement changes nothing, and the next one starts from scratch."""
     with zarrow.Writer(path, **OPTIONS) as writer:
         _append(writer, 0, 100)
         writer.finalize()
@@ -1070,7 +1072,7 @@ def test_a_killed_replacement_leaves_the_old_store(path: Path) -> None:
 
 
 def test_a_run_killed_before_its_first_batch_left_nothing(path: Path) -> None:
-    """What dies before it had anything to say is in nobody's way, in any mode."""
+    """A writer killed before its first batch does not block others, in any mode."""
     with _holder(path, "alone") as process:
         process.kill()
         process.wait()
@@ -1081,7 +1083,7 @@ def test_a_run_killed_before_its_first_batch_left_nothing(path: Path) -> None:
 
 
 def test_a_forgotten_writer_is_closed_at_exit(path: Path) -> None:
-    """A program that ends without closing its writer loses nothing that it had queued."""
+    """A program that ends without closing its writer loses no queued rows."""
     subprocess.run([sys.executable, "-c", RUN, str(path), "x", "200"], check=True)
     with zarrow.Writer(path, mode="a") as writer:
         assert writer.accepted_rows == 200

@@ -26,7 +26,7 @@ KEYS = ["id", "query"]
 
 
 def frame(start, stop):
-    """The rows of a made-up run, as a table, arrays, and what xarray is to show of the table."""
+    """The rows of a synthetic run: table, arrays, and the variables expected from xarray."""
     row = np.arange(start, stop)
     missing = row % 7 == 0
     utc = np.datetime64("2026-01-01", "us") + row * np.timedelta64(1, "h")
@@ -115,7 +115,7 @@ class TestWhatThereIs:
         }
 
     def test_xarray_takes_the_engine_by_itself(self, plain, monkeypatch):
-        """A store is recognised by what it is, given as str, Path or with another name."""
+        """A store is recognised by its content, given as str or Path and under any name."""
         assert xr.open_dataset(str(plain) + "/").sizes["row"] == ROWS
         link = plain.parent / "other-name"
         os.symlink(plain, link)
@@ -125,13 +125,13 @@ class TestWhatThereIs:
         assert xr.open_dataset("run.zarrow").sizes["row"] == ROWS
 
     def test_identifiers_are_coordinates_without_an_index(self, dataset):
-        """The key columns go along with every array, and none is loaded for an index."""
+        """The key columns are coordinates of every array, and none is loaded for an index."""
         assert set(dataset.embed.coords) == set(KEYS)
         assert not dataset.xindexes
         assert "row" not in dataset.variables
 
     def test_attributes_say_where_the_rows_come_from(self, plain):
-        """The store's identity, keys and provenance are attributes, and a time zone is one too."""
+        """The store's identity, keys and provenance are attributes, and so is a time zone."""
         dataset, store = xr.open_dataset(plain), zarrow.open(plain)
         assert dataset.attrs["zarrow_uuid"] == store.uuid
         assert dataset.attrs["zarrow_keys"] == KEYS
@@ -139,7 +139,7 @@ class TestWhatThereIs:
         assert dataset.time.attrs == {"timezone": "UTC"}
 
     def test_nothing_is_read_at_opening(self, plain, tmp_path):
-        """A dataset opens, and shows itself, though all files of rows are gone."""
+        """A dataset opens and prints even if all files with rows are gone."""
         copy = tmp_path / "run.zarrow"
         write(copy, rows=4 * SEGMENT_ROWS)
         for file in [*copy.glob("table/*.parquet"), *copy.glob("embeddings.zarr/*/c/**/*")]:
@@ -160,7 +160,7 @@ class TestWhatThereIs:
         np.testing.assert_array_equal(values, store["embed"][:])
 
     def test_a_loaded_column_can_be_changed(self, plain):
-        """What was loaded of the table is the user's to write to."""
+        """Loaded columns can be written to."""
         prob = xr.open_dataset(plain).prob.load()
         prob[0] = 5
         assert prob[0] == 5
@@ -174,7 +174,7 @@ class TestWhatThereIs:
         assert "prob" not in xr.open_dataset(plain, drop_variables="prob")
 
     def test_a_store_without_rows(self, tmp_path):
-        """A store of no rows is a dataset of no rows, with dask too."""
+        """A store without rows is a dataset without rows, with dask too."""
         schema = pa.schema({"id": pa.int64()})
         with zarrow.Writer(tmp_path / "s", schema=schema, arrays={"embed": ((4,), "float32")}) as writer:
             writer.finalize()
@@ -185,21 +185,21 @@ class TestWhatThereIs:
 
 class TestNulls:
     def test_a_fill_value_keeps_the_dtype(self, plain, truth):
-        """fill_values says what stands for null, and the column keeps its own dtype."""
+        """fill_values replaces nulls, and the column keeps its dtype."""
         dataset = xr.open_dataset(plain, fill_values={"label": False, "count": -1, "note": "?"})
         assert (dataset.label.dtype, dataset["count"].dtype) == (np.bool_, np.int16)
         np.testing.assert_array_equal(dataset["count"], truth["count"].fillna(-1))
         assert dataset.note.values[:2].tolist() == ["?", "note 1"]
 
     def test_rows_without_a_sample_index_have_minus_one(self, tmp_path):
-        """A store whose writer gave no sample index loads: −1 stands for none."""
+        """A store without sample_index values loads, with −1 for them."""
         with zarrow.Writer(tmp_path / "s") as writer:
             writer.append({"id": [1, 2]})
             writer.finalize()
         assert xr.open_dataset(tmp_path / "s").sample_index.values.tolist() == [-1, -1]
 
     def test_big_integers_are_refused_rather_than_rounded(self, tmp_path):
-        """A nullable integer that a float cannot hold is an error that names the way out."""
+        """A nullable integer that a float cannot represent is an error with a remedy."""
         with zarrow.Writer(tmp_path / "s") as writer:
             writer.append(pa.table({"n": [None, 2**60 + 1]}))
             writer.finalize()
@@ -247,7 +247,7 @@ class TestNulls:
         ],
     )
     def test_a_wrong_fill_value_is_named_at_opening(self, plain, fill_values, error, match):
-        """A fill value for no column, or of another type, is refused with what would do."""
+        """A fill value for an unknown column or of a wrong type is refused with a remedy."""
         with pytest.raises(error, match=match):
             xr.open_dataset(plain, fill_values=fill_values)
 
@@ -268,11 +268,11 @@ SELECTIONS = {
 class TestSelections:
     @pytest.mark.parametrize("rows", SELECTIONS.values(), ids=SELECTIONS)
     def test_rows(self, dataset, truth, rows):
-        """Rows are picked by number, slice, array and mask as from memory."""
+        """Rows are selected by number, slice, array and mask as in memory."""
         same(dataset.isel(row=rows), truth.isel(row=rows))
 
     def test_other_axes(self, dataset, truth):
-        """The axes of a row are picked from too, alone and together with rows, in turn."""
+        """Axes of a row are selected too, alone and together with rows."""
         for picks in (
             {"embed_dim": 3},
             {"embed_dim": [5, 1], "row": slice(0, 2000, 3)},
@@ -293,12 +293,12 @@ class TestSelections:
         xr.testing.assert_equal(dataset.embed.isel(picked), truth.embed.isel(picked))
 
     def test_out_of_range(self, plain):
-        """A row beyond the last is numpy's error."""
+        """A row out of range raises numpy's error."""
         with pytest.raises(IndexError):
             xr.open_dataset(plain).embed.isel(row=ROWS).load()
 
     def test_random_selections(self, plain, truth):
-        """Any chain of picks from any variable gives what memory gives."""
+        """Any chain of selections from any variable gives the same as in memory."""
         rng = np.random.default_rng(0)
         dataset = xr.open_dataset(plain)
         for _ in range(40):
@@ -314,13 +314,13 @@ class TestSelections:
             xr.testing.assert_equal(ours[["embed", "prob", "note"]], theirs[["embed", "prob", "note"]])
 
     def test_a_single_list(self, dataset):
-        """The list of a single row stays one value."""
+        """The list in a single row stays one value."""
         assert dataset.codes.isel(row=0).load().values[()] == [1, 2]
 
 
 class TestComputing:
     def test_reductions(self, dataset, truth):
-        """Sums, means, extremes and spreads over any axis are those of memory."""
+        """Sums, means, extremes and spreads over any axis are the same as in memory."""
         for reduce in ("mean", "sum", "max", "std", "count"):
             for dim in ("row", "embed_dim", None):
                 ours, theirs = (getattr(d.embed, reduce)(dim) for d in (dataset, truth))
@@ -330,7 +330,7 @@ class TestComputing:
             xr.testing.assert_allclose(dataset[name].mean(), truth[name].mean())
 
     def test_where(self, dataset, truth):
-        """The mean vector of the rows that a column picks is that of memory."""
+        """The mean vector of rows selected by a column is the same as in memory."""
         ours, theirs = (d.embed.where(d.prob > 0.9).mean("row") for d in (dataset, truth))
         xr.testing.assert_allclose(ours, theirs, rtol=1e-3)
         ours, theirs = (d.layers.where(d.label == 1).max("row") for d in (dataset, truth))
@@ -356,7 +356,7 @@ class TestComputing:
         xr.testing.assert_allclose(ours.drop_vars("id", errors="ignore"), theirs)
 
     def test_two_stores_are_concatenated(self, plain, truth):
-        """Datasets of several stores are put one behind the other."""
+        """Datasets of several stores can be concatenated."""
         both = xr.concat([xr.open_dataset(plain), xr.open_dataset(plain)], "row")
         xr.testing.assert_equal(both, xr.concat([truth, truth], "row"))
 
@@ -375,7 +375,7 @@ class TestKeys:
         assert not found.xindexes
 
     def test_several_keys(self, keyed, truth):
-        """Keys side by side are rows in their order, as often as asked for; one value stands for all."""
+        """Parallel lists of keys give rows in order, with repetitions; a single value applies to all."""
         rows = [2000, 3, 3, 1024]
         asked = truth.isel(row=rows)
         found = keyed.sel(id=asked.id.values, query=list(asked["query"].values))
@@ -394,7 +394,7 @@ class TestKeys:
         np.testing.assert_array_equal(found.values, truth.prob.values[rows])
 
     def test_a_missing_key(self, keyed):
-        """A key that no row has is a KeyError that names it."""
+        """A missing key is a KeyError that names it."""
         with pytest.raises(KeyError, match=r"id=-7, query='none'"):
             keyed.sel(id=-7, query="none")
         with pytest.raises(KeyError, match="1 of 2 keys"):
@@ -412,12 +412,12 @@ class TestKeys:
         ],
     )
     def test_what_is_no_key(self, keyed, labels, options, match):
-        """What cannot name a row is refused with the reason."""
+        """Selections that cannot name a row are refused with a reason."""
         with pytest.raises(ValueError, match=match):
             keyed.sel(labels, **options)
 
     def test_the_index_is_on_disk(self, plain, monkeypatch):
-        """No look-up reads a key column, nor does opening."""
+        """Neither look-ups nor opening read a key column."""
         zarrow.build_index(plain)
         monkeypatch.setattr("zarrow._read.columns.NarrowColumns.batches", None)
         dataset = xr.open_dataset(plain, key_index=True)
@@ -427,7 +427,7 @@ class TestKeys:
         ).sizes
 
     def test_worker_processes_look_up(self, keyed, truth):
-        """A process of dask's finds rows by key in the dataset that it was sent."""
+        """A dask worker process finds rows by key in the dataset it was sent."""
         found = pickle.loads(pickle.dumps(keyed)).sel(id=truth.id.values[:3], query=truth["query"].values[:3])
         same(found, truth.isel(row=slice(3)))
         keys = {"id": truth.id.values[:600], "query": truth["query"].values[:600]}
@@ -448,12 +448,12 @@ class TestKeys:
         assert "KeyIndex" in repr(keyed.xindexes)
 
     def test_two_stores(self, keyed, plain):
-        """An index is of one store: concatenation says what to do instead."""
+        """An index belongs to one store: concatenation is refused with a remedy."""
         with pytest.raises(ValueError, match="without key_index"):
             xr.concat([keyed, keyed], "row")
 
     def test_without_keys(self, plain, tmp_path):
-        """There is no index without key columns."""
+        """Without key columns key_index is refused."""
         with pytest.raises(InvalidInputError, match="keep these variables"):
             xr.open_dataset(plain, key_index=True, drop_variables="id")
         with zarrow.Writer(tmp_path / "s.zarrow") as writer:
@@ -475,7 +475,7 @@ class TestElsewhere:
         same(pickle.loads(pickle.dumps(dataset)), truth)
 
     def test_a_pickle_of_another_store_is_refused(self, tmp_path):
-        """A dataset whose store has changed meanwhile says so instead of showing other rows."""
+        """A dataset whose store has changed raises an error instead of showing other rows."""
         path = tmp_path / "run.zarrow"
         write(path, rows=1000)
         pickled = pickle.dumps(xr.open_dataset(path))
@@ -485,13 +485,13 @@ class TestElsewhere:
             pickle.loads(pickled)
 
     def test_worker_processes_compute(self, plain, truth):
-        """A process that dask starts anew computes on the store's chunks."""
+        """A new dask process can compute on the store's chunks."""
         dataset = xr.open_dataset(plain, chunks={})
         with dask.config.set(scheduler="processes", num_workers=1):
             found = dataset.embed.mean("row").compute()
         xr.testing.assert_allclose(found, truth.embed.mean("row"), rtol=1e-3)
 
-    @pytest.mark.filterwarnings("ignore:.*dask array with dtype=object")  # said by xarray of strings
+    @pytest.mark.filterwarnings("ignore:.*dask array with dtype=object")  # from xarray, about strings
     def test_to_zarr_and_back(self, dataset, truth, tmp_path):
         """A dataset is saved as Zarr, strings and times included, and opened again by xarray."""
         dataset.drop_vars("codes").to_zarr(tmp_path / "z", zarr_format=3, consolidated=False)
@@ -504,7 +504,7 @@ class TestElsewhere:
 
 class TestIncompleteStores:
     def test_an_incomplete_store_is_refused_unless_asked_for(self, tmp_path, truth):
-        """partial=True shows the accepted rows, chunked as they lie; without it they do not pass."""
+        """partial=True shows the accepted rows, in stored chunks; without it the store is refused."""
         path = tmp_path / "run.zarrow"
         write(path, finalize=False, rows=1300)
         with pytest.raises(IncompleteStoreError, match="partial=True"):
@@ -521,7 +521,7 @@ class TestIncompleteStores:
             xr.open_dataset(tmp_path / "gone.zarrow")
 
     def test_a_closed_dataset_says_so(self, plain):
-        """Reading on after close is an error; what was loaded stays."""
+        """Reading after close is an error; loaded values stay."""
         dataset = xr.open_dataset(plain)
         loaded = dataset.embed.load()
         dataset.close()
@@ -531,7 +531,7 @@ class TestIncompleteStores:
 
 
 def test_without_xarray_the_extra_is_named():
-    """Whoever lacks xarray is told which extra brings it."""
+    """Without xarray the error names the extra that adds it."""
     program = """
 import sys
 sys.modules["xarray"] = None

@@ -35,7 +35,7 @@ ROWS = 700
 
 
 def make(path, rows=ROWS, *, codecs=None, segment_rows=64, seed=0):
-    """Write a store whose rows come in no order, in columns of many kinds, and finalize it."""
+    """Write and finalize a store with unordered rows and columns of many kinds."""
     rng = np.random.default_rng(seed)
     places = rng.permutation(rows)
     schema = pa.schema(
@@ -101,12 +101,12 @@ def store(tmp_path):
     return make(tmp_path / "s.zarrow")
 
 
-# What comes of it
+# Results
 
 
 @pytest.mark.parametrize("codecs", [None, "blosc"])
 def test_rows_are_put_into_the_order_of_the_dataset(tmp_path, codecs):
-    """Sorted by sample index, every row keeps its columns and vectors, whatever they are encoded with."""
+    """Sorted by sample_index, every row keeps its columns and vectors, with any codec."""
     path = make(tmp_path / "s.zarrow", codecs=codecs)
     before = zarrow.open(path)
     uuid, kept = before.uuid, before["embed"].codecs
@@ -119,7 +119,7 @@ def test_rows_are_put_into_the_order_of_the_dataset(tmp_path, codecs):
 
 
 def test_rows_are_sorted_by_several_columns_however_small_the_memory(store, monkeypatch):
-    """Rows that are gathered in many small blocks come in the order that one sort gives."""
+    """Rows gathered in many small blocks are in the same order as after a single sort."""
     monkeypatch.setattr(pack, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(pack, "MAX_BLOCK_ROWS", 33)
     zarrow.pack(store, order=["when", "word", "id"])
@@ -127,7 +127,7 @@ def test_rows_are_sorted_by_several_columns_however_small_the_memory(store, monk
 
 
 def test_codecs_and_segments_change_and_rows_stay(store, tmp_path):
-    """Another codec for one array and other segments leave rows, order and the old store alone."""
+    """A new codec for one array and a new segment size leave rows, order and the old store unchanged."""
     order = zarrow.open(store).table()["id"].to_pylist()
     zarrow.pack(store, tmp_path / "t.zarrow", codecs={"embed": "zstd"}, segment_rows=256)
     assert_whole(tmp_path / "t.zarrow", order)
@@ -145,7 +145,7 @@ def test_codecs_and_segments_change_and_rows_stay(store, tmp_path):
 
 
 def test_rows_without_a_sample_index_stay_without(tmp_path):
-    """A null among the sample indices stays where its row goes."""
+    """A null sample_index stays with its row."""
     path = tmp_path / "s.zarrow"
     with zarrow.Writer(path) as writer:
         writer.append({"x": [5, 3]}, sample_index=[0, 1])
@@ -161,7 +161,7 @@ def test_rows_without_a_sample_index_stay_without(tmp_path):
 
 
 def test_a_store_without_rows_or_arrays_can_be_packed(tmp_path):
-    """No row is no reason to fail."""
+    """A store without rows can be packed."""
     path = tmp_path / "s.zarrow"
     with zarrow.Writer(path, schema=pa.schema({"x": pa.int64()}), arrays={"v": (3, "float32")}) as writer:
         writer.finalize()
@@ -170,7 +170,7 @@ def test_a_store_without_rows_or_arrays_can_be_packed(tmp_path):
 
 
 def test_what_is_in_order_is_left_alone(store):
-    """Sorting what is sorted costs a look at it."""
+    """Packing a store that is already as requested leaves it unchanged."""
     zarrow.pack(store, order="sample_index")
     uuid = zarrow.open(store).uuid
     zarrow.pack(store, order="sample_index")
@@ -203,7 +203,7 @@ def test_the_command_line(store, tmp_path):
 
 
 def test_finalize_sorts_what_a_dead_run_left(tmp_path):
-    """`zarrow finalize --sort` completes an incomplete store and puts the datasets' rows into their order."""
+    """`zarrow finalize --sort` completes an incomplete store and puts the rows into the dataset's order."""
     path = tmp_path / "s.zarrow"
     with zarrow.Writer(path) as writer:
         for loader, place in ((1, 0), (0, 1), (1, 1), (0, 0)):
@@ -215,11 +215,11 @@ def test_finalize_sorts_what_a_dead_run_left(tmp_path):
     assert table["sample_index"].to_pylist() == [0, 1, 0, 1]
 
 
-# What is refused
+# Refusals
 
 
 def test_what_is_refused(store, tmp_path):
-    """A wrong argument is told before anything is written, and nothing changes."""
+    """A wrong argument is refused before anything is written or changed."""
     with pytest.raises(UnknownNameError, match="no column 'wordy'; did you mean 'word'"):
         zarrow.pack(store, order="wordy")
     with pytest.raises(InvalidInputError, match="segment_rows must be a power of two, got 100"):
@@ -243,7 +243,7 @@ def test_what_is_refused(store, tmp_path):
 
 
 def test_rows_appended_meanwhile_are_not_lost(store):
-    """Whoever appends while the store is packed keeps the rows; packing is what fails."""
+    """Rows appended while the store is packed are kept; packing fails."""
 
     def append(what, done, total):
         if what == "write" and not done:
@@ -260,7 +260,7 @@ def test_rows_appended_meanwhile_are_not_lost(store):
 
 
 def test_what_another_process_packs_or_writes_is_left_alone(store):
-    """A second pack, or a writer that replaces the store, is refused, and the first one's work stays."""
+    """A second pack, or a writer that would replace the store, is refused, and the first pack continues."""
     with zarrow.Writer(store, mode="w") as writer:
         writer.append({"x": [1]})
         with pytest.raises(StoreLockedError, match="is writing this store"):
@@ -283,7 +283,7 @@ def test_derived_arrays_move_with_their_rows(store):
 
 
 def test_damage_is_not_copied_under_a_fresh_checksum(store):
-    """A flipped bit in the old store ends it before a byte is written."""
+    """A flipped bit in the old store ends packing before a byte is written."""
     shard = store / layout.shard_path("embed", 2, 1)
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
@@ -293,12 +293,12 @@ def test_damage_is_not_copied_under_a_fresh_checksum(store):
     assert not store.with_name("s.zarrow.incoming").exists()
 
 
-# What ends it early
+# Interruptions
 
 
 @pytest.mark.parametrize("step", ["verify", "sort", "write", "verify the new store"])
 def test_an_interrupted_one_leaves_the_old_store_and_nothing_else(store, step):
-    """Ctrl-C at any step: the old store is as it was, its directory is tidy, and packing works again."""
+    """After Ctrl-C at any step the old store is unchanged, nothing else is left, and packing works again."""
     before = zarrow.open(store).uuid
 
     def interrupt(what, done, total):
@@ -316,7 +316,7 @@ def test_an_interrupted_one_leaves_the_old_store_and_nothing_else(store, step):
 
 
 def test_without_duckdb_only_the_order_stays(store, monkeypatch):
-    """Sorting asks for DuckDB before anything is written; other codecs do not need it."""
+    """Sorting without DuckDB is refused before anything is written; recoding does not need it."""
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(MissingExtraError, match="sorting rows needs DuckDB: pip install duckdb"):
         zarrow.pack(store, order="id")
@@ -326,7 +326,7 @@ def test_without_duckdb_only_the_order_stays(store, monkeypatch):
 
 
 def test_no_room_to_sort_leaves_the_old_store(store, monkeypatch):
-    """What DuckDB has no memory for is an error that says so, and the old store is as it was."""
+    """If DuckDB runs out of memory the error says so, and the old store is unchanged."""
     monkeypatch.setattr(external_sort, "MEMORY_LIMITS", ("1kB",))
     with pytest.raises(WriteFailedError, match=r"DuckDB cannot sort the rows: .*s\.zarrow is as it was"):
         zarrow.pack(store, order="id")
@@ -349,7 +349,7 @@ class FullDisk(files.Calls):
 
 @pytest.mark.parametrize("writes", [0, 3, 30])
 def test_a_full_disk_leaves_the_old_store(store, monkeypatch, writes):
-    """No room for the new store: told so, and the old one is as it was."""
+    """A full disk is reported, and the old store is unchanged."""
     monkeypatch.setattr(files, "calls", FullDisk(writes))
     with pytest.raises(
         WriteFailedError, match=r"No space left on device: .*s\.zarrow is as it was"
@@ -362,7 +362,7 @@ def test_a_full_disk_leaves_the_old_store(store, monkeypatch, writes):
 
 
 def judge(state):
-    """Check that the path holds the old rows or the new ones, all of them, and can be packed again."""
+    """Check that the path holds all old rows or all new ones, and can be packed again."""
     with scratch() as top:
         state.tree.put(top)
         path = top / "s.zarrow"
@@ -378,7 +378,7 @@ def judge(state):
 
 @pytest.mark.slow
 def test_the_store_is_whole_at_every_instant(figures):
-    """Killed at any call, or cut off from power there, the path holds the old store or the new one."""
+    """After a kill or power cut at any call, the path holds the old store or the new one."""
     rng = random.Random(4)
     with scratch() as top:
         make(top / "s.zarrow", 150)

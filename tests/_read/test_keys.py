@@ -63,7 +63,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def path(whole, tmp_path):
-    """A copy to do harm to."""
+    """A copy of the store that a test may damage."""
     return Path(shutil.copytree(whole, tmp_path / "run.zarrow"))
 
 
@@ -102,7 +102,7 @@ class TestLocate:
 
     @pytest.mark.parametrize("kind", ["dict", "record batch", "polars", "pandas", "duckdb"])
     def test_keys_come_as_any_table(self, whole, kind):
-        """A frame of any library names keys, and columns that are no keys do no harm."""
+        """A frame of any library can hold the keys, and columns that are not keys are ignored."""
         import duckdb
         import polars as pl
 
@@ -121,7 +121,7 @@ class TestLocate:
         assert store.locate(given).tolist() == [1000, 1001, 1002, 1003, 1004]
 
     def test_one_key_column_needs_no_name(self, tmp_path):
-        """Where one column is the key, its values will do: a list, an array, a series."""
+        """With a single key column its values are enough: a list, an array or a series."""
         import pandas as pd
         import polars as pl
 
@@ -134,7 +134,7 @@ class TestLocate:
         assert store.locate([]).tolist() == []
 
     def test_a_missing_key(self, whole):
-        """A key that no row has is −1, or an error that names it."""
+        """A missing key gives −1, or an error that names it."""
         store = zarrow.open(whole)
         keys = {"subject_id": [3, 10**6, 5, None], "query": ["code//7", "code//7", "none", "code//1"]}
         assert store.locate(keys).tolist() == [37, -1, -1, -1]
@@ -144,7 +144,7 @@ class TestLocate:
             store.locate(keys, missing="raise")
 
     def test_numbers_beyond_the_column(self, tmp_path):
-        """A number that the column cannot hold is a key that no row has, even if its bits are another's."""
+        """A number that the column cannot hold is a missing key, even if its bits equal those of another."""
         write(tmp_path / "s", pa.table({"id": pa.array([-1, 5], pa.int8())}), ["id"])
         write(tmp_path / "u", pa.table({"id": pa.array([2**64 - 1, 5], pa.uint64())}), ["id"])
         signed, unsigned = zarrow.open(tmp_path / "s"), zarrow.open(tmp_path / "u")
@@ -154,7 +154,7 @@ class TestLocate:
         assert unsigned.locate([2**64 - 1]).tolist() == [0]
 
     def test_floats(self, tmp_path):
-        """0.0 finds −0.0, a NaN is no key; numbers without a type are the column's, others are exact."""
+        """0.0 finds −0.0 and NaN is never found; untyped numbers take the column's type, others are exact."""
         column = pa.array([0.1, -0.0, 7.0, float("inf")], pa.float32())
         write(tmp_path / "s", pa.table({"x": column}), ["x"])
         store = zarrow.open(tmp_path / "s")
@@ -162,7 +162,7 @@ class TestLocate:
         assert store.locate(np.array([0.1, 0.0])).tolist() == [-1, 1]
 
     def test_times(self, tmp_path):
-        """A time is found in any unit and zone, but one without a zone is not one with."""
+        """A time is found in any unit and zone, but a time without a zone never equals one with a zone."""
         moment = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
         write(tmp_path / "s", pa.table({"t": pa.array([moment], pa.timestamp("us", "UTC"))}), ["t"])
         store = zarrow.open(tmp_path / "s")
@@ -207,7 +207,7 @@ class TestLocate:
                 call()
 
     def test_what_to_do_about_missing(self, whole):
-        """An unknown wish about missing keys is refused."""
+        """An unknown value of missing= is refused."""
         with pytest.raises(InvalidInputError, match="missing must be -1 or 'raise'"):
             zarrow.open(whole).locate({"subject_id": [1], "query": ["a"]}, missing="ignore")
 
@@ -253,7 +253,7 @@ class TestJoin:
 
 class TestDuplicates:
     def test_the_first_row_is_found_and_the_others_reported(self, tmp_path):
-        """Of rows with one key the first is located, and the others are told."""
+        """For a duplicate key the first row is located, and the others are reported."""
         ids = np.random.default_rng(1).integers(0, 900, ROWS)
         write(tmp_path / "s", pa.table({"id": [f"p{one}" for one in ids]}), ["id"])
         store = zarrow.open(tmp_path / "s")
@@ -262,7 +262,7 @@ class TestDuplicates:
         assert store.duplicated().tolist() == sorted(set(range(ROWS)) - set(first.tolist()))
 
     def test_all_rows_alike(self, monkeypatch):
-        """Rows of one single key, more than fit into a run, are sorted and reported."""
+        """Many rows with a single key, more than fit into a run, are sorted and reported."""
         monkeypatch.setattr(key_file, "RUN_BYTES", 24 * 100)
         index = index_of(1500, [pa.array([7] * 1500)])
         assert index.find(key_words.encode([pa.array([7, 8])])).tolist() == [0, -1]
@@ -270,7 +270,7 @@ class TestDuplicates:
 
 
 def weaken(monkeypatch, bits):
-    """Let nearly all keys collide."""
+    """Make nearly all keys collide."""
     strong = key_words.hash_keys
     monkeypatch.setattr(key_words, "hash_keys", lambda chain: strong(chain) & np.uint64((1 << bits) - 1))
 
@@ -279,7 +279,7 @@ class TestCollisions:
     @pytest.mark.parametrize("bits", [0, 1, 4])
     @pytest.mark.parametrize("run_bytes", [24 * 128, 1 << 20])
     def test_keys_of_one_hash_are_told_apart(self, monkeypatch, bits, run_bytes):
-        """Where hashes say nothing the keys themselves decide, in one run and in many."""
+        """If hashes collide the keys themselves decide, in one run and in many."""
         weaken(monkeypatch, bits)
         monkeypatch.setattr(key_file, "RUN_BYTES", run_bytes)
         ids = np.random.default_rng(2).integers(0, 500, 1200)
@@ -291,7 +291,7 @@ class TestCollisions:
         assert index.find(key_words.encode([pa.array(["a", "", "a1x"])])).tolist() == [-1, -1, -1]
 
     def test_columns_do_not_run_together(self):
-        """Keys whose columns are the same when put together are different keys."""
+        """Keys whose concatenated columns are equal are still different keys."""
         one, other = pa.array(["ab", "a", ""]), pa.array(["c", "bc", "abc"])
         index = index_of(3, [one, other])
         assert index.find(key_words.encode([one, other])).tolist() == [0, 1, 2]
@@ -300,7 +300,7 @@ class TestCollisions:
 
 @pytest.mark.parametrize("run_bytes", [24 * 300, 1 << 24])
 def test_runs_are_merged(monkeypatch, run_bytes):
-    """Entries that are spilled in runs and merged are those that are sorted at once."""
+    """Entries spilled in runs and merged equal entries sorted at once."""
     monkeypatch.setattr(key_file, "RUN_BYTES", run_bytes)
     ids = np.random.default_rng(3).permutation(5000)
     index = index_of(5000, [pa.array(ids)])
@@ -349,7 +349,7 @@ def key_tables(draw):
 @example(tables=([pa.array(["", "\0", "\0\0", ""])], [("",), ("\0",), ("\0\0",), ("",)]))
 @given(tables=key_tables())
 def test_keys_of_all_types(tables):
-    """Keys are the same in the index exactly if Python holds their values to be."""
+    """Keys are equal in the index exactly if their values are equal in Python."""
     columns, rows = tables
     half = (len(rows) + 1) // 2
     index = index_of(half, [column.slice(0, half) for column in columns])
@@ -361,7 +361,7 @@ def test_keys_of_all_types(tables):
 
 
 def test_the_hash_is_that_of_the_format_document():
-    """The document's formulas, written down plainly, give the hashes that are stored."""
+    """The formulas of FORMAT.md, implemented directly, give the stored hashes."""
     mask = (1 << 64) - 1
 
     def step(before, word):
@@ -390,7 +390,7 @@ def test_the_hash_is_that_of_the_format_document():
 
 class TestWhoseIndex:
     def test_readers_never_write(self, tmp_path):
-        """Locating without an index leaves the store as it was, also where nobody may write."""
+        """Locating without an index does not change the store, and works in read-only directories."""
         write(tmp_path / "s", patients(), ["subject_id", "query"])
         before = sorted(tmp_path.rglob("*"))
         store = zarrow.open(tmp_path / "s")
@@ -398,12 +398,12 @@ class TestWhoseIndex:
         assert sorted(tmp_path.rglob("*")) == before
 
     def test_the_store_s_index_is_used(self, path, monkeypatch):
-        """Where the index is the store's, none is made."""
+        """If the store has a valid index, none is built."""
         monkeypatch.setattr(key_file, "build", None)
         assert zarrow.open(path).locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [37]
 
     def test_rows_appended_later_are_found(self, path):
-        """An index that was made before rows were appended is ignored."""
+        """An index built before rows were appended is ignored."""
         write(path, patients(500, ROWS), ["subject_id", "query"], mode="a")
         store = zarrow.open(path)
         assert store.locate(store.table()).tolist() == list(range(ROWS + 500))
@@ -411,7 +411,7 @@ class TestWhoseIndex:
         assert zarrow.open(path).locate(store.table()).tolist() == list(range(ROWS + 500))
 
     def test_another_store_s_index(self, path, tmp_path):
-        """The index of another store of as many rows is ignored."""
+        """The index of another store with as many rows is ignored."""
         other = tmp_path / "other.zarrow"
         write(other, patients(ROWS, 10_000), ["subject_id", "query"])
         (other / "index").mkdir()
@@ -421,7 +421,7 @@ class TestWhoseIndex:
         assert store.locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [-1]
 
     def test_live_rows(self, tmp_path):
-        """Rows that are not committed are found too, and those accepted later after a refresh."""
+        """Uncommitted rows are found too, and rows accepted later after a refresh."""
         table = patients()
         with zarrow.Writer(tmp_path / "s", keys=["subject_id", "query"], segment_rows=1024) as writer:
             for start in (0, 1000):
@@ -440,7 +440,7 @@ class TestWhoseIndex:
 
 class TestDamage:
     def test_every_byte_counts(self, tmp_path):
-        """Whatever byte of an index is changed, or cut off, it is told and never taken for an answer."""
+        """Any changed or missing byte of an index is reported, and never leads to a wrong answer."""
         write(
             tmp_path / "s",
             pa.table({"id": np.arange(40), "q": [f"code//{n % 7}" for n in range(40)]}),
@@ -466,7 +466,7 @@ class TestDamage:
         assert zarrow.open(tmp_path / "s").locate(keys).tolist() == list(range(40))
 
     def test_a_damaged_block_is_told_when_it_is_touched(self, path):
-        """Damage far away does not keep others from being found; the remedy is named, and works."""
+        """Damage elsewhere does not prevent finding other keys; the error names a remedy that works."""
         file = path / layout.KEY_INDEX
         with file.open("r+b") as opened:
             opened.seek(10)
@@ -488,7 +488,7 @@ class TestDamage:
         assert zarrow.open(path).locate(table).tolist() == list(range(ROWS))
 
     def test_a_part_that_is_damaged(self, tmp_path):
-        """No index is made from a damaged table."""
+        """No index is built from a damaged table."""
         write(tmp_path / "s", patients(), ["subject_id", "query"])
         part = tmp_path / "s" / layout.part_path(1)
         data = bytearray(part.read_bytes())
@@ -499,14 +499,14 @@ class TestDamage:
         assert not (tmp_path / "s" / layout.KEY_INDEX).exists()
 
     def test_a_link_in_its_place(self, path, tmp_path):
-        """An index is a file of the store, and no link is followed."""
+        """An index must be a file in the store: links are not followed."""
         (path / layout.KEY_INDEX).rename(tmp_path / "elsewhere")
         (path / layout.KEY_INDEX).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(CorruptionError, match="link"):
             zarrow.open(path).locate({"subject_id": [3], "query": ["code//7"]})
 
     def test_a_disk_that_refuses(self, path, monkeypatch):
-        """If the index cannot be written the old one stays, and nothing is left behind."""
+        """If the index cannot be written, the old one stays and no other file is left."""
         from zarrow._storage import files
 
         def refuse(fd, data, offset):
@@ -558,4 +558,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         assert grown < 20
     file = (tmp_path / "4000000.zarrow" / layout.KEY_INDEX).stat().st_size / 2**20
     assert file > 90
-    assert peaks[4_000_000] - peaks[1_000_000] < file + 40  # mapped pages count as resident until wanted
+    assert (
+        peaks[4_000_000] - peaks[1_000_000] < file + 40
+    )  # mapped pages count as resident until they are reclaimed
