@@ -240,7 +240,7 @@ def test_iterable_datasets_are_counted(tmp_path, workers):
 def test_workers_that_read_a_stream_side_by_side_are_refused(tmp_path):
     """With two workers nobody knows which rows of a stream a batch has, nor whether they come twice."""
     with pytest.raises(
-        InvalidInputError, match=r"2 workers read an iterable dataset side by side.*sample_index="
+        InvalidInputError, match=r"2 workers that read an iterable dataset.*pass sample_index="
     ):
         predict(tmp_path / "s", DataLoader(Stream(50), batch_size=8, num_workers=2))
 
@@ -292,7 +292,7 @@ def test_loaders_without_batches_are_counted(tmp_path):
 def test_loaders_without_batches_in_random_order_are_refused(tmp_path):
     """A sampler that shuffles, and whose indices Lightning does not report, cannot be counted."""
     loader = DataLoader(Numbers(5), batch_size=None, sampler=RandomSampler(Numbers(5)))
-    with pytest.raises(InvalidInputError, match=r"no dataset indices .* RandomSampler.*set a batch_size"):
+    with pytest.raises(InvalidInputError, match=r"no record of its rows.* RandomSampler.*set batch_size"):
         predict(tmp_path / "s", loader)
 
 
@@ -413,7 +413,7 @@ def test_names_choose_rename_and_leave_out(tmp_path):
             r"column 'x': expected one value per row, got Tensor",
         ),
         ({"x": torch.ones(2)}, {"arrays": ["query_embed", "x"]}, r"array 'x': expected one vector per row"),
-        ({"row": torch.ones(2)}, {}, r"'row'.*the store's own"),
+        ({"row": torch.ones(2)}, {}, r"'row'.*reserved"),
         ({"a b/c": torch.ones(2, 2)}, {}, r"\[A-Za-z0-9_-\]\{1,64\}, got 'a b/c'"),
         ({"s": torch.ones(2, 2).to_sparse()}, {}, r"to_dense"),
     ],
@@ -631,7 +631,7 @@ def test_identifiers_shorter_or_longer_than_the_dataset(tmp_path, rows):
 @NO_INDICES
 def test_identifiers_shorter_than_a_stream(tmp_path):
     """A stream that goes on behind the last identifier ends the run; what had one is stored."""
-    with pytest.raises(BatchError, match="sample_index 5, but there are identifiers for 5 samples only"):
+    with pytest.raises(BatchError, match="sample_index 5, but there are only 5 rows"):
         predict(tmp_path / "s", DataLoader(Stream(10), batch_size=5), identifiers=pa.table({"id": range(5)}))
     assert finished_rows(tmp_path / "s")["id"] == [0, 1, 2, 3, 4]
 
@@ -647,8 +647,8 @@ def test_identifiers_longer_than_a_stream(tmp_path):
 @pytest.mark.parametrize(
     ("identifiers", "message"),
     [
-        ("nowhere.parquet", "there is no file nowhere.parquet"),
-        (pa.table({"row": range(4)}), "'row' is the store's own"),
+        ("nowhere.parquet", "nowhere.parquet does not exist"),
+        (pa.table({"row": range(4)}), "'row' is reserved"),
         (
             pa.table({"number": range(4)}),
             r"'number' comes from the identifiers as well as from the prediction",
@@ -667,7 +667,7 @@ def test_identifiers_that_break_a_rule(tmp_path, identifiers, message):
 def test_files_that_are_no_parquet(tmp_path):
     """A path that holds something else is named."""
     (tmp_path / "ids.parquet").write_text("id\n1\n")
-    with pytest.raises(InvalidInputError, match=r"ids\.parquet is no Parquet file"):
+    with pytest.raises(InvalidInputError, match=r"ids\.parquet is not a Parquet file"):
         predict(tmp_path / "s", DataLoader(Numbers(4)), identifiers=tmp_path / "ids.parquet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInputError, match=r"empty has no \*\.parquet file"):
@@ -823,7 +823,7 @@ def test_replacing_a_store(tmp_path):
         ({"ignore": "probs"}, "ignore must be a collection"),
         ({"columns": ["a"], "arrays": ["a"]}, "cannot be both columns and arrays"),
         ({"columns": ["a"], "ignore": ["a"]}, "cannot be both stored and ignored"),
-        ({"columns": {"sample_index": "a"}}, "'sample_index' is the store's own"),
+        ({"columns": {"sample_index": "a"}}, "'sample_index' is reserved"),
         ({"columns": {"a": 1}}, "must map names"),
         ({"duplicates": "keep"}, "duplicates must be"),
     ],

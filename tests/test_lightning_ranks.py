@@ -393,7 +393,7 @@ def test_what_is_refused(launched):
     """What cannot work fails early, on every rank, with the reason."""
     folder, found = launched(refused)
     for name, messages in {
-        "stream": ["no dataset indices", "each of 2 ranks"],
+        "stream": ["no record of its rows", "each of 2 ranks"],
         "overlap": ["yield 16 rows of a dataset of 20, 3 of them more than once"] * 2,
         "permuted": ["yield 40 rows of a dataset of 20, 20 of them more"] * 2,
         "other disk": [

@@ -26,10 +26,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from zarrow._predict.identifiers import open_all
-from zarrow._predict.repeated import drop_repeated
-from zarrow._predict.row_set import RowSet
-from zarrow._predict.rules import Names, PredictionRules
-from zarrow._predict.stored_rows import stored_rows
+from zarrow._predict.rules import EntryNames, PredictionRules
+from zarrow._predict.sample_set import SampleSet
+from zarrow._predict.stored_samples import drop_repeated, stored_samples
 from zarrow._write.directory import Mode
 from zarrow.errors import (
     InvalidInputError,
@@ -50,8 +49,8 @@ try:
     from zarrow._predict.host_copies import HostCopies
     from zarrow._predict.identity import differences, identify
     from zarrow._predict.loaders import loaders_of
-    from zarrow._predict.missing_rows import MissingRowsSampler
     from zarrow._predict.ranks import end_together, open_together
+    from zarrow._predict.remaining_batches import MissingRowsSampler
     from zarrow._predict.run import Run
 except ImportError as error:
     raise MissingExtraError(
@@ -164,8 +163,8 @@ class PredictionWriter(BasePredictionWriter):
         path: str | os.PathLike[str],
         *,
         identifiers: Any = None,
-        columns: Names | None = None,
-        arrays: Names | None = None,
+        columns: EntryNames | None = None,
+        arrays: EntryNames | None = None,
         keys: Sequence[str] = (),
         ignore: Collection[str] = (),
         sample_index: str | Callable[[Any], Any] | None = None,
@@ -219,7 +218,7 @@ class PredictionWriter(BasePredictionWriter):
     def complete(self) -> bool:
         """Whether the last run completed the store."""
         if self._complete is None:  # the run was in processes spawned from this one
-            _, store = stored_rows(self.path, repeated_ok=True)
+            _, store = stored_samples(self.path, repeated_ok=True)
             return store is not None and store.complete
         return self._complete
 
@@ -299,11 +298,11 @@ class PredictionWriter(BasePredictionWriter):
                 "mode='w' replaces it"
             ) from error
 
-    def _look(self) -> tuple[dict[int, RowSet], Store | None]:
+    def _look(self) -> tuple[dict[int, SampleSet], Store | None]:
         """Return the rows that are stored, and the store to resume, if any."""
         if self._mode != "a":
             return {}, None
-        return stored_rows(self.path, repeated_ok=self._drop_duplicates)
+        return stored_samples(self.path, repeated_ok=self._drop_duplicates)
 
     def _join(self, path: str) -> Writer:
         """Return a writer of the store that rank 0 has opened."""
@@ -482,7 +481,7 @@ class PredictionWriter(BasePredictionWriter):
         writer = run.writer
         if writer is None:
             return
-        stored, store = stored_rows(writer.grows_at, repeated_ok=self._drop_duplicates)
+        stored, store = stored_samples(writer.grows_at, repeated_ok=self._drop_duplicates)
         if store is None:
             # No rank has had a batch, which would have defined the store.
             writer.close()

@@ -171,11 +171,11 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], list[str]]] = {
     ),
     "reserved row": (
         lambda: _bad({"row": pa.array([1, 2, 3])}),
-        ["column 'row'", "the store's own", "rename it"],
+        ["column 'row'", "reserved", "rename it"],
     ),
     "reserved index": (
         lambda: _bad({"sample_index": pa.array([1, 2, 3])}),
-        ["column 'sample_index'", "the store's own", "sample_index="],
+        ["column 'sample_index'", "reserved", "sample_index="],
     ),
     "no columns": (lambda: (None, _arrays(), None), ["missing ['id', 'text', 'score']"]),
     "no arrays": (lambda: (_columns(), None, None), ["arrays must be ['embed', 'layers']", "got []"]),
@@ -280,7 +280,7 @@ def test_a_column_declared_required_takes_no_null(path: Path) -> None:
     [
         ({"id": [1]}, {"../e": np.ones((1, 2))}, [], ["an array", "[A-Za-z0-9_-]{1,64}", "'../e'"]),
         ({"id": [1]}, {"e.f": np.ones((1, 2))}, [], ["'e.f'", "rename it"]),
-        ({"row": [1]}, {}, [], ["'row'", "the store's own", "rename it"]),
+        ({"row": [1]}, {}, [], ["'row'", "reserved", "rename it"]),
         ({"id": [1]}, {"sample_index": np.ones((1, 2))}, [], ["'sample_index'", "sample_index="]),
         ({"e": [1]}, {"e": np.ones((1, 2))}, [], ["'e'", "more than one column or array", "rename one"]),
         ({"id": [1]}, {"e": np.ones(1)}, [], ["array 'e'", "at least one axis", "a column of the table"]),

@@ -36,14 +36,13 @@ def finalize(
 ) -> None:
     """Complete a store whose run was killed, with the rows accepted so far."""
     import zarrow
-    from zarrow._predict.repeated import drop_repeated
-    from zarrow._predict.stored_rows import stored_rows
+    from zarrow._predict.stored_samples import drop_repeated, stored_samples
 
     with zarrow.open(path, partial=True) as store:  # raises if there is no store: a writer would create one
         rows, complete = store.num_rows, store.complete
         order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
         if not complete and "predict" in store.provenance and not drop_duplicates:
-            stored_rows(path)  # raises if the run's ranks stored a row twice
+            stored_samples(path)  # raises if the run's ranks stored a row twice
     if drop_duplicates:
         dropped = drop_repeated(path)
         say(f"dropped {dropped:,} duplicates of {rows:,} rows")

@@ -263,8 +263,8 @@ class StoreSpec:
         for name in names:
             if name in RESERVED_COLUMNS:
                 raise InvalidInputError(
-                    f"column or array {name!r}: {' and '.join(RESERVED_COLUMNS)} are the store's own names: "
-                    "rename it, or hand the dataset's index over as sample_index="
+                    f"column or array {name!r}: {' and '.join(RESERVED_COLUMNS)} are reserved names: "
+                    "rename it, or pass the dataset's index as sample_index="
                 )
             if names.count(name) > 1:
                 raise InvalidInputError(

@@ -1,19 +1,18 @@
-"""How does a run come to predict only the batches that are missing, and each rank only its own?
+"""Choosing batches — a run predicts only the batches that are missing, and each rank only its own.
 
-`choose_batches` puts itself in front of the place where Lightning asks for the loaders, whoever has them:
-the call of ``predict``, a DataModule, or the model. What it gives back are copies of the loaders, with
-`RemainingBatches` for a batch sampler. Which batches those are depends on the loader's own:
+`choose_batches` replaces the method by which Lightning gets the loaders, from the call of ``predict``, a
+DataModule, or the model. The new one returns copies of the loaders with `RemainingBatches` as batch sampler.
+Which batches those are depends on the loader's own sampler:
 
-* in the dataset's order, or dealt out by a `DistributedSampler` (which pads): in the dataset's order;
-* in random order: the missing rows, in the dataset's order, since it is another order every time;
-* by a sampler or batch sampler of the user's: the batches of that. On several ranks all of them must yield
-  the same, which are then dealt out; or they divide the rows by themselves, which is respected. A row that
-  comes on more than one rank is refused before the first batch, or left to the first of these ranks.
+* in the dataset's order, or a `DistributedSampler` (which pads): in the dataset's order;
+* in random order: the missing samples in the dataset's order, since the order differs in every run;
+* a sampler or batch sampler of the user's: its batches. On several ranks all of them must yield the same,
+  which are then dealt out; or they divide the samples themselves, which is respected. A sample that comes on
+  more than one rank is refused before the first batch, or left to the first of these ranks.
 
 Iterable datasets, ``batch_size=None`` and loaders that are no `DataLoader` are left as they are.
 
-Place: under the edge `lightning`; imports torch and lightning. Knows one thing of Lightning that is not
-public: ``predict_loop._data_source``.
+It relies on one private attribute of Lightning, ``predict_loop._data_source``.
 """
 
 from __future__ import annotations
@@ -38,28 +37,34 @@ from torch.utils.data import (
 )
 
 from zarrow._format.checksum import crc32c
-from zarrow._predict import remaining_batches
 from zarrow._predict.loaders import length_of
-from zarrow._predict.remaining_batches import Dealer, RemainingBatches
-from zarrow._predict.row_set import RowSet
+from zarrow._predict.remaining_batches import (
+    Dealer,
+    RemainingBatches,
+    batches_in_order,
+    given_batches,
+    grouped,
+    packed,
+)
+from zarrow._predict.sample_set import SampleSet
 from zarrow.errors import InvalidInputError
 
 __all__ = ["choose_batches"]
 
 
 def choose_batches(
-    trainer: Trainer, stored: dict[int, RowSet], *, drop_duplicates: bool
+    trainer: Trainer, stored: dict[int, SampleSet], *, drop_duplicates: bool
 ) -> Callable[[], None]:
-    """Let the run's loaders yield the batches that are still to be predicted, to each rank its own.
+    """Let the run's loaders yield only the batches that are missing, and on each rank only its own.
 
     Parameters
     ----------
     trainer : Trainer
-        Before it has asked for the loaders: in ``setup``.
-    stored : dict of int to RowSet
-        Per ``dataloader_idx`` the rows that are stored; those that another rank is to store are added.
+        In ``setup``, before it gets the loaders.
+    stored : dict of int to SampleSet
+        The samples that are stored, per ``dataloader_idx``; those that another rank will store are added.
     drop_duplicates : bool
-        Whether a row may come on several ranks.
+        Whether a sample may come on several ranks.
 
     Returns
     -------
@@ -69,23 +74,23 @@ def choose_batches(
     Raises
     ------
     InvalidInputError
-        If this version of Lightning has the loaders in another place.
+        If this version of Lightning keeps the loaders elsewhere.
     """
-    source = getattr(trainer.predict_loop, "_data_source", None)
+    source: Any = getattr(trainer.predict_loop, "_data_source", None)
     if not hasattr(source, "dataloader"):
         raise InvalidInputError(
-            "this version of Lightning does not let a callback choose the batches: give the DataLoader "
+            "this version of Lightning does not let a callback choose the batches: make the DataLoader with "
             "batch_sampler=zarrow.lightning.MissingRowsSampler(...)"
         )
     undo = contextlib.ExitStack()
 
     def dataloader() -> CombinedLoader:
-        found = type(source).dataloader(source)  # type: ignore[union-attr]  # has it, see above
+        found = type(source).dataloader(source)
         loaders = (
             copy.copy(found) if isinstance(found, CombinedLoader) else CombinedLoader(found, "sequential")
         )
         chosen = [
-            _remaining(trainer, loader, stored.setdefault(i, RowSet()), drop_duplicates=drop_duplicates)
+            _remaining(trainer, loader, stored.setdefault(i, SampleSet()), drop_duplicates=drop_duplicates)
             for i, loader in enumerate(loaders.flattened)
         ]
         loaders.flattened = chosen
@@ -93,16 +98,14 @@ def choose_batches(
             undo.enter_context(_zero_batches_will_do(trainer))
         return loaders
 
-    # Lightning warns that a batch sampler may leave rows out, which is what this one is for.
-    warnings.filterwarnings("ignore", f"You are using a custom batch sampler `{RemainingBatches.__name__}`")
-    vars(source)["dataloader"] = dataloader  # in front of the class's method
-    undo.callback(vars(source).pop, "dataloader", None)
+    source.dataloader = dataloader  # hides the method of the class
+    undo.callback(delattr, source, "dataloader")
     return undo.close
 
 
 @contextlib.contextmanager
 def _zero_batches_will_do(trainer: Trainer) -> Iterator[None]:
-    """Let a rank have no batch: the others have what is left."""
+    """Let a rank have no batch: the others have those that are left."""
     module = trainer.lightning_module
     before = module.allow_zero_length_dataloader_with_multiple_devices
     module.allow_zero_length_dataloader_with_multiple_devices = True
@@ -113,8 +116,8 @@ def _zero_batches_will_do(trainer: Trainer) -> Iterator[None]:
         module.allow_zero_length_dataloader_with_multiple_devices = before
 
 
-def _remaining(trainer: Trainer, loader: Any, stored: RowSet, *, drop_duplicates: bool) -> Any:
-    """Return a copy of the loader that yields what is left, or the loader if it cannot be chosen from."""
+def _remaining(trainer: Trainer, loader: Any, stored: SampleSet, *, drop_duplicates: bool) -> Any:
+    """Return a copy of the loader that yields the batches left, or the loader if it offers no choice."""
     world_size = trainer.world_size
     if not len(stored) and world_size == 1:
         return loader
@@ -131,70 +134,72 @@ def _remaining(trainer: Trainer, loader: Any, stored: RowSet, *, drop_duplicates
         mine, checksum = _summary(loader)
         first: int = trainer.strategy.broadcast(checksum)
         if not trainer.strategy.reduce_boolean_decision(first == checksum):
-            # The user has dealt out: all of it is ours, but what a rank before has too.
+            # The user's samplers divide the samples: all are ours, except those of a rank before this one.
             stored.update(_others(trainer, mine, length_of(loader.dataset), drop_duplicates=drop_duplicates))
             ranks, expected = (0, 1), length_of(loader.dataset)
     chosen = copy.copy(loader)
-    # A DataLoader forbids setting this. Lightning makes a new one from the attributes of this one.
-    vars(chosen)["batch_sampler"] = RemainingBatches(deal, stored, lambda: ranks, expected)
+    # A DataLoader refuses this, though Lightning only reads the samplers and makes another loader with them,
+    # of the same class, which may be the user's.
+    object.__setattr__(chosen, "batch_sampler", RemainingBatches(deal, stored, lambda: ranks, expected))
     if world_size > 1:
-        # Not asked for a row, but it keeps Lightning from making one, which fails if there are fewer rows
-        # than ranks.
-        vars(chosen)["sampler"] = DistributedSampler(loader.dataset, num_replicas=world_size, rank=ranks[0])
+        # Yields nothing, but keeps Lightning from making one, which fails with fewer rows than ranks.
+        sampler: Any = DistributedSampler(loader.dataset, num_replicas=world_size, rank=ranks[0])
+        object.__setattr__(chosen, "sampler", sampler)
     return chosen
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:
-    """Tell whether it is known which rows all ranks together are to have: those of the dataset."""
+    """Tell whether all ranks together predict exactly the dataset."""
     plain = (SequentialSampler, RandomSampler, DistributedSampler)
     return type(loader.batch_sampler) is BatchSampler and type(loader.sampler) in plain
 
 
-def _summary(loader: DataLoader[Any]) -> tuple[RowSet, int]:
-    """Return the rows that a rank's sampler yields, and a checksum of its batches."""
-    rows, checksum = RowSet(), 0
+def _summary(loader: DataLoader[Any]) -> tuple[SampleSet, int]:
+    """Return the samples that a rank's sampler yields, and a checksum of its batches."""
+    samples, checksum = SampleSet(), 0
     for batch in loader.batch_sampler or ():
-        indices = np.asarray(batch, np.int64)
-        checksum = crc32c(indices.tobytes(), checksum)
-        rows.add(indices[rows.fresh(indices)])
-    return rows, checksum
+        sample_index = np.asarray(batch, np.int64)
+        checksum = crc32c(sample_index.tobytes(), checksum)
+        samples.add(sample_index[samples.fresh(sample_index)])
+    return samples, checksum
 
 
-def _others(trainer: Trainer, mine: RowSet, available: int | None, *, drop_duplicates: bool) -> RowSet:
-    """Return the rows that the ranks before this one have; raise if rows come on several, and may not.
+def _others(trainer: Trainer, mine: SampleSet, available: int | None, *, drop_duplicates: bool) -> SampleSet:
+    """Return the samples of the ranks before this one; raise if a sample comes on several and may not.
 
-    A rank holds two sets of rows at a time, however many ranks there are.
+    A rank holds two sets at a time, however many ranks there are.
     """
-    before, union = RowSet(), RowSet()
+    before, union = SampleSet(), SampleSet()
     repeated = 0
     for rank in range(trainer.world_size):
         if rank == trainer.global_rank:
             before.update(union)
-        theirs: RowSet = trainer.strategy.broadcast(mine, src=rank)
+        theirs: SampleSet = trainer.strategy.broadcast(mine, src=rank)
         repeated += union.update(theirs)
     if repeated and not drop_duplicates:
         raise InvalidInputError(
             f"the samplers of {trainer.world_size} ranks yield {len(union) + repeated} rows of a dataset of "
             f"{available}, {repeated} of them more than once: use samplers that divide the rows without "
-            "padding and are seeded alike, or none of your own, or leave them out with duplicates='drop'"
+            "padding and have the same seed, or none of your own, or drop repeated rows with "
+            "duplicates='drop'"
         )
     return before
 
 
 def _dealer(loader: DataLoader[Any]) -> tuple[Dealer, int | None]:
-    """Return how a loader's batches are dealt out, and how many rows they have in all."""
+    """Return how a loader's batches are dealt out, and the number of their rows."""
     batch_sampler, sampler = loader.batch_sampler, loader.sampler
     rows = length_of(loader.dataset)
     if type(batch_sampler) is not BatchSampler:
         assert batch_sampler is not None
-        return remaining_batches.given_batches(batch_sampler), rows
+        return given_batches(batch_sampler), rows
     batch_size = batch_sampler.batch_size
     if type(sampler) in (SequentialSampler, DistributedSampler) and rows is not None:
-        return remaining_batches.batches_in_order(rows, batch_size), rows
-    # An order that changes from run to run, and from rank to rank, is nobody's concern: any will do.
+        return batches_in_order(rows, batch_size), rows
+    # The order changes from run to run, and from rank to rank, so any order will do.
     if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == rows:
-        return remaining_batches.packed(range(rows), batch_size), rows
+        return packed(range(rows), batch_size), rows
     if type(sampler) is SubsetRandomSampler:
         candidates = np.sort(np.asarray(sampler.indices, np.int64))
-        return remaining_batches.packed(candidates, batch_size), len(candidates)  # type: ignore[arg-type]
-    return remaining_batches.grouped(sampler, batch_size), length_of(sampler)
+        return packed(candidates, batch_size), len(candidates)  # type: ignore[arg-type]
+    return grouped(sampler, batch_size), length_of(sampler)

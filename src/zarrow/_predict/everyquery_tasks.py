@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from zarrow._format.checksum import crc32c
 from zarrow._predict.identifiers import Identifiers, TableIdentifiers
-from zarrow._predict.row_set import SampleIndex
+from zarrow._predict.sample_set import SampleIndex
 from zarrow.errors import BatchError, InvalidInputError
 from zarrow.transfer._everyquery import ARRAY, KEYS, LABEL, PROBABILITIES, TYPES
 

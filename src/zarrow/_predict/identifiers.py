@@ -1,14 +1,11 @@
-"""Which identifiers belong to the rows of a batch?
+"""Identifiers — the columns that say whose predictions the rows of a batch are.
 
-Identifiers come as a table that has one row per sample of the dataset, as the path of one that is read a
-row group at a time, or from a callable that knows how to find them in the batch. All three answer the
-same question: `take` the rows at these places of the dataset.
+They come as a table with one row per sample of the dataset, as the path of a Parquet file (or directory) that
+is read a row group at a time, or from a function that finds them in a batch.
 
-Batches mostly ask for neighbouring rows, so a table is first cut to the window that they lie in: a slice,
-not a gather over all of it. Of a Parquet file only the row groups that a batch touches are decoded, and
+The samples of a batch are mostly neighbours, so a table is first cut to the window that they span: a slice,
+not a gather from the whole table. Of a Parquet file only the row groups that a batch touches are decoded, and
 the last two are kept.
-
-Place: under the edge `lightning`. Reads Parquet.
 """
 
 from __future__ import annotations
@@ -28,14 +25,14 @@ import pyarrow.parquet as pq
 
 from zarrow._format.arrow import without_view
 from zarrow._format.layout import RESERVED_COLUMNS
-from zarrow._predict.row_set import SampleIndex
+from zarrow._predict.sample_set import SampleIndex
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["CallableIdentifiers", "Identifiers", "open_all", "open_identifiers"]
 
 _KEPT_ROW_GROUPS = 2
 _SCATTERED = 256
-"""Indices that span more than so many times their number are scattered."""
+"""Indices that span more than this many times their number are scattered."""
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__\Z")
 
 
@@ -74,7 +71,7 @@ class TableIdentifiers(Identifiers):
         _check_range(sample_index, self.rows)
         scattered = len(sample_index) and np.ptp(sample_index) > _SCATTERED * len(sample_index)
         if scattered and any(column.num_chunks > 1 for column in self._table.columns):
-            # Gathering from many chunks costs more the more there are, so they are joined, once.
+            # The more chunks, the slower a gather, so they are joined once.
             self._table = self._table.combine_chunks()
         return _gather(self._table, sample_index)
 
@@ -100,11 +97,11 @@ class ParquetIdentifiers(Identifiers):
                 with pq.ParquetFile(file) as parquet:
                     schema, metadata = parquet.schema_arrow, parquet.metadata
             except FileNotFoundError:
-                raise InvalidInputError(f"identifiers: there is no file {file}") from None
+                raise InvalidInputError(f"identifiers: {file} does not exist") from None
             except pa.ArrowInvalid as error:
-                raise InvalidInputError(f"identifiers: {file} is no Parquet file: {error}") from error
+                raise InvalidInputError(f"identifiers: {file} is not a Parquet file: {error}") from error
             if self.schema is not None and not schema.equals(self.schema):
-                raise InvalidInputError(f"identifiers: {file} has other columns than {files[0]}")
+                raise InvalidInputError(f"identifiers: the columns of {file} are not those of {files[0]}")
             self.schema = schema
             for group in range(metadata.num_row_groups):
                 self._groups.append((file, group))
@@ -176,7 +173,7 @@ class CallableIdentifiers:
 
 
 def open_identifiers(source: Any) -> Identifiers | CallableIdentifiers | None:
-    """Return the identifiers that the caller described.
+    """Return the identifiers that the caller gave.
 
     Parameters
     ----------
@@ -191,7 +188,7 @@ def open_identifiers(source: Any) -> Identifiers | CallableIdentifiers | None:
     Raises
     ------
     InvalidInputError
-        If it is none of these, or has a column whose name is the store's own.
+        If it is none of these, or has a column with a reserved name.
     """
     if source is None or isinstance(source, Identifiers):
         return source
@@ -218,7 +215,7 @@ def _as_table(source: Any) -> pa.Table:
     try:
         if type(source).__module__.split(".")[0] == "pandas":
             table = pa.Table.from_pandas(source)
-            # The labels of a frame that was filtered or sorted; an index that was given a name is data.
+            # An unnamed index labels the rows of a filtered or sorted frame; a named one is data.
             return table.drop_columns([name for name in table.column_names if _UNNAMED_INDEX.match(name)])
         return pa.table(source)
     except (TypeError, ValueError, AttributeError, pa.ArrowException) as error:
@@ -229,7 +226,7 @@ def _as_table(source: Any) -> pa.Table:
 
 
 def _without_views(table: pa.Table) -> pa.Table:
-    """Return the table with plain strings where it has views, of which pyarrow cannot gather."""
+    """Return the table with plain strings in place of views, from which pyarrow cannot gather."""
     fields = [field.with_type(without_view(field.type)) for field in table.schema]
     schema = pa.schema(fields, table.schema.metadata)
     return table if schema.equals(table.schema) else table.cast(schema)
@@ -238,9 +235,7 @@ def _without_views(table: pa.Table) -> pa.Table:
 def _checked(table: pa.Table) -> pa.Table:
     for name in table.column_names:
         if name in RESERVED_COLUMNS:
-            raise InvalidInputError(
-                f"identifiers: the column name {name!r} is the store's own: rename the column"
-            )
+            raise InvalidInputError(f"identifiers: the column name {name!r} is reserved: rename the column")
     return table
 
 
@@ -248,8 +243,8 @@ def _check_range(sample_index: SampleIndex, rows: int) -> None:
     if len(sample_index) and (sample_index.max() >= rows or sample_index.min() < 0):
         bad = sample_index[(sample_index >= rows) | (sample_index < 0)][0]
         raise BatchError(
-            f"identifiers: the batch has sample_index {bad}, but there are identifiers for {rows} samples "
-            "only: they must have one row per sample, in the dataset's order"
+            f"identifiers must have one row per sample, in the dataset's order: the batch has sample_index "
+            f"{bad}, but there are only {rows} rows"
         )
 
 

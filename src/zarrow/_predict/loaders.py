@@ -1,18 +1,17 @@
-"""What does Lightning know about the rows of a batch, and what does it keep of them?
+"""Loaders — which samples of the dataset the rows of a batch are, and how many rows are expected.
 
-Of a map-style `DataLoader` that has batches Lightning records the dataset indices of every batch; of
-iterable datasets, ``batch_size=None`` and plain iterables it knows nothing, and shows the indices of the
-loader before. `describe` says, once per loader, where a row's place in the dataset comes from:
+Lightning records which samples it puts into every batch of a map-style `DataLoader`. Of iterable datasets,
+``batch_size=None`` and plain iterables it has no record, and passes the one of the previous loader to
+callbacks. `describe` says, once per loader, where the ``sample_index`` of a row comes from (`Order`):
 
 * ``recorded``: Lightning's record;
 * ``running``: counted, because the loader yields the dataset in its order;
 * ``given``: the caller finds it in the batch.
 
-and how many rows are to be expected. Lightning keeps the record of every batch until the end, 40 to 140
-bytes a row; `trim` replaces it by one that forgets what was written.
+`LoaderState` is what a run knows of one loader: these facts, and the samples stored so far.
 
-Place: under the edge `lightning`; imports torch and lightning. Knows one thing of Lightning that is not
-public: ``seen_batch_indices``.
+Lightning keeps the record of every batch until the end, 40 to 140 bytes a row; `trim` replaces it by one that
+forgets the batches that were handed over. It relies on a private attribute, ``seen_batch_indices``.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
 
 from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
-from zarrow._predict.row_set import RowSet, SampleIndex
 from zarrow._predict.rules import count_rows
+from zarrow._predict.sample_set import SampleIndex, SampleSet
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = [
@@ -59,13 +58,13 @@ class LoaderFacts:
     position : int
         Its ``dataloader_idx``.
     order : {"recorded", "running", "given"}
-        Where a row's place in the dataset comes from.
+        Where the ``sample_index`` of a row comes from.
     dataset_rows : int or None
         Length of the dataset, if it has one.
     expected_rows : int or None
-        Rows that all ranks together will yield, if anybody knows.
+        Rows that all ranks together will yield, if known.
     expected_batches : int or None
-        Batches that this loader will yield, if it can tell.
+        Batches that this loader will yield, if known.
     dataset : tuple of (str, int or None)
         The dataset's type and length.
     name : str
@@ -92,7 +91,7 @@ class LoaderState:
         What is known of it.
     identifiers : Identifiers, CallableIdentifiers or None
         Where the identifiers of its rows come from.
-    before : RowSet
+    before : SampleSet
         Its rows that were stored when the run began.
     is_one_of_several : bool
         Whether the run has other loaders, too.
@@ -103,7 +102,7 @@ class LoaderState:
         loader: Any,
         facts: LoaderFacts,
         identifiers: Identifiers | CallableIdentifiers | None,
-        before: RowSet,
+        before: SampleSet,
         *,
         is_one_of_several: bool,
     ) -> None:
@@ -113,7 +112,7 @@ class LoaderState:
         self.before = before
         self.is_one_of_several = is_one_of_several
         self.next_row = self.batches = 0
-        self.written = RowSet()
+        self.written = SampleSet()
 
     def sample_index(self, index: Any, columns: Mapping[str, Any], arrays: Mapping[str, Any]) -> SampleIndex:
         """Return which rows of the dataset a batch has, the next ones if `index` is None.
@@ -193,9 +192,9 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
     position : int
         Its ``dataloader_idx``.
     given : bool
-        Whether the caller finds the rows' places in the batch.
+        Whether the caller finds the ``sample_index`` in the batch.
     world_size : int
-        How many ranks predict.
+        Number of ranks that predict.
 
     Returns
     -------
@@ -205,11 +204,11 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
     Raises
     ------
     InvalidInputError
-        If nobody can tell which rows of the dataset a batch will have.
+        If it cannot be known which samples a batch will have.
     """
     name = f"predict data loader {position} ({type(loader).__name__})"
     order: Order = "given" if given else "running"
-    remedy = "or tell the rows' places in the dataset with sample_index="
+    remedy = "or pass sample_index="
     if not isinstance(loader, DataLoader):
         _check_one_rank(name, world_size, remedy, given=given)
         return LoaderFacts(
@@ -223,8 +222,7 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
         )
     if not given and loader.num_workers > 1 and not getattr(loader, "in_order", True):
         raise InvalidInputError(
-            f"{name}: with in_order=False nobody can tell which rows a batch has: leave in_order as it is, "
-            f"{remedy}"
+            f"{name}: with in_order=False the sample_index of a row is unknown: leave it True, {remedy}"
         )
     dataset_rows = length_of(loader.dataset)
     expected = dataset_rows
@@ -232,15 +230,15 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
         _check_one_rank(name, world_size, remedy, given=given)
         if not given and loader.num_workers > 1:
             raise InvalidInputError(
-                f"{name}: {loader.num_workers} workers read an iterable dataset side by side, so that nobody "
-                f"can tell which rows a batch has: use num_workers=1, a map-style dataset, {remedy}"
+                f"{name}: with {loader.num_workers} workers that read an iterable dataset the sample_index "
+                f"of a row is unknown: use num_workers=1, a map-style dataset, {remedy}"
             )
     elif loader.batch_sampler is not None:
         order = "given" if given else "recorded"
         sampler = getattr(loader.batch_sampler, "sampler", None)
-        dealt: Any = loader.batch_sampler
-        if hasattr(dealt, "expected_rows"):
-            expected = dealt.expected_rows
+        remaining: Any = loader.batch_sampler
+        if hasattr(remaining, "expected_rows"):
+            expected = remaining.expected_rows
         elif world_size == 1 and length_of(sampler) is not None:
             expected = length_of(sampler)
     else:
@@ -248,9 +246,8 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
         expected = length_of(loader.sampler)
         if not given and not isinstance(loader.sampler, SequentialSampler):
             raise InvalidInputError(
-                f"{name}: Lightning reports no dataset indices for it, and its sampler is a "
-                f"{type(loader.sampler).__name__}, so that nobody can tell which rows a batch has: "
-                f"set a batch_size, {remedy}"
+                f"{name}: Lightning has no record of its rows, and its sampler is a "
+                f"{type(loader.sampler).__name__}, so their sample_index is unknown: set batch_size, {remedy}"
             )
     return LoaderFacts(
         position=position,
@@ -266,13 +263,13 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
 def _check_one_rank(name: str, world_size: int, remedy: str, *, given: bool) -> None:
     if world_size > 1 and not given:
         raise InvalidInputError(
-            f"{name}: Lightning reports no dataset indices for it, so that nobody can tell which rows each "
-            f"of {world_size} ranks predicts: use a map-style dataset with a batch_size, {remedy}"
+            f"{name}: Lightning has no record of its rows, so the sample_index of a row on each of "
+            f"{world_size} ranks is unknown: use a map-style dataset with a batch_size, {remedy}"
         )
 
 
 def length_of(thing: Any) -> int | None:
-    """Return a thing's length; None if it has none."""
+    """Return the length of anything; None if it has none."""
     if not isinstance(thing, Sized):
         return None
     try:
@@ -289,14 +286,14 @@ def _dataset_name(dataset: Any) -> str:
 
 
 class _Recent:
-    """The record of a loader's batches, as far as they have not been written."""
+    """Lightning's record of a loader's batches, without those that were forgotten."""
 
     def __init__(self, batches: list[Any]) -> None:
         self._kept = dict(enumerate(batches))
         self._count = len(batches)
 
-    def append(self, indices: Any) -> None:
-        self._kept[self._count] = indices
+    def append(self, batch: Any) -> None:
+        self._kept[self._count] = batch
         self._count += 1
 
     def forget(self, batch: int) -> None:
@@ -341,7 +338,7 @@ def recorded_index(loader: Any, batch_idx: int) -> Any:
 
 
 def trim(loader: Any, batch_idx: int) -> None:
-    """Forget the indices of a batch that was written.
+    """Forget Lightning's record of a batch.
 
     Parameters
     ----------

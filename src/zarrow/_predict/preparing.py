@@ -28,8 +28,8 @@ import pyarrow as pa
 from zarrow._predict.host_copies import HostBatch
 from zarrow._predict.identifiers import Identifiers
 from zarrow._predict.loaders import LoaderState
-from zarrow._predict.row_set import SampleIndex
-from zarrow._predict.stored_rows import DATALOADER_IDX
+from zarrow._predict.sample_set import SampleIndex
+from zarrow._predict.stored_samples import DATALOADER_IDX
 from zarrow._write.worker import Worker
 from zarrow.errors import BatchError
 from zarrow.writer import Writer

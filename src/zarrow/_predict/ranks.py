@@ -1,22 +1,20 @@
-"""How do the ranks of a run open one store together, and complete it together?
+"""Ranks — the ranks of a run open one store together, and complete it together.
 
-Opening, in Lightning's ``setup``, which runs on every rank before anybody predicts:
+Opening, in Lightning's ``setup``, which runs on every rank before the first batch:
 
-1. rank 0 opens the store, which recovers what a dead run left, and makes a directory in it as a sign;
-2. every rank looks for the sign (do they all see this disk?) and at the rows that are stored;
-3. when all have looked, the others open the store, too. Nobody has written yet, so that all know the same
-   rows, and deal out the same batches.
+1. rank 0 opens the store, which recovers what a dead run left, and makes an empty directory in it as a sign;
+2. every rank looks for the sign (does it see this disk?) and at the samples that are stored;
+3. when all have looked, the others open the store too. Nothing has been written by then, so all ranks know
+   the same samples, and deal out the same batches.
 
-Ending, in ``teardown``, which runs on every rank that has not died:
+Ending, in ``teardown``, which runs on every rank that is alive:
 
-1. all but rank 0 close their writers;
-2. when all have, rank 0 asks the store whether every row is there, and completes it.
+1. all ranks but rank 0 close their writers;
+2. then rank 0 checks that every row is in the store, and completes it.
 
 A rank that dies never gets here: the others fail in the collective, and the store stays incomplete, with
 every accepted row. A rank that has an error takes part in every collective before it raises, so that the
 others do not wait for it.
-
-Place: under the edge `lightning`.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ import atexit
 import contextlib
 import os
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -58,15 +55,15 @@ def open_together(
     Parameters
     ----------
     trainer : Trainer
-        Of several ranks.
+        A trainer with several ranks.
     path : str
         The store.
     open_store : callable of (shared=True) to Writer or None
-        Opens it on rank 0; None if it is complete, and stays so.
+        Opens it on rank 0; returns None if it is complete and stays so.
     look : callable
-        Finds out what is stored.
-    join : callable of str
-        Opens it on another rank, where it grows.
+        Returns what is stored.
+    join : callable of str to Writer
+        Opens it on another rank, at the path where it grows.
 
     Returns
     -------
@@ -89,12 +86,13 @@ def open_together(
                 if writer is not None:
                     opened.callback(writer.close)
                     beside = writer.grows_at != writer.path
-                    sign = f"{layout.SCRATCH_PREFIX}{uuid.uuid4().hex}"
-                    files.make_dir(writer.grows_at / layout.OPEN_DIR / sign)
+                    path_of_sign = files.scratch_name(writer.grows_at / layout.OPEN_DIR)
+                    files.make_dir(path_of_sign)
+                    sign = path_of_sign.name
             except (ZarrowError, OSError) as error:
                 failure = error
         message, sign, beside = strategy.broadcast((None if failure is None else str(failure), sign, beside))
-        # By the path that this rank was given: it may lead to another disk.
+        # The path as this rank has it, which may lead to another disk.
         grows_at = os.path.realpath(path) + (layout.INCOMING_SUFFIX if beside else "")
         if failure is not None:
             raise failure
@@ -108,10 +106,10 @@ def open_together(
             raise InvalidInputError(
                 f"{path}: not every rank sees the store that rank 0 opened"
                 f"{'' if visible else f'; rank {trainer.global_rank} does not'}: "
-                "put it on a disk that all of them share"
+                "choose a path on a disk that all ranks share"
             )
         seen = look()
-        strategy.barrier("zarrow: every rank knows what is stored")
+        strategy.barrier("zarrow: every rank has looked at the store")
         if trainer.global_rank > 0 and sign is not None:
             writer = join(grows_at)
         opened.pop_all()
@@ -119,17 +117,17 @@ def open_together(
 
 
 def _end_process_group() -> None:
-    """Stop gloo's threads while the interpreter still stands.
+    """Stop gloo's threads before the interpreter ends.
 
-    They hold Python objects. Cut off at its end, they now and then abort a process whose work is done
-    (pytorch/pytorch#179291), and whoever launched it believes that it failed. Lightning does this for nccl.
+    They hold Python objects. If they run until the end, they sometimes abort a process whose work is done
+    (pytorch/pytorch#179291), which then looks as if it had failed. Lightning does this for nccl.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _wait_for(path: Path) -> bool:
-    """Tell whether a directory appears: network disks take a moment."""
+    """Tell whether a directory appears; network disks take a moment."""
     deadline = time.monotonic() + _SHARED_DISK_TIMEOUT_S
     while not path.is_dir():
         if time.monotonic() > deadline:
@@ -144,9 +142,9 @@ def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run]
     Parameters
     ----------
     trainer : Trainer
-        Of several ranks.
+        A trainer with several ranks.
     run : Run
-        This rank's.
+        The run on this rank.
     path : str
         The store.
     finalize : callable of (Run)
@@ -180,13 +178,13 @@ def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run]
         try:
             missing = run.missing_on_disk(path if writer is None else writer.grows_at) or missing
             if missing is None and not all_done:
-                missing = "a rank ended before its data did"
+                missing = "a rank stopped before the end of its data"
             if missing is None and all_well:
                 finalize(run)
         except (ZarrowError, OSError) as error:
             failure = failure or error
         if writer is not None:
-            with contextlib.suppress(ZarrowError):  # rank 0's own failure is known by now
+            with contextlib.suppress(ZarrowError):  # rank 0's own failure is known already
                 writer.close()
     missing, message = strategy.broadcast((missing, None if failure is None else str(failure)))
     if failure is not None:

@@ -1,15 +1,13 @@
-"""Which entries of a prediction become columns, which become arrays, and which are left out?
+"""Prediction rules — which entries of a prediction become columns, which arrays, and which are ignored.
 
 `PredictionRules` decides once, on the first prediction, and holds every later one to it:
 
-1. an entry that is named, in `columns`, `arrays` or `ignore`, is what it is named;
-2. of the others, one value per row is a column and more than one axis is an array, unless that kind was
-   spelled out;
-3. an entry that is none of these is an error that names it: nothing is left out silently.
+1. an entry that `columns`, `arrays` or `ignore` names is what the option says;
+2. of the others, an entry with one value per row is a column, and one with more axes an array, unless the
+   option for that kind was given;
+3. any other entry is an error that names it: nothing is left out silently.
 
-A tensor is recognised by what it can do; torch is not imported.
-
-Place: under the edge `lightning`. Pure.
+Tensors are recognised by their attributes; torch is not imported.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ import pyarrow as pa
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["Names", "PredictionRules"]
+__all__ = ["EntryNames", "PredictionRules"]
 
-Names = Sequence[str] | Mapping[str, str]
+EntryNames = Sequence[str] | Mapping[str, str]
 """Names of entries, or a mapping of names in the store to names of entries."""
 
 
-def _renaming(names: Names | None, what: str) -> dict[str, str] | None:
+def _renaming(names: EntryNames | None, what: str) -> dict[str, str] | None:
     """Return name in the store -> name of the entry; None for "by rule"."""
     if names is None:
         return None
@@ -45,7 +43,7 @@ def _renaming(names: Names | None, what: str) -> dict[str, str] | None:
             )
         if name in RESERVED_COLUMNS:
             raise InvalidInputError(
-                f"{what}: the name {name!r} is the store's own: store the entry under another one"
+                f"{what}: the name {name!r} is reserved: store the entry under another name"
             )
     return renaming
 
@@ -56,7 +54,7 @@ def _describe(value: Any) -> str:
 
 
 def axes(value: Any) -> int | None:
-    """Return how many axes a value has; None if it is nothing that has rows.
+    """Return how many axes a value has; None if it has no rows.
 
     Parameters
     ----------
@@ -94,7 +92,10 @@ class PredictionRules:
     """
 
     def __init__(
-        self, columns: Names | None = None, arrays: Names | None = None, ignore: Collection[str] = ()
+        self,
+        columns: EntryNames | None = None,
+        arrays: EntryNames | None = None,
+        ignore: Collection[str] = (),
     ) -> None:
         if isinstance(ignore, str):
             raise InvalidInputError(
@@ -123,22 +124,22 @@ class PredictionRules:
         Returns
         -------
         dict, dict
-            The values as they came.
+            The values, unchanged.
 
         Raises
         ------
         BatchError
-            If the prediction is no mapping, lacks an entry, or has one that nobody asked for.
+            If the prediction is not a mapping, lacks an entry, or has one that no rule covers.
         """
         if prediction is None:
             raise BatchError(
-                "predict_step must return a dict of tensors, got None: return what is to be stored "
+                "predict_step must return a dict of tensors, got None: return the values to store "
                 "(a step without a return statement returns None)"
             )
         if not isinstance(prediction, Mapping):
             raise BatchError(
                 f"predict_step must return a dict of tensors, got {_describe(prediction)}: "
-                'give it a name: {"query_embed": ...}'
+                'name it: {"query_embed": ...}'
             )
         columns, arrays = self._choose(prediction)
         if not self._wanted <= prediction.keys() <= self._known:
@@ -151,7 +152,7 @@ class PredictionRules:
     def _refuse(
         self, prediction: Mapping[str, Any], columns: Mapping[str, str], arrays: Mapping[str, str]
     ) -> None:
-        """Raise what entries are missing, or too many."""
+        """Raise which entries are missing, or unknown."""
         for kind, chosen in (("column", columns), ("array", arrays)):
             for name, entry in chosen.items():
                 if entry not in prediction:
@@ -202,9 +203,9 @@ def count_rows(columns: Mapping[str, Any], arrays: Mapping[str, Any], expected: 
     columns, arrays : mapping of str to tensor, array or sequence
         What `PredictionRules.split` returned.
     expected : int, optional
-        How many it must have, if that is known.
+        The number that it must have, if known.
     why : str
-        Who says so, for the message.
+        What determines that number, for the message.
 
     Returns
     -------
@@ -249,7 +250,7 @@ def check_cast(name: str, before: np.ndarray[Any, Any], after: np.ndarray[Any, A
     name : str
         The array.
     before, after : array, shape (rows, ...)
-        The same values, wide and narrow.
+        The same values before and after the cast.
     """
     lost = np.isinf(after) & ~np.isinf(before)
     if lost.any():

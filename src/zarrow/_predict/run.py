@@ -28,9 +28,9 @@ from zarrow._predict.host_copies import HostCopies
 from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
 from zarrow._predict.loaders import LoaderState, as_sample_index, describe, recorded_index, trim
 from zarrow._predict.preparing import PredictedBatch, Preparing, named
-from zarrow._predict.row_set import RowSet
 from zarrow._predict.rules import PredictionRules
-from zarrow._predict.stored_rows import stored_rows
+from zarrow._predict.sample_set import SampleSet
+from zarrow._predict.stored_samples import stored_samples
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import BatchError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer
@@ -45,7 +45,7 @@ class Run:
     ----------
     writer : Writer or None
         None if the store is complete.
-    before : mapping of int to RowSet
+    before : mapping of int to SampleSet
         The rows that were stored when the run began, per ``dataloader_idx``.
     identifiers : list of Identifiers, CallableIdentifiers or None
         One, or one per loader.
@@ -64,7 +64,7 @@ class Run:
     def __init__(
         self,
         writer: Writer | None,
-        before: Mapping[int, RowSet],
+        before: Mapping[int, SampleSet],
         identifiers: list[Identifiers | CallableIdentifiers | None],
         rules: PredictionRules,
         host_copies: HostCopies,
@@ -103,7 +103,7 @@ class Run:
                     f"identifiers must have one row per sample of the dataset, {facts.dataset_rows}, got "
                     f"{rows}: those of {facts.name}, in its order"
                 )
-            before = self._before.get(position, RowSet())
+            before = self._before.get(position, SampleSet())
             self.loaders.append(LoaderState(loader, facts, found, before, is_one_of_several=len(loaders) > 1))
 
     # One batch
@@ -187,7 +187,7 @@ class Run:
 
     def missing_on_disk(self, path: str | os.PathLike[str]) -> str | None:
         """Return what is missing of the rows of all ranks, in words; None if nothing is."""
-        stored, _ = stored_rows(path, repeated_ok=self._drop_duplicates)
+        stored, _ = stored_samples(path, repeated_ok=self._drop_duplicates)
         found = [state.missing_rows(len(stored.get(i, ()))) for i, state in enumerate(self.loaders)]
         return "; ".join(filter(None, found)) or None
 

@@ -206,7 +206,7 @@ class BatchReader:
             for name in RESERVED_COLUMNS:
                 if name in table:
                     raise BatchError(
-                        f"column {name!r}: the name is the store's own: rename it, or use sample_index="
+                        f"column {name!r}: the name is reserved: rename it, or use sample_index="
                     )
             missing = [name for name, *_ in self._columns if name not in table]
             unknown = [name for name in table if name not in self._column_names]
