@@ -97,7 +97,7 @@ def files(folder: Path) -> tuple[Path, Path]:
 
 
 def feed(writer: StreamingPredictionWriter, *edges: int, **options: Any) -> None:
-    """Hand batches of rows edges[i] to edges[i + 1] over, as Lightning would."""
+    """Hand over batches of rows edges[i] to edges[i + 1], as Lightning would."""
     for number, (start, stop) in enumerate(itertools.pairwise(edges)):
         writer.write_on_batch_end(
             trainer=None,
@@ -171,7 +171,7 @@ class Model(LightningModule):
 
 
 class Padding(Model):
-    """Predicts vectors that depend on the rows that share the batch, as they do where a model pads."""
+    """Predicts vectors that depend on the rows in the same batch, as with padding."""
 
     def predict_step(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         prediction = super().predict_step(batch)
@@ -237,7 +237,7 @@ def test_rows_of_several_batches(tmp_path: Path) -> None:
 
 
 def test_a_label_is_null_where_censored() -> None:
-    """What occurred is a label only where it could be observed; unknown censoring counts as observed."""
+    """The label is set only where it could be observed; unknown censoring counts as observed."""
     frame = tasks(4).with_columns(
         boolean_value=pl.Series([True, False, None, False]), occurs=pl.Series([True, True, True, False])
     )
@@ -253,7 +253,7 @@ def test_tasks_without_labels(tmp_path: Path) -> None:
 
 
 def test_without_embeddings(tmp_path: Path) -> None:
-    """Without a path for them embeddings are not kept, and need not be in the prediction."""
+    """Without a path for embeddings none are stored, and the prediction need not have them."""
     writer = StreamingPredictionWriter(tmp_path / "predictions.parquet", tasks(4))
     writer.setup(None, None, "predict")
     prediction = {name: outputs(0, 4)[name] for name in ("occurs_probs", "censor_probs")}
@@ -273,7 +273,7 @@ def test_no_tasks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_precisions(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Whatever precision the model predicts in, the files have float32, and a view is copied."""
+    """The files have float32 whatever the model's precision, and a view is copied."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(8)))
     writer.setup(None, None, "predict")
     feed(writer, 0, 8, dtype=dtype)
@@ -282,7 +282,7 @@ def test_precisions(tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 def test_a_buffer_may_be_used_again(tmp_path: Path) -> None:
-    """What the caller does to its tensors after the hook does not reach the files."""
+    """Changes that the caller makes to its tensors after the hook do not reach the files."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(20)))
     writer.setup(None, None, "predict")
     buffer = torch.zeros(2, 6, HIDDEN)
@@ -325,7 +325,7 @@ def test_polars_is_not_imported() -> None:
 @NOTHING_LEFT
 @pytest.mark.parametrize("stored", [1, 7, 8, 9, 24, 29, 30])
 def test_resumed_runs_give_the_same_files(tmp_path: Path, stored: int) -> None:
-    """Whatever the row at which a run ended, even amid a batch, the next run predicts the rest of it."""
+    """Wherever a run ended, even within a batch, the next run predicts the rest."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(30)))
     writer.setup(None, None, "predict")
     feed(writer, 0, stored)
@@ -341,7 +341,7 @@ def test_resumed_runs_give_the_same_files(tmp_path: Path, stored: int) -> None:
 
 
 def test_an_exception_leaves_no_files_and_every_batch(tmp_path: Path) -> None:
-    """A step that raises leaves no file but a store with the batches before, and the next run goes on."""
+    """A step that raises leaves no files but a store with the batches before, and the next run continues."""
     with pytest.raises(KeyError):
         predict(tmp_path, 30, Model(stop_at(16)))
     assert not any(path.exists() for path in files(tmp_path))
@@ -404,7 +404,7 @@ def test_sigterm(tmp_path: Path) -> None:
 @INCOMPLETE
 @pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
 def test_a_loader_that_cannot_be_shortened(tmp_path: Path) -> None:
-    """Where stored batches cannot be skipped they are predicted again, and not stored again."""
+    """If stored batches cannot be skipped, they are predicted again but not stored again."""
 
     class Loader:
         def __iter__(self) -> Any:
@@ -435,7 +435,7 @@ def test_a_shuffled_loader(tmp_path: Path) -> None:
 
 
 def test_another_batch_size(tmp_path: Path) -> None:
-    """A run may go on with another batch size."""
+    """A run can be resumed with another batch size."""
     with pytest.raises(KeyError):
         predict(tmp_path, 30, Model(stop_at(16)))
     model = Model()
@@ -469,11 +469,11 @@ def test_fewer_batches_than_tasks(tmp_path: Path) -> None:
     check_files(tmp_path, 30)
 
 
-# EQ_predict renames what it is given a name for
+# EQ_predict passes a temporary name and renames the file
 
 
 def test_names_that_end_in_tmp(tmp_path: Path) -> None:
-    """The store is named after the final file, and close() leaves the file under the name asked for."""
+    """The store is named after the final file, and close() leaves the file under the temporary name."""
     writer = StreamingPredictionWriter(tmp_path / "predictions.parquet.tmp", tasks(4))
     writer.setup(None, None, "predict")
     feed(writer, 0, 4)
@@ -483,7 +483,7 @@ def test_names_that_end_in_tmp(tmp_path: Path) -> None:
 
 
 def test_overwriting(tmp_path: Path) -> None:
-    """Where the final file exists EQ_predict was told to overwrite, so another model's store goes."""
+    """If the final file exists, EQ_predict runs with overwrite=true, so another model's store is replaced."""
     predictions, embeddings = (path.with_name(path.name + ".tmp") for path in files(tmp_path))
     loader = DataLoader(Rows(12), batch_size=8)
     for weight in (1.0, 2.0):
@@ -513,7 +513,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_model_may_overwrite(tmp_path: Path) -> None:
-    """With overwrite=True the other store goes and every row is predicted."""
+    """With overwrite=True the other store is removed and every row is predicted."""
     with pytest.raises(KeyError):
         predict(tmp_path, 30, Model(stop_at(16)))
     model = Model(weight=2.0)
@@ -549,7 +549,7 @@ def test_other_tasks_are_refused(tmp_path: Path, other: pl.DataFrame) -> None:
 
 @INCOMPLETE
 def test_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second run of the same is refused while the first is at work."""
+    """A second identical run is refused while the first is active."""
     monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)))
     writer.setup(None, None, "predict")
@@ -598,7 +598,7 @@ def test_batches_that_break_a_rule(tmp_path: Path, prediction: Any, message: str
 
     def write() -> None:
         writer.write_on_batch_end(None, None, prediction, None, None, 1)
-        writer.close()  # by now, if not before
+        writer.close()  # at the latest here
 
     with pytest.raises(BatchError, match=message):
         write()
@@ -691,7 +691,7 @@ def test_tasks_checksum() -> None:
 
 @INCOMPLETE
 def test_partial_exports(tmp_path: Path) -> None:
-    """Rows of an incomplete store are exported only if that is asked for."""
+    """Rows of an incomplete store are exported only on request."""
     writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)))
     writer.setup(None, None, "predict")
     feed(writer, 0, 4, 7)
@@ -703,7 +703,7 @@ def test_partial_exports(tmp_path: Path) -> None:
 
 
 def test_an_export_of_something_else(tmp_path: Path) -> None:
-    """A store without the columns is refused, and one whose array is no list of vectors."""
+    """A store without the columns, or with an array that is not a list of vectors, is refused."""
     with zarrow.Writer(tmp_path / "other.zarrow") as writer:
         writer.append({"subject_id": [1]})
         writer.finalize()
@@ -715,7 +715,7 @@ def test_an_export_of_something_else(tmp_path: Path) -> None:
 
 
 def test_a_failed_export_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the second file cannot be written, the first stays what it was, and no scratch file is left."""
+    """If the second file cannot be written, the first is unchanged, and no scratch file is left."""
     predict_all(tmp_path, tasks(3), 0, 3)
     before = [path.read_bytes() for path in files(tmp_path)]
     names = {path.name for path in tmp_path.iterdir()}
@@ -760,7 +760,7 @@ def everyquery_python(pytestconfig: pytest.Config) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_real_everyquery(everyquery_python: str, tmp_path: Path) -> None:
-    """EQ_predict's own main writes the same files with our writer, whole and killed; EQ_evaluate agrees."""
+    """EQ_predict's own main writes the same files with our writer, also if killed; EQ_evaluate agrees."""
     script = ROOT / "examples" / "everyquery" / "run.py"
     arguments = [everyquery_python, str(script), "--out", str(tmp_path), "--subjects", "100"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)

@@ -39,9 +39,9 @@ from zarrow.errors import (
 from zarrow.lightning import PredictionWriter
 
 HIDDEN = 5
-# Lightning's advice for validation; the order of predictions is nobody's concern.
+# Advice for validation from Lightning; the order of predictions does not matter here.
 SHUFFLED = pytest.mark.filterwarnings("ignore:Your `predict_dataloader`'s sampler has shuffling:UserWarning")
-# Lightning says so for every iterable dataset and list; the writer counts the rows itself.
+# Lightning warns about every iterable dataset and list; the writer counts the rows itself.
 NO_INDICES = pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
 
 
@@ -70,7 +70,7 @@ class Stream(IterableDataset):
 
 
 class Batches:
-    """An iterable of batches that is no DataLoader."""
+    """An iterable of batches that is not a DataLoader."""
 
     def __init__(self, *batches: torch.Tensor) -> None:
         self.batches = batches
@@ -173,7 +173,7 @@ def test_every_row_is_stored_with_its_index_and_its_vector(tmp_path, rows, worke
 
 
 def test_persistent_workers(tmp_path):
-    """Workers that survive a run serve the next one, each with its own record of indices."""
+    """Persistent workers serve the next run, each with its own record of indices."""
     loader = DataLoader(Numbers(50), batch_size=8, num_workers=2, persistent_workers=True)
     for run in range(2):
         predict(tmp_path / f"{run}", loader)
@@ -182,7 +182,7 @@ def test_persistent_workers(tmp_path):
 
 @SHUFFLED
 def test_shuffled_loaders_keep_their_indices(tmp_path):
-    """Rows of a shuffled loader lie in the order of prediction, each with its index in the dataset."""
+    """Rows of a shuffled loader are stored in order of prediction, each with its sample_index."""
     loader = DataLoader(Numbers(60), batch_size=7, shuffle=True)
     predict(tmp_path / "s", loader, identifiers=pa.table({"id": range(60)}))
     check(tmp_path / "s", 60)
@@ -199,13 +199,13 @@ def test_custom_batch_sampler(tmp_path):
 
 
 def test_drop_last_drops_nothing(tmp_path):
-    """Lightning predicts the last, short batch even where the loader would drop it."""
+    """Lightning also predicts the short last batch that the loader would drop."""
     predict(tmp_path / "s", DataLoader(Numbers(10), batch_size=4, drop_last=True))
     check(tmp_path / "s", 10)
 
 
 def test_subset_indices_are_those_of_the_subset(tmp_path):
-    """The rows of a Subset are numbered as the Subset numbers them."""
+    """The rows of a Subset are numbered within the Subset."""
     loader = DataLoader(Subset(Numbers(100), range(50, 60)), batch_size=4)
     predict(tmp_path / "s", loader, identifiers=pa.table({"id": range(50, 60)}))
     columns, _ = stored(tmp_path / "s")
@@ -221,7 +221,7 @@ def test_identifiers_of_the_whole_dataset_do_not_fit_a_subset(tmp_path):
 
 
 def test_sampler_of_some_rows_completes_the_store(tmp_path):
-    """A sampler that yields some rows of the dataset is finished when those are stored."""
+    """With a sampler for some rows of the dataset, the run is complete when those are stored."""
     loader = DataLoader(Numbers(100), batch_size=4, sampler=SubsetRandomSampler(range(30, 40)))
     assert predict(tmp_path / "s", loader, identifiers=pa.table({"id": range(100)})).complete
     columns, _ = stored(tmp_path / "s")
@@ -231,14 +231,14 @@ def test_sampler_of_some_rows_completes_the_store(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 @NO_INDICES
 def test_iterable_datasets_are_counted(tmp_path, workers):
-    """Rows of a stream are numbered as they come."""
+    """Rows of a stream are numbered as they arrive."""
     predict(tmp_path / "s", DataLoader(Stream(50), batch_size=8, num_workers=workers))
     check(tmp_path / "s", 50)
 
 
 @NO_INDICES
 def test_workers_that_read_a_stream_side_by_side_are_refused(tmp_path):
-    """With two workers nobody knows which rows of a stream a batch has, nor whether they come twice."""
+    """A stream with two workers is refused, since the rows of its batches are unknown and may repeat."""
     with pytest.raises(
         InvalidInputError, match=r"2 workers that read an iterable dataset.*pass sample_index="
     ):
@@ -270,7 +270,7 @@ def test_streams_that_carry_their_indices(tmp_path):
 
 @NO_INDICES
 def test_streams_that_repeat_rows_are_refused(tmp_path):
-    """Workers that all read the whole stream are noticed by the indices in their batches."""
+    """Workers that each read the whole stream are noticed by the repeated indices."""
     loader = DataLoader(Stream(50), batch_size=8, num_workers=2)
     with pytest.raises(BatchError, match=r"8 of its 8 rows are stored already, .* duplicates='drop'"):
         predict(tmp_path / "s", loader, sample_index=lambda batch: batch.long())
@@ -290,7 +290,7 @@ def test_loaders_without_batches_are_counted(tmp_path):
 @NO_INDICES
 @SHUFFLED
 def test_loaders_without_batches_in_random_order_are_refused(tmp_path):
-    """A sampler that shuffles, and whose indices Lightning does not report, cannot be counted."""
+    """A shuffling sampler whose indices Lightning does not report is refused."""
     loader = DataLoader(Numbers(5), batch_size=None, sampler=RandomSampler(Numbers(5)))
     with pytest.raises(InvalidInputError, match=r"no record of its rows.* RandomSampler.*set batch_size"):
         predict(tmp_path / "s", loader)
@@ -300,14 +300,14 @@ def test_loaders_without_batches_in_random_order_are_refused(tmp_path):
     "in_order" not in DataLoader.__init__.__code__.co_varnames, reason="torch 2.6 has in_order"
 )
 def test_workers_that_overtake_are_refused(tmp_path):
-    """With in_order=False the indices that Lightning reports are those of another batch."""
+    """in_order=False is refused, because Lightning reports the indices of another batch."""
     loader = DataLoader(Numbers(50), batch_size=4, num_workers=2, in_order=False)
     with pytest.raises(InvalidInputError, match="in_order=False"):
         predict(tmp_path / "s", loader)
 
 
 def test_two_loaders(tmp_path):
-    """Rows of two loaders are told apart by dataloader_idx; each has its own indices and identifiers."""
+    """Rows of two loaders are distinguished by dataloader_idx; each has its own indices and identifiers."""
     loaders = [DataLoader(Numbers(5), batch_size=2), DataLoader(Numbers(3), batch_size=2)]
     identifiers = [pa.table({"id": range(5)}), pl.DataFrame({"id": range(100, 103)})]
     predict(tmp_path / "s", loaders, identifiers=identifiers)
@@ -319,7 +319,7 @@ def test_two_loaders(tmp_path):
 
 @SHUFFLED
 def test_second_loaders_have_indices_of_their_own(tmp_path):
-    """The indices of a loader that Lightning has not begun yet are believed when it has."""
+    """The indices of the second loader are used once Lightning has started it."""
     loaders = [DataLoader(Numbers(50), batch_size=8, shuffle=True) for _ in range(3)]
     predict(tmp_path / "s", loaders)
     columns, _ = stored(tmp_path / "s")
@@ -335,14 +335,14 @@ def test_one_table_for_two_loaders_is_refused(tmp_path):
 
 @NO_INDICES
 def test_stale_indices_are_not_believed(tmp_path):
-    """A stream behind a map-style loader, of which Lightning shows the last indices, is counted."""
+    """A stream after a map-style loader is counted, although Lightning still reports old indices."""
     loaders = [DataLoader(Numbers(8), batch_size=4), DataLoader(Stream(8), batch_size=4)]
     predict(tmp_path / "s", loaders)
     assert stored(tmp_path / "s")[0]["sample_index"] == [*range(8), *range(8)]
 
 
 def test_data_module(tmp_path):
-    """Loaders of a DataModule are as good as loaders passed to predict."""
+    """Loaders of a DataModule work like loaders passed to predict."""
 
     class Data(LightningDataModule):
         def predict_dataloader(self) -> Any:
@@ -353,7 +353,7 @@ def test_data_module(tmp_path):
     check(tmp_path / "s", 9)
 
 
-# Which entries are stored, and how
+# Entries and their storage
 
 
 def test_names_choose_rename_and_leave_out(tmp_path):
@@ -441,7 +441,7 @@ def test_entries_that_break_a_rule(tmp_path, extra, options, message):
 )
 @pytest.mark.filterwarnings("ignore:predict returned None:UserWarning")
 def test_predictions_that_are_no_dict(tmp_path, prediction, message):
-    """What a step returns must have names; the batches before are not lost."""
+    """Entries without names are refused, and the batches before are not lost."""
 
     def step(batch: torch.Tensor) -> Any:
         return predict_both(batch) if batch[0] < 4 else prediction
@@ -467,7 +467,7 @@ def test_predictions_that_are_no_dict(tmp_path, prediction, message):
     ],
 )
 def test_changes_in_mid_stream(tmp_path, later, message):
-    """A batch unlike the first is refused, whole; the batches before it are in the store."""
+    """A batch unlike the first is refused as a whole; the batches before it are stored."""
 
     def step(batch: torch.Tensor) -> Any:
         return {**predict_both(batch), **(later if batch[0] == 4 else {})}
@@ -479,7 +479,7 @@ def test_changes_in_mid_stream(tmp_path, later, message):
 
 
 def test_all_kinds_of_tensors(tmp_path):
-    """Tensors that need grad, are views, are bfloat16 or have many axes arrive as they are."""
+    """Tensors with gradients, views, bfloat16 or many axes are stored unchanged."""
 
     def step(batch: torch.Tensor) -> dict[str, Any]:
         hidden = batch[:, None, None].expand(-1, 3, HIDDEN).contiguous()
@@ -513,7 +513,7 @@ def test_all_kinds_of_tensors(tmp_path):
 
 
 def test_narrower_floats_on_request(tmp_path):
-    """Arrays and columns are stored narrower if that was asked for, and if their values fit."""
+    """Arrays and columns are stored in a narrower type on request, if their values fit."""
     loader = DataLoader(Numbers(5), batch_size=2)
     predict(tmp_path / "s", loader, dtypes={"query_embed": "float16", "number": "float64"})
     columns, found = stored(tmp_path / "s")
@@ -535,7 +535,7 @@ def test_narrower_floats_on_request(tmp_path):
 
 @pytest.mark.parametrize("buffers", [1, 2])
 def test_steps_that_return_the_same_memory_again(tmp_path, buffers):
-    """A step that writes every prediction into the same buffers loses none of them."""
+    """A step that reuses the same buffers for every prediction loses none."""
     held = [torch.zeros(4, HIDDEN) for _ in range(buffers)]
 
     def step(batch: torch.Tensor) -> dict[str, Any]:
@@ -548,7 +548,7 @@ def test_steps_that_return_the_same_memory_again(tmp_path, buffers):
 
 
 def test_views_do_not_pin_what_they_are_views_of(tmp_path):
-    """The first token's vector, a view of the hidden state, is copied out of it before it is queued."""
+    """A view of a larger tensor, such as the first token's vector, is copied before it is queued."""
     from zarrow._predict.host_copies import HostCopies
 
     copies = HostCopies()
@@ -592,7 +592,7 @@ def identifier_sources(tmp_path: Path, rows: int) -> dict[str, Any]:
 )
 @SHUFFLED
 def test_identifiers_of_every_kind(tmp_path, kind, shuffle):
-    """Each row gets its own identifiers, whatever they come in and in whatever order it is predicted."""
+    """Each row gets its own identifiers, in any container and any order of prediction."""
     source = identifier_sources(tmp_path, 30)[kind]
     loader = DataLoader(Numbers(30), batch_size=4, shuffle=shuffle)
     predict(tmp_path / "s", loader, identifiers=source, keys=["id", "name"])
@@ -619,7 +619,7 @@ def test_parquet_identifiers_are_read_a_row_group_at_a_time(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("rows", [9, 11])
 def test_identifiers_shorter_or_longer_than_the_dataset(tmp_path, rows):
-    """Identifiers of another length are refused before the first batch."""
+    """Identifiers of a wrong length are refused before the first batch."""
     steps = []
     with pytest.raises(InvalidInputError, match=f"one row per sample of the dataset, 10, got {rows}"):
         predict(
@@ -630,7 +630,7 @@ def test_identifiers_shorter_or_longer_than_the_dataset(tmp_path, rows):
 
 @NO_INDICES
 def test_identifiers_shorter_than_a_stream(tmp_path):
-    """A stream that goes on behind the last identifier ends the run; what had one is stored."""
+    """A stream longer than the identifiers ends the run; rows with identifiers are stored."""
     with pytest.raises(BatchError, match="sample_index 5, but there are only 5 rows"):
         predict(tmp_path / "s", DataLoader(Stream(10), batch_size=5), identifiers=pa.table({"id": range(5)}))
     assert finished_rows(tmp_path / "s")["id"] == [0, 1, 2, 3, 4]
@@ -665,7 +665,7 @@ def test_identifiers_that_break_a_rule(tmp_path, identifiers, message):
 
 
 def test_files_that_are_no_parquet(tmp_path):
-    """A path that holds something else is named."""
+    """A path that is not a Parquet file is named."""
     (tmp_path / "ids.parquet").write_text("id\n1\n")
     with pytest.raises(InvalidInputError, match=r"ids\.parquet is not a Parquet file"):
         predict(tmp_path / "s", DataLoader(Numbers(4)), identifiers=tmp_path / "ids.parquet")
@@ -720,7 +720,7 @@ def test_limited_runs_are_incomplete(tmp_path):
 )
 @NO_INDICES
 def test_swallowed_stop_iteration_is_noticed(tmp_path, loader):
-    """A StopIteration from a step, the end of the data to Lightning, leaves the store incomplete."""
+    """A StopIteration from a step, which ends the run for Lightning, leaves the store incomplete."""
 
     def step(batch: torch.Tensor) -> Any:
         if batch[0] >= 6:
@@ -734,7 +734,7 @@ def test_swallowed_stop_iteration_is_noticed(tmp_path, loader):
 
 @NO_INDICES
 def test_limited_streams_are_incomplete(tmp_path):
-    """A stream that limit_predict_batches ended may have had more rows; a list of batches is counted."""
+    """A stream cut short by limit_predict_batches stays incomplete; a list of batches is counted."""
     with pytest.warns(UserWarning, match=r"limit_predict_batches ended .* after 4 rows"):
         predict(
             tmp_path / "s", DataLoader(Stream(8), batch_size=2), trainer_options={"limit_predict_batches": 2}
@@ -754,7 +754,7 @@ def test_datasets_without_rows(tmp_path):
 
 
 def test_samplers_that_repeat_rows_are_refused(tmp_path):
-    """A row is never stored twice; drop leaves the second one out, and the store is complete without."""
+    """A repeated row is refused, or dropped with duplicates='drop', and then the store is complete."""
     torch.manual_seed(0)
     loader = DataLoader(Numbers(4), batch_size=4, sampler=WeightedRandomSampler([1.0] * 4, 40))
     with pytest.raises(BatchError, match="rows are stored already, the first of them with sample_index"):
@@ -762,7 +762,7 @@ def test_samplers_that_repeat_rows_are_refused(tmp_path):
 
 
 def test_hoarded_predictions_are_warned_about(tmp_path):
-    """Lightning's default keeps all predictions in memory, which the user is told."""
+    """The user is warned that Lightning keeps all predictions in memory by default."""
     with pytest.warns(UserWarning, match="pass return_predictions=False"):
         trainer(PredictionWriter(tmp_path / "s")).predict(Model(), DataLoader(Numbers(4)))
     check(tmp_path / "s", 4)
@@ -829,13 +829,13 @@ def test_replacing_a_store(tmp_path):
     ],
 )
 def test_arguments_that_break_a_rule(tmp_path, options, message):
-    """The constructor refuses what can never work."""
+    """The constructor refuses arguments that can never work."""
     with pytest.raises(InvalidInputError, match=message):
         PredictionWriter(tmp_path / "s", **options)
 
 
 def test_trainers_of_the_other_package_are_refused(tmp_path):
-    """The Trainer of pytorch_lightning, the package's twin, would record no indices for this callback."""
+    """The Trainer of pytorch_lightning is refused, since it records no indices for this callback."""
     with pytest.raises(InvalidInputError, match=r"must come from lightning\.pytorch, got builtins"):
         PredictionWriter(tmp_path / "s").setup(object(), Model(), stage="predict")
     assert not (tmp_path / "s").exists()
@@ -862,7 +862,7 @@ def test_training_is_none_of_its_business(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_lightning_keeps_no_record_of_written_batches(tmp_path, workers):
-    """The indices that Lightning records for every batch are forgotten when the batch was written."""
+    """The indices that Lightning records for every batch are dropped once the batch is written."""
     sizes = []
 
     class Watch(PredictionWriter):

@@ -97,7 +97,7 @@ class Backwards(Sampler):
 
 
 class Anyhow(Backwards):
-    """Yields other rows on every rank, and some on both."""
+    """Yields different rows on every rank, and some on both."""
 
     def __iter__(self) -> Any:
         return iter(range(5 * RANK, 5 * RANK + 8))
@@ -114,7 +114,7 @@ class AllOverThePlace(Backwards):
 
 
 class Model(LightningModule):
-    """Values depend on which rows share a batch, as they do where a model pads."""
+    """A model whose values depend on which rows share a batch, as with padding."""
 
     def __init__(self, sleep_s: float = 0.0, how: Any = None) -> None:
         super().__init__()
@@ -213,12 +213,12 @@ def refused(folder: Path, ranks: int) -> None:
 def replaced(folder: Path, ranks: int) -> None:
     run(folder / "s", DataLoader(Numbers(11), batch_size=2), ranks)
     say("old", run(folder / "s", DataLoader(Numbers(30), batch_size=4), ranks, mode="w").complete)
-    # One without rows replaces a store, too.
+    # A run without rows replaces a store, too.
     ids = pa.table({"id": range(11)})
     run(folder / "t", DataLoader(Numbers(11), batch_size=2), ranks, identifiers=ids, keys=["id"])
     nothing = DataLoader(Numbers(0), batch_size=2)
     run(folder / "t", nothing, ranks, identifiers=ids.slice(0, 0), keys=["id"], mode="w")
-    # An attempt of which a rank fails leaves the old one; gloo tells the other in words of its own.
+    # An attempt with a failing rank leaves the old store; the other rank gets an error of gloo's.
     fail = (lambda prediction: None) if RANK else (lambda prediction: prediction)
     with contextlib.suppress(ZarrowError, RuntimeError):
         run(folder / "s", DataLoader(Numbers(40), batch_size=4), ranks, Model(0, fail), mode="w")
@@ -245,7 +245,7 @@ def spawned(folder: Path, ranks: int) -> None:
 
 
 def node(folder: Path, ranks: int) -> None:
-    """Runs once per node; each has one rank, of which the local number is 0."""
+    """Runs once per node; each has one rank, with local number 0."""
     say("node", run(folder / "s", DataLoader(Numbers(50), batch_size=4), 1, nodes=2).complete)
 
 
@@ -284,14 +284,14 @@ def slow_ones(folder: Path, ranks: int) -> None:
 
 
 def together(folder: Path, ranks: int) -> None:
-    """Runs one after the other what needs no processes of its own; to import Lightning takes longer."""
+    """Runs scenarios that can share processes, since importing Lightning takes longer than they do."""
     for scenario in TOGETHER:
         say.scenario = f"{scenario.__name__}/"  # type: ignore[attr-defined]
         (folder / scenario.__name__).mkdir(exist_ok=True)
         scenario(folder / scenario.__name__, ranks)
 
 
-# A rank of the last one fails, and with it the gloo that all of them share.
+# In the last one a rank fails, and with it the gloo group that all of them share.
 TOGETHER = (many, every_kind_of_loader, dropped, refused, replaced)
 
 
@@ -352,7 +352,7 @@ def assert_equal(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Return of a scenario of `TOGETHER` where its stores are and what its two ranks said."""
+    """Return the folder of a scenario of `TOGETHER`, and the output of its two ranks."""
     folder = tmp_path_factory.mktemp("together")
     heard = succeed(together, folder)
 
@@ -367,7 +367,7 @@ def launched(tmp_path_factory):
 
 
 def test_every_kind_of_loader(launched, tmp_path):
-    """Every row is stored once, with its own identifiers and vector, whoever divides the rows."""
+    """Every row is stored once, with its own identifiers and vector, however the rows are divided."""
     folder, found = launched(every_kind_of_loader)
     rows = {"uneven": 11, "workers": 50, "one": 1, "none": 0, "shuffled": 30, "subset": 11, "buckets": 6}
     rows |= {"own share": 6, "backwards": 20, "padded": 7, "missing": 9, "stream": 20}
@@ -384,13 +384,13 @@ def test_every_kind_of_loader(launched, tmp_path):
     assert found["again"] == {0: True, 1: True}
     two, _ = content(folder / "two")
     assert two["sample_index"].to_pylist() == [*range(5), *range(3)]
-    # The batches are those of one process, so the values are.
+    # The batches are those of a single process, and so are the values.
     run(tmp_path / "alone", DataLoader(Numbers(50), batch_size=4), 1)
     assert_equal(folder / "workers", tmp_path / "alone")
 
 
 def test_what_is_refused(launched):
-    """What cannot work fails early, on every rank, with the reason."""
+    """Impossible runs fail early, on every rank, with the reason."""
     folder, found = launched(refused)
     for name, messages in {
         "stream": ["no record of its rows", "each of 2 ranks"],
@@ -408,7 +408,7 @@ def test_what_is_refused(launched):
         for rank, message in enumerate(messages):
             assert re.search(message, found[name][rank]), found[name]
 
-    # What was refused at the end is never completed with a row in it twice.
+    # A store refused at the end is never completed with a doubled row.
     command = CliRunner().invoke
     result = command(cli.app, ["finalize", str(folder / "same stream")])
     assert result.exit_code == 1
@@ -439,9 +439,9 @@ def succeed(scenario: Any, folder: Path, ranks: int = 2) -> dict[str, dict[int, 
 
 
 def test_rows_that_come_on_several_ranks_are_stored_once(launched):
-    """With duplicates='drop' the store has one of each, whether ranks could know that before or not."""
+    """With duplicates='drop' the store has every row once, whether or not ranks could know beforehand."""
     folder, found = launched(dropped)
-    # Rows 13 to 19 come on no rank, and are missed.
+    # Rows 13 to 19 come on no rank, and are missing.
     assert found == {
         "overlap": {0: False, 1: False},
         "permuted": {0: True, 1: True},
@@ -454,7 +454,7 @@ def test_rows_that_come_on_several_ranks_are_stored_once(launched):
 
 
 def test_several_ranks_replace_a_store(launched):
-    """The old store stays until all ranks are done, and if one of them fails, and goes at once."""
+    """The old store stays until all ranks are done, also if one fails, and is replaced in one step."""
     folder, found = launched(replaced)
     assert found["old"] == {0: True, 1: True}
     assert found["rows"] == {0: 30, 1: 30}
@@ -463,7 +463,7 @@ def test_several_ranks_replace_a_store(launched):
 
 
 def test_processes_that_are_spawned_or_forked(tmp_path):
-    """Spawned and forked ranks store what launched ones do, and the process that made them is told."""
+    """Spawned and forked ranks store the same as launched ones, and their parent process knows the result."""
     found = succeed(spawned, tmp_path)
     for strategy in ("ddp_spawn", "ddp_fork"):
         assert found[strategy] == {0: True}
@@ -471,7 +471,7 @@ def test_processes_that_are_spawned_or_forked(tmp_path):
 
 
 def test_two_nodes(tmp_path):
-    """Two nodes of one rank each, both of local rank 0: one store, every row once."""
+    """Two nodes with one rank each, both with local rank 0, make one store with every row once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -487,7 +487,7 @@ def test_two_nodes(tmp_path):
 
 
 def test_a_hundred_thousand_rows(launched):
-    """Many segments of two ranks, claimed in any order: every row once, with its own identifier."""
+    """Many segments of two ranks, claimed in any order, have every row once with its own identifier."""
     folder, found = launched(many)
     assert found["many"] == {0: True, 1: True}
     assert_numbers(folder / "s", range(100_003))
@@ -545,12 +545,12 @@ def kill_a_run(folder: Path, victims: tuple[int, ...], number: int, after_rows: 
     ("ranks", "deaths"),
     [
         (1, {"second": ((1,), signal.SIGKILL)}),
-        (2, {"told to end": ((0,), signal.SIGTERM)}),
+        (2, {"terminated": ((0,), signal.SIGTERM)}),
         (3, {"first": ((0,), signal.SIGKILL), "both": ((0, 1), signal.SIGKILL)}),
     ],
 )
 def test_deaths(tmp_path, ranks, deaths):
-    """Whoever of two ranks dies, a resumed run on one, two or three equals an undisturbed one."""
+    """Whichever of two ranks dies, a resumed run on one, two or three equals an undisturbed one."""
     loader = DataLoader(Numbers(800), batch_size=4)
     for name, (victims, number) in deaths.items():
         (tmp_path / name).mkdir()

@@ -54,7 +54,7 @@ class Buckets:
 
 
 class Model(LightningModule):
-    """Values depend on which rows share a batch, as they do where a model pads."""
+    """A model whose values depend on which rows share a batch, as with padding."""
 
     def __init__(self, *, stop_at: int | None = None, weight: float = 1.0, how: Any = RuntimeError) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def run(path: Path, loaders: Any, model: Model | None = None, **options: Any) ->
 
 
 def stop(path: Path, loaders: Any, batches: int, **options: Any) -> None:
-    """Predict so many batches, then die."""
+    """Predict a number of batches, then die."""
     with pytest.raises(RuntimeError, match="stop"):
         run(path, loaders, Model(stop_at=batches), **options)
 
@@ -111,13 +111,13 @@ def assert_equal(one: Path, other: Path) -> None:
     np.testing.assert_array_equal(vectors, other_vectors)
 
 
-# What is predicted again, and what is not
+# What is predicted again
 
 
 @pytest.mark.parametrize("stopped_at", [0, 1, 5, 12])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_runs_equal_undisturbed_ones(tmp_path, stopped_at, workers):
-    """A run that died goes on with the very batches that are missing, and gives the same values."""
+    """A resumed run predicts exactly the missing batches, with the same values."""
     loader = DataLoader(Numbers(50), batch_size=4, num_workers=workers)
     options: dict[str, Any] = {"identifiers": pa.table({"id": range(50)}), "segment_rows": 8}
     stop(tmp_path / "s", loader, stopped_at, **options)
@@ -128,7 +128,7 @@ def test_resumed_runs_equal_undisturbed_ones(tmp_path, stopped_at, workers):
 
 
 def test_many_deaths(tmp_path):
-    """A run that dies after every batch gets done all the same."""
+    """A run that dies after every batch is completed nevertheless."""
     loader = DataLoader(Numbers(20), batch_size=3)
     for _ in range(6):
         stop(tmp_path / "s", loader, 1, resume=True)
@@ -138,7 +138,7 @@ def test_many_deaths(tmp_path):
 
 
 def test_batches_that_a_crash_cut_are_predicted_whole(tmp_path):
-    """Of a batch that lies in two segments, one of which is lost, only the missing rows are stored."""
+    """If a batch spans two segments and one is lost, only the missing rows are stored again."""
     with zarrow.Writer(tmp_path / "s") as writer:
         writer.append(
             {"number": np.arange(4, dtype="f4"), "together": np.float32([3, 3, 3, 12])},
@@ -152,7 +152,7 @@ def test_batches_that_a_crash_cut_are_predicted_whole(tmp_path):
 
 
 def test_another_batch_size(tmp_path):
-    """A run may go on with other batches; every row is stored once."""
+    """A run can be resumed with another batch size; every row is stored once."""
     stop(tmp_path / "s", DataLoader(Numbers(50), batch_size=4), 3)
     model = run(tmp_path / "s", DataLoader(Numbers(50), batch_size=10), resume=True)
     assert model.seen[0] == list(range(10, 20))
@@ -171,7 +171,7 @@ def test_complete_stores_are_left_alone(tmp_path):
 @SHUFFLED
 @pytest.mark.parametrize("sampler", [None, SubsetRandomSampler(range(5, 45))])
 def test_shuffled_loaders(tmp_path, sampler):
-    """Of a loader in random order exactly the rows are predicted that are missing."""
+    """With a shuffled loader exactly the missing rows are predicted."""
     loader = DataLoader(Numbers(50), batch_size=4, shuffle=sampler is None, sampler=sampler)
     stop(tmp_path / "s", loader, 5)
     model = run(tmp_path / "s", loader, resume=True)
@@ -181,7 +181,7 @@ def test_shuffled_loaders(tmp_path, sampler):
 
 
 def test_samplers_with_an_order_of_their_own(tmp_path):
-    """A sampler that is no stranger to determinism has its batches again."""
+    """A deterministic sampler yields the same batches again."""
 
     class Backwards(torch.utils.data.Sampler):
         def __iter__(self) -> Any:
@@ -203,7 +203,7 @@ def test_samplers_with_an_order_of_their_own(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:You are using a custom batch sampler `Buckets`:UserWarning")
 def test_custom_batch_samplers(tmp_path):
-    """Batches of a batch sampler are skipped or predicted as they are."""
+    """Batches of a custom batch sampler are skipped or predicted as a whole."""
     loader = DataLoader(Numbers(6), batch_sampler=Buckets([5, 3], [1], [0, 2, 4]))
     stop(tmp_path / "s", loader, 2)
     assert run(tmp_path / "s", loader, resume=True).seen == [[0, 2, 4]]
@@ -212,7 +212,7 @@ def test_custom_batch_samplers(tmp_path):
 
 
 def test_subsets_and_data_modules(tmp_path):
-    """Loaders that a DataModule makes are resumed like those passed in."""
+    """Loaders of a DataModule are resumed like those passed to predict."""
 
     class Data(LightningDataModule):
         def predict_dataloader(self) -> Any:
@@ -225,7 +225,7 @@ def test_subsets_and_data_modules(tmp_path):
 
 
 def test_two_loaders(tmp_path):
-    """Each loader goes on where it stopped, and one that is done is skipped."""
+    """Each loader continues where it stopped, and a finished one is skipped."""
     loaders = [DataLoader(Numbers(10), batch_size=4), DataLoader(Numbers(7), batch_size=2)]
     stop(tmp_path / "s", loaders, 4)
     assert run(tmp_path / "s", loaders, resume=True).seen == [[2, 3], [4, 5], [6]]
@@ -235,7 +235,7 @@ def test_two_loaders(tmp_path):
 
 @NO_INDICES
 def test_streams_are_predicted_again_and_stored_once(tmp_path):
-    """A stream cannot skip; its rows that are stored are left out."""
+    """A stream is predicted from the start, and its stored rows are not stored again."""
     loader = DataLoader(Stream(), batch_size=4)
     stop(tmp_path / "s", loader, 3)
     run(tmp_path / "s", loader, resume=True)
@@ -272,7 +272,7 @@ def test_incomplete_stores_ask_for_resume(tmp_path):
 
 
 def test_another_run_is_refused_with_what_differs(tmp_path):
-    """A store is not gone on with by another model, dataset or provenance, unless that is forced."""
+    """Another model, dataset or provenance is refused, unless force=True."""
 
     class Other(Model):
         pass
@@ -295,7 +295,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
 
 
 def test_another_schema_is_refused(tmp_path):
-    """Predictions that do not fit the store end the run; the store is as it was."""
+    """Predictions that do not fit the store end the run, and the store is unchanged."""
     loader = DataLoader(Numbers(10), batch_size=4)
     stop(tmp_path / "s", loader, 1)
     with pytest.raises(InvalidInputError, match=r"columns must be .* missing \['together'\]"):
@@ -304,7 +304,7 @@ def test_another_schema_is_refused(tmp_path):
 
 
 def test_stores_of_others_are_refused(tmp_path):
-    """Rows without a sample index cannot be told from missing ones."""
+    """A store with rows without sample_index is refused, as missing rows are unknown."""
     with zarrow.Writer(tmp_path / "s") as writer:
         writer.append({"number": [1.0]})
     with pytest.raises(InvalidInputError, match="without a sample_index"):
@@ -343,13 +343,13 @@ def start(path: Path, workers: int = 0) -> subprocess.Popen[str]:
 
 
 def wait_for_batches(process: subprocess.Popen[str], batches: int) -> bool:
-    """Return whether so many batches were predicted before the end."""
+    """Wait until a number of batches is predicted; return whether that happened before the end."""
     assert process.stdout is not None
     return all(process.stdout.readline().strip() not in ("", "done") for _ in range(batches))
 
 
 def finish(path: Path) -> None:
-    """Resume in this process, and compare with a run that nobody disturbed."""
+    """Resume in this process, and compare with an undisturbed run."""
     loader = DataLoader(Numbers(1500), batch_size=7)
     run(path, loader, resume=True)
     run(path.with_name("whole"), loader, segment_rows=64)
@@ -358,7 +358,7 @@ def finish(path: Path) -> None:
 
 @pytest.mark.slow
 def test_sigkill(tmp_path):
-    """A run that is killed, workers and all, loses no row and stores none twice; more: crash/ kills many."""
+    """A run killed with its workers loses no row and stores none twice; tests/crash kills many more."""
     process = start(tmp_path / "s", workers=2)
     wait_for_batches(process, 60)
     process.kill()
@@ -370,7 +370,7 @@ def test_sigkill(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm(tmp_path):
-    """On SIGTERM the batch under way is stored, all is durable, and the exit code is that of SIGTERM."""
+    """On SIGTERM the current batch is stored, everything is durable, and the exit code is that of SIGTERM."""
     process = start(tmp_path / "s")
     assert wait_for_batches(process, 20)
     process.send_signal(signal.SIGTERM)
@@ -383,11 +383,11 @@ def test_sigterm(tmp_path):
     finish(tmp_path / "s")
 
 
-# The public way
+# The public sampler
 
 
 def test_missing_rows_sampler(tmp_path):
-    """A loader over what is missing, made by the user, completes the store."""
+    """A loader over the missing rows, made by the user, completes the store."""
     loader = DataLoader(Numbers(50), batch_size=4)
     stop(tmp_path / "s", loader, 5)
     sampler = MissingRowsSampler(tmp_path / "s", Numbers(50), batch_size=4)
@@ -400,7 +400,7 @@ def test_missing_rows_sampler(tmp_path):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_missing_rows_sampler_deals_out(tmp_path, world_size):
-    """The ranks together have every missing batch once, and about as many each."""
+    """The ranks share the missing batches, each once and about equally."""
     stop(tmp_path / "s", DataLoader(Numbers(20), batch_size=3), 2)
     ranks = [
         MissingRowsSampler(tmp_path / "s", 20, batch_size=3, rank=rank, world_size=world_size)
@@ -419,7 +419,7 @@ def test_missing_rows_sampler_deals_out(tmp_path, world_size):
 
 
 def test_missing_rows_sampler_without_a_store(tmp_path):
-    """Where nothing is stored everything is missing."""
+    """Without a store all rows are missing."""
     assert list(MissingRowsSampler(tmp_path / "s", 5, batch_size=2)) == [[0, 1], [2, 3], [4]]
     with pytest.raises(InvalidInputError, match="batch_size must be positive"):
         MissingRowsSampler(tmp_path / "s", 5, batch_size=0)
@@ -429,7 +429,7 @@ def test_missing_rows_sampler_without_a_store(tmp_path):
 def test_a_resume_after_a_repair_predicts_what_was_damaged_and_nothing_else(
     tmp_path: Path, what: str
 ) -> None:
-    """A complete store of which a segment was set aside gets exactly its rows again, and is as it was."""
+    """After a repair, exactly the rows set aside are predicted again, and the store is as before."""
     loader = DataLoader(Numbers(60), batch_size=4)
     for name in ("whole", "damaged"):
         run(tmp_path / name, loader, segment_rows=16)

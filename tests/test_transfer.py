@@ -67,7 +67,7 @@ def _small_batches(monkeypatch):
 
 
 def plain(table: pa.Table) -> pa.Table:
-    """Dictionaries as their values, for comparison."""
+    """Decode dictionaries, for comparison."""
     for place, column in enumerate(table.schema):
         if pa.types.is_dictionary(column.type):
             table = table.set_column(place, column.name, table[column.name].cast(pa.string()))
@@ -110,7 +110,7 @@ class TestRoundTrips:
         assert again.provenance["imported_as"] == "parquet"
 
     def test_npy_folder(self, store, tmp_path):
-        """A folder in embedding-reader's layout is mapped by numpy, and gives the same store back."""
+        """A folder in embedding-reader's layout can be mapped by numpy, and gives the same store back."""
         export(store, tmp_path / "run", "npy", columns=[*ALL, "sample_index"])
         mapped = np.load(tmp_path / "run/embed/embed_0.npy", mmap_mode="r")
         np.testing.assert_array_equal(mapped, vectors_of(0, ROWS)["embed"])
@@ -123,7 +123,7 @@ class TestRoundTrips:
         assert again.table(["sample_index"])["sample_index"].to_pylist() == list(range(ROWS))
 
     def test_npy_files_come_in_the_order_of_their_numbers(self, tmp_path):
-        """The tenth file is behind the second, as its rows in the tables are; pieces need not be equal."""
+        """Files are read in numerical order, as are the tables, and may have different lengths."""
         for folder in ("img_emb", "metadata"):
             (tmp_path / "laion" / folder).mkdir(parents=True)
         start = 0
@@ -142,7 +142,7 @@ class TestRoundTrips:
         np.testing.assert_array_equal(found["img_emb"][:, 0], np.arange(start))
 
     def test_one_npy_file(self, store, tmp_path):
-        """One array is one file; a table may lie beside it, or there is none."""
+        """One array is one file, with or without a table next to it."""
         export(store, tmp_path / "embed.npy", arrays=["embed"])
         np.testing.assert_array_equal(np.load(tmp_path / "embed.npy"), vectors_of(0, ROWS)["embed"])
         pq.write_table(table_of(0, ROWS), tmp_path / "table.parquet")
@@ -189,11 +189,11 @@ class TestRoundTrips:
             == truth["time"].to_pylist()
         )
 
-    # anndata 0.12.6, the last that can be installed beside pandas 3, cannot write the text of pandas 3.
+    # anndata 0.12.6, the last version that can be installed with pandas 3, cannot write its text columns.
     @pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
     @pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
     def test_anndata_of_others(self, tmp_path, suffix):
-        """What anndata itself writes becomes a store: names of rows, categories, a dense X."""
+        """A file written by anndata becomes a store, with row names, categories and a dense X."""
         with pd.option_context("future.infer_string", False):
             names = np.array([f"cell{row}" for row in range(700)])
             obs = pd.DataFrame(
@@ -220,7 +220,7 @@ class TestRoundTrips:
         np.testing.assert_array_equal(found["X_pca"][-1], [1398, 1399])
 
     def test_safetensors(self, store, tmp_path):
-        """The library of that name reads arrays and columns of numbers."""
+        """The safetensors library reads arrays and columns of numbers."""
         export(store, tmp_path / "run.safetensors", columns=["prob", "id"])
         found = safetensors.numpy.load_file(tmp_path / "run.safetensors")
         assert sorted(found) == ["embed", "id", "layers", "prob"]
@@ -263,7 +263,7 @@ class TestRoundTrips:
 class TestRules:
     @pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "lance", "safetensors"])
     def test_a_store_without_rows(self, tmp_path, format):
-        """No rows are exported, and come back, as no rows."""
+        """A store without rows survives export and import."""
         with zarrow.Writer(
             tmp_path / "s.zarrow", schema=pa.schema({"id": pa.int64()}), arrays={"v": (4, "float32")}
         ) as writer:
@@ -277,20 +277,20 @@ class TestRules:
 
     @pytest.mark.parametrize("format", EXPORTS)
     def test_what_is_there_is_kept(self, store, tmp_path, format):
-        """An export onto something is refused, and leaves it as it was, unless overwriting was asked for."""
+        """An existing target is refused and left unchanged, unless overwrite=True."""
         target = tmp_path / "out"
         target.write_text("mine")
         with pytest.raises(ConflictError, match="exists already"):
             export(store, target, format)
         assert target.read_text() == "mine"
-        if format not in ("everyquery", "embedding-atlas"):  # which have tests of their own
+        if format not in ("everyquery", "embedding-atlas"):  # these have tests of their own
             export(store, target, format, columns=["id"], overwrite=True)
             assert target.is_dir() or target.read_bytes() != b"mine"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     @pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "lance", "safetensors"])
     def test_an_export_that_fails_leaves_nothing(self, store, tmp_path, format, monkeypatch):
-        """If rows cannot be read to the end, what was at the target is still there, and nothing else."""
+        """If reading rows fails, the old target is still there, and nothing else."""
         target = tmp_path / "out"
         target.mkdir()
         (target / "mine").touch()
@@ -309,11 +309,11 @@ class TestRules:
         assert [path.name for path in target.iterdir()] == ["mine"]
 
     def test_progress(self, store, tmp_path):
-        """Who watches is told of every batch, and of the end."""
-        told = []
-        export(store, tmp_path / "a.parquet", progress=lambda done, total: told.append((done, total)))
-        assert told[0] == (512, ROWS)
-        assert told[-1] == (ROWS, ROWS)
+        """The progress function is called for every batch, and at the end."""
+        calls = []
+        export(store, tmp_path / "a.parquet", progress=lambda done, total: calls.append((done, total)))
+        assert calls[0] == (512, ROWS)
+        assert calls[-1] == (ROWS, ROWS)
         back = []
         import_(
             tmp_path / "a.parquet",
@@ -323,7 +323,7 @@ class TestRules:
         assert back[-1] == (ROWS, ROWS)
 
     def test_names_are_checked(self, store, tmp_path):
-        """An unknown column or array is named, with those that there are."""
+        """An unknown column or array is named, with the existing ones."""
         with pytest.raises(UnknownNameError, match="embed"):
             export(store, tmp_path / "a.parquet", arrays=["embde"])
         with pytest.raises(UnknownNameError, match="prob"):
@@ -335,12 +335,12 @@ class TestRules:
         assert list(tmp_path.iterdir()) == []
 
     def test_not_into_the_store_itself(self, store):
-        """A store's directory is no place for an export."""
+        """A target within a store's directory is refused."""
         with pytest.raises(InvalidInputError, match="lies within the exported store"):
             export(store, store.path / "a.parquet")
 
     def test_an_incomplete_store(self, tmp_path):
-        """Half a run is not exported by its path; one that was opened on purpose is."""
+        """An incomplete store is not exported by its path, but it is if opened with partial=True."""
         with zarrow.Writer(tmp_path / "s.zarrow") as writer:
             writer.append({"id": [1, 2]}, {"v": np.ones((2, 4), np.float32)})
         with pytest.raises(IncompleteStoreError):
@@ -348,7 +348,7 @@ class TestRules:
         assert export(zarrow.open(tmp_path / "s.zarrow", partial=True), tmp_path / "a.parquet") == 2
 
     def test_what_a_format_cannot_hold(self, store, tmp_path):
-        """What would be lost or changed is refused, by name."""
+        """Values that would be lost or changed are refused by name."""
         for target, options, match in [
             ("a.npy", {}, "one array"),
             ("a.npy", {"arrays": ["embed"], "columns": ["id"]}, "no columns"),
@@ -361,7 +361,7 @@ class TestRules:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_library_that_is_missing_is_named(self):
-        """Without a format's library the error has the command that installs it."""
+        """Without a format's library the error names the command that installs it."""
         program = (
             "import sys; sys.modules['lance'] = None\n"
             "import zarrow.testing, zarrow.transfer\n"
@@ -373,7 +373,7 @@ class TestRules:
 
 class TestBadSources:
     def refuse(self, tmp_path: Path, source: Path, format: str, match: str, **options) -> None:
-        """The import is refused, and there is no store, nor one that was begun."""
+        """The import is refused, and no store is left, not even an incomplete one."""
         with pytest.raises((InvalidInputError, FileNotFoundError), match=match):
             import_(source, tmp_path / "s.zarrow", format, **options)
         with pytest.raises((LookupError, IncompleteStoreError)):
@@ -381,31 +381,31 @@ class TestBadSources:
 
     @pytest.mark.parametrize("format", IMPORTS)
     def test_nothing_there(self, tmp_path, format):
-        """A path at which there is nothing."""
+        """A missing path is refused."""
         self.refuse(tmp_path, tmp_path / "none", format, "no such file or directory to import")
 
     @pytest.mark.parametrize("format", IMPORTS)
     def test_something_else(self, tmp_path, format):
-        """A file, and a folder, of another kind."""
+        """A file or folder of another format is refused."""
         (tmp_path / "file").write_text("hello" * 100)
         (tmp_path / "folder").mkdir()
         for name in ("file", "folder"):
             self.refuse(tmp_path, tmp_path / name, format, name)
 
     def test_vectors_of_different_lengths(self, tmp_path):
-        """Ragged lists are no array; the rows are named."""
+        """Ragged lists cannot become an array; the rows are named."""
         pq.write_table(pa.table({"v": [[1.0, 2.0]] * 600 + [[1.0]]}), tmp_path / "a.parquet")
         self.refuse(
             tmp_path, tmp_path / "a.parquet", "parquet", "rows from 512 on: got lists of 2 and of 1 values"
         )
 
     def test_a_null_vector(self, tmp_path):
-        """A missing vector cannot be stored."""
+        """A missing vector is refused."""
         pq.write_table(pa.table({"v": [[1.0, 2.0], None]}), tmp_path / "a.parquet")
         self.refuse(tmp_path, tmp_path / "a.parquet", "parquet", "a vector is null")
 
     def test_lists_that_are_no_vectors(self, tmp_path):
-        """Lists of text, and of different lengths from the beginning, stay columns."""
+        """Lists of text, and lists of different lengths from the first row on, stay columns."""
         columns = {"v": [[1.0, 2.0]] * 2, "tags": [["a", "b"]] * 2, "codes": [[1], [1, 2]]}
         pq.write_table(pa.table(columns), tmp_path / "a.parquet")
         import_(tmp_path / "a.parquet", tmp_path / "s.zarrow")
@@ -422,7 +422,7 @@ class TestBadSources:
         self.refuse(tmp_path, tmp_path / "v.npy", "npy", "same number of rows", beside=tmp_path / "t.parquet")
 
     def test_pickles_are_not_loaded(self, tmp_path):
-        """A .npy file of objects could run code: it is refused."""
+        """A .npy file of objects is refused, because it could run code."""
         np.save(tmp_path / "v.npy", np.array([{"a": 1}], object), allow_pickle=True)
         self.refuse(tmp_path, tmp_path / "v.npy", "npy", "not a .npy file of numbers")
 
@@ -442,7 +442,7 @@ class TestBadSources:
         )
 
     def test_a_store_that_is_there(self, tmp_path):
-        """An import onto a store is refused, and replaces it if that was asked for, and only when whole."""
+        """An existing store is refused, or replaced with overwrite=True once the new one is complete."""
         np.save(tmp_path / "v.npy", np.ones((3, 2)))
         import_(tmp_path / "v.npy", tmp_path / "s.zarrow")
         with pytest.raises(ConflictError, match="exists already"):
@@ -458,7 +458,7 @@ class TestBadSources:
 
 @pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "safetensors", "everyquery"])
 def test_memory_does_not_grow_with_the_rows(tmp_path, format, monkeypatch):
-    """Peak memory of an export is that of a few batches: a quarter of the vectors at most."""
+    """Peak memory of an export is that of a few batches, at most a quarter of the vectors."""
     monkeypatch.undo()
     monkeypatch.setattr(_rows, "BATCH_BYTES", 1 << 20)
     rows, step = 65_536, 8192
@@ -491,7 +491,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, format, monkeypatch):
 
 
 def test_json_of_the_header(store, tmp_path):
-    """The header of a safetensors file is aligned, as other readers of the format want it."""
+    """The header of a safetensors file is aligned, as other readers require."""
     export(store, tmp_path / "a.safetensors", columns=["id"])
     data = (tmp_path / "a.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
@@ -502,7 +502,7 @@ def test_json_of_the_header(store, tmp_path):
 
 
 def test_embedding_atlas_gets_a_map(tmp_path: Path) -> None:
-    """The columns and the stored map's places come in one file; of several maps one must be named."""
+    """The columns and a map's coordinates are in one file; of several maps one must be named."""
     store = example_store(tmp_path / "atlas.zarrow")
     with pytest.raises(InvalidInputError, match="zarrow map"):
         export(store, tmp_path / "a.parquet", "embedding-atlas")

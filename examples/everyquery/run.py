@@ -149,7 +149,7 @@ def arguments(folder: Path, output: Path, batch_size: int, num_workers: int) -> 
 
 
 def kill_midway(log: Path, command: list[str], store: Path, rows: int) -> int:
-    """Start a command and SIGKILL it once its store has so many rows; return how many it has then."""
+    """Start a command and SIGKILL it once its store has this many rows; return its rows."""
     print("·", " ".join(command), f"  # until {rows} rows are stored, then SIGKILL", flush=True)
     with log.open("ab") as output:
         process = subprocess.Popen(

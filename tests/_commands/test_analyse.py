@@ -20,7 +20,7 @@ from zarrow.cli import app
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    """A console looks at the terminal's width when it is made, whoever made it first."""
+    """A console reads the terminal's width when it is created."""
     monkeypatch.setattr(terminal.out, "_width", 200)
 
 

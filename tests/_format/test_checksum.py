@@ -11,7 +11,7 @@ from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0), (1, 1), (3, 4096), (100_003, 7), (7, 1 << 20)])
 def test_two_pieces_sum_to_their_whole(sizes: tuple[int, int]) -> None:
-    """The checksum of two pieces put together follows from theirs."""
+    """The checksum of two joined pieces follows from theirs."""
     first, second = os.urandom(sizes[0]), os.urandom(sizes[1])
     whole = google_crc32c.value(first + second)
     assert combine(crc32c(first), crc32c(second), len(second)) == whole
@@ -19,7 +19,7 @@ def test_two_pieces_sum_to_their_whole(sizes: tuple[int, int]) -> None:
 
 
 def test_a_piece_whose_checksum_is_zero_still_counts() -> None:
-    """A piece that happens to sum to 0 is not taken for no piece."""
+    """A piece whose checksum happens to be 0 is not treated as empty."""
     rng = np.random.default_rng(1)
     prefix = rng.bytes(8)
     # Four bytes can always be chosen so that the sum of all becomes 0: crc32c is affine in them.
@@ -52,6 +52,6 @@ def _solve(columns: list[int], target: int) -> int:
 
 
 def test_zeros_sum_as_zeros() -> None:
-    """Zeros need not be there to be summed."""
+    """Zeros can be summed without being in memory."""
     for size in (0, 1, 17, 4096, 100_000):
         assert crc32c_of_zeros(size) == google_crc32c.value(bytes(size))

@@ -59,7 +59,7 @@ documents = pytest.mark.parametrize("name", DOCUMENTS)
 
 @documents
 def test_a_document_comes_back(name: str) -> None:
-    """What was written down is what is read."""
+    """Documents are read back as they were written."""
     document = DOCUMENTS[name]
     assert type(document).decode(document.encode(), "here") == document
 
@@ -73,7 +73,7 @@ def test_a_document_is_json_for_everybody(name: str) -> None:
 
 @documents
 def test_any_flipped_bit_is_noticed(name: str) -> None:
-    """No single flipped bit of a document is taken for a fact."""
+    """A document with any flipped bit is refused."""
     document = DOCUMENTS[name]
     data = document.encode()
     for bit in range(len(data) * 8):
@@ -85,7 +85,7 @@ def test_any_flipped_bit_is_noticed(name: str) -> None:
 
 @documents
 def test_any_cut_is_noticed(name: str) -> None:
-    """No document that lost its end, or gained something, is believed."""
+    """A truncated or extended document is refused."""
     document = DOCUMENTS[name]
     data = document.encode()
     for stop in range(len(data)):
@@ -98,7 +98,7 @@ def test_any_cut_is_noticed(name: str) -> None:
 @pytest.mark.parametrize("kind", [StoreSpec, Claim, SegmentRecord, Manifest, Owner])
 @given(data=st.binary(max_size=200))
 def test_garbage_is_no_document(kind: Any, data: bytes) -> None:
-    """Bytes that are no document raise the error that says so, and no other."""
+    """Bytes that are not a document raise `CorruptionError` and nothing else."""
     with pytest.raises(CorruptionError):
         kind.decode(data, "here")
 

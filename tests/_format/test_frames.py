@@ -29,7 +29,7 @@ def _batch(first_row: int, rows: int) -> pa.RecordBatch:
 
 
 def _journal(counts: list[int], durable: list[int] | None = None) -> tuple[bytes, list[int]]:
-    """Return a journal of batches of so many rows, and where its frames end."""
+    """Return a journal of batches with these numbers of rows, and the ends of its frames."""
     data, ends, row = b"", [], 0
     for number, count in enumerate(counts):
         payload = _batch(row, count).serialize() if count else b""
@@ -50,7 +50,7 @@ def _ids(found: tuple[Frame, ...]) -> list[int]:
 
 
 def test_frames_come_back() -> None:
-    """What was appended is found again, batch by batch, with all that was said of it."""
+    """Appended batches are found again with all their facts."""
     data, ends = _journal([3, 1, 0, 40], [0, 0, 4, 4])
     found = _scan(data)
     assert found.ends == tuple(ends)
@@ -66,7 +66,7 @@ def test_frames_come_back() -> None:
 
 
 def test_an_empty_journal_has_no_rows() -> None:
-    """A segment that was just opened holds nothing, which is no damage."""
+    """The empty journal of a new segment is sound."""
     found = _scan(b"")
     assert (found.frames, found.rows, found.durable_rows, found.torn_bytes) == ((), 0, 0, 0)
 
@@ -87,7 +87,7 @@ def test_an_empty_journal_has_no_rows() -> None:
     ),
 )
 def test_any_frames_come_back(counts: list[int], entries: list[ArrayEntry]) -> None:
-    """Whatever a frame says of however many arrays is what is read."""
+    """A frame's entries are read back for any number of arrays."""
     data, row = b"", 0
     for count in counts:
         data += frames.encode(UUID, row, count, row, entries, _batch(row, count).serialize())
@@ -174,21 +174,21 @@ def test_rows_may_be_durable_and_gone_only_loudly() -> None:
 
 @given(garbage=st.binary(max_size=300))
 def test_garbage_holds_no_rows(garbage: bytes) -> None:
-    """Bytes that are no journal hold no rows, and crash nothing."""
+    """Bytes that are not a journal hold no rows, and raise no other error."""
     assert _scan(garbage).frames == ()
     assert _scan(frames.MAGIC + garbage).frames == ()
 
 
 @given(st.data())
 def test_garbage_after_the_frames_adds_no_rows(data: st.DataObject) -> None:
-    """Bytes behind the last frame are a torn tail."""
+    """Bytes after the last frame are a torn tail."""
     journal, ends = _journal([2, 3])
     found = _scan(journal + data.draw(st.binary(max_size=200)))
     assert found.ends == tuple(ends)
 
 
 def test_a_frame_of_another_store_does_not_count() -> None:
-    """A file that was mixed up with another store's holds no rows of this one."""
+    """The journal of another store holds no rows of this one."""
     journal, _ = _journal([2, 3])
     assert frames.scan(pa.py_buffer(journal), bytes(16), 2, SEGMENT_ROWS, "here").frames == ()
 

@@ -42,7 +42,7 @@ SPEC = StoreSpec(
 
 
 def test_a_spec_without_its_members_is_refused() -> None:
-    """A spec that lacks a member is damaged, not half believed."""
+    """A spec without a member is damaged."""
     body = json.loads(SPEC.encode())
     del body["crc32c"]
     for member in set(body) - {"zarrow_format", "columns"}:
@@ -52,7 +52,7 @@ def test_a_spec_without_its_members_is_refused() -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade() -> None:
-    """A store of a later format says what reads it."""
+    """The error for a later format names the formats that can be read."""
     with pytest.raises(NotAStoreError, match=r"reads format 1, got 2: upgrade zarrow"):
         StoreSpec.decode(encode_document({"zarrow_format": 2}), "here")
 
@@ -88,7 +88,7 @@ def test_shards_lie_where_zarr_looks() -> None:
 
 @given(row_bytes=st.integers(1, 1 << 28))
 def test_default_sizes_fit(row_bytes: int) -> None:
-    """A segment is whole chunks; but for giant rows a chunk has 1 MiB at most, a shard 96 MiB."""
+    """A segment is whole chunks; except for giant rows a chunk has at most 1 MiB, a shard 96 MiB."""
     segment_rows = default_segment_rows(row_bytes)
     chunk_rows = default_chunk_rows(row_bytes, segment_rows)
     assert is_power_of_two(segment_rows)
@@ -100,7 +100,7 @@ def test_default_sizes_fit(row_bytes: int) -> None:
 
 @pytest.mark.parametrize(("hidden", "rows"), [(8, 131_072), (64, 131_072), (768, 32_768), (16_384, 1024)])
 def test_default_segment_of_the_usual_widths(hidden: int, rows: int) -> None:
-    """The widths that models have give shards of 32 to 96 MiB; of narrow rows a segment has 131,072."""
+    """Common vector widths give shards of 32 to 96 MiB; segments of narrow rows have 131,072 rows."""
     assert default_segment_rows(hidden * 4) == rows
     assert rows * hidden * 4 <= layout.MAX_SHARD_BYTES
     assert rows == 131_072 or rows * hidden * 4 >= 48 * layout.MEBIBYTE

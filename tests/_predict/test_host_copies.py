@@ -32,7 +32,7 @@ GARBAGE = 77
 
 
 class Slow:
-    """A device whose copies are not there before somebody waits for them."""
+    """A device whose copies are made only when they are awaited."""
 
     def __init__(self) -> None:
         self.started: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
@@ -64,7 +64,7 @@ class Slow:
 
 
 def test_values_are_those_of_the_step_though_its_memory_is_used_again():
-    """What the next step writes into the same memory, or a view of it, does not reach this batch."""
+    """Writes of the next step into the same memory, or a view of it, do not reach this batch."""
     copies, buffer = HostCopies(device=Slow()), torch.zeros(4, 6)
     begun = []
     for step in range(5):
@@ -97,7 +97,7 @@ def test_memory_is_let_go_of_when_a_batch_is_done():
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_a_cast_that_loses_a_value_is_told_by_row(rows):
-    """What float16 cannot hold is found on the device; an infinity that was there before is none of it."""
+    """Values that float16 cannot hold are found on the device; existing infinities are allowed."""
     copies = HostCopies({"x": "float16"}, Slow())
     values = torch.tensor([[1.0, torch.inf], [2.0, 3.0], [4.0, 99840.0]])[:rows]
     batch = copies.begin({"x": values})
@@ -113,7 +113,7 @@ def test_a_cast_that_loses_a_value_is_told_by_row(rows):
 
 
 class Model(LightningModule):
-    """Returns the same memory in every step, as CUDA graphs do."""
+    """Returns the same memory in every step, as with CUDA graphs."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def test_a_run_that_fails_keeps_the_batches_that_were_under_way(tmp_path, slow):
 
 
 def test_an_error_that_comes_late_names_its_batch(tmp_path, slow):
-    """What is wrong with a batch is told with the number of that batch, not of the one under way by then."""
+    """An error in a batch names that batch, not the one being predicted by then."""
 
     class Large(Model):
         def predict_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def test_everyquery_hands_its_batches_over_at_the_end(tmp_path, slow):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu():
-    """On a GPU copies run beside the steps, from memory that later steps write into, to pinned buffers."""
+    """On a GPU, copies into pinned buffers run parallel to steps that reuse the memory."""
     copies, begun = HostCopies(device=CudaCopies()), []
     memory = torch.zeros(256, 1024, device="cuda")
     for step in range(50):

@@ -1,3 +1,5 @@
+"""Preparing — one thread makes batches of the store out of predictions, and calls the writer."""
+
 from __future__ import annotations
 
 import subprocess
@@ -46,7 +48,7 @@ def predict(path: Path, step: Any, rows: int = 400, **options: Any) -> Model:
 
 @pytest.mark.parametrize("kind", [list, np.array, pl.Series, "nested"])
 def test_values_that_the_model_changes_later_are_stored_as_they_were(tmp_path, kind):
-    """A list, array or series that every step fills again reaches the store as each step left it."""
+    """A list, array or series reused by every step reaches the store as each step left it."""
     held: Any = [[0], [0], [0], [0]] if kind == "nested" else kind([0, 0, 0, 0])
 
     def step(batch: torch.Tensor) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def test_values_that_the_model_changes_later_are_stored_as_they_were(tmp_path, k
 
 
 def test_the_first_batch_is_waited_for(tmp_path):
-    """What is wrong with every batch ends the run at its first one."""
+    """An error common to all batches ends the run at the first one."""
 
     def step(batch: torch.Tensor) -> dict[str, Any]:
         steps.append(1)
@@ -80,7 +82,7 @@ def test_an_error_ends_the_run_though_the_model_goes_on(tmp_path):
     """An error in the thread is raised by the next hook, and the batches before it are stored."""
 
     def step(batch: torch.Tensor) -> dict[str, Any]:
-        assert batch[0] < 4000, "nobody stopped the model"
+        assert batch[0] < 4000, "the model was not stopped"
         return {"v": torch.ones(len(batch), 3 if batch[0] == 20 else 2)}
 
     with pytest.raises(BatchError, match=r"in batch 5 of .*: batch 5: array 'v': expected shape"):
@@ -89,7 +91,7 @@ def test_an_error_ends_the_run_though_the_model_goes_on(tmp_path):
 
 
 def test_a_disk_that_refuses_ends_the_run(tmp_path, monkeypatch):
-    """A failure of the writer is raised by a later hook as what it is, with the rows that are safe."""
+    """A failure of the writer is raised unchanged by a later hook, with the rows that are safe."""
     from zarrow._write.open_segment import OpenSegment
 
     append = OpenSegment.append
@@ -106,7 +108,7 @@ def test_a_disk_that_refuses_ends_the_run(tmp_path, monkeypatch):
 
 
 def test_an_error_of_another_library_names_the_batch(tmp_path):
-    """What pyarrow or the operating system raises comes as it is, with a note that names the batch."""
+    """Exceptions of pyarrow or the operating system are raised with a note that names the batch."""
     identifiers = pa.table({"id": range(400)})
     identifiers_path = tmp_path / "ids.parquet"
     pl.from_arrow(identifiers).write_parquet(identifiers_path)
@@ -121,7 +123,7 @@ def test_an_error_of_another_library_names_the_batch(tmp_path):
 
 
 def test_identifiers_are_looked_for_before_the_batch_is_gone(tmp_path):
-    """A callable gets each batch in its turn, with the rows' sample_index, before the next step."""
+    """A callable gets each batch with its sample_index before the next step."""
     seen = []
 
     def find(batch: torch.Tensor, sample_index: np.ndarray) -> pa.Table:
@@ -139,7 +141,7 @@ def test_identifiers_are_looked_for_before_the_batch_is_gone(tmp_path):
 
 
 def test_memory_has_one_bound(tmp_path, monkeypatch):
-    """What waits to be prepared and what waits for the disk are bounded together by queue_bytes."""
+    """Batches waiting to be prepared and those waiting for the disk are bounded together by queue_bytes."""
     from zarrow._write.open_segment import OpenSegment
 
     append, queued = OpenSegment.append, []
@@ -163,7 +165,7 @@ def test_memory_has_one_bound(tmp_path, monkeypatch):
 
 
 def test_a_run_without_its_end_loses_no_batch(tmp_path):
-    """What was handed over is accepted though the interpreter ends without Lightning's last hooks."""
+    """Batches handed over are accepted even if the interpreter ends without Lightning's last hooks."""
     code = f"""
 import os, sys, torch, zarrow
 from lightning.pytorch import LightningModule, Trainer

@@ -1,3 +1,5 @@
+"""Worker — a thread with a bounded queue, and what becomes of its items and errors."""
+
 import subprocess
 import sys
 import threading
@@ -107,7 +109,7 @@ def test_an_error_ends_the_thread_and_drops_what_is_behind(worker):
 
 
 def test_a_stop_lets_a_waiting_caller_go():
-    """Whoever waits for room returns when the worker is stopped; its item is dropped."""
+    """A caller waiting for space returns when the worker is stopped, and its item is dropped."""
     worker = Recorder(limit_bytes=MIB)
     worker.gate.clear()
     worker.put(0, MIB)
@@ -124,7 +126,7 @@ def test_a_stop_lets_a_waiting_caller_go():
 
 
 def test_a_forgotten_owner_is_closed_at_the_end_of_the_interpreter():
-    """Nothing that is queued is lost because nobody closed its owner."""
+    """No queued item is lost if its owner is never closed."""
     code = """
 import weakref
 from zarrow._write.worker import close_at_exit

@@ -101,7 +101,7 @@ def test_rows_that_are_all_the_same(tmp_path):
 
 
 def test_rows_far_from_the_origin(tmp_path):
-    """Distances of one are told apart at a distance of a hundred thousand."""
+    """Distances that differ by one are distinguished at a distance of a hundred thousand."""
     vectors = (np.random.default_rng(0).standard_normal((ROWS, WIDTH)) + 1e5).astype(np.float32)
     store = write(tmp_path / "a.zarrow", vectors)
     found = nearest(store, vectors[:30], k=8, metric="l2")

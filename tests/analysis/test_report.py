@@ -314,7 +314,7 @@ def test_hostile_text_without_a_browser(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_few_rows(tmp_path: Path, browser: Any, rows: int) -> None:
-    """A page of no row, one or two says what there is, without an error."""
+    """Pages for zero, one or two rows are made without an error."""
     columns = {"prob": np.zeros(rows, np.float32), "label": pa.array([None] * rows, pa.bool_())}
     store = write(tmp_path / "run.zarrow", columns, np.zeros((rows, 3), np.float32))
     report(store, tmp_path / "a.html")
