@@ -23,6 +23,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from zarrow._predict.identifiers import open_all
@@ -257,8 +258,9 @@ class PredictionWriter(BasePredictionWriter):
             if trainer is None or trainer.world_size == 1:
                 writer, (before, self._resumed) = self._open(shared=False), self._look()
             else:
+                join = partial(Writer, mode="a", shared=True, **self._options)
                 writer, (before, self._resumed) = open_together(
-                    trainer, self.path, self._open, self._look, self._join
+                    trainer, self.path, self._open, self._look, join
                 )
             if writer is not None:
                 opened.callback(writer.close)
@@ -303,10 +305,6 @@ class PredictionWriter(BasePredictionWriter):
         if self._mode != "a":
             return {}, None
         return stored_samples(self.path, repeated_ok=self._drop_duplicates)
-
-    def _join(self, path: str) -> Writer:
-        """Return a writer of the store that rank 0 has opened."""
-        return Writer(path, mode="a", shared=True, **self._options)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the data loaders and the model before the first batch.
