@@ -11,19 +11,21 @@ import zarrow
 SOURCE = Path(zarrow.__file__).parent
 TESTS = Path(__file__).parent
 ROOMS = sorted(one.parent.name for one in SOURCE.glob("_*/__init__.py"))
+ANALYSIS_ROOMS = sorted(one.parent.name for one in SOURCE.glob("analysis/_*/__init__.py"))
 
 
 def _docstring(file: Path) -> str:
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
-def test_the_package_names_every_room() -> None:
-    """The docstring of the package names every room, and nothing that is not a room."""
-    named = re.findall(r"`(_\w+)`", _docstring(SOURCE / "__init__.py"))
-    assert sorted(named) == ROOMS
+@pytest.mark.parametrize(("package", "rooms"), [(".", ROOMS), ("analysis", ANALYSIS_ROOMS)])
+def test_the_package_names_every_room(package: str, rooms: list[str]) -> None:
+    """The docstring of a package names every room in it, and nothing that is not a room."""
+    named = re.findall(r"`(_\w+)`", _docstring(SOURCE / package / "__init__.py"))
+    assert sorted(named) == rooms
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", [*ROOMS, *(f"analysis/{room}" for room in ANALYSIS_ROOMS)])
 def test_a_room_names_every_file(room: str) -> None:
     """The docstring of a room lists every file in it, and no others."""
     listed = re.findall(r"^`(\w+)`  ", _docstring(SOURCE / room / "__init__.py"), re.MULTILINE)

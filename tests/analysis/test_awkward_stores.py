@@ -52,7 +52,7 @@ def test_rows_that_are_all_nan(nothing: Store, sound: Store, tmp_path: Path) -> 
     for refused in (pca, map_rows):
         with pytest.raises(InvalidInputError, match="at least two rows without NaN and infinity"):
             refused(nothing)
-    with pytest.raises(InvalidInputError, match="no row to train on has a finite vector in array 'e'"):
+    with pytest.raises(InvalidInputError, match="no row for training has a finite vector in array 'e'"):
         probe(nothing, "label")
     report(nothing, tmp_path / "page.html")
     assert f"{ROWS} rows of vectors hold NaN or infinity" in (tmp_path / "page.html").read_text()
@@ -135,12 +135,12 @@ def test_vectors_of_integers_are_vectors(named: Store) -> None:
 
 
 def test_a_path_is_no_store(named: Store) -> None:
-    """What takes a store says so to who gives its path."""
+    """A function that takes a store says so when it gets a path."""
     path = str(named.path)
     for asked in (
         lambda: evaluate(path, "p", "label"),
         lambda: compose(path),
         lambda: compare(named, path),
     ):
-        with pytest.raises(InvalidInputError, match=r"as zarrow.open\(path\) gives it, got str"):
+        with pytest.raises(InvalidInputError, match=r"as returned by zarrow.open\(path\), got str"):
             asked()

@@ -219,14 +219,14 @@ def test_what_is_no_source_is_refused(store):
         nearest(dataset, [1], filter=pc.field("scor") > 0)
     with pytest.raises(InvalidInputError, match="there are: none"):
         pca(dataset.drop_vars("e"))
-    with pytest.raises(InvalidInputError, match="give the store"):
+    with pytest.raises(InvalidInputError, match="open the store"):
         nearest(dataset, [1], approximate=True)
     with pytest.raises(InvalidInputError, match=r"'label' is a column of type bool, .* neither 0 nor 1"):
         probe(dataset.assign(label=(dataset.label * 3).assign_attrs(dataset.label.attrs)), "label")
     with pytest.raises(InvalidInputError, match="drop_vars"):
         describe(dataset.assign(odd=dataset.score * 1j))
     with pytest.raises(
-        InvalidInputError, match=r"zarrow.open\(path\) gives it, or an xarray Dataset, got str"
+        InvalidInputError, match=r"zarrow.open\(path\), or an xarray Dataset, got str"
     ):
         describe(str(store.path))
 

@@ -219,7 +219,7 @@ def test_bad_input_is_refused(made, tmp_path):
         evaluate(store, "prob", "occurs")
     with pytest.raises(InvalidInputError, match="'query' is of type string"):
         evaluate(store, "prob", "query")
-    with pytest.raises(InvalidInputError, match="'subject_id' has a 2"):
+    with pytest.raises(InvalidInputError, match="'subject_id' has the value 2"):
         evaluate(store, "prob", "subject_id")
     with pytest.raises(InvalidInputError, match=r"0\.\.1.*'subject_id' has values from 0 to 428"):
         evaluate(store, "subject_id", "label")

@@ -121,7 +121,7 @@ def test_rows_that_are_all_the_same(tmp_path: Path) -> None:
         writer.append({}, {"embed": np.ones((50, 4), np.float32)})
         writer.finalize()
     store = zarrow.open(tmp_path / "a.zarrow")
-    with pytest.raises(InvalidInputError, match="50 of the sample are all the same: take method='pca'"):
+    with pytest.raises(InvalidInputError, match="50 of the sample are all the same: use method='pca'"):
         map_rows(store, method="tsne")
     places = np.concatenate([xy for _, xy in place_rows(store)[1]])
     assert (places == 0).all()

@@ -95,7 +95,7 @@ def test_bad_input_is_refused(tmp_path):
         pca(store, "g")
     with pytest.raises(InvalidInputError, match=r"1\.\.4"):
         pca(store, "e", 5)
-    with pytest.raises(InvalidInputError, match="4 components need as many rows, got 3"):
+    with pytest.raises(InvalidInputError, match="at most the number of finite rows, 3, got 4"):
         pca(store, "e", 4)
     with pytest.raises(InvalidInputError, match="at least two rows"):
         pca(store, "e", filter=pc.field("id") == 1)

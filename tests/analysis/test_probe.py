@@ -146,9 +146,9 @@ def test_bad_input_is_refused(made):
         probe(store, "label", group="maybe")
     with pytest.raises(InvalidInputError, match="test_fraction"):
         probe(store, "label", test_fraction=1)
-    with pytest.raises(InvalidInputError, match="at least two groups, there are 1"):
+    with pytest.raises(InvalidInputError, match="at least two groups, but the labelled rows have 1"):
         probe(store, "label", filter=pc.field("subject_id") == 3)
-    with pytest.raises(InvalidInputError, match="to train on has the label"):
+    with pytest.raises(InvalidInputError, match="for training has the label"):
         probe(store, "subject_id", kind="logistic", filter=pc.field("subject_id") < 4)
     with pytest.raises(InvalidInputError, match="kind"):
         probe(store, "label", kind="forest")

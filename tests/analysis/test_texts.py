@@ -52,9 +52,9 @@ def test_bad_input(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text without a model, or a model of another width, is refused with the reason."""
     with pytest.raises(MissingExtraError, match=r"zarrow\[examples\]"):
         embed_texts(["x"], "no_such_model_here")
-    with pytest.raises(InvalidInputError, match="no sentence model"):
+    with pytest.raises(InvalidInputError, match="not a sentence model"):
         embed_texts(["x"], "json")
-    with pytest.raises(InvalidInputError, match="a text to embed is missing"):
+    with pytest.raises(InvalidInputError, match="texts must be a list of texts"):
         embed_texts([" "], "counting_model")
     monkeypatch.delitem(texts.MODELS, len(WORDS))
     printed = CliRunner().invoke(app, ["nearest", str(store), "--text", "a class"])

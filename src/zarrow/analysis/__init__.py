@@ -1,11 +1,13 @@
-"""What do embeddings look like, how good are they, and who is near whom: answered while rows stream by.
+"""Analysis — what embeddings look like, how good they are, and which are near which, while rows stream by.
 
-Nothing here loads an array: rows come in blocks (`analysis._rows.blocks`), what is known so far is joined
-with what the
-next block says, and memory does not grow with the store. ``pip install 'zarrow[analysis]'`` brings what it
-needs: scipy, scikit-learn, DuckDB.
+Nothing here loads an array: rows are read in blocks, and memory does not grow with the store, except where a
+function says so. ``pip install 'zarrow[analysis]'`` installs what it needs: scipy, scikit-learn, DuckDB,
+matplotlib, Jinja2. It only reads a store, but for two functions that add to it: `map_rows` and
+`build_neighbours`.
 
-Place: tier 5, the edge that faces people with questions; ``import zarrow`` does not import it. Reads only.
+Behind the functions below and the doors `zarrow.analysis.plot` and `zarrow.analysis.report` lie four rooms:
+`_rows` (blocks of rows), `_numbers` (what they add up to), `_questions` (one file per function) and
+`_pictures` (answers drawn). ``import zarrow`` does not import any of it.
 """
 
 from zarrow.analysis._questions.compare import Comparison, compare

@@ -1,12 +1,8 @@
-"""What does it look like?
+"""Plots — pictures of a store, as matplotlib figures.
 
-One function a picture, each of which returns a matplotlib figure; `save` writes it as PNG, SVG or PDF.
-Above 50,000 rows a map shows cells, not points; nothing here holds more than a picture's worth of rows.
-
-Place: tier 5, in `zarrow.analysis`: the public face of `analysis._pictures.row_map`,
-`analysis._pictures.norms`, `analysis._pictures.roc_calibration`,
-`analysis._pictures.drift`, and of `analysis._pictures.figure`, which they draw with. Matplotlib's
-global state is left alone. Reads only.
+There is one function per picture; `save` writes a picture as PNG, SVG or PDF. Above 50,000 rows a map shows
+cells instead of points, and no picture holds more rows than it can show. Matplotlib's global state is left
+alone.
 """
 
 from zarrow.analysis._pictures.drift import drift

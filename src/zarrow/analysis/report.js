@@ -1,5 +1,5 @@
 "use strict";
-// The map and the sorting of tables. All data come from the page itself; text is only ever set as text.
+// The map, and the sorting of tables. All data come from the page itself; text is only ever set as text.
 (() => {
   for (const table of document.querySelectorAll("table.sortable")) sortable(table);
   const holder = document.getElementById("map-data");
@@ -23,7 +23,7 @@
         };
         const rows = [...table.tBodies[0].rows].sort((one, two) => {
           const a = value(one), b = value(two);
-          if (a === null || b === null) return (a === null) - (b === null); // what is unknown comes last
+          if (a === null || b === null) return (a === null) - (b === null); // unknown values come last
           const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
           return up ? order : -order;
         });
@@ -58,13 +58,13 @@
     const middle = [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2];
     const span = [Math.max(high[0] - low[0], data.side, 1e-9), Math.max(high[1] - low[1], data.side, 1e-9)];
 
-    canvas.style.aspectRatio = String(Math.min(Math.max(span[0] / span[1], 1), 2.1)); // as the map is, within reason
+    canvas.style.aspectRatio = String(Math.min(Math.max(span[0] / span[1], 1), 2.1)); // the map's own, within reason
 
     const px = (i) => canvas.width / 2 + (xs[i] - middle[0]) * scale + view.x;
     const py = (i) => canvas.height / 2 - (ys[i] - middle[1]) * scale + view.y;
 
     function rampColour(share) {
-      const kept = Math.min(Math.max(share, 0), 1);  // float32 may lie a little beyond its own range
+      const kept = Math.min(Math.max(share, 0), 1);  // rounding to float32 may have left the range
       const at = (dark.matches ? 0.22 + 0.78 * kept : kept) * (ramp.length - 1);
       const i = Math.min(Math.floor(at), ramp.length - 2), t = at - i;
       const part = (k) => Math.round(parseInt(ramp[i].slice(k, k + 2), 16) * (1 - t) + parseInt(ramp[i + 1].slice(k, k + 2), 16) * t);
@@ -100,7 +100,7 @@
         if (x < -side || y < -side || x > width + side || y > height + side) continue;
         context.fillStyle = markColour(i);
         if (cells) {
-          context.globalAlpha = 0.4 + 0.6 * Math.log1p(counts[i]) / Math.log1p(most); // the fuller, the stronger
+          context.globalAlpha = 0.4 + 0.6 * Math.log1p(counts[i]) / Math.log1p(most); // more rows, more opaque
           const left = Math.round(x - side / 2), top = Math.round(y - side / 2); // whole pixels: no seams
           context.fillRect(left, top, Math.round(x + side / 2) - left, Math.round(y + side / 2) - top);
         } else {
@@ -149,25 +149,25 @@
         bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
         const ends = element("div", legend);
         ends.className = "ends";
-        element("span", ends, colour ? tell(colour.low) : "1 row");
-        element("span", ends, colour ? tell(colour.high) : `${most.toLocaleString("en")} rows`);
+        element("span", ends, colour ? format(colour.low) : "1 row");
+        element("span", ends, colour ? format(colour.high) : `${most.toLocaleString("en")} rows`);
       }
     }
 
-    const tell = (value) => Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toString();
+    const format = (value) => Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toString();
 
     function facts(i) {
-      const told = [];
-      if (cells) told.push([counts[i] === 1 ? "row here" : "rows here", counts[i].toLocaleString("en")]);
+      const shown = [];
+      if (cells) shown.push([counts[i] === 1 ? "row here" : "rows here", counts[i].toLocaleString("en")]);
       for (const colour of colours) {
         const value = colour.values[i];
         if (cells && !Number.isNaN(value)) {
-          told.push([colour.labels ? `${colour.name}, most often` : `${colour.name}, mean`, colour.labels ? colour.labels[value] : tell(value)]);
+          shown.push([colour.labels ? `${colour.name}, most often` : `${colour.name}, mean`, colour.labels ? colour.labels[value] : format(value)]);
         }
       }
-      told.push([cells && counts[i] > 1 ? "one of them: row" : "row", String(rows[i])]);
-      for (const field of fields) told.push([field.name, field.values[field.codes[i]]]);
-      return told;
+      shown.push([cells && counts[i] > 1 ? "an example: row" : "row", String(rows[i])]);
+      for (const field of fields) shown.push([field.name, field.values[field.codes[i]]]);
+      return shown;
     }
 
     function select(i, aloud) {
@@ -214,7 +214,7 @@
         select(best, true);
         keepInSight();
       } else {
-        said.textContent = "nothing further in this direction";
+        said.textContent = "no row further in this direction";
       }
     }
 
@@ -277,7 +277,7 @@
     });
     addEventListener("pointerup", () => { held = null; });
     canvas.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey) return; // else the page scrolls, as anywhere
+      if (!event.ctrlKey && !event.metaKey) return; // without a modifier the page scrolls
       event.preventDefault();
       const [x, y] = place(event);
       zoom(Math.exp(-event.deltaY / 300), x, y);

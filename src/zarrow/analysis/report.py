@@ -1,12 +1,12 @@
 """Report — a store shown to people who have neither the store nor Python, as one HTML file.
 
-It says what the store holds and how good its probabilities are, and has a map whose rows can be looked at.
-Few rows are points; many are counted in cells, each with one row as its example, so that the page stays
-small. Charts are those of `zarrow.analysis.plot`.
+The page says what the store holds and how good its probabilities are, and has a map on which single rows can
+be looked at. Few rows are points; many are counted in cells, each with one row as its example, so that the
+page stays small. Charts are those of `zarrow.analysis.plot`.
 
-This file gathers what the page says; the template ``report.html.j2`` says where it stands
-(`analysis._pictures.page`), ``report.css`` how it looks and ``report.js`` what the map and the tables do. The
-page loads nothing from anywhere. A crash leaves the file that was there before.
+This file collects what the page says. The template ``report.html.j2`` puts it into order
+(`_pictures.page`), ``report.css`` gives it its look, and ``report.js`` moves the map and sorts the
+tables. The page loads nothing from the network. A crash leaves the file that was there before.
 """
 
 from __future__ import annotations
@@ -75,40 +75,40 @@ def report(
     progress: Progress | None = None,
     stage: Stage | None = None,
 ) -> None:
-    """Write a page about a store: one HTML file that needs nothing else.
+    """Write a page about a store: one HTML file that needs no other.
 
     Parameters
     ----------
     store : Store
         The store.
     output : path
-        The file; replaced if it is there.
+        The file to write; replaced if it exists.
     map : str, optional
-        A stored map or an array to show, as of `zarrow.analysis.plot.map`.
+        A stored map or an array to show, as in `zarrow.analysis.plot.map`.
     colours : list of str, optional
-        Columns to colour the map by; probabilities, labels and columns of few values by default.
+        Columns to colour the map by; by default probability, label and columns with few values.
     probability, label : str, optional
-        What to evaluate; found by names and types by default, and left out if there is no such.
+        Columns to evaluate; by default found by name and type, and left out if there are none.
     by : str or list of str, optional
-        Columns to evaluate by; by default those that say what was asked, if there are any.
+        Columns to group the evaluation by; by default those of the task, if there are any.
     title : str, optional
-        What to call it; the store's name by default.
+        Title of the page; the store's name by default.
     bootstrap : int, optional
-        Draws for the intervals of the evaluation; by default 200, and none above a million rows, where they
-        would take minutes and be narrower than what is shown.
+        Bootstrap draws for the intervals of the evaluation. By default 200, and none above a million rows,
+        where they would take minutes and be too narrow to see.
     progress : callable, optional
-        Is called with rows done and rows in all, in each part.
+        Called with the number of rows done and the total, in each part.
     stage : callable, optional
-        Is called with what is done next, in words.
+        Called with the name of each stage as it begins.
 
     Raises
     ------
     UnknownNameError
         If there is no such map or column.
     InvalidInputError
-        If what was asked for does not fit.
+        If a column or map cannot be used as asked.
     WriteFailedError
-        If the file cannot be written; the one that was there stays.
+        If the file cannot be written; a file that was there before stays.
 
     Examples
     --------
@@ -211,7 +211,7 @@ def _columns(described: Description) -> dict[str, Any]:
 
 
 def _time(one: dict[str, Any], name: str) -> object:
-    """Return a statistic, of times as a time."""
+    """Return a statistic; of a column of times, as a time."""
     value = one[name]
     if value is None or not str(one["type"]).startswith(("timestamp", "date")):
         return value
@@ -261,7 +261,7 @@ def _evaluate(
     by: str | Sequence[str] | None,
     bootstrap: int | None,
 ) -> Evaluation | None:
-    """Evaluate what was asked for, or what there is to evaluate."""
+    """Evaluate the columns that were named or found; None if nothing was named and nothing found."""
     try:
         columns = choose_probability(store, probability), choose_label(store, label)
     except InvalidInputError:
@@ -322,7 +322,7 @@ def _scores(one: dict[str, Any]) -> dict[str, object]:
 
 
 def _colours(store: Store, evaluated: Evaluation | None, described: Description) -> list[Colour]:
-    """Choose columns to colour by: probability and label, then columns of few values, then numbers."""
+    """Choose columns to colour by: probability and label, then columns with few values, then numbers."""
     names = [] if evaluated is None else [evaluated.probability, evaluated.label]
     few, numbers = [], []
     for one in described.columns.to_pylist():
@@ -340,23 +340,23 @@ def _map(
     store: Store, name: str | None, colours: Sequence[Colour], progress: Progress | None
 ) -> dict[str, Any]:
     try:
-        made, places = choose_map(store, name, progress)
+        made, coordinates = choose_map(store, name, progress)
     except InvalidInputError as error:
         if name is not None:
             raise
         return {"note": str(error), "data": None}
     if store.num_rows <= MAX_POINTS:
-        points = read_points(store, places, colours)
+        points = read_points(store, coordinates, colours)
         rows, xy, values, side = points.rows, points.xy, points.colours, 0.0
         counts, outside = np.ones(len(rows), np.int64), 0
     else:
-        grid = read_cells(store, places, colours, CELLS, progress)
+        grid = read_cells(store, coordinates, colours, CELLS, progress)
         cells = np.flatnonzero(grid.counts)
         rows, xy, counts, outside = grid.example[cells], grid.centres(cells), grid.counts[cells], grid.outside
         side = float((grid.bounds.high[0] - grid.bounds.low[0]) / grid.shape[0])
         values = {colour.name: grid.colour(colour.name)[cells] for colour in colours}
     if not len(rows):
-        return {"note": "There is no row without NaN to show.", "data": None}
+        return {"note": "There is no row without NaN or infinity to show.", "data": None}
     data = {
         "kind": "cells" if side else "points",
         "hint": HINT,
@@ -399,7 +399,7 @@ def _colour(colour: Colour, values: npt.NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _fields(store: Store, rows: npt.NDArray[np.int64], first: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what is told of single rows, keys first: each column as its different texts, and which."""
+    """Return the columns shown for single rows, keys first, each as its distinct texts and their codes."""
     others = [name for name in store.schema.names if name not in (ROW, SAMPLE_INDEX)]
     names = list(dict.fromkeys([*store.keys, *first, *others]))[:MAX_FIELDS]
     order = np.argsort(rows, kind="stable")
@@ -416,7 +416,7 @@ def _fields(store: Store, rows: npt.NDArray[np.int64], first: Sequence[str]) -> 
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Return values; integers as texts, since identifiers have no thousands separators."""
+    """Return values; integers as texts, since identifiers must not get thousands separators."""
     values: list[Any] = column.to_pylist()
     if pa.types.is_integer(column.type):
         return [None if value is None else str(value) for value in values]

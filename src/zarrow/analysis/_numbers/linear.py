@@ -1,16 +1,15 @@
-"""How is a linear model fitted to rows that are read again and again?
+"""Linear models — logistic and ridge regression, fitted to rows that are read again and again.
 
-*Logistic*: the loss and its gradient are sums over rows, so each step of L-BFGS (scipy's, as scikit-learn's
-own ``lbfgs``; Liu and Nocedal, 1989) is one pass. The objective is scikit-learn's: the mean cross-entropy,
-plus the squared weights over 2 C n, the intercept free; with several classes it is multinomial.
+*Logistic*: the loss and its gradient are sums over rows, so each step of L-BFGS (scipy's, as in
+scikit-learn's ``lbfgs``; Liu and Nocedal, 1989) is one pass. The objective is scikit-learn's: the mean
+cross-entropy plus the squared weights over 2 C n, with the intercept not penalised; with several classes it
+is multinomial.
 
-*Ridge*: everything that the normal equations need is in the covariance of the vectors and the label, so one
+*Ridge*: the covariance of the vectors and the label holds everything that the normal equations need, so one
 pass is enough.
 
-Both are of standardised columns: less the mean, over the standard deviation, of the training rows; a column
-that does not vary is left as zeros.
-
-Place: tier 5, in `zarrow.analysis`; below `analysis._questions.probe`.
+Both standardise the columns by the mean and the standard deviation of the training rows; a column that does
+not vary becomes zeros.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Standard:
-    """How columns are standardised.
+    """The standardisation of columns.
 
     Parameters
     ----------
     mean, scale : float64 array, shape (width,)
-        What to take off, and what to divide by.
+        Subtracted, and then divided by.
     """
 
     mean: Float
@@ -46,20 +45,20 @@ class Standard:
 
     @classmethod
     def of(cls, moments: Moments) -> Standard:
-        """Return that of rows: of ``n`` degrees of freedom, as scikit-learn's."""
+        """Return the standardisation of rows, with ``n`` degrees of freedom as in scikit-learn."""
         std = np.sqrt(moments.variance() * (moments.count - 1) / max(moments.count, 1))
-        # What a float32 mean of equal values leaves over is no variation.
+        # The rounding error of a float32 mean of equal values is not variation.
         return cls(moments.mean, np.where(std > 1e-7 * np.abs(moments.mean), std, np.inf))
 
     def __call__(self, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-        """Return rows, standardised."""
+        """Return standardised rows."""
         found = values - self.mean.astype(values.dtype)
         found *= (1 / self.scale).astype(values.dtype)
         return found
 
 
 class Scatter:
-    """Moments of the finite rows, the label as their last column if it is a number; and the other rows."""
+    """Moments of the finite rows, with a numeric label as the last column; and the other rows."""
 
     def __init__(self, width: int, *, full: bool) -> None:
         self.moments = Moments(width + full, full=full)
@@ -72,7 +71,7 @@ class Scatter:
             self.bad.append(block.rows[~finite])
             values, aside = values[finite], aside[finite]
         if self.moments.full:
-            # The label keeps its digits, however large it is beside its variation.
+            # In float64 the label keeps its digits, even if it is large compared to its variation.
             values = np.concatenate([values, aside[:, None]], axis=1, dtype=np.float64)
         self.moments.add(values)
 
@@ -101,9 +100,9 @@ def fit_logistic(
     tolerance: float,
     progress: Progress | None,
 ) -> tuple[Float, Float, int, bool]:
-    """Return weights, shape (outputs, width), intercepts, the number of iterations, and if they converged.
+    """Return weights, shape (outputs, width), intercepts, the number of iterations, and convergence.
 
-    `Passes.aside` is the class of each row. Two classes have one output.
+    `Passes.aside` is the class of each row. Two classes share one output.
     """
     from scipy.optimize import minimize
 
@@ -171,7 +170,7 @@ def _softmax(logits: Float) -> Float:
 def predict(
     values: npt.NDArray[np.floating[Any]], standard: Standard, weights: Float, intercept: Float, kind: str
 ) -> Float:
-    """Return what a model says of rows: probabilities, shape (n, classes), or numbers, shape (n, 1)."""
+    """Return a model's predictions: probabilities, shape (n, classes), or numbers, shape (n, 1)."""
     logits = _logits(standard(values), weights, intercept)
     if kind == "ridge":
         return logits

@@ -1,12 +1,10 @@
-"""What are the mean and the covariance of rows that are seen once?
+"""Moments — mean and covariance of rows that are read once.
 
-`Moments` takes blocks of rows. Each block is centred on (nearly) its own mean before anything is squared,
-and is then joined to what is known by the pairwise update of Chan, Golub and LeVeque, *Updating Formulae and
-a Pairwise Algorithm for Computing Sample Variances* (1979): sums of squares of a million rows that differ in
-the last digits only keep them. Within a block the products are BLAS's, in the dtype of the block; what is
-carried from block to block is float64.
-
-Place: tier 5, in `zarrow.analysis`; below its questions. Pure.
+`Moments` takes blocks of rows. Each block is centred on (nearly) its own mean before anything is squared, and
+is then joined to the sums so far by the pairwise update of Chan, Golub and LeVeque, *Updating Formulae and a
+Pairwise Algorithm for Computing Sample Variances* (1979): so the sums of squares of a million rows that
+differ only in their last digits keep those digits. Within a block, products are BLAS's, in the dtype of the
+block; the sums over blocks are float64.
 """
 
 from __future__ import annotations
@@ -25,9 +23,9 @@ class Moments:
     Parameters
     ----------
     width : int
-        Numbers of a row.
+        Length of a row.
     full : bool
-        Whether to have the covariance, or only the variances.
+        Whether to compute the covariance, or only the variances.
 
     Examples
     --------
@@ -47,11 +45,11 @@ class Moments:
 
     @property
     def full(self) -> bool:
-        """Whether products of different columns are known."""
+        """Whether the covariance is computed, not only the variances."""
         return self.squares.ndim == 2
 
     def add(self, values: npt.NDArray[np.floating[Any]]) -> None:
-        """Take in rows, all of them finite."""
+        """Add rows, all of them finite."""
         count = len(values)
         if not count:
             return
@@ -61,8 +59,8 @@ class Moments:
         shift = np.where(np.isfinite(shift), shift, values[0]).astype(values.dtype, copy=False)
         centred = np.subtract(values, shift, out=self._buffer(values))
         with np.errstate(over="ignore", invalid="ignore"):
-            rest = (ones @ centred).astype(np.float64)  # what the shift, rounded as it is, left of the mean
-            # Of a full product numpy sees the symmetry: half the work.
+            rest = (ones @ centred).astype(np.float64)  # what the rounding of the shift left of the mean
+            # numpy uses the symmetry of the full product: half the work.
             squares = centred.T @ centred if self.full else np.einsum("ij,ij->j", centred, centred)
             largest = np.diagonal(squares) if self.full else squares
         if values.dtype == np.float32 and not np.isfinite(largest).all():
@@ -71,7 +69,7 @@ class Moments:
         self._join(count, shift.astype(np.float64) + rest / count, squares, rest)
 
     def merge(self, later: Moments) -> None:
-        """Take in what is known of other rows."""
+        """Add the moments of other rows."""
         self._join(later.count, later.mean, later.squares, np.zeros_like(later.mean))
 
     def _join(
@@ -81,7 +79,7 @@ class Moments:
         squares: npt.NDArray[np.floating[Any]],
         rest: npt.NDArray[np.float64],
     ) -> None:
-        """Take in sums of squares about a point that the rows differ from by `rest` in all."""
+        """Add sums of squares about a point; `rest` is the sum of the differences of the rows from it."""
         if not count:
             return
         total = self.count + count
@@ -89,7 +87,7 @@ class Moments:
         left = np.stack([-rest / count, delta * (self.count * (count / total))])
         right = np.stack([rest, delta])
         self.squares += squares
-        # Of a wide matrix each pass counts, so both corrections are made in one.
+        # Both corrections in one pass, which counts for a wide matrix.
         self.squares += left.T @ right if self.full else (left * right).sum(axis=0)
         self.mean += delta * (count / total)
         self.count = total
@@ -103,18 +101,18 @@ class Moments:
         return {**self.__dict__, "_scratch": None}
 
     def part(self, columns: slice) -> Moments:
-        """Return those of some of the columns."""
+        """Return the moments of some of the columns."""
         found = Moments(0)
         found.count, found.mean = self.count, self.mean[columns]
         found.squares = self.squares[columns, columns] if self.full else self.squares[columns]
         return found
 
     def covariance(self) -> npt.NDArray[np.float64]:
-        """Return the covariance matrix, of ``count - 1`` degrees of freedom."""
+        """Return the covariance matrix, with ``count - 1`` degrees of freedom."""
         return self.squares / max(self.count - 1, 1)
 
     def variance(self) -> npt.NDArray[np.float64]:
-        """Return the variances, of ``count - 1`` degrees of freedom."""
+        """Return the variances, with ``count - 1`` degrees of freedom."""
         diagonal = np.diagonal(self.squares) if self.full else self.squares
         return np.maximum(diagonal, 0) / max(self.count - 1, 1)
 
@@ -125,9 +123,9 @@ class GroupMoments:
     Parameters
     ----------
     groups : int
-        How many.
+        Number of groups.
     width : int
-        Numbers of a row.
+        Length of a row.
 
     Examples
     --------
@@ -143,7 +141,7 @@ class GroupMoments:
         self.squares = np.zeros((groups, width))
 
     def add(self, codes: npt.NDArray[np.int64], values: npt.NDArray[np.floating[Any]]) -> None:
-        """Take in rows, all of them finite, and the group of each."""
+        """Add rows, all of them finite, and the group of each."""
         if not len(values):
             return
         order = np.argsort(codes, kind="stable")
@@ -161,7 +159,7 @@ class GroupMoments:
         self._join(present, counts, shift + rest / counts[:, None], squares)
 
     def merge(self, later: GroupMoments) -> None:
-        """Take in what is known of other rows of the same groups."""
+        """Add the moments of other rows of the same groups."""
         self._join(np.arange(len(self.count)), later.count, later.mean, later.squares)
 
     def _join(
@@ -180,12 +178,12 @@ class GroupMoments:
         self.count[groups] = total
 
     def variance(self) -> npt.NDArray[np.float64]:
-        """Return the variances, of ``count - 1`` degrees of freedom; 0 of a single row."""
+        """Return the variances, with ``count - 1`` degrees of freedom; 0 for a single row."""
         return np.maximum(self.squares, 0) / np.maximum(self.count - 1, 1)[:, None]
 
 
 def row_norms(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the Euclidean norms of finite rows; of very long ones too, whose squares overflow.
+    """Return the Euclidean norms of finite rows, including those whose squares overflow.
 
     >>> bool(row_norms(np.array([[3e30, 4e30]], np.float32))[0] > 4e30)
     True

@@ -1,9 +1,7 @@
-"""How good are predicted numbers?
+"""Regression scores — how good predicted numbers are.
 
-R² (the share of the variance that is explained), the root of the mean squared error and the mean absolute
-error, with percentile intervals of a bootstrap over units. R² of numbers that do not vary is None.
-
-Place: tier 5, in `zarrow.analysis`; below `analysis._questions.probe`. Pure.
+R² (the share of the variance that is explained), the root mean squared error and the mean absolute error,
+with percentile intervals of a bootstrap over units. R² of numbers that do not vary is None.
 """
 
 from __future__ import annotations
@@ -64,11 +62,11 @@ def regression_scores(
         name: pa.array(values, pa.int64() if name == "rows" else pa.float64())
         for name, values in columns.items()
     }
-    return pa.table(arrays) if groups is None else groups.beside(arrays)
+    return pa.table(arrays) if groups is None else groups.with_columns(arrays)
 
 
 def _sums(target: Float, predicted: Float, units: npt.NDArray[np.int64]) -> Float:
-    """Return per unit what the metrics are made of."""
+    """Return, per unit, the sums that the metrics are made of."""
     inverse = np.unique(units, return_inverse=True)[1].reshape(-1)
     centred = target - target.mean() if len(target) else target
     error = target - predicted

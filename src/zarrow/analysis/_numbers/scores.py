@@ -17,8 +17,8 @@ calibrated than the rows they are drawn from, by chance: the ECE of the draws is
 difference between their mean and the ECE of the rows (Efron and Tibshirani, *An Introduction to the
 Bootstrap*, 1993, chapter 10).
 
-Rows are sorted once and held in memory, 4 or 8 bytes each; every metric is a sum over pieces of them, so that
-nothing else grows with the rows.
+Rows are sorted once and held in memory, 4 or 8 bytes each, and 4 more with units. Every metric is a sum over
+pieces of them, so that once they are sorted nothing else grows with the rows.
 """
 
 from __future__ import annotations
@@ -318,4 +318,4 @@ def grouped_scores(
         name: pa.array(values, pa.int64() if name in COUNTS else pa.float64())
         for name, values in columns.items()
     }
-    return pa.table(arrays) if groups is None else groups.beside(arrays)
+    return pa.table(arrays) if groups is None else groups.with_columns(arrays)

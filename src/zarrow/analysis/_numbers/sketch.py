@@ -1,11 +1,9 @@
-"""How are numbers distributed that are seen once?
+"""Sketch — the distribution of numbers that are read once, in a fixed amount of memory.
 
 `Sketch` counts positive numbers in bins whose edges grow by one per cent, so that any quantile is known to
-half a per cent of its value, sketches of parts add up to that of the whole, and it never takes more than
-some 140 kB: DDSketch (Masson, Rim and Lee, *DDSketch: A Fast and Fully-Mergeable Quantile Sketch with
-Relative-Error Guarantees*, VLDB 2019), with bins for 10⁻³⁸ to 10³⁸, which is what float32 holds.
-
-Place: tier 5, in `zarrow.analysis`; below its questions. Pure.
+half a per cent of its value. Sketches of parts add up to the sketch of the whole, and one takes about 140 kB.
+It is DDSketch (Masson, Rim and Lee, *DDSketch: A Fast and Fully-Mergeable Quantile Sketch with Relative-Error
+Guarantees*, VLDB 2019), with bins from 10⁻³⁸ to 10³⁸, the range of float32.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ BINS = 2 * -LOWEST + 1
 
 
 class Sketch:
-    """The distribution of numbers that are not negative.
+    """The distribution of non-negative numbers.
 
     Examples
     --------
@@ -38,7 +36,7 @@ class Sketch:
         self.counts = np.zeros(BINS, np.int64)
 
     def add(self, numbers: npt.NDArray[np.floating]) -> None:
-        """Take in finite numbers."""
+        """Add finite numbers."""
         if not len(numbers):
             return
         self.lowest = min(self.lowest, float(numbers.min()))
@@ -49,7 +47,7 @@ class Sketch:
         self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
 
     def merge(self, later: Sketch) -> None:
-        """Take in what another one counted."""
+        """Add the counts of another sketch."""
         self.zeros += later.zeros
         self.lowest = min(self.lowest, later.lowest)
         self.highest = max(self.highest, later.highest)
@@ -57,13 +55,13 @@ class Sketch:
 
     @property
     def count(self) -> int:
-        """Numbers that were taken in."""
+        """How many numbers were added."""
         return self.zeros + int(self.counts.sum())
 
     def quantile(self, share: float) -> float:
-        """Return the number that a share of the numbers does not exceed, to half a per cent; 0 of none.
+        """Return a quantile, to half a per cent of its value; 0 if there are no numbers.
 
-        The least and the greatest are exact.
+        The smallest and the largest number are exact.
         """
         if not self.count or share <= 0:
             return self.lowest if self.count else 0.0
@@ -75,9 +73,9 @@ class Sketch:
         return self.highest if share >= 1 else min(max(found, self.lowest), self.highest)
 
     def histogram(self, bins: int = 50) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Return the edges and counts of bins of one width, so many or fewer, from the least to the greatest.
+        """Return the edges and counts of up to `bins` bins of equal width, from the smallest to the largest.
 
-        None is narrower than what is known of where a number is.
+        No bin is narrower than the accuracy of the sketch.
         """
         low, high = self.lowest, self.highest
         if not self.count or high <= low:

@@ -1,8 +1,6 @@
-"""Which rows train a probe, and which test it?
+"""Split — which rows train a probe and which test it.
 
-Whole groups, such as patients, are drawn for the test, so that none is on both sides.
-
-Place: tier 5, in `zarrow.analysis`; below `analysis._questions.probe`. Pure.
+Whole groups, such as patients, are drawn for testing, so that no group is on both sides.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ __all__ = ["split"]
 
 
 def split(units: npt.NDArray[np.int64], test_fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which rows are for the test: those of the share `test_fraction` of the units, rounded up.
+    """Return which rows are for testing: those of a share of the units, rounded up.
 
     >>> split(np.array([0, 0, 1, 1, 2, 2, 3, 3]), 0.25, seed=0).sum()
     np.int64(2)
@@ -26,7 +24,7 @@ def split(units: npt.NDArray[np.int64], test_fraction: float, seed: int) -> npt.
     names, inverse = np.unique(units, return_inverse=True)
     if len(names) < 2:
         raise InvalidInputError(
-            f"training and testing need at least two groups, there are {len(names)} among the labelled rows"
+            f"training and testing need at least two groups, but the labelled rows have {len(names)}"
         )
     drawn = np.random.default_rng(seed).permutation(len(names))
     count = min(int(np.ceil(test_fraction * len(names))), len(names) - 1)

@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow.analysis._numbers.moments import row_norms
-from zarrow.analysis._rows.blocks import Block, Matrix, as_matrix, split_finite
+from zarrow.analysis._rows.blocks import Block, Matrix, split_finite
 from zarrow.errors import InvalidInputError
-from zarrow.store import StoreArray
 
 __all__ = ["Metric", "TopK"]
 
@@ -113,11 +112,9 @@ class TopK:
         queries, places = np.nonzero(later.rows >= 0)
         self._keep(queries, later.rows[queries, places], later.scores[queries, places])
 
-    def offer(self, queries: Numbers, rows: Numbers, array: StoreArray) -> None:
-        """Add pairs of a query and a row, whose vectors are read and scored."""
-        used, places = np.unique(rows, return_inverse=True)
-        values = as_matrix(array.take(used))
-        self._keep(queries, rows, self._exact(queries, values, places.reshape(-1)))
+    def offer(self, queries: Numbers, rows: Numbers, values: Matrix, places: Numbers) -> None:
+        """Add pairs of a query and a row; the vector of ``rows[i]`` is ``values[places[i]]``."""
+        self._keep(queries, rows, self._exact(queries, values, places))
 
     # The product
 

@@ -23,16 +23,16 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Predicted and observed frequency in groups of about as many rows.
+    """Predicted and observed frequencies in groups of about equally many rows.
 
     Parameters
     ----------
     predicted, observed : float64 array, shape (bins,)
         The mean probability, and the share of rows whose label is true.
     low, high : float64 array, shape (bins,)
-        The Wilson interval of what was observed, 95 %.
+        The 95 % Wilson interval of the observed share.
     rows : int64 array, shape (bins,)
-        Rows of each.
+        Rows of each group.
     """
 
     predicted: Float
@@ -43,16 +43,16 @@ class Calibration:
 
 
 def calibrate(scores: Scores, bins: int = 10) -> Calibration:
-    """Return how often what was predicted was so, in ascending order of the probability.
+    """Return the observed and the predicted frequencies, in ascending order of the probability.
 
-    Rows of one probability are never parted.
+    Rows of equal probability are always in the same group.
 
     >>> found = calibrate(Scores.of(np.arange(8) % 2 == 1, np.arange(8) / 8), bins=2)
     >>> found.predicted.tolist(), found.observed.tolist()
     ([0.1875, 0.6875], [0.5, 0.5])
     """
     if not len(scores):
-        raise InvalidInputError("a calibration needs rows that have a label and a probability")
+        raise InvalidInputError("calibration needs rows that have a label and a probability")
     sums = np.zeros((3, bins))
     above = 0
     for values, counts, positive in scores.runs():
@@ -68,7 +68,7 @@ def calibrate(scores: Scores, bins: int = 10) -> Calibration:
 
 
 def wilson(share: Float, rows: npt.NDArray[np.int64]) -> tuple[Float, Float]:
-    """Return the score interval of a share, 95 % (Wilson, JASA 22, 1927).
+    """Return the 95 % score interval of a share (Wilson, JASA 22, 1927).
 
     >>> low, high = wilson(np.array([0.5]), np.array([100]))
     >>> round(float(low[0]), 3), round(float(high[0]), 3)
@@ -81,7 +81,7 @@ def wilson(share: Float, rows: npt.NDArray[np.int64]) -> tuple[Float, Float]:
 
 
 def largest_groups(found: Evaluation, most: int) -> list[tuple[str, Scores]]:
-    """Return the groups of an evaluation that have most labelled rows, in the order of their keys."""
+    """Return the `most` groups of an evaluation with the most labelled rows, in the order of their keys."""
     if found.groups is None:
         return []
     sizes = np.array([len(one) for one in found.scores[:-1]])
@@ -91,7 +91,7 @@ def largest_groups(found: Evaluation, most: int) -> list[tuple[str, Scores]]:
 
 
 def group_name(key: dict[str, Any]) -> str:
-    """Return how a group is called in a picture.
+    """Return the name of a group in a picture.
 
     >>> group_name({"query": "stroke", "days": None})
     'stroke, null'

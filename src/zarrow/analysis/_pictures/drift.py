@@ -1,8 +1,7 @@
-"""How do two models differ, drawn?
+"""Drift — how far the vectors of the same rows moved from one store to another, as a picture.
 
-How far each dimension's mean moved and how well its values go together; beside it the groups that moved most.
-
-Place: tier 5, in `zarrow.analysis`; a picture of `plot`. The numbers are those of `compare`.
+One panel shows each dimension: how far its mean moved, and how well its values correlate; with groups, a
+second panel shows those that moved most. The numbers are those of `compare`.
 """
 
 from __future__ import annotations
@@ -40,23 +39,24 @@ def drift(
 ) -> Figure:
     """Draw how far the vectors of the same rows moved from one store to another.
 
-    On the left each dimension, the one that moved most first: the difference of its means in standard
-    deviations, and how well its values go together. On the right, with `by`, the groups that moved most.
+    The left panel shows each dimension, the one that moved most first: the difference of its means in
+    standard deviations, and the correlation of its values. With `by`, the right panel shows the groups that
+    moved most.
 
     Parameters
     ----------
     a, b : Store
         The stores, such as those of two checkpoints.
     on : str or list of str, optional
-        What tells which rows are the same, as of `zarrow.analysis.compare`.
+        The columns by which rows are matched, as in `zarrow.analysis.compare`.
     array : str or pair of str, optional
-        The arrays; need not be named if there is only one.
+        The arrays; may be left out if each store has only one.
     by : str or list of str, optional
         Columns of `a` to group by.
     probability : str, optional
-        A column of both stores whose shift is shown too.
+        A column of both stores whose mean shift is shown too.
     progress : callable, optional
-        Is called with rows done and rows in all.
+        Called with the number of rows done and the total.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def drift(
     UnknownNameError
         If there is no such array or column.
     InvalidInputError
-        If the stores share no rows, or their vectors are of different widths.
+        If the stores share fewer than two finite rows, or their vectors differ in width.
 
     Examples
     --------
@@ -82,14 +82,14 @@ def drift(
     if found.matched - found.nonfinite_rows < 2:
         raise InvalidInputError(
             f"{a.path} and {b.path} share {found.matched} rows, {found.nonfinite_rows} of them with NaN or "
-            "infinity: there is nothing to compare; on= says which columns tell which rows are the same"
+            "infinity: there is nothing to compare; name the columns by which rows are matched, with on="
         )
     if found.dimensions is None:
         names = zip((a, b), found.arrays, strict=True)
         widths = " and ".join(str(store[name].row_shape) for store, name in names)
         raise InvalidInputError(
             f"the vectors are of different widths ({widths}), so their dimensions cannot be compared one by "
-            "one; zarrow.analysis.compare tells how alike they are as a whole"
+            "one; zarrow.analysis.compare says how similar they are as a whole"
         )
     size = (9.6, 5.0) if found.groups is not None else (7.2, 5.0)
     return draw(lambda figure: _draw_drift(figure, found, a, b), size)

@@ -1,11 +1,11 @@
 """Figure — what every picture is drawn on, and how it becomes a file or a part of the report's page.
 
-`draw` makes a figure in the style of this package, `write_title` gives it a title that does not change the
-room for the picture, `plain` makes text in which matplotlib sees no formula, `save` writes PNG, SVG or PDF,
-and `to_markup` returns SVG in the page's own colours. The colours are Okabe and Ito's and cividis, which
-most colour-blind people can tell apart.
+`draw` makes a figure in the style of this package, `write_title` gives it a title and a note, `plain` escapes
+what matplotlib would take for a formula, `save` writes PNG, SVG or PDF, and `to_markup` returns SVG in the
+page's own colours. The colours are Okabe and Ito's and cividis, which most colour-blind people can tell
+apart.
 
-Matplotlib's global state is left alone, and matplotlib is loaded only when a picture is drawn.
+Matplotlib's global state is left alone, and matplotlib is imported only when a picture is drawn.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 NOTE_CHARACTERS = 74
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A900", "#8C8C8C")
-"""Okabe and Ito, *Color Universal Design* (2008); their yellow darker, for white paper; grey for others."""
+"""Okabe and Ito, *Color Universal Design* (2008), with a darker yellow for white paper and a grey."""
 INK, FAINT, GRID, EDGE = "#222222", "#5c5c5c", "#e3e3e3", "#9a9a9a"
 PAGE_COLOURS = {
     INK: "var(--ink)",
@@ -79,7 +79,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def draw(content: Callable[[Figure], None], size: tuple[float, float] = (7.2, 5.0)) -> Figure:
-    """Return a figure that `content` has drawn on, in our style."""
+    """Return a figure in the style of this package, on which `content` has drawn."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -96,7 +96,7 @@ def draw(content: Callable[[Figure], None], size: tuple[float, float] = (7.2, 5.
 
 
 def write_title(axes: Axes, title: str, note: str) -> None:
-    """Write a title and a note under it; the room for the picture does not depend on them."""
+    """Write a title and a note under it, whose length does not change the size of the plot."""
     lines = textwrap.wrap(note, NOTE_CHARACTERS) or [""]
     axes.set_title(plain(title), pad=12 + 13 * len(lines))
     text = plain("\n".join(lines))
@@ -120,16 +120,16 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     figure : matplotlib.figure.Figure
-        What one of `zarrow.analysis.plot`'s functions returned.
+        A picture made by one of the functions of `zarrow.analysis.plot`.
     path : path
-        Ends in ``.png``, ``.svg`` or ``.pdf``.
+        Where to write it; must end in ``.png``, ``.svg`` or ``.pdf``.
 
     Raises
     ------
     InvalidInputError
-        If it ends otherwise.
+        If the path ends in anything else.
     WriteFailedError
-        If it cannot be written; what was there before stays.
+        If the file cannot be written; a file that was there before stays.
 
     Examples
     --------
@@ -147,22 +147,22 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file that no picture can be, before anything is computed.
+    """Check that a picture can be written to a path, before anything is computed.
 
     Parameters
     ----------
     path : Path
-        The file.
+        Where the picture is to be written.
 
     Raises
     ------
     InvalidInputError
-        If it does not end in ``.png``, ``.svg`` or ``.pdf``.
+        If the path does not end in ``.png``, ``.svg`` or ``.pdf``.
     WriteFailedError
-        If its directory is missing or must not be written to.
+        If its directory is missing or not writable.
     """
     if path.suffix.lower() not in FORMATS:
-        raise InvalidInputError(f"a picture's name must end in {', '.join(FORMATS)}, got {path.name!r}")
+        raise InvalidInputError(f"the name of a picture must end in {', '.join(FORMATS)}, got {path.name!r}")
     require_writable(path)
 
 

@@ -1,13 +1,10 @@
-"""What is where on a map of rows, when there are too many rows to draw each?
+"""Map cells — where rows lie on a map: each row as a point, or many rows counted in the cells of a grid.
 
-Few rows are *points*: each is kept, with its colour. Many are counted in the cells of a *grid*, in one pass
-and in memory that does not grow with the rows: how many, their mean colour or how many of each category, and
-one row that stands for the cell, the first that fell into it.
+A grid is filled in one pass, in memory that does not grow with the rows. Each cell has the number of its
+rows, their mean colour or the count of each category, and one example, the first row that fell into it.
 
-Colours are columns: numbers of many values and booleans by value, anything else by category, the most
-frequent ones by name and the others together.
-
-Place: tier 5, in `zarrow.analysis`; used by the pictures (`plot`, `report`). Reads only.
+Colours are columns: booleans and numbers of many values are coloured by value, everything else by category,
+the most frequent ones by name and all others together.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ from zarrow.store import Store, StoreArray
 __all__ = ["Bounds", "Colour", "Grid", "Points", "choose_map", "read_cells", "read_points"]
 
 Float = npt.NDArray[np.float64]
-Places = StoreArray | npt.NDArray[np.float32]
+Coordinates = StoreArray | npt.NDArray[np.float32]
 
 SCAN_ROWS = 65_536
 SAMPLE_ROWS = 100_000
@@ -44,16 +41,16 @@ OTHER = "other"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Colour:
-    """What rows are coloured by.
+    """The column that rows are coloured by.
 
     Parameters
     ----------
     name : str
         The column.
     categories : tuple
-        Its most frequent values, in their order; empty if it is a number.
+        Its most frequent values, sorted; empty if rows are coloured by number.
     others : bool
-        Whether there are more values than these.
+        Whether the column has more values than these.
     """
 
     name: str
@@ -66,7 +63,7 @@ class Colour:
         return [_label(value) for value in self.categories] + ([OTHER] if self.others else [])
 
     def codes(self, column: pa.Array) -> Float:
-        """Return values to draw: numbers, or the numbers of categories; NaN where null."""
+        """Return the values to draw: numbers, or indices of categories; NaN where null."""
         if not self.categories:
             values = pc.cast(column, pa.float64()) if not pa.types.is_floating(column.type) else column
             return np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
@@ -87,15 +84,15 @@ def _label(value: object) -> str:
 
 
 def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
-    """Return how a column colours rows.
+    """Return the colour that a column gives.
 
     Raises
     ------
     UnknownNameError, InvalidInputError
-        If there is no such column, or it has too many values that are no numbers.
+        If there is no such column, or it has too many values that are not numbers.
     """
     if name not in store.schema.names:
-        store.table([name])  # raises, and says what there is
+        store.table([name])  # raises, and lists the columns
     kind = store.schema.field(name).type
     number = pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind)
     if pa.types.is_boolean(kind):
@@ -111,8 +108,8 @@ def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
         return Colour(name=name)
     if len(counts) > limit:
         raise InvalidInputError(
-            f"column {name!r} has more than {MAX_DISTINCT:,} different values of type {kind}: colour by a "
-            "number or by a column of fewer values"
+            f"column {name!r} has more than {MAX_DISTINCT:,} distinct values of type {kind}: colour by a "
+            "number or by a column with fewer values"
         )
     ranked = sorted(counts.items(), key=lambda item: (-item[1], _label(item[0])))
     named = sorted((value for value, _ in ranked[:most]), key=_place)
@@ -120,14 +117,16 @@ def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
 
 
 def _place(value: object) -> tuple[bool, Any]:
-    """Return what values of one column are ordered by, null last."""
+    """Return the sort key of a category; null comes last."""
     return value is None, "" if value is None else value
 
 
 # Which map
 
 
-def choose_map(store: Store, name: str | None = None, progress: Progress | None = None) -> tuple[Map, Places]:
+def choose_map(
+    store: Store, name: str | None = None, progress: Progress | None = None
+) -> tuple[Map, Coordinates]:
     """Return the map to draw.
 
     Parameters
@@ -135,26 +134,26 @@ def choose_map(store: Store, name: str | None = None, progress: Progress | None 
     store : Store
         The store.
     name : str, optional
-        A derived array of two values per row, or an array, of which the principal components are computed.
-        By default the latest map that was stored, else the principal components of the first array.
+        A derived array of two values per row, or an array whose principal components are computed. By
+        default a stored map, preferably UMAP or t-SNE, or else the principal components of the first array.
     progress : callable, optional
-        Is called with rows done and rows in all.
+        Called with the number of rows done and the total.
 
     Returns
     -------
     map : Map
-        What it is.
-    places : array-like, shape (n, 2)
-        Where rows lie; on disk.
+        How it was made.
+    coordinates : array-like, shape (n, 2)
+        The coordinates of each row; on disk, not in memory.
 
     Raises
     ------
     UnknownNameError, InvalidInputError
-        If there is no such array, or it is no map.
+        If there is no such array, or it is not a map.
     """
     if name is None:
         stored = [one for one in store.derived if _is_map(store, one)]
-        # UMAP or t-SNE took somebody minutes: that is what they want to see.
+        # UMAP or t-SNE took minutes to compute: that is the map to show.
         stored.sort(key=lambda one: _details(store, one).get("method") == "pca")
         arrays = [one for one, array in store.arrays.items() if array.dtype.kind in "fiub"]
         if not stored and not arrays:
@@ -164,17 +163,17 @@ def choose_map(store: Store, name: str | None = None, progress: Progress | None 
     if name in store.derived:
         if array.row_shape != (2,):
             raise InvalidInputError(
-                f"a map has two values per row, {name!r} has the row shape {array.row_shape}"
+                f"a map must have two values per row, array {name!r} has the row shape {array.row_shape}"
             )
         details = _details(store, name)
         return _as_map(store, name, details), array
     made, blocks = place_rows(store, name, progress=progress)
     with tempfile.TemporaryFile(prefix="zarrow-map-") as file:
         file.truncate(max(store.num_rows, 1) * 8)
-        places = np.memmap(file, np.float32, "r+", shape=(max(store.num_rows, 1), 2))[: store.num_rows]
+        coordinates = np.memmap(file, np.float32, "r+", shape=(max(store.num_rows, 1), 2))[: store.num_rows]
     for rows, xy in blocks:
-        places[rows[0] : rows[-1] + 1] = xy
-    return made, places
+        coordinates[rows[0] : rows[-1] + 1] = xy
+    return made, coordinates
 
 
 def _is_map(store: Store, name: str) -> bool:
@@ -205,16 +204,16 @@ def _as_map(store: Store, name: str, details: dict[str, Any]) -> Map:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """Rows one by one.
+    """Every row as a point.
 
     Parameters
     ----------
     rows : int64 array, shape (n,)
-        Their numbers; those that have a place.
+        Row numbers; rows with NaN or infinite coordinates are left out.
     xy : float64 array, shape (n, 2)
-        Their places.
+        Their coordinates.
     colours : dict of str to float64 array, shape (n,)
-        As of `Colour.codes`.
+        The values of each colour, as returned by `Colour.codes`.
     """
 
     rows: npt.NDArray[np.int64]
@@ -222,10 +221,10 @@ class Points:
     colours: dict[str, Float]
 
 
-def read_points(store: Store, places: Places, colours: Sequence[Colour]) -> Points:
-    """Read all rows."""
+def read_points(store: Store, coordinates: Coordinates, colours: Sequence[Colour]) -> Points:
+    """Return all rows as points."""
     rows, found, values = [], [], [[] for _ in colours]  # type: ignore[var-annotated]
-    for first, xy, coded in _stream(store, places, colours, None):
+    for first, xy, coded in _stream(store, coordinates, colours, None):
         known = np.flatnonzero(np.isfinite(xy).all(axis=1))
         rows.append(first + known)
         found.append(xy[known])
@@ -258,12 +257,12 @@ class Bounds:
     high: Float
 
     @classmethod
-    def of(cls, places: Places, share: float = 0.0003) -> Bounds:
-        """Return what holds all places but the outermost, with a margin."""
+    def of(cls, coordinates: Coordinates, share: float = 0.0003) -> Bounds:
+        """Return bounds that hold all coordinates but the outermost, with a margin."""
         rows = np.unique(
-            np.linspace(0, max(len(places) - 1, 0), min(len(places), SAMPLE_ROWS), dtype=np.int64)
+            np.linspace(0, max(len(coordinates) - 1, 0), min(len(coordinates), SAMPLE_ROWS), dtype=np.int64)
         )
-        xy = np.asarray(places[rows], np.float64) if len(rows) else np.zeros((0, 2))
+        xy = np.asarray(coordinates[rows], np.float64) if len(rows) else np.zeros((0, 2))
         xy = xy[np.isfinite(xy).all(axis=1)]
         if not len(xy):
             return cls(np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
@@ -279,11 +278,11 @@ class Grid:
     Parameters
     ----------
     bounds : Bounds
-        What is shown; rows outside count in the cells at the border.
+        The part of the plane that is covered; rows outside are counted in the nearest cell.
     shape : (int, int)
         Cells along x and y.
     colours : list of Colour
-        What to tell of each cell.
+        The colours to compute for each cell.
     """
 
     bounds: Bounds
@@ -307,7 +306,7 @@ class Grid:
         }
 
     def add(self, first: int, xy: Float, coded: Sequence[Float]) -> None:
-        """Count rows that follow each other."""
+        """Count consecutive rows, of which `first` is the first."""
         known = np.flatnonzero(np.isfinite(xy).all(axis=1))
         self.left_out += len(xy) - len(known)
         size = np.array(self.shape)
@@ -333,9 +332,9 @@ class Grid:
                 self._sums[colour.name] += np.bincount(cells[has], codes[has], minlength=total)
 
     def colour(self, name: str) -> Float:
-        """Return each cell's mean, or its most frequent category; NaN where there is nothing.
+        """Return the mean or the most frequent category of each cell; NaN where no value is known.
 
-        The other categories, which are many, win only if they are more than half of the cell.
+        The unnamed categories count as the most frequent only if they make up more than half of a cell.
         """
         known = self._known[name]
         if name in self._votes:
@@ -348,7 +347,7 @@ class Grid:
         return np.where(known > 0, found, np.nan)
 
     def centres(self, cells: npt.NDArray[np.int64]) -> Float:
-        """Return where cells lie."""
+        """Return the coordinates of the centres of cells."""
         lines, columns = np.divmod(cells, self.shape[0])
         size = (self.bounds.high - self.bounds.low) / np.array(self.shape)
         return np.asarray(self.bounds.low + (np.stack([columns, lines], axis=1) + 0.5) * size)
@@ -356,28 +355,28 @@ class Grid:
 
 def read_cells(
     store: Store,
-    places: Places,
+    coordinates: Coordinates,
     colours: Sequence[Colour],
     cells: int = 200,
     progress: Progress | None = None,
 ) -> Grid:
-    """Count all rows in square cells, `cells` of them along the longer side."""
-    bounds = Bounds.of(places)
+    """Count all rows in square cells, `cells` of them along the longer side of the map."""
+    bounds = Bounds.of(coordinates)
     width, height = bounds.high - bounds.low
     side = max(width, height) / cells
     shape = max(int(np.ceil(width / side)), 1), max(int(np.ceil(height / side)), 1)
     middle = (bounds.low + bounds.high) / 2
     half = np.array(shape) * side / 2
     grid = Grid(Bounds(middle - half, middle + half), shape, colours)
-    for first, xy, coded in _stream(store, places, colours, progress):
+    for first, xy, coded in _stream(store, coordinates, colours, progress):
         grid.add(first, xy, coded)
     return grid
 
 
 def _stream(
-    store: Store, places: Places, colours: Sequence[Colour], progress: Progress | None
+    store: Store, coordinates: Coordinates, colours: Sequence[Colour], progress: Progress | None
 ) -> Iterator[tuple[int, Float, list[Float]]]:
-    """Yield the first row, the places and the colours of rows that follow each other."""
+    """Yield the first row, the coordinates and the colour values of consecutive rows."""
     names = list(dict.fromkeys(colour.name for colour in colours))
     total = store.num_rows
     batches = iter(store.scan(names, batch_size=SCAN_ROWS)) if names else itertools.repeat(None)
@@ -385,6 +384,6 @@ def _stream(
         stop = min(first + SCAN_ROWS, total)
         batch = next(batches)
         coded = [] if batch is None else [colour.codes(batch[colour.name]) for colour in colours]
-        yield first, np.asarray(places[first:stop], np.float64), coded
+        yield first, np.asarray(coordinates[first:stop], np.float64), coded
         if progress is not None:
             progress(stop, total)

@@ -1,6 +1,6 @@
 """Norms — how the lengths of an array's rows are distributed, as a histogram or a line per group.
 
-Keeps the length of each row while it draws, of at most `MAX_LENGTHS` rows evenly spaced over the store.
+While it draws, it holds the length of each row, of at most `MAX_LENGTHS` rows spaced evenly over the store.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def norms(
     store : Store
         The store.
     array : str, optional
-        The array; need not be named if there is only one.
+        The array; may be left out if the store has only one.
     by : str or list of str, optional
-        Columns; the largest groups get a line each.
+        Columns to group by; the largest groups get a line each.
     filter : pyarrow.compute.Expression, optional
-        Which rows.
+        Which rows to draw; all by default.
     progress : callable, optional
-        Is called with rows done and rows in all.
+        Called with the number of rows done and the total.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def norms(
     Raises
     ------
     UnknownNameError, InvalidInputError
-        If there is no such array or column, or no finite row.
+        If there is no such array or column, or no row without NaN and infinity.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def norms(
     found, codes, total = _lengths(store, chosen, groups, filter, progress)
     known = np.isfinite(found)
     if not known.any():
-        raise InvalidInputError(f"array {chosen.name!r}: there is no row without NaN or infinity to draw")
+        raise InvalidInputError(f"array {chosen.name!r} has no row without NaN or infinity to draw")
     lines = [("", found[known])]
     if groups is not None:
         sizes = np.bincount(codes[known], minlength=groups.count)
@@ -100,7 +100,7 @@ def norms(
     if zero := int((found == 0).sum()):
         note += f"; {zero:,} of length 0"
 
-    def content(figure: Figure) -> None:
+    def _content(figure: Figure) -> None:
         axes = figure.add_subplot()
         write_title(axes, f"Lengths of {chosen.name}", note)
         if groups is None:
@@ -113,7 +113,7 @@ def norms(
         axes.legend(title=short(", ".join(names) + more, 60))
         _label_axes(axes)
 
-    return draw(content)
+    return draw(_content)
 
 
 def draw_histogram(
@@ -141,9 +141,9 @@ def _lengths(
     filter: pc.Expression | None,
     progress: Progress | None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], int]:
-    """Return the lengths of rows (NaN where not finite), their groups, and how many rows there were.
+    """Return the lengths of rows (NaN where not finite), their groups, and the number of rows passed.
 
-    Of very many rows every second, third, … is enough for a picture.
+    Of more than `MAX_LENGTHS` rows, only every second, third, … is measured.
     """
     step = -(-store.num_rows // MAX_LENGTHS) or 1
     lengths, codes, total = [np.empty(0, np.float32)], [np.empty(0, np.int32)], 0

@@ -1,15 +1,13 @@
-"""How does a picture, a page or a table take its name?
+"""Output files — a picture, a page or a table appears under its name in one step, when it is whole.
 
-In one step, when it is whole: it grows beside the target under a name of its own. Interrupted, it is gone,
-and at the target is what was there before.
-
-Place: tier 5, in `zarrow.analysis`; below whatever writes a file that somebody asked for.
+It is written under a scratch name in the same directory and then renamed. If the process is interrupted, the
+scratch file is removed and the target is as it was; if it is killed, the scratch file stays.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,12 +18,12 @@ __all__ = ["in_one_step", "require_writable"]
 
 
 def require_writable(target: Path) -> None:
-    """Refuse a target that no file can have, before anything is computed.
+    """Refuse a path where no file can be written, before anything is computed.
 
     Raises
     ------
     WriteFailedError
-        If its directory is missing or must not be written to, or if it is a directory itself.
+        If its directory is missing or not writable, or if the path is a directory.
 
     Examples
     --------
@@ -38,37 +36,28 @@ def require_writable(target: Path) -> None:
     if target.is_dir():
         raise WriteFailedError(21, f"{target}: is a directory: give the name of a file")
     if not os.access(target.parent, os.W_OK):
-        raise WriteFailedError(13, f"{target.parent}: must not be written to: write elsewhere")
+        raise WriteFailedError(13, f"{target.parent}: not writable: write elsewhere")
 
 
 @contextmanager
 def in_one_step(target: Path) -> Iterator[Path]:
-    """Hand out a scratch file, and give what was written there the target's name, replacing what is there.
+    """Yield an empty scratch file, and rename it to the target when the block ends.
 
     Raises
     ------
     WriteFailedError
-        If it cannot be written; what was there before stays.
+        If it cannot be written; a file that was there before stays.
     """
     require_writable(target)
-    scratch = None
+    scratch = target.with_name(f".zarrow-{secrets.token_hex(8)}{target.suffix}")
     try:
-        handle, scratch = tempfile.mkstemp(prefix=".zarrow-", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        yield Path(scratch)
-        os.chmod(scratch, 0o666 & ~_umask())
+        os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask
+        yield scratch
         os.replace(scratch, os.path.realpath(target))
     except OSError as error:
         raise WriteFailedError(
             error.errno or 0, f"{target}: cannot be written: {error.strerror or error}"
         ) from error
     finally:
-        if scratch is not None:
-            with suppress(FileNotFoundError):
-                os.remove(scratch)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with suppress(FileNotFoundError):
+            os.remove(scratch)

@@ -38,14 +38,14 @@ class Interval(float):
     high: float
 
     def __new__(cls, value: float, low: float, high: float) -> Interval:
-        """Make one."""
+        """Return a number that carries its interval."""
         self = super().__new__(cls, value)
         self.low, self.high = low, high
         return self
 
 
 def as_text(value: object) -> str:
-    """Return a value as it is shown to people.
+    """Return a value as it is shown on the page.
 
     >>> as_text(1234567), as_text(20000.0), as_text(0.00012345678), as_text(None), as_text(True)
     ('1,234,567', '20,000', '0.0001235', '–', 'true')
@@ -68,7 +68,7 @@ def as_text(value: object) -> str:
 
 
 def _sort_value(value: object) -> str | None:
-    """Return what the page's script sorts a cell by: a number, nothing if unknown; None for the text."""
+    """Return the number by which the page sorts a cell, empty if unknown; None to sort by its text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return repr(float(value)) if isinstance(value, int | float) else None
@@ -85,7 +85,7 @@ def pack(values: npt.NDArray[Any], kind: str) -> dict[str, str]:
 
 
 def page_writer() -> Callable[[Mapping[str, Any]], str]:
-    """Return the function that makes a page of the template's variables.
+    """Return a function from the template's variables to the page.
 
     Raises
     ------
@@ -110,5 +110,5 @@ def page_writer() -> Callable[[Mapping[str, Any]], str]:
 
 
 def _policy_hash(text: str) -> str:
-    """Return how a content security policy names a script or style."""
+    """Return the source expression by which a content security policy allows a script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -52,21 +52,21 @@ def roc(
     label : str, optional
         The column of labels, null where unknown; by default the one that looks like it.
     by : str or list of str, optional
-        Columns; the largest groups get a curve each.
+        Columns to group by; the largest groups get a curve each.
     filter : pyarrow.compute.Expression, optional
-        Which rows.
+        Which rows to use; all by default.
 
     Returns
     -------
     matplotlib.figure.Figure
-        The picture; groups of one class are named, not drawn.
+        The picture; groups of one class are only named in the legend.
 
     Raises
     ------
     UnknownNameError
         If there is no such column.
     InvalidInputError
-        If the columns cannot be told, do not fit, or all labels are of one class.
+        If the columns cannot be found by default, have the wrong type, or all labels are of one class.
 
     Examples
     --------
@@ -79,12 +79,12 @@ def roc(
     found = _evaluated(store, probability, label, by, filter)
     found.roc_curve()  # raises if there is nothing to draw
 
-    def content(figure: Figure) -> None:
+    def _content(figure: Figure) -> None:
         axes = figure.add_subplot()
         write_title(axes, "ROC", _score_note(found))
         draw_roc(axes, _curves(found))
 
-    return draw(content, (6.4, 6.2))
+    return draw(_content, (6.4, 6.2))
 
 
 def _evaluated(
@@ -145,22 +145,22 @@ def calibration(
     *,
     bins: int = BINS,
 ) -> Figure:
-    """Draw how often what was predicted with a probability was so, in groups of as many rows.
+    """Draw the observed against the predicted probability, in groups of equally many rows.
 
     Parameters
     ----------
     store : Store
         The store.
     probability : str, optional
-        As of `roc`.
+        As in `roc`.
     label : str, optional
-        As of `roc`.
+        As in `roc`.
     by : str or list of str, optional
-        As of `roc`.
+        As in `roc`.
     filter : pyarrow.compute.Expression, optional
-        As of `roc`.
+        As in `roc`.
     bins : int
-        How many groups along the probability.
+        Number of groups along the probability.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def calibration(
     UnknownNameError
         If there is no such column.
     InvalidInputError
-        If the columns cannot be told or do not fit, or no row has a label.
+        If the columns cannot be found by default, have the wrong type, or no row has a label.
 
     Examples
     --------
@@ -187,12 +187,12 @@ def calibration(
     found = _evaluated(store, probability, label, by, filter)
     calibrate(found.scores[-1], bins)  # raises if there is nothing to draw
 
-    def content(figure: Figure) -> None:
+    def _content(figure: Figure) -> None:
         axes = figure.add_subplot()
         write_title(axes, "Calibration", _score_note(found))
         draw_calibration(axes, _curves(found), bins)
 
-    return draw(content, (6.4, 6.2))
+    return draw(_content, (6.4, 6.2))
 
 
 def draw_calibration(axes: Axes, curves: Sequence[Curve], bins: int = BINS) -> None:

@@ -1,9 +1,7 @@
-"""Where do the rows lie, drawn?
+"""Row map — where the rows lie on a map, as points or, above `MAX_POINTS` rows, as cells.
 
-A map that was stored, or principal components: as points, or above `MAX_POINTS` rows as cells, since
-so many points would hide each other and fill memory and file.
-
-Place: tier 5, in `zarrow.analysis`; a picture of `plot`. Where points and cells are is `grid`'s to say.
+The map is a stored one, or the first two principal components. More points than that would hide each other
+and fill memory and file. `map_cells` computes what is drawn here.
 """
 
 from __future__ import annotations
@@ -52,12 +50,12 @@ def map(
     store : Store
         The store.
     name : str, optional
-        A map that was stored (`map_rows`), or an array, whose principal components are drawn. By default a
-        stored map, else the principal components of the first array.
+        A stored map (see `map_rows`), or an array whose principal components are drawn. By default a stored
+        map, or the principal components of the first array if there is none.
     colour : str, optional
-        A column to colour by; without, points are of one colour and cells show how many rows they hold.
+        A column to colour by. Without it, points have one colour and cells show how many rows they hold.
     progress : callable, optional
-        Is called with rows done and rows in all.
+        Called with the number of rows done and the total.
 
     Returns
     -------
@@ -77,19 +75,19 @@ def map(
     'principal component 1 (13 %)'
     """
     shown = None if colour is None else read_colour(store, colour)
-    what, places = choose_map(store, name, progress)
+    what, coordinates = choose_map(store, name, progress)
     colours = [] if shown is None else [shown]
     if store.num_rows <= MAX_POINTS:
-        points = read_points(store, places, colours)
+        points = read_points(store, coordinates, colours)
         spans = np.ptp(points.xy, axis=0) if len(points.xy) else np.ones(2)
         return draw(lambda figure: _draw_points(figure, points, what, shown), _map_size(spans))
-    grid = read_cells(store, places, colours, progress=progress)
+    grid = read_cells(store, coordinates, colours, progress=progress)
     spans = grid.bounds.high - grid.bounds.low
     return draw(lambda figure: _draw_cells(figure, grid, what, shown), _map_size(spans))
 
 
 def _map_size(spans: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Return a figure's size for a map of this width and height, both of one scale."""
+    """Return the figure size for a map of this width and height, drawn to one scale."""
     ratio = float(np.clip(spans[1] / max(spans[0], 1e-30), 0.45, 1.1))
     return 8.0, 1.3 + 5.8 * ratio
 
@@ -113,9 +111,9 @@ def _draw_points(figure: Figure, points: Points, what: Map, colour: Colour | Non
     count = len(points.rows)
     axes = _map_axes(figure, what, count, "" if colour is None else f", coloured by {colour.name}")
     size = float(np.clip(6000 / max(count, 1), 2.5, 40))
-    order = np.random.default_rng(0).permutation(count)  # no group is always on top
+    order = np.random.default_rng(0).permutation(count)  # so that no group is always on top
     x, y = points.xy[order].T
-    many = count > RASTERIZED_POINTS  # an SVG of as many circles is slow to open: they become an image in it
+    many = count > RASTERIZED_POINTS  # an SVG of that many circles opens slowly: embed them as an image
     look: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": many}
     if colour is None:
         axes.scatter(x, y, color=PALETTE[0], **look)

@@ -1,11 +1,9 @@
-"""How are the values of a table's columns distributed?
+"""Column facts — how the values of a table's columns are distributed, computed by DuckDB over a stream.
 
-Asked of DuckDB, over a stream of the columns. Quantiles are exact up to a million rows, whose values DuckDB
-holds in memory to have them; above they are t-digest's (Dunning and Ertl, *Computing Extremely Accurate
-Quantiles Using t-Digests*, 2019), as DuckDB has it. So is how many different values there are, above by
-HyperLogLog (Flajolet, Fusy, Gandouet and Meunier, 2007).
-
-Place: tier 5, in `zarrow.analysis`; below `describe`. Reads narrow columns only.
+Up to a million rows, quantiles and counts of distinct values are exact, and DuckDB holds the values in
+memory. Above, quantiles are approximated by t-digest (Dunning and Ertl, *Computing Extremely Accurate
+Quantiles Using t-Digests*, 2019) and distinct values by HyperLogLog (Flajolet, Fusy, Gandouet and Meunier,
+2007).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection of our own.
+    """Return a new DuckDB connection.
 
     Raises
     ------
@@ -47,18 +45,18 @@ def connect() -> duckdb.DuckDBPyConnection:
 
 
 def quoted(name: str) -> str:
-    """Return a column's name as SQL has it.
+    """Return a column's name, quoted for SQL.
 
     Raises
     ------
     InvalidInputError
-        If SQL has no way to say it.
+        If SQL cannot express it.
 
     >>> print(quoted("subject_id"))
     "subject_id"
     """
     if "\0" in name:
-        raise InvalidInputError(f"a column named in SQL can have no NUL in its name: {name!r}")
+        raise InvalidInputError(f"the name of a column used in SQL must not contain NUL, got {name!r}")
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -68,7 +66,7 @@ def describe_columns(store: Rows, columns: Sequence[str], by: Sequence[str]) -> 
         return pa.table({"column": pa.array([], pa.string())})
     names = list(dict.fromkeys([*by, *columns]))
     reader = store.scan(names)
-    # By number: not everything that Arrow takes for a name, NUL for one, is one in SQL.
+    # Renamed by number: not every Arrow name is a name in SQL (NUL is not).
     called = {name: f"v{number}" for number, name in enumerate(names)}
     schema = pa.schema([field.with_name(called[field.name]) for field in reader.schema])
     batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
@@ -108,10 +106,10 @@ def describe_columns(store: Rows, columns: Sequence[str], by: Sequence[str]) -> 
 
 
 def _facts(field: pa.Field, column: str, name: str, exact: bool) -> str:
-    """Return the aggregates of a column."""
+    """Return the aggregates of a column, in SQL."""
     kind = value_type(field.type)
     number, nonfinite, distinct = "NULL::DOUBLE", "0", f"count(DISTINCT {column})"
-    if not exact:  # of few values more than there are would be seen
+    if not exact:  # the approximation may exceed the number of values
         distinct = f"least(approx_count_distinct({column}), count({column}))"
     if pa.types.is_floating(kind):
         number = f"CASE WHEN isfinite({column}) THEN {column}::DOUBLE END"
@@ -132,7 +130,7 @@ def _facts(field: pa.Field, column: str, name: str, exact: bool) -> str:
         "mean": f"avg({number})",
         "std": f"stddev_samp({number})",
         "min": f"min({number})",
-        # Of a list at once: it holds the values, or the digest, once.
+        # All at once, so that DuckDB holds the values, or the digest, only once.
         "quantiles": f"{quantile}({number}, {list(QUANTILES.values())})",
         "max": f"max({number})",
     }

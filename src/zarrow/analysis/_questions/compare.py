@@ -1,16 +1,15 @@
-"""How do two models' vectors of the same rows differ?
+"""Comparison — how two models' vectors of the same rows differ.
 
-In one pass over the matched rows (`analysis._rows.match`), from the covariance of both vectors side by side:
+In one pass over the matched rows (`_rows.match`), from the covariance of both vectors side by side:
 
 * *linear CKA* (Kornblith, Norouzi, Lee and Hinton, *Similarity of Neural Network Representations Revisited*,
   ICML 2019): 1 for vectors that are the same up to rotation and scale;
-* *Procrustes* disparity: what the best rotation, scale and shift leave of the squared distances, 0 to 1; that
-  of ``scipy.spatial.procrustes``;
-* the mean cosine of a row's two vectors, and per dimension and group how far means moved.
+* *Procrustes* disparity: what the best rotation, scale and shift leave of the squared distances, 0 to 1, as
+  from ``scipy.spatial.procrustes``;
+* the mean cosine of a row's two vectors, and how far the means of dimensions and groups moved.
 
-Then the neighbours of some rows are looked up in both (`analysis._numbers.topk`): how many do they share?
-
-Place: tier 5, in `zarrow.analysis`.
+Then the neighbours of a sample of rows are searched in both arrays (`_numbers.topk`), for the share
+that they have in common.
 """
 
 from __future__ import annotations
@@ -46,35 +45,35 @@ MAX_GROUPS_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How the vectors of two stores differ. What cannot be told is None, never NaN.
+    """How the vectors of two stores differ. What cannot be computed is None, never NaN.
 
     Parameters
     ----------
     arrays : tuple of str
         The arrays.
     matched : int
-        Rows that both stores have.
+        Number of rows that both stores have.
     only_a, only_b : int64 array
-        Row numbers of those that one has.
+        Rows that only one of them has.
     nonfinite_rows : int
-        Matched rows left out for a NaN or an infinity in either vector.
+        Matched rows left out because either vector has a NaN or infinity.
     cka, procrustes : float or None
-        See the module. None of fewer than two rows, of rows that do not vary, and if the widths of both are
-        more than 4096 together.
+        See the module's docstring. None for fewer than two rows, for rows that do not vary, and if the sum
+        of the widths is more than 4096.
     cosine_mean, cosine_std, cosine_min : float or None
-        Of the cosines of each row's two vectors, 0 where one is zero; None if they are of different widths.
+        Of the cosines of each row's two vectors (0 where one is zero). None if the widths differ.
     neighbour_overlap : float or None
-        The share of the `k` nearest matched rows, by cosine, that a row has in both; over `sampled` rows.
+        Mean share of a row's `k` nearest matched rows, by cosine, that are the same in both arrays.
     sampled, k : int
-        See above.
+        The number of rows over which `neighbour_overlap` is the mean, and of neighbours of each.
     dimensions : pyarrow.Table or None
-        Per dimension ``mean_a``, ``mean_b``, ``std_a``, ``std_b``, ``drift`` (the difference of the means
-        over the root mean square of both standard deviations; null where neither varies) and
+        Per dimension ``mean_a``, ``mean_b``, ``std_a``, ``std_b``, ``drift`` (the difference of the means,
+        divided by the root mean square of both standard deviations; null where neither varies) and
         ``correlation`` (null where one does not vary). None if the widths differ.
     probability : dict or None
-        ``mean_a``, ``mean_b``, ``mean_difference`` (b less a), ``mean_absolute_difference``,
-        ``max_difference``, ``correlation``, ``ks`` (the Kolmogorov-Smirnov statistic) and ``rows`` of the
-        column asked for.
+        Of the column that was named: ``mean_a``, ``mean_b``, ``mean_difference`` (b less a),
+        ``mean_absolute_difference``, ``max_difference``, ``correlation``, ``ks`` (the Kolmogorov-Smirnov
+        statistic) and ``rows``.
     groups : pyarrow.Table or None
         Per group ``rows``, ``cosine_mean``, ``drift`` (the distance between the means of a and b) and
         ``probability_difference``.
@@ -98,7 +97,7 @@ class Comparison:
     groups: pa.Table | None = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, but for times among the groups' keys; of the rows only their numbers.
+        """Return the result as JSON values (except times among keys), with counts in place of rows.
 
         Returns
         -------
@@ -153,35 +152,36 @@ def compare(
     a, b : Store
         The stores.
     on : str or list of str, optional
-        What tells which rows are the same: the key columns by default, or ``"row"`` or ``"sample_index"``.
+        The columns by which rows are matched: the key columns by default, or ``"row"`` or
+        ``"sample_index"``.
     array : str or pair of str, optional
-        The array, or that of `a` and that of `b`; need not be named if there is only one.
+        The array, or that of `a` and that of `b`; may be left out if there is only one.
     by : str or list of str, optional
         Columns of `a` to group by.
     probability : str, optional
-        A column of numbers of both stores to compare too.
+        A column of numbers in both stores, to compare as well.
     sample : int
-        Of how many rows to compare the neighbours; 0 to leave that out.
+        Number of rows whose neighbours are compared; 0 for none.
     k : int
-        How many neighbours.
+        Number of neighbours of each.
     seed : int
-        For drawing these rows.
+        Random seed of the sample.
     progress : callable, optional
-        Is called with rows done and rows in all, in each of three passes.
+        Called with the number of rows done and the total, in each of three passes.
     client : distributed.Client, optional
-        Whose dask workers read the vectors; they must see both stores.
+        The dask client whose workers read the vectors; they must see both stores.
 
     Returns
     -------
     Comparison
-        Also of stores that share no row, or whose vectors are of different widths.
+        Also for stores that share no row, or whose vectors have different widths.
 
     Raises
     ------
     UnknownNameError
         If there is no such array or column.
     InvalidInputError
-        If the stores have no such keys, keys of other types, or several rows of one key.
+        If the stores have no such keys, keys of different types, or several rows with one key.
     CorruptionError
         If a store is damaged.
 
@@ -198,7 +198,7 @@ def compare(
     names_ab = array if isinstance(array, tuple) else (array, array)
     array_a, array_b = choose_array(a, names_ab[0]), choose_array(b, names_ab[1])
     names = names_of(by)
-    if probability is not None:  # is the caller's error, at once
+    if probability is not None:  # an error of the caller is raised before the passes
         for store in (a, b):
             read_numbers(store.table([probability], pc.field(ROW) < 0)[probability], probability)
     pairs = match(a, b, on)
@@ -207,7 +207,9 @@ def compare(
         groups = Groups.of_store(a, names)
         size_bytes = groups.count * (width_of(array_a) + width_of(array_b)) * 8 * 2
         if size_bytes > MAX_GROUPS_BYTES:
-            raise InvalidInputError(f"{groups.count} groups need more than 256 MiB: group by fewer values")
+            raise InvalidInputError(
+                f"{groups.count} groups need more than 256 MiB: group by columns with fewer values"
+            )
         codes = np.concatenate([groups.codes(batch) for batch in a.scan(names)] or [codes])[pairs.a]
     widths = width_of(array_a), width_of(array_b)
     aside = np.stack([pairs.b, codes], axis=1)
@@ -321,7 +323,7 @@ class _Pairs:
     def group_table(
         self, groups: Groups, codes: npt.NDArray[np.int64], per_row: npt.NDArray[np.float64] | None
     ) -> pa.Table:
-        """Return what the groups' rows did."""
+        """Return how far the rows of each group moved."""
         rows = np.bincount(codes, minlength=groups.count)
         none = self.group_moments.count == 0
         table = {"rows": pa.array(rows)}
@@ -336,7 +338,7 @@ class _Pairs:
             counts = np.bincount(codes[known], minlength=groups.count)
             sums = np.bincount(codes[known], per_row[known], minlength=groups.count).astype(np.float64)
             table["probability_difference"] = _ratio(sums, counts.astype(np.float64))
-        return groups.beside(table)
+        return groups.with_columns(table)
 
 
 def _ratio(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> pa.Array:
@@ -357,7 +359,7 @@ def _overlap(
     progress: Progress | None,
     client: Client | None,
 ) -> tuple[float | None, int, int]:
-    """Return the share of neighbours in common, of how many rows, and how many neighbours they had."""
+    """Return the share of neighbours in common, the number of rows, and of neighbours of each."""
     usable = np.flatnonzero(~np.isin(pairs.a, bad))
     k = min(k, len(usable) - 1)
     if k < 1 or sample < 1:
@@ -378,7 +380,7 @@ def _overlap(
 def _probabilities(
     a: Store, b: Store, pairs: Match, name: str
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
-    """Return how a column of numbers differs, and by how much for each matched row."""
+    """Return how a column of numbers differs, and the difference of each matched row."""
     from scipy.stats import ks_2samp
 
     left = read_numbers(a.table([name])[name], name)[pairs.a]

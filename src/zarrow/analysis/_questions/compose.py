@@ -1,13 +1,10 @@
-"""How likely is any, or how many, of several queries for one subject at one time?
+"""Composite tasks — the probabilities of several queries joined into one per subject and time.
 
-A *composite task* joins the queries of one subject and time: the largest of their probabilities (``max``),
-the probability that any occurs if they are independent (``or``), their mean (``mean``), or the expected
-number that occur (``sum``). Its label is whether any occurred: true if one label is, else null if one is
-unknown (censored), else false.
+The joined probability is the largest (``max``), the probability that any occurs if they are independent
+(``or``), the mean (``mean``), or the expected number that occur (``sum``). The label is whether any occurred:
+true if one label is, else null if one is unknown (censored), else false.
 
-Asked of DuckDB, over a stream of the columns.
-
-Place: tier 5, in `zarrow.analysis`. Reads narrow columns only.
+DuckDB computes it over a stream of the columns; vectors are not read.
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ def compose(
     store : Store
         The store.
     how : {"max", "or", "sum", "mean"}
-        How to join them; see the module.
+        How to join them; see the module's docstring.
     over : str, optional
         The column in which the joined rows differ; by default the task.
     by : str or list of str, optional
@@ -56,15 +53,15 @@ def compose(
     probability : str, optional
         The column to join; by default the one that looks like a probability.
     label : str, optional
-        A column of booleans, or zeros and ones, to join as well.
+        A column of booleans, or of zeros and ones, to join as well.
     filter : pyarrow.compute.Expression, optional
-        Which rows, such as those of the queries that make up the task.
+        Rows to use, such as those of the queries that make up the task.
 
     Returns
     -------
     pyarrow.Table
-        The columns of `by`, in their order; ``rows``: how many were joined; the probability, null where one
-        of them is null or NaN; and the label. `evaluate` takes it in place of a store.
+        The columns of `by`, by which it is ordered; ``rows``, the number of rows joined; the probability,
+        null where one of them is null or NaN; and the label. `evaluate` accepts it in place of a store.
 
     Raises
     ------
@@ -72,7 +69,7 @@ def compose(
         If there is no such column.
     InvalidInputError
         If a value of `over` occurs twice in a group (name another column in `by`), if probabilities are not
-        in 0..1 or labels not yes or no, or if `how` is none of these.
+        in 0..1 or labels not yes or no, or if `how` is not one of these.
     MissingExtraError
         If DuckDB is not installed.
 
@@ -95,7 +92,7 @@ def compose(
     reader = store.scan(columns, filter)
     kind = store.schema.field(probability).type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)):
-        raise InvalidInputError(f"column {probability!r} must hold probabilities, it is of type {kind}")
+        raise InvalidInputError(f"column {probability!r} must hold probabilities, but is of type {kind}")
     keys = ", ".join(map(quoted, names))
     number = f"{quoted(probability)}::DOUBLE"
     value = f"CASE WHEN isnan({number}) THEN NULL ELSE {number} END"
@@ -106,7 +103,7 @@ def compose(
             pa.types.is_boolean(labelled) or pa.types.is_integer(labelled) or pa.types.is_floating(labelled)
         ):
             raise InvalidInputError(
-                f"column {label!r} must hold labels of yes and no, it is of type {labelled}"
+                f"column {label!r} must hold labels of yes and no, but is of type {labelled}"
             )
         answer = f"CASE WHEN isnan({quoted(label)}::DOUBLE) THEN NULL ELSE {quoted(label)}::DOUBLE END"
     connection = connect()
@@ -128,8 +125,8 @@ def compose(
     _require_none(
         result,
         "again",
-        f"the same {over!r} occurs more than once in a group: name what tells the rows apart in by=, or "
-        "choose some of them with a filter",
+        f"a value of {over!r} occurs more than once in a group: add the column that tells the rows apart to "
+        "by=, or filter the rows",
         names,
     )
     found = {"rows": result["n"], probability: result["p"]}

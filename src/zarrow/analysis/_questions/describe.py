@@ -1,4 +1,4 @@
-"""What is in a store: how are its vectors and its columns distributed?
+"""Description — how the vectors and the columns of a store are distributed.
 
 Of each array, in one pass: mean and standard deviation per dimension, norms, NaNs and infinities, and
 
@@ -9,11 +9,8 @@ Of each array, in one pass: mean and standard deviation per dimension, norms, Na
   Word Representations?*, EMNLP 2019): 0 for rows that point everywhere, 1 for rows that all point one way;
 * *dead dimensions*: those whose values are the same in all rows, to a millionth.
 
-Sums are those of `analysis._numbers.moments`, quantiles of norms those of `analysis._numbers.sketch`.
-Columns are DuckDB's work: quantiles are
-exact up to a million rows, and above by t-digest (Dunning and Ertl, 2019).
-
-Place: tier 5, in `zarrow.analysis`.
+Sums are kept by `_numbers.moments`, quantiles of norms by `_numbers.sketch`. Columns are
+described by DuckDB (`column_facts`).
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayDescription:
-    """What an array holds. What no row or only one could tell is None, never NaN.
+    """How an array is distributed. What cannot be computed from no row, or from one, is None, never NaN.
 
     Parameters
     ----------
@@ -57,29 +54,29 @@ class ArrayDescription:
     row_shape : tuple of int
         The shape of a row; the dimensions below are its elements in C order.
     rows : int
-        Rows in all.
+        Number of rows.
     nonfinite_rows : int
-        Rows with a NaN or an infinity; all of the following is about the others.
+        Rows with a NaN or an infinity; everything below is about the other rows.
     nan_values, infinite_values : int
-        How many NaNs and infinities there are.
+        Number of NaN and of infinite values.
     zero_rows : int
-        Rows that are zero throughout: they have no direction, and are left out of `anisotropy`.
+        Rows of zeros only: they have no direction and are left out of `anisotropy`.
     mean, std : float64 array, shape (width,)
-        Per dimension; `std` of ``n - 1`` degrees of freedom, 0 of fewer than two rows.
+        Per dimension; `std` with ``n - 1`` degrees of freedom, 0 for fewer than two rows.
     norm_mean, norm_std : float or None
         Of the rows' Euclidean norms.
     norms : Sketch
         Their distribution, with ``quantile(share)`` and ``histogram(bins)``.
     effective_rank : float or None
-        See the module; None also for rows of more than 4096 numbers, for which `pca` is the tool.
+        See the module's docstring. None also for rows of more than 4096 numbers: use `pca` for these.
     anisotropy : float or None
-        See the module.
+        See the module's docstring.
     dead_dimensions : int64 array
-        Which dimensions do not vary.
+        The dimensions that do not vary.
     groups : pyarrow.Table or None
-        Per group, if any were asked for: the columns, ``rows``, ``nonfinite_rows``, ``norm_mean``,
-        ``norm_std``, ``spread`` (the root of the sum of the variances), ``shift`` (how far the group's mean
-        is from the mean of all rows) and ``anisotropy``; a column called as one of these gets an underscore.
+        Per group, if there are any: the columns, ``rows``, ``nonfinite_rows``, ``norm_mean``, ``norm_std``,
+        ``spread`` (the root of the sum of the variances), ``shift`` (how far the group's mean is from the
+        mean of all rows) and ``anisotropy``; a key column named like one of these gets a trailing underscore.
     group_mean, group_std : float64 array, shape (groups, width), or None
         Per group and dimension.
     """
@@ -105,7 +102,7 @@ class ArrayDescription:
     group_std: npt.NDArray[np.float64] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values.
+        """Return the result as JSON values.
 
         Returns
         -------
@@ -142,20 +139,20 @@ class ArrayDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a store holds.
+    """How the arrays and columns of a store are distributed.
 
     Parameters
     ----------
     rows : int
-        How many.
+        Number of rows.
     by : tuple of str
         The columns grouped by.
     arrays : dict of str to ArrayDescription
-        Its arrays.
+        The arrays by name.
     columns : pyarrow.Table
         Per column (and group): ``column``, ``type``, ``count``, ``nulls``, ``nonfinite``, ``distinct``,
         ``mean``, ``std``, ``min``, ``q05``, ``q25``, ``median``, ``q75``, ``q95``, ``max`` of numbers (of
-        times, as seconds since 1970), and ``exact``: whether quantiles and ``distinct`` are.
+        times, as seconds since 1970), and ``exact``: whether quantiles and ``distinct`` are exact.
     """
 
     rows: int
@@ -164,7 +161,7 @@ class Description:
     columns: pa.Table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, but for times among the groups' columns.
+        """Return the result as JSON values, except for times among the groups' columns.
 
         Returns
         -------
@@ -196,35 +193,36 @@ def describe(
 ) -> Description:
     """Describe arrays and columns, in one pass over each array and one over the table.
 
-    Of a Dataset, variables along ``row`` alone are the columns, and their NaNs count as nulls.
+    The columns of a Dataset are its variables along ``row`` alone; their NaNs count as nulls.
 
     Parameters
     ----------
     store : Store, xarray.Dataset or xarray.DataArray
-        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
-        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
+        The store, or a Dataset whose rows lie along ``row``: made from a store or not, chunked for dask or
+        not, whole or a selection. A Dataset is read chunk by chunk; its rows are numbered from 0.
     arrays : list of str, optional
-        Which arrays; all by default.
+        Arrays to describe; all by default.
     columns : list of str, optional
-        Which columns; all but ``row`` and ``sample_index`` by default.
+        Columns to describe; all but ``row`` and ``sample_index`` by default.
     by : str or list of str, optional
         Columns to group by.
     progress : callable, optional
-        Is called with rows done and rows in all.
+        Called with the number of rows done and the total.
     client : distributed.Client, optional
-        Whose dask workers read the arrays. Of a Dataset of dask arrays the one that dask uses by default.
+        The dask client whose workers read the arrays. For a Dataset of dask arrays, dask's own default client
+        by default.
 
     Returns
     -------
     Description
-        Also of an empty store.
+        Also for an empty store.
 
     Raises
     ------
     UnknownNameError
         If there is no such array or column.
     InvalidInputError
-        If there are so many groups that their means would not fit in 256 MiB.
+        If the means of the groups would need more than 256 MiB.
     MissingExtraError
         If DuckDB is not installed.
     CorruptionError
@@ -268,7 +266,7 @@ def _share(progress: Progress | None, place: int, parts: int) -> Progress | None
 
 
 class _ArrayState:
-    """What is known of an array after some of its blocks."""
+    """The sums over some of an array's blocks."""
 
     def __init__(self, width: int, groups: Groups | None) -> None:
         self.rows = self.nonfinite = self.nan = self.infinite = self.zero = 0
@@ -378,7 +376,7 @@ class _ArrayState:
                 pa.float64(),
             ),
         }
-        return self.groups.beside(columns)
+        return self.groups.with_columns(columns)
 
 
 def _add_per_group(
@@ -393,7 +391,7 @@ def _add_per_group(
 
 def _effective_rank(moments: Moments) -> float:
     variances = np.maximum(np.linalg.eigvalsh(moments.squares), 0)
-    # What rounding leaves of nothing is no dimension.
+    # What is left by rounding only is not a dimension.
     variances[variances < variances.max(initial=0) * len(variances) * np.finfo(np.float32).eps ** 2] = 0
     singular = np.sqrt(variances[variances > 0])
     if not len(singular):

@@ -1,6 +1,6 @@
 """Evaluation — how good the probabilities in a store are, overall and per task.
 
-The metrics are those of `analysis._numbers.scores`, over the rows that have a label and a probability; rows
+The metrics are those of `_numbers.scores`, over the rows that have a label and a probability; rows
 without a label (censored rows, say) are counted and left out, as EveryQuery's ``EQ_evaluate`` does.
 
 The columns are read in batches. What is kept of each row is its probability and label (4 bytes, or 8 if
@@ -34,7 +34,7 @@ BATCH_ROWS = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """How good probabilities are.
+    """How good probabilities are, overall and per group.
 
     Parameters
     ----------
@@ -43,17 +43,17 @@ class Evaluation:
     by : tuple of str
         The columns grouped by.
     overall : dict of str to number or None
-        All groups together: the columns of `table` that are no keys. ``labelled`` rows have a label and a
-        probability; ``auroc``, ``auprc``, ``brier``, ``ece`` and ``accuracy`` come with the 95 % interval,
-        ``_low`` to ``_high``. None is what is not defined, as the AUROC of a single class.
+        Of all rows: the columns of `table` except the keys. ``labelled`` rows have a label and a
+        probability; ``auroc``, ``auprc``, ``brier``, ``ece`` and ``accuracy`` come with their 95 % intervals,
+        from ``_low`` to ``_high``. A metric that is not defined, such as the AUROC of one class, is None.
     table : pyarrow.Table
-        The same per group, ordered by its keys; a key called as one of the figures gets an underscore.
+        The same per group, ordered by key; a key column named like a metric gets a trailing underscore.
     missing_labels, missing_probabilities : int
-        Rows left out since the label, or only the probability, is null or NaN.
+        Rows left out because the label, or only the probability, is null or NaN.
     groups : Groups or None
         The groups.
     scores : list of Scores
-        Per group what the curves are made of; of all rows, the last.
+        The scores that curves are made of: of each group, then of all rows.
     """
 
     probability: str
@@ -74,12 +74,12 @@ class Evaluation:
         group : value, tuple or dict, optional
             The key of a group; all rows by default.
         max_points : int, optional
-            Leave out points between, for drawing.
+            Thin the curve to this number of points, for drawing.
 
         Returns
         -------
         fpr : float64 array, shape (points,)
-            False positive rates as of scikit-learn's ``roc_curve``, ends included.
+            False positive rates, as from scikit-learn's ``roc_curve``, including both ends.
         tpr : float64 array, shape (points,)
             True positive rates.
         thresholds : float64 array, shape (points,)
@@ -88,7 +88,7 @@ class Evaluation:
         Raises
         ------
         InvalidInputError
-            If there is no such group, or it has one class only.
+            If there is no such group, or it has only one class.
 
         Examples
         --------
@@ -101,7 +101,7 @@ class Evaluation:
         return self._of(group).roc_curve(max_points)
 
     def calibration_curve(self, group: Any = None) -> pa.Table:
-        """Return how often what was predicted happened.
+        """Return the share of positives per bin of the probability.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class Evaluation:
         return self.scores[self.groups.find(group)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, but for times among the groups' keys.
+        """Return the result as JSON values, except for times among the groups' keys.
 
         Returns
         -------
@@ -187,35 +187,35 @@ def evaluate(
     store : Store or pyarrow.Table
         The store, or a table such as `compose` makes.
     probability : str
-        A column of probabilities, in 0..1; rows where it is null or NaN are left out and counted.
+        A column of probabilities, in 0..1. Rows where it is null or NaN are left out and counted.
     label : str
-        A column of booleans, or of zeros and ones; rows where it is null or NaN likewise.
+        A column of booleans, or of zeros and ones. Rows where it is null or NaN are left out and counted.
     by : str or list of str, optional
         Columns to group by, such as ``["query", "duration_days"]``.
     filter : pyarrow.compute.Expression, optional
-        Which rows; all by default.
+        Rows to use; all by default.
     bootstrap : int
-        How often to draw for the 95 % intervals; 0 for none.
+        Number of draws for the 95 % intervals; 0 for no intervals.
     unit : str, optional
-        The column whose values are drawn as a whole, such as ``subject_id``; single rows by default.
+        The column whose values are drawn as a whole, such as ``subject_id``. By default single rows are.
     bins : int
-        Bins of equal width for the calibration.
+        Number of bins of equal width for the calibration.
     seed : int
-        Of the draws.
+        Random seed of the draws.
     progress : callable, optional
-        Is called with groups done and groups in all.
+        Called with the number of groups done and the total.
 
     Returns
     -------
     Evaluation
-        Also of groups, or a store, without rows or of one class.
+        Also for groups, or a store, with no rows or with one class only.
 
     Raises
     ------
     UnknownNameError
         If there is no such column.
     InvalidInputError
-        If they are no probabilities, or no labels of yes and no.
+        If a column does not hold probabilities, or labels of yes and no.
     CorruptionError
         If the table is damaged.
 
@@ -277,7 +277,7 @@ class Scored:
     units : integer array, shape (n,), or None
         The unit of each, for the bootstrap.
     rows : int
-        How many rows there were, those without a label or a probability among them.
+        Number of rows, including those without a label or a probability.
     group_rows : int64 array, shape (groups,)
         The same per group.
     """
@@ -336,7 +336,7 @@ class _Gathered:
         self._filled = here.stop
 
     def scored(self) -> Scored:
-        """Return what was collected; `InvalidInputError` if there are values that are no probabilities."""
+        """Return the rows; `InvalidInputError` if a value is not a probability."""
         _require_probabilities(np.array([self._low, self._high]), self._probability)
         return Scored(
             keys=self._keys[: self._filled],
@@ -360,7 +360,7 @@ def score(
     missing_probabilities: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Return the evaluation of rows, whose keys are sorted in place."""
+    """Return the evaluation of rows; sorts their keys in place."""
     scores, table = [], None
     if groups is not None and scored.codes is not None:
         scores = _group_scores(scored.keys, scored.codes, scored.units, groups.count, bins)
@@ -394,12 +394,12 @@ def _group_scores(
 
 
 def read_binary(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Return labels of yes and no, and which rows have one.
+    """Return labels of yes and no, and a mask of the rows that have one.
 
     Raises
     ------
     InvalidInputError
-        If the column holds something else than booleans, or zeros and ones.
+        If the column holds anything but booleans, or zeros and ones.
     """
     values = plain(column)
     if not pa.types.is_boolean(values.type):
@@ -412,7 +412,7 @@ def read_binary(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.bool
         others = numbers[known & (numbers != 0) & (numbers != 1)]
         if len(others):
             raise InvalidInputError(
-                f"labels must be booleans, or zeros and ones: column {name!r} has a {others[0]:g}"
+                f"labels must be booleans, or zeros and ones: column {name!r} has the value {others[0]:g}"
             )
         return numbers == 1, known
     known = values.is_valid().to_numpy(zero_copy_only=False)
@@ -420,17 +420,17 @@ def read_binary(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.bool
 
 
 def read_numbers(column: pa.ChunkedArray | pa.Array, name: str) -> Float:
-    """Return numbers, NaN where there is none.
+    """Return numbers, NaN where a value is null.
 
     Raises
     ------
     InvalidInputError
-        If the column holds something else.
+        If the column holds anything but numbers.
     """
     values = plain(column)
     kind = values.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
-        raise InvalidInputError(f"column {name!r} must hold numbers, it is of type {kind}")
+        raise InvalidInputError(f"column {name!r} must hold numbers, but is of type {kind}")
     return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 

@@ -1,18 +1,17 @@
-"""Where does each row lie on a map of two dimensions?
+"""Map — a place in two dimensions for each row.
 
 * ``pca``: the first two principal components: exact, two passes.
 * ``umap``: UMAP (McInnes, Healy and Melville, arXiv 1802.03426) of a sample; the other rows are placed by its
   own ``transform``.
 * ``tsne``: Barnes-Hut t-SNE (van der Maaten, JMLR 15, 2014) of a sample; each other row is placed at the mean
-  of its ten nearest rows of the sample, the nearer ones counting more (1 / distance).
+  of its ten nearest rows of the sample, weighted by 1 / distance.
 
-The sample is drawn at random, from each group in proportion to its rows but at least `FLOOR_ROWS` of it.
+The sample is drawn at random, from each group in proportion to its rows but at least `FLOOR_ROWS` of each.
 UMAP and t-SNE see the first 50 principal components, as is usual, so memory and time per row do not grow
 with the width. Rows that are not finite have no place: NaN.
 
-`map_rows` stores the places beside the rows (`zarrow.derived`); `place_rows` only tells them.
-
-Place: tier 5, in `zarrow.analysis`. Interrupting it leaves the store as it was.
+`map_rows` stores the places with the rows (`zarrow.derived`); `place_rows` only returns them. Interrupting
+either leaves the store as it was.
 """
 
 from __future__ import annotations
@@ -50,26 +49,26 @@ TRANSFORM_ROWS = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Map:
-    """What a map was made of.
+    """How a map was made.
 
     Parameters
     ----------
     name : str or None
-        The derived array that holds it; None if it was not stored.
+        The derived array that holds the map; None if it was not stored.
     array : str
         The array whose rows are on it.
     method : {"pca", "umap", "tsne"}
-        How it was made.
+        The method.
     rows : int
         Rows of the store.
     sample_rows : int
-        Rows that the method itself saw; for ``pca`` all that are finite.
+        Rows that the method was fitted to; for ``pca`` all finite rows.
     explained_variance_ratio : tuple of float
-        For ``pca``, the share of variance along both axes; empty otherwise.
+        For ``pca``, the share of variance along each axis; empty otherwise.
     by : tuple of str
         The columns whose groups the sample was drawn from.
     seed : int
-        Of sample and method.
+        Random seed of the sample and the method.
     """
 
     name: str | None
@@ -82,7 +81,7 @@ class Map:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values.
+        """Return the result as JSON values.
 
         Returns
         -------
@@ -114,40 +113,40 @@ def map_rows(
     Parameters
     ----------
     store : Store
-        A complete store; open it again to see the map.
+        A complete store; reopen it to see the map.
     array : str, optional
-        The array; need not be named if there is only one.
+        The array; may be left out if there is only one.
     method : {"pca", "umap", "tsne"}
-        How; ``umap`` needs the extra ``map``.
+        The method; ``umap`` needs the extra ``map``.
     name : str, optional
-        What to call the derived array; the array's name and the method by default, as in ``embed_umap``. One
-        of that name is replaced.
+        Name of the derived array; by default that of the array and the method, as in ``embed_umap``. An
+        existing derived array with that name is replaced.
     by : str or list of str, optional
-        Columns from whose groups the sample of ``umap`` or ``tsne`` is drawn, so that small ones are on it.
+        Columns whose groups are all represented in the sample of ``umap`` or ``tsne``, even small ones.
     sample_rows : int, optional
-        Rows of the sample; 20,000 for ``umap``, 10,000 for ``tsne``.
+        Size of the sample; by default 20,000 rows for ``umap`` and 10,000 for ``tsne``.
     seed : int
-        Another one gives another sample and map.
+        Random seed of the sample and the method.
     progress : callable, optional
-        Is called with rows done and rows in all, in each pass.
+        Called with the number of rows done and the total, in each pass.
     stage : callable, optional
-        Is called with what is done next, in words.
+        Called with the name of each stage as it begins.
 
     Returns
     -------
     Map
-        What was made; ``store[name]`` of the store opened anew has the places.
+        How the map was made; ``store[name]`` of the reopened store has the places.
 
     Raises
     ------
     UnknownNameError
         If there is no such array or column.
     InvalidInputError
-        If there are too few finite rows, or the name is taken.
+        If there are too few finite rows, or the name belongs to another array or column.
     MissingExtraError
         If UMAP is not installed.
     StoreChangedError, WriteFailedError
-        As of `zarrow.add_array`: the store is as it was.
+        As in `zarrow.add_array`; the store is unchanged.
 
     Examples
     --------
@@ -180,38 +179,38 @@ def place_rows(
     progress: Progress | None = None,
     stage: Stage | None = None,
 ) -> tuple[Map, Placed]:
-    """Make a map of a store's rows, and tell it without storing it.
+    """Make a map of a store's rows and return it without storing it.
 
     Parameters
     ----------
     store : Store
         The store.
     array : str, optional
-        As of `map_rows`.
+        As in `map_rows`.
     method : {"pca", "umap", "tsne"}
-        As of `map_rows`.
+        As in `map_rows`.
     by : str or list of str, optional
-        As of `map_rows`.
+        As in `map_rows`.
     sample_rows : int, optional
-        As of `map_rows`.
+        As in `map_rows`.
     seed : int
-        As of `map_rows`.
+        As in `map_rows`.
     progress : callable, optional
-        As of `map_rows`.
+        As in `map_rows`.
     stage : callable, optional
-        As of `map_rows`.
+        As in `map_rows`.
 
     Returns
     -------
     map : Map
-        What it is made of.
+        How the map is made.
     places : iterator of (int64 array, shape (n,); float32 array, shape (n, 2))
         Row numbers, ascending, and places; NaN for rows that are not finite.
 
     Raises
     ------
     UnknownNameError, InvalidInputError, MissingExtraError
-        As of `map_rows`.
+        As in `map_rows`.
 
     Examples
     --------
@@ -248,7 +247,7 @@ def place_rows(
         raise InvalidInputError(f"a sample must have at least {MIN_ROWS} rows, got {limit}")
     if store.num_rows < MIN_ROWS:
         raise InvalidInputError(
-            f"{method} needs at least {MIN_ROWS} rows, the store has {store.num_rows}: take method='pca'"
+            f"{method} needs at least {MIN_ROWS} rows, the store has {store.num_rows}: use method='pca'"
         )
     say("principal components")
     reduced = pca(store, chosen.name, min(REDUCED, width_of(chosen), store.num_rows), progress=progress)
@@ -260,15 +259,15 @@ def place_rows(
     if len(rows) < MIN_ROWS:
         raise InvalidInputError(
             f"{method} needs at least {MIN_ROWS} rows without NaN and infinity, the sample has {len(rows)}: "
-            "take method='pca'"
+            "use method='pca'"
         )
     size = float(np.ptp(scores, axis=0).max())
     if not size > 0:
         raise InvalidInputError(
-            f"{method} needs rows that differ, the {len(rows):,} of the sample are all the same: take "
+            f"{method} needs rows that differ, but the {len(rows):,} of the sample are all the same: use "
             "method='pca'"
         )
-    size = 1.0 if 1e-9 < size < 1e9 else size  # the methods know no scale, but their squares may overflow
+    size = 1.0 if 1e-9 < size < 1e9 else size  # scale does not matter, but squares may overflow
     say(f"{method} of {len(rows):,} rows")
     there, transform = place(np.ascontiguousarray(scores / size, np.float32), seed)
     made = Map(
@@ -287,7 +286,7 @@ def place_rows(
 
 
 def _two(projected: Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]) -> Placed:
-    """Return places of two values, whose second is 0 where rows have only one."""
+    """Yield places of two values; the second is 0 where rows have only one dimension."""
     for rows, xy in projected:
         there = np.zeros((len(rows), 2), np.float32)
         there[:, : xy.shape[1]] = xy
@@ -295,7 +294,7 @@ def _two(projected: Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]) ->
 
 
 def _sample(store: Store, by: Sequence[str], limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw row numbers, ascending: of each group its share, but at least some."""
+    """Draw row numbers, ascending: from each group its share, but at least a few."""
     if store.num_rows <= limit:
         return np.arange(store.num_rows)
     if not by:
@@ -312,9 +311,9 @@ def _sample(store: Store, by: Sequence[str], limit: int, rng: np.random.Generato
 
 
 def shares_of(sizes: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
-    """Return how many rows to draw from each group: in proportion, but no group is left out.
+    """Return how many rows to draw from each group: in proportion, but at least one from each.
 
-    Together about `limit`; more only if there are more groups than that.
+    The sum is about `limit`, and more only if there are more groups than that.
 
     >>> shares_of(np.array([1_000_000, 30, 500]), 1000).tolist()
     [919, 30, 50]
@@ -336,7 +335,7 @@ def _spread(
     transform: Callable[[Places], Places],
     progress: Progress | None,
 ) -> Placed:
-    """Yield every row's place: the sample's own, and others by `transform`."""
+    """Yield the places of all rows: those of the sample are given, the others come from `transform`."""
     done = 0
     for rows, scores in reduced.project(store, array.name):
         places = np.full((len(rows), 2), np.nan, np.float32)
@@ -360,7 +359,7 @@ def _spread(
 def _import_umap() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # that it could use Tensorflow, which nobody asked
+            warnings.simplefilter("ignore", ImportWarning)  # that Tensorflow is not installed
             import umap
     except ImportError as error:
         raise MissingExtraError(
@@ -370,7 +369,7 @@ def _import_umap() -> Any:
 
 
 def _umap(scores: Places, seed: int) -> tuple[Places, Callable[[Places], Places]]:
-    # One job: more of them draw in another order each time, and a seed would not hold.
+    # One job: several would draw in an order that varies, and the seed would not hold.
     neighbours = min(15, len(scores) - 1)
     model = _import_umap().UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
     there = np.asarray(model.fit_transform(scores), np.float32)

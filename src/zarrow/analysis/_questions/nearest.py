@@ -1,13 +1,10 @@
-"""Which rows are nearest?
+"""Nearest — the rows whose vectors are nearest to some queries.
 
-`nearest` looks at every row (`analysis._numbers.topk`), so what it finds is exact. ``approximate=True``
-asks the index that
-`build_neighbours` made (`neighbour_index`) for candidates, and scores those exactly.
+`nearest` scores every row (`_numbers.topk`), so its result is exact. With ``approximate=True``, the
+index that `build_neighbours` made (`neighbour_index`) yields candidates, which are scored exactly.
 
-What is defined: rows that are not finite are nobody's neighbours; the cosine with a zero vector is 0; of
-equal scores the lower row comes first; where fewer rows than `k` can be found, there are fewer columns.
-
-Place: tier 5, in `zarrow.analysis`.
+Rules: rows that are not finite are never found; the cosine with a zero vector is 0; of equal scores the lower
+row comes first; where fewer than `k` rows can be found, the result has fewer columns.
 """
 
 from __future__ import annotations
@@ -44,14 +41,14 @@ class Neighbours:
     array : str
         The array.
     metric : {"cosine", "dot", "l2"}
-        What near means.
+        The measure of nearness.
     rows : int64 array, shape (q, k)
-        Per query the nearest rows, nearest first; −1 where fewer could be found.
+        The nearest rows of each query, nearest first; −1 where fewer were found.
     scores : float64 array, shape (q, k)
-        Their cosine or product with the query, or for ``l2`` their Euclidean distance; −inf or, for ``l2``,
-        inf where there is no row.
+        Their cosine or inner product with the query, or their Euclidean distance for ``l2``. Where there is
+        no row, −inf, or inf for ``l2``.
     query_rows : int64 array, shape (q,), or None
-        The rows asked about, if rows or keys were given.
+        The rows of the queries, if these were given as rows or keys.
     """
 
     array: str
@@ -61,19 +58,19 @@ class Neighbours:
     query_rows: npt.NDArray[np.int64] | None = field(default=None, repr=False)
 
     def table(self, store: Source, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return one line per neighbour: ``query``, ``rank``, ``row``, ``score``, and columns of the row.
+        """Return a table of neighbours: ``query``, ``rank``, ``row``, ``score``, and columns of the row.
 
         Parameters
         ----------
         store : Store or xarray.Dataset
-            What was asked.
+            The store that was searched.
         columns : list of str, optional
-            Which columns; all by default.
+            Columns of the store to add; all by default.
 
         Returns
         -------
         pyarrow.Table
-            In the order of the queries, nearest first; ranks count from 1.
+            A line per neighbour, in the order of the queries, nearest first; ranks count from 1.
 
         Raises
         ------
@@ -104,12 +101,12 @@ class Neighbours:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values.
+        """Return the result as JSON values.
 
         Returns
         -------
         dict
-            Per query the rows and scores that were found.
+            The rows and scores found for each query.
 
         Examples
         --------
@@ -141,37 +138,38 @@ def nearest(
     progress: Progress | None = None,
     client: Client | None = None,
 ) -> Neighbours:
-    """Find the rows whose vectors are nearest to some queries: exactly, in one pass over the array.
+    """Find the rows whose vectors are nearest to some queries, exactly, in one pass over the array.
 
-    Memory is that of the queries and a few blocks. Rows of several axes are taken as one long vector.
+    Memory is that of the queries and a few blocks. Rows of several axes are flattened to one vector.
 
     Parameters
     ----------
     store : Store, xarray.Dataset or xarray.DataArray
-        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
-        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
+        The store, or a Dataset whose rows lie along ``row``: made from a store or not, chunked for dask or
+        not, whole or a selection. A Dataset is read chunk by chunk; its rows are numbered from 0.
     queries : vectors, row numbers or keys
-        Numbers of shape (q, width), (q, *row_shape) or (width,); or integers in a list: rows of the store; or
-        a table or mapping of the key columns, as in `Store.locate`.
+        Vectors of shape (q, width), (q, *row_shape) or (width,); or a list of integers, which are rows of
+        the store; or a table or mapping of the key columns, as in `Store.locate`.
     array : str, optional
-        The array; need not be named if there is only one.
+        The array; may be left out if there is only one.
     k : int
-        How many rows per query; fewer are returned where there are not as many.
+        Number of rows per query; fewer are returned if there are fewer.
     metric : {"cosine", "dot", "l2"}
-        What near means: a large cosine, a large inner product, or a small Euclidean distance.
+        The measure of nearness: a large cosine, a large inner product, or a small Euclidean distance.
     filter : pyarrow.compute.Expression, optional
-        Which rows may be found; all by default.
+        Rows that may be found; all by default.
     exclude_self : bool
-        Whether a query that is a row of the store is kept from finding itself.
+        Exclude each query row from its own results.
     approximate : bool
-        Whether to use the index that `build_neighbours` made: much faster, and may miss some rows.
+        Use the index made by `build_neighbours`: much faster, but it may miss some rows.
     device : str, optional
-        Where torch multiplies, such as ``"cuda"``. By default a GPU if there is one, and numpy's BLAS if
-        not, which was measured to be as fast as torch's.
+        The torch device that multiplies, such as ``"cuda"``. By default a GPU if there is one, or else
+        numpy's BLAS, which was measured to be as fast as torch's.
     progress : callable, optional
-        Is called with rows done and rows in all.
+        Called with the number of rows done and the total.
     client : distributed.Client, optional
-        Whose dask workers read the segments. Of a Dataset of dask arrays the one that dask uses by default.
+        The dask client whose workers read the segments. For a Dataset of dask arrays, dask's own default
+        client by default.
 
     Returns
     -------
@@ -181,14 +179,14 @@ def nearest(
     Raises
     ------
     InvalidInputError
-        If queries are of another width, not finite, or none of the above; if `k` is not positive; if
-        `approximate` is asked for of a Dataset.
+        If queries have another width, are not finite, or are none of the above; if `k` is not positive; if
+        `approximate` is given with a Dataset.
     KeyNotFoundError, IndexError
         If a key has no row, or a row is out of range.
     NotFoundError
-        If `approximate` is asked for and there is no index of these rows for this metric.
+        If `approximate` is given and there is no index of these rows for this metric.
     MissingExtraError
-        If a device is named and torch is not installed.
+        If a device is given and torch is not installed.
 
     Examples
     --------
@@ -214,7 +212,9 @@ def nearest(
         from zarrow.analysis._questions.neighbour_index import search
 
         if not (isinstance(source, Store) and isinstance(chosen, StoreArray)):
-            raise InvalidInputError("approximate search needs the index that lies in a store: give the store")
+            raise InvalidInputError(
+                "approximate search needs the index in a store, got a Dataset: open the store and search it"
+            )
         found = search(source, chosen, vectors, k, metric, filter, excluded)
     else:
         make = partial(TopK, vectors, k, metric, excluded, _device(device))
@@ -231,12 +231,12 @@ def nearest(
 def read_queries(
     store: Rows, array: Array, queries: Any
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64] | None]:
-    """Return the vectors that are asked about, and the rows that they are of, if they are of rows.
+    """Return the vectors of the queries, and their rows if the queries are rows or keys.
 
     Raises
     ------
     InvalidInputError
-        If they are of another width or not finite.
+        If they have another width or are not finite.
     """
     rows: npt.NDArray[np.int64] | None = None
     width = width_of(array)
@@ -273,9 +273,9 @@ def read_queries(
 
 
 def _device(asked: str | None) -> str | None:
-    """Return where torch is to multiply, None for numpy."""
+    """Return the torch device that multiplies, or None for numpy."""
     if asked is None and not os.path.exists("/dev/nvidiactl"):
-        return None  # without loading torch to find out
+        return None  # spares the import of torch
     try:
         import torch
     except ImportError as error:

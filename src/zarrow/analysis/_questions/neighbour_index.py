@@ -1,20 +1,17 @@
-"""How are neighbours found without looking at every row?
+"""Neighbour index — finding nearest rows without scoring every row, by an index of faiss.
 
-`build_neighbours` writes an index of an array, made by faiss, into ``index/ARRAY.METRIC.neighbours``: lists
-of rows around centres (an inverted file: Sivic and Zisserman, *Video Google*, ICCV 2003), and a byte per
-number of a row (scalar quantization). A search looks into the lists whose centres are nearest to the query,
-takes the rows whose codes are best as candidates, and scores those by their vectors in the store
-(`analysis._numbers.topk`):
-scores are exact, and only rows can be missing. How many are was measured when the index was made:
-`NeighbourIndex.recall`. Of a million rows of 768 numbers, Gaussian and so without clusters, 98.9 % of the 10
-nearest were found (``tests/benchmarks/analysis.py --recall``).
+`build_neighbours` writes ``index/ARRAY.METRIC.neighbours``: lists of rows around centres (an inverted file:
+Sivic and Zisserman, *Video Google*, ICCV 2003), and a byte per number of a row (scalar quantization). A
+search looks into the lists whose centres are nearest to the query, takes the rows whose codes are best as
+candidates, and scores those by their vectors in the store (`_numbers.topk`): scores are exact, and
+rows can only be missing. The share that is found is measured when the index is made: `NeighbourIndex.recall`.
+Of a million rows of 768 numbers, Gaussian and so without clusters, 98.9 % of the 10 nearest were found
+(``tests/benchmarks/analysis.py --recall``).
 
-The file is faiss's own, then a document (FORMAT.md, section 3) that says whose it is and its checksum, the
-document's size (u64) and ``ZARROWN1``. It is derived: a reader ignores it if it is of other rows than the
-snapshot's, and checks it before faiss parses it. A crash of a build leaves a scratch file in ``open/``, which
-the next writer removes, and the index that was there before, or the new one.
-
-Place: tier 5, in `zarrow.analysis`. Writes the index only.
+The file is faiss's own, followed by a document (FORMAT.md, section 3) that says which rows it is of and its
+checksum, the document's size (u64) and ``ZARROWN1``. It is derived: a reader ignores it if it is of other
+rows than the snapshot's, and checks it before faiss parses it. A crash while it is written leaves a scratch
+file in ``open/``, which the next writer removes, and either the old index or the new one.
 """
 
 from __future__ import annotations
@@ -56,12 +53,12 @@ MAX_TRAINED = 100_000
 CANDIDATES = 20
 ASKED, ASKED_K = 200, 10
 WANTED_RECALL = 0.95
-FEW = 39  # below as many rows per list faiss warns
+FEW = 39  # with fewer rows per list, faiss warns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighbourIndex:
-    """What an index of neighbours is.
+    """An index of neighbours, and how good it is.
 
     Parameters
     ----------
@@ -70,15 +67,15 @@ class NeighbourIndex:
     array : str
         The array.
     metric : {"cosine", "dot", "l2"}
-        What near means.
+        The measure of nearness.
     rows : int
-        Rows in it: those that are finite.
+        Rows in the index: those that are finite.
     size_bytes : int
-        Of the file, which a search holds in memory.
+        Size of the file, which a search holds in memory.
     probes : int
-        Into how many lists a search looks.
+        Number of lists that a search looks into.
     recall : float
-        The share of the true 10 nearest that it found of 200 rows drawn at random, each without itself.
+        Share of the true 10 nearest that was found, for 200 rows drawn at random, each without itself.
     """
 
     path: Path
@@ -100,38 +97,38 @@ def build_neighbours(
 ) -> NeighbourIndex:
     """Write the index that lets ``nearest(approximate=True)`` find neighbours: durable on return.
 
-    Takes two passes over the array, and memory for the index (a byte per number: a quarter of float32
-    vectors) and for a sample of up to 100,000 rows. It is derived: it can be removed and made again at any
-    time, and has to be made again after rows were appended.
+    It takes two passes over the array, and memory for the index (a byte per number: a quarter of float32
+    vectors) and for a sample of up to 100,000 rows. The index is derived: it can be removed and rebuilt at
+    any time, and must be rebuilt after rows were appended.
 
     Parameters
     ----------
     store : Store
         A complete store.
     array : str, optional
-        The array; need not be named if there is only one.
+        The array; may be left out if there is only one.
     metric : {"cosine", "dot", "l2"}
-        What near means; an index is of one metric.
+        The measure of nearness; each index is for one.
     seed : int
-        For the sample.
+        Random seed of the sample.
     progress : callable, optional
-        Is called with rows done and rows in all.
+        Called with the number of rows done and the total.
 
     Returns
     -------
     NeighbourIndex
-        With the recall that was measured.
+        The index, with its measured recall.
 
     Raises
     ------
     IncompleteStoreError
         If the store was not finalized.
     InvalidInputError
-        If it has fewer than two finite rows, or the metric is none of these.
+        If it has fewer than two finite rows, or the metric is not one of these.
     MissingExtraError
         If faiss is not installed.
     WriteFailedError
-        If the index cannot be written; the store is as it was.
+        If the index cannot be written; the store is unchanged.
 
     Examples
     --------
@@ -145,7 +142,9 @@ def build_neighbours(
     """
     require_choice("metric", metric, Metric)
     if not store.complete:
-        raise IncompleteStoreError(f"{store.path}: only a complete store can have an index of neighbours")
+        raise IncompleteStoreError(
+            f"{store.path}: only a complete store can have an index of neighbours: finalize it first"
+        )
     faiss = _faiss()
     chosen = choose_array(store, array)
     generator = np.random.default_rng(seed)
@@ -157,7 +156,7 @@ def build_neighbours(
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(width_of(chosen), f"IVF{lists},SQ8", kind)
     if len(trained) < FEW:
-        index.cp.min_points_per_centroid = 1  # else faiss warns that a handful of rows is not many
+        index.cp.min_points_per_centroid = 1  # or faiss warns
     index.train(trained)
     for block in blocks(store, chosen, progress=_half(progress, 0)):
         values, keep = _ready(block.values, metric)
@@ -194,7 +193,7 @@ def _half(progress: Progress | None, place: int) -> Progress | None:
 def _ready(
     values: npt.NDArray[np.floating[Any]], metric: str
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
-    """Return the finite rows as faiss wants them, and which they are."""
+    """Return the finite rows as faiss takes them, and a mask of them (None if all are finite)."""
     finite = split_finite(values)
     if finite is not None:
         values = values[finite]
@@ -213,7 +212,7 @@ def _measure(
     lists: int,
     progress: Progress | None,
 ) -> tuple[int, float]:
-    """Return how many lists to look into, and the recall that this has."""
+    """Return the number of lists to look into, and the recall that this has."""
     vectors = as_matrix(array.take(asked)).astype(np.float64)
     k = min(ASKED_K, int(index.ntotal) - 1)
     true = TopK(vectors, k, metric, asked)
@@ -249,22 +248,22 @@ def _write(store: Store, path: Path, data: npt.NDArray[np.uint8], facts: dict[st
         files.replace(path, whole, scratch=scratch)
     except OSError as error:
         raise WriteFailedError(
-            error.errno or errno.EIO, f"{path}: cannot be written: {error}; the store is as it was"
+            error.errno or errno.EIO, f"{path}: cannot be written: {error}; the store is unchanged"
         ) from error
 
 
 def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[np.uint8], NeighbourIndex]:
-    """Return the index of these rows as faiss has it, checked.
+    """Return the index of the store's rows in faiss's own form, checked.
 
     Raises
     ------
     NotFoundError
-        If there is none of these rows.
+        If there is no index of these rows.
     CorruptionError
         If it is damaged.
     """
     path = _path(store, array.name, metric)
-    advice = f"make one: zarrow neighbours {store.path} --array {array.name} --metric {metric}"
+    advice = f"build it: zarrow neighbours {store.path} --array {array.name} --metric {metric}"
     try:
         data = np.asarray(reading.map_bytes(path))
     except FileNotFoundError:
@@ -272,12 +271,14 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
     tail = data[-TAIL_BYTES:].tobytes()
     size = int.from_bytes(tail[:8], "little")
     if len(tail) < TAIL_BYTES or tail[8:] != MAGIC or size > data.size - TAIL_BYTES:
-        raise CorruptionError(f"{path}: no index of neighbours; {advice}")
+        raise CorruptionError(f"{path}: not an index of neighbours; {advice}")
     facts = documents.decode_document(data[-TAIL_BYTES - size : -TAIL_BYTES].tobytes(), str(path))
     if facts["of"] != store.identity:
-        raise NotFoundError(f"{path}: the index is of other rows than the store's; {advice}")
+        raise NotFoundError(f"{path}: the index is of other rows than the store has; {advice}")
     if facts["array"] != array.name or facts["metric"] != metric:
-        raise CorruptionError(f"{path}: the index of array {facts['array']!r} by {facts['metric']}; {advice}")
+        raise CorruptionError(
+            f"{path}: holds the index of array {facts['array']!r} for {facts['metric']}; {advice}"
+        )
     index = data[: -TAIL_BYTES - size]
     if index.size != facts["index_bytes"] or crc32c(index) != facts["index_crc32c"]:
         raise CorruptionError(f"{path}: damaged; {advice}")
@@ -304,12 +305,12 @@ def search(
     filter: pc.Expression | None,
     excluded: npt.NDArray[np.int64] | None,
 ) -> TopK:
-    """Return the best rows that the index of these rows leads to.
+    """Return the best of the rows that the index of the store's rows leads to.
 
     Raises
     ------
     NotFoundError
-        If there is none.
+        If there is no such index.
     CorruptionError
         If it is damaged.
     """
@@ -347,5 +348,6 @@ def _search(
             others = found != excluded[number]
             found, number = found[others], number[others]
         if len(found):
-            best.offer(number, found, array)
+            used, places = np.unique(found, return_inverse=True)
+            best.offer(number, found, as_matrix(array.take(used)), places.reshape(-1))
     return best

@@ -1,17 +1,14 @@
-"""Which few directions hold most of the variance?
+"""Principal components — the few directions that hold most of the variance.
 
-Two solvers, both streamed:
+There are two solvers, both streamed:
 
-* ``covariance``: one pass for the covariance matrix (`analysis._numbers.moments`), whose eigenvectors are
-  the components:
-  exact. Takes 8 × width² bytes, some 5 MB for 768.
+* ``covariance``: one pass for the covariance matrix (`_numbers.moments`), whose eigenvectors are the
+  components. Exact; takes 8 × width² bytes, about 5 MB for a width of 768.
 * ``randomized``: subspace iteration with a random start, the streamed form of Halko, Martinsson and Tropp,
-  *Finding Structure with Randomness* (SIAM Review 53, 2011), algorithm 4.4, with the Rayleigh-Ritz step at
-  the end: eight passes, and memory for a few matrices of width × components.
+  *Finding Structure with Randomness* (SIAM Review 53, 2011), algorithm 4.4, with a Rayleigh-Ritz step at the
+  end. Eight passes, and memory for a few matrices of width × components.
 
-Signs are scikit-learn's: the largest entry of each component is positive.
-
-Place: tier 5, in `zarrow.analysis`.
+Signs are those of scikit-learn: the largest entry of each component is positive.
 """
 
 from __future__ import annotations
@@ -59,9 +56,9 @@ class Pca:
     explained_variance_ : float64 array, shape (n_components,)
         The variance along each component.
     explained_variance_ratio_ : float64 array, shape (n_components,)
-        Its share of all variance; 0 where rows do not vary at all.
+        Its share of the total variance; 0 if rows do not vary at all.
     n_samples_ : int
-        Rows that went in: those that are finite.
+        Rows that were used: those that are finite.
     nonfinite_rows : int
         Rows left out for a NaN or an infinity.
     """
@@ -80,17 +77,17 @@ class Pca:
         Parameters
         ----------
         vectors : array, shape (n, width) or (n, *row_shape)
-            Vectors; where they are not finite, neither is their projection.
+            Vectors; the projection of one that is not finite is not finite either.
 
         Returns
         -------
         float32 or float64 array, shape (n, n_components)
-            Their coordinates, in the dtype that suits the vectors'.
+            Their coordinates; float32 where the dtype of the vectors fits into it.
 
         Raises
         ------
         InvalidInputError
-            If they are of another width.
+            If they have another width.
 
         Examples
         --------
@@ -100,7 +97,7 @@ class Pca:
         (5, 2)
         """
         values = read_vectors(vectors, self.components_.shape[1], self.array)
-        # Centred first: the mean may be large beside what is left, and then cancels here and not later.
+        # Centred first: a mean that is large compared to the rest cancels here, exactly, and not later.
         centred = values - self.mean_.astype(values.dtype)
         with np.errstate(invalid="ignore"):
             return np.asarray(centred @ self.components_.T.astype(values.dtype))
@@ -117,13 +114,13 @@ class Pca:
         Parameters
         ----------
         store : Store, xarray.Dataset or xarray.DataArray
-            The store or Dataset, this one or another.
+            The store or Dataset: the one analysed, or another.
         array : str, optional
-            The array; the one of the same name by default.
+            The array; the one with the same name by default.
         filter : pyarrow.compute.Expression, optional
-            Which rows; all by default.
+            Rows to use; all by default.
         progress : callable, optional
-            Is called with rows done and rows in all.
+            Called with the number of rows done and the total.
 
         Returns
         -------
@@ -154,7 +151,7 @@ class Pca:
         return ((block.rows, self.transform(block.values)) for block in stream)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, without components and mean.
+        """Return the result as JSON values, without components and mean.
 
         Returns
         -------
@@ -191,28 +188,29 @@ def pca(
 ) -> Pca:
     """Return the principal components of an array, without loading it.
 
-    Rows of several axes are taken as one long vector; rows that are not finite are left out and counted.
+    Rows of several axes are flattened to one vector; rows that are not finite are left out and counted.
 
     Parameters
     ----------
     store : Store, xarray.Dataset or xarray.DataArray
-        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
-        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
+        The store, or a Dataset whose rows lie along ``row``: made from a store or not, chunked for dask or
+        not, whole or a selection. A Dataset is read chunk by chunk; its rows are numbered from 0.
     array : str, optional
-        The array; need not be named if there is only one.
+        The array; may be left out if there is only one.
     n_components : int, optional
-        How many; 50, or as many as there are, by default.
+        Number of components; by default 50, or fewer if there are fewer dimensions or rows.
     filter : pyarrow.compute.Expression, optional
-        Which rows; all by default.
+        Rows to use; all by default.
     solver : {"auto", "covariance", "randomized"}
-        ``covariance`` is exact and takes 8 × width² bytes; ``randomized`` is for wide rows, and takes what
-        ``auto`` does from a width of 4096 on.
+        ``covariance`` is exact and takes 8 × width² bytes; ``randomized`` is for wide rows. ``auto`` takes
+        ``randomized`` above a width of 4096.
     seed : int
-        For the random start of ``randomized``.
+        Random seed of ``randomized``.
     progress : callable, optional
-        Is called with rows done and rows in all, in each pass.
+        Called with the number of rows done and the total, in each pass.
     client : distributed.Client, optional
-        Whose dask workers read the segments. Of a Dataset of dask arrays the one that dask uses by default.
+        The dask client whose workers read the segments. For a Dataset of dask arrays, dask's own default
+        client by default.
 
     Returns
     -------
@@ -248,10 +246,12 @@ def pca(
     if moments.count < 2:
         raise InvalidInputError(
             f"principal components need at least two rows without NaN and infinity: array {chosen.name!r} "
-            f"has {moments.count} among the {moments.count + first.nonfinite} that were chosen"
+            f"has {moments.count} among the {moments.count + first.nonfinite} rows that were read"
         )
     if n_components is not None and n_components > moments.count:
-        raise InvalidInputError(f"{n_components} components need as many rows, got {moments.count}")
+        raise InvalidInputError(
+            f"n_components must be at most the number of finite rows, {moments.count}, got {n_components}"
+        )
     wanted = min(wanted, moments.count)
     if exact:
         variances, vectors = _largest(moments.covariance(), wanted)
@@ -330,7 +330,7 @@ class _Spread:
 
 
 class _Image:
-    """The scatter matrix times a basis, and the basis' own scatter."""
+    """The scatter matrix times a basis, and the scatter matrix within the basis."""
 
     def __init__(self, mean: Float, basis: Float) -> None:
         self.mean, self.basis = mean, basis

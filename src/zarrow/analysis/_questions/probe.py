@@ -1,13 +1,10 @@
-"""What can be read off the vectors by a straight cut?
+"""Linear probe — what a linear model can read off the stored vectors.
 
-A linear probe (Alain and Bengio, *Understanding intermediate layers using linear classifier probes*, 2017): a
-logistic or ridge regression (`analysis._numbers.linear`) of a label column on the standardised vectors of
-some of the groups
-(patients), judged on the others (`analysis._numbers.split`), overall and per group of rows (`evaluate`).
+A logistic or ridge regression (`_numbers.linear`) of a label column on the standardised vectors of
+some of the groups (patients), judged on the others (`_numbers.split`), overall and per group of rows
+(Alain and Bengio, *Understanding intermediate layers using linear classifier probes*, 2017).
 
-Labels and groups are held in memory, some 40 bytes per row; vectors are streamed, once per iteration.
-
-Place: tier 5, in `zarrow.analysis`.
+Labels and groups are held in memory, about 40 bytes per row; vectors are streamed, once per iteration.
 """
 
 from __future__ import annotations
@@ -51,37 +48,37 @@ class Probe:
     Parameters
     ----------
     array, label : str
-        What it reads, and what it tells.
+        The array that it reads, and the column that it predicts.
     group : str or None
-        The column whose values are on one side each.
+        The column whose values are either all for training or all for testing.
     kind : {"logistic", "ridge"}
         The model.
     classes : list
-        The label's values, in order; empty for ``ridge``.
+        The values of the label, sorted; empty for ``ridge``.
     weights : float64 array, shape (outputs, width)
-        Of standardised columns; one output for two classes and for ``ridge``, else one per class.
+        For standardised columns; one output for two classes and for ``ridge``, else one per class.
     intercept : float64 array, shape (outputs,)
-        What is added.
+        Added to the outputs.
     mean, scale : float64 array, shape (width,)
-        How columns are standardised; `scale` is inf where they do not vary.
+        Columns are standardised by these; `scale` is inf for a column that does not vary.
     train_rows, test_rows : int64 array
-        The rows on either side, ascending.
+        The rows for training and for testing, ascending.
     predictions : float64 array, shape (test rows, classes or 1)
-        Per test row the probability of each class, or the number.
+        For each test row, the probability of each class, or the predicted number.
     overall : dict of str to number or None
-        How good they are. Two classes: as `Evaluation.overall`. More: ``accuracy`` of the likeliest class,
-        and the means over classes of ``auroc``, ``auprc``, ``brier`` and ``ece``, each against the rest.
-        Ridge: ``r2``, ``rmse``, ``mae``. With 95 % intervals, ``_low`` to ``_high``.
+        How good they are. Two classes: as in `Evaluation.overall`. More: ``accuracy`` of the likeliest
+        class, and the means over classes of ``auroc``, ``auprc``, ``brier`` and ``ece``, each against the
+        rest. Ridge: ``r2``, ``rmse``, ``mae``. With 95 % intervals, from ``_low`` to ``_high``.
     report : pyarrow.Table
-        The same per group of `by`; of more than two classes, a row per group and class, against the rest.
+        The same per group of `by`; for more than two classes, a row per group and class, against the rest.
     evaluations : dict of value to Evaluation
-        With curves, of each class against the rest; of two classes, the second only.
+        With curves: of each class against the rest, or only of the second of two classes.
     iterations : int
-        Of the optimizer; 0 for ``ridge``.
+        Iterations of the optimizer; 0 for ``ridge``.
     converged : bool
-        Whether it came to an end by itself.
+        Whether the optimizer converged.
     missing_labels, nonfinite_rows : int
-        Rows left out for a label that is null or NaN, and for a NaN or infinity in the vector.
+        Rows left out because the label is null or NaN, and because the vector has a NaN or infinity.
     """
 
     array: str
@@ -115,12 +112,12 @@ class Probe:
         Returns
         -------
         float64 array, shape (n, classes or 1)
-            Per vector the probability of each class, or the number.
+            For each vector, the probability of each class, or the predicted number.
 
         Raises
         ------
         InvalidInputError
-            If they are of another width, or not finite.
+            If they have another width or are not finite.
 
         Examples
         --------
@@ -135,7 +132,7 @@ class Probe:
         return predict(values, Standard(self.mean, self.scale), self.weights, self.intercept, self.kind)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values, without weights and rows.
+        """Return the result as JSON values, without weights and rows.
 
         Returns
         -------
@@ -184,17 +181,17 @@ def probe(
     progress: Progress | None = None,
     client: Client | None = None,
 ) -> Probe:
-    """Fit a linear probe to some groups of rows, and judge it on the others.
+    """Fit a linear probe to some groups of rows and judge it on the others.
 
     Parameters
     ----------
     store : Store, xarray.Dataset or xarray.DataArray
-        The store; or a Dataset whose rows lie along ``row``, of a store or not, chunked for dask or not, and
-        whatever was selected of it. It is read chunk by chunk; rows are numbered from its first.
+        The store, or a Dataset whose rows lie along ``row``: made from a store or not, chunked for dask or
+        not, whole or a selection. A Dataset is read chunk by chunk; its rows are numbered from 0.
     label : str
-        The column to tell; rows where it is null or NaN are left out and counted.
+        Label column, to be predicted. Rows where it is null or NaN are left out and counted.
     array : str, optional
-        The array; need not be named if there is only one.
+        The array; may be left out if there is only one.
     group : str or None
         The column whose values must not be on both sides; None to split single rows. By default ("auto") the
         one that says which subject a row is about: ``subject_id``, else the first key, else single rows.
@@ -204,23 +201,24 @@ def probe(
     by : str or list of str, optional
         Columns to report by, such as ``["query", "duration_days"]``.
     filter : pyarrow.compute.Expression, optional
-        Which rows; all by default.
+        Rows to use; all by default.
     test_fraction : float
-        The share of groups that are kept for the test.
+        Share of the groups that is kept for testing.
     regularization : float
-        What scikit-learn calls ``C`` of the logistic, or ``alpha`` of the ridge regression.
+        The ``C`` of scikit-learn's logistic regression, or the ``alpha`` of its ridge regression.
     max_iterations : int
-        Of L-BFGS; each takes a pass or two.
+        Limit for L-BFGS; each iteration takes a pass or two.
     tolerance : float
-        Of L-BFGS: the gradient at which it ends.
+        The gradient at which L-BFGS stops.
     bootstrap : int
-        How often to draw groups for the 95 % intervals; 0 for none.
+        Number of draws of groups for the 95 % intervals; 0 for no intervals.
     seed : int
-        Of the split and the draws.
+        Random seed of the split and the draws.
     progress : callable, optional
-        Is called with rows done and rows in all, in each pass.
+        Called with the number of rows done and the total, in each pass.
     client : distributed.Client, optional
-        Whose dask workers read the vectors. Of a Dataset of dask arrays the one that dask uses by default.
+        The dask client whose workers read the vectors. For a Dataset of dask arrays, dask's own default
+        client by default.
 
     Returns
     -------
@@ -232,8 +230,8 @@ def probe(
     UnknownNameError
         If there is no such column or array.
     InvalidInputError
-        If the label has one class only, on either of both sides in training; if groups are null; if nothing
-        is left to train or test on.
+        If the label has only one class, or a class has no row for training; if groups are null; if no row
+        is left for training or for testing.
     CorruptionError
         If the store is damaged.
 
@@ -262,14 +260,14 @@ def probe(
     if group is not None:
         if table[group].null_count:
             raise InvalidInputError(
-                f"{table[group].null_count} rows have no {group!r}, which must not be on both sides: leave "
-                "them out with a filter, or give group=None to split single rows"
+                f"{table[group].null_count} rows have no {group!r}, by which rows are split: leave them out "
+                "with a filter, or give group=None to split single rows"
             )
         units = column_codes(table[group])[0]
     missing = int((~known).sum())
     table, rows, target, units = table.filter(pa.array(known)), rows[known], target[known], units[known]
     if not len(rows):
-        raise InvalidInputError(f"no row has a label in column {label!r}: there is nothing to learn")
+        raise InvalidInputError(f"no row has a label in column {label!r}: there is nothing to learn from")
     for_test = split(units, test_fraction, seed)
     resolved: Literal["logistic", "ridge"] = "logistic" if classes else "ridge"
 
@@ -283,7 +281,7 @@ def probe(
         train, train_target = train[keep], train_target[keep]
         passes = Passes(source, chosen, train, train_target, client)
     if not len(train):
-        raise InvalidInputError(f"no row to train on has a finite vector in array {chosen.name!r}")
+        raise InvalidInputError(f"no row for training has a finite vector in array {chosen.name!r}")
     iterations, converged = 0, True
     if resolved == "ridge":
         standard = Standard.of(scatter.moments.part(slice(width)))
@@ -298,7 +296,7 @@ def probe(
     test = Passes(source, chosen, rows[for_test], np.flatnonzero(for_test), client).fold(make, progress)
     places, predictions = test.result(len(classes) or 1)
     if not len(places):
-        raise InvalidInputError(f"no row to test on has a finite vector in array {chosen.name!r}")
+        raise InvalidInputError(f"no row for testing has a finite vector in array {chosen.name!r}")
     report = _judge(
         table.take(pa.array(places)),
         names,
@@ -336,11 +334,13 @@ def probe(
 def _read_label(
     column: pa.ChunkedArray, name: str, kind: str
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], list[Any]]:
-    """Return targets, which rows have one, and the classes; none of these if they are numbers."""
+    """Return targets, a mask of the rows that have one, and the classes (none for numbers)."""
     values = plain(column)
     known = values.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_nested(values.type):
-        raise InvalidInputError(f"a label is a single value: column {name!r} is of type {values.type}")
+        raise InvalidInputError(
+            f"a label must be a single value, but column {name!r} is of type {values.type}"
+        )
     floating = pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)
     integer = pa.types.is_integer(values.type)
     if floating:
@@ -355,8 +355,8 @@ def _read_label(
     codes, names = column_codes(values.filter(pa.array(known)))
     if len(names) == 1:
         raise InvalidInputError(
-            f"a probe needs a label of at least two classes: all {len(codes)} labels of column {name!r} are "
-            f"{names[0].as_py()!r}"
+            f"a probe needs a label with at least two classes, but all {len(codes)} labels of column {name!r} "
+            f"are {names[0].as_py()!r}"
         )
     target = np.zeros(len(known), np.int64)
     target[known] = codes
@@ -367,13 +367,13 @@ def _require_all(target: npt.NDArray[np.int64], classes: list[Any], name: str) -
     missing = np.flatnonzero(np.bincount(target, minlength=len(classes)) == 0)
     if len(missing):
         raise InvalidInputError(
-            f"no row to train on has the label {classes[missing[0]]!r} of column {name!r}: take another seed "
+            f"no row for training has the label {classes[missing[0]]!r} of column {name!r}: use another seed "
             "or a smaller test_fraction, or leave the class out with a filter"
         )
 
 
 class _Predictions:
-    """What the model says of the finite rows."""
+    """The model's predictions for the finite rows."""
 
     def __init__(self, standard: Standard, weights: Float, intercept: Float, kind: str) -> None:
         self.model = standard, weights, intercept, kind
@@ -396,7 +396,7 @@ class _Predictions:
         self.bad += later.bad
 
     def result(self, outputs: int) -> tuple[npt.NDArray[np.int64], Float]:
-        """Return where in the table the rows are, and what was predicted."""
+        """Return the places of the rows in the table, and the predictions."""
         return (
             np.concatenate([np.empty(0, np.int64), *self.places]),
             np.concatenate([np.empty((0, outputs)), *self.values]),
@@ -469,7 +469,7 @@ def _over_classes(
 ) -> dict[str, Any]:
     right = (predictions.argmax(axis=1) == target).astype(np.float64)
     found: dict[str, Any] = {"rows": len(target), "labelled": len(target), "accuracy": float(right.mean())}
-    # The mean absolute error of "right" beside one is the share that is wrong.
+    # The mean absolute error of "right", compared to one, is the share that is wrong.
     wrong = regression_scores(None, None, np.ones(len(right)), right, units, bootstrap, seed).to_pylist()[0]
     for end, other in (("low", "high"), ("high", "low")):
         bound = wrong[f"mae_{other}"]

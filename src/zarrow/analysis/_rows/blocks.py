@@ -1,22 +1,20 @@
-"""How do the rows of an array come past, when they do not fit in memory?
+"""Blocks — the rows of an array, a few MiB at a time, when they do not fit in memory.
 
-In *blocks*: a few MiB of vectors as a matrix of floats, with the narrow columns that were asked for, in row
-order. Rows of plain float32 or float64 bytes are the mapped files themselves; others are decoded or cast,
-one block at a time.
+A *block* is a few MiB of vectors as a matrix of floats, with the narrow columns that were named, in row
+order. Rows of plain float32 or float64 bytes are the mapped files themselves; others are decoded or cast, one
+block at a time.
 
 The rules that all analyses share are here, and nowhere else:
 
-* A row of several axes is one long vector, in C order.
+* A row of several axes is flattened to one vector, in C order.
 * Computation is in float32 where the dtype fits into it exactly (float16, float32, bool, integers of 8 and
   16 bits), else in float64.
-* A row with a NaN or an infinity in it is *not finite*: it is counted, and left out of everything else
+* A row that contains a NaN or an infinity is *not finite*: it is counted, and left out of everything else
   (`split_finite`).
-* A filter chooses rows by the table; the vectors of others are not read.
-* `progress` is called with rows done and rows in all, as often as there are blocks.
+* A filter selects rows by the table; the vectors of other rows are not read.
+* `progress` is called with the number of rows done and the total, after each block.
 
-Of an xarray Dataset the same rules hold; its rows come past piece by piece (`dataset`).
-
-Place: tier 5, the floor of `zarrow.analysis`. Reads only; interrupting it harms nothing.
+The same rules hold for an xarray Dataset, whose rows are read piece by piece (`dataset`). Reads only.
 """
 
 from __future__ import annotations
@@ -64,13 +62,13 @@ class Block:
     Parameters
     ----------
     rows : int64 array, shape (n,)
-        Their numbers, ascending.
+        Row numbers, ascending.
     values : float32 or float64 array, shape (n, width)
-        The vectors; read-only where they are the mapped files.
+        The vectors; read-only where they are mapped files.
     table : pyarrow.RecordBatch
-        The columns that were asked for.
+        The columns that were named.
     aside : array, shape (n, …), or None
-        What `zarrow.analysis._rows.folds.Passes` was given for these rows.
+        The values that `folds.Passes` was given for these rows.
     """
 
     rows: npt.NDArray[np.int64]
@@ -79,7 +77,7 @@ class Block:
     aside: npt.NDArray[Any] | None = None
 
 
-# What an array is to an analysis
+# Arrays
 
 
 @overload
@@ -92,25 +90,25 @@ def choose_array(store: Rows, name: str | None) -> Array:
     Raises
     ------
     UnknownNameError
-        If there is none of that name.
+        If there is no array with that name.
     InvalidInputError
-        If no name is given and there is not exactly one, or if it holds no real numbers.
+        If no name is given and there is not exactly one array.
     """
     if name is None:
         if len(store.arrays) != 1:
             names = ", ".join(store.arrays) or "none"
-            raise InvalidInputError(f"say which array is meant, by array= or --array; there are: {names}")
+            raise InvalidInputError(f"name one array, with array= or --array; there are: {names}")
         name = next(iter(store.arrays))
     return store[name]
 
 
 def width_of(array: Array) -> int:
-    """Return how many numbers a row has."""
+    """Return the number of elements of a row."""
     return int(np.prod(array.row_shape))
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype in which values are computed with.
+    """Return the dtype in which an array is computed with.
 
     >>> compute_dtype(np.dtype("float16")).name, compute_dtype(np.dtype("int32")).name
     ('float32', 'float64')
@@ -119,7 +117,7 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def as_matrix(values: npt.NDArray[Any]) -> Matrix:
-    """Return rows as a matrix of floats, without a copy where they are one.
+    """Return rows as a matrix of floats, without a copy if they are one already.
 
     >>> as_matrix(np.ones((3, 2, 4), np.float16)).shape
     (3, 8)
@@ -129,19 +127,19 @@ def as_matrix(values: npt.NDArray[Any]) -> Matrix:
 
 
 def split_finite(values: Matrix) -> npt.NDArray[np.bool_] | None:
-    """Return which rows are finite, or None if all are.
+    """Return a mask of the rows that are finite, or None if all are.
 
     >>> split_finite(np.array([[1.0, 2.0], [np.inf, 0.0], [0.0, np.nan]]))
     array([ True, False, False])
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        # A sum is finite only if all its terms are, and sums down the columns are the fastest to be had.
+        # A sum is finite only if all its terms are, and BLAS sums columns fastest.
         if np.isfinite(np.ones(len(values), values.dtype) @ values).all():
             return None
         sums = values @ np.ones(values.shape[1], values.dtype)
     suspects = np.flatnonzero(~np.isfinite(sums))
     finite = np.ones(len(values), np.bool_)
-    finite[suspects] = np.isfinite(values[suspects]).all(axis=1)  # large numbers may just have overflowed
+    finite[suspects] = np.isfinite(values[suspects]).all(axis=1)  # the sum of large numbers may overflow
     return None if finite.all() else finite
 
 
@@ -149,7 +147,7 @@ def split_finite(values: Matrix) -> npt.NDArray[np.bool_] | None:
 
 
 def block_rows(array: Array) -> int:
-    """Return how many rows make a block."""
+    """Return the number of rows of a block."""
     rows = rows_of(BLOCK_BYTES, width_of(array) * compute_dtype(array.dtype).itemsize)
     rows = min(rows, MAX_BLOCK_ROWS)
     return rows - rows % 64 if rows > 64 else rows
@@ -168,22 +166,22 @@ def blocks(
     Parameters
     ----------
     store : Store or DatasetRows
-        Where the rows are.
+        The source of the rows.
     array : StoreArray or DatasetArray
         One of its arrays.
     columns : list of str
-        Columns to come along.
+        Columns to add to each block.
     filter : pyarrow.compute.Expression, optional
-        Which rows.
+        Rows to read; all by default.
     span : range, optional
-        Only rows in it.
+        Read only rows in this range.
     progress : callable, optional
-        Is called with the rows that were passed and all that are to be.
+        Called with the number of rows done and the total.
 
     Yields
     ------
     Block
-        In row order, none of them empty.
+        In row order; never empty.
     """
     size = block_rows(array)
     span = range(store.num_rows) if span is None else span

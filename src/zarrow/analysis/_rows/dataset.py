@@ -1,18 +1,17 @@
-"""How is an xarray Dataset read as a store is?
+"""Datasets — an xarray Dataset, read as a store is.
 
-`source_of` takes what an analysis was given, and gives what the analysis reads: a `Store` as it is, a Dataset
-(or DataArray) as `DatasetRows`, which answers what is asked of a store. Of a Dataset
+`source_of` takes the first argument of an analysis and returns what the analysis reads: a `Store` as it is, a
+Dataset (or DataArray) as `DatasetRows`, which has those members of a store that an analysis uses. In a
+Dataset
 
-* variables along the dimension ``row`` alone are columns (`dataset_columns`), those of numbers along it and
-  more are arrays; ``row`` need not come first;
+* variables along the dimension ``row`` alone are columns (`dataset_columns`); numeric variables along ``row``
+  and other dimensions are arrays; ``row`` need not come first;
 * row numbers are positions in the Dataset as it is given, whatever rows of whatever store it was made from;
-* rows come in *pieces*: as many whole chunks as make a block, or slices of what is no dask array. A piece is
-  computed by itself (`workers`), and let go when the next one has been.
+* rows come in *pieces*: as many whole chunks as make a block, or slices of a variable that is not a dask
+  array. A piece is computed by itself (`workers`), and released when the next one has been.
 
-`pieces` is the seam: what `blocks` and `folds` do with all of a store's rows at once, they do with those of
-a Dataset piece by piece.
-
-Place: tier 5, below `blocks`. Loads xarray for who has a Dataset, and so has loaded it.
+`pieces` is the seam: `blocks` and `folds` do piece by piece what they do with all rows of a store at once.
+xarray is imported only if the caller has a Dataset, and so has imported it.
 """
 
 from __future__ import annotations
@@ -61,19 +60,19 @@ Array: TypeAlias = "StoreArray | DatasetArray"
 
 
 def source_of(given: Source | DatasetRows, client: Client | None = None) -> tuple[Rows, Client | None]:
-    """Return what an analysis reads, and the client whose workers do it.
+    """Return what an analysis reads, and the dask client whose workers read it.
 
     Parameters
     ----------
     given : Store, xarray.Dataset or xarray.DataArray
-        What the analysis was given.
+        The first argument of the analysis.
     client : distributed.Client, optional
-        Likewise. Of a Dataset of dask arrays, the client that dask itself would use by default.
+        Its argument `client`. For a Dataset of dask arrays, dask's own default client by default.
 
     Raises
     ------
     InvalidInputError
-        If it is none of these, or has no rows.
+        If it is none of these, or has no dimension ``row``.
     """
     if isinstance(given, Store | DatasetRows):
         return given, client
@@ -82,13 +81,13 @@ def source_of(given: Source | DatasetRows, client: Client | None = None) -> tupl
         given = given.to_dataset(name="array" if given.name is None else given.name)
     if xarray is None or not isinstance(given, xarray.Dataset):
         raise InvalidInputError(
-            "what is analysed must be a store, as zarrow.open(path) gives it, or an xarray Dataset, got "
+            "an analysis needs a store, as returned by zarrow.open(path), or an xarray Dataset, got "
             f"{type(given).__name__}"
         )
     if ROW not in given.sizes:
         raise InvalidInputError(
-            f"a Dataset's rows must lie along the dimension {ROW!r}, got the dimensions "
-            f"{list(given.sizes)}: give the right one that name, as in dataset.rename(sample={ROW!r})"
+            f"the rows of a Dataset must lie along the dimension {ROW!r}, got the dimensions "
+            f"{list(given.sizes)}: rename the right one, as in dataset.rename(sample={ROW!r})"
         )
     if client is None and any(given.variables[name].chunks for name in given.variables):
         client = active_client()
@@ -98,16 +97,16 @@ def source_of(given: Source | DatasetRows, client: Client | None = None) -> tupl
 def pieces(
     source: Rows, names: Sequence[str], filter: pc.Expression | None = None
 ) -> list[tuple[range, Callable[[], Rows]]]:
-    """Return ranges of rows, in order, and per range what has these rows at hand when it is called.
+    """Return ranges of rows, in order, each with a function that loads these rows.
 
     Parameters
     ----------
     source : Store or DatasetRows
-        A store has all of its rows at hand.
+        A store is one range that needs no loading.
     names : list of str
-        Arrays and columns that are to be read.
+        Arrays and columns to be read.
     filter : pyarrow.compute.Expression, optional
-        By which rows will be chosen.
+        The filter by which rows will be selected.
     """
     if isinstance(source, Store):
         return [(range(source.num_rows), lambda: source)]
@@ -118,23 +117,23 @@ def pieces(
 
 
 def received(sent: Any, schema: pa.Schema | None, span: range) -> Rows:
-    """Return, on a worker, the rows that it was sent: a store, or those of `DatasetRows.senders`."""
+    """Return, on a worker, the rows that it was sent: a store, or a piece sent by `DatasetRows.senders`."""
     return sent if isinstance(sent, Store) else DatasetRows(load(sent), None, span, schema)
 
 
 class DatasetRows:
-    """Rows of a Dataset; what a `Store` answers, too, is called as there.
+    """Rows of a Dataset, with those members of a `Store` that analyses use.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        With variables along the dimension ``row``.
+        A Dataset with variables along the dimension ``row``.
     client : distributed.Client, optional
-        Whose workers compute it.
+        The dask client whose workers compute it.
     span : range, optional
-        The numbers of its rows; from 0 by default.
+        The row numbers; from 0 by default.
     schema : pyarrow.Schema, optional
-        Its columns: given for a piece, whose values are in memory.
+        The columns; given for a piece, whose values are in memory.
 
     Examples
     --------
@@ -151,7 +150,7 @@ class DatasetRows:
         span: range | None = None,
         schema: pa.Schema | None = None,
     ) -> None:
-        # Variables as such: a dimension's index would be compared wherever two meet.
+        # Variables, not coordinates: the index of a dimension would be compared wherever two meet.
         self._variables: dict[str, xr.Variable] = {
             str(name): dataset.variables[name].to_base_variable().transpose(ROW, ...)
             for name in (*dataset.coords, *dataset.data_vars)
@@ -164,7 +163,7 @@ class DatasetRows:
 
     @property
     def at_hand(self) -> bool:
-        """Whether the rows are in memory, as those of a piece."""
+        """Whether the rows are in memory, as those of a piece are."""
         return self._known is not None
 
     @functools.cached_property
@@ -197,7 +196,7 @@ class DatasetRows:
         }
 
     def __getitem__(self, name: str) -> DatasetArray:
-        """Return the array of that name; `UnknownNameError` if there is none."""
+        """Return the array with that name; `UnknownNameError` if there is none."""
         if name not in self.arrays:
             raise unknown_name("array", name, self.arrays)
         return self.arrays[name]
@@ -205,7 +204,7 @@ class DatasetRows:
     # Pieces
 
     def wanted(self, names: Iterable[str], filter: pc.Expression | None = None) -> list[str]:
-        """Return the variables that must be read, those of a filter among them.
+        """Return the variables that must be read, including those of a filter.
 
         Raises
         ------
@@ -222,7 +221,7 @@ class DatasetRows:
     def spans(self, names: Sequence[str]) -> list[range]:
         """Return the rows of each piece: whole chunks of the widest of some variables.
 
-        Others that come in chunks of other rows are loaded, lest every piece compute them anew.
+        Variables with other chunks are loaded, or every piece would compute them again.
         """
         if not self.num_rows or not names:
             return [self.span] if self.num_rows else []
@@ -248,16 +247,16 @@ class DatasetRows:
         return [self.span[start:stop] for start, stop in cuts if start < stop]
 
     def load(self, names: Sequence[str], span: range) -> DatasetRows:
-        """Return rows in memory."""
+        """Return rows, loaded into memory."""
         return DatasetRows(self._computed(names, span), None, span, self.columns_of(names))
 
     def senders(self, names: Sequence[str], client: Client) -> Iterator[tuple[range, Callable[[], Any]]]:
-        """Yield the rows of each piece, and what sends it to a worker: see `received`."""
+        """Yield the rows of each piece, and the function that sends it to a worker; see `received`."""
         for span in self.spans(names):
             yield span, sender(self._chosen(names, span), client)
 
     def columns_of(self, names: Sequence[str]) -> pa.Schema:
-        """Return the columns among some variables; no others are looked at."""
+        """Return the columns among some variables; no other variable is looked at."""
         return pa.schema([self.schema.field(name) for name in names if name not in self.arrays])
 
     def _chosen(self, names: Sequence[str], rows: range | npt.NDArray[np.int64]) -> xr.Dataset:
@@ -270,7 +269,7 @@ class DatasetRows:
     def _computed(self, names: Sequence[str], rows: range | npt.NDArray[np.int64]) -> xr.Dataset:
         return compute(self._chosen(names, rows), self._client)
 
-    # What a store answers
+    # Members of a store
 
     def _table(self, columns: xr.Dataset, schema: pa.Schema, rows: npt.NDArray[np.int64]) -> pa.Table:
         arrays = [
@@ -326,11 +325,11 @@ class DatasetRows:
                 yield batch.select(list(columns)), vectors
 
     def locate(self, keys: Any, missing: Literal["raise"] = "raise") -> npt.NDArray[np.int64]:
-        """Return the first row that has each key; `KeyNotFoundError` if none has it.
+        """Return the first row with each key; `KeyNotFoundError` if there is none.
 
-        Keys name the columns that name a row of the store, or any columns if there was none.
+        The columns are the key columns of the store, or any columns if the store has no keys.
         """
-        del missing  # said for the reader's sake
+        del missing  # as in Store.locate; a Dataset always raises
         names = list(self.keys)
         if not names:
             names = list(keys if isinstance(keys, Mapping) else pa.table(keys).column_names)
@@ -341,7 +340,7 @@ class DatasetRows:
         for batch in self.scan([*names, ROW]):
             table = pa.Table.from_batches([batch]).drop_null()
             here = key_words.encode([table[name].combine_chunks() for name in names])
-            order = np.argsort(here.hashes, kind="stable")  # of equal keys the first row
+            order = np.argsort(here.hashes, kind="stable")  # the first of rows with equal keys
             left = np.flatnonzero(rows[possible] < 0)
             hashes = asked.keys.hashes[left]
             places = np.searchsorted(here.hashes, hashes, sorter=order)
@@ -356,7 +355,7 @@ class DatasetRows:
 
 
 class DatasetArray:
-    """One array of a Dataset; its members are those of a `StoreArray`."""
+    """One array of a Dataset, with those members of a `StoreArray` that analyses use."""
 
     def __init__(self, name: str, variable: xr.Variable, first: int, client: Client | None) -> None:
         self.name, self._variable, self._first, self._client = name, variable, first, client

@@ -1,12 +1,9 @@
-"""Which Arrow column do the values of a Dataset's variable make?
+"""Dataset columns — the Arrow column that the values of a Dataset's variable make.
 
-The inverse of `zarrow._read.column_values`, as far as there is one: NaN, NaT and None are null; numbers,
-times and
-strings have the type of their dtype; a time zone, and what an integer or boolean with nulls was before it
-became a float, are read from the attributes that ``xr.open_dataset(…, engine="zarrow")`` gives a variable.
-Objects have the type of the first ones that are not null.
-
-Place: tier 5, in `zarrow.analysis`; below `dataset`. Pure.
+The inverse of `zarrow._read.column_values`, as far as there is one: NaN, NaT and None become null; numbers,
+times and strings have the type of their dtype; a time zone, and the type that an integer or boolean column
+with nulls had before it became floats, are read from the attributes that ``xr.open_dataset(…,
+engine="zarrow")`` gives a variable. Objects have the type of the first ones that are not null.
 """
 
 from __future__ import annotations
@@ -37,18 +34,18 @@ def arrow_type(
     Parameters
     ----------
     name : str
-        Whose it is.
+        The name of the variable.
     dtype : dtype
-        Of the variable.
+        The dtype of the variable.
     attributes : mapping
-        Of the variable.
+        The attributes of the variable.
     samples : iterable of array
-        Its values, piece by piece; looked at if they are objects, until one is not null.
+        Its values, piece by piece; only read if they are objects, until one is not null.
 
     Raises
     ------
     InvalidInputError
-        If Arrow has no type for it.
+        If Arrow has no type for the values.
 
     Examples
     --------
@@ -69,7 +66,7 @@ def arrow_type(
         found = pa.array(np.empty(0, dtype)).type
     except (pa.ArrowException, ValueError) as error:
         raise InvalidInputError(
-            f"variable {name!r} of dtype {dtype} is no column: {error}; leave it out, with drop_vars"
+            f"variable {name!r} of dtype {dtype} cannot be a column: {error}; leave it out, with drop_vars"
         ) from error
     if pa.types.is_timestamp(found) and TIMEZONE in attributes:
         return pa.timestamp(found.unit, str(attributes[TIMEZONE]))
@@ -82,7 +79,7 @@ def arrow_values(name: str, values: npt.NDArray[Any], kind: pa.DataType) -> pa.A
     Raises
     ------
     InvalidInputError
-        If they do not fit it.
+        If they do not fit the type.
 
     Examples
     --------

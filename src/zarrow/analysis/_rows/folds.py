@@ -1,11 +1,9 @@
-"""How do blocks become one answer, here or on a cluster?
+"""Folds — from blocks to one answer, here or on a cluster, once or many times.
 
-A *state* takes in blocks one by one, and can be joined with the state of later rows. `fold` runs one over all
-blocks, here or on the workers of a dask client: each takes a range of whole segments of a store, or a piece
-of a Dataset, and the states are merged in the order of the rows, so the result does not depend on who was
-first. `Passes` does so again and again over chosen rows.
-
-Place: tier 5, in `zarrow.analysis`, above `blocks`. Reads only; interrupting it harms nothing.
+A *state* takes blocks one by one, and can be merged with the state of later rows. `fold` runs a state over
+all blocks, here or on the workers of a dask client: each worker takes a range of whole segments of a store,
+or a piece of a Dataset, and the states are merged in row order, so that the result does not depend on which
+worker is first. `Passes` does so many times over selected rows. Reads only.
 """
 
 from __future__ import annotations
@@ -41,13 +39,13 @@ PARTS_PER_WORKER = 4
 
 
 class State(Protocol):
-    """What is known after some blocks, and can be joined with what is known after later ones."""
+    """What is known after some blocks; can be merged with what is known after later ones."""
 
     def add(self, block: Block) -> None:
-        """Take in a block."""
+        """Add a block."""
 
     def merge(self, later: Self) -> None:
-        """Take in what another state knows of later rows."""
+        """Add the state of later rows."""
 
 
 S = TypeVar("S", bound=State)
@@ -62,21 +60,21 @@ def fold(
     progress: Progress | None = None,
     client: Client | None = None,
 ) -> S:
-    """Return a state that has taken in all blocks.
+    """Return a state to which all blocks were added.
 
     Parameters
     ----------
     make : callable
-        Makes an empty state; can be pickled if there is a `client`.
+        Makes an empty state; must be picklable if there is a `client`.
     store, array, columns, filter, progress
-        As of `blocks`.
+        As in `blocks`.
     client : distributed.Client, optional
-        Whose workers do it; they must see the store's files under the same path.
+        The dask client whose workers read the rows; they must see the store under the same path.
 
     Returns
     -------
     State
-        The same, but for the last bits, wherever it was done.
+        The same wherever it was computed, except for rounding.
     """
     if client is None:
         state = make()
@@ -112,7 +110,7 @@ def _fold_span(
 def _sources(
     store: Rows, names: Sequence[str], client: Client, filter: pc.Expression | None = None
 ) -> Iterator[tuple[range, pa.Schema | None, Callable[[], Any]]]:
-    """Yield ranges of rows, and per range what sends a worker what it reads: see `received`."""
+    """Yield ranges of rows, each with a function that sends these rows to a worker; see `received`."""
     if isinstance(store, DatasetRows):
         wanted = store.wanted(names, filter)
         schema = store.columns_of(wanted)
@@ -130,7 +128,7 @@ def _merged(
     total: int,
     progress: Progress | None,
 ) -> S:
-    """Return what the states of futures come to, which are asked for as workers have time for them."""
+    """Return the merged states of futures, which are submitted as workers become free."""
     state, window, pending = make(), _parts(client), deque[tuple[int, Any]]()
 
     def merge_first() -> None:
@@ -153,20 +151,21 @@ def _merged(
 
 
 class Passes:
-    """The same rows again and again, with something aside for each: for what takes many passes.
+    """Many passes over the same rows, with values of their own for each row.
 
-    Here they stay in memory if they take little of it; a dask cluster is sent the row numbers once.
+    Without a cluster, rows stay in memory if they take at most 128 MiB; a dask cluster is sent the row
+    numbers once.
 
     Parameters
     ----------
     store, array
-        As of `blocks`.
+        As in `blocks`.
     rows : int64 array, shape (n,)
         The rows, ascending.
     aside : array, shape (n, …)
-        What comes along with them, as `Block.aside`.
+        Values of these rows, handed on as `Block.aside`.
     client : distributed.Client, optional
-        As of `fold`.
+        As in `fold`.
     """
 
     def __init__(
@@ -184,12 +183,12 @@ class Passes:
             for span, _, send in _sources(store, [array.name], client):
                 low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
                 if low < high:
-                    # Under names of their own: equal ones of another pass may be let go any time.
+                    # Not under a hash: equal data of another pass may be released at any time.
                     sent = client.scatter([rows[low:high], aside[low:high]], hash=False)
                     self._sent.append((high, span, send, *sent))
 
     def fold(self, make: Callable[[], S], progress: Progress | None = None) -> S:
-        """Return a state that has taken in all of the rows."""
+        """Return a state to which all of the rows were added."""
         if self.client is not None:
             return _merged(make, self._submitted(make, self.client), self.client, len(self.rows), progress)
         state, done = make(), 0
@@ -247,12 +246,12 @@ def _fold_rows(
 
 
 def _parts(client: Client) -> int:
-    """Return into how many parts to cut the rows."""
+    """Return the number of parts to cut the rows into."""
     return PARTS_PER_WORKER * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
 
 
 def _spans(store: Store, parts: int) -> list[range]:
-    """Cut the rows into about so many ranges of whole segments."""
+    """Cut the rows into about `parts` ranges of whole segments."""
     segments = [rows for rows in store.segments if len(rows)]
     per_part = -(-len(segments) // parts) if segments else 1
     groups = [segments[start : start + per_part] for start in range(0, len(segments), per_part)]
@@ -265,7 +264,7 @@ def _chosen(array: Array, rows: npt.NDArray[np.int64], size: int) -> Iterator[Bl
         first, stop = int(here[0]), int(here[-1]) + 1
         if stop - first == len(here):
             values = array.read(first, stop)
-        elif stop - first < 2 * len(here):  # most of them: in one go, also from a cold disk
+        elif stop - first < 2 * len(here):  # most of them: one read, which is faster from a cold disk, too
             values = array.read(first, stop)[here - first]
         else:
             values = array.take(here)

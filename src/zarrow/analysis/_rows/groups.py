@@ -1,9 +1,8 @@
-"""Which group is a row in?
+"""Groups — which group a row is in.
 
-Groups are the combinations of values of some columns. They are numbered in the order of their values, each
-column's nulls last (and NaN before them), so that reports come sorted; null is a group like any other.
-
-Place: tier 5, in `zarrow.analysis`; below its questions. Reads narrow columns only.
+A group is a combination of values of some columns. Groups are numbered in the order of their values, with the
+nulls of each column last (and NaN before them), so that results come sorted; null is a value like any other.
+Only narrow columns are read.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["Groups", "column_codes", "free_names", "names_of"]
 
 
 def names_of(by: str | Sequence[str] | None) -> list[str]:
-    """Return the columns to group by, of which there may be none.
+    """Return the columns to group by, as a list without repetitions.
 
     >>> names_of("query"), names_of(None)
     (['query'], [])
@@ -36,7 +35,7 @@ def names_of(by: str | Sequence[str] | None) -> list[str]:
 
 
 def free_names(names: Sequence[str], taken: Container[str]) -> list[str]:
-    """Return names with underscores after those that are taken.
+    """Return names, with trailing underscores where they are taken.
 
     >>> free_names(["query", "rows"], ["rows", "auroc"])
     ['query', 'rows_']
@@ -50,13 +49,13 @@ def free_names(names: Sequence[str], taken: Container[str]) -> list[str]:
 
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return a column in one piece, dictionaries decoded."""
+    """Return a column in one piece, with dictionaries decoded."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return decoded(array)
 
 
 def column_codes(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """Return each value's place among the sorted distinct ones, and these.
+    """Return the place of each value among the sorted distinct ones, and the distinct ones.
 
     >>> codes, values = column_codes(pa.array(["b", None, "a", "b"]))
     >>> codes.tolist(), values.to_pylist()
@@ -88,7 +87,7 @@ def _distinct(table: pa.Table, by: Sequence[str]) -> pa.Table:
 
 
 class Groups:
-    """The groups that there are.
+    """The groups of the rows of a table.
 
     Parameters
     ----------
@@ -109,7 +108,9 @@ class Groups:
         table = _decoded(table)
         self._values = [column_codes(table[name])[1] for name in table.column_names]
         if math.prod(max(len(values), 1) for values in self._values) >= 2**63:
-            raise InvalidInputError(f"{table.column_names} have too many values to group by all of them")
+            raise InvalidInputError(
+                f"columns {table.column_names} have too many values to group by all of them"
+            )
         self.names: list[str] = table.column_names
         self._numbers, first = np.unique(self._number(table), return_index=True)
         self.keys: pa.Table = table.take(pa.array(first))
@@ -117,7 +118,7 @@ class Groups:
 
     @classmethod
     def of_store(cls, store: Rows, by: Sequence[str], filter: pc.Expression | None = None) -> Groups:
-        """Return the groups of the rows that pass a filter: one scan of these columns, kept in no memory."""
+        """Return the groups of the rows that pass a filter, in one scan that holds only distinct values."""
         reader = store.scan(list(by), filter)
         found = _decoded(reader.schema.empty_table())
         if not by:
@@ -132,10 +133,10 @@ class Groups:
         found = _distinct(pa.concat_tables([found, *new]), by)
         return cls(found)
 
-    def beside(self, columns: Mapping[str, pa.Array]) -> pa.Table:
-        """Return a table of the groups' keys and these columns; a key of the name of one gets an underscore.
+    def with_columns(self, columns: Mapping[str, pa.Array]) -> pa.Table:
+        """Return a table of the keys and these columns; a key named like one gets a trailing underscore.
 
-        >>> Groups(pa.table({"rows": [7]})).beside({"rows": pa.array([1])}).column_names
+        >>> Groups(pa.table({"rows": [7]})).with_columns({"rows": pa.array([1])}).column_names
         ['rows_', 'rows']
         """
         return pa.table(
@@ -143,7 +144,7 @@ class Groups:
         )
 
     def codes(self, table: pa.Table | pa.RecordBatch) -> npt.NDArray[np.int64]:
-        """Return the number of the group of each row, −1 where it is none of these."""
+        """Return the number of the group of each row, −1 if it is in none of them."""
         numbers = self._number(table)
         if not self.count:
             return np.full(len(numbers), -1, np.int64)
@@ -151,7 +152,7 @@ class Groups:
         return np.where(self._numbers[places] == numbers, places, -1)
 
     def _number(self, table: pa.Table | pa.RecordBatch) -> npt.NDArray[np.int64]:
-        """Return the places of each row's values, as one number; negative if a value is unknown."""
+        """Return the places of the values of each row, as one number; −1 if a value is unknown."""
         number = np.zeros(table.num_rows, np.int64)
         unknown = np.zeros(table.num_rows, np.bool_)
         for name, values in zip(self.names, self._values, strict=True):
@@ -167,12 +168,12 @@ class Groups:
         Parameters
         ----------
         given : value, tuple or mapping
-            Its values.
+            The values of its key.
 
         Raises
         ------
         InvalidInputError
-            If there is none.
+            If there is no such group.
         """
         wanted: Any = given
         if not isinstance(given, dict):

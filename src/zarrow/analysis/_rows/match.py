@@ -1,9 +1,8 @@
-"""Which row of one store is which row of another?
+"""Match — which row of one store is which row of another.
 
-By their keys, found in the other store's index (`Store.locate`); by their row numbers; or by the index that
-they had in the dataset that was predicted. Takes 8 bytes per row, 24 for ``sample_index``.
-
-Place: tier 5, in `zarrow.analysis`; below `analysis._questions.compare`. Reads narrow columns only.
+Rows are matched by their keys, which are looked up in the other store's index (`Store.locate`); by row
+number; or by ``sample_index``. It takes 8 bytes per row, 24 for ``sample_index``; only narrow columns are
+read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from zarrow.store import Store
 
 __all__ = ["Match", "match"]
 
-Rows = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,10 @@ class Match:
         Rows that the other store does not have.
     """
 
-    a: Rows
-    b: Rows
-    only_a: Rows
-    only_b: Rows
+    a: Numbers
+    b: Numbers
+    only_a: Numbers
+    only_b: Numbers
 
 
 def match(a: Store, b: Store, on: str | Sequence[str] | None) -> Match:
@@ -48,7 +47,7 @@ def match(a: Store, b: Store, on: str | Sequence[str] | None) -> Match:
     Raises
     ------
     InvalidInputError
-        If `on` is no key of `b`, or a key has several rows.
+        If `on` is not the key of `b`, or a key has several rows.
     """
     names = list(b.keys) if on is None else [on] if isinstance(on, str) else list(on)
     if names == [ROW]:
@@ -64,29 +63,32 @@ def match(a: Store, b: Store, on: str | Sequence[str] | None) -> Match:
     else:
         keys = ", ".join(b.keys) or "none"
         raise InvalidInputError(
-            f"rows are matched by the key columns of {b.path} ({keys}), by 'row' or by 'sample_index', got "
-            f"on={names}"
+            f"on must name the key columns of {b.path} ({keys}), 'row' or 'sample_index', got {names}"
         )
     matched = np.flatnonzero(found >= 0)
     rows_b = found[matched]
     taken = np.zeros(b.num_rows, np.bool_)
     taken[rows_b] = True
     if int(taken.sum()) != len(rows_b):
-        raise InvalidInputError(f"{a.path}: rows repeat the key of another row, so they cannot be matched")
+        raise InvalidInputError(
+            f"{a.path}: some rows repeat the key of another row, so they cannot be matched"
+        )
     return Match(matched, rows_b, np.flatnonzero(found < 0), np.flatnonzero(~taken))
 
 
-def _by_sample(a: Store, b: Store) -> Rows:
+def _by_sample(a: Store, b: Store) -> Numbers:
     samples = []
     for store in (a, b):
         column = store.table([SAMPLE_INDEX])[SAMPLE_INDEX]
         if column.null_count:
-            raise InvalidInputError(f"{store.path}: {column.null_count} rows have no sample_index")
+            raise InvalidInputError(
+                f"{store.path}: {column.null_count} rows have no sample_index to match by"
+            )
         samples.append(column.to_numpy())
     order = np.argsort(samples[1], kind="stable")
     ordered = samples[1][order]
     if len(ordered) and (np.diff(ordered) == 0).any():
-        raise InvalidInputError(f"{b.path}: rows share a sample_index")
+        raise InvalidInputError(f"{b.path}: some rows share a sample_index, so rows cannot be matched by it")
     if not len(ordered):
         return np.full(len(samples[0]), -1)
     places = np.minimum(np.searchsorted(ordered, samples[0]), len(ordered) - 1)

@@ -1,12 +1,12 @@
-"""Where are the values of a Dataset computed?
+"""Workers — where the values of a Dataset are computed: here, or on the workers of a dask client.
 
-On the workers of a dask client, if there is one: the client that an analysis was given, or else the one that
-dask itself would use. Arrays of dask that lie on the workers are put together there. Of others a worker is
-sent how to make them, once, and makes them within its own task: values that are made by tasks of their own
-would share keys with those of other analyses, under graphs that were optimized differently, of which dask's
-scheduler says that it may fail or hang.
+The client is the one that an analysis was given, or else the one that dask itself would use. Dask arrays that
+already lie on the workers are put together there. For others, a worker is sent the graph, once, and computes
+the values within its own task: values computed by tasks of their own would share keys with those of other
+analyses, under graphs that were optimized differently, and of that dask's scheduler says that it may fail or
+hang.
 
-Place: tier 5, in `zarrow.analysis`; below `dataset`. Loads dask for who has arrays of dask.
+dask is imported only if the caller has dask arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Client", "active_client", "compute", "load", "sender"]
 
 
 class Client(Protocol):
-    """What is used of a ``distributed.Client``."""
+    """The members of a ``distributed.Client`` that are used."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any, pure: bool) -> Any:
         """Run a function on a worker, and return its future."""
@@ -35,14 +35,14 @@ class Client(Protocol):
         """Forget about futures."""
 
     def scatter(self, data: list[Any], *, hash: bool) -> Any:
-        """Send things to workers, and return their futures."""
+        """Send data to workers, and return their futures."""
 
     def scheduler_info(self, n_workers: int) -> dict[str, Any]:
-        """Tell which workers there are."""
+        """Return a description of the workers."""
 
 
 def active_client() -> Client | None:
-    """Return the client that dask would use, if there is one."""
+    """Return the client that dask would use by default, if there is one."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -58,7 +58,7 @@ def active_client() -> Client | None:
 
 
 def compute(dataset: xr.Dataset, client: Client | None) -> xr.Dataset:
-    """Return a Dataset in memory here."""
+    """Return a Dataset, loaded into memory here."""
     if client is None or not dataset.chunks:
         return dataset.load()
     found: xr.Dataset = client.submit(load, sender(dataset, client)(), pure=False).result()
@@ -66,12 +66,12 @@ def compute(dataset: xr.Dataset, client: Client | None) -> xr.Dataset:
 
 
 def load(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a Dataset in memory, on a worker that was sent it by a `sender`."""
+    """Return a Dataset, loaded into memory on the worker that a `sender` sent it to."""
     return dataset.load(scheduler="synchronous")
 
 
 def sender(dataset: xr.Dataset, client: Client) -> Callable[[], Any]:
-    """Return what gives the future of a Dataset for `load`."""
+    """Return a function that sends a Dataset to a worker and returns its future, for `load`."""
     from dask.base import optimize
     from distributed import futures_of
 
