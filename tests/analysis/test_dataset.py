@@ -225,9 +225,7 @@ def test_what_is_no_source_is_refused(store):
         probe(dataset.assign(label=(dataset.label * 3).assign_attrs(dataset.label.attrs)), "label")
     with pytest.raises(InvalidInputError, match="drop_vars"):
         describe(dataset.assign(odd=dataset.score * 1j))
-    with pytest.raises(
-        InvalidInputError, match=r"zarrow.open\(path\), or an xarray Dataset, got str"
-    ):
+    with pytest.raises(InvalidInputError, match=r"zarrow.open\(path\), or an xarray Dataset, got str"):
         describe(str(store.path))
 
 

@@ -355,7 +355,7 @@ def _read_label(
     codes, names = column_codes(values.filter(pa.array(known)))
     if len(names) == 1:
         raise InvalidInputError(
-            f"a probe needs a label with at least two classes, but all {len(codes)} labels of column {name!r} "
+            f"a probe needs a label with at least two classes: all {len(codes)} labels of column {name!r} "
             f"are {names[0].as_py()!r}"
         )
     target = np.zeros(len(known), np.int64)
