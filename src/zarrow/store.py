@@ -558,8 +558,8 @@ class Store:
         if keys is not None:
             if filter is not None or order is not None:
                 raise InvalidInputError(
-                    "join takes either keys or a filter and an order, because rows come in the order of the "
-                    "keys: choose among the row numbers that locate() returns instead"
+                    "join takes keys, or a filter and an order, not both, because rows come in the order of "
+                    "the keys: choose among the row numbers that locate() returns instead"
                 )
             return join.of_rows(self.locate(keys, missing="raise"))
         condition = self._filter(filter)

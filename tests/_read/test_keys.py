@@ -84,7 +84,7 @@ def index_of(rows, columns, *, weak=None):
     identity = Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
     with open_temporary() as file, open_temporary() as spill:
         key_file.build(files.write, file.fileno(), spill.fileno(), batches, identity)
-        return key_file.KeyIndex(key_file.map_file(file.fileno(), "test"), kinds, "test")
+        return key_file.IndexFile(key_file.map_file(file.fileno(), "test"), kinds, "test")
 
 
 def open_temporary():
@@ -184,10 +184,10 @@ class TestLocate:
             ({"subject_id": ["1"], "query": ["a"]}, "key 'subject_id' is of type int64, got string: cast it"),
             ({"subject_id": [1.0], "query": ["a"]}, "got double"),
             ({"subject_id": [True], "query": ["a"]}, "got bool"),
-            ({"subject_id": [1], "query": [1]}, "key 'query' is of type dictionary"),
+            ({"subject_id": [1], "query": [1]}, "the values of key 'query' must be of its type dictionary"),
             (
                 {"subject_id": [1, 2], "query": ["a"]},
-                "must have one length, got {'subject_id': 2, 'query': 1}",
+                "must be of equal length, got {'subject_id': 2, 'query': 1}",
             ),
             ({"subject_id": 1, "query": "a"}, "key 'subject_id'"),
         ],

@@ -9,10 +9,12 @@ Place: tier 1; pure. What a crash leaves of them: all or nothing, see `_storage.
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zarrow._format.checksum import crc32c
 from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.layout import MAX_SEGMENTS, is_slot
 from zarrow._format.shard_index import index_bytes
@@ -301,6 +303,11 @@ class Manifest:
     def segments(self) -> int:
         """How many segments."""
         return len(self.records_crc32c)
+
+    @property
+    def fingerprint(self) -> int:
+        """The crc32c of all records' checksums, each as a u32: it changes with any file of the rows."""
+        return crc32c(struct.pack(f"<{self.segments}I", *self.records_crc32c))
 
     def encode(self) -> bytes:
         """Return the content of ``manifest.json``."""

@@ -1,11 +1,7 @@
-"""What does a user hold who asks for an array of a store?
+"""Store array — an array of a store as users hold it, like numpy's along its first axis.
 
-A `StoreArray`: it looks like a numpy array of shape ``(rows, *row_shape)`` along its first axis, and reads
-what is indexed, from the extents (`extents`) that the rows lie in.
-
-Invariant: rows of plain bytes are never copied unless they do not lie one behind the other.
-
-Place: tier 3, handed out by `store`. Reads only.
+A `StoreArray` has the shape ``(rows, *row_shape)``, and reads what is indexed from the extents that the
+rows lie in (`extents`). Rows of plain bytes are copied only if they do not lie together. Reads only.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ Check = Literal["crc"] | None
 class StoreArray:
     """One array of a store, read as it is indexed.
 
-    Got from ``store[name]`` or ``store.arrays``; shows the rows that were there when the store was opened.
+    From ``store[name]`` or ``store.arrays``; shows the rows of the store's snapshot.
 
     Examples
     --------
@@ -59,7 +55,7 @@ class StoreArray:
         self._reopen = reopen
         self._made: tuple[Extent, ...] | None = None
 
-    # What it is
+    # Properties
 
     @property
     def name(self) -> str:
@@ -78,12 +74,12 @@ class StoreArray:
 
     @property
     def ndim(self) -> int:
-        """How many axes."""
+        """The number of axes."""
         return 1 + len(self._array.row_shape)
 
     @property
     def size(self) -> int:
-        """How many elements."""
+        """The number of elements."""
         return len(self) * int(np.prod(self._array.row_shape))
 
     @property
@@ -108,17 +104,17 @@ class StoreArray:
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """The shape of a chunk: what is decoded, or checked, at once."""
+        """The shape of a chunk: the unit of decoding and of checksums."""
         return (self._array.chunk_rows, *self._array.row_shape)
 
     @property
     def shards(self) -> tuple[int, ...]:
-        """The shape of a shard: what one file holds."""
+        """The shape of a shard: the rows of one file."""
         return (self._view.spec.segment_rows, *self._array.row_shape)
 
     @property
     def codecs(self) -> tuple[dict[str, Any], ...]:
-        """The codecs of a chunk, as Zarr v3 writes them."""
+        """The codecs of a chunk, as in Zarr v3 metadata."""
         return self._array.codecs
 
     @property
@@ -128,7 +124,7 @@ class StoreArray:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the files hold the rows as they are, so that they are read without a copy."""
+        """Whether the files hold the plain bytes of the rows, which are then read without a copy."""
         return self._array.is_plain
 
     def __len__(self) -> int:
@@ -169,8 +165,8 @@ class StoreArray:
         free = len(extents) == 1 and isinstance(extents[0].rows, JoinedRows)
         if copy is False and not (same and (free or not len(self))):
             raise ValueError(
-                f"array {self.name!r} ({self.dtype}) cannot be had without a copy: only the committed rows "
-                "of an array of plain bytes can, in its own dtype; use np.asarray, or read slices of it"
+                f"array {self.name!r} ({self.dtype}) cannot be returned without a copy: only the committed "
+                "rows of an array of plain bytes can, in its own dtype; use np.asarray, or read slices of it"
             )
         found = self.read(0, len(self))
         if not same:
@@ -193,7 +189,7 @@ class StoreArray:
         return self._index(key)
 
     def _index(self, key: Any) -> npt.NDArray[Any]:
-        """Index by anything else: the rows first, then their axes."""
+        """Index by any other key: the rows first, then their axes."""
         if isinstance(key, tuple):
             axes = [axis for axis in key if axis is not Ellipsis]
             if any(axis is Ellipsis for axis in key) and (not axes or key[0] is Ellipsis):
@@ -232,7 +228,7 @@ class StoreArray:
     def read(
         self, start: int, stop: int, *, out: npt.NDArray[Any] | None = None, check: Check = None
     ) -> npt.NDArray[Any]:
-        """Return rows that follow each other.
+        """Return consecutive rows.
 
         Parameters
         ----------
@@ -241,13 +237,14 @@ class StoreArray:
         out : array, shape (stop - start, *row_shape), optional
             Where to put them.
         check : {"crc"}, optional
-            Compare the chunks with the checksums that were taken when they were written. Chunks of
-            compressed arrays always are.
+            Compare the chunks with the checksums that were computed when they were written. Chunks of
+            compressed arrays are always compared.
 
         Returns
         -------
         array, shape (stop - start, *row_shape)
-            `out`; else the mapped files themselves, read-only, if the rows are plain bytes and lie together.
+            `out` if given; else the mapped files themselves, read-only, if the rows are plain bytes that lie
+            together.
 
         Raises
         ------
@@ -321,12 +318,12 @@ class StoreArray:
         return self._take(numbers, out, check)
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Tell the kernel that rows will be wanted soon.
+        """Tell the kernel that rows will be needed soon.
 
         Parameters
         ----------
         start, stop : int
-            Rows; those out of range are no error.
+            Rows ``start`` to ``stop - 1``; those out of range are ignored.
 
         Examples
         --------
@@ -337,7 +334,7 @@ class StoreArray:
             low, high = max(start, extent.start), min(stop, extent.stop)
             extent.rows.prefetch(low + extent.shift, high + extent.shift)
 
-    # How
+    # Extents
 
     def _take(
         self, rows: npt.NDArray[Any], out: npt.NDArray[Any] | None = None, check: Check = None
@@ -393,7 +390,7 @@ class StoreArray:
 
 
 def row_numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
-    """Return row numbers in 0..count-1 from row numbers or a mask, as numpy understands them.
+    """Return row numbers in 0..count-1 from row numbers or a mask, by numpy's rules.
 
     >>> row_numbers([-1, 0], 5), row_numbers([True, False, True], 3)
     (array([4, 0]), array([0, 2]))
@@ -426,7 +423,7 @@ def _check_option(check: object) -> None:
 
 
 class _Reopened:
-    """Stands for a store in a pickled array: opens it when it is unpickled."""
+    """A store in a pickled array, which is opened when the array is unpickled."""
 
     def __init__(self, opener: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self._opener = opener

@@ -1,14 +1,12 @@
-"""Which keys does a caller ask for?
+"""Asked keys — the keys that a caller looks up, as columns of the right type.
 
-Whatever holds columns by name, or, where one column is the key, values: lists, arrays of numpy, series and
-frames of pyarrow, Polars and pandas. Values must be of the column's family (integers for integers of any
-width, strings for strings, …): ``"12"`` never finds 12. Within the family it is the value that counts: an
-int64 that an int8 column cannot hold is a key that no row has, and not an error, as a null is.
+A caller gives anything that holds columns by name or, for a single key column, values: lists, numpy arrays,
+series and frames of pyarrow, Polars and pandas. Values must be of the column's family (integers for
+integers of any width, strings for strings, …): ``"12"`` never finds 12. Within the family the value counts:
+an int64 that an int8 column cannot hold is a key that no row has, not an error, and so is a null.
 
-Values without a type of their own (a Python list) become those of the column: 0.1 finds the float32 that is
-nearest to it. Those of an array keep their own: the float64 0.1 is no float32.
-
-Place: tier 2; pure.
+Values without a type of their own (a Python list) take that of the column: 0.1 finds the float32 nearest to
+it. Those of an array keep theirs: no float32 equals the float64 0.1.
 """
 
 from __future__ import annotations
@@ -38,11 +36,11 @@ class Asked:
     Parameters
     ----------
     columns : dict of str to pyarrow.Array
-        The values.
+        The values, by key column.
     possible : bool array, shape (n,)
-        Which keys a row may have.
+        Which of the keys a row can have.
     keys : Keys
-        Those.
+        The possible ones.
     """
 
     columns: dict[str, pa.Array]
@@ -50,7 +48,7 @@ class Asked:
     keys: Keys
 
     def require(self, rows: npt.NDArray[np.int64], path: object) -> None:
-        """Raise `KeyNotFoundError` if keys have no row; names some of them."""
+        """Raise `KeyNotFoundError`, which names some of them, if keys have no row."""
         missing = np.flatnonzero(rows < 0)
         if not len(missing):
             return
@@ -61,12 +59,12 @@ class Asked:
         more = f"; and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise KeyNotFoundError(
             f"{path}: {len(missing)} of {len(rows)} keys have no row: {'; '.join(shown)}{more}: "
-            "leave them out, or ask locate() with missing=-1 which"
+            "omit them; locate(..., missing=-1) returns -1 for them"
         )
 
 
 def read_keys(given: Any, schema: pa.Schema) -> Asked:
-    """Return the keys that a caller asks for.
+    """Return the keys that a caller gives.
 
     Parameters
     ----------
@@ -92,7 +90,7 @@ def read_keys(given: Any, schema: pa.Schema) -> Asked:
     }
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1:
-        raise InvalidInputError(f"the key columns must have one length, got {lengths}")
+        raise InvalidInputError(f"the key columns must be of equal length, got {lengths}")
     possible = np.ones(next(iter(lengths.values())), np.bool_)
     for field in schema:
         values = columns[field.name]
@@ -156,21 +154,21 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
         return array if family in ("integer", "float", "string", "bytes") else array.cast(kind)
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise InvalidInputError(
-            f"key {field.name!r} is of type {field.type}, which the values given are not: {error}"
+            f"the values of key {field.name!r} must be of its type {field.type}: {error}"
         ) from error
 
 
 def _of_sequence(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_integer(kind):
         try:
-            return pa.array(values)  # a number that the column cannot hold is no error
+            return pa.array(values)  # a number that the column cannot hold is not an error
         except OverflowError:  # a large uint64
             pass
     return pa.array(values, kind)
 
 
 def _has_word(values: pa.Array, kind: pa.DataType) -> npt.NDArray[np.bool_] | bool:
-    """Tell which integers are not mistaken for another one when their sign is forgotten."""
+    """Tell which integers stand for themselves as a 64-bit word: −1 and 2**64 − 1 have the same word."""
     kind = value_type(kind)
     given_unsigned, unsigned = (pa.types.is_unsigned_integer(one) for one in (values.type, kind))
     if given_unsigned == unsigned:

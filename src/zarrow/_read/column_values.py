@@ -1,7 +1,7 @@
-"""Which numpy values stand for the values of an Arrow column?
+"""Column values — an Arrow column as numpy values, for xarray and torch.
 
-The answer depends on the column's type and on whether it may hold nulls, never on its rows, so that it is
-known before anything is read:
+The dtype depends on the column's type and on whether it may hold nulls, never on its rows, so it is known
+before anything is read:
 
 ====================================  =====================================================
 Arrow                                 numpy
@@ -17,11 +17,8 @@ string, and dictionaries of strings   object: str; null is None
 anything else (binary, lists, …)      object: what ``to_pylist`` gives; null is None
 ====================================  =====================================================
 
-Without `widen` integers and booleans keep their type and a null is an error. A fill value keeps the type
-and takes the place of null. An integer is never rounded: one beyond 2**53 that would become a float is an
-error.
-
-Place: tier 3, used by the edges `xarray` and `torch`. Pure.
+Without `widen`, integers and booleans keep their type and a null is an error. A fill value replaces null, and
+the column keeps its type. No integer is rounded: one beyond 2**53 that would become a float is an error.
 """
 
 from __future__ import annotations
@@ -47,20 +44,20 @@ _NO_SAMPLE = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnValues:
-    """How a column becomes numpy values.
+    """The conversion of one column to numpy values.
 
     Parameters
     ----------
     name : str
         The column.
     arrow_type : pyarrow.DataType
-        Of its values; a dictionary's values, not its indices.
+        Of its values; for a dictionary, of the values that it encodes.
     dtype : dtype
         Of the result.
     fill_value : pyarrow.Scalar, optional
-        Stands for null.
+        Replaces null.
     remedy : str
-        What to do about nulls that have no place in `dtype`.
+        What to do about nulls that `dtype` cannot represent, for messages.
     """
 
     name: str
@@ -71,7 +68,7 @@ class ColumnValues:
 
     @property
     def timezone(self) -> str | None:
-        """The time zone that a timestamp is to be shown in."""
+        """The time zone of a timestamp, for display."""
         return self.arrow_type.tz if pa.types.is_timestamp(self.arrow_type) else None
 
     def convert(self, column: pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -80,7 +77,7 @@ class ColumnValues:
         Raises
         ------
         InvalidInputError
-            If there is a null, or an integer, that has no place in `dtype`.
+            If `dtype` cannot represent a null or an integer.
         """
         if column.type != self.arrow_type:
             column = column.cast(self.arrow_type)
@@ -91,7 +88,7 @@ class ColumnValues:
         if column.null_count and self.dtype.kind in "biu":
             row = int(np.flatnonzero(np.asarray(column.is_null()))[0])
             raise InvalidInputError(
-                f"column {self.name!r}: {self.dtype} has no value for null, got one in row {row} of those "
+                f"column {self.name!r}: {self.dtype} cannot represent null, got one in row {row} of those "
                 f"read: {self.remedy}"
             )
         if pa.types.is_integer(self.arrow_type) and self.dtype.kind == "f":
@@ -110,8 +107,8 @@ class ColumnValues:
         for limit in (limits["min"].as_py(), limits["max"].as_py()):
             if limit is not None and abs(limit) > _EXACT:
                 raise InvalidInputError(
-                    f"column {self.name!r}: {self.dtype}, which it is read as because it may hold nulls, has "
-                    f"integers up to 2**53, got {limit}: {self.remedy}"
+                    f"column {self.name!r}: it may hold nulls and is read as {self.dtype}, which is exact "
+                    f"for integers up to 2**53 only, got {limit}: {self.remedy}"
                 )
 
     def _objects(self, column: pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -119,21 +116,21 @@ class ColumnValues:
             return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
         found = np.empty(len(column), object)
         for row, value in enumerate(column.to_pylist()):
-            found[row] = value  # one by one: numpy would make axes of lists of equal length
+            found[row] = value  # one by one: numpy would turn lists of equal length into an axis
         return found
 
 
 def column_values(
     schema: pa.Schema, fill_values: Mapping[str, object] | None = None, *, widen: bool
 ) -> dict[str, ColumnValues]:
-    """Return how each column of a schema becomes numpy values.
+    """Return the conversion of each column of a schema.
 
     Parameters
     ----------
     schema : pyarrow.Schema
         The columns.
     fill_values : mapping of str to value, optional
-        What stands for null in a column, which then keeps its type. −1 in ``sample_index``.
+        The value that replaces null in a column, which then keeps its type; −1 in ``sample_index``.
     widen : bool
         Whether integers and booleans that may be null become floats.
 
@@ -145,9 +142,9 @@ def column_values(
     Raises
     ------
     UnknownNameError
-        If a fill value is for a column that is not there.
+        If a fill value names a column that does not exist.
     InvalidInputError
-        If it does not fit the column.
+        If a fill value does not fit its column.
 
     Examples
     --------
@@ -177,7 +174,7 @@ def _column(field: pa.Field, given: Mapping[str, object], widen: bool) -> Column
                 f"the fill value of column {field.name!r} must be a {kind}, got {given[field.name]!r}"
             ) from error
     dtype = _dtype(kind, may_be_null=widen and field.nullable and fill_value is None)
-    remedy = f"say what stands for null, as in fill_values={{{field.name!r}: 0}}, or leave the column out"
+    remedy = f"give the value that replaces null, as in fill_values={{{field.name!r}: 0}}, or omit the column"
     return ColumnValues(name=field.name, arrow_type=kind, dtype=dtype, fill_value=fill_value, remedy=remedy)
 
 

@@ -261,8 +261,8 @@ class NarrowColumns:
         for batch in self.batches([ROW, SAMPLE_INDEX], filter):
             if batch[SAMPLE_INDEX].null_count:
                 raise InvalidInputError(
-                    "rows can be put in sample order only if all were appended with sample_index=, and some "
-                    "were not: leave order away"
+                    "sample order needs all rows to have been appended with sample_index=, and some were "
+                    "not: read them in row order"
                 )
             rows.append(batch[ROW].to_numpy())
             samples.append(batch[SAMPLE_INDEX].to_numpy())

@@ -26,7 +26,7 @@ from zarrow.errors import UnknownNameError, unknown_name
 if TYPE_CHECKING:
     import duckdb
 
-    from zarrow._read.keys import KeyIndex
+    from zarrow._read.keys import IndexFile
 
 __all__ = ["Contents"]
 
@@ -68,7 +68,7 @@ class Contents:
         return key_schema(self.view)
 
     @cached_property
-    def index(self) -> KeyIndex:
+    def index(self) -> IndexFile:
         """The index of the keys; `InvalidInputError` if there are none."""
         return find_index(self.view, self.columns)
 

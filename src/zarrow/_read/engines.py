@@ -1,9 +1,8 @@
-"""How do Polars and DuckDB read the table?
+"""Query engines — the table for Polars and DuckDB.
 
-Full parts never change, so the engines are given their paths and read what a query needs. The rest (live
-rows, and those of a short last segment, which a writer may take back) is handed over in memory.
-
-Place: tier 3, used by `store`; loads an engine when it is asked for.
+Full parts never change, so the engines get their paths and read only what a query needs. The other rows
+(live ones, and those of a short last segment, which a writer may take back) are handed over in memory. An
+engine is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["duckdb_connection", "polars_frame"]
 
 
 def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
-    """Return a lazy frame of Parquet files and the rows behind them."""
+    """Return a lazy frame of Parquet files and the rows that follow them."""
     try:
         import polars as pl
     except ImportError as error:
@@ -36,13 +35,13 @@ def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
 
 
 def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnection:
-    """Return a connection with a view ``predictions`` of Parquet files and the rows behind them."""
+    """Return a connection with a view ``predictions`` of Parquet files and the rows that follow them."""
     try:
         import duckdb
     except ImportError as error:
         raise MissingExtraError("sql needs DuckDB: pip install duckdb") from error
     connection = duckdb.connect()
-    # DuckDB reads dictionaries of Parquet as their values.
+    # DuckDB reads Parquet's dictionaries as their values.
     connection.register("zarrow_rest", rest.cast(without_dictionaries(rest.schema)))
     query = "SELECT * FROM zarrow_rest"
     if paths:

@@ -1,9 +1,10 @@
-"""How do columns and vectors of the same rows come together?
+"""Join — columns and vectors of the same rows.
 
-The table says which rows, a batch at a time; then the vectors of those rows are read, and of no others: as
-the mapped files themselves where the rows lie together, gathered where they do not.
+1. The table yields the chosen rows, a batch at a time.
+2. The vectors of these rows are read, and no others: the mapped files themselves where the rows are
+   consecutive, gathered where they are not.
 
-Place: tier 3, above `columns` and `arrays`; used by `store`. Reads only; holds a few batches.
+Reads only; holds a few batches.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _MAX_BATCH_ROWS = 65_536
 
 
 def batch_rows(arrays: Sequence[StoreArray]) -> int:
-    """Return how many rows a batch has if nobody says: vectors of 32 MiB, and no more than 65,536 rows."""
+    """Return the rows of a batch by default: those of 32 MiB of vectors, at most 65,536."""
     row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
     return min(rows_of(_BATCH_BYTES, row_bytes), _MAX_BATCH_ROWS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """What is read of each row, and of how many rows at a time.
+    """What to read of each row, and how many rows at a time.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class Join:
     size : int
         Rows of every batch but the last.
     check : {"crc"} or None
-        Whether the vectors are compared with their checksums.
+        Whether to compare the vectors with their checksums.
     """
 
     columns: NarrowColumns
@@ -93,7 +94,7 @@ class Join:
 
 
 def rows_found(found: Any) -> Any:
-    """Return the row numbers that a query found: the column ``row`` of a table, or what is no table."""
+    """Return the row numbers that a query found: the column ``row`` of a table, or the argument itself."""
     if not hasattr(found, "__arrow_c_stream__") and not hasattr(found, "columns"):
         return found
     table = pa.table(found)

@@ -1,18 +1,14 @@
-"""Where does a reader find the index of the rows that it sees?
+"""Key index — the index that answers for the rows of a view.
 
-In ``index/keys.index``, if that was made of exactly these rows; else it makes one of its own, in a file
-without a name in the directory for temporary files (``TMPDIR``), mapped like the other and gone with the
-process. That costs a scan of the key columns at the first `Store.locate`, and bounded memory.
+It is ``index/keys.index`` if that was made of exactly these rows. Otherwise a reader makes one of its own,
+in an unnamed file in the directory for temporary files (``TMPDIR``), mapped like the other and gone with
+the process. This takes a scan of the key columns at the first `Store.locate`, and bounded memory.
 
-Why not otherwise: a reader never writes into a store, and what is derived must not delay or fail a writer's
-`finalize`. So whoever asks more than once calls `build_index` when the store is complete, and all readers
-have it from then on.
+A reader never writes into a store, and nothing derived may delay or fail a writer's `finalize`. Therefore
+the index is made by `build_index`, once the store is complete, and all readers have it from then on.
 
-The rule for incomplete stores: they are never served from the file, which would lack their live rows; the
-index of the snapshot's own is made anew after every `Store.refresh` that finds rows.
-
-Place: tier 3, above `columns`; used by `store`. A crash of `build_index` leaves a scratch file in
-``open/``, which the next writer removes, and the index that was there before or the new one.
+An incomplete store is never served from the file, which lacks the live rows: its index is made again after
+every `Store.refresh` that finds new rows.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from zarrow._format.key_tables import Identity, identity_of
 from zarrow._format.layout import ROW
 from zarrow._read import keys
 from zarrow._read.columns import NarrowColumns
-from zarrow._read.keys import KeyIndex
+from zarrow._read.keys import IndexFile
 from zarrow._read.view import View
 from zarrow._storage import reading
 from zarrow.errors import InvalidInputError
@@ -39,8 +35,8 @@ __all__ = ["SCRATCH_PREFIX", "find_index", "identity", "key_batches", "key_schem
 SCRATCH_PREFIX = "zarrow-keys-"
 
 
-def find_index(view: View, columns: NarrowColumns) -> KeyIndex:
-    """Return the index of the rows of a view: the store's if it is theirs, else one made for them.
+def find_index(view: View, columns: NarrowColumns) -> IndexFile:
+    """Return the index of the rows of a view: the store's if it is of these rows, else one made for them.
 
     Raises
     ------
@@ -57,7 +53,7 @@ def find_index(view: View, columns: NarrowColumns) -> KeyIndex:
         except FileNotFoundError:
             data = np.empty(0, np.uint8)
         else:
-            index = KeyIndex(np.asarray(data), schema.types, str(path))
+            index = IndexFile(np.asarray(data), schema.types, str(path))
             if index.identity == identity(view):
                 return index
     import tempfile
@@ -68,11 +64,11 @@ def find_index(view: View, columns: NarrowColumns) -> KeyIndex:
     ):
         keys.build(_write, file.fileno(), spill.fileno(), key_batches(view, columns), identity(view))
         name = f"{view.snapshot.root}: the temporary index of its keys"
-        return KeyIndex(keys.map_file(file.fileno(), name), schema.types, name)
+        return IndexFile(keys.map_file(file.fileno(), name), schema.types, name)
 
 
 def _write(fd: int, data: Any, offset: int) -> None:
-    """Write all of a buffer into a file without a name."""
+    """Write all of a buffer into a temporary file."""
     with memoryview(data) as whole, whole.cast("B") as view:
         done = 0
         while done < len(view):
@@ -84,8 +80,8 @@ def key_schema(view: View) -> pa.Schema:
     spec = view.spec
     if not spec.keys:
         raise InvalidInputError(
-            f"{view.snapshot.root}: the store was written without keys=, so no key names a row: filter the "
-            "table instead"
+            f"{view.snapshot.root}: the store was written without keys=, so it has no keys to look up: "
+            "filter the table instead"
         )
     return pa.schema([spec.schema.field(key) for key in spec.keys])
 

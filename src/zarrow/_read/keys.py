@@ -1,26 +1,25 @@
-"""Which row has this key, if neither the keys nor the index fit into memory?
+"""Key index file — key to row, where neither the keys nor the index fit into memory.
 
-An index file holds an *entry* per row (hash, row, the key's words: `_format.key_words`), sorted by hash
-and row,
-and the bytes that strings point to; so a hash that two keys share is resolved by comparing the keys
-themselves, without reading the table. ``FORMAT.md`` section 13 has its bytes.
+The file holds an *entry* per row (hash, row, the key's words: `_format.key_words`), sorted by hash and row,
+and the bytes that strings point to, so that keys that share a hash are told apart without reading the
+table. ``FORMAT.md`` section 13 has its bytes.
 
-A file is built in three steps, in bounded memory however many rows there are:
+`build` makes it in bounded memory:
 
-1. batches are turned into entries; every 16 MiB of them are sorted, and spilled as a *run*;
-2. the hashes are halved, and halved again, until the entries of all runs within a range of hashes fit into
-   16 MiB; those are sorted together and written. Entries of one hash, however many, are already in order;
-3. the *fences* (the hash of every 256th entry), the checksums and a footer are written behind.
+1. batches become entries; every 16 MiB of entries are sorted, and spilled as a *run*;
+2. the range of hashes is halved repeatedly until the entries of all runs within it fit into 16 MiB; those
+   are sorted together and written. Entries of one hash, however many, are already in order;
+3. the *fences* (the hash of every 256th entry), the checksums and a footer follow.
 
-A lookup searches the fences for the block of 256 entries where a hash must be, then the block, for all keys
-at once. The file is mapped: what is touched is read, and nothing is kept but the fences' pages.
+A lookup finds, for all keys at once, the block of 256 entries by the fences, then the entry within the
+block. The file is mapped: only touched pages are read, and only the pages of the fences stay in use.
+(Measured against it: an Arrow IPC file of the same columns takes 1.4 to 2 times as long per lookup, and is
+read whole for its checksum when it is opened; comparing keys with the table's parts takes a second per
+1,000 keys of 10 million.)
 
-Invariant: damage is never taken for an answer. Footer, fences and checksums are checked at opening, a block
-of entries or of bytes when it is first touched. Whether a file belongs to the rows that a reader sees is
-not asked here: `KeyIndex.identity` tells, and `key_index` asks.
-
-Place: tier 2. Writes through `_storage.files` into a file that it is handed, so a crash leaves what its maker
-cleans up. Must not import `view` and what is above.
+Invariant: damage is never taken for an answer. Footer, fences and checksums are checked at opening, each
+block of entries or bytes when it is first touched. Whether the file belongs to the rows of a view is for
+`key_index` to ask, of `IndexFile.identity`. Files are written through a function that the caller gives.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from zarrow._format.key_words import Bytes, Keys, Words
 from zarrow._format.spec import rows_of
 from zarrow.errors import CorruptionError
 
-__all__ = ["Identity", "KeyIndex", "build"]
+__all__ = ["Identity", "IndexFile", "build"]
 
 RUN_BYTES = 16 << 20
 _WRITE_BYTES = 1 << 20
@@ -74,7 +73,7 @@ def map_file(fd: int, name: str) -> Bytes:
 
 
 class _Blocks:
-    """Bytes that are written one behind the other, with a checksum per block."""
+    """Bytes written one after the other, with a checksum per block."""
 
     def __init__(self, write: Write, fd: int, offset: int, block_bytes: int) -> None:
         self._write = write
@@ -110,11 +109,11 @@ def build(
     Parameters
     ----------
     write : callable of (int, buffer, int)
-        Writes all of a buffer into a file (a descriptor) at an offset: what changes a disk is the caller's.
+        Writes all of a buffer into a file (a descriptor) at an offset. Only the caller may change a disk.
     fd : int
         The file.
     spill_fd : int
-        Another empty file, for what does not fit into memory.
+        Another empty file, for the entries that do not fit into memory.
     batches : iterable of pyarrow.RecordBatch
         All rows in order: the key columns, then ``row``.
     identity : Identity
@@ -132,7 +131,9 @@ def build(
     rows = waiting = 0
     for batch in batches:
         if any(column.null_count for column in batch.columns):
-            raise CorruptionError(f"rows {rows} to {rows + batch.num_rows}: a key is null, which none can be")
+            raise CorruptionError(
+                f"rows {rows} to {rows + batch.num_rows}: a key is null, which keys never are"
+            )
         keys = key_words.encode(batch.columns[:-1])
         if heap is None:
             entry_bytes = 8 * (WORDS + keys.words.shape[1])
@@ -173,7 +174,7 @@ def build(
 
 
 def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:
-    """Let words point behind the bytes that are in the heap already."""
+    """Shift words that point into a batch's heap behind the bytes that are in the heap already."""
     column = 0
     for kind in kinds:
         in_heap = key_words.is_in_heap(kind)
@@ -224,17 +225,17 @@ def _first_at(run: Words, value: int, start: int, stop: int) -> int:
 # Reading
 
 
-class KeyIndex:
-    """An index file.
+class IndexFile:
+    """An index file, mapped.
 
     Parameters
     ----------
     data : uint8 array, shape (size,)
         Its bytes, mapped.
     kinds : sequence of DataType
-        The types of the key columns of the store that it is said to belong to.
+        The types of the store's key columns.
     name : str
-        What messages call it.
+        Its name in messages.
 
     Raises
     ------
@@ -264,7 +265,7 @@ class KeyIndex:
         Raises
         ------
         CorruptionError
-            If what had to be looked at is damaged.
+            If the blocks that were needed are damaged.
         """
         rows = np.full(len(keys.words), -1, np.int64)
         if len(self._entries):
@@ -280,7 +281,7 @@ class KeyIndex:
         self._check(block)
         low = self._first_not_below(hashes, block)
         rows = np.full(len(hashes), -1, np.int64)
-        left = np.flatnonzero(low < count)  # the keys that may yet be found; `low` is where
+        left = np.flatnonzero(low < count)  # the keys that may still be found, at entry `low`
         while len(left):
             at = low[left]
             self._check(at // BLOCK_ENTRIES)
@@ -297,10 +298,10 @@ class KeyIndex:
         return rows
 
     def _first_not_below(self, hashes: Words, block: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the first entry of a block whose hash is not below, or the one behind the block.
+        """Return the first entry of a block whose hash is not below, or the entry after the block.
 
-        In the last block, which may be short, as many entries before it are looked at: they are below, or
-        damaged, and then one of them is found, which whoever believes it has to check.
+        The last block may be short. The search then starts in the block before, whose entries are below or
+        damaged; the caller checks the block of the entry that is found.
         """
         count, width = self._entries.shape
         flat = self._entries.reshape(-1)
@@ -346,13 +347,13 @@ class KeyIndex:
             firsts = np.concatenate(kept)
         return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
 
-    # Nothing is believed that was not checked
+    # Nothing is used unchecked
 
     def _damage(self, what: str) -> CorruptionError:
         return damaged(self._name, what)
 
     def _check(self, blocks: npt.NDArray[np.int64]) -> None:
-        """Check blocks of entries that were not yet."""
+        """Check those of some blocks of entries that were not checked before."""
         new = np.unique(blocks[~self._checked[blocks]])
         if not len(new):
             return
@@ -365,7 +366,7 @@ class KeyIndex:
         self._checked[new] = True
 
     def _sound(self, words: Words) -> Words:
-        """Return words whose bytes are in the heap and were checked."""
+        """Return words after checking that their bytes lie in the heap, and the checksums of those."""
         column = 0
         for kind in self._kinds:
             if not key_words.is_in_heap(kind):

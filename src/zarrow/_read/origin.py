@@ -1,9 +1,7 @@
-"""Of which rows was something derived?
+"""Origin — which rows something was derived from.
 
-`origin` is what tells a store's rows from any others, as a derived array's provenance repeats it.
-
-Place: tier 3, above `catalog`; used by `derived` (readers), `derived` (the writing) and `_maintenance.audit`.
-Reads only.
+`origin` tells a store's rows from any others: by the store's uuid, their number, and a checksum of their
+records. A derived array repeats it in its provenance. Reads only.
 """
 
 from __future__ import annotations
@@ -11,10 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zarrow._format import layout
-from zarrow._format.checksum import crc32c
 from zarrow._format.spec import StoreSpec
 from zarrow._read.catalog import Snapshot
 from zarrow._storage.reading import Beneath
@@ -23,27 +18,26 @@ from zarrow.errors import CorruptionError
 __all__ = ["DERIVED_FROM", "derived_names", "origin", "said_origin"]
 
 DERIVED_FROM = "derived_from"
-"""The member of a derived store's provenance that says whose rows it has."""
+"""The member of a derived store's provenance that holds the origin of its rows."""
 
 
 def origin(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what tells these rows from any others; of an incomplete store they can still change."""
-    manifest = snapshot.manifest
-    checksums = np.array([] if manifest is None else manifest.records_crc32c, "<u4")
+    """Return what tells these rows from any others. The rows of an incomplete store can still change."""
+    checksum = 0 if snapshot.manifest is None else snapshot.manifest.fingerprint
     return {
         "uuid": snapshot.spec.uuid,
         "rows": snapshot.rows,
-        "records_crc32c": f"{crc32c(checksums.tobytes()):08x}",
+        "records_crc32c": f"{checksum:08x}",
     }
 
 
 def said_origin(spec: StoreSpec) -> object:
-    """Return the rows that a derived store says it is of."""
+    """Return the origin that a derived store names, of whatever form."""
     return spec.provenance.get(DERIVED_FROM)
 
 
 def derived_names(root: Path) -> list[str]:
-    """Return the names under which there may be a derived array: own directories, no links."""
+    """Return the names that may be those of derived arrays: of directories in the store, not links."""
     try:
         found = Beneath(root).list(layout.DERIVED_DIR)
     except CorruptionError:
