@@ -117,14 +117,14 @@ def test_info_lists_it(path: Path, places: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("query_embed", np.zeros((5000, 2)), "name of its own"),
-        ("occurs_prob", np.zeros((5000, 2)), "name of its own"),
-        ("row", np.zeros((5000, 2)), "name of its own"),
+        ("query_embed", np.zeros((5000, 2)), "needs a new name"),
+        ("occurs_prob", np.zeros((5000, 2)), "needs a new name"),
+        ("row", np.zeros((5000, 2)), "needs a new name"),
         ("../x", np.zeros((5000, 2)), "must be"),
         ("pca", np.zeros((4999, 2)), "each of the store's 5000, got 4999 rows"),
         ("pca", np.zeros((5001, 2)), "each of the store's 5000, got 5001 or more rows"),
         ("pca", np.zeros(5000), "reshape one value per row"),
-        ("pca", iter(()), "no block"),
+        ("pca", iter(()), "at least one block"),
         ("pca", (np.zeros((2500, 2 + step)) for step in range(2)), "pca"),
         ("pca", np.full((5000, 2), "x"), "pca"),
     ],
@@ -204,7 +204,7 @@ def test_an_append_meanwhile(path: Path, places: np.ndarray) -> None:
             pass
         yield places[3000:]
 
-    with pytest.raises(StoreChangedError, match="make it anew"):
+    with pytest.raises(StoreChangedError, match="compute it again"):
         zarrow.add_array(path, "pca", blocks())  # type: ignore[arg-type]
     assert os.listdir(path / "derived") == []
 

@@ -327,7 +327,7 @@ def test_nothing_is_left_of_segments_that_moved(store: Path) -> None:
         flip(shard(store, number))
     zarrow.repair(store, finalize=True)
     (note,) = zarrow.verify(store).findings
-    assert str(note) == "note: quarantine: 3 entries that a repair put aside"
+    assert str(note) == "note: quarantine: 3 entries that a repair set aside"
 
 
 def test_repair_refuses_what_it_cannot_do(store: Path, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_repair_refuses_what_it_cannot_do(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
         zarrow.repair(tmp_path / "nothing")
     flip(store / "zarrow.json")
-    with pytest.raises(CorruptionError, match=r"zarrow\.json: .*; restore zarrow\.json from a copy"):
+    with pytest.raises(CorruptionError, match=r"zarrow\.json: .*; restore it from a copy"):
         zarrow.repair(store)
 
 

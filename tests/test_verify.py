@@ -268,7 +268,7 @@ def test_an_index_of_other_rows_is_a_note(store: Path) -> None:
         writer.finalize()
     report = zarrow.verify(store, "full")
     assert report.ok
-    assert "made of other rows than the store has" in messages(report)
+    assert "built of other rows than the store has now" in messages(report)
     zarrow.build_index(store)
     assert not zarrow.verify(store, "full").findings
 
@@ -292,7 +292,7 @@ def test_damage_is_told_by_row_and_sample_index(store: Path) -> None:
     assert (finding.severity, finding.segment) == ("damage", 1)
     assert (finding.rows, finding.sample_index) == ((8, 16), (108, 115))
     assert str(finding) == (
-        f"damage: {SHARD} (rows 8 to 15, sample_index 108 to 115): the checksum of chunk 0 does not hold"
+        f"damage: {SHARD} (rows 8 to 15, sample_index 108 to 115): chunk 0 does not match its checksum"
     )
 
 
@@ -324,7 +324,7 @@ def test_a_gap_in_an_incomplete_store_is_damage(unfinished: Path) -> None:
     """Without a manifest, too, a missing record before later ones is reported."""
     (unfinished / "segments/00000000.json").unlink()
     report = zarrow.verify(unfinished)
-    assert "segments/00000000.json (rows 0 to 7): it is not there" in messages(report)
+    assert "segments/00000000.json (rows 0 to 7): missing" in messages(report)
 
 
 def test_structure_leaves_bytes_alone(store: Path) -> None:
@@ -346,7 +346,7 @@ def test_sound_checksums_over_wrong_values_are_found(store: Path) -> None:
     data = (store / PART).read_bytes()
     rewrite_record(store, 1, part=part_facts(data))
     assert zarrow.verify(store, "checksums").ok
-    assert "column 'row' does not count the store's rows from 8" in messages(zarrow.verify(store, "full"))
+    assert "column 'row' does not number the store's rows from 8" in messages(zarrow.verify(store, "full"))
 
 
 def test_a_part_of_other_columns_is_found(store: Path) -> None:
@@ -363,7 +363,7 @@ def test_rows_of_two_segments_from_one_place_are_found(store: Path) -> None:
     source = Source(slot="0" * 16, start=0, stop=8)
     for number in (0, 1):
         rewrite_record(store, number, sources=(source,))
-    assert "rows of 0000000000000000 that segment 0 has too" in messages(zarrow.verify(store))
+    assert "rows of 0000000000000000 that are also in segment 0" in messages(zarrow.verify(store))
 
 
 def test_a_record_that_contradicts_itself_is_found(store: Path) -> None:
@@ -384,7 +384,9 @@ def test_a_torn_tail_is_a_note(unfinished: Path) -> None:
         frames.write_bytes(data + data[:stop])
         report = zarrow.verify(unfinished)
         assert report.ok
-        assert f"{stop} bytes behind the last frame" in messages(report)
+        assert f"{stop} bytes after the last sound frame are of one that was being written" in messages(
+            report
+        )
     frames.write_bytes(data + bytes(64))
     assert zarrow.verify(unfinished).ok
 
@@ -396,7 +398,7 @@ def test_a_whole_frame_that_is_damaged_is_damage(unfinished: Path) -> None:
     del data[data.rindex(b"ZARROWF1") :]  # states that its rows are durable
     data[-1] ^= 1
     frames.write_bytes(data)
-    assert "are no sound frame: rows from" in messages(zarrow.verify(unfinished))
+    assert "are damaged: accepted rows of this open segment, from row " in messages(zarrow.verify(unfinished))
 
 
 def test_a_damaged_frame_without_rows_costs_none(unfinished: Path) -> None:
@@ -438,7 +440,7 @@ def test_rows_of_an_open_segment_are_checked(unfinished: Path) -> None:
 def test_an_owner_that_is_lost_is_damage(unfinished: Path) -> None:
     """An open segment without owner is reported, because a writer would discard it with its rows."""
     (slot_of(unfinished) / "owner.json").unlink()
-    assert "a writer will throw the rows away" in messages(zarrow.verify(unfinished))
+    assert "the next writer will discard the rows" in messages(zarrow.verify(unfinished))
 
 
 def test_a_journal_that_is_lost_is_damage(unfinished: Path) -> None:
@@ -446,7 +448,7 @@ def test_a_journal_that_is_lost_is_damage(unfinished: Path) -> None:
     slot = slot_of(unfinished)
     kept = (slot / "e.rows").read_bytes()
     (slot / "table.frames").unlink()
-    assert "it is not there, so a writer will throw the rows away" in messages(zarrow.verify(unfinished))
+    assert "missing, so the next writer will discard the rows" in messages(zarrow.verify(unfinished))
     (aside,) = zarrow.repair(unfinished).set_aside
     assert (unfinished / aside.to / "open/e.rows").read_bytes() == kept
     assert zarrow.verify(unfinished).ok
@@ -456,7 +458,7 @@ def test_a_claim_of_rows_that_are_gone_is_damage(unfinished: Path) -> None:
     """A claim without its sources can never be committed."""
     claim = Claim(segment=2, sources=(Source(slot="0" * 16, start=0, stop=8),))
     (unfinished / "segments/00000002.claim").write_bytes(claim.encode())
-    assert "claims rows that are not there" in messages(zarrow.verify(unfinished))
+    assert "claims rows that are missing" in messages(zarrow.verify(unfinished))
 
 
 def test_a_claim_whose_rows_are_there_is_a_note(unfinished: Path) -> None:
@@ -488,7 +490,7 @@ def test_zarr_metadata_that_a_kill_left_behind_are_a_note(unfinished: Path) -> N
     (unfinished / "embeddings.zarr/zarr.json").write_bytes(zarr_metadata.group_json(spec, 8))
     report = zarrow.verify(unfinished)
     assert report.ok
-    assert "has not yet told Zarr readers" in messages(report)
+    assert "without the last segment: its writer was about to add it" in messages(report)
 
 
 def test_a_stray_part_is_a_defect(store: Path) -> None:

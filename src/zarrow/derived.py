@@ -1,12 +1,11 @@
-"""How does an array come into a store that is complete?
+"""Derived arrays — arrays computed from a complete store's rows and stored with them.
 
-A projection, a reconstruction, a score: `add_array` stores what was computed from a store's rows beside
-them, row by row, so that ``store[name]``, ``store.take``, xarray and the other readers find it. The
-committed rows stay as they are (`_read.derived` says where it lies and when it is believed).
+`add_array` stores a projection, a reconstruction or a score row by row, so that ``store[name]``,
+``store.take``, xarray and other readers find it. The committed rows do not change
+(`_read.derived_arrays` says where the array is stored and when it is valid).
 
-Place: above `writer`, which does the writing, and `_read.derived`; imported by the package and by `analysis`.
-A crash of `add_array` leaves the array that was there before, or none; what it had written so far is
-ignored by readers and replaced by the next attempt.
+A crash of `add_array` leaves the array that was there before, or none; readers ignore what had been written,
+and the next attempt replaces it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from zarrow.writer import Writer
 __all__ = ["add_array", "remove_array"]
 
 SEGMENT_ROWS = 65_536
-"""So that a narrow array of many rows takes few files, and the memory of sealing one is small."""
+"""Many, so that a narrow array takes few files; not too many to seal a segment in little memory."""
 APPEND_BYTES = 8 * layout.MEBIBYTE
 
 
@@ -49,33 +48,33 @@ def add_array(
     *,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Store an array that was computed from a store's rows beside them: durable and visible on return.
+    """Store an array that was computed from a store's rows: durable and visible on return.
 
-    An earlier derived array of that name is replaced, in one step. Stores that are open see the new one
-    when they are opened anew. It belongs to the rows that the store has now: after an append it is
-    ignored, and has to be made again.
+    An existing derived array of that name is replaced in one step. Stores that are already open see the new
+    one when they are reopened. It belongs to the rows that the store has now: after an append it is ignored
+    until it is added again.
 
     Parameters
     ----------
     path : path
         A complete store.
     name : str
-        What to call it: no column or array of the store, and ``[A-Za-z0-9_-]{1,64}``.
+        Its name, ``[A-Za-z0-9_-]{1,64}``, which no column or array of the store may have.
     values : array, shape (num_rows, ...), or iterable of such blocks
-        A row of at least one axis for each of the store's, in their order; blocks are written as they come.
+        One row, of at least one axis, for each row of the store, in order; blocks are written as they come.
     provenance : mapping, optional
-        JSON values that say how it was made.
+        JSON values that say how it was computed.
 
     Raises
     ------
     StoreNotFoundError, NotAStoreError, IncompleteStoreError
         If there is no complete store.
     InvalidInputError
-        If the name cannot be used, or the blocks are not one array of as many rows as the store.
+        If the name cannot be used, or the blocks are not one array with a row for each of the store's.
     StoreLockedError
         If another process is storing an array of that name.
     StoreChangedError
-        If rows were appended to the store meanwhile.
+        If rows were appended to the store while the array was added.
     WriteFailedError
         If it cannot be written; the store is as it was.
 
@@ -103,7 +102,9 @@ def add_array(
     blocks = _blocks(values, name)
     first = next(blocks, None)
     if first is None:
-        raise InvalidInputError(f"array {name!r}: there is no block that says what shape it has")
+        raise InvalidInputError(
+            f"array {name!r}: must have at least one block, from which its shape is taken, got none"
+        )
     row_bytes = first.dtype.itemsize * int(np.prod(first.shape[1:]))
     few = row_bytes * SEGMENT_ROWS <= layout.MAX_SHARD_BYTES // 2
     with _only_one(target):
@@ -121,7 +122,7 @@ def add_array(
                 now = take_view(root, partial=True)
                 if origin(now.snapshot) != origin(view.snapshot) or not now.snapshot.complete:
                     raise StoreChangedError(
-                        f"{root}: the store was changed while {name!r} was made of its rows: make it anew"
+                        f"{root}: the store changed while {name!r} was computed from it: compute it again"
                     )
                 writer.finalize()
         except BaseException:
@@ -145,7 +146,7 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
     StoreNotFoundError, NotAStoreError
         If there is no store.
     UnknownNameError
-        If it has no derived array of that name.
+        If the store has no derived array of that name.
 
     Examples
     --------
@@ -166,17 +167,17 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
     try:
         files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
         scratch = files.scratch_name(root / layout.OPEN_DIR)
-        files.rename(target, scratch)  # gone in one step; a crash from here on leaves scratch
+        files.rename(target, scratch)  # gone in one step; a crash after it leaves a scratch directory
         files.sync_dir(root / layout.DERIVED_DIR)
         files.remove_tree(scratch)
     except OSError as error:
         raise WriteFailedError(
-            error.errno or 0, f"{target}: it cannot be removed: {error.strerror}"
+            error.errno or 0, f"{target}: the derived array cannot be removed: {error.strerror}"
         ) from error
 
 
 def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:
-    """Refuse a name that a derived array of a store cannot have.
+    """Raise if a derived array of a store cannot have this name.
 
     Parameters
     ----------
@@ -195,8 +196,8 @@ def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:
     layout.check_name(name, "a derived array")
     if name in taken:
         raise InvalidInputError(
-            f"a derived array must have a name of its own, got {name!r}, which is a column or array of "
-            f"{path}: choose another"
+            f"a derived array needs a new name, got {name!r}, which is a column or array of {path}: "
+            "choose another one"
         )
 
 
@@ -246,10 +247,12 @@ def _append(
 
 @contextlib.contextmanager
 def _only_one(target: Path) -> Iterator[None]:
-    """Keep other processes from storing the same array: the one would swap the other's away."""
+    """Keep other processes from storing the same array: each would replace the other's."""
     lock = FileLock(target.with_name(target.name + layout.LOCK_SUFFIX))
     if not lock.acquire():
-        raise StoreLockedError(f"{target}: another process is storing this array: wait for it, or stop it")
+        raise StoreLockedError(
+            f"{target}: another process is storing this array: wait until it is done, or stop it"
+        )
     try:
         yield
     finally:

@@ -1,28 +1,27 @@
-"""How does a damaged store become a sound one, without what was damaged?
+"""Repair — a damaged store made sound again, without what was damaged.
 
-`repair` audits a store (`_maintenance.audit`), puts what is damaged aside (`_maintenance.quarantine`) and
-lets recovery do the
-rest (`_write.recovery`), in this order:
+`repair` audits a store, sets aside what is damaged (`_maintenance.quarantine`), and leaves the rest to
+recovery (`_write.recovery`), in this order:
 
-1. the manifest goes: the store is incomplete, and does not pass for what it was;
-2. each damaged segment is moved to ``quarantine/``: shards and part first, its record last, so that a repair
-   that was interrupted finds it again. Its number is free then;
-3. damaged open segments, claims that can never be fulfilled, and files that readers would take for rows
-   follow;
-4. recovery closes the gaps: the rows of the *last* segments are entered anew, by the path on which a writer
-   reopens one, and sealed under the free numbers. The records are dense again, and per damaged segment one
-   sound segment was copied, however many lie behind it;
-5. Zarr's metadata are written anew.
+1. The manifest is removed: the store is incomplete now, and must not pass for complete.
+2. Each damaged segment is moved to ``quarantine/``: shards and part first, its record last, so that an
+   interrupted repair finds it again. Its number is then free.
+3. Damaged open segments, claims that can never be fulfilled, and files that readers would take for rows
+   follow.
+4. Recovery closes the gaps: the *last* segments are reopened, as by a writer that appends, and sealed under
+   the free numbers. Then the records are dense again; for each damaged segment one sound segment was copied,
+   however many follow it.
+5. Zarr's metadata is written again.
 
-**Rows that were moved have new row numbers**; their ``sample_index`` is what names them. The rows that are
-gone are named by theirs, so that a resumed ``predict`` computes exactly those anew. Nothing is ever removed
-that there is no copy of, and the store is not declared complete without `finalize`.
+**Rows that were moved have new row numbers**; their ``sample_index`` identifies them. The rows that are lost
+are listed by theirs, so that a resumed ``predict`` computes exactly those. Nothing is removed unless there is
+a copy of it, and the store is not completed without `finalize`.
 
-Why not mark the damaged rows and leave them in place: every reader, also those that know Zarr or Parquet
-only, would have to know of the marks.
+Why damaged rows are not just marked and left in place: every reader, also those that know only Zarr or
+Parquet, would have to know about the marks.
 
-Place: tier 4, with `writer`, `store` and `verify`, which it must not import. Takes the store's lock. A crash
-anywhere leaves a store that a second repair, or a writer, finishes; no row that was sound is lost or doubled.
+A repair holds the store's lock. A crash anywhere leaves a store that a second repair, or a writer, finishes;
+no sound row is lost or duplicated.
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ class Repair:  # its fields are its parameters: numpydoc ignore=PR02
     path : str
         The store.
     dry_run : bool
-        Whether nothing was done.
+        Whether nothing was changed.
     set_aside : tuple of SetAside
         What was moved to ``quarantine/``.
     rebuilt : tuple of str
-        Derived files that were written anew.
+        Derived files that were rebuilt.
     moved_rows : int
-        Sound rows that were entered anew, and have other row numbers since.
+        The number of sound rows that have new row numbers.
     finalized : bool
-        Whether the store was completed, or would be.
+        Whether the store was completed.
     before : Report
-        The audit that it is based on.
+        The audit that this is based on.
 
     Examples
     --------
@@ -81,18 +80,18 @@ class Repair:  # its fields are its parameters: numpydoc ignore=PR02
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether the store was sound, and no wish was left."""
+        """Whether the store was sound, and was not to be completed."""
         return not self.set_aside and not self.rebuilt and not self.finalized
 
     @property
     def sample_index(self) -> tuple[int, ...]:
-        """The ``sample_index`` values of all rows that were set aside, where they can be told."""
+        """The known ``sample_index`` values of all rows that were set aside."""
         values = {value for one in self.set_aside for value in one.sample_index or ()}
         return tuple(sorted(values))
 
     @property
     def nameless_rows(self) -> int:
-        """How many of the rows that were set aside no ``sample_index`` names: what had it is damaged."""
+        """The number of rows that were set aside and whose ``sample_index`` is lost."""
         return sum(
             one.rows[1] - one.rows[0]
             for one in self.set_aside
@@ -113,41 +112,41 @@ def repair(
     level: Literal["checksums", "full"] = "checksums",
     progress: Progress | None = None,
 ) -> Repair:
-    """Put what is damaged aside, and rebuild what is derived.
+    """Set aside what is damaged, and rebuild what is derived.
 
-    The store is incomplete afterwards, if rows had to be set aside: predict them again with ``mode="a"``, or
+    If rows were set aside, the store is incomplete afterwards: predict them again with ``mode="a"``, or
     complete the store without them.
 
     Parameters
     ----------
     path : path
-        The store. No writer may be at work.
+        The store, without an active writer.
     dry_run : bool
-        Only say what would be done.
+        Only return what would be done.
     finalize : bool
-        Complete the store in the end, without the rows that were set aside.
+        Complete the store at the end, without the rows that were set aside.
     level : {"checksums", "full"}
-        How closely to look for damage, as in `verify`.
+        How thoroughly to check for damage, as in `verify`.
     progress : callable of (int, int), optional
-        Called with the bytes audited so far and those to audit.
+        Called with the bytes checked so far and the total.
 
     Returns
     -------
     Repair
-        What was done, and the ``sample_index`` values to compute again.
+        What was done, and the ``sample_index`` values to predict again.
 
     Raises
     ------
     InvalidInputError
-        If there is no such level.
+        If `level` is neither of these.
     StoreNotFoundError, NotAStoreError
         If there is no store.
     StoreLockedError
-        If a writer is at work.
+        If a writer is active.
     CorruptionError
-        If ``zarrow.json`` is damaged: without it nothing else can be judged.
+        If ``zarrow.json`` is damaged: nothing else can be checked without it.
     PermissionError
-        If this user may not read what seems damaged, or not write.
+        If this user may not write, or may not read what seems damaged.
 
     Examples
     --------
@@ -157,9 +156,7 @@ def repair(
     """
     if level not in ("checksums", "full"):
         raise InvalidInputError(f"level must be checksums or full, got {level!r}")
-    from zarrow._maintenance import (
-        repair_plan,
-    )  # imports Parquet and the codecs, which `import zarrow` does not
+    from zarrow._maintenance import repair_plan  # which imports Parquet; `import zarrow` does not
 
     root = Path(os.path.abspath(path))
     if dry_run:

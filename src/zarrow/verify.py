@@ -1,14 +1,11 @@
-"""Is a store what was written?
+"""Verify — whether a store is what was written.
 
-`verify` holds everything that a store says of itself against everything else: what the store is, the
-manifest, the commit records, the files and their sizes, their checksums, the shard indexes, the footers and
-pages of the parts, the numbering of the rows, the journals of open segments, the claims, the metadata that
-Zarr readers believe, and the names of all files. It runs the audit (`_maintenance.audit`), which `repair`
-runs
-too.
+`verify` compares everything that a store says about itself: ``zarrow.json``, the manifest, the commit
+records, the files, their sizes and checksums, the shard indexes, the footers and pages of the parts, the
+numbering of the rows, the journals of open segments, the claims, the metadata that Zarr readers use, the key
+index, and the names of all files. The work is done by `_maintenance.audit`, which `repair` uses, too.
 
-Place: tier 4, with `writer`, `store` and `repair`, which it must not import. Reads only, needs no lock and
-no write permission; may run while writers are at work.
+It only reads, needs no lock and no write permission, and may run while writers are active.
 """
 
 from __future__ import annotations
@@ -25,29 +22,29 @@ __all__ = ["Finding", "Level", "Progress", "Report", "Severity", "verify"]
 def verify(
     path: str | os.PathLike[str], level: Level = "checksums", progress: Progress | None = None
 ) -> Report:
-    """Tell what is wrong with a store.
+    """Check a store, and report what is wrong with it.
 
     Parameters
     ----------
     path : path
         The store.
     level : {"structure", "checksums", "full"}
-        How closely to look: at documents, sizes and indexes; at every byte's checksum too; or at the decoded
-        values as well.
+        What to check: documents, sizes and indexes; the checksum of every byte, too; or the decoded values
+        as well.
     progress : callable of (int, int), optional
-        Called with the bytes checked so far and those to check.
+        Called with the bytes checked so far and the total.
 
     Returns
     -------
     Report
-        Its `ok` is whether every row is there, as it was written.
+        Its `ok` tells whether every row is there, as it was written.
 
     Raises
     ------
     StoreNotFoundError, NotAStoreError
         If there is no store at the path.
     InvalidInputError
-        If there is no such level.
+        If `level` is none of these.
 
     Examples
     --------
@@ -58,6 +55,6 @@ def verify(
     """
     if level not in LEVELS:
         raise InvalidInputError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
-    from zarrow._maintenance import audit  # imports Parquet and the codecs, which `import zarrow` does not
+    from zarrow._maintenance import audit  # which imports Parquet; `import zarrow` does not
 
     return audit.audit(Path(path), level, progress).report

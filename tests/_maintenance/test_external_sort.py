@@ -1,4 +1,4 @@
-"""Does an external sort give the order that Arrow's own sort gives, whatever the columns hold?"""
+"""External sort — the order is that of Arrow's own sort, whatever the columns hold."""
 
 import datetime
 import math

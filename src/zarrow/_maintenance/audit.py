@@ -1,18 +1,17 @@
-"""Does everything that a store says of itself agree?
+"""Audit — everything that a store says about itself, compared.
 
-Three levels, each with those before it:
+There are three levels, each including the ones before it:
 
-1. *structure*: documents, sizes, shard indexes, Zarr metadata, journals; reads little of the rows;
-2. *checksums*: every byte that was written down. Finds every flipped bit;
-3. *full*: decodes pages and chunks. Finds what a faulty or hostile writer wrote with sound checksums.
+1. *structure*: documents, sizes, shard indexes, Zarr metadata, journals; reads few of the rows;
+2. *checksums*: every byte that was written. Finds every flipped bit;
+3. *full*: decodes pages and chunks. Finds what a faulty or hostile writer wrote with correct checksums.
 
-Nothing is used before its checksum holds, and the files are not trusted to be files (`_storage.beneath`).
+Nothing is used before its checksum has been verified, and paths are not assumed to be regular files
+(`_storage.reading`).
 
-Writers may be at work. So open segments are looked at first, then claims, then records, since rows move in
-this direction; and where something is wrong and the store has changed meanwhile, it is looked at again. What
-was committed stays as it is, and is read last.
-
-Place: tier 3, used by `verify` and `repair`; orders what the other audits do. Reads only.
+Writers may be active. Rows move from open segments to claims to records, so they are checked in this order;
+if a problem was found and the store has changed meanwhile, they are checked again. Committed segments do not
+change, and are read last.
 """
 
 from __future__ import annotations
@@ -44,20 +43,20 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """An audit's report, and what a repair wants to know beside it.
+    """An audit's report, and what else a repair needs to know.
 
     Parameters
     ----------
     report : Report
         What `verify` returns.
     spec : StoreSpec or None
-        What the store is; None if that is damaged.
+        The store's declaration; None if that is damaged.
     records : dict of int to SegmentRecord
-        The records that can be believed.
+        The sound records.
     damaged : frozenset of int
-        The segments of which something is damaged.
+        The damaged segments.
     segments : int
-        How many segments there should be: those of the manifest, or up to the last that has a record.
+        The number of segments there should be: as in the manifest, or up to the last one with a record.
     """
 
     report: Report
@@ -68,12 +67,12 @@ class Audited:
 
 
 def audit(root: Path, level: Level, progress: Progress | None = None, *, derived: bool = True) -> Audited:
-    """Look at a store, and at its derived arrays, which have none of their own.
+    """Check a store and its derived arrays, which have no derived arrays of their own.
 
     Raises
     ------
     StoreNotFoundError, NotAStoreError
-        If there is none.
+        If there is no store.
     """
     found = AuditLog(level)
     try:
@@ -82,7 +81,7 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
             ChunkCodec(array)
     except (CorruptionError, InvalidInputError) as error:
         message = said_by(root / layout.STORE_JSON, error)
-        found.damage(layout.STORE_JSON, f"{message}; nothing else can be judged without it")
+        found.damage(layout.STORE_JSON, f"{message}; nothing else can be checked without it")
         report = Report(path=str(root), level=level, findings=found.sorted())
         return Audited(report, None, {}, frozenset(), 0)
     for _ in range(_ATTEMPTS):
@@ -115,7 +114,7 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
 
 
 class _StoreAudit:
-    """One look at one store, and what it found so far."""
+    """One audit of one store, and its findings so far."""
 
     def __init__(self, files: Beneath, spec: StoreSpec, found: AuditLog) -> None:
         self.files = files
@@ -127,7 +126,7 @@ class _StoreAudit:
         self._slots: dict[str, OpenSegmentFacts] = {}
 
     def run(self) -> None:
-        """Look at everything; open segments first, since their rows may be committed meanwhile."""
+        """Check all but committed segments; open ones first, since their rows may be committed meanwhile."""
         self._open()
         self.documents.read()
         self.open_rows = audit_sources(self.documents, self._slots)
@@ -136,7 +135,7 @@ class _StoreAudit:
         self._names.audit(self.documents.numbers, self.documents.is_pending)
 
     def run_segments(self) -> None:
-        """Look at the files of all committed segments, then at the index of their keys."""
+        """Check the files of all committed segments, then the key index."""
         records = self.documents.records
         self.found.total_bytes = sum(map(record_bytes, records.values())) + index_size(self.files)
         for record in records.values():
@@ -145,13 +144,13 @@ class _StoreAudit:
         audit_index(self.files, self.spec, self.documents.manifest, in_order, self.found)
 
     def run_derived(self, level: Level) -> None:
-        """Look at the derived arrays. The store's rows do not depend on them: what is wrong is a defect."""
+        """Check the derived arrays. The store's rows do not depend on them, so any damage is a defect."""
         names = self._names.list(layout.DERIVED_DIR)
         known = set(derived_names(self.files.root))
         locks = {f"{name}{layout.LOCK_SUFFIX}" for name in known}
         unfinished = {name for name in names if name.removesuffix(layout.INCOMING_SUFFIX) in known} - known
         strays = [one for one in names if one not in known | unfinished | locks]
-        self._names.tell(layout.DERIVED_DIR, names, strays)
+        self._names.add_strays(layout.DERIVED_DIR, names, strays)
         for name in sorted(unfinished):
             self.found.note(f"{layout.DERIVED_DIR}/{name}", "an unfinished derived array; readers ignore it")
         for name in sorted(known):
@@ -168,7 +167,7 @@ class _StoreAudit:
                 Finding(
                     severity="note" if finding.severity == "note" else "defect",
                     path=f"{path}/{finding.path}".rstrip("/"),
-                    message=f"{finding.message} (of a derived array: make it anew)",
+                    message=f"{finding.message} (in a derived array: compute it again)",
                 )
             )
         self.found.checked_files += one.report.checked_files
@@ -179,10 +178,10 @@ class _StoreAudit:
             rows, segments = self.documents.rows, self.documents.segments
             mine = origin(Snapshot(self.files.root, self.spec, rows, segments, manifest))
             if said_origin(one.spec) != mine:
-                self.found.note(path, "derived from other rows than these; readers ignore it")
+                self.found.note(path, "derived from other rows than the store has now; readers ignore it")
 
     def pulse(self) -> object:
-        """Return something that changes when a writer does something."""
+        """Return a value that changes when a writer commits or opens a segment."""
         names = self.files.names(layout.SEGMENTS_DIR), self.files.names(layout.OPEN_DIR)
         return names, self.files.exists(layout.MANIFEST_JSON)
 
@@ -191,7 +190,7 @@ class _StoreAudit:
     def _open(self) -> None:
         names = self._names.list(layout.OPEN_DIR)
         strays = []
-        # The newest first: if rows are in one, then the one that its writer filled before was full by then.
+        # The newest first: if it has rows, then the one that its writer filled before was full by then.
         for name, kind in sorted(names.items(), reverse=True):
             if kind == "directory" and layout.is_slot(name):
                 facts = audit_open_segment(self.files, self.spec, name, self.found)
@@ -204,7 +203,7 @@ class _StoreAudit:
                 self.found.note(f"{layout.OPEN_DIR}/{name}", "a scratch file, which the next writer removes")
             else:
                 strays.append(name)
-        self._names.tell(layout.OPEN_DIR, names, strays)
+        self._names.add_strays(layout.OPEN_DIR, names, strays)
 
     def _lock(self) -> None:
         path = f"{layout.OPEN_DIR}/{layout.LOCK}"
@@ -215,7 +214,7 @@ class _StoreAudit:
         except FileNotFoundError:
             return
         except CorruptionError as error:
-            self.found.defect(path, f"it does not say who wrote last: {said_by(path, error)}")
+            self.found.defect(path, f"does not say which process wrote last: {said_by(path, error)}")
 
     def _slot_lock(self, slot: str) -> None:
         self._names.audit_slot(slot)
@@ -223,6 +222,6 @@ class _StoreAudit:
         try:
             with self.files.open(f"{path}/{layout.LOCK}") as file:
                 if file.size_bytes:
-                    self.found.defect(f"{path}/{layout.LOCK}", "it is not empty")
+                    self.found.defect(f"{path}/{layout.LOCK}", "not empty")
         except (FileNotFoundError, CorruptionError):
             pass

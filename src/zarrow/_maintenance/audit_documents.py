@@ -1,9 +1,10 @@
-"""What do a store's documents say is committed, and do they agree?
+"""Audit of documents — the manifest, claims, records and Zarr's metadata, against one another.
 
-The manifest is read first, then claims, then records: a claim that is released meanwhile has a record. What
-the records add up to is the dense prefix that readers see; what is missing from it, or follows it, is damage.
+The manifest is read first, then claims, then records: a claim that is released meanwhile has a record. The
+records add up to the dense prefix that readers see; one that is missing from it, or follows it, is damage.
 
-Place: tier 3, used by `audit`. Reads only.
+The ``zarr.json`` documents are derived from the records: they must be, byte for byte, what the writer would
+write, or what it left when it was killed between a record and its documents.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ def read_document(files: Beneath, found: AuditLog, path: str, limit_bytes: int) 
 
 
 class DocumentsAudit:
-    """The manifest, claims and records of a store, and what they add up to.
+    """The audit of a store's manifest, claims and records, and what they add up to.
 
     Parameters
     ----------
     files : Beneath
-        The store's.
+        The store's files.
     spec : StoreSpec
-        What the store is.
+        The store's declaration.
     found : AuditLog
-        Takes what is wrong.
+        Collects the findings.
     names : NamesAudit
         The store's directories.
     """
@@ -60,15 +61,15 @@ class DocumentsAudit:
         self.manifest: Manifest | None = None
         self.damaged_manifest = False
         self.claims: dict[int, Claim | None] = {}  # None: damaged
-        self.records: dict[int, SegmentRecord] = {}  # those that can be believed
-        self.numbers: set[int] = set()  # of all records
+        self.records: dict[int, SegmentRecord] = {}  # the sound ones
+        self.numbers: set[int] = set()  # of all records, sound or not
         self.dense = 0
         self.segments = 0
         self.rows = 0
         self._names = names
 
     def read(self) -> None:
-        """Read the documents, and count."""
+        """Read the documents, and count the committed segments and rows."""
         self._manifest()
         self._segments_dir()
         self._count()
@@ -85,7 +86,7 @@ class DocumentsAudit:
             self.found.damage(path, error)
 
     def _segments_dir(self) -> None:
-        """Read records and claims, the claims first: one that is released meanwhile has a record."""
+        """Read claims, then records: a claim that is released meanwhile has a record."""
         names = self._names.list(layout.SEGMENTS_DIR)
         claims: list[int] = []
         records: list[int] = []
@@ -102,7 +103,7 @@ class DocumentsAudit:
             self._claim(number)
         for number in records:
             self._record(number)
-        self._names.tell(layout.SEGMENTS_DIR, names, strays)
+        self._names.add_strays(layout.SEGMENTS_DIR, names, strays)
 
     def _record(self, number: int) -> None:
         path = layout.record_path(number)
@@ -116,7 +117,7 @@ class DocumentsAudit:
             self._against_manifest(record, crc32c(data))
             self.records[number] = record
         except FileNotFoundError:
-            self.numbers.discard(number)  # a writer reopened it just now
+            self.numbers.discard(number)  # a writer has just reopened it
         except CorruptionError as error:
             self.damage(number, path, error)
 
@@ -125,9 +126,9 @@ class DocumentsAudit:
         if manifest is None:
             return
         if number >= manifest.segments:
-            raise CorruptionError("a segment that the manifest does not have")
+            raise CorruptionError("the manifest has no such segment")
         if manifest.records_crc32c[number] != checksum:
-            raise CorruptionError("not the record that the manifest was made of")
+            raise CorruptionError("not the record that the manifest refers to")
         rows = min(self.spec.segment_rows, manifest.rows - number * self.spec.segment_rows)
         if (
             record.rows != rows
@@ -137,7 +138,7 @@ class DocumentsAudit:
                 for name, facts in record.arrays.items()
             )
         ):
-            raise CorruptionError("rows or sizes are not those of the manifest")
+            raise CorruptionError("its rows or sizes differ from the manifest's")
 
     def _claim(self, number: int) -> None:
         path = layout.claim_path(number)
@@ -153,7 +154,7 @@ class DocumentsAudit:
             self.found.damage(path, error, segment=number)
 
     def damage(self, number: int, path: str, error: object) -> None:
-        """Take damage of a segment down, with the rows that it should have."""
+        """Add damage to a segment, with the rows that it should have."""
         full = self.spec.segment_rows
         stop = (number + 1) * full if self.manifest is None else min((number + 1) * full, self.manifest.rows)
         rows = (number * full, stop) if number * full < stop else None
@@ -161,7 +162,7 @@ class DocumentsAudit:
         self.found.add(Finding(severity="damage", path=path, message=message, segment=number, rows=rows))
 
     def _count(self) -> None:
-        """Find the dense prefix, and what is missing from it."""
+        """Find the dense prefix, and which records are missing from it."""
         self.dense = next(
             (index for index, number in enumerate(sorted(self.numbers)) if index != number),
             len(self.numbers),
@@ -174,28 +175,28 @@ class DocumentsAudit:
             if number in self.numbers:
                 continue
             if number in self.claims and self.manifest is None:
-                continue  # below
+                continue  # about to be committed
             if number in aside and self.manifest is None:
-                message = (
-                    "was put aside by a repair that was interrupted: later rows are hidden until the next"
-                )
+                message = "set aside by an interrupted repair: later rows are hidden until repair runs again"
                 self.found.defect(layout.record_path(number), message)
                 continue
-            self.damage(number, layout.record_path(number), "it is not there")
+            self.damage(number, layout.record_path(number), "missing")
             if number - self.dense > MAX_STRAYS:
-                self.found.damage(layout.SEGMENTS_DIR, f"and so on up to segment {last}")
+                self.found.damage(layout.SEGMENTS_DIR, f"and so on, up to segment {last}")
                 break
         for number in sorted(self.numbers):
             record = self.records.get(number)
             if record is not None and record.rows < self.spec.segment_rows and number + 1 in self.numbers:
-                self.damage(number, layout.record_path(number), f"{record.rows} rows, but it is not the last")
+                self.damage(
+                    number, layout.record_path(number), f"only {record.rows} rows, but not the last segment"
+                )
         final = self.records.get(self.dense - 1)
         self.rows = max(self.dense - 1, 0) * self.spec.segment_rows + (final.rows if final else 0)
         if self.dense and final is None:
             self.rows = self.dense * self.spec.segment_rows if self.manifest is None else self.manifest.rows
 
     def is_pending(self, number: int) -> bool:
-        """Tell whether a writer that was killed may have left files under this segment number."""
+        """Tell whether a killed writer may have left files under this segment number."""
         return number in self.claims or (self.manifest is None and number >= self.dense)
 
 
@@ -203,7 +204,7 @@ class DocumentsAudit:
 
 
 def audit_metadata(documents: DocumentsAudit, reopened: list[int]) -> None:
-    """Compare the documents; of the segments that are `reopened`, copies are open."""
+    """Compare Zarr's metadata with the records; open segments hold copies of the segments `reopened`."""
     spec = documents.spec
     settled = max(documents.records, default=-1) + 1 == documents.dense and not documents.damaged_manifest
     stale = set() if documents.manifest is not None else _stale_rows(documents, reopened)
@@ -222,7 +223,7 @@ def audit_metadata(documents: DocumentsAudit, reopened: list[int]) -> None:
         try:
             data = read_document(documents.files, documents.found, path, len(expected) + (1 << 16))
         except FileNotFoundError:
-            documents.found.defect(path, "it is not there: Zarr readers find no array")
+            documents.found.defect(path, "missing: Zarr readers find no array")
             continue
         except CorruptionError as error:
             documents.found.defect(path, error)
@@ -230,16 +231,16 @@ def audit_metadata(documents: DocumentsAudit, reopened: list[int]) -> None:
         if data == expected:
             continue
         if any(data == make(rows) for rows in stale):
-            documents.found.note(path, "a writer has not yet told Zarr readers of its last segment")
+            documents.found.note(path, "without the last segment: its writer was about to add it")
         else:
             documents.found.defect(path, _difference(data, expected, settled))
 
 
 def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:
-    """Return the lengths that a writer may leave in Zarr's metadata if it is killed.
+    """Return the lengths that a killed writer may leave in Zarr's metadata.
 
-    After it has committed a segment, whose claim still stands; or before it takes the last one back,
-    whose copy is there.
+    It was killed after it had committed a segment, whose claim is still there; or before it took back the
+    last segment, of which it had made a copy.
     """
     committing = [number for number in (*documents.claims, *reopened) if number < documents.dense]
     first = min(committing, default=documents.dense)
@@ -250,8 +251,8 @@ def _difference(data: bytes, expected: bytes, settled: bool) -> str:
     try:
         same = json.loads(data) == json.loads(expected)
     except (ValueError, RecursionError):
-        return "damaged: it is no JSON"
+        return "damaged: not JSON"
     if same:
-        return "the same metadata, but not as zarrow writes them"
-    rule = "" if settled else ", as far as that can be told from damaged records"
+        return "the same metadata, but not in the form that zarrow writes"
+    rule = "" if settled else ", as far as damaged records show"
     return f"not the metadata of the committed rows{rule}"

@@ -1,15 +1,12 @@
-"""Is the key index that of the rows that the store has?
+"""Audit of the key index — whether it is the index of the store's rows.
 
-It is derived, so whatever is wrong with it is a defect, and no row is lost by it; but a reader that is told
-the wrong row for a key would never know. Looked at from outside in, as everything else: footer and tables;
-then the checksums of all entries and of the heap; at last, at the level *full*, that the entries are in
-order, that the fences are theirs, and that they are the keys of the table, each with its row. The last is
-told by one number, the sum of a hash of row and key over all rows, so that neither has to be in memory.
+The index is derived, so anything wrong with it is a defect, and no row is lost by it; but a reader that gets
+the wrong row for a key would never notice. It is checked from the outside in: the footer and the tables; the
+checksums of all entries and of the heap; and, at the level *full*, that the entries are in order, that the
+fences fit them, and that they hold the keys of the table, each with its row. The last is checked by a single
+number, the sum over all rows of a hash of row and key, so that neither side has to be in memory.
 
-An index of other rows than the store has (it was appended to since, or is not complete) is a note: readers
-ignore it.
-
-Place: tier 3, used by `audit`. Reads only, in pieces of some MiB. Must not import `writer` or `store`.
+An index of other rows than the store has (because rows were appended) is a note: readers ignore it.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ _PIECE_BYTES = 4 << 20
 
 
 def index_size(files: Beneath) -> int:
-    """Return the size of the index, 0 if there is none that can be read."""
+    """Return the size of the index; 0 if there is none, or it cannot be read."""
     try:
         with files.open(KEY_INDEX) as file:
             return file.size_bytes
@@ -62,20 +59,20 @@ def audit_index(
     records: Iterable[SegmentRecord],
     found: AuditLog,
 ) -> None:
-    """Look at the index, if there is one.
+    """Check the index, if there is one.
 
     Parameters
     ----------
     files : Beneath
-        The store's.
+        The store's files.
     spec : StoreSpec
-        What the store is.
+        The store's declaration.
     manifest : Manifest or None
-        If the store is complete.
+        The manifest of a complete store.
     records : iterable of SegmentRecord
-        Of all segments, in order.
+        The records of all segments, in order.
     found : AuditLog
-        Takes what is wrong.
+        Collects the findings.
     """
     try:
         with files.open(KEY_INDEX) as file:
@@ -97,18 +94,18 @@ class _IndexAudit:
 
     def run(self, manifest: Manifest | None, records: Iterable[SegmentRecord]) -> None:
         if not self._spec.keys:
-            raise CorruptionError("an index of keys, in a store that has none: remove it")
+            raise CorruptionError("a key index, but the store has no keys: remove it")
         tables = read_tables(self._read, self._file.size_bytes, self._kinds, KEY_INDEX)
         expected = None if manifest is None else identity_of(self._spec, manifest.rows, manifest)
         if tables.identity != expected:
-            self._found.note(KEY_INDEX, "made of other rows than the store has, so readers ignore it")
+            self._found.note(KEY_INDEX, "built of other rows than the store has now, so readers ignore it")
             return
         if self._found.checksums:
             total = self._entries(tables)
             self._heap(tables)
-            # With a damaged table nobody can tell, and the index is not to blame.
+            # A damaged table cannot be compared, and the index is not to blame.
             if self._found.full and not self._found.damaged and total != self._table(records):
-                raise damaged(KEY_INDEX, "though its checksums hold, its keys are not those of the table")
+                raise damaged(KEY_INDEX, "despite correct checksums, its keys are not those of the table")
 
     def _read(self, offset: int, size_bytes: int) -> Bytes:
         self._found.read(size_bytes)
@@ -134,7 +131,7 @@ class _IndexAudit:
             hashes, rows = places[:, HASH], places[:, ROW]
             later = (hashes[1:] > hashes[:-1]) | ((hashes[1:] == hashes[:-1]) & (rows[1:] > rows[:-1]))
             if not later[0 if block else 1 :].all() or (entries[::BLOCK_ENTRIES, HASH] != fences).any():
-                raise damaged(KEY_INDEX, "though their checksums hold, its entries are not in order")
+                raise damaged(KEY_INDEX, "despite correct checksums, its entries are not in order")
             self._point_into_heap(entries, tables.heap_bytes)
             total += _total(self._kinds, entries[:, ROW], entries[:, HASH], entries[:, WORDS:])
         return total % (1 << 64)
@@ -150,7 +147,7 @@ class _IndexAudit:
     def _checksums(self, data: Bytes, block_bytes: int, expected: list[int], what: str) -> None:
         for number, checksum in enumerate(expected):
             if crc32c(data[number * block_bytes : (number + 1) * block_bytes]) != checksum:
-                raise damaged(KEY_INDEX, f"the checksum of some of its {what} does not hold")
+                raise damaged(KEY_INDEX, f"some of its {what} do not match their checksum")
 
     def _point_into_heap(self, entries: Words, heap_bytes: int) -> None:
         column, size = WORDS, np.uint64(heap_bytes)
@@ -158,11 +155,11 @@ class _IndexAudit:
             if key_words.is_in_heap(kind):
                 starts, lengths = entries[:, column], entries[:, column + 1]
                 if np.any(starts > size) or np.any(lengths > size - np.minimum(starts, size)):
-                    raise damaged(KEY_INDEX, "though its checksum holds, an entry points out of it")
+                    raise damaged(KEY_INDEX, "despite a correct checksum, an entry points out of it")
             column += 1 + key_words.is_in_heap(kind)
 
     def _table(self, records: Iterable[SegmentRecord]) -> int:
-        """Return what `_entries` returns, from the table."""
+        """Return the same sum as `_entries`, of the table."""
         total = 0
         for record in records:
             row = record.segment * self._spec.segment_rows
@@ -180,12 +177,12 @@ class _IndexAudit:
             for batch in part.iter_batches(BATCH_ROWS, columns=keys, use_threads=False):
                 columns = [batch.column(key) for key in keys]
                 if any(column.null_count for column in columns):
-                    raise CorruptionError("a key is null in the table, which none can be")
+                    raise CorruptionError("the table has a null key, which must not be")
                 yield columns
 
 
 def _total(kinds: list[pa.DataType], rows: Words, hashes: Words, words: Words) -> int:
-    """Return the sum of the hashes of rows with their keys; where in a heap a key lies is no part of it."""
+    """Return the sum of the hashes of rows and keys, regardless of where in the heap a key lies."""
     chain, column = [rows, hashes], 0
     for kind in kinds:
         column += key_words.is_in_heap(kind)

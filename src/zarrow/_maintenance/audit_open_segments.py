@@ -1,18 +1,16 @@
-"""Is what an open segment holds what its writer wrote?
+"""Audit of open segments — whether their journals and row bytes are what their writers wrote.
 
-More is asked here than of recovery. Recovery has to live with what a kill or a power cut leaves, so it
-drops a damaged end that no frame calls durable; an audit says so, because rows may lie there that were
-accepted. Behind the last sound frame it therefore tells apart:
+This is stricter than recovery, which has to accept what a kill or a power cut leaves, and so drops a damaged
+tail that no frame declares durable. An audit reports it, because the tail may hold accepted rows. After the
+last sound frame, it distinguishes:
 
 * the beginning of a frame that was being written, or zeros, which a power cut leaves: a note;
-* anything else, as a whole frame whose checksum does not hold: damage.
+* anything else, such as a whole frame with a wrong checksum: damage.
 
-And row bytes that a sound frame vouches for must be there, whether durable or not.
+Row bytes that a sound frame vouches for must be there, durable or not.
 
-A writer may be alive. What is found is believed only if the journal has not grown, and the open segment
-not gone, while it was looked at.
-
-Place: tier 3, used by `verify`. Reads only. Must not import `writer` or `store`.
+The segment's writer may be active. Damage is reported only if the journal has not grown, and the segment has
+not been removed, while it was checked.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class OpenSegmentFacts:
-    """What is known of an open segment: its name, who fills it (None if that is damaged), its rows."""
+    """An open segment's name, its owner (None if that document is damaged) and its rows."""
 
     slot: str
     owner: Owner | None
@@ -58,23 +56,23 @@ class OpenSegmentFacts:
 def audit_open_segment(
     files: Beneath, spec: StoreSpec, slot: str, found: AuditLog
 ) -> OpenSegmentFacts | None:
-    """Look at an open segment.
+    """Check an open segment.
 
     Parameters
     ----------
     files : Beneath
-        The store's.
+        The store's files.
     spec : StoreSpec
-        What the store is.
+        The store's declaration.
     slot : str
         The open segment's name.
     found : AuditLog
-        Takes what is wrong.
+        Collects the findings.
 
     Returns
     -------
     OpenSegmentFacts or None
-        None if it is gone, or was never finished being made.
+        None if it has been removed, or its creation was never completed.
     """
     for attempt in range(_ATTEMPTS):
         before = _journal_bytes(files, slot)
@@ -92,7 +90,7 @@ def audit_open_segment(
 
 
 def read_frames(files: Beneath, spec: StoreSpec, slot: str) -> Sequence[Frame]:
-    """Return the frames of an open segment before the first that is not sound; none if it has no journal."""
+    """Return an open segment's frames up to the first damaged one; none if it has no journal."""
     try:
         path = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
         journal = files.read(path, MAX_FRAME_BYTES, drop_hole=True)
@@ -111,7 +109,7 @@ def _journal_bytes(files: Beneath, slot: str) -> int:
 
 
 class _OpenSegmentAudit:
-    """One look at one open segment."""
+    """One audit of one open segment."""
 
     def __init__(self, files: Beneath, spec: StoreSpec, slot: str, checksums: bool, full: bool) -> None:
         self.findings: list[Finding] = []
@@ -139,9 +137,11 @@ class _OpenSegmentAudit:
             journal = self._read(layout.FRAMES)
         except FileNotFoundError:
             if self._has_row_bytes():  # which are written only once the journal's name is durable
-                self._damage(layout.FRAMES, "it is not there, so a writer will throw the rows away")
+                self._damage(layout.FRAMES, "missing, so the next writer will discard the rows")
             else:
-                self._note("", "an open segment that was never finished being made, or is being removed")
+                self._note(
+                    "", "an open segment that is being created or removed, or was when its writer was killed"
+                )
             return None
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
@@ -183,7 +183,7 @@ class _OpenSegmentAudit:
             return Owner.decode(data, self._path(layout.OWNER_JSON))
         except FileNotFoundError:
             if journal:
-                self._damage(layout.OWNER_JSON, "it is not there, so a writer will throw the rows away")
+                self._damage(layout.OWNER_JSON, "missing, so the next writer will discard the rows")
         except CorruptionError as error:
             self._damage(layout.OWNER_JSON, error)
         return None
@@ -191,7 +191,7 @@ class _OpenSegmentAudit:
     # The journal
 
     def _sound_frames(self, journal: bytes) -> Sequence[Frame]:
-        """Return the sound frames, and take down what lies behind them."""
+        """Return the sound frames, and report what follows them."""
         spec = self._spec
         buffer = pa.py_buffer(journal)
         uuid, arrays = bytes.fromhex(spec.uuid), len(spec.arrays)
@@ -200,33 +200,21 @@ class _OpenSegmentAudit:
             found = scan(buffer, uuid, arrays, spec.segment_rows, path)
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
-            found = scan_prefix(buffer, uuid, arrays, spec.segment_rows)
-        else:
-            tail = journal[len(journal) - found.torn_bytes :]
-            if not tail:
-                pass
-            elif is_torn(tail, uuid, arrays) or not any(tail):
-                self._note(
-                    layout.FRAMES,
-                    f"{len(tail)} bytes behind the last frame, which was being written: no accepted row",
-                )
-            elif found.rows == spec.segment_rows or not may_hold_rows(tail, arrays):
-                self.findings.append(
-                    Finding(
-                        severity="defect",
-                        path=path,
-                        message=f"{len(tail)} bytes behind the last frame are no sound one: no row was in "
-                        "them, only how many are durable",
-                    )
-                )
-            else:
-                self._damage(
-                    layout.FRAMES,
-                    f"{len(tail)} bytes at byte {len(journal) - len(tail)} are no sound frame: rows from "
-                    f"{found.rows} of this open segment that were accepted, but are not known to have been "
-                    "durable, are lost",
-                    (found.rows, spec.segment_rows),
-                )
+            return scan_prefix(buffer, uuid, arrays, spec.segment_rows).frames
+        tail = journal[len(journal) - found.torn_bytes :]
+        after = f"{len(tail)} bytes after the last sound frame"
+        if tail and (is_torn(tail, uuid, arrays) or not any(tail)):
+            self._note(layout.FRAMES, f"{after} are of one that was being written: no accepted rows")
+        elif tail and (found.rows == spec.segment_rows or not may_hold_rows(tail, arrays)):
+            message = f"{after} are damaged: they held no rows, only the number of durable ones"
+            self.findings.append(Finding(severity="defect", path=path, message=message))
+        elif tail:
+            self._damage(
+                layout.FRAMES,
+                f"{after} are damaged: accepted rows of this open segment, from row {found.rows} on, are "
+                "lost; none of them is known to have been durable",
+                (found.rows, spec.segment_rows),
+            )
         return found.frames
 
     def _table_rows(self, frame: Frame) -> None:
@@ -238,9 +226,9 @@ class _OpenSegmentAudit:
             batch.validate(full=True)
             for column, values in zip(batch.schema, batch.columns, strict=True):
                 if values.null_count and (not column.nullable or column.name in self._spec.keys):
-                    raise CorruptionError(f"column {column.name!r} has nulls, which it must not have")
+                    raise CorruptionError(f"column {column.name!r} has nulls, but must not")
         except (CorruptionError, pa.ArrowException) as error:
-            self._damage(layout.FRAMES, f"though its checksum holds: {error}", rows)
+            self._damage(layout.FRAMES, f"invalid despite a correct checksum: {error}", rows)
 
     # The row bytes
 
@@ -253,10 +241,10 @@ class _OpenSegmentAudit:
                 if not array.is_plain:
                     used = self._encoded(array, index, frames, file)
                 if file.size_bytes > used:
-                    self._note(name, f"{file.size_bytes - used} bytes that no frame vouches for")
+                    self._note(name, f"{file.size_bytes - used} bytes that belong to no frame")
         except FileNotFoundError:
             if frames:
-                self._damage(name, "it is not there", (0, frames[-1].stop))
+                self._damage(name, "missing", (0, frames[-1].stop))
         except ZarrowError as error:
             self._damage(name, error)
 
@@ -265,7 +253,7 @@ class _OpenSegmentAudit:
         for frame in frames:
             start, size = frame.first_row * array.row_bytes, frame.rows * array.row_bytes
             if start + size > file.size_bytes:
-                self._damage(name, "it ends before these rows do", (frame.first_row, frames[-1].stop))
+                self._damage(name, "ends before these rows do", (frame.first_row, frames[-1].stop))
                 break
             if self._checksums:
                 self.checked_bytes += size
@@ -274,7 +262,7 @@ class _OpenSegmentAudit:
         return frames[-1].stop * array.row_bytes if frames else 0
 
     def _encoded(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: PlainFile) -> int:
-        """Check complete chunks, then the tail, and return where the chunks end."""
+        """Check the complete chunks and the tail; return where the chunks end."""
         name = layout.rows_name(array.name)
         total = frames[-1].stop if frames else 0
         chunks = [chunk for frame in frames for chunk in frame.arrays[index].chunks]
@@ -283,14 +271,12 @@ class _OpenSegmentAudit:
         for number, chunk in enumerate(chunks):
             rows = (number * array.chunk_rows, min((number + 1) * array.chunk_rows, total))
             if chunk.size_bytes > 2 * array.chunk_bytes + 4096 or offset + chunk.size_bytes > file.size_bytes:
-                self._damage(
-                    name, f"chunk {number} of {chunk.size_bytes} bytes is not there", (rows[0], total)
-                )
+                self._damage(name, f"chunk {number} of {chunk.size_bytes} bytes is missing", (rows[0], total))
                 return offset
             if self._checksums:
                 self.checked_bytes += chunk.size_bytes
                 if file.crc32c(offset, chunk.size_bytes) != chunk.crc32c:
-                    self._damage(name, f"the checksum of chunk {number} does not hold", rows)
+                    self._damage(name, f"chunk {number} does not match its checksum", rows)
                 elif codec is not None:
                     try:
                         codec.decode(file.read(offset, chunk.size_bytes), f"chunk {number}")
@@ -298,7 +284,7 @@ class _OpenSegmentAudit:
                         self._damage(name, error, rows)
             offset += chunk.size_bytes
         if len(chunks) != total // array.chunk_rows:
-            self._damage(layout.FRAMES, f"{len(chunks)} chunks of array {array.name!r} in {total} rows")
+            self._damage(layout.FRAMES, f"{len(chunks)} chunks of array {array.name!r} for {total} rows")
             return offset
         self._tail(array, index, frames, total % array.chunk_rows)
         return offset
@@ -308,7 +294,11 @@ class _OpenSegmentAudit:
             return
         entry, stop = frames[-1].arrays[index], frames[-1].stop
         if entry.tail_side not in (0, 1):
-            self._damage(layout.FRAMES, f"there is no tail {entry.tail_side}", (stop - rows, stop))
+            self._damage(
+                layout.FRAMES,
+                f"names tail file {entry.tail_side}, but there are only 0 and 1",
+                (stop - rows, stop),
+            )
             return
         name = layout.tail_name(array.name, entry.tail_side)
         try:
@@ -316,12 +306,14 @@ class _OpenSegmentAudit:
                 self.checked_files += 1
                 size = rows * array.row_bytes
                 if file.size_bytes < size:
-                    raise CorruptionError(f"{file.size_bytes} bytes, its {rows} rows have {size}")
+                    raise CorruptionError(
+                        f"{file.size_bytes} bytes, too few for its {rows} rows of {size} bytes in all"
+                    )
                 self.checked_bytes += size
                 if self._checksums and file.crc32c(0, size) != entry.tail_crc32c:
-                    raise CorruptionError("the checksum of its rows does not hold")
+                    raise CorruptionError("its rows do not match their checksum")
         except FileNotFoundError:
-            self._damage(name, "it is not there", (stop - rows, stop))
+            self._damage(name, "missing", (stop - rows, stop))
         except CorruptionError as error:
             self._damage(name, error, (stop - rows, stop))
 
@@ -329,5 +321,5 @@ class _OpenSegmentAudit:
 def _lost(frame: Frame, frames: Sequence[Frame]) -> str:
     durable = max(one.durable_rows for one in frames)
     if frame.first_row < durable:
-        return "these rows were durable and are not what was written"
-    return "these rows are not what was written; unless a power cut took them, the disk has changed them"
+        return "these rows were durable, but do not match their checksum"
+    return "these rows do not match their checksum: damaged, unless they were lost in a power cut"

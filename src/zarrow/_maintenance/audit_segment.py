@@ -1,15 +1,14 @@
-"""Are the files of a committed segment those that its record speaks of?
+"""Audit of a committed segment — its part and shards, against its record.
 
-Its part and its shards, from outside in, so that nothing is used before it is known to be what was written:
-the file is there and has its size; its bytes have their checksum; what they say (the footer, the shard
-index, the pages, the chunks) is what the record and the store's spec say; at last, decoded, the rows are
-numbered as they should be and hold what the schema allows.
+Files are checked from the outside in, so that nothing is used before it is known to be what was written: the
+file is there and has its size; its bytes match their checksum; its metadata (the footer, the shard index, the
+headers of pages, the chunks' sizes) agrees with the record and the store's declaration; and finally, decoded,
+the rows are numbered correctly and hold what the schema allows.
 
-What is damaged is told by rows, as closely as its checksum reaches (a chunk, a part), and with the
+Damage is reported by rows, as narrowly as a checksum covers them (a chunk, a part), and with the
 ``sample_index`` values of those rows if the part can still be read.
 
-Place: tier 3, used by `verify` and `repair`. Reads only, in bounded memory: a block, a chunk, some
-thousand rows of one column. Must not import `writer` or `store`.
+Memory is bounded: a block, a chunk, a few thousand rows of one column.
 """
 
 from __future__ import annotations
@@ -43,39 +42,31 @@ BATCH_ROWS = 4096
 
 
 def record_bytes(record: SegmentRecord) -> int:
-    """Return the bytes of a segment's files."""
+    """Return the size of a segment's files."""
     return record.part.size_bytes + sum(facts.size_bytes for facts in record.arrays.values())
 
 
-def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: AuditLog) -> bool:
+def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: AuditLog) -> None:
     """Compare a segment's files with its record.
 
     Parameters
     ----------
     files : Beneath
-        The store's.
+        The store's files.
     spec : StoreSpec
-        What the store is.
+        The store's declaration.
     record : SegmentRecord
-        As `_format.records.check_record` passed it.
+        Accepted by `_format.records.check_record`.
     found : AuditLog
-        Takes what is wrong.
-
-    Returns
-    -------
-    bool
-        Whether all rows are sound, as far as was looked.
+        Collects the findings.
     """
     damage = [
         *_audit_part(files, spec, record, found),
         *(finding for array in spec.arrays for finding in _audit_shard(files, spec, array, record, found)),
     ]
-    if damage and not files.exists(layout.record_path(record.segment)):
-        return True  # a writer that appends has taken it back
-    if damage:
-        values = _try_sample_index(files, spec, record)
+    if damage and files.exists(layout.record_path(record.segment)):  # else an appending writer took it back
+        values = read_sample_index(files, spec, record)
         found.extend(_with_samples(finding, record.segment * spec.segment_rows, values) for finding in damage)
-    return not damage
 
 
 # The part
@@ -83,54 +74,52 @@ def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found:
 
 @contextlib.contextmanager
 def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterator[pq.ParquetFile]:
-    """Hand out a part whose checksum holds, its footer and its pages' headers checked.
+    """Open a part after its checksum, footer and page headers have been verified.
 
     Parameters
     ----------
     file : PlainFile
         The part.
     spec : StoreSpec
-        What the store is.
+        The store's declaration.
     record : SegmentRecord
-        The segment's.
+        The segment's record.
 
     Yields
     ------
     pyarrow.parquet.ParquetFile
-        It can be decoded without harm.
+        The part, safe to decode.
 
     Raises
     ------
     CorruptionError
-        If it is not what the record and the spec say.
+        If it is not what record and declaration say.
     """
     path = file.path
     if file.size_bytes != record.part.size_bytes:
         raise CorruptionError(f"{file.size_bytes} bytes, {record.part.size_bytes} were committed", path=path)
     if file.crc32c(0, file.size_bytes) != record.part.crc32c:
-        raise CorruptionError("its checksum does not hold", path=path)
+        raise CorruptionError("does not match its checksum", path=path)
     if crc32c(read_footer(file.read, file.size_bytes)) != record.part.footer_crc32c:
-        raise CorruptionError("its footer is not the one that was committed", path=path)
+        raise CorruptionError("not the footer that was committed", path=path)
     with file.stream() as stream:
         try:
             strings = [column.name for column in spec.schema if is_text(column.type)]
             plain = pq.ParquetFile(stream)
             _check_footer(plain.metadata, plain.schema_arrow, spec, record, path)
-            # As dictionaries, so that one long string many times over takes no more memory than in the file.
+            # As dictionaries, so that a long string that is repeated takes no more memory than in the file.
             part = pq.ParquetFile(
                 stream, read_dictionary=strings, page_checksum_verification=True, pre_buffer=False
             )
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptionError(
-                f"no Parquet file, though its checksum holds: {error}", path=path
+                f"not a Parquet file, despite a correct checksum: {error}", path=path
             ) from error
         check_pages(part.metadata, file.read, path, checksums=True)
         try:
             yield part
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorruptionError(
-                f"cannot be decoded, though its checksum holds: {error}", path=path
-            ) from error
+            raise CorruptionError(f"undecodable despite a correct checksum: {error}", path=path) from error
 
 
 def _check_footer(
@@ -142,11 +131,11 @@ def _check_footer(
             path=path,
         )
     if not schema.remove_metadata().equals(spec.table_schema.remove_metadata()):
-        raise CorruptionError(f"its columns are not the store's: {schema.names}", path=path)
+        raise CorruptionError(f"its columns are not the store's, but {schema.names}", path=path)
 
 
 def _damage(path: str, message: object, record: SegmentRecord, spec: StoreSpec) -> Finding:
-    """Return damage that takes all rows of a segment."""
+    """Return damage to all rows of a segment."""
     first = record.segment * spec.segment_rows
     return Finding(
         severity="damage",
@@ -170,52 +159,40 @@ def _audit_part(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: A
                     if found.full:
                         _check_values(part, spec, record)
     except FileNotFoundError:
-        yield _damage(path, "it is not there", record, spec)
+        yield _damage(path, "missing", record, spec)
     except CorruptionError as error:
         yield _damage(path, error, record, spec)
     found.advance(record.part.size_bytes)
 
 
 def _check_values(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord) -> None:
-    """Decode every column, a few thousand rows at a time, and raise if a value may not be there."""
+    """Decode every column, a few thousand rows at a time, and raise if it has a value that it must not."""
     for column in spec.table_schema:
         row = record.segment * spec.segment_rows
         for batch in part.iter_batches(BATCH_ROWS, columns=[column.name], use_threads=False):
             values = batch.column(0)
             values.validate(full=True)
             if values.null_count and (not column.nullable or column.name in spec.keys):
-                raise CorruptionError(f"column {column.name!r} has nulls, which it must not have")
+                raise CorruptionError(f"column {column.name!r} has nulls, but must not")
             if column.name == ROW:
                 expected = np.arange(row, row + len(values))
                 if not np.array_equal(values.to_numpy(zero_copy_only=False), expected):
-                    raise CorruptionError(f"column {ROW!r} does not count the store's rows from {row}")
+                    raise CorruptionError(f"column {ROW!r} does not number the store's rows from {row}")
             row += len(values)
         if row != record.segment * spec.segment_rows + record.rows:
-            raise CorruptionError(
-                f"column {column.name!r} has not the {record.rows} rows that it should have"
-            )
+            raise CorruptionError(f"column {column.name!r} does not have {record.rows} rows")
 
 
-def read_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64]:
-    """Return a segment's ``sample_index`` values, −1 where there is none.
-
-    Raises
-    ------
-    CorruptionError
-        If its part is damaged.
-    """
+def read_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64] | None:
+    """Return a segment's ``sample_index`` values, −1 where there is none; None if its part is damaged."""
     path = layout.part_path(record.segment)
-    with files.open(path) as file, open_part(file, spec, record) as part:
-        column = part.read([SAMPLE_INDEX], use_threads=False).column(0)
-    values: npt.NDArray[np.int64] = pc.fill_null(column, -1).to_numpy()
-    return values
-
-
-def _try_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64] | None:
     try:
-        return read_sample_index(files, spec, record)
+        with files.open(path) as file, open_part(file, spec, record) as part:
+            column = part.read([SAMPLE_INDEX], use_threads=False).column(0)
     except (ZarrowError, FileNotFoundError):
         return None
+    values: npt.NDArray[np.int64] = pc.fill_null(column, -1).to_numpy()
+    return values
 
 
 def _with_samples(finding: Finding, first: int, values: npt.NDArray[np.int64] | None) -> Finding:
@@ -258,7 +235,7 @@ def _audit_shard(
                     found.read(size)
                     found.advance(size)
     except FileNotFoundError:
-        yield _damage(path, "it is not there", record, spec)
+        yield _damage(path, "missing", record, spec)
     except ZarrowError as error:
         yield _damage(path, error, record, spec)
     found.advance(facts.size_bytes - done)
@@ -301,7 +278,7 @@ def _check_chunk(
     codec: ChunkCodec | None,
 ) -> None:
     if file.crc32c(offset, size) != record.arrays[array.name].chunks_crc32c[number]:
-        raise CorruptionError(f"the checksum of chunk {number} does not hold")
+        raise CorruptionError(f"chunk {number} does not match its checksum")
     if codec is None:
         return
     rows = codec.decode(file.read(offset, size), f"chunk {number}")

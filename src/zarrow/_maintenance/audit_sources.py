@@ -1,10 +1,8 @@
-"""Does every accepted row count exactly once?
+"""Audit of sources — whether every accepted row counts exactly once.
 
 Claims, records and open segments say which rows of which open segments are committed, or about to be. No row
-may be committed twice, a claim's rows must be there, and rows that a writer accepted behind others count only
+may be committed twice; a claim's rows must be there; and rows that a writer accepted after others count only
 as long as those do.
-
-Place: tier 3, used by `audit`; looks at no file beside those of `audit_documents`.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ class _SourcesAudit:
         self.open_rows = 0
 
     def run(self) -> None:
-        """Compare all."""
+        """Compare claims, records and open segments."""
         used: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
         for record in self._documents.records.values():
             for source in record.sources:
@@ -48,7 +46,7 @@ class _SourcesAudit:
             for (_, stop, one), (start, _, other) in itertools.pairwise(pieces):
                 if start < stop:
                     path = layout.record_path(other)
-                    self._documents.damage(other, path, f"rows of {slot} that segment {one} has too")
+                    self._documents.damage(other, path, f"rows of {slot} that are also in segment {one}")
         for number, claim in self._documents.claims.items():
             if claim is not None:
                 self._check_claim(number, claim)
@@ -59,14 +57,16 @@ class _SourcesAudit:
     def _check_claim(self, number: int, claim: Claim) -> None:
         path = layout.claim_path(number)
         if number in self._documents.numbers:
-            self._found.note(path, "the segment is committed; its writer has not cleaned up", segment=number)
+            self._found.note(
+                path, "the segment is committed; its writer has not removed the claim yet", segment=number
+            )
             return
         lacking = [source for source in claim.sources if not self._has(source)]
         if lacking and not self._documents.files.exists(layout.record_path(number)):
             names = ", ".join(f"{source.slot} up to {source.stop}" for source in lacking)
-            self._found.damage(path, f"claims rows that are not there: of {names}", segment=number)
+            self._found.damage(path, f"claims rows that are missing: {names}", segment=number)
         elif self._documents.manifest is not None:
-            self._found.damage(path, "a claim of a segment that a complete store lacks", segment=number)
+            self._found.damage(path, "a claim, but the store is complete without its segment", segment=number)
         else:
             self._found.note(path, f"{claim.rows} rows are about to be committed", segment=number)
 
@@ -79,17 +79,17 @@ class _SourcesAudit:
         committed = sum(stop - start for start, stop, _ in used)
         reopens = None if facts.owner is None else facts.owner.reopens
         if reopens is not None and reopens in self._documents.numbers:
-            self._found.note(path, f"a copy of segment {reopens} that does not count (yet)")
+            self._found.note(path, f"a copy of segment {reopens}, which is still committed")
             return
         rows = facts.rows - min(committed, facts.rows)
         self.open_rows += rows
         if committed:
-            self._found.note(path, "its rows are being committed; its writer has not cleaned up")
+            self._found.note(path, "its rows are committed; its writer has not removed it yet")
         elif rows and self._documents.manifest is not None:
-            self._found.damage(path, f"{rows} rows in an open segment of a complete store")
+            self._found.damage(path, f"{rows} rows in an open segment, but the store is complete")
 
     def _check_order(self) -> None:
-        """Tell of rows that recovery would drop, because rows before them are gone."""
+        """Report rows that recovery would drop because rows before them are gone."""
         sessions: dict[str, list[OpenSegmentFacts]] = defaultdict(list)
         for facts in self._slots.values():
             if facts.owner is not None and facts.owner.reopens is None:
@@ -100,6 +100,6 @@ class _SourcesAudit:
                 if before.rows < self._documents.spec.segment_rows and after.rows:
                     self._found.damage(
                         layout.slot_dir(after.slot),
-                        f"{after.rows} rows, though {before.slot}, which its writer filled before, has only "
-                        f"{before.rows}: unless a power cut took rows, some were damaged",
+                        f"{after.rows} rows, but {before.slot}, which the same writer filled first, has only "
+                        f"{before.rows}: damaged, unless rows were lost in a power cut",
                     )

@@ -1,4 +1,4 @@
-"""Building the key index — a file in the store that all readers share."""
+"""Building the key index — a file in the store that all its readers share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["build_index"]
 def build_index(path: str | os.PathLike[str]) -> None:
     """Write the index that lets `Store.locate` find rows by key: durable on return.
 
-    It is derived: it can be removed and made again at any time, and readers work without it, but slower.
-    Takes the time of reading the key columns and sorting them, and some 100 MB of memory however many
-    rows there are. It has to be made again after rows were appended; one that is outdated is ignored.
+    The index is derived: it can be removed and built again at any time, and readers work without it, but
+    slower. Building it takes the time to read and sort the key columns, and some 100 MB of memory for any
+    number of rows. After an append it is outdated and ignored until it is built again.
 
     Parameters
     ----------

@@ -1,14 +1,12 @@
-"""What did an audit of a store find?
+"""Findings — what an audit found, by severity.
 
-`Finding`, one thing that is not as it should be, and `Report`, all of them. Three grades, by what a user
-would do about them:
+A `Finding` is one problem, a `Report` all of them, an `AuditLog` collects them during the audit. There are
+three severities:
 
-* *damage*: rows are lost, or cannot be believed. `repair` puts them aside and says which to predict again;
-* *defect*: all rows are sound, but something beside them is not (Zarr's metadata, a stray part that any
-  Parquet reader would take for rows). `repair` mends it without loss;
-* *note*: what a killed writer leaves; harmless, the next writer cleans it up.
-
-Place: tier 1; pure. Made by the audits, handed out by `verify` and `repair`.
+* *damage*: rows are lost, or cannot be trusted. `repair` sets them aside and lists those to predict again;
+* *defect*: all rows are sound, but something else is not (Zarr's metadata, a stray part that any Parquet
+  reader would take for rows). `repair` fixes it without loss;
+* *note*: what a killed writer leaves behind; harmless, and the next writer cleans it up.
 """
 
 from __future__ import annotations
@@ -29,17 +27,17 @@ LEVELS: tuple[Level, ...] = ("structure", "checksums", "full")
 SEVERITIES: tuple[Severity, ...] = ("damage", "defect", "note")
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that were checked so far, and those that will be."""
+"""Called with the bytes checked so far and the total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is not as it should be.
+    """A problem in a store.
 
     Parameters
     ----------
     severity : {"damage", "defect", "note"}
-        Whether rows are lost, or something beside them is wrong, or it is harmless.
+        Whether rows are lost, something other than rows is wrong, or it is harmless.
     path : str
         The file, relative to the store.
     message : str
@@ -47,15 +45,15 @@ class Finding:
     segment : int, optional
         The committed segment that it belongs to.
     rows : (int, int), optional
-        The rows concerned, from the first to before the last: of the store, or, of files under ``open/``,
-        of that open segment.
+        The affected rows, as start and stop: rows of the store or, for files under ``open/``, of that open
+        segment.
     sample_index : (int, int), optional
-        The least and the greatest ``sample_index`` of these rows, where they can be told.
+        The smallest and the largest ``sample_index`` of these rows, where they are known.
 
     Examples
     --------
-    >>> print(Finding(severity="damage", path="table/part-00000000.parquet", message="it is not there"))
-    damage: table/part-00000000.parquet: it is not there
+    >>> print(Finding(severity="damage", path="table/part-00000000.parquet", message="missing"))
+    damage: table/part-00000000.parquet: missing
     """
 
     severity: Severity
@@ -84,11 +82,11 @@ class Report:
     path : str
         The store.
     level : {"structure", "checksums", "full"}
-        How closely it was looked at.
+        How thoroughly it was checked.
     complete : bool
-        Whether the store has a manifest that can be believed.
+        Whether the store has a sound manifest.
     rows, segments : int
-        Committed ones.
+        Committed rows and segments.
     open_rows : int
         Accepted rows of open segments.
     checked_files, checked_bytes : int
@@ -115,12 +113,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing but notes."""
+        """Whether there are no findings but notes."""
         return all(finding.severity == "note" for finding in self.findings)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many findings there are of each severity."""
+        """The number of findings of each severity."""
         found = Counter(finding.severity for finding in self.findings)
         return {severity: found[severity] for severity in SEVERITIES}
 
@@ -130,21 +128,21 @@ class Report:
 
 
 def said_by(path: object, error: object) -> str:
-    """Return what an error says, without the path if it is the one that the finding names anyway."""
+    """Return the message of an error, without its path if the finding names the same one."""
     if isinstance(error, CorruptionError) and error.path == str(path):
         return error.reason
     return str(error)
 
 
 class AuditLog:
-    """AuditLog as they come in, and how far the audit is.
+    """The findings of an audit in progress, and how far it has come.
 
     Parameters
     ----------
     level : {"structure", "checksums", "full"}
-        How closely to look.
+        How thoroughly to check.
     progress : callable of (int, int), optional
-        Is told the bytes checked and those to check.
+        Called with the bytes checked so far and the total.
     """
 
     def __init__(self, level: Level, progress: Progress | None = None) -> None:
@@ -158,33 +156,33 @@ class AuditLog:
         self._found: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
-        """Take a finding down."""
+        """Add a finding."""
         self._found.append(finding)
 
     def extend(self, findings: Iterable[Finding]) -> None:
-        """Take several down."""
+        """Add several findings."""
         self._found.extend(findings)
 
     def damage(self, path: str, message: object, *, segment: int | None = None) -> None:
-        """Take damage down whose rows cannot be told."""
+        """Add damage to unknown rows."""
         self.add(Finding(severity="damage", path=path, message=said_by(path, message), segment=segment))
 
     def defect(self, path: str, message: object) -> None:
-        """Take a defect down."""
+        """Add a defect."""
         self.add(Finding(severity="defect", path=path, message=said_by(path, message)))
 
     def note(self, path: str, message: str, *, segment: int | None = None) -> None:
-        """Take a note down."""
+        """Add a note."""
         self.add(Finding(severity="note", path=path, message=message, segment=segment))
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing but notes, so far."""
+        """Whether there are no findings but notes so far."""
         return all(finding.severity == "note" for finding in self._found)
 
     @property
     def damaged(self) -> bool:
-        """Whether rows are lost, so far."""
+        """Whether damage has been found so far."""
         return any(finding.severity == "damage" for finding in self._found)
 
     def read(self, size_bytes: int) -> None:
@@ -192,7 +190,7 @@ class AuditLog:
         self.checked_bytes += size_bytes
 
     def advance(self, size_bytes: int) -> None:
-        """Tell how much of the work is done."""
+        """Report progress."""
         self._done_bytes += size_bytes
         if self._progress is not None:
             self._progress(min(self._done_bytes, self.total_bytes), self.total_bytes)

@@ -136,7 +136,7 @@ def pack(
         same = isinstance(codecs, str) and codecs == "keep" and segment_rows in (None, store.segment_rows)
         if blocks is None and same and out is None:
             return
-        remedy = "run 'zarrow repair', which moves damaged rows aside, then pack the rest"
+        remedy = "run 'zarrow repair', which sets damaged rows aside, then pack the rest"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
         rewrite(
             store,

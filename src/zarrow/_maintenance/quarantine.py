@@ -1,12 +1,12 @@
 """Quarantine — the directory of a store to which a repair moves what is damaged.
 
-One directory per incident: ``00000003-0`` holds what was left of segment 3, ``18e5…-0`` an open segment,
-``claim-00000003-0`` a claim, ``stray-0`` and so on what was in the way. Files are moved there, never copied
-over one another and never removed: they may be the only copy of something. ``damage.json``, which is written
-first, says what was damaged.
+There is a directory per incident: ``00000003-0`` holds what was left of segment 3, ``18e5…-0`` an open
+segment, ``claim-00000003-0`` a claim, ``stray-0`` and so on anything else. Files are moved there, and never
+overwritten or removed: they may be the only copy. ``damage.json``, which is written first, says what was
+damaged.
 
-That a segment number has such a directory, and no record, is what allows recovery to use the number again
-(`_write.recovery`): a record that is missing for any other reason is damage that nobody has looked at yet.
+Recovery may use the number of a segment again (`_write.recovery`) only if it has such a directory, and no
+record: a record that is missing for any other reason is damage that has not been examined yet.
 
 A crash leaves each file in one of the two places; repairing again moves the rest.
 """
@@ -31,20 +31,20 @@ DAMAGE_JSON = "damage.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
-    """Something damaged that was moved out of the way, or would be.
+    """Something damaged that was set aside, or would be.
 
     Parameters
     ----------
     path : str
-        Where it was: a segment's record, an open segment, …, relative to the store.
+        Where it was, relative to the store: a segment's record, an open segment, …
     to : str
-        The directory in which it is now.
+        The directory to which it was moved.
     segment : int or None
-        The committed segment's number, if it was one.
+        The number of the committed segment, if it was one.
     rows : (int, int) or None
-        Its rows, from the first to before the last: of the store, or of the open segment.
+        Its rows, as start and stop: rows of the store, or of the open segment.
     sample_index : tuple of int or None
-        The ``sample_index`` values of these rows, in ascending order; None where they cannot be told.
+        The ``sample_index`` values of these rows, in ascending order; None if they are unknown.
     reasons : tuple of str
         What was wrong with it.
     """
@@ -71,7 +71,7 @@ class Aside:
     root : Path
         The store.
     name : str
-        What it is: a segment's eight digits, an open segment's name, …
+        What it holds: a segment's eight digits, an open segment's name, …
     moves : mapping of str to str
         The files to move: where they are, relative to the store, and their names in the directory.
     facts : SetAside
@@ -82,7 +82,7 @@ class Aside:
         self._root = root
         self._moves = {source: target for source, target in moves.items() if os.path.lexists(root / source)}
         base = root / layout.QUARANTINE_DIR
-        # An earlier attempt's, which took some of the files; but not an earlier incident's, which has all.
+        # That of an interrupted attempt, which has some of the files; not one of an earlier incident.
         self.path = next(
             path
             for path in (base / f"{name}-{number}" for number in itertools.count())
@@ -92,7 +92,7 @@ class Aside:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What is there to move, relative to the store."""
+        """The files that exist and are to be moved, relative to the store."""
         return tuple(self._moves)
 
     def fill(self) -> None:
@@ -109,11 +109,11 @@ class Aside:
         for source, target in self._moves.items():
             path = self._root / source
             if not os.path.lexists(path):
-                continue  # it went with another incident
+                continue  # it was moved with another incident
             reading.require_own_dirs(self._root, path)
             if os.path.lexists(self.path / target):
-                raise CorruptionError("is there already, and would be overwritten", path=self.path / target)
+                raise CorruptionError("exists already, and would be overwritten", path=self.path / target)
             files.rename(path, self.path / target)
-            # The new name before the old one is gone for good: a power cut may leave both, not neither.
+            # The new name becomes durable first: a power cut may leave both names, but not neither.
             files.sync_dir(self.path)
             files.sync_dir(path.parent)

@@ -1,12 +1,10 @@
-"""What must be moved, and what written anew, so that a store is sound?
+"""Repair plan — what to set aside and what to rebuild, so that a store is sound; and its execution.
 
-`examine` audits the store and turns the findings into a plan of incidents, each of which is one directory in
-quarantine; `carry_out` does it. See `repair` for the order and why.
+`examine` audits the store and turns the findings into a plan of incidents, each of which becomes a directory
+in quarantine; `carry_out` executes it. See `repair` for the order and its reasons.
 
-Of an open segment all rows are set aside, also those before the damage: they are one segment's at most, and
-are computed again. That is simpler to trust than a journal cut in half.
-
-Place: tier 3, used by `repair`.
+All rows of a damaged open segment are set aside, also those before the damage: they are at most one
+segment, and are predicted again. That is easier to trust than a journal cut in half.
 """
 
 from __future__ import annotations
@@ -39,14 +37,14 @@ from zarrow._storage.reading import Beneath
 from zarrow._write import publishing, recovery, seal
 from zarrow._write.directory import claim_store, new_owner
 from zarrow._write.open_segment import OpenSegment
-from zarrow.errors import CorruptionError, ZarrowError
+from zarrow.errors import CorruptionError
 
 __all__ = ["Plan", "carry_out", "examine", "exclusively"]
 
 
 _LOCK = f"{layout.OPEN_DIR}/{layout.LOCK}"
 _NEEDED = (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR)
-_RESTORE = "restore zarrow.json from a copy: it never changes, and without it nothing else can be judged"
+_RESTORE = "restore it from a copy, since it never changes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +54,15 @@ class Plan:
     Parameters
     ----------
     spec : StoreSpec
-        What it is.
+        The store's declaration.
     incidents : tuple of Aside
         What to set aside, in this order.
     rebuilt : tuple of str
-        Derived files to write anew.
+        Derived files to rebuild.
     moved_rows : int
-        Rows of sound segments that are entered anew.
+        Rows of sound segments that get new row numbers.
     segments : int
-        How many segments there are, or should be.
+        The number of segments there are, or should be.
     """
 
     spec: StoreSpec
@@ -76,8 +74,11 @@ class Plan:
 
 @contextlib.contextmanager
 def exclusively(root: Path) -> Iterator[Owner]:
-    """Hold the lock of a store that is one."""
-    _require_spec(root)
+    """Hold the lock of a store, once it is known to be one."""
+    try:
+        catalog.read_spec(root)
+    except CorruptionError as error:
+        raise CorruptionError(f"{error}; {_RESTORE}") from error
     owner = new_owner()
     _, lock = claim_store(root, "a", shared=False, owner=owner)
     try:
@@ -98,14 +99,14 @@ def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report
     root : Path
         The store.
     level : {"checksums", "full"}
-        How closely to look.
+        How thoroughly to check.
     progress : callable of (int, int), optional
-        Called with the bytes audited so far and those to audit.
+        Called with the bytes checked so far and the total.
 
     Returns
     -------
     Report, Plan
-        The audit; and a plan without incidents and nothing to rebuild if the store is sound.
+        The audit, and a plan; if the store is sound, one with nothing to move or rebuild.
 
     Raises
     ------
@@ -114,9 +115,8 @@ def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report
     CorruptionError
         If ``zarrow.json`` or a directory is damaged, so that nothing can be repaired.
     PermissionError
-        If what seems damaged may only not be read by this user.
+        If something seems damaged only because this user may not read it.
     """
-    _require_spec(root)
     audited = audit.audit(root, level, progress)
     if audited.spec is None:
         raise CorruptionError(
@@ -127,7 +127,7 @@ def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report
 
 
 def _require_readable(root: Path, report: Report) -> None:
-    """Refuse to judge what may be sound, but is not for this user to read."""
+    """Raise if a file that seems damaged is one that this user may not read."""
     for finding in report.findings:
         if finding.severity == "note":
             continue
@@ -137,16 +137,9 @@ def _require_readable(root: Path, report: Report) -> None:
                 continue
             if not os.access(path, os.R_OK | os.X_OK * path.is_dir()):
                 raise PermissionError(
-                    f"{path}: may not be read by this user, which is no damage: change its permissions, and "
-                    "repair then"
+                    f"{path}: this user may not read it, which is no damage: change its permissions, then "
+                    "repair"
                 )
-
-
-def _require_spec(root: Path) -> None:
-    try:
-        catalog.read_spec(root)
-    except CorruptionError as error:
-        raise CorruptionError(f"{error}; {_RESTORE}") from error
 
 
 class _Planner:
@@ -178,8 +171,7 @@ class _Planner:
             parts = path.split("/")
             if path in _NEEDED or path.endswith("/c") or (path == _LOCK and self._is_odd(path)):
                 raise CorruptionError(
-                    f"{findings[0].message}: that cannot be repaired; look at it, "
-                    "remove it, and restore it from a copy",
+                    f"{findings[0].message}: this cannot be repaired: look at it, then replace it by a copy",
                     path=self._root / path,
                 )
             if self._is_derived(path):
@@ -197,25 +189,25 @@ class _Planner:
             else:
                 others.append(self._stray(path, findings, len(others)))
         others.extend(self._claims_of(slots))
-        # What says that the store is complete goes before anything that it says.
+        # The manifest goes first: a store that lacks segments must not pass for complete.
         others.sort(key=lambda one: one.facts.path != layout.MANIFEST_JSON)
         first = [one for one in others if one.facts.path == layout.MANIFEST_JSON]
         incidents = (*first, *segments, *others[len(first) :])
         return Plan(self._spec, incidents, tuple(rebuilt), self._moved_rows(), self._audited.segments)
 
     def _is_derived(self, path: str) -> bool:
-        """Tell whether a file, or what a gap hides, comes back by itself."""
+        """Tell whether a file is rebuilt, or a gap closed, by what follows the moves."""
         is_metadata = path.startswith(f"{layout.ARRAYS_DIR}/") and path.endswith("/zarr.json")
         return is_metadata or path in self._gaps or path in (layout.KEY_INDEX, _LOCK)
 
     def _is_cut_short(self, slot: str) -> bool:
-        """Tell whether an open segment has all its rows, and need only lose what lies behind them."""
+        """Tell whether an open segment has all its rows, so that only what follows them is cut off."""
         journal = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
         mine = [path for path in self._by_path if path.startswith(layout.slot_dir(slot))]
         return mine == [journal] and all(one.severity == "defect" for one in self._by_path[journal])
 
     def _is_odd(self, path: str) -> bool:
-        """Tell whether something else than a file is in the place of one."""
+        """Tell whether there is something other than a file at this path."""
         here = self._root / path
         return os.path.lexists(here) and (here.is_symlink() or not here.is_file())
 
@@ -250,7 +242,7 @@ class _Planner:
             for array in self._spec.arrays
         }
         for path in list(moves):
-            # A link to a directory on the way goes as it is.
+            # A symbolic link on the way is moved itself.
             for parent in Path(path).parents:
                 if (self._root / parent).is_symlink():
                     moves[str(parent)] = moves.pop(path)
@@ -273,11 +265,8 @@ class _Planner:
         )
 
     def _samples(self, record: SegmentRecord) -> tuple[int, ...] | None:
-        try:
-            values = read_sample_index(self._files, self._spec, record)
-        except (ZarrowError, FileNotFoundError):
-            return None
-        return tuple(sorted(values[values >= 0].tolist()))
+        values = read_sample_index(self._files, self._spec, record)
+        return None if values is None else tuple(sorted(values[values >= 0].tolist()))
 
     def _slot(self, slot: str) -> Aside:
         path = layout.slot_dir(slot)
@@ -303,7 +292,7 @@ class _Planner:
         )
 
     def _committed(self, slot: str) -> int:
-        """Return how many of an open segment's first rows are in segments, and not lost with it."""
+        """Return how many of an open segment's first rows are committed, and so not lost with it."""
         path = f"{layout.slot_dir(slot)}/{layout.OWNER_JSON}"
         try:
             owner = Owner.decode(self._files.read(path, MAX_OWNER_BYTES), path)
@@ -311,7 +300,7 @@ class _Planner:
             pass
         else:
             if owner.reopens is not None and self._files.exists(layout.record_path(owner.reopens)):
-                return self._spec.segment_rows  # a copy of that segment, which does not count
+                return self._spec.segment_rows  # a copy of that segment, which is still committed
         return max(
             (
                 source.stop
@@ -326,7 +315,7 @@ class _Planner:
         return self._incident(path, Path(path).stem, {path: "claim"}, findings)
 
     def _claims_of(self, slots: set[str]) -> Iterator[Aside]:
-        """Yield the claims that cannot be fulfilled once these open segments are set aside."""
+        """Yield the claims that cannot be fulfilled once these open segments have been set aside."""
         for name in self._files.names(layout.SEGMENTS_DIR):
             path = f"{layout.SEGMENTS_DIR}/{name}"
             if not name.endswith(".claim") or path in self._by_path:
@@ -344,7 +333,7 @@ class _Planner:
 
 
 def _whole(path: str) -> str:
-    """Return what goes aside for a finding: a derived array as a whole, for half of one is none.
+    """Return what is set aside for a finding: a derived array as a whole, since half of one is useless.
 
     >>> _whole("derived/pca/embeddings.zarr/pca/c/0/0"), _whole("table/x")
     ('derived/pca', 'table/x')
@@ -353,11 +342,11 @@ def _whole(path: str) -> str:
     return "/".join(parts[:2]) if parts[0] == layout.DERIVED_DIR else path
 
 
-# Doing it
+# Its execution
 
 
 def _rebuild_index(root: Path, spec: StoreSpec) -> None:
-    """Make the index anew if the store can have one, else remove it: it is derived."""
+    """Build the index again if the store can have one, else remove it."""
     if spec.keys and (root / layout.MANIFEST_JSON).exists():
         build_index.build_index(root)
     else:
@@ -366,7 +355,7 @@ def _rebuild_index(root: Path, spec: StoreSpec) -> None:
 
 
 def _remove_empty_dirs(root: Path, plan: Plan) -> None:
-    """Remove the directories of shards that went aside or moved, if none came in their place."""
+    """Remove the directories of shards that were moved, if no other shard took their place."""
     for number in range(plan.segments):
         for array in plan.spec.arrays:
             shard = root / layout.shard_path(array.name, number, len(array.row_shape))
@@ -379,32 +368,32 @@ def _takes_rows(one: SetAside) -> bool:
 
 
 def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
-    """Do it: durable on return.
+    """Execute a plan: durable on return.
 
     Parameters
     ----------
     root : Path
         The store, whose lock is held.
     plan : Plan
-        Of the same store, made since it is.
+        The plan, made while the lock was held.
     owner : Owner
-        Who holds it.
+        The lock's owner.
     finalize : bool
         Whether to complete the store.
     """
-    manifest, others = [], list(plan.incidents)
-    if others and others[0].facts.path == layout.MANIFEST_JSON:
-        manifest.append(others.pop(0))
-    for number, one in enumerate((*manifest, *others)):
-        if number == len(manifest) and any(_takes_rows(other.facts) for other in others):
-            publishing.withdraw_manifest(root)
+    incidents = list(plan.incidents)
+    if incidents and incidents[0].facts.path == layout.MANIFEST_JSON:
+        incidents.pop(0).fill()
+    if any(_takes_rows(one.facts) for one in incidents):
+        publishing.withdraw_manifest(root)
+    for one in incidents:
         one.fill()
     spec = publishing.create(root, plan.spec, root / layout.OPEN_DIR)
     dead = recovery.recover(root, spec, owner)
     try:
         for segment in dead:
             if f"{layout.slot_dir(segment.rows.slot)}/{layout.FRAMES}" in plan.rebuilt:
-                # Cuts off what lies behind the rows.
+                # This cuts off what follows the rows.
                 OpenSegment.adopt(segment.rows, spec, segment.rows.owner, segment.lock).close(keep_lock=True)
     finally:
         seal.release(dead)
