@@ -68,6 +68,7 @@ WRONG = {
         ("_read", "torch"),
         ("_write", "lightning"),
         ("transfer", "torch"),
+        ("cli", "lightning"),
     ],
     "xarray and dask stay behind their edge": [
         ("_write", "xarray"),
