@@ -62,6 +62,19 @@ def test_every_reader_sees_it(path: Path, places: np.ndarray) -> None:
         assert np.array_equal(dataset.pca.values, places)
 
 
+def test_provenance_names_the_rows(path: Path, places: np.ndarray) -> None:
+    """An array says how it was made and of which rows, and the store's own array what the writer said."""
+    zarrow.add_array(path, "pca", places, provenance={"method": "pca"})
+    store = zarrow.open(path)
+    assert store["pca"].provenance == {"method": "pca", "derived_from": store.identity}
+    assert store["query_embed"].provenance == store.provenance
+    with zarrow.Writer(path, mode="a") as writer:
+        vectors = {"query_embed": np.zeros((1, 8), np.float32)}
+        writer.append({"subject_id": [9], "query": ["x"], "occurs_prob": [0.5]}, vectors)
+        writer.finalize()
+    assert zarrow.open(path).identity != store.identity
+
+
 def test_originals_stay_as_they_are(path: Path, places: np.ndarray) -> None:
     """Adding an array changes no file of the store, and verify finds nothing."""
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}

@@ -820,6 +820,7 @@ class TestSnapshot:
             lambda: list(store.join()),
             lambda: store.take([3000]),
             store.refresh,
+            store.require_unchanged,
         ):
             with pytest.raises(StoreChangedError, match="open it again"):
                 read()
