@@ -573,7 +573,7 @@ def test_a_forked_child_leaves_the_writer_its_store(path: Path, monkeypatch: pyt
 
 
 def _meddle_in_child(path: Path, writer: zarrow.Writer) -> None:
-    with pytest.raises(WriterClosedError, match="of which this one was forked"):
+    with pytest.raises(WriterClosedError, match="forked from its own"):
         _append(writer, 10, 20)
     writer.close()
     try:
@@ -726,7 +726,9 @@ def test_what_is_no_store_is_left_alone(mode: Any, make: Callable[[Path], None],
     """No mode touches a path that is not a store."""
     make(path)
     before = {name: name.read_bytes() for name in path.rglob("*") if name.is_file()}
-    with pytest.raises(NotAStoreError, match=r"no zarrow store: choose another path") as caught:
+    with pytest.raises(
+        NotAStoreError, match=r"expected a zarrow store or nothing, got something else: choose another path"
+    ) as caught:
         zarrow.Writer(path, mode=mode)
     assert str(path) in str(caught.value)
     assert {name: name.read_bytes() for name in path.rglob("*") if name.is_file()} == before
@@ -757,7 +759,7 @@ def test_a_missing_parent_is_told_at_once(tmp_path: Path) -> None:
 def test_a_parent_that_cannot_be_written_is_told_at_once(number: int, path: Path, calls: Faulty) -> None:
     """A read-only, forbidden or full directory fails when the writer is opened, with the reason."""
     calls.broken["mkdir"] = number
-    with pytest.raises(WriteFailedError, match=r"a store cannot be written here: ") as caught:
+    with pytest.raises(WriteFailedError, match=r"cannot write a store here: ") as caught:
         zarrow.Writer(path)
     assert caught.value.errno == number
     assert os.strerror(number) in str(caught.value)
@@ -882,7 +884,7 @@ def test_shared_writers_make_one_store(path: Path) -> None:
         for start in range(0, 150, 10):
             (one, other)[start // 10 % 2].append(*_batch(start, 10))
         one.flush()
-        with pytest.raises(StoreLockedError, match="other writers are still at work"):
+        with pytest.raises(StoreLockedError, match="other writers are still active"):
             one.finalize()
         other.finalize()
     store = zarrow.open(path)

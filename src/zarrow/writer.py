@@ -1,20 +1,17 @@
-"""How do rows get in?
+"""Writer — the only way for rows into a store.
 
-`Writer` is the only way. Its caller hands batches over; a thread of its own appends them to the open
-segment, another seals full ones and makes the next ready, so that a model's step waits for neither disk
-nor fsync unless the disk is slower than the model.
+The caller appends batches. They are checked and queued; a thread appends them to the open segment, and
+another seals full segments and prepares the next, so that a model's step waits for neither disk nor fsync
+unless the disk is slower than the model.
 
-Three counts are kept apart:
+The rows of a batch are, in this order:
 
-* *queued* rows were handed over and checked; they are lost if the process dies;
-* *accepted* rows were written (`accepted_rows`): they survive the death of the process, SIGKILL included;
-* *durable* rows were fsynced (`durable_rows`): they survive a power cut. When that happens is the
-  `Durability` policy.
+* *queued*: checked; lost if the process dies;
+* *accepted*: written; they survive the death of the process, SIGKILL included (`Writer.accepted_rows`);
+* *durable*: fsynced; they survive a power cut (`Writer.durable_rows`). The `Durability` policy says when.
 
-An error of the operating system poisons the writer: it says which rows are safe and takes no more; the
-store can be opened again. Opening recovers what dead writers left (`_write.recovery`).
-
-Place: tier 4, with `store` and `verify`, which it must not import.
+An error of the operating system ends the writer: it says which rows are safe and refuses more. The store can
+be opened again, which recovers what dead writers left (`_write.recovery`).
 """
 
 from __future__ import annotations
@@ -37,10 +34,12 @@ from zarrow._format import layout
 from zarrow._format.records import this_host
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog
-from zarrow._write import batches, parts, publishing, recovery, reopening, seal
+from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
+from zarrow._write.batches import BatchChecker
 from zarrow._write.declaration import Declaration
 from zarrow._write.directory import Mode, claim_store, install, new_owner
+from zarrow._write.given import TableLike
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
     BatchError,
@@ -60,8 +59,8 @@ class Writer:
     """Streams rows into a store: narrow columns into Parquet, vectors into Zarr arrays.
 
     A context manager. Leaving the block closes the writer and **does not finalize**: every accepted row
-    is kept, but the store is complete only after `finalize`, and says so to readers. A killed or closed
-    run goes on with ``mode="a"``.
+    is kept, but readers see an incomplete store until `finalize`. A killed or closed run is resumed with
+    ``mode="a"``.
 
     Parameters
     ----------
@@ -74,38 +73,38 @@ class Writer:
     keys : sequence of str
         Columns that name a row; never null.
     mode : {"x", "w", "a"}
-        ``"x"``: there must be no store. ``"w"``: replace a store; the old one stays in place until the
-        new one, which grows beside it as ``<name>.incoming``, is finalized. ``"a"``: create, resume an
-        incomplete store, or append to a complete one, which is incomplete from then on.
+        ``"x"``: create; there must be no store. ``"w"``: replace a store; the old one stays in place until
+        the new one, which grows next to it as ``<name>.incoming``, is finalized. ``"a"``: create, resume an
+        incomplete store, or append to a complete one, which makes it incomplete.
     segment_rows : int, optional
         Rows of a segment, a power of two. By default the widest array's shard has 48 to 96 MiB,
         and no segment more than 131,072 rows.
     codecs : optional
-        How chunks are encoded: None for plain bytes (the fastest, and the only one read without a copy),
+        How chunks are encoded: None for plain bytes (the fastest, and the only ones read without a copy),
         ``"blosc"``, ``"zstd"``, ``"pcodec"``, Zarr v3 codecs, or a mapping of array names to those.
-        ``"auto"`` tries lossless ones on the first batch and takes what saves a quarter at least; then the
-        store is made by the first batch, whatever was declared.
+        ``"auto"`` tries lossless ones on the first batch and takes the best if it saves at least a quarter;
+        the store is then created by the first batch, even if everything was declared.
     durability : Durability, "segment" or "batch"
-        When accepted rows become durable; see `Durability`. ``"segment"``: when theirs is full.
+        When accepted rows become durable; see `Durability`. ``"segment"``: when their segment is full.
     queue_bytes : int
-        Bytes of batches that may wait; `append` blocks beyond.
+        Size of the batches that may wait; beyond it `append` blocks.
     provenance : mapping, optional
-        JSON values that say where the rows come from; kept in the store.
+        JSON values that describe where the rows come from; stored with them.
     shared : bool
-        Whether other writers may be at work on the same store, each of them opened so.
+        Whether other writers may write the same store, all of them opened with ``shared=True``.
 
     Raises
     ------
     StoreExistsError
         If there is a store and the mode is ``"x"``.
     NotAStoreError
-        If there is something else.
+        If there is something else at the path.
     StoreLockedError
-        If another writer is at work and not both are `shared`.
+        If another writer is active and not both are `shared`.
     SchemaMismatchError
-        If the store is another one than what is declared here.
+        If the store differs from what is declared.
     CorruptionError
-        If what a dead writer left is damaged.
+        If rows that a dead writer left are damaged.
     OSError
         If the parent is missing or cannot be written to.
 
@@ -145,7 +144,7 @@ class Writer:
             )
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
-        # Links are followed: the swap of a new store for an old one must not swap a link.
+        # Symbolic links are followed: replacing a store must not replace a link to it.
         self.path = Path(os.path.realpath(path))
         self._provenance = dict(provenance or {})
         try:
@@ -155,7 +154,7 @@ class Writer:
         self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
         self._owner = new_owner()
         self._spec: StoreSpec | None = None
-        self._reader: batches.BatchReader | None = None
+        self._checker: BatchChecker | None = None
         self._batches = 0
         self._closed = self._finalized = False
         self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
@@ -169,45 +168,45 @@ class Writer:
         self._queued = self._appender.accepted_rows
         self._at_exit = close_at_exit(weakref.ref(self))
 
-    # What there is
+    # State
 
     @property
     def spec(self) -> StoreSpec | None:
-        """What the store is; None until the first batch has told."""
+        """The store's spec; None until the first batch, unless everything was declared."""
         return self._spec
 
     @property
     def grows_at(self) -> Path:
-        """Where the rows lie until `finalize`: `path`, or beside it while ``mode="w"`` replaces a store."""
+        """Directory of the rows until `finalize`: `path`, or next to it if ``mode="w"`` replaces a store."""
         return self._root
 
     @property
     def queued_rows(self) -> int:
-        """Rows handed over, including those that the store held when it was opened."""
+        """Rows appended, including those that the store held when it was opened."""
         return self._queued
 
     @property
     def accepted_rows(self) -> int:
-        """Rows that survive the death of the process, those that the store held when it was opened included.
+        """Rows that survive the death of the process, including those that the store held when it was opened.
 
-        A batch is one of them some 0.05 s after it was handed over, if the disk keeps up: small ones are
-        written together. With one writer this is the row that the next batch starts at.
+        If the disk keeps up, a batch is accepted about 0.05 s after `append`: small ones are written
+        together. With one writer, this is the row at which the next batch starts.
         """
         return self._appender.accepted_rows
 
     @property
     def durable_rows(self) -> int:
-        """Rows that survive a power cut, those that the store held when it was opened included."""
+        """Rows that survive a power cut, including those that the store held when it was opened."""
         return self._appender.durable_rows
 
     def describe(self, provenance: Mapping[str, Any]) -> None:
-        """Add to the provenance of a store that the first batch will make.
+        """Add to the provenance of a store that the first batch will create.
 
         Parameters
         ----------
         provenance : mapping
-            JSON values that say where the rows come from. Of no effect on a store that is there already:
-            what it is never changes.
+            JSON values that describe where the rows come from. Without effect on a store that exists:
+            its provenance never changes.
         """
         self._provenance |= provenance
 
@@ -215,13 +214,13 @@ class Writer:
 
     def append(
         self,
-        table: batches.Columns = None,
+        table: TableLike = None,
         arrays: Mapping[str, Any] | None = None,
         sample_index: Any = None,
         *,
         copy: bool = True,
     ) -> None:
-        """Hand a batch over: queued on return.
+        """Append a batch: queued on return.
 
         Parameters
         ----------
@@ -230,25 +229,25 @@ class Writer:
         arrays : mapping of str to array or tensor, shapes (rows, *row_shape)
             The vectors. bfloat16 is widened to float32.
         sample_index : int array, shape (rows,), optional
-            Where in the predicted dataset the rows come from; an Arrow array may have nulls.
+            The rows' index in the dataset that was predicted; an Arrow array may have nulls.
         copy : bool
-            False gives the arrays' memory away: it must not be written to afterwards. What is not
-            contiguous is copied anyway.
+            False hands over the memory of the values, which must not be written to afterwards. Arrays that
+            are not contiguous are copied anyway.
 
         Raises
         ------
         BatchError
-            If the batch breaks a rule; nothing of it was written, and the writer is as it was.
+            If the batch breaks a rule; nothing of it was written, and the writer is unchanged.
         WriteFailedError
-            If an earlier batch could not be written; says which rows are safe.
+            If an earlier batch could not be written; it says which rows are safe.
         WriterClosedError
             If the writer was closed or finalized.
         """
         self._check_usable()
         if self._spec is None:
             self._define((table, arrays or {}, sample_index))
-        assert self._reader is not None
-        batch = self._reader.read(table, arrays or {}, sample_index, copy=copy, number=self._batches)
+        assert self._checker is not None
+        batch = self._checker.check(table, arrays or {}, sample_index, copy=copy, number=self._batches)
         self._batches += 1
         if batch.rows:
             self._appender.put(batch, batch.size_bytes)
@@ -261,7 +260,7 @@ class Writer:
         Parameters
         ----------
         durable : bool
-            Whether to wait for the disk: every row handed over so far survives a power cut on return.
+            Whether to wait for an fsync: every row appended so far survives a power cut on return.
 
         Raises
         ------
@@ -273,40 +272,40 @@ class Writer:
         self._check_failure()
 
     def finalize(self, *, check: Callable[[Path], None] | None = None) -> None:
-        """Make the store complete: all rows visible and durable on return. The writer takes no more.
+        """Complete the store: all rows are visible and durable on return, and the writer is closed.
 
-        Doing it twice does no harm.
+        Calling it again does nothing.
 
         Parameters
         ----------
         check : callable of Path, optional
-            Called with the complete store before it takes the place of an old one (``mode="w"``); if it
-            raises, the old one stays.
+            Called with the complete store before it replaces an old one (``mode="w"``); if it raises, the
+            old one stays.
 
         Raises
         ------
         WriteFailedError
             If a row could not be written.
         StoreLockedError
-            If another writer of a shared store is still at work.
+            If another writer of a shared store is still active.
         """
         if self._finalized:
             return
         self._check_usable()
         if self._spec is None and (self._root / layout.STORE_JSON).exists():
-            found = catalog.read_spec(self._root)  # another writer of a shared store had the first batch
+            found = catalog.read_spec(self._root)  # another writer of the shared store had the first batch
             self._declaration.check(found)
             self._set_spec(found)
         elif self._spec is None:
             self._define()
         assert self._spec is not None
-        self.flush(durable=True)  # raises what went wrong in the background: an fsync is not tried again
+        self.flush(durable=True)  # raises an error of the thread: a failed fsync is never retried
         self._appender.stop()
         if self._lock.shared and not self._lock.convert(shared=False):
             self._release()
             raise StoreLockedError(
-                f"{self.path}: other writers are still at work; the last of them to end, "
-                "or 'zarrow finalize', completes the store"
+                f"{self.path}: other writers are still active: the last one to call finalize(), or 'zarrow "
+                "finalize', completes the store"
             )
         try:
             recovery.finalize(self._root, self._spec, self._owner)
@@ -319,16 +318,16 @@ class Writer:
         self._finalized = True
 
     def close(self) -> None:
-        """Accept what is queued and let go of the store, which stays incomplete unless it was finalized.
+        """Write what is queued and release the store, which stays incomplete unless it was finalized.
 
-        Doing it twice does no harm.
+        Calling it again does nothing.
 
         Raises
         ------
         WriteFailedError
             If a row could not be written.
         """
-        if self._closed or self._is_a_childs:
+        if self._closed or self._is_forked:
             return
         try:
             if self._appender.error is None:
@@ -345,20 +344,20 @@ class Writer:
         if kind is None:
             self.close()
         else:
-            # The exception under way is the news; a second one would hide it.
+            # A second exception would hide the one that is being raised.
             with contextlib.suppress(ZarrowError):
                 self.close()
 
     @property
-    def _is_a_childs(self) -> bool:
-        """Whether this process was forked from the one that writes: nothing here is its to touch."""
+    def _is_forked(self) -> bool:
+        """Whether this process was forked from the one that writes, and must touch nothing."""
         return os.getpid() != self._owner.pid
 
     def _check_usable(self) -> None:
-        if self._is_a_childs:
+        if self._is_forked:
             raise WriterClosedError(
-                f"{self.path}: process {self._owner.pid} writes this store, of which this one was forked: "
-                "hand rows over to it, or open a writer in each process with shared=True"
+                f"{self.path}: a writer cannot be used in a process forked from its own, {self._owner.pid}: "
+                "pass the rows to that one, or open a writer in each process with shared=True"
             )
         self._check_failure()
         if self._closed:
@@ -366,7 +365,7 @@ class Writer:
             raise WriterClosedError(f"{self.path}: the writer was {state}: open another one with mode='a'")
 
     def _check_failure(self) -> None:
-        """Raise what went wrong in the background."""
+        """Raise the error of the writing thread, if any."""
         if self._appender.error is not None:
             raise self._failure(self._appender.error) from self._appender.error
 
@@ -378,16 +377,16 @@ class Writer:
         accepted, durable = self.accepted_rows, self.durable_rows
         return WriteFailedError(
             error.errno or errno.EIO,
-            f"{self.path}: {error.strerror or error}: the writer takes no more; {accepted} rows "
-            f"are accepted, {durable} of them durable; open the store again with mode='a'",
+            f"{self.path}: {error.strerror or error}: the writer refuses more rows; {accepted} rows are "
+            f"accepted, {durable} of them durable: open the store again with mode='a'",
             accepted_rows=accepted,
             durable_rows=durable,
         )
 
     # Opening and defining
 
-    def _define(self, batch: tuple[batches.Columns, Mapping[str, Any], Any] | None = None) -> None:
-        """Write down what the store is, as declared or as the first batch tells."""
+    def _define(self, batch: tuple[TableLike, Mapping[str, Any], Any] | None = None) -> None:
+        """Create the store, as declared or as the first batch implies."""
         table, arrays, sample_index = batch or (None, {}, None)
         try:
             spec = self._declaration.infer(table, arrays, _provenance(self._provenance))
@@ -395,8 +394,8 @@ class Writer:
             raise BatchError(f"batch 0: {error}; nothing of it was written") from error.__cause__
         parts.check_columns(spec)
         if batch is not None:
-            # The first batch must be one, before a store is made after it.
-            batches.BatchReader(spec).read(table, arrays, sample_index, copy=False, number=0)
+            # Checked before the store is created from it.
+            BatchChecker(spec).check(table, arrays, sample_index, copy=False, number=0)
         found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         if found.uuid != spec.uuid:
             self._declaration.check(found)
@@ -404,11 +403,11 @@ class Writer:
 
     def _set_spec(self, spec: StoreSpec) -> None:
         self._spec = spec
-        self._reader = batches.BatchReader(spec)
+        self._checker = BatchChecker(spec)
         self._appender.start(spec)
 
     def _recover(self, *, shared: bool) -> None:
-        """Read what the store is, if it is one yet; finish what dead writers began; find where to go on."""
+        """Create the store, or read its spec, finish what dead writers began, and find where to continue."""
         if not (self._root / layout.STORE_JSON).exists():
             if self._declaration.is_whole:
                 self._define()
@@ -417,10 +416,12 @@ class Writer:
             return
         spec = catalog.read_spec(self._root)
         self._declaration.check(spec)
-        publishing.create(self._root, spec, self._root / layout.OPEN_DIR)  # what a crash may have left out
+        publishing.create(
+            self._root, spec, self._root / layout.OPEN_DIR
+        )  # a crash may have left it unfinished
         self._set_spec(spec)
         if self._lock.shared:
-            return  # other writers are at work; whoever was first has recovered
+            return  # other writers are active; the first one has recovered
         dead = recovery.recover(self._root, spec, self._owner)
         try:
             reopened = reopening.reopen(self._root, spec, self._owner)
@@ -439,7 +440,7 @@ class Writer:
 
 
 def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
-    from importlib.metadata import version  # slow to import; only who creates a store needs it
+    from importlib.metadata import version  # slow to import, and only needed to create a store
 
     return {
         "zarrow": version("zarrow"),

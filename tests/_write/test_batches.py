@@ -17,9 +17,8 @@ import pytest
 import torch
 
 import zarrow
-from zarrow._format.spec import PLAIN
-from zarrow._write.batches import BatchReader
-from zarrow._write.first_batch import infer_spec
+from zarrow._write.batches import BatchChecker
+from zarrow._write.declaration import Declaration
 from zarrow.errors import BatchError, InvalidInputError
 
 SCHEMA = pa.schema({"id": pa.int64(), "text": pa.string(), "score": pa.float32()})
@@ -103,7 +102,7 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], list[str]]] = {
     ),
     "wider dtype": (
         lambda: _bad(arrays={"embed": np.ones((3, 4), np.float64)}),
-        ["array 'embed'", "expected dtype float32", "got float64", "cast it yourself"],
+        ["array 'embed'", "expected dtype float32", "got float64", "cast it if"],
     ),
     "narrower dtype": (
         lambda: _bad(arrays={"embed": np.ones((3, 4), np.float16)}),
@@ -113,7 +112,10 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], list[str]]] = {
         lambda: _bad(arrays={"embed": [[1, 2, 3, 4]] * 3}),
         ["array 'embed'", "expected dtype float32", "got int64"],
     ),
-    "ragged lists": (lambda: _bad(arrays={"embed": [[1.0, 2.0], [1.0]]}), ["array 'embed'", "not an array"]),
+    "ragged lists": (
+        lambda: _bad(arrays={"embed": [[1.0, 2.0], [1.0]]}),
+        ["array 'embed'", "must be an array"],
+    ),
     "objects": (
         lambda: _bad(arrays={"embed": np.array([[None] * 4] * 3)}),
         ["array 'embed'", "expected dtype float32", "got object"],
@@ -137,7 +139,7 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], list[str]]] = {
     ),
     "column type": (
         lambda: _bad({"score": pa.array([1.0, 2.0, 3.0], pa.float64())}),
-        ["column 'score'", "expected float", "got double", "cast it yourself"],
+        ["column 'score'", "expected float", "got double", "cast it if"],
     ),
     "integers for floats": (
         lambda: _bad({"score": np.array([1, 2, 3])}),
@@ -156,7 +158,7 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], list[str]]] = {
     "a number for a column": (lambda: _bad({"score": 3.0}), ["column 'score'", "one value per row"]),
     "a matrix for a column": (
         lambda: _bad({"score": np.ones((3, 2), np.float32)}),
-        ["column 'score'", "one value per row", "got shape (3, 2)", "hand it over as an array"],
+        ["column 'score'", "one value per row", "got shape (3, 2)", "pass it in arrays="],
     ),
     "long doubles": (lambda: _bad({"score": np.ones(3, np.longdouble)}), ["column 'score'"]),
     "missing column": (lambda: _without("text"), ["columns must be", "missing ['text']", "unknown []"]),
@@ -270,7 +272,7 @@ def test_a_column_declared_required_takes_no_null(path: Path) -> None:
     with zarrow.Writer(path, schema=schema, arrays={}) as writer:
         writer.append({"id": [1], "label": [True]})
         with pytest.raises(
-            BatchError, match="declared not nullable 'label': expected a value, got null in row 1"
+            BatchError, match="'label', declared not nullable: expected a value, got null in row 1"
         ):
             writer.append({"id": [1, None], "label": [True, None]})
 
@@ -292,8 +294,8 @@ def test_a_column_declared_required_takes_no_null(path: Path) -> None:
         ({"id": [1], "label": [None]}, {}, [], ["column 'label'", "only nulls", "schema="]),
         ({"id": [None]}, {}, ["id"], ["'id'", "only nulls", "schema="]),
         ({"id": []}, {}, [], ["column 'id'", "schema="]),
-        (None, None, [], ["neither columns nor arrays"]),
-        ({}, {}, [], ["neither columns nor arrays"]),
+        (None, None, [], ["got neither"]),
+        ({}, {}, [], ["got neither"]),
     ],
 )  # fmt: skip
 def test_a_first_batch_that_cannot_be_a_store_is_refused(
@@ -541,11 +543,11 @@ def test_a_buffer_may_be_used_again_after_append(path: Path) -> None:
 
 def test_an_array_that_is_given_away_is_not_copied() -> None:
     """With copy=False a contiguous array of the store's type is queued as it is."""
-    spec = infer_spec(None, {"e": np.ones((2, 4), np.float32)}, codecs=lambda *_: PLAIN)
-    reader = BatchReader(spec)
+    spec = Declaration(None, None, (), None, None).infer(None, {"e": np.ones((2, 4), np.float32)}, {})
+    reader = BatchChecker(spec)
     rows = np.ones((2, 4), np.float32)
     given, kept = (
-        reader.read(None, {"e": rows}, None, copy=copy, number=0).arrays[0] for copy in (False, True)
+        reader.check(None, {"e": rows}, None, copy=copy, number=0).arrays[0] for copy in (False, True)
     )
     assert np.shares_memory(given, rows)
     assert not np.shares_memory(kept, rows)

@@ -20,7 +20,7 @@ from zarrow._format.parts import to_table, to_wire
 from zarrow._format.spec import StoreSpec
 from zarrow._storage import files
 from zarrow._write import parts
-from zarrow._write.first_batch import kept_schema
+from zarrow._write.declaration import kept_schema
 from zarrow.errors import InvalidInputError
 
 ROWS = 3000
@@ -292,7 +292,7 @@ def test_a_null_that_this_pyarrow_cannot_read_is_refused_at_once(monkeypatch: py
 def test_a_dictionary_within_a_list_is_refused() -> None:
     """A nested dictionary, which a frame cannot carry, is refused with the remedy."""
     spec = _spec(pa.schema({"c": pa.list_(pa.dictionary(pa.int8(), pa.string()))}))
-    with pytest.raises(InvalidInputError, match=r"column 'c': a dictionary inside of .*cast it"):
+    with pytest.raises(InvalidInputError, match=r"column 'c': a dictionary inside .*cast it"):
         parts.check_columns(spec)
 
 

@@ -1,14 +1,12 @@
-"""How are batches appended and segments sealed while the caller goes on?
+"""Appender — the two threads that append batches and seal segments while the caller goes on.
 
-Two threads: one takes batches from the queue and appends them to the open segment, the other seals full
-segments and has the next one ready before it is needed, so that no batch waits for an fsync.
+One takes batches from the queue and appends them to the open segment; the other seals full segments and
+prepares the next one before it is needed, so that no batch waits for an fsync.
 
-Owns the order of a writer's rows: an open segment is handed to the sealer before rows enter the next, and
-under a `Durability` policy it is durable before they do. Whatever goes wrong in either thread ends both;
-`Appender.error` holds it, for the writer to raise. What is queued then is lost, as it is when the process
+It owns the order of a writer's rows: an open segment is handed to the sealer before rows enter the next,
+and under a `Durability` policy it is durable before they do. An error in either thread ends both;
+`Appender.error` keeps it, for the writer to raise. What is queued then is lost, as it is when the process
 dies.
-
-Place: tier 3, used by `writer`.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from zarrow._format.records import Owner
 from zarrow._format.spec import StoreSpec
 from zarrow._storage import threads
 from zarrow._write import seal
-from zarrow._write.batches import Batch, split
+from zarrow._write.batches import CheckedBatch, split
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.worker import Worker
 from zarrow.errors import InvalidInputError
@@ -33,17 +31,17 @@ __all__ = ["Appender", "Durability"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durability:
-    """When accepted rows are made safe against a power cut too.
+    """When accepted rows become safe against a power cut, too.
 
-    A full segment always is, when it is sealed; and so is everything on `Writer.flush` with
-    ``durable=True`` and on `Writer.finalize`.
+    A full segment always is, when it is sealed; and so are all rows after `Writer.flush` with
+    ``durable=True`` and after `Writer.finalize`.
 
     Parameters
     ----------
     batches : int, optional
-        After every so many batches.
+        After this many batches.
     seconds : float, optional
-        When the oldest row that is not durable was accepted so many seconds ago.
+        When the oldest row that is not durable was accepted this many seconds ago.
 
     Raises
     ------
@@ -65,8 +63,8 @@ class Durability:
                 raise InvalidInputError(f"durability: {name} must be positive, got {number}")
 
 
-class Appender(Worker[Batch]):
-    """The background half of a writer.
+class Appender(Worker[CheckedBatch]):
+    """The threads of a writer.
 
     Parameters
     ----------
@@ -100,16 +98,16 @@ class Appender(Worker[Batch]):
     # The caller's side
 
     def start(self, spec: StoreSpec) -> None:
-        """Learn what the store is, before the first batch."""
+        """Set the store's spec, before the first batch."""
         self._spec = spec
 
     def go_on(self, dead: list[seal.Dead], committed_rows: int) -> None:
-        """Take over what a dead writer left, before the first batch.
+        """Take over what dead writers left, before the first batch.
 
         Parameters
         ----------
         dead : list of Dead
-            The unfinished open segments; the last is filled further, the locks of all are given up.
+            The unfinished open segments. The last is filled further; the locks of the others are released.
         committed_rows : int
             Rows in committed segments.
         """
@@ -125,7 +123,7 @@ class Appender(Worker[Batch]):
             seal.release(dead)
 
     def flush(self, *, durable: bool) -> None:
-        """Wait until everything queued is accepted, or durable; returns early if a thread failed."""
+        """Wait until every queued batch is accepted, or durable; returns early if a thread failed."""
         self.call(self._make_durable if durable else lambda: None)
 
     def stop(self) -> None:
@@ -134,18 +132,18 @@ class Appender(Worker[Batch]):
         self._sealer.shutdown()
         segments = [self._segment]
         if self._spare is not None:
-            with contextlib.suppress(Exception):  # an empty one that could not be made is not missed
+            with contextlib.suppress(Exception):  # an empty segment that could not be created is no loss
                 segments.append(self._spare.result())
         for segment in filter(None, segments):
             segment.close()
             if not segment.rows:
-                with contextlib.suppress(OSError):  # nor does one left behind do harm
+                with contextlib.suppress(OSError):  # nor is one that stays behind
                     discard(segment.path)
         self._segment = self._spare = None
 
     # The appending thread's side
 
-    def work(self, items: list[Batch]) -> None:
+    def work(self, items: list[CheckedBatch]) -> None:
         """Append batches: accepted on return; durable, too, if that is due."""
         self._append(items)
         self._undurable_batches += len(items)
@@ -159,11 +157,11 @@ class Appender(Worker[Batch]):
             return None
         return max(0.0, self._undurable_since + self._durability.seconds - time.monotonic())
 
-    def _append(self, batches: list[Batch]) -> None:
+    def _append(self, batches: list[CheckedBatch]) -> None:
         if not self._undurable_batches:
             self._undurable_since = time.monotonic()
         if self._sealing is not None and self._sealing.done():
-            self._wait_for_sealer()  # raises what went wrong there, early
+            self._wait_for_sealer()  # raises its error early
         while batches:
             segment = self._open_segment()
             now, batches = split(batches, segment.room)
@@ -175,7 +173,7 @@ class Appender(Worker[Batch]):
             if self._spare is None and segment.room < segment.rows:
                 self._spare = threads.submit(self._sealer, self._create)
             if segment.wants_writeback:
-                # Here, though the kernel takes its time: behind an fsync of the sealer the disk would idle.
+                # Here, though the kernel may block: behind an fsync of the sealer the disk would idle.
                 segment.start_writeback()
 
     def _open_segment(self) -> OpenSegment:
@@ -194,14 +192,14 @@ class Appender(Worker[Batch]):
         return owner
 
     def _roll(self) -> None:
-        """Hand the full segment to the sealer; at most one waits there, so memory stays bounded."""
+        """Hand the full segment to the sealer; at most one waits there, which bounds memory."""
         segment = self._segment
         assert segment is not None
         if self._durability.batches or self._durability.seconds:
             # Rows of the next segment must not be durable before those of this one.
             segment.sync()
         self._wait_for_sealer()
-        self._segment = None  # not before: should that raise, it is ours to close
+        self._segment = None  # not before: if that raises, `stop` must close the segment
         rows = self.accepted_rows
         self._sealing = threads.submit(self._sealer, lambda: self._seal(segment, rows))
 

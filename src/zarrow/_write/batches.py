@@ -1,15 +1,12 @@
-"""Is what the caller hands over a batch of this store, and if not, what exactly is wrong?
+"""Batches — what a caller passes, checked against the store before its first byte is written.
 
-`BatchReader` turns every batch into the two things that the write path takes: the table's columns, numbers
-as numpy has them and the rest as Arrow has it (`given`), and one contiguous little-endian array per vector.
-The caller waits for that, so it does no more than it must: where caches are cold, every call into Arrow costs
-tens of microseconds.
+`BatchChecker` turns every batch into what the write path takes, a `CheckedBatch`: the table's columns,
+numbers as numpy arrays and the rest as Arrow arrays (`given`), and one contiguous little-endian array per
+vector. The caller waits for this, so it does no more than necessary: where caches are cold, every call into
+Arrow costs tens of microseconds.
 
-All checks happen here, before the first byte is written, so a rejected batch leaves everything as it was.
-Nothing is cast unless the cast only changes the representation (byte order, ``string`` and
-``large_string``, bfloat16 widened to float32).
-
-Place: tier 2, used by `writer` and `open_segment`. Pure.
+A rejected batch leaves everything as it was. Nothing is cast unless the cast only changes the representation
+(byte order, ``string`` and ``large_string``, bfloat16 widened to float32).
 """
 
 from __future__ import annotations
@@ -33,23 +30,23 @@ from zarrow._format.arrow import (
 )
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.spec import ArraySpec, StoreSpec
-from zarrow._write.given import Columns, as_array, as_columns, to_host
+from zarrow._write.given import TableLike, as_array, as_columns, to_host
 from zarrow.errors import BatchError
 
-__all__ = ["Batch", "BatchReader", "Columns", "payload", "split"]
+__all__ = ["BatchChecker", "CheckedBatch", "payload", "split"]
 
 _POOL = pa.system_memory_pool()
-"""For what a writer needs of Arrow: its default pool takes 10 MB and more for a few hundred kB."""
+"""Arrow's default pool takes 10 MB and more for the few hundred kB that a writer needs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class CheckedBatch:
     """Rows on their way to disk.
 
     Parameters
     ----------
     rows : int
-        How many.
+        Number of rows.
     columns : tuple of Arrow array, array or None
         The table's columns, of the wire schema's types.
     schema : pyarrow.Schema
@@ -65,20 +62,20 @@ class Batch:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes in memory."""
+        """Its size in memory."""
         narrow = sum(values.nbytes for values in self.columns if values is not None)
         return int(narrow) + sum(rows.nbytes for rows in self.arrays)
 
-    def slice(self, start: int, stop: int) -> Batch:
+    def slice(self, start: int, stop: int) -> CheckedBatch:
         """Return rows `start` to `stop`."""
         columns = [None if values is None else values[start:stop] for values in self.columns]
         arrays = [rows[start:stop] for rows in self.arrays]
-        return Batch(stop - start, tuple(columns), self.schema, tuple(arrays))
+        return CheckedBatch(stop - start, tuple(columns), self.schema, tuple(arrays))
 
 
-def split(batches: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch]]:
+def split(batches: Sequence[CheckedBatch], rows: int) -> tuple[list[CheckedBatch], list[CheckedBatch]]:
     """Return the first `rows` rows of batches, or all if there are fewer, and the rest."""
-    first: list[Batch] = []
+    first: list[CheckedBatch] = []
     for index, batch in enumerate(batches):
         if batch.rows > rows:
             rest = [*batches[index:]]
@@ -91,10 +88,10 @@ def split(batches: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch]
     return first, []
 
 
-def payload(batches: Sequence[Batch]) -> pa.Buffer:
-    """Return the table's rows of batches as one encapsulated Arrow record batch message, without the schema.
+def payload(batches: Sequence[CheckedBatch]) -> pa.Buffer:
+    """Return the columns of batches as one encapsulated Arrow record batch message, without the schema.
 
-    It takes Arrow longer than all checks, so it is left to the thread that writes.
+    This takes Arrow longer than all checks, so it is left to the thread that writes.
     """
     schema = batches[0].schema
     columns = []
@@ -109,7 +106,7 @@ def payload(batches: Sequence[Batch]) -> pa.Buffer:
     return pa.RecordBatch.from_arrays(columns, schema=schema).serialize(memory_pool=_POOL)
 
 
-class BatchReader:
+class BatchChecker:
     """Checks batches against a store's spec.
 
     Parameters
@@ -123,7 +120,7 @@ class BatchReader:
         self._wire = spec.wire_schema
         self._names = [array.name for array in spec.arrays]
         self._arrays = [(array, array.numpy_dtype) for array in spec.arrays]
-        # Looked up once: asking Arrow takes a good part of the time that a batch takes.
+        # Looked up once: asking Arrow takes a good part of the time of a batch.
         self._columns = [
             (
                 column.name,
@@ -137,9 +134,9 @@ class BatchReader:
         ]
         self._column_names = set(spec.schema.names)
 
-    def read(
-        self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool, number: int
-    ) -> Batch:
+    def check(
+        self, columns: TableLike, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool, number: int
+    ) -> CheckedBatch:
         """Return a batch that the write path can take.
 
         Parameters
@@ -149,28 +146,30 @@ class BatchReader:
         arrays : mapping of str to array, shapes (rows, *row_shape)
             The vectors.
         sample_index : int array, shape (rows,), or None
-            Where in the dataset the rows come from.
+            The rows' index in the dataset.
         copy : bool
-            Whether the caller keeps the arrays' memory.
+            Whether the caller keeps the memory.
         number : int
-            The how-manieth batch, for messages.
+            The batch's number, for messages.
 
         Returns
         -------
-        Batch
-            Sharing no memory with the caller's, unless `copy` is False.
+        CheckedBatch
+            It shares no memory with the caller's values, unless `copy` is False.
 
         Raises
         ------
         BatchError
-            It names batch, column or array, what was expected, what came, and what to do.
+            If the batch does not fit the store.
         """
         try:
-            return self._read(columns, arrays, sample_index, copy=copy)
+            return self._check(columns, arrays, sample_index, copy=copy)
         except BatchError as error:
             raise BatchError(f"batch {number}: {error}; nothing of it was written") from error.__cause__
 
-    def _read(self, columns: Columns, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool) -> Batch:
+    def _check(
+        self, columns: TableLike, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool
+    ) -> CheckedBatch:
         if len(arrays) != len(self._names) or any(name not in arrays for name in self._names):
             raise BatchError(f"arrays must be {self._names}, got {list(arrays)}")
         given = [as_array(spec.name, arrays[spec.name], spec.dtype) for spec, _ in self._arrays]
@@ -191,9 +190,9 @@ class BatchReader:
         count = lengths.pop() if lengths else 0
         values = self._check_columns(table)
         if not values and not given:
-            raise BatchError("a batch must have columns or arrays, got neither columns nor arrays")
+            raise BatchError("a batch must have columns or arrays, got neither")
         values.append(sample_index)
-        return Batch(
+        return CheckedBatch(
             count,
             tuple(_copies(values) if copy else values),
             self._wire,
@@ -225,8 +224,10 @@ class BatchReader:
                 data = _represent(data, kind, column)
             if not nullable and data.null_count:
                 row = int(np.flatnonzero(np.asarray(data.is_null()))[0])
-                what = "key" if name in self._spec.keys else "column that was declared not nullable"
-                raise BatchError(f"{what} {name!r}: expected a value, got null in row {row} of the batch")
+                what = (
+                    f"key {name!r}" if name in self._spec.keys else f"column {name!r}, declared not nullable"
+                )
+                raise BatchError(f"{what}: expected a value, got null in row {row} of the batch")
             if finite:
                 bad = np.flatnonzero(np.isnan(data.to_numpy(zero_copy_only=False)))
                 if bad.size:
@@ -236,14 +237,14 @@ class BatchReader:
 
 
 def _refuse_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
-    """Raise what is wrong with an array; return if only its byte order is."""
+    """Raise what is wrong with an array; return if it is only the byte order."""
     if rows.shape[1:] != spec.row_shape or rows.ndim < 2:
         expected = f"(rows, {', '.join(map(str, spec.row_shape))})"
         raise BatchError(f"array {spec.name!r}: expected shape {expected}, got {rows.shape}: reshape it")
     if rows.dtype.name != spec.dtype:
         raise BatchError(
             f"array {spec.name!r}: expected dtype {spec.dtype}, got {rows.dtype.name}: "
-            "cast it yourself if that loses nothing"
+            "cast it if that loses nothing"
         )
 
 
@@ -251,9 +252,8 @@ def _check_sample_index(values: Any) -> Values:
     if isinstance(values, pa.Array | pa.ChunkedArray) and values.null_count:
         import pyarrow.compute as pc
 
-        known = numbers_as_arrow(
-            _check_sample_index(values.drop_null())
-        )  # a null: that row comes from no dataset
+        # A null: the row comes from no dataset.
+        known = numbers_as_arrow(_check_sample_index(values.drop_null()))
         column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         return pc.replace_with_mask(pa.nulls(len(column), pa.int64()), column.is_valid(), known)
     index = values if type(values) is np.ndarray else np.asarray(to_host(values))
@@ -282,8 +282,7 @@ def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Arra
         same = same and have.value_type == wanted.value_type
     if not same and not (pa.types.is_null(have) and column.nullable):
         raise BatchError(
-            f"column {column.name!r}: expected {column.type}, got {data.type}: "
-            "cast it yourself if that loses nothing"
+            f"column {column.name!r}: expected {column.type}, got {data.type}: cast it if that loses nothing"
         )
     if pa.types.is_dictionary(data.type):
         return data.dictionary.cast(wanted).take(data.indices)
@@ -291,7 +290,7 @@ def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Arra
 
 
 def _numpy_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
-    """Return numpy's type of numbers; None for anything else."""
+    """Return the numpy dtype of a number type; None for any other."""
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     return number_dtype(kind) if numbers else None
 
@@ -309,7 +308,7 @@ def _copies(columns: Sequence[Values]) -> list[Values]:
 
 
 def _own(rows: npt.NDArray[Any], dtype: np.dtype[Any], *, copy: bool) -> npt.NDArray[Any]:
-    """Return rows that the write path may keep: contiguous, little-endian, nobody else's."""
+    """Return rows that the write path may keep: contiguous, little-endian, in memory of its own."""
     if not copy and rows.flags.c_contiguous and rows.dtype == dtype:
         return rows
     return np.array(rows, dtype, order="C", copy=True)

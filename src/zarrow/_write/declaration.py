@@ -1,25 +1,34 @@
-"""What did the caller say the store is, and is the store that?
+"""Declaration — what a writer's caller declared, completed by the first batch or checked against a store.
 
-Place: tier 3, used by `writer`.
+What is left open is taken from the first batch: names, types and row shapes. Rows of a segment and of a chunk
+follow from the size of a row. The schema is the one that Parquet gives back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from zarrow._format import codecs
-from zarrow._format.spec import PLAIN, StoreSpec
-from zarrow._write.first_batch import infer_spec, kept_schema
-from zarrow._write.given import Columns, to_host
-from zarrow.errors import InvalidInputError, SchemaMismatchError
+from zarrow._format.arrow import as_arrow, is_bytes, is_text
+from zarrow._format.spec import (
+    PLAIN,
+    ArraySpec,
+    StoreSpec,
+    default_chunk_rows,
+    default_segment_rows,
+    is_power_of_two,
+)
+from zarrow._write.given import TableLike, as_array, as_columns, to_host
+from zarrow.errors import BatchError, InvalidInputError, SchemaMismatchError
 
-__all__ = ["Declaration"]
+__all__ = ["Declaration", "kept_schema"]
 
 AUTO = "auto"
 """The codecs that suit the first batch."""
@@ -27,7 +36,21 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What the caller said the store is; None where the first batch, or the store, decides."""
+    """What the caller declared; None where the first batch, or the store, decides.
+
+    Parameters
+    ----------
+    arrays : mapping of str to (row shape, dtype), optional
+        The arrays.
+    schema : pyarrow.Schema, optional
+        The columns.
+    keys : sequence of str
+        The key columns.
+    segment_rows : int, optional
+        Rows of a segment.
+    codecs : object
+        As `zarrow.Writer` takes it.
+    """
 
     arrays: Mapping[str, tuple[int | Sequence[int], str]] | None
     schema: pa.Schema | None
@@ -37,61 +60,69 @@ class Declaration:
 
     @property
     def is_whole(self) -> bool:
-        return self.arrays is not None and self.schema is not None and not self._has_auto()
+        """Whether nothing is left to the first batch."""
+        chosen = self.codecs.values() if self._has_codecs_by_name() else [self.codecs]
+        has_auto = any(isinstance(one, str) and one == AUTO for one in chosen)
+        return self.arrays is not None and self.schema is not None and not has_auto
 
-    def _has_auto(self) -> bool:
-        chosen = self.codecs
-        named = chosen.values() if isinstance(chosen, Mapping) and "name" not in chosen else [chosen]
-        return any(isinstance(one, str) and one == AUTO for one in named)
+    def infer(
+        self, columns: TableLike, arrays: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> StoreSpec:
+        """Return the spec of a new store.
 
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]] | None:
-        if self.arrays is None:
-            return None
-        return {
-            name: ((shape,) if isinstance(shape, int) else tuple(shape), _dtype_name(dtype))
-            for name, (shape, dtype) in self.arrays.items()
-        }
+        Parameters
+        ----------
+        columns : Table, RecordBatch, frame or mapping
+            The first batch's columns.
+        arrays : mapping of str to array, shapes (rows, *row_shape)
+            Its arrays.
+        provenance : mapping
+            Where the rows come from.
 
-    def _chosen(self, array: str) -> Any:
-        chosen = self.codecs
-        return chosen.get(array) if isinstance(chosen, Mapping) and "name" not in chosen else chosen
-
-    def _codecs(self, array: str, dtype: str, sample: Any = None) -> tuple[dict[str, Any], ...]:
-        chosen = self._chosen(array)
-        if isinstance(chosen, str) and chosen == AUTO:
-            return PLAIN if sample is None else codecs.choose(np.asarray(to_host(sample)), dtype)
-        return codecs.normalize(chosen, dtype)
-
-    def _check_codecs(self, arrays: Iterable[str]) -> None:
-        """Raise if codecs are given for an array that is not there: a typo would store it plainly."""
-        names = list(arrays)
-        if isinstance(self.codecs, Mapping) and "name" not in self.codecs:
-            for name in self.codecs:
-                if name not in names:
-                    raise InvalidInputError(f"codecs: there is no array {name!r}; the arrays are {names}")
-
-    def infer(self, table: Columns, arrays: Mapping[str, Any], provenance: Mapping[str, Any]) -> StoreSpec:
-        """Return what the store is, as declared, or else as the first batch has it."""
-        if self.keys and self.schema is None and table is None and not arrays:
+        Returns
+        -------
+        StoreSpec
+            With a new uuid.
+        """
+        if self.keys and self.schema is None and columns is None and not arrays:
             raise InvalidInputError(
-                f"no batch tells the types of the keys {list(self.keys)}: declare schema= for a store "
-                "without rows"
+                f"a store without rows needs schema=, since there is no batch with the types of the keys "
+                f"{list(self.keys)}: declare it"
             )
-        if table is not None or arrays or self.arrays is not None:  # not for a run without any row
+        if columns is not None or arrays or self.arrays is not None:  # not for a run without any row
             self._check_codecs(arrays if self.arrays is None else self.arrays)
-        return infer_spec(
-            table,
-            arrays,
-            keys=self.keys,
-            segment_rows=self.segment_rows,
-            codecs=lambda name, dtype: self._codecs(name, dtype, arrays.get(name)),
-            schema=self.schema,
-            declared=self._shapes(),
-            provenance=provenance,
+        shapes = self._shapes()
+        if shapes is None:
+            found = {name: as_array(name, values) for name, values in arrays.items()}
+            shapes = {name: (rows.shape[1:], rows.dtype.name) for name, rows in found.items()}
+        schema = _schema_of(columns) if self.schema is None else self.schema
+        specs = [
+            ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1)
+            for name, (shape, dtype) in shapes.items()
+        ]
+        segment_rows = self.segment_rows
+        if segment_rows is None:
+            segment_rows = default_segment_rows(max((spec.row_bytes for spec in specs), default=None))
+        if not is_power_of_two(segment_rows):
+            raise InvalidInputError(f"segment_rows must be a power of two, got {segment_rows!r}")
+        return StoreSpec(
+            uuid=uuid.uuid4().hex,
+            segment_rows=segment_rows,
+            schema=kept_schema(schema, self.keys),
+            arrays=tuple(
+                replace(
+                    spec,
+                    chunk_rows=default_chunk_rows(spec.row_bytes, segment_rows),
+                    codecs=self._codecs_of(spec.name, spec.dtype, arrays.get(spec.name)),
+                )
+                for spec in specs
+            ),
+            keys=tuple(self.keys),
+            provenance=dict(provenance),
         )
 
     def check(self, spec: StoreSpec) -> None:
-        """Raise `SchemaMismatchError` if the store is not what was declared."""
+        """Raise `SchemaMismatchError` if a store is not what was declared."""
         differences = []
 
         def compare(what: str, declared: Any, stored: Any) -> None:
@@ -111,17 +142,85 @@ class Declaration:
         if self.codecs is not None:
             self._check_codecs(array.name for array in spec.arrays)
             for array in spec.arrays:
-                if self._chosen(array.name) != AUTO:  # what was chosen then is what it is
-                    compare(f"codecs of {array.name!r}", self._codecs(array.name, array.dtype), array.codecs)
+                if self._chosen(array.name) != AUTO:  # any codec of the store may have been chosen by it
+                    declared = self._codecs_of(array.name, array.dtype)
+                    compare(f"codecs of {array.name!r}", declared, array.codecs)
         if differences:
             raise SchemaMismatchError(
                 "; ".join(differences) + ": declare what the store has (or nothing), or write another store"
             )
 
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]] | None:
+        if self.arrays is None:
+            return None
+        return {
+            name: ((shape,) if isinstance(shape, int) else tuple(shape), _dtype_name(dtype))
+            for name, (shape, dtype) in self.arrays.items()
+        }
+
+    def _has_codecs_by_name(self) -> bool:
+        return isinstance(self.codecs, Mapping) and "name" not in self.codecs  # else it is one codec itself
+
+    def _chosen(self, array: str) -> Any:
+        return self.codecs.get(array) if self._has_codecs_by_name() else self.codecs
+
+    def _codecs_of(self, array: str, dtype: str, sample: Any = None) -> tuple[dict[str, Any], ...]:
+        chosen = self._chosen(array)
+        if isinstance(chosen, str) and chosen == AUTO:
+            return PLAIN if sample is None else codecs.choose(np.asarray(to_host(sample)), dtype)
+        return codecs.normalize(chosen, dtype)
+
+    def _check_codecs(self, arrays: Iterable[str]) -> None:
+        """Raise if codecs are given for an unknown array: a typo would store the array without them."""
+        names = list(arrays)
+        for name in self.codecs if self._has_codecs_by_name() else ():
+            if name not in names:
+                raise InvalidInputError(f"codecs: there is no array {name!r}; the arrays are {names}")
+
 
 def _dtype_name(dtype: object) -> str:
-    """Return the name of a type that is declared as a name, or as numpy's or torch's."""
+    """Return the name of a type that is declared by its name, or as numpy's or torch's."""
     if isinstance(dtype, str | type | np.dtype):
         with contextlib.suppress(TypeError):
             return np.dtype(dtype).name
     return str(dtype).removeprefix("torch.")
+
+
+def _schema_of(columns: TableLike) -> pa.Schema:
+    """Return the schema of a batch's columns."""
+    values, length = as_columns(columns, None)
+    found = {name: as_arrow(column, None, length or 0) for name, column in values.items()}
+    for name, column in found.items():
+        if pa.types.is_null(column.type):
+            got = "only nulls" if len(column) else "no values"
+            raise BatchError(
+                f"column {name!r}: expected values that have a type, got {got}: declare schema=, or pass an "
+                "Arrow array of the type"
+            )
+    return pa.schema([(name, column.type) for name, column in found.items()])
+
+
+def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
+    """Return the schema that columns are stored with; a key is never null, which Parquet records."""
+    return pa.schema(
+        pa.field(
+            column.name,
+            _kept(column.type),
+            pa.types.is_null(column.type) or (column.nullable and column.name not in keys),
+        )
+        for column in schema
+    )
+
+
+def _kept(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a column is stored as.
+
+    Views are for memory, not for files. A segment may have more categories than one batch, so a dictionary's
+    indices are int32, without order. Parquet gives back dictionaries of text and binary only.
+    """
+    if pa.types.is_dictionary(kind):
+        value = _kept(kind.value_type)
+        return pa.dictionary(pa.int32(), value) if is_text(value) or is_bytes(value) else value
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind

@@ -1,9 +1,7 @@
-"""May a writer work at this path, and in which directory?
+"""Store directory — claiming a path for a writer by mode and lock, and replacing an old store by a new one.
 
-The three modes, the store's lock, and the swap of a new store for an old one.
-
-Place: tier 3, used by `writer`. A crash during the swap leaves the old store or the new one at the path
-(Linux), and never neither beside it.
+A crash while a store is replaced leaves the old store or the new one at the path (on Linux), and the other
+one next to it or in it, where the next writer removes it.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ __all__ = ["Mode", "claim_store", "empty_store", "install", "new_owner"]
 
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
-"""How long to wait for the lock of a writer that died: its forked data loader workers take a moment."""
+"""How long to wait for the lock of a dead writer, which its forked data loader workers hold for a moment."""
 
 
 def new_owner() -> Owner:
-    """Return an owner of this process, with a session of its own."""
+    """Return an owner for this process, with a new session."""
     return Owner(
         session=uuid.uuid4().hex,
         sequence=0,
@@ -43,7 +41,7 @@ def new_owner() -> Owner:
 
 
 def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, FileLock]:
-    """Return the directory to write in, which exists and is ours, and the lock on it."""
+    """Return the directory to write in, created if necessary, and the lock that this writer holds on it."""
     if not path.parent.is_dir():
         raise WriteFailedError(
             errno.ENOENT, f"{path.parent}: no such directory: create it, then write the store"
@@ -51,7 +49,9 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
     root = path
     state = _state(path)
     if state == "other":
-        raise NotAStoreError(f"{path}: there is something that is no zarrow store: choose another path")
+        raise NotAStoreError(
+            f"{path}: expected a zarrow store or nothing, got something else: choose another path"
+        )
     if mode == "x" and state == "store":
         raise StoreExistsError(
             f"{path}: there is a store already: mode='a' resumes it or appends to it, mode='w' replaces it"
@@ -60,7 +60,8 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         root = path.with_name(path.name + layout.INCOMING_SUFFIX)
         if _state(root) == "other":
             raise NotAStoreError(
-                f"{root}: there is something that is no zarrow store, where the new one would grow"
+                f"{root}: the new store would grow here, but there is something that is not a zarrow store: "
+                "move it away"
             )
     try:
         files.make_dir(root, exist_ok=True, link_ok=True)
@@ -68,13 +69,13 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
         if root != path:
             _lock_old(path, owner=owner).release(remove_file=True)
-        # Who empties it below must be alone.
+        # Exclusive, because the directory may be emptied below.
         lock = _lock_store(root, shared=shared and mode != "w", owner=owner)
     except ZarrowError:
         raise
     except OSError as error:
         raise WriteFailedError(
-            error.errno or errno.EIO, f"{root}: a store cannot be written here: {error.strerror}"
+            error.errno or errno.EIO, f"{root}: cannot write a store here: {error.strerror}"
         ) from error
     if root != path and (root / layout.STORE_JSON).exists():
         try:
@@ -86,7 +87,7 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
 
 
 def _state(path: Path) -> Literal["nothing", "store", "other"]:
-    """Tell what is at a path; a store that died before its first batch is nothing."""
+    """Tell what is at a path; the leftovers of a writer that died before its first batch are nothing."""
     if not os.path.lexists(path):
         return "nothing"
     if not path.is_dir():
@@ -102,7 +103,7 @@ def _state(path: Path) -> Literal["nothing", "store", "other"]:
 
 
 def _lock_store(root: Path, *, shared: bool, owner: Owner) -> FileLock:
-    """Take the store's lock: exclusive if nobody else is there, else shared if that was asked for."""
+    """Take the store's lock: exclusive if no other writer is active, else shared if `shared`."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     path = root / layout.OPEN_DIR / layout.LOCK
     while True:
@@ -122,7 +123,7 @@ def _lock_store(root: Path, *, shared: bool, owner: Owner) -> FileLock:
 
 
 def empty_store(path: Path) -> None:
-    """Remove a store that has no active writer, but for its directory, where the next one can begin.
+    """Remove the content of a store that has no active writer; its directory stays.
 
     A crash in the middle leaves an incomplete store of the same identity, of fewer rows.
     """
@@ -134,7 +135,7 @@ def empty_store(path: Path) -> None:
 
 
 def _empty(root: Path) -> None:
-    """Remove all of a store but the lock that we hold."""
+    """Remove everything of a store except the lock, which is held."""
     files.remove(root / layout.MANIFEST_JSON)
     # What was derived from the rows goes before them, the records before the files that they vouch for.
     for name in (
@@ -148,17 +149,17 @@ def _empty(root: Path) -> None:
     for path in (root / layout.OPEN_DIR).iterdir():
         if path.name != layout.LOCK:
             files.remove_tree(path) if path.is_dir() and not path.is_symlink() else files.remove(path)
-    # Last: a crash before would leave something that no writer takes for a store, and none would touch.
+    # Last: what a crash leaves without it is neither a store nor nothing, and no writer would touch it.
     for folder in (root, root / layout.OPEN_DIR):
         files.sync_dir(folder)
     files.remove(root / layout.STORE_JSON)
 
 
 def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], None] | None = None) -> None:
-    """Put a new, complete store in the place of the old one, unless `check` raises, then remove that.
+    """Replace the old store by the new, complete one, unless `check` raises; then remove the old one.
 
-    The crash that moving the old one into the new one prevents: half of it left beside, which no writer
-    would take for a store, and none would touch. In there it is scratch, which the next writer removes.
+    The old store is moved into the new one before it is removed. This prevents a crash that leaves half of it
+    next to the new one, where no writer would touch it; inside, it is scratch that the next writer removes.
     """
     check = check or (lambda _root: None)
     if root == path:
@@ -168,12 +169,12 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
         lock = _lock_old(path, owner=owner)
     except StoreLockedError as error:
         raise StoreLockedError(
-            f"{error}; the store that was to replace it is complete: move {root} there yourself"
+            f"{error}; the store that replaces it is complete: move {root} there yourself"
         ) from error
     try:
         check(root)
     except BaseException:
-        lock.release(remove_file=True)  # the old store stays as it was
+        lock.release(remove_file=True)  # the old store is as before
         raise
     try:
         files.exchange(root, path)
@@ -187,6 +188,6 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
 
 
 def _lock_old(path: Path, *, owner: Owner) -> FileLock:
-    """Take the lock of the store that is to be replaced: its writer would go on in the wrong one."""
+    """Take the lock of the store to be replaced, so that no writer goes on writing it."""
     files.make_dir(path / layout.OPEN_DIR, exist_ok=True)
     return _lock_store(path, shared=False, owner=owner)

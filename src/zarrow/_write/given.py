@@ -1,12 +1,10 @@
-"""What did the caller hand over, in the two forms that the rest of the library knows?
+"""Given values — what callers pass as columns and arrays, in the two forms that the library works with.
 
-Numbers as numpy has them, anything else as Arrow has it: columns from tables, frames of polars and pandas,
-mappings, tensors and plain sequences; vectors from whatever numpy takes for an array. Types stay as they are,
-but for bfloat16, which numpy lacks: it is widened to float32.
+Numbers become numpy arrays and anything else becomes Arrow arrays: columns from tables, polars and pandas
+frames, mappings, tensors and plain sequences; vectors from whatever numpy accepts as an array. Types stay as
+they are, except bfloat16, which numpy lacks: it is widened to float32.
 
-torch is not imported: a tensor is recognised by what it can do.
-
-Place: tier 1, below `batches` and `first_batch`. Pure.
+torch is not imported: tensors are recognised by their methods.
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ import pyarrow as pa
 
 from zarrow.errors import BatchError
 
-__all__ = ["Columns", "as_array", "as_columns", "to_host"]
+__all__ = ["TableLike", "as_array", "as_columns", "to_host"]
 
-Columns = Any
+TableLike = Any
 """A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
 names to 1-D arrays, tensors or sequences."""
 
 
 _NUMBERS = frozenset("bBhHiIlLqQefd")
-"""The characters of numpy's types of numbers that Arrow has."""
+"""numpy's characters of the number types that Arrow has."""
 _ROW_LABELS = re.compile(r"__index_level_\d+__\Z")
 
 
@@ -41,7 +39,7 @@ def to_host(values: Any) -> Any:
     Parameters
     ----------
     values : torch.Tensor or anything
-        On any device, requiring grad or not.
+        On any device, with or without grad.
 
     Returns
     -------
@@ -55,11 +53,11 @@ def to_host(values: Any) -> Any:
 
 
 def as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
-    """Return rows as numpy has them; bfloat16 as float32, or as float16 where `dtype` asks for that."""
+    """Return rows as a numpy array; bfloat16 as float32, or as float16 if that is `dtype`."""
     try:
         array = values if type(values) is np.ndarray else np.asarray(to_host(values))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BatchError(f"array {name!r}: not an array: {error}") from error
+        raise BatchError(f"array {name!r} must be an array: {error}") from error
     if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # ml_dtypes'
         array = array.astype(np.float32)
     if dtype == "float16" and str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):
@@ -75,9 +73,9 @@ def as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
 
 
 def as_columns(
-    columns: Columns, schema: pa.Schema | None
+    columns: TableLike, schema: pa.Schema | None
 ) -> tuple[dict[str, pa.Array | npt.NDArray[Any]], int | None]:
-    """Return the caller's columns, types as they are, and their length; None if there are no columns."""
+    """Return the caller's columns, with their own types, and their length; None without columns."""
     if columns is None:
         return {}, None
     if type(columns) is dict or isinstance(columns, Mapping):
@@ -98,22 +96,22 @@ def as_columns(
             ) from error
         batches = table.combine_chunks().to_batches()
         if len(batches) > 1:
-            raise BatchError("columns must fit into one Arrow array each, got 2 GiB of text: split the batch")
+            raise BatchError("a column must fit into one Arrow array, got 2 GiB of text: split the batch")
         columns = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
     names = columns.schema.names
     for name in names:
         if names.count(name) > 1:
-            raise BatchError(f"column {name!r} stands there more than once: rename one")
+            raise BatchError(f"column {name!r}: the name is used more than once: rename one")
     return dict(zip(names, columns.columns, strict=True)), columns.num_rows if names else None
 
 
 def _without_row_labels(table: pa.Table) -> pa.Table:
-    """Return a table without the labels of a pandas frame's rows, which no name makes a column."""
+    """Return a table without the unnamed row labels of a pandas frame."""
     return table.drop_columns([name for name in table.column_names if _ROW_LABELS.match(name)])
 
 
 def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | npt.NDArray[Any]:
-    """Return a column: plain numbers as they are, anything else as Arrow has it."""
+    """Return a column: plain numbers as a numpy array, anything else as an Arrow array."""
     if type(values) is not np.ndarray:
         if isinstance(values, pa.Array):
             return values
@@ -123,25 +121,24 @@ def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | n
     if type(values) is np.ndarray and values.ndim == 1 and values.dtype.char in _NUMBERS:
         return values
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise BatchError(f"column {name!r}: a column has one value per row, got {values!r}")
+        raise BatchError(f"column {name!r}: expected one value per row, got {values!r}")
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise BatchError(
-            f"column {name!r}: a column has one value per row, got shape {values.shape}: "
-            "hand it over as an array"
+            f"column {name!r}: expected one value per row, got shape {values.shape}: pass it in arrays="
         )
     if isinstance(values, np.ndarray) and not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
-    # A plain sequence has no type of its own, so the store's may decide; an array's is never overruled.
+    # A plain sequence has no type of its own, so the store's is used; that of an array is never overruled.
     known = schema is not None and name in schema.names and not hasattr(values, "dtype")
     kind = schema.field(name).type if known and schema is not None else None
     if kind is not None and pa.types.is_integer(kind):
-        # Arrow would cut the fraction off.
+        # Arrow would drop the fraction.
         fraction = next((value for value in values if isinstance(value, float | np.floating)), None)
         if fraction is not None:
-            raise BatchError(f"column {name!r}: expected {kind}, got {fraction!r}: round it yourself")
+            raise BatchError(f"column {name!r}: expected {kind}, got {fraction!r}: round it")
     try:
         if hasattr(values, "__arrow_c_stream__"):  # of polars or pandas
             return pa.chunked_array(values).combine_chunks()
         return pa.array(values, type=kind)
     except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise BatchError(f"column {name!r}: not a column: {error}") from error
+        raise BatchError(f"column {name!r} must be a column: {error}") from error

@@ -1,20 +1,16 @@
-"""How does a batch become safe before its segment is full?
+"""Open segment — rows on their way to a shard, journalled so that a killed process loses none.
 
 An open segment is a directory under ``open/``: the files that will become its shards, the journal of its
-table rows, a lock, and a note of who fills it. Making the directory claims its name; names are taken from
+table rows, a lock, and a note of its owner. Creating the directory claims its name; names are taken from
 the clock and never used twice. A batch is appended in this order:
 
-1. row bytes into the shard files (`shards`);
-2. its frame into ``table.frames`` (`_format.frames`).
+1. row bytes to the shard files (`shards`);
+2. its frame to ``table.frames`` (`_format.frames`).
 
-With the frame written the rows are *accepted*: they survive the death of the process. The crash that the
-order prevents: a frame that vouches for bytes which were never written. `OpenSegment.sync` makes them
-*durable*, shards first and frames last, for the same reason.
-
-`read` finds out what an open segment holds, for recovery, for live readers and for `verify`: the longest
-prefix of frames whose row bytes are all there. It needs no disk space and no write permission.
-
-Place: tier 3, between the engines and `seal`, `writer`, `store`.
+Once the frame is written the rows are *accepted*: they survive the death of the process. The order prevents
+a crash that leaves a frame for bytes that were never written. `OpenSegment.sync` makes the rows *durable*,
+shards first and frames last, for the same reason. `_read.open_rows` reads what a crash leaves: the longest
+prefix of frames whose row bytes are all there.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ from zarrow._format.spec import StoreSpec
 from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files, reading
 from zarrow._storage.lock import FileLock
-from zarrow._write.batches import Batch, payload
+from zarrow._write.batches import CheckedBatch, payload
 from zarrow._write.shards import Shard, open_shard
 from zarrow.errors import CorruptionError, StoreLockedError
 
@@ -77,16 +73,16 @@ class OpenSegment:
 
     @classmethod
     def create(cls, root: Path, spec: StoreSpec, owner: Owner) -> OpenSegment:
-        """Claim a new open segment: its directory is durable on return, so that no row precedes it.
+        """Claim a new open segment; its directory is durable on return, before any row in it is.
 
         Parameters
         ----------
         root : Path
             The store.
         spec : StoreSpec
-            What the store is.
+            The store's spec.
         owner : Owner
-            Who will fill it.
+            The writer that fills it.
 
         Returns
         -------
@@ -103,7 +99,7 @@ class OpenSegment:
                 number += 1
         lock = FileLock(path / layout.LOCK)
         if not lock.acquire():
-            raise StoreLockedError(f"{path}: another writer cleaned this open segment away as it was made")
+            raise StoreLockedError(f"{path}: another writer removed this open segment while it was created")
         try:
             segment = cls(path, spec, lock, create=True)
         except BaseException:
@@ -119,14 +115,14 @@ class OpenSegment:
 
     @classmethod
     def build(cls, scratch: Path, spec: StoreSpec) -> OpenSegment:
-        """Make an open segment that nobody sees until `enter` gives it its name.
+        """Create an open segment that is invisible until `enter` gives it its name.
 
         Parameters
         ----------
         scratch : Path
-            The directory to make it in, which is not there yet.
+            Its directory until then, which does not exist yet.
         spec : StoreSpec
-            What the store is.
+            The store's spec.
 
         Returns
         -------
@@ -139,14 +135,14 @@ class OpenSegment:
         return cls(scratch, spec, lock, create=True)
 
     def enter(self, root: Path, owner: Owner) -> None:
-        """Make an open segment that was built aside one of the store, with all its rows: durable on return.
+        """Add an open segment that was built aside to the store, with all its rows: durable on return.
 
         Parameters
         ----------
         root : Path
             The store.
         owner : Owner
-            Who fills it.
+            The writer that fills it.
         """
         self.sync()
         files.publish(self.path / layout.OWNER_JSON, owner.encode(), scratch=self.path)
@@ -169,14 +165,14 @@ class OpenSegment:
         spec : StoreSpec
             The store.
         owner : Owner
-            Who goes on.
+            The writer that fills it from now on.
         lock : FileLock
-            Its lock, held; it is given up with the segment.
+            Its lock, held; closing the segment releases it.
 
         Returns
         -------
         OpenSegment
-            With the rows of `found`; bytes behind them are cut off.
+            With the rows of `found`; bytes after them are cut off.
         """
         segment = cls(found.path, spec, lock, create=False)
         try:
@@ -212,12 +208,12 @@ class OpenSegment:
         """Rows that it still takes."""
         return self.spec.segment_rows - self._rows
 
-    def append(self, batches: Sequence[Batch]) -> None:
+    def append(self, batches: Sequence[CheckedBatch]) -> None:
         """Append rows, in one frame: accepted on return.
 
         Parameters
         ----------
-        batches : sequence of Batch
+        batches : sequence of CheckedBatch
             At most `room` rows.
 
         Raises
@@ -245,19 +241,19 @@ class OpenSegment:
 
     @property
     def wants_writeback(self) -> bool:
-        """Whether so much was written that the disk should be told."""
+        """Whether enough was written to start writeback."""
         return any(shard.wants_writeback for shard in self._shards)
 
     def start_writeback(self) -> None:
-        """Have the kernel start to write rows out."""
+        """Have the kernel start to write rows to the disk."""
         for shard in self._shards:
             shard.start_writeback()
 
     def sync(self) -> None:
         """Make all rows durable.
 
-        A frame without rows then says so, lest rot in the last batch be taken for a torn tail; should a
-        power cut take that frame, nothing is lost but the proof.
+        A frame without rows records it, so that damage in the last batch cannot pass for a torn tail. If a
+        power cut takes that frame, only this record is lost.
         """
         if self.durable_rows == self._rows:
             return
@@ -279,13 +275,13 @@ class OpenSegment:
         Returns
         -------
         dict of str to ShardFacts
-            For the record.
+            For the commit record.
         """
         files.sync(self._frames_fd)
         return {shard.array.name: shard.seal() for shard in self._shards}
 
     def batches(self) -> list[pa.RecordBatch]:
-        """Return the table's rows, of the wire schema, read back from the journal and checked."""
+        """Return the table's rows, of the wire schema, read from the journal and checked."""
         path = self.path / layout.FRAMES
         found = frames.scan(
             pa.py_buffer(reading.read(path, limit_bytes=frames.MAX_FRAME_BYTES)),
@@ -295,11 +291,11 @@ class OpenSegment:
             str(path),
         )
         if found.rows != self._rows:
-            raise CorruptionError(f"{self._rows} rows were appended, {found.rows} came back", path=path)
+            raise CorruptionError(f"{self._rows} rows were appended, {found.rows} were read back", path=path)
         return [frames.parse_payload(frame, self.spec.wire_schema) for frame in found.frames if frame.rows]
 
     def close(self, *, keep_lock: bool = False) -> None:
-        """Close the files and, unless it is kept, give the lock up; the rows stay."""
+        """Close the files and, unless it is kept, release the lock; the rows stay."""
         for shard in self._shards:
             shard.close()
         if self._frames_fd >= 0:
@@ -310,10 +306,11 @@ class OpenSegment:
 
 
 def discard(path: Path) -> None:
-    """Remove an open segment that no longer counts: gone for readers at one instant, durably so on return.
+    """Remove an open segment that no longer counts: for readers in one step, and durably on return.
 
-    The power cuts that the sync prevents: the name comes back over files that are gone, which looks like
-    rot; or it comes back when the claim that told its rows are committed is gone, and they count twice.
+    The sync prevents two power cuts: one that brings the name back without its files, which looks like
+    damage, and one that brings it back without the claim that says its rows are committed, so that they
+    count twice.
     """
     aside = files.scratch_name(path.parent)
     files.rename(path, aside)

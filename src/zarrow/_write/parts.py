@@ -1,15 +1,13 @@
-"""How do a segment's batches become one Parquet row group, and how do they come back?
+"""Parts — the Parquet file of a segment's columns, with one row group.
 
-A part is a Parquet file of one row group: the user's columns, then ``row`` and ``sample_index``
-(https://parquet.apache.org/docs/file-format/). It is written for readers that know nothing of us: zstd,
-statistics, page index, page checksums, bloom filters on the keys where pyarrow can write them, a
-dictionary for strings only (random floats grow by half in one).
+A part has the user's columns, then ``row`` and ``sample_index``
+(https://parquet.apache.org/docs/file-format/). It is written for stock readers: zstd, statistics, page index,
+page checksums, bloom filters on the keys where pyarrow can write them, and a dictionary for strings only
+(random floats grow by half in one).
 
-pyarrow ignores short writes of a Python file and its own files are out of our sight, so it is handed
-`_Sink`, whose ``write`` goes through `_storage.files` until every byte is out, and sums the bytes on the way.
-
-Place: tier 2, used by `seal`. Must not import its siblings. A crash leaves a scratch file in the open
-segment.
+pyarrow ignores short writes of Python files, and its own files bypass `_storage.files`. So it writes to
+`_Sink`, which passes every byte to `_storage.files` and computes the checksum on the way. A crash leaves a
+scratch file in the open segment.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 class _Sink(io.RawIOBase):
-    """A file that pyarrow can trust: every write is whole or raises."""
+    """A file whose writes are complete or raise."""
 
     def __init__(self, path: Path) -> None:
         self._fd = files.create(path)
@@ -111,7 +109,7 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     Parameters
     ----------
     path : Path
-        A scratch file that is not there yet.
+        A scratch file, which does not exist yet.
     spec : StoreSpec
         The store.
     table : pyarrow.Table
@@ -143,7 +141,7 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
 
 
 def check_columns(spec: StoreSpec) -> None:
-    """Raise if a column cannot be kept in a frame or in Parquet.
+    """Raise if a column cannot be stored in a frame or in Parquet.
 
     Parameters
     ----------
@@ -158,7 +156,7 @@ def check_columns(spec: StoreSpec) -> None:
     for column in spec.schema:
         if column.type.num_fields and _has_dictionary(column.type):
             raise InvalidInputError(
-                f"column {column.name!r}: a dictionary inside of {column.type} is not supported: "
+                f"column {column.name!r}: a dictionary inside {column.type} is not supported: "
                 "cast it to its value type"
             )
         if column.name in spec.keys and (pa.types.is_nested(column.type) or pa.types.is_null(column.type)):
@@ -186,7 +184,7 @@ def _has_dictionary(kind: pa.DataType) -> bool:
 
 
 def _may_be_null_list(field: pa.Field, *, in_null: bool = False) -> bool:
-    """Tell whether a list of fixed size can be null, in a column or somewhere inside of it."""
+    """Tell whether a list of fixed size can be null, in a column or anywhere inside it."""
     null, kind = field.nullable or in_null, field.type
     if pa.types.is_fixed_size_list(kind):
         return null or _may_be_null_list(kind.value_field)

@@ -26,27 +26,27 @@ __all__ = [
 
 
 def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
-    """Write down what the store is, if nobody was first, and make what it lacks.
+    """Publish the store's spec, unless another writer was first, and create the directories that are missing.
 
     Parameters
     ----------
     root : Path
         The store's directory.
     spec : StoreSpec
-        What this writer thinks the store is.
+        The spec that this writer proposes.
     scratch : Path
-        For scratch files.
+        Directory for scratch files.
 
     Returns
     -------
     StoreSpec
-        What the store is: `spec`, or that of the writer who was first.
+        The store's spec: `spec`, or that of the writer that was first.
     """
     try:
         files.publish(root / layout.STORE_JSON, spec.encode(), scratch=scratch)
     except FileExistsError:
         spec = read_spec(root)
-        # Who was first may have died before the name was durable: without it what follows is no store.
+        # That writer may have died before the name was durable, without which the rest is not a store.
         files.sync_dir(root)
     for name in (layout.ARRAYS_DIR, layout.TABLE_DIR, layout.SEGMENTS_DIR):
         files.make_dir(root / name, exist_ok=True)
@@ -62,25 +62,25 @@ def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
 
 
 def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) -> Claim:
-    """Take the lowest free segment number for these sources: durable on return.
+    """Claim the lowest free segment number for these sources: durable on return.
 
-    That is the next one, unless a damaged segment was put aside (`repair`), whose number is free again.
+    That is the next one, unless `repair` has put a damaged segment aside, whose number is free again.
 
     Parameters
     ----------
     root : Path
         The store.
     sources : iterable of Source
-        What the segment will be made of.
+        The rows that the segment will consist of.
     scratch : Path
-        For scratch files.
+        Directory for scratch files.
     known : int
-        So many segments, from the first on, are known to be committed.
+        Number of segments, from the first on, that are known to be committed.
 
     Returns
     -------
     Claim
-        It is there until `release_claim`.
+        It exists until `release_claim`.
     """
     rows = tuple(sources)
     for number in itertools.count(dense_segments(root, known)):
@@ -91,11 +91,11 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) 
         try:
             files.publish(root / layout.claim_path(number), wanted.encode(), scratch=scratch)
         except FileExistsError:
-            pass  # another writer was first: the next number, then
+            pass  # another writer was first: try the next number
         else:
             if not has_record(root, number):
                 return wanted
-            # Another writer claimed, committed and released it between our look and our link.
+            # Another writer claimed, committed and released it after `has_record` above.
             release_claim(root, wanted)
     raise AssertionError("there is no last number")
 
@@ -103,46 +103,46 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) 
 def commit(root: Path, record: SegmentRecord, scratch: Path) -> None:
     """Publish a segment: its rows are visible, and durable, on return.
 
-    The crash that the order prevents: a record before its files were durable would promise rows that a
-    power cut takes. So the caller has synced shards, part and their directories.
+    The caller has synced shards, part and their directories: a record before its files were durable would
+    promise rows that a power cut takes.
     """
     files.publish(root / layout.record_path(record.segment), record.encode(), scratch=scratch)
 
 
 def uncommit(root: Path, spec: StoreSpec, segment: int, scratch: Path) -> None:
-    """Take the last, short segment back, whose rows a durable open segment holds.
+    """Withdraw the last, short segment, whose rows a durable open segment holds.
 
-    The crash that the order prevents: a Zarr shape that covers rows which are not committed.
+    The shape shrinks first, so that no crash leaves one that covers rows which are not committed.
     """
     publish_shape(root, spec, scratch, segments=min(segment, dense_segments(root)))
-    # The segment's claim was removed, but perhaps not for good: without the record it would claim rows of
-    # an open segment that is gone.
+    # The segment's claim was removed, but perhaps not durably: without the record it would claim rows of an
+    # open segment that is gone.
     files.sync_dir(root / layout.SEGMENTS_DIR)
     files.remove(root / layout.record_path(segment))
     files.sync_dir(root / layout.SEGMENTS_DIR)
 
 
 def release_claim(root: Path, claim: Claim) -> None:
-    """Remove a claim whose segment is committed and whose sources are gone."""
+    """Remove a claim whose segment is committed and whose sources are removed."""
     files.remove(root / layout.claim_path(claim.segment))
 
 
 def publish_shape(
     root: Path, spec: StoreSpec, scratch: Path, *, known: int = 0, segments: int | None = None
 ) -> int:
-    """Let Zarr readers see the committed rows: the dense prefix of the records.
+    """Show Zarr readers the committed rows: the dense prefix of the records.
 
-    Of several writers that do this at once the last to rename may be the first to have looked, so each
-    looks again when it is done.
+    If several writers do this at once, the last to rename may have been the first to look, so each looks
+    again when it is done.
 
     Parameters
     ----------
     root, spec, scratch
-        As above.
+        As in `create`.
     known : int
-        So many segments, from the first on, are known to be committed.
+        Number of segments, from the first on, that are known to be committed.
     segments : int, optional
-        Fewer segments, before they are taken back.
+        Fewer segments, before the others are withdrawn.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def publish_shape(
         ]
         documents.append((root / layout.ARRAYS_DIR / "zarr.json", zarr_metadata.group_json(spec, rows)))
         if segments is not None:
-            documents.reverse()  # shrinking: the group, which xarray believes, goes first
+            documents.reverse()  # shrinking: the group goes first, since xarray relies on it
         for path, data in documents:
             files.replace(path, data, scratch=scratch)
         if segments is not None or dense_segments(root, known) == dense:
@@ -168,7 +168,7 @@ def publish_shape(
 
 
 def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
-    """Declare the store complete: every segment that is committed, and no other.
+    """Declare the store complete: it consists of the segments that are committed.
 
     Returns
     -------
@@ -178,14 +178,16 @@ def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
     Raises
     ------
     CorruptionError
-        If the records have a gap, or a short segment before the last.
+        If there is a gap in the records, or a short segment before the last.
     """
     numbers = segment_numbers(root)
     records = [read_record(root, number, spec) for number in numbers]
     if numbers != list(range(len(numbers))) or any(
         record.rows != spec.segment_rows for record, _ in records[:-1]
     ):
-        raise CorruptionError("the segments are not dense, so the store cannot be complete", path=root)
+        raise CorruptionError(
+            "the segments have gaps or a short one in between, so the store cannot be complete", path=root
+        )
     manifest = Manifest(
         uuid=spec.uuid,
         rows=sum(record.rows for record, _ in records),

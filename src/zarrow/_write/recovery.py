@@ -1,23 +1,22 @@
-"""What happens to the open segments that dead writers left?
+"""Recovery — finishing what dead writers left in their open segments, and finalizing a store.
 
-`recover`, before anybody appends, finishes what they began:
+`recover` runs before the first append:
 
-1. names and removals that a power cut could take back are made durable, scratch files are removed;
+1. names and removals that a power cut could undo are made durable, scratch files are removed;
 2. the open segments are locked and read, and those that do not count are dropped: copies of a segment that
-   is committed still, and rows behind a gap that a power cut left;
-3. claims without a record are committed from their open segments, and what is committed is removed;
-4. full open segments are sealed, empty ones removed; the others are handed to who appends next.
+   is still committed, and rows after a gap that a power cut left;
+3. claims without a record are committed from their open segments, and open segments whose rows are committed
+   are removed;
+4. full open segments are sealed, empty ones removed; the others are returned, to be filled further.
 
-The records are dense from then on, but for the numbers of damaged segments that `repair` put aside: the
-rows of the last segments are entered anew into these (`_close_gaps`).
+From then on the records are dense, except for the numbers of damaged segments that `repair` has put aside:
+the rows of the last segments move to these numbers (`_close_gaps`).
 
-`finalize` recovers, then seals the one unfilled open segment as it is, or packs several into dense ones, by
+`finalize` recovers, then seals the only unfilled open segment as it is, or packs several into dense ones, by
 the steps of `seal`, and publishes the manifest.
 
-A crash leaves what the next recovery finishes: every step may be done twice. Both assume that the store's
-lock is held exclusively: no other writer is alive.
-
-Place: tier 3, above `seal` and `reopening`; used by `writer` and `_maintenance.repair_plan`.
+A crash leaves what the next recovery finishes: every step may be repeated. Both functions assume that the
+store's lock is held exclusively: no other writer is alive.
 """
 
 from __future__ import annotations
@@ -52,22 +51,22 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     root : Path
         The store, whose lock is held exclusively.
     spec : StoreSpec
-        What it is.
+        Its spec.
     owner : Owner
-        Who does it.
+        The writer that recovers it.
 
     Returns
     -------
     list
-        The open segments that are neither full nor empty, oldest first; each with its lock, held.
+        The open segments that are neither full nor empty, oldest first, each with its lock, held.
 
     Raises
     ------
     CorruptionError
         If rows that were durable are damaged.
     """
-    # What the dead did last may not be on the disk. If we built on a record, or on the removal of an open
-    # segment, that a power cut then takes back, its rows would be lost, or count twice.
+    # The last steps of the dead may not be on the disk. If a power cut undid a record, or the removal of an
+    # open segment, on which this recovery had relied, its rows would be lost, or count twice.
     files.sync_dir(root / layout.SEGMENTS_DIR)
     files.sync_dir(root / layout.OPEN_DIR)
     for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
@@ -80,7 +79,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
                 _finish(root, spec, claim, dead)
         _clean_claims(root, spec, dead)
         if any(one.start for one in dead.values()):
-            _pack(root, spec, dead)  # was interrupted
+            _pack(root, spec, dead)  # it was interrupted
         for slot, one in list(dead.items()):
             if one.rows.rows == spec.segment_rows:
                 del dead[slot]
@@ -99,7 +98,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
 def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
     """Move the rows of the last segments to the numbers of damaged ones that were put aside.
 
-    Each is made an open segment again (`_enter_again`), and that is sealed under the lowest free number. The
+    Each becomes an open segment again (`enter_again`), which is sealed under the lowest free number. The
     last, short one comes first and stays open, so that no short one lands in between. A crash leaves fewer
     gaps, or a full open segment, which recovery seals.
     """
@@ -124,18 +123,18 @@ def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
 
 
 def _adopt(one: Dead, spec: StoreSpec) -> OpenSegment:
-    """Take an open segment over in order to seal it; its owner stays who filled it.
+    """Take an open segment over in order to seal it; its owner stays the writer that filled it.
 
-    The crash that this prevents: `_drop_after_gap` knows by the owners which rows follow which. With one
-    owner for all they would look like one writer's, with rows missing in between; with a new owner for
-    one that a power cut then takes rows of, later rows of its writer would close up on the gap.
+    After a crash, `_drop_after_gap` learns from the owners which rows follow which. With one owner for all,
+    the open segments would look like those of one writer, with rows missing in between. With a new owner for
+    one from which a power cut then takes rows, later rows of its writer would hide the gap.
     """
     return OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock)
 
 
 def _seal_dead(root: Path, spec: StoreSpec, one: Dead) -> None:
     segment = _adopt(one, spec)
-    del one  # the journal that it holds is read again, and need not be in memory twice
+    del one  # the journal that it holds is read again, and should not be in memory twice
     try:
         seal(root, spec, segment)
     finally:
@@ -150,7 +149,7 @@ def _remove_any(path: Path) -> None:
 
 
 def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
-    """Lock and read the open segments, and drop those that do not count."""
+    """Lock and read the open segments; drop those that do not count."""
     dead: dict[str, Dead] = {}
     try:
         for path in slots(root):
@@ -181,7 +180,7 @@ def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
 def _drop_after_gap(dead: dict[str, Dead], spec: StoreSpec) -> None:
     """Drop what a power cut left of a writer's later open segments, if it took rows of an earlier one.
 
-    None of it was durable: an open segment is synced before rows of the next one are.
+    None of these rows was durable: an open segment is synced before rows of the next one are.
     """
 
     def by_session(one: Dead) -> tuple[str, int]:
@@ -251,7 +250,7 @@ def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
 
 
 def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
-    """Make a store complete: visible, durable and declared so on return.
+    """Complete a store: every row is visible and durable, and the manifest is published, on return.
 
     Parameters
     ----------
@@ -260,12 +259,12 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     spec : StoreSpec
         What it is.
     owner : Owner
-        Who does it.
+        The writer that completes it.
 
     Returns
     -------
     Manifest
-        As published, or as it was if the store is complete.
+        As published, or the one of a store that was complete.
 
     Raises
     ------
@@ -300,7 +299,7 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     for slot, one in dead.items():
         segment = _adopt(one, spec)
         try:
-            segment.sync()  # a claim stands for rows that no power cut takes
+            segment.sync()  # a claim stands for rows that no power cut can take
         finally:
             segment.close(keep_lock=True)
         start = one.start

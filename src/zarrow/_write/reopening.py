@@ -1,14 +1,13 @@
-"""How does a committed segment become an open one again?
+"""Reopening — a committed segment becomes an open one again.
 
-So that more rows can be appended behind a short last segment, or its rows move to the number of a damaged one
-(`recovery`), it is copied aside as an open segment, checked, made durable, and only then taken back.
+This lets rows be appended after a short last segment, and moves the rows of a segment to the number of a
+damaged one (`recovery`). The segment is copied aside as an open segment, checked, made durable, and only then
+withdrawn.
 
-A crash in between leaves either the segment or the open segment in force, never both: the open one says whose
-rows it has, and counts only once that record is gone.
+A crash in between leaves either the segment or the open segment in force, never both: the open one names the
+segment whose rows it has, and counts only once that record is gone.
 
-All assumes that the store's lock is held exclusively: no other writer is alive.
-
-Place: tier 3, used by `writer` and `recovery`.
+Both functions assume that the store's lock is held exclusively: no other writer is alive.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from zarrow._read.open_rows import read
 from zarrow._storage import files, reading
 from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
-from zarrow._write.batches import Batch
+from zarrow._write.batches import CheckedBatch
 from zarrow._write.open_segment import OpenSegment
 from zarrow._write.seal import Dead
 from zarrow.errors import CorruptionError, StoreLockedError
@@ -41,20 +40,16 @@ __all__ = ["enter_again", "remove_segment_files", "reopen"]
 
 
 def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
-    """Make a store incomplete again, so that rows can be appended behind its last.
-
-    A short last segment becomes an open one: copied aside, checked, durable, and only then taken back.
-    A crash in between leaves either the segment or the open segment in force, never both: the open one
-    says whose rows it has, and counts only once that record is gone.
+    """Make a store incomplete again, so that rows can be appended; a short last segment becomes an open one.
 
     Parameters
     ----------
     root : Path
-        The store, whose lock is held exclusively, and which was recovered.
+        The store, recovered, with its lock held exclusively.
     spec : StoreSpec
-        What it is.
+        Its spec.
     owner : Owner
-        Who will append.
+        The writer that will append.
 
     Returns
     -------
@@ -73,7 +68,7 @@ def _last_is_short(root: Path, spec: StoreSpec) -> bool:
 
 
 def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
-    """Make the segment of the last record an open one; nobody else's rows follow its, so it has a session."""
+    """Make the segment of the last record an open one, in a session of its own, since no rows follow it."""
     owner = replace(owner, session=uuid.uuid4().hex)
     record, _ = catalog.read_record(root, number, spec)
     segment = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec)
@@ -98,9 +93,9 @@ def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
 
 
 def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
-    """Remove shards and part of a segment that was taken back.
+    """Remove shards and part of a segment that was withdrawn.
 
-    The crash that doing so again prevents: a part that stays would be read as rows by every Parquet reader.
+    Repeated after a crash: every Parquet reader would take a part that stays for rows.
     """
     for array in spec.arrays:
         shard = root / layout.shard_path(array.name, number, len(array.row_shape))
@@ -109,7 +104,7 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
     files.remove(root / layout.part_path(number))
 
 
-def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[Batch]:
+def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[CheckedBatch]:
     """Yield a committed segment's rows as they were appended, checked against its record."""
     path = root / layout.part_path(record.segment)
     data = reading.read(path, limit_bytes=record.part.size_bytes)
@@ -122,7 +117,7 @@ def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> It
     for start in range(0, record.rows, step):
         rows = table.slice(start, step).combine_chunks().to_batches()[0]
         arrays = tuple(np.ascontiguousarray(next(reader)) for reader in readers)
-        yield Batch(rows.num_rows, tuple(rows.columns), spec.wire_schema, arrays)
+        yield CheckedBatch(rows.num_rows, tuple(rows.columns), spec.wire_schema, arrays)
 
 
 def _rechunk(blocks: Iterator[npt.NDArray[Any]], step: int) -> Iterator[npt.NDArray[Any]]:

@@ -1,21 +1,16 @@
-"""How do open segments become committed ones, whatever dies on the way?
+"""Sealing — an open segment becomes a committed one, in steps that recovery can finish.
 
-Sealing one segment (`seal`):
-
-1. the open segment's files are made shards, in place, and durable;
-2. a claim takes the next segment number and says which rows of which open segments it stands for;
-3. the shards are linked into the Zarr arrays, the Parquet part is written beside and renamed into the
-   table, and their directories are synced;
+1. the files of the open segment become shards, in place, and durable;
+2. a claim takes the next segment number and names the rows of the open segments that it stands for;
+3. the shards are linked into the Zarr arrays, the Parquet part is written to the open segment and renamed
+   into the table, and their directories are synced;
 4. the commit record is linked: the rows are visible;
 5. the Zarr shapes grow, the open segments are removed, then the claim.
 
-A crash before 2 leaves an open segment that is full; after 2, a claim that recovery finishes from the
-open segments, which are untouched until 5; after 4, leftovers. Every step may be done twice.
+A crash before 2 leaves an open segment that is full; after 2, a claim that recovery finishes from the open
+segments, which are untouched until 5; after 4, leftovers. Every step may be repeated.
 
-A claim may also stand for pieces of several open segments: those are copied together first (`commit_copy`).
-
-Place: tier 3, used by `writer`, `recovery` and `reopening`; orders what `_read.catalog`, `parts` and
-`open_segment` do.
+A claim may also stand for pieces of several open segments: these are copied together first (`commit_copy`).
 """
 
 from __future__ import annotations
@@ -50,16 +45,16 @@ def seal(root: Path, spec: StoreSpec, segment: OpenSegment, known: int = 0) -> i
     root : Path
         The store.
     spec : StoreSpec
-        What the store is.
+        The store's spec.
     segment : OpenSegment
         Full, or the last of the store. It is closed and removed.
     known : int
-        So many segments, from the first on, are known to be committed.
+        Number of segments, from the first on, that are known to be committed.
 
     Returns
     -------
     int
-        How many are now.
+        That number now.
     """
     shards = segment.seal_shards()
     source = Source(slot=segment.slot, start=0, stop=segment.rows)
@@ -100,7 +95,7 @@ def commit_claim(
 
 def _place_shard(root: Path, array: ArraySpec, segment: int, source: Path) -> None:
     target = root / layout.shard_path(array.name, segment, len(array.row_shape))
-    # Also where they are there already: who made them may have died before it synced them.
+    # Also if they exist: the writer that created them may have died before it synced them.
     for parent in reversed(target.parents[: len(array.row_shape)]):
         files.make_dir(parent, exist_ok=True)
         files.sync_dir(parent.parent)
@@ -108,14 +103,14 @@ def _place_shard(root: Path, array: ArraySpec, segment: int, source: Path) -> No
         files.link(source, target)
     except FileExistsError:
         if not os.path.samestat(target.lstat(), source.lstat()):
-            # Left behind by a segment that was taken back or never committed: the number is ours.
+            # Left by a segment that was withdrawn or never committed: this claim owns the number.
             files.remove(target)
             files.link(source, target)
     files.sync_dir(target.parent)
 
 
 def commit_copy(root: Path, spec: StoreSpec, claim: Claim, found: dict[str, OpenRows]) -> None:
-    """Commit a claim of pieces of open segments, copied together."""
+    """Copy the pieces of open segments that a claim stands for together, and commit them."""
     scratch = files.scratch_name(root / layout.OPEN_DIR)
     files.make_dir(scratch)
     shards = {}
@@ -145,7 +140,7 @@ def _sealed(shard: Shard) -> ShardFacts:
 
 @dataclass(slots=True)
 class Dead:
-    """An open segment without a writer, its lock, which we hold, and where its uncommitted rows start."""
+    """An open segment without a writer, its lock, which is held, and where its uncommitted rows start."""
 
     rows: OpenRows
     lock: FileLock
@@ -153,6 +148,6 @@ class Dead:
 
 
 def release(dead: Iterable[Dead]) -> None:
-    """Give the locks of open segments up."""
+    """Release the locks of open segments."""
     for one in dead:
         one.lock.release()

@@ -1,21 +1,18 @@
-"""How do rows become a Zarr shard without being written twice?
+"""Shards — the shard files of an open segment, filled in place, so that every row is written once.
 
-A shard of the codec ``sharding_indexed`` is a file of encoded inner chunks with an index of their places
-at its end (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html). Chunks
-here hold whole rows and lie in row order, so that:
+A shard of the codec ``sharding_indexed`` is a file of encoded inner chunks, followed by an index of their
+offsets (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html). Chunks here hold
+whole rows in row order, so that:
 
-* of plain bytes the data part *is* the rows: `PlainShard` appends them to the very file that will be the
-  shard; sealing pads the last chunk and writes the index;
-* of other codecs `EncodedShard` encodes each chunk when it is full and appends it. The rows of the
-  unfinished chunk lie in a *tail* file until then. There are two of those, used by turns: while the
-  first rows of a new chunk go into one, the other still holds what the last frame vouches for.
+* with plain bytes the data part *is* the rows: `PlainShard` appends them to the file that will be the shard;
+  sealing pads the last chunk and writes the index;
+* with other codecs `EncodedShard` encodes each chunk when it is full and appends it. Until then the rows of
+  the unfinished chunk are in a *tail* file. There are two, used in turn: while the first rows of a new chunk
+  go to one, the other still holds the rows that the last frame vouches for.
 
-Each class also goes on behind the rows that a crash left (`restore`), once `_read.shard_rows.sound_frames`
-has
-told up to which frame the bytes are those that were written.
-
-Place: tier 2, used by `open_segment` and `seal`. Must not import its siblings; the codecs are handed in. A
-crash leaves bytes behind the accepted ones, which the next append overwrites.
+Both continue after the rows that a crash left (`restore`), once `_read.shard_rows.sound_frames` has found the
+last frame whose bytes are as they were written. A crash leaves bytes after the accepted ones, which the next
+append overwrites.
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ def _bytes_of(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 class _ShardFile:
-    """The file that becomes the shard, and what both kinds do with it."""
+    """The file that becomes the shard; what both kinds have in common."""
 
     def __init__(self, directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> None:
         self.array = array
@@ -65,21 +62,21 @@ class _ShardFile:
 
     @property
     def wants_writeback(self) -> bool:
-        """Whether so much was written that the disk should be told."""
+        """Whether enough was written to start writeback."""
         return self._size_bytes - self._written_back >= WRITEBACK_BYTES
 
     def start_writeback(self) -> None:
-        """Have the kernel start to write out what it was given, so that `sync` finds little to do."""
+        """Have the kernel start to write to the disk, so that `sync` finds little left to do."""
         size_bytes = self._size_bytes
         files.start_writeback(self._fd, self._written_back, size_bytes - self._written_back)
         self._written_back = size_bytes
 
     def _finish(self, chunks: Sequence[Chunk]) -> ShardFacts:
-        """Write the index behind the chunks and make the shard durable."""
+        """Write the index after the chunks and make the shard durable."""
         index = encode_index([chunk.size_bytes for chunk in chunks], self._chunks)
         files.write(self._fd, index, self._size_bytes)
         size_bytes = self._size_bytes + len(index)
-        files.truncate(self._fd, size_bytes)  # a crash may have left bytes behind
+        files.truncate(self._fd, size_bytes)  # a crash may have left bytes after the index
         files.sync(self._fd)
         checksums = tuple(chunk.crc32c for chunk in chunks)
         return ShardFacts(size_bytes=size_bytes, chunks_crc32c=checksums, index_crc32c=crc32c(index))
@@ -93,7 +90,7 @@ class _ShardFile:
         return False
 
     def frames_synced(self) -> None:
-        """Note that the frames of all rows are durable too."""
+        """Note that the frames of all rows are durable, too."""
 
     def close(self) -> None:
         """Close the file."""
@@ -114,7 +111,7 @@ class PlainShard(_ShardFile):
     segment_rows : int
         Rows of the full shard.
     create : bool
-        Whether the file must not be there yet.
+        Whether to create the file; it must not exist then.
     """
 
     def __init__(self, directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> None:
@@ -124,7 +121,7 @@ class PlainShard(_ShardFile):
         self._chunk_used = 0
 
     def append(self, *pieces: npt.NDArray[Any]) -> ArrayEntry:
-        """Write rows behind those that are there: accepted when their frame is written.
+        """Append rows: accepted when their frame is written.
 
         Parameters
         ----------
@@ -145,7 +142,7 @@ class PlainShard(_ShardFile):
         return ArrayEntry(whole)
 
     def _sum(self, data: npt.NDArray[np.uint8], whole: int = 0) -> int:
-        """Sum bytes into the chunks' checksums; return the checksum of them all, behind others' `whole`."""
+        """Add bytes to the chunks' checksums; return `whole`, the checksum of all bytes so far, continued."""
         start = 0
         while start < data.size:
             stop = min(data.size, start + self.array.chunk_bytes - self._chunk_used)
@@ -164,7 +161,7 @@ class PlainShard(_ShardFile):
         entries: Sequence[ArrayEntry],  # noqa: ARG002 - the other kind needs them
         counts: Sequence[int],
     ) -> None:
-        """Go on behind the rows of these frames, which `sound_frames` vouched for.
+        """Continue after the rows of these frames, which `sound_frames` has checked.
 
         Parameters
         ----------
@@ -189,7 +186,7 @@ class PlainShard(_ShardFile):
         used, position = self._chunk_used, self._size_bytes
         if used:
             padding = self.array.chunk_bytes - used
-            # A hole reads as zeros, once what a crash may have left behind the rows is cut off.
+            # A hole reads as zeros, once the bytes that a crash may have left after the rows are cut off.
             files.truncate(self._fd, position)
             self._size_bytes += padding
             checksums.append(combine(self._chunk_crc, crc32c_of_zeros(padding), padding))
@@ -210,7 +207,7 @@ class EncodedShard(_ShardFile):
     segment_rows : int
         Rows of the full shard.
     create : bool
-        Whether the files must not be there yet.
+        Whether to create the files; they must not exist then.
     """
 
     def __init__(self, directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> None:
@@ -271,7 +268,7 @@ class EncodedShard(_ShardFile):
         return ArrayEntry(checksum, self._tail_crc, self._side, tuple(self._done[first_done:]))
 
     def _filled(self, pieces: Sequence[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
-        """Yield the chunks that these rows complete; those of the unfinished one are in the buffer then."""
+        """Yield the chunks that these rows complete; the rows of the unfinished one go to the buffer."""
         chunk_rows = self.array.chunk_rows
         for rows in pieces:
             position = 0
@@ -295,7 +292,7 @@ class EncodedShard(_ShardFile):
             self._done.append(Chunk(len(data), crc32c(data)))
 
     def restore(self, entries: Sequence[ArrayEntry], counts: Sequence[int]) -> None:
-        """Go on behind the rows of these frames, which `sound_frames` vouched for."""
+        """Continue after the rows of these frames, which `sound_frames` has checked."""
         self._done = [chunk for entry in entries for chunk in entry.chunks]
         self._size_bytes = self._written_back = sum(chunk.size_bytes for chunk in self._done)
         self.rows = sum(counts)
@@ -304,7 +301,7 @@ class EncodedShard(_ShardFile):
             self._side, self._tail_crc = entries[-1].tail_side, entries[-1].tail_crc32c
         if self._used:
             self._buffer[: self._used] = read_tail(self.path.parent, self.array, self._side, self._used)
-        self._tail_durable = [True, True]  # perhaps: nobody knows what was synced before
+        self._tail_durable = [True, True]  # possibly: what was synced before is unknown
 
     def sync(self) -> None:
         """Make all rows durable."""
@@ -325,7 +322,7 @@ class EncodedShard(_ShardFile):
             chunk = self._buffer.copy()
             chunk[self._used :] = 0
             self._encode([chunk])
-            # Once they are claimed, a power cut that takes rows of the frames' own copy would look like rot.
+            # Once the rows are claimed, a power cut that took them from the tail would look like damage.
             files.sync(self._tails[self._side])
         facts = self._finish(self._done)
         self._done, self._size_bytes = done, position
@@ -342,6 +339,6 @@ Shard = PlainShard | EncodedShard
 
 
 def open_shard(directory: Path, array: ArraySpec, segment_rows: int, *, create: bool) -> Shard:
-    """Return the shard file of an array in a directory: a new one, or the one that is there."""
+    """Return the shard file of an array in a directory, created or opened."""
     kind = PlainShard if array.is_plain else EncodedShard
     return kind(directory, array, segment_rows, create=create)
