@@ -739,7 +739,7 @@ def test_what_lies_where_the_new_store_would_grow_is_left_alone(path: Path) -> N
     with zarrow.Writer(path) as writer:
         writer.append({"id": [1]})
     _make_directory(path.with_name("run.zarrow.incoming"))
-    with pytest.raises(NotAStoreError, match=r"run\.zarrow\.incoming.*where the new one would grow"):
+    with pytest.raises(NotAStoreError, match=r"run\.zarrow\.incoming: the new store would grow here"):
         zarrow.Writer(path, mode="w")
     assert (path.with_name("run.zarrow.incoming") / "precious").read_text() == "precious"
 
