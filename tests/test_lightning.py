@@ -433,8 +433,8 @@ def test_entries_that_break_a_rule(tmp_path, extra, options, message):
 @pytest.mark.parametrize(
     ("prediction", "message"),
     [
-        (None, "must return a dict of tensors, got None: return what is to be stored"),
-        (torch.ones(2, 3), r"must return a dict of tensors, got Tensor of shape \(2, 3\): give it a name"),
+        (None, "must return a dict of tensors, got None: return the values to store"),
+        (torch.ones(2, 3), r"must return a dict of tensors, got Tensor of shape \(2, 3\): name it"),
         ([torch.ones(2)], "must return a dict of tensors, got list"),
         ({}, "no column and no array"),
     ],

@@ -307,7 +307,7 @@ def test_stores_of_others_are_refused(tmp_path):
     """A store with rows without sample_index is refused, as missing rows are unknown."""
     with zarrow.Writer(tmp_path / "s") as writer:
         writer.append({"number": [1.0]})
-    with pytest.raises(InvalidInputError, match="without a sample_index"):
+    with pytest.raises(InvalidInputError, match="some rows have no sample_index"):
         run(tmp_path / "s", DataLoader(Numbers(10)), resume=True)
 
 
