@@ -3,7 +3,8 @@
 As many rows are drawn, with replacement, as there are (Efron, *Bootstrap Methods: Another Look at the
 Jackknife*, 1979). The counts come in pieces of the rows, so that many draws at a time need little memory:
 first how many of the draws fall into each piece (a multinomial draw), then into which rows of the piece. That
-is distributed as drawing one row after the other.
+is distributed as drawing one row after the other. The interval of a metric is between two percentiles of its
+draws.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["draw_rows", "draw_units", "pieces_of"]
+__all__ = ["draw_rows", "draw_units", "interval", "pieces_of"]
 
 Counts = npt.NDArray[np.int64]
+
+TAIL = 0.025
 
 
 def pieces_of(count: int, size: int) -> Iterator[slice]:
@@ -55,3 +58,16 @@ def draw_units(
     weights = np.concatenate(list(draw_rows(generator, draws, units, rows)), axis=1)
     for here in pieces_of(len(unit), rows):
         yield weights[:, unit[here]]
+
+
+def interval(draws: npt.NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a metric, from its draws that are not NaN; None if there are none.
+
+    >>> interval(np.array([np.nan, 1, 2, 3]))
+    (1.05, 2.95)
+    """
+    defined = draws[~np.isnan(draws)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [TAIL, 1 - TAIL]).tolist()
+    return low, high

@@ -6,13 +6,12 @@ with percentile intervals of a bootstrap over units. R² of numbers that do not 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow.analysis._rows.groups import Groups
+from zarrow.analysis._numbers.draws import interval
+from zarrow.analysis._rows.groups import Groups, metric_table
 
 __all__ = ["regression_scores"]
 
@@ -35,14 +34,11 @@ def regression_scores(
     >>> regression_scores(None, None, target, target, np.arange(3), 0, 0)["r2"].to_pylist()
     [1.0]
     """
-    columns: dict[str, list[Any]] = {"rows": []}
-    for name in METRICS:
-        columns |= {name: [], f"{name}_low": [], f"{name}_high": []}
     places = [np.arange(len(target))]
     if groups is not None and codes is not None:
         places = [np.flatnonzero(codes == number) for number in range(groups.count)]
+    lines = []
     for here in places:
-        columns["rows"].append(len(here))
         sums = _sums(target[here], predicted[here], units[here])
         point = _metrics(sums.sum(axis=0, keepdims=True))
         generator = np.random.default_rng(seed)
@@ -51,18 +47,13 @@ def regression_scores(
             drawn[place] = (
                 np.bincount(generator.integers(0, len(sums), len(sums)), minlength=len(sums)) @ sums
             )
-        draws = _metrics(drawn)
-        for name in METRICS:
-            value, defined = point[name][0], draws[name][~np.isnan(draws[name])]
-            columns[name].append(None if np.isnan(value) else float(value))
-            low, high = np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else (None, None)
-            columns[f"{name}_low"].append(low)
-            columns[f"{name}_high"].append(high)
-    arrays = {
-        name: pa.array(values, pa.int64() if name == "rows" else pa.float64())
-        for name, values in columns.items()
-    }
-    return pa.table(arrays) if groups is None else groups.with_columns(arrays)
+        line: dict[str, float | None] = {"rows": len(here)}
+        for name, draws in _metrics(drawn).items():
+            value = float(point[name][0])
+            line[name] = None if np.isnan(value) else value
+            line[f"{name}_low"], line[f"{name}_high"] = interval(draws) or (None, None)
+        lines.append(line)
+    return metric_table(groups, lines, ["rows"], METRICS)
 
 
 def _sums(target: Float, predicted: Float, units: npt.NDArray[np.int64]) -> Float:

@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow.analysis._numbers.draws import draw_rows, draw_units, pieces_of
-from zarrow.analysis._rows.groups import Groups
+from zarrow.analysis._numbers.draws import draw_rows, draw_units, interval, pieces_of
+from zarrow.analysis._rows.groups import Groups, metric_table
 from zarrow.errors import InvalidInputError
 
 __all__ = ["METRICS", "Scores", "grouped_scores", "score_keys"]
@@ -43,7 +43,6 @@ BINS = 15
 CHUNK = 1 << 18
 DRAWN_ROWS = 1 << 15
 DRAWN = 1 << 19
-TAIL = 0.025
 
 Float = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -179,7 +178,7 @@ class Scores:
             found.append(sums.metrics())
         drawn = {name: np.concatenate([one[name] for one in found]) for name in METRICS}
         drawn["ece"] = np.maximum(drawn["ece"] - drawn["ece"].mean() + self.metrics()["ece"], 0)
-        return {name: _interval(values) for name, values in drawn.items()}
+        return {name: interval(values) for name, values in drawn.items()}
 
     def roc_curve(self, max_points: int | None = None) -> tuple[Float, Float, Float]:
         """Return false and true positive rates and thresholds, from (0, 0) to (1, 1)."""
@@ -187,20 +186,16 @@ class Scores:
         keep = np.arange(points)
         if max_points is not None and points > max_points:
             keep = np.unique(np.linspace(0, points - 1, max(max_points, 2)).round().astype(np.int64))
-        positive, negative, thresholds = np.zeros(len(keep)), np.zeros(len(keep)), np.full(len(keep), np.inf)
-        passed = positives = negatives = 0
-        for values, counts, positives_of in self.runs():
-            here = (keep > passed) & (keep <= passed + len(values))
-            places = keep[here] - passed - 1
-            positive[here] = positives + np.cumsum(positives_of)[places]
-            negative[here] = negatives + np.cumsum(counts - positives_of)[places]
-            thresholds[here] = values[places]
-            passed += len(values)
-            positives += int(positives_of.sum())
-            negatives += int((counts - positives_of).sum())
-        if not positives or not negatives:
+        passed, totals, pieces = 0, np.zeros((2, 1)), [np.array([[np.inf], [0], [0]])]
+        for values, counts, positive in self.runs():
+            curve = totals + np.cumsum([positive, counts - positive], axis=1)
+            here = keep[(keep > passed) & (keep <= passed + len(values))] - passed - 1
+            pieces.append(np.stack([values, *curve])[:, here])
+            passed, totals = passed + len(values), np.concatenate([totals, curve], axis=1)[:, -1:]
+        if not totals.all():
             raise InvalidInputError("a ROC curve needs rows of both classes")
-        return negative / negatives, positive / positives, thresholds
+        thresholds, positives, negatives = np.concatenate(pieces, axis=1)
+        return negatives / totals[1], positives / totals[0], thresholds
 
     def calibration_curve(self) -> pa.Table:
         """Return the bins that hold rows: low, high, rows, mean probability, share of positives."""
@@ -280,14 +275,6 @@ class _Sums:
             }
 
 
-def _interval(values: Float) -> tuple[float, float] | None:
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return None
-    low, high = np.quantile(defined, [TAIL, 1 - TAIL])
-    return float(low), float(high)
-
-
 def grouped_scores(
     groups: Groups | None,
     scores: list[Scores],
@@ -297,25 +284,20 @@ def grouped_scores(
     progress: Any = None,
 ) -> pa.Table:
     """Return a table with a row per group: its key, counts, metrics and their intervals."""
-    columns: dict[str, list[Any]] = {"rows": [], "labelled": [], "positives": [], "prevalence": []}
-    for name in METRICS:
-        columns |= {name: [], f"{name}_low": [], f"{name}_high": []}
+    lines = []
     for number, one in enumerate(scores):
         labelled, positives = len(one), one.positives
-        columns["rows"].append(int(rows[number]))
-        columns["labelled"].append(labelled)
-        columns["positives"].append(positives)
-        columns["prevalence"].append(positives / labelled if labelled else None)
-        metrics, intervals = one.metrics(), one.intervals(bootstrap, seed)
-        for name in METRICS:
-            low, high = intervals[name] or (None, None)
-            columns[name].append(metrics[name])
-            columns[f"{name}_low"].append(low)
-            columns[f"{name}_high"].append(high)
+        line: dict[str, float | None] = {
+            "rows": int(rows[number]),
+            "labelled": labelled,
+            "positives": positives,
+        }
+        line["prevalence"] = positives / labelled if labelled else None
+        intervals = one.intervals(bootstrap, seed)
+        for name, value in one.metrics().items():
+            line[name] = value
+            line[f"{name}_low"], line[f"{name}_high"] = intervals[name] or (None, None)
+        lines.append(line)
         if progress is not None:
             progress(number + 1, len(scores))
-    arrays = {
-        name: pa.array(values, pa.int64() if name in COUNTS else pa.float64())
-        for name, values in columns.items()
-    }
-    return pa.table(arrays) if groups is None else groups.with_columns(arrays)
+    return metric_table(groups, lines, [*COUNTS, "prevalence"], METRICS)

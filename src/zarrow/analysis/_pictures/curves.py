@@ -23,17 +23,7 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Predicted and observed frequencies in groups of about equally many rows.
-
-    Parameters
-    ----------
-    predicted, observed : float64 array, shape (bins,)
-        The mean probability, and the share of rows whose label is true.
-    low, high : float64 array, shape (bins,)
-        The 95 % Wilson interval of the observed share.
-    rows : int64 array, shape (bins,)
-        Rows of each group.
-    """
+    """Per group of rows: mean probability, share of positives with its 95 % Wilson interval, and size."""
 
     predicted: Float
     observed: Float

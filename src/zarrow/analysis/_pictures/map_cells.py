@@ -10,7 +10,6 @@ the most frequent ones by name and all others together.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._format.arrow import decoded
 from zarrow.analysis._questions.map import Map, place_rows
 from zarrow.analysis._rows.blocks import Progress
+from zarrow.analysis._rows.groups import plain
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store, StoreArray
 
@@ -62,21 +61,16 @@ class Colour:
         """The categories' names."""
         return [_label(value) for value in self.categories] + ([OTHER] if self.others else [])
 
-    def codes(self, column: pa.Array) -> Float:
+    def codes(self, column: pa.Array | pa.ChunkedArray) -> Float:
         """Return the values to draw: numbers, or indices of categories; NaN where null."""
+        values = plain(column)
         if not self.categories:
-            values = pc.cast(column, pa.float64()) if not pa.types.is_floating(column.type) else column
-            return np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
-        known = pa.array(list(self.categories), column.type if not _is_coded(column) else None)
-        plain = decoded(column)
-        found = pc.index_in(plain, value_set=known.cast(plain.type))
+            numbers = values if pa.types.is_floating(values.type) else values.cast(pa.float64())
+            return np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64)
+        found = pc.index_in(values, value_set=pa.array(list(self.categories), values.type))
         codes = np.asarray(found.to_numpy(zero_copy_only=False), np.float64)
         codes[np.isnan(codes)] = len(self.categories) if self.others else np.nan
         return codes
-
-
-def _is_coded(column: pa.Array) -> bool:
-    return bool(pa.types.is_dictionary(column.type))
 
 
 def _label(value: object) -> str:
@@ -127,29 +121,11 @@ def _place(value: object) -> tuple[bool, Any]:
 def choose_map(
     store: Store, name: str | None = None, progress: Progress | None = None
 ) -> tuple[Map, Coordinates]:
-    """Return the map to draw.
+    """Return a map and the coordinates of the rows on it, shape (n, 2).
 
-    Parameters
-    ----------
-    store : Store
-        The store.
-    name : str, optional
-        A derived array of two values per row, or an array whose principal components are computed. By
-        default a stored map, preferably UMAP or t-SNE, or else the principal components of the first array.
-    progress : callable, optional
-        Called with the number of rows done and the total.
-
-    Returns
-    -------
-    map : Map
-        How it was made.
-    coordinates : array-like, shape (n, 2)
-        The coordinates of each row; on disk, not in memory.
-
-    Raises
-    ------
-    UnknownNameError, InvalidInputError
-        If there is no such array, or it is not a map.
+    `name` is a derived array of two values per row, or an array whose principal components are computed (they
+    take 8 bytes per row). By default it is a stored map, preferably UMAP or t-SNE, or else the first array.
+    `UnknownNameError` or `InvalidInputError` if there is no such array, or it is not a map.
     """
     if name is None:
         stored = [one for one in store.derived if _is_map(store, one)]
@@ -168,11 +144,9 @@ def choose_map(
         details = _details(store, name)
         return _as_map(store, name, details), array
     made, blocks = place_rows(store, name, progress=progress)
-    with tempfile.TemporaryFile(prefix="zarrow-map-") as file:
-        file.truncate(max(store.num_rows, 1) * 8)
-        coordinates = np.memmap(file, np.float32, "r+", shape=(max(store.num_rows, 1), 2))[: store.num_rows]
+    coordinates = np.empty((store.num_rows, 2), np.float32)
     for rows, xy in blocks:
-        coordinates[rows[0] : rows[-1] + 1] = xy
+        coordinates[rows] = xy
     return made, coordinates
 
 
@@ -222,22 +196,12 @@ class Points:
 
 
 def read_points(store: Store, coordinates: Coordinates, colours: Sequence[Colour]) -> Points:
-    """Return all rows as points."""
-    rows, found, values = [], [], [[] for _ in colours]  # type: ignore[var-annotated]
-    for first, xy, coded in _stream(store, coordinates, colours, None):
-        known = np.flatnonzero(np.isfinite(xy).all(axis=1))
-        rows.append(first + known)
-        found.append(xy[known])
-        for kept, codes in zip(values, coded, strict=True):
-            kept.append(codes[known])
-    none = [np.empty(0)]
-    return Points(
-        rows=np.concatenate([np.empty(0, np.int64), *rows]),
-        xy=np.concatenate([np.empty((0, 2)), *found]),
-        colours={
-            colour.name: np.concatenate(none + kept) for colour, kept in zip(colours, values, strict=True)
-        },
-    )
+    """Return all rows as points; all of them are in memory."""
+    xy = np.asarray(coordinates[:], np.float64)
+    rows = np.flatnonzero(np.isfinite(xy).all(axis=1))
+    table = store.table([colour.name for colour in colours])
+    codes = {colour.name: colour.codes(table[colour.name])[rows] for colour in colours}
+    return Points(rows=rows, xy=xy[rows], colours=codes)
 
 
 # Many rows: cells

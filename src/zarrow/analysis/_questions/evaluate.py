@@ -10,7 +10,7 @@ are sorted by group and with their units. Vectors are not read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -246,22 +246,11 @@ def evaluate(
         units = None if unit is None else Groups.of_store(store, [unit], filter)
         reader = store.scan(list(columns), filter, BATCH_ROWS)
         batches, most, empty = iter(reader), store.num_rows, reader.schema.empty_table()
-    gathered = _Gathered(probability, label, groups, units, most, empty)
-    for batch in batches:
-        gathered.add(batch)
-    scored = gathered.scored()
+    scored = _gather(batches, most, empty, probability, label, groups, units)
     return score(
-        scored,
-        groups,
-        probability=probability,
-        label=label,
-        bootstrap=bootstrap,
-        bins=bins,
-        seed=seed,
-        missing_labels=gathered.missing_labels,
-        missing_probabilities=gathered.missing_probabilities,
+        scored, groups, probability=probability, label=label, bootstrap=bootstrap, bins=bins, seed=seed,
         progress=progress,
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +260,7 @@ class Scored:
     Parameters
     ----------
     keys : uint32 or uint64 array, shape (n,)
-        The rows, as of `score_keys`.
+        The rows, as returned by `score_keys`.
     codes : integer array, shape (n,), or None
         The group of each; None if rows are not grouped.
     units : integer array, shape (n,), or None
@@ -280,6 +269,8 @@ class Scored:
         Number of rows, including those without a label or a probability.
     group_rows : int64 array, shape (groups,)
         The same per group.
+    missing_labels, missing_probabilities : int
+        As in `Evaluation`.
     """
 
     keys: npt.NDArray[Any]
@@ -287,64 +278,56 @@ class Scored:
     units: npt.NDArray[np.integer[Any]] | None
     rows: int
     group_rows: npt.NDArray[np.int64]
+    missing_labels: int = 0
+    missing_probabilities: int = 0
 
 
-class _Gathered:
-    """Collects the rows that have a label and a probability, batch by batch."""
-
-    def __init__(
-        self,
-        probability: str,
-        label: str,
-        groups: Groups | None,
-        units: Groups | None,
-        most: int,
-        empty: pa.Table,
-    ) -> None:
-        self._probability, self._label = probability, label
-        self._groups, self._units = groups, units
-        single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
-        read_binary(empty[label], label)  # raises if a type is wrong, even if there are no rows
-        read_numbers(empty[probability], probability)
-        self._dtype = np.dtype(np.float32 if single else np.float64)
-        self._keys = np.empty(most, np.uint32 if single else np.uint64)
-        self._codes = None if groups is None else np.empty(most, np.int32)
-        self._unit = None if units is None else np.empty(most, np.int32)
-        self._filled = self._passed = self.missing_labels = self.missing_probabilities = 0
-        self._group_rows = np.zeros(0 if groups is None else groups.count, np.int64)
-        self._low, self._high = 0.0, 1.0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        labels, known = read_binary(batch[self._label], self._label)
-        probabilities = read_numbers(batch[self._probability], self._probability)
+def _gather(
+    batches: Iterable[pa.RecordBatch],
+    most: int,
+    empty: pa.Table,
+    probability: str,
+    label: str,
+    groups: Groups | None,
+    units: Groups | None,
+) -> Scored:
+    """Return the rows, at most `most`, that have a label and a probability."""
+    single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
+    read_binary(empty[label], label)  # raises if a type is wrong, even if there are no rows
+    read_numbers(empty[probability], probability)
+    keys = np.empty(most, np.uint32 if single else np.uint64)
+    codes = None if groups is None else np.empty(most, np.int32)
+    unit = None if units is None else np.empty(most, np.int32)
+    group_rows = np.zeros(0 if groups is None else groups.count, np.int64)
+    filled = rows = missing_labels = missing_probabilities = 0
+    for batch in batches:
+        labels, known = read_binary(batch[label], label)
+        probabilities = read_numbers(batch[probability], probability)
         scored = ~np.isnan(probabilities)
+        _require_probabilities(probabilities[scored], probability)
         used = known & scored
-        self._passed += batch.num_rows
-        self.missing_labels += int((~known).sum())
-        self.missing_probabilities += int((known & ~scored).sum())
-        if scored.any():
-            self._low = min(self._low, probabilities[scored].min())
-            self._high = max(self._high, probabilities[scored].max())
-        here = slice(self._filled, self._filled + int(used.sum()))
-        self._keys[here] = score_keys(labels[used], probabilities[used].astype(self._dtype))
-        if self._groups is not None and self._codes is not None:
-            codes = self._groups.codes(batch)
-            self._group_rows += np.bincount(codes, minlength=self._groups.count)
-            self._codes[here] = codes[used]
-        if self._units is not None and self._unit is not None:
-            self._unit[here] = self._units.codes(batch)[used]
-        self._filled = here.stop
-
-    def scored(self) -> Scored:
-        """Return the rows; `InvalidInputError` if a value is not a probability."""
-        _require_probabilities(np.array([self._low, self._high]), self._probability)
-        return Scored(
-            keys=self._keys[: self._filled],
-            codes=None if self._codes is None else self._codes[: self._filled],
-            units=None if self._unit is None else self._unit[: self._filled],
-            rows=self._passed,
-            group_rows=self._group_rows,
+        rows += batch.num_rows
+        missing_labels += int((~known).sum())
+        missing_probabilities += int((known & ~scored).sum())
+        here = slice(filled, filled := filled + int(used.sum()))
+        keys[here] = score_keys(
+            labels[used], probabilities[used].astype(np.float32 if single else np.float64)
         )
+        if groups is not None and codes is not None:
+            all_codes = groups.codes(batch)
+            group_rows += np.bincount(all_codes, minlength=groups.count)
+            codes[here] = all_codes[used]
+        if units is not None and unit is not None:
+            unit[here] = units.codes(batch)[used]
+    return Scored(
+        keys=keys[:filled],
+        codes=None if codes is None else codes[:filled],
+        units=None if unit is None else unit[:filled],
+        rows=rows,
+        group_rows=group_rows,
+        missing_labels=missing_labels,
+        missing_probabilities=missing_probabilities,
+    )
 
 
 def score(
@@ -356,8 +339,6 @@ def score(
     bootstrap: int,
     bins: int,
     seed: int,
-    missing_labels: int = 0,
-    missing_probabilities: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Return the evaluation of rows; sorts their keys in place."""
@@ -373,8 +354,8 @@ def score(
         by=() if groups is None else tuple(groups.names),
         overall=overall.to_pylist()[0],
         table=overall if table is None else table,
-        missing_labels=missing_labels,
-        missing_probabilities=missing_probabilities,
+        missing_labels=scored.missing_labels,
+        missing_probabilities=scored.missing_probabilities,
         groups=groups,
         scores=[*scores, everything],
     )

@@ -25,6 +25,7 @@ from zarrow.analysis._rows.arguments import require_choice
 from zarrow.analysis._rows.blocks import Progress, as_matrix, choose_array, width_of
 from zarrow.analysis._rows.dataset import Array, Rows, Source, source_of
 from zarrow.analysis._rows.folds import fold
+from zarrow.analysis._rows.groups import free_names
 from zarrow.analysis._rows.workers import Client
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
@@ -89,16 +90,10 @@ class Neighbours:
         rows = self.rows[queries, ranks]
         if columns is None:
             columns = [name for name in source.schema.names if name != "row"]
-        table = pa.table(
-            {"query": queries, "rank": ranks + 1, "row": rows, "score": self.scores[queries, ranks]}
-        )
+        found = {"query": queries, "rank": ranks + 1, "row": rows, "score": self.scores[queries, ranks]}
         taken = source.take(rows, list(columns), [])[0]
-        for name in taken.column_names:
-            unused = name
-            while unused in table.column_names:
-                unused += "_"
-            table = table.append_column(unused, taken[name])
-        return table
+        names = free_names(taken.schema.names, found)
+        return pa.table({**found, **dict(zip(names, taken.columns, strict=True))})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values.

@@ -62,17 +62,8 @@ Array: TypeAlias = "StoreArray | DatasetArray"
 def source_of(given: Source | DatasetRows, client: Client | None = None) -> tuple[Rows, Client | None]:
     """Return what an analysis reads, and the dask client whose workers read it.
 
-    Parameters
-    ----------
-    given : Store, xarray.Dataset or xarray.DataArray
-        The first argument of the analysis.
-    client : distributed.Client, optional
-        Its argument `client`. For a Dataset of dask arrays, dask's own default client by default.
-
-    Raises
-    ------
-    InvalidInputError
-        If it is none of these, or has no dimension ``row``.
+    These are its first argument and its argument `client`; for a Dataset of dask arrays, the client is dask's
+    own default client by default. `InvalidInputError` if it is neither store nor Dataset, or has no rows.
     """
     if isinstance(given, Store | DatasetRows):
         return given, client
@@ -99,14 +90,8 @@ def pieces(
 ) -> list[tuple[range, Callable[[], Rows]]]:
     """Return ranges of rows, in order, each with a function that loads these rows.
 
-    Parameters
-    ----------
-    source : Store or DatasetRows
-        A store is one range that needs no loading.
-    names : list of str
-        Arrays and columns to be read.
-    filter : pyarrow.compute.Expression, optional
-        The filter by which rows will be selected.
+    `names` are the arrays and columns to be read, without those of the filter. A store is one range that
+    needs no loading.
     """
     if isinstance(source, Store):
         return [(range(source.num_rows), lambda: source)]

@@ -29,26 +29,10 @@ def arrow_type(
     attributes: Mapping[Any, Any],
     samples: Iterable[npt.NDArray[Any]],
 ) -> pa.DataType:
-    """Return the type of a column.
+    """Return the type of the column that a variable makes; `InvalidInputError` if Arrow has none for it.
 
-    Parameters
-    ----------
-    name : str
-        The name of the variable.
-    dtype : dtype
-        The dtype of the variable.
-    attributes : mapping
-        The attributes of the variable.
-    samples : iterable of array
-        Its values, piece by piece; only read if they are objects, until one is not null.
+    `samples` are its values, piece by piece; only read if they are objects, until one is not null.
 
-    Raises
-    ------
-    InvalidInputError
-        If Arrow has no type for the values.
-
-    Examples
-    --------
     >>> print(arrow_type("label", np.dtype("float32"), {"arrow_type": "bool"}, []))
     bool
     >>> print(arrow_type("query", np.dtype(object), {}, [np.array([None, "stroke"], object)]))
@@ -74,15 +58,8 @@ def arrow_type(
 
 
 def arrow_values(name: str, values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
-    """Return values as a column of the type that `arrow_type` found.
+    """Return values as a column of the type that `arrow_type` found; `InvalidInputError` if they do not fit.
 
-    Raises
-    ------
-    InvalidInputError
-        If they do not fit the type.
-
-    Examples
-    --------
     >>> arrow_values("label", np.array([1.0, np.nan]), pa.bool_()).to_pylist()
     [True, None]
     """

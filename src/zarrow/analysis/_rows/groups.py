@@ -20,7 +20,7 @@ from zarrow._format.arrow import decoded
 from zarrow.analysis._rows.dataset import Rows
 from zarrow.errors import InvalidInputError
 
-__all__ = ["Groups", "column_codes", "free_names", "names_of"]
+__all__ = ["Groups", "column_codes", "free_names", "metric_table", "names_of", "plain"]
 
 
 def names_of(by: str | Sequence[str] | None) -> list[str]:
@@ -187,3 +187,22 @@ class Groups:
             f"there is no group {given!r} of {', '.join(self.names) or 'no columns'}; "
             f"the first ones are {known}"
         )
+
+
+def metric_table(
+    groups: Groups | None,
+    lines: Sequence[Mapping[str, float | None]],
+    counts: Sequence[str],
+    metrics: Sequence[str],
+) -> pa.Table:
+    """Return a line per group: its key, counts, and metrics, each with the ends of its interval.
+
+    >>> line = {"rows": 3, "r2": 0.5, "r2_low": 0.4, "r2_high": None}
+    >>> metric_table(None, [line], ["rows"], ["r2"]).to_pylist() == [line]
+    True
+    """
+    names = [*counts, *(f"{name}{end}" for name in metrics for end in ("", "_low", "_high"))]
+    integers = ("rows", "labelled", "positives")
+    types = [(name, pa.int64() if name in integers else pa.float64()) for name in names]
+    table = pa.Table.from_pylist(lines, pa.schema(types))
+    return table if groups is None else groups.with_columns(dict(zip(names, table.columns, strict=True)))
