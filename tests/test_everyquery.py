@@ -8,6 +8,7 @@ The fast tests hand made-up predictions to the writer, by its hooks and by real 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -31,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import zarrow
 from zarrow._predict.everyquery_tasks import tasks_crc32c
+from zarrow._storage import files as removing
 from zarrow.errors import (
     BatchError,
     ConflictError,
@@ -520,6 +522,50 @@ def test_another_model_may_overwrite(tmp_path: Path) -> None:
     predict(tmp_path, 30, model, overwrite=True)
     assert model.seen[0][0] == 0
     check_files(tmp_path, 30)
+
+
+@INCOMPLETE
+def test_a_store_that_is_being_written_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overwriting waits for the store's lock, and gives up without touching it."""
+    monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
+    writer = StreamingPredictionWriter(*one_two(tmp_path, tasks(10)))
+    writer.setup(None, None, "predict")
+    feed(writer, 0, 4)
+    with pytest.raises(StoreLockedError):
+        predict_all(tmp_path, tasks(9), overwrite=True)
+    writer.close()
+    predict_all(tmp_path, tasks(10), 0, 4, 10)
+    check_files(tmp_path, 10)
+
+
+@INCOMPLETE
+@pytest.mark.parametrize("steps", range(6))
+def test_a_removal_that_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Wherever a removal ends, either run can go on from there: the new one, or the one that was removed."""
+    rows, calls = 12, 0
+    for name in ("new", "old"):
+        predict_all(tmp_path / name, tasks(rows), 0, 5, rows)
+
+    def fail(path: Path, remove: Any = removing.remove_tree) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise OSError(5, "Input/output error")
+        remove(path)
+
+    for name in ("new", "old"):
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr("zarrow._storage.files.remove_tree", fail)
+            with contextlib.suppress(OSError):
+                predict_all(tmp_path / name, tasks(rows - 1), overwrite=True)
+    predict_all(tmp_path / "new", tasks(rows - 1), 0, rows - 1, overwrite=True)
+    check_files(tmp_path / "new", rows - 1)
+    if steps < 5:
+        predict_all(tmp_path / "old", tasks(rows), 0, 5, rows)
+        check_files(tmp_path / "old", rows)
 
 
 @INCOMPLETE
