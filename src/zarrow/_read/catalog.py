@@ -1,19 +1,15 @@
-"""Which rows are visible?
+"""Catalog — the committed segments of a store, from its commit records.
 
-The commit records under ``segments/`` and nothing else: segment N is there if and only if its record is.
-Readers see the dense prefix of records (`read_snapshot`); a manifest, present if and only if the store is
-complete, saves them reading the records.
+Segment N is there if and only if its record is, under ``segments/``. Readers see the dense prefix of
+records (`read_snapshot`). A manifest, present if and only if the store is complete, saves them reading the
+records.
 
-A segment gets its number when it is sealed, not when it is opened: `claim` links a small file that says
-which rows of which open segments the segment will be made of. It is durable before any file is put into
-place, so whoever finds the claim of a dead writer can finish the work (`_write.recovery`), the numbers
-have no gaps
-that nobody can fill, and rows that a record covers are never taken again from the open segment that they
-came from.
+A segment gets its number when it is sealed, not when it is opened. A *claim* is a small file that says
+which rows of which open segments the segment will consist of. It is durable before any file is put into
+place, so the claim of a dead writer can be finished by any other (`_write.recovery`), no number is lost for
+good, and rows that a record covers are never taken again from the open segment that they came from.
 
-The ``zarr.json`` documents are derived from the records (`publish_shape`), and written after them.
-
-Place: tier 2; read by `store`, written by `_write.seal` and `writer`. Must not import its siblings.
+The ``zarr.json`` documents are derived from the records, and written after them.
 """
 
 from __future__ import annotations
@@ -45,14 +41,14 @@ __all__ = [
 
 _RECORDS_BYTES = 8 << 20
 _RECORD_BYTES, _CHUNK_BYTES = 2048, 64
-"""About what a record takes in memory, and each of its chunks: a snapshot keeps those last asked for, for a
-scan of ten thousand segments is not to keep ten thousand."""
+"""About what a record and each of its chunks take in memory. A snapshot keeps the records used last, so that
+a scan of ten thousand segments does not keep ten thousand."""
 _RECORD = re.compile(r"(\d{8})\.(json|claim)\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a reader sees of a store: the committed segments of one instant.
+    """The committed segments of one instant.
 
     Parameters
     ----------
@@ -65,7 +61,7 @@ class Snapshot:
     segments : int
         Committed segments.
     manifest : Manifest or None
-        If the store is complete.
+        None if the store is incomplete.
     """
 
     root: Path
@@ -80,16 +76,16 @@ class Snapshot:
 
     @property
     def complete(self) -> bool:
-        """Whether this is all of the store."""
+        """Whether the store is complete."""
         return self.manifest is not None
 
     def segment_rows(self, segment: int) -> int:
-        """Return how many rows a segment has."""
+        """Return the number of rows of a segment."""
         full = self.spec.segment_rows
         return min(full, self.rows - segment * full)
 
     def record(self, segment: int) -> SegmentRecord:
-        """Return a segment's commit record; `CorruptionError` if it is not the one of this snapshot."""
+        """Return a segment's commit record; `CorruptionError` if it is not the one in this snapshot."""
         record = self._last.get(segment) or self._records.get(segment)
         if record is None:
             record, checksum = read_record(self.root, segment, self.spec)
@@ -124,21 +120,21 @@ def read_spec(root: Path) -> StoreSpec:
     Raises
     ------
     StoreNotFoundError
-        If there is nothing.
+        If nothing is there.
     NotAStoreError
-        If there is something else.
+        If something else is there.
     """
     try:
         data = reading.read(root / layout.STORE_JSON)
     except FileNotFoundError:
         if os.path.lexists(root):
             raise NotAStoreError(
-                f"{root}: no zarrow store: it has no {layout.STORE_JSON} (a run that was killed before its "
-                "first batch leaves none either: give the path to a writer, or remove it)"
+                f"{root}: not a zarrow store: it has no {layout.STORE_JSON} (nor has a run that was killed "
+                "before its first batch: give the path to a writer, or remove it)"
             ) from None
         raise StoreNotFoundError(f"{root}: there is no store at this path") from None
     except NotADirectoryError:
-        raise NotAStoreError(f"{root}: no zarrow store: a store is a directory") from None
+        raise NotAStoreError(f"{root}: not a zarrow store: a store is a directory") from None
     return StoreSpec.decode(data, str(root / layout.STORE_JSON))
 
 
@@ -169,7 +165,7 @@ def decode_manifest(data: bytes, spec: StoreSpec, path: str) -> Manifest:
 
 
 def _numbers(root: Path, suffix: str) -> list[int]:
-    """Return the numbers of the records or claims that are there, in order."""
+    """Return the numbers of all records or claims, in order."""
     try:
         names = os.listdir(root / layout.SEGMENTS_DIR)
     except FileNotFoundError:
@@ -184,9 +180,9 @@ def segment_numbers(root: Path) -> list[int]:
 
 
 def dense_segments(root: Path, known: int = 0) -> int:
-    """Return how many records there are before the first gap.
+    """Return the number of records before the first gap.
 
-    A writer knows how many there were; listing all names for every segment would cost it more with each.
+    A writer gives the number that it knows of: listing all names for every segment would take ever longer.
     """
     if known:
         return next(number for number in itertools.count(known) if not has_record(root, number))
@@ -233,14 +229,14 @@ def read_snapshot(root: Path) -> Snapshot:
 
 
 def read_claims(root: Path) -> list[Claim]:
-    """Return the claims that stand, by segment."""
+    """Return the claims that exist, by segment."""
     claims = []
     for number in _numbers(root, "claim"):
         path = root / layout.claim_path(number)
         try:
             claims.append(Claim.decode(reading.read(path), str(path)))
         except FileNotFoundError:
-            continue  # done and removed just now
+            continue  # its segment was committed just now
     return claims
 
 
@@ -253,7 +249,7 @@ _PUT_ASIDE = re.compile(r"(\d{8})-\d+\Z")
 
 
 def put_aside(root: Path) -> set[int]:
-    """Return the numbers of the segments that were ever put aside."""
+    """Return the numbers of all segments that were ever put aside."""
     try:
         names = os.listdir(root / layout.QUARANTINE_DIR)
     except FileNotFoundError:

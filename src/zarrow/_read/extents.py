@@ -1,13 +1,9 @@
-"""Which files stand behind the rows of an array, and are their bytes those that were written?
+"""Extents — runs of rows of an array, each read through one object, and their checksums.
 
-An *extent* is a run of rows that one object reads: all committed rows are one, and so is each segment
-behind a gap and each run of live rows (`view`). Its rows are mapped (`mapping`) where they are plain
-bytes, and decoded chunk by chunk (`chunks`) where they are not.
-
-`Extent.verify` compares chunks of plain bytes with the checksums in their segment's record, and live rows
-with their frames.
-
-Place: tier 3, between `mapping`, `chunks` and `arrays`. Opens nothing before rows are asked for.
+All committed rows are one extent, and so is each segment behind a gap and each run of live rows (`view`).
+Plain rows are mapped (`mapping`), others decoded chunk by chunk (`chunks`). `Extent.verify` compares chunks
+of plain bytes with the checksums in their segment's record, and live rows with their frames. No file is
+opened before its rows are read.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ from zarrow.errors import CorruptionError
 
 __all__ = ["Extent", "find_extents"]
 
-Rows = JoinedRows | RowsPerFile | EncodedRows
+RowReader = JoinedRows | RowsPerFile | EncodedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,7 @@ class Extent:
 
     start: int
     stop: int
-    rows: Rows
+    rows: RowReader
     shift: int
     verify: Callable[[int, int], None]
 
@@ -63,7 +59,7 @@ def find_extents(view: View, array: ArraySpec) -> tuple[Extent, ...]:
     Parameters
     ----------
     view : View
-        Which rows there are.
+        The rows.
     array : ArraySpec
         The array.
 

@@ -1,22 +1,20 @@
-"""How is an array of many shard files one piece of memory?
+"""Mapping — the shards of an array as one piece of memory.
 
-The data part of a shard of plain bytes is its rows, in order, and a full shard's is a multiple of the
+The data part of a shard of plain bytes is its rows, in order, and that of a full shard is a multiple of the
 page. So `map_rows`
 
-1. reserves as much address space as the whole array takes (memory that nobody may touch);
-2. maps each shard's data part over its place in there when its rows are first asked for: a store of ten
-   thousand shards costs nothing to open, and one damaged shard spoils its own rows only;
+1. reserves as much address space as the whole array takes (memory that must not be touched);
+2. maps each shard's data part over its place in there when its rows are first read, so that a store of ten
+   thousand shards costs nothing to open, and a damaged shard affects its own rows only;
 3. hands out numpy views of it: slices without a copy, gathers at the speed of `numpy.memmap`.
 
-Where that cannot be had (rows that do not fill pages, more files than a process may map, another
-platform) there is one map per shard, behind the same two methods: `read` and `take`.
+Where this is not possible (rows that do not fill pages, more files than a process may map, another
+platform) there is one map per shard, behind the same methods.
 
-A gather from a cold file would have the kernel read 128 KiB around every row, so the rows are asked for
-one by one, and around it the kernel is told not to. A file's size is checked before it is mapped, for
-memory behind the end of a file kills the process that touches it.
-
-Place: tier 2, used by `view` and `arrays`. Must not import its siblings. Reads only; views keep the
-memory mapped, whatever becomes of the store.
+For a gather from a cold file the kernel would read 128 KiB around every row. It is therefore asked for the
+rows one by one, and advised not to read around them. A file's size is checked before it is mapped, because
+touching memory behind the end of a file kills the process. Reads only; an array keeps its memory mapped,
+whatever happens to the store.
 """
 
 from __future__ import annotations
@@ -167,29 +165,29 @@ class ShardFile:
 
 
 class _Region:
-    """Address space, given back when the last array that points into it is gone."""
+    """Reserved address space, released with the last array that points into it."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        # Where address and place in the file agree modulo a huge page, Linux maps files by huge pages,
-        # which a gather is a third faster on. It sees to that itself but where it is told the address.
+        # If address and file offset agree modulo a huge page, Linux maps files by huge pages, and a gather is
+        # a third faster. It aligns maps itself unless it is given the address.
         reserved = size_bytes + _HUGE_PAGE_BYTES if size_bytes >= _HUGE_PAGE_BYTES else size_bytes
         start = _map(None, reserved, _PROT_NONE, flags, -1)
         self.address = start + (-start % _HUGE_PAGE_BYTES if reserved > size_bytes else 0)
         weakref.finalize(self, _libc.munmap, start, reserved).atexit = False
 
     def put(self, offset: int, size_bytes: int, file: File) -> None:
-        """Map the beginning of a file at a place in here."""
+        """Map the beginning of a file at an offset."""
         _map(self.address + offset, size_bytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, file.fd)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Return a read-only array at the beginning of it, which keeps it alive."""
+        """Return a read-only array over it, which keeps it alive."""
         return np.asarray(_Exporter(self, shape, dtype))
 
 
 class _Exporter:
-    """What numpy asks where the memory is, and what it then keeps as the array's base."""
+    """The object that shows numpy the memory, and that numpy keeps as the array's base."""
 
     def __init__(self, region: _Region, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.region = region
@@ -213,7 +211,7 @@ def _map(address: int | None, size_bytes: int, protection: int, flags: int, fd: 
 
 
 def _disk_reads() -> int:
-    """Return how often this thread had to wait for a page to be read from a disk."""
+    """Return the number of pages that this thread waited for to be read from a disk."""
     return resource.getrusage(_RUSAGE).ru_majflt
 
 
@@ -228,8 +226,8 @@ def _max_maps() -> int:
         return 65530
 
 
-class _Rows:
-    """What both kinds of mapped arrays know.
+class _MappedRows:
+    """The part that both kinds of mapped arrays share.
 
     Parameters
     ----------
@@ -279,8 +277,8 @@ class _Rows:
         return self._locate(number).open(self._guard, rows, self._rows_of(number) * self.row_bytes)
 
 
-class JoinedRows(_Rows):
-    """An array whose files are mapped one behind the other. Use `map_rows`."""
+class JoinedRows(_MappedRows):
+    """An array whose files are mapped one after the other. Use `map_rows`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -331,7 +329,7 @@ class JoinedRows(_Rows):
         return self._gather(rows, out)
 
     def _gather(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
-        """Copy rows; many of them in several threads, for most of the time goes to waiting for memory."""
+        """Copy rows, many of them in several threads: most of the time is spent waiting for memory."""
         chosen = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
         pieces = max(len(rows) * self.row_bytes // _PIECE_BYTES, 1)
         step = max(-(-len(rows) // pieces), 1)
@@ -345,10 +343,10 @@ class JoinedRows(_Rows):
         return chosen
 
     def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:
-        """Tell whether any of a sample of the rows is, or had to be, read from the disk.
+        """Tell whether any of a sample of the rows is on the disk only, or had to be read from it.
 
-        The kernel says what is resident only to who may write to the file; so rows are touched too: few at
-        first, for it reads far ahead of each that is missing.
+        The kernel shows what is in memory only to those who may write to the file. So rows are touched as
+        well: few at first, because it reads far ahead of each that is missing.
         """
         if not self._is_resident(int(rows[0])):
             return True
@@ -363,9 +361,9 @@ class JoinedRows(_Rows):
 
     @contextlib.contextmanager
     def _advice(self, first: int, last: int, advice: int) -> Iterator[None]:
-        """Advise the kernel on whole files, lest their maps be cut in pieces, and take it back.
+        """Advise the kernel on whole files, so that their maps are not split, and revoke the advice.
 
-        Left on, `MADV_RANDOM` would make the next scan of a cold file crawl.
+        `MADV_RANDOM`, if left on, would make the next scan of a cold file crawl.
         """
         address = self._region.address + first * self._file_bytes
         size_bytes = min((last + 1) * self._file_bytes, self._region.size_bytes) - first * self._file_bytes
@@ -376,7 +374,7 @@ class JoinedRows(_Rows):
             _libc.madvise(address, size_bytes, mmap.MADV_NORMAL)
 
     def _is_resident(self, row: int) -> bool:
-        """Tell, without waiting for it, whether a row is in memory, or who may read it may not know."""
+        """Tell, without waiting, whether a row is in memory; true if the kernel does not say."""
         address = self._region.address + row * self.row_bytes
         resident = ctypes.create_string_buffer(1)
         missing = (
@@ -404,19 +402,19 @@ class JoinedRows(_Rows):
         _libc.madvise(self._region.address + start, end - start, mmap.MADV_WILLNEED)
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Ask the kernel to read rows that will be wanted soon, if they are not in memory."""
+        """Ask the kernel to read rows that will be needed soon, if they are not in memory."""
         if start >= stop:
             return
         try:
             self._ensure(range(start // self.file_rows, (stop - 1) // self.file_rows + 1))
         except (OSError, ZarrowError):
-            return  # whoever reads the rows is told
+            return  # an error when the rows are read
         if not (self._is_resident(start) and self._is_resident(stop - 1)):
             self._will_need(start * self.row_bytes, stop * self.row_bytes)
 
 
-class RowsPerFile(_Rows):
-    """An array whose files are mapped each by itself, the last used ones at a time. Use `map_rows`."""
+class RowsPerFile(_MappedRows):
+    """An array whose files are mapped one by one, those used last at a time. Use `map_rows`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -429,7 +427,7 @@ class RowsPerFile(_Rows):
                 file = self._open(number)
                 try:
                     found = self._map_file(number, file)
-                except OSError:  # a process may have so many maps: other stores have them
+                except OSError:  # other stores may hold the maps that a process may have
                     self._maps.clear()
                     found = self._map_file(number, file)
             self._maps[number] = found
@@ -477,12 +475,12 @@ def map_rows(
     guard: Guard,
     first_row: int = 0,
 ) -> JoinedRows | RowsPerFile:
-    """Return the rows of many files, mapped as one array if that can be had.
+    """Return the rows of many files, mapped as one array if possible.
 
     Parameters
     ----------
     rows, file_rows, row_shape, dtype, locate, guard, first_row
-        See `_Rows`. Nothing is opened before rows are asked for.
+        See `_MappedRows`. No file is opened before its rows are read.
 
     Returns
     -------
@@ -492,10 +490,10 @@ def map_rows(
     arguments = (rows, file_rows, row_shape, dtype, locate, guard, first_row)
     file_bytes = file_rows * int(np.prod(row_shape)) * dtype.itemsize
     fits = rows <= file_rows or file_bytes % mmap.PAGESIZE == 0
-    # A quarter of what a process may map: there are other arrays, and other libraries.
+    # A quarter of the maps of a process: there are other arrays, and other libraries.
     if fits and -(-rows // file_rows) <= _max_maps() // 4:
         try:
             return JoinedRows(*arguments)
         except OSError:
-            pass  # no such address space: a limit on it (RLIMIT_AS) is the usual reason
+            pass  # not enough address space, usually because of a limit on it (RLIMIT_AS)
     return RowsPerFile(*arguments)

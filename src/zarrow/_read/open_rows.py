@@ -26,7 +26,7 @@ __all__ = ["OpenRows", "read", "slots"]
 
 @dataclass(frozen=True, slots=True)
 class OpenRows:
-    """What an open segment holds.
+    """The accepted rows of an open segment.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class OpenRows:
     size_bytes : int
         Where the last of them ends.
     torn_bytes : int
-        Bytes of the journal that count for nothing.
+        Bytes of the journal behind that, which are ignored.
     """
 
     path: Path
@@ -55,12 +55,12 @@ class OpenRows:
 
     @property
     def rows(self) -> int:
-        """Accepted rows."""
+        """The number of accepted rows."""
         return self.frames[-1].stop if self.frames else 0
 
     @property
     def durable_rows(self) -> int:
-        """Rows that are known to be durable."""
+        """The number of rows known to be durable."""
         return max((frame.durable_rows for frame in self.frames), default=0)
 
     def batches(self, spec: StoreSpec, start: int = 0, stop: int | None = None) -> list[pa.RecordBatch]:
@@ -126,7 +126,7 @@ def slots(root: Path) -> list[Path]:
 
 
 def read(path: Path, spec: StoreSpec) -> OpenRows | None:
-    """Find out what an open segment holds, without writing.
+    """Return the accepted rows of an open segment.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     Returns
     -------
     OpenRows or None
-        None if it is gone, or was never finished being made, so that no row can have got in.
+        None if it is gone, or its creation was never finished, so that it has no rows.
 
     Raises
     ------

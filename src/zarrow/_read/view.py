@@ -1,26 +1,25 @@
-"""Which rows does a reader see, those included that are not committed yet?
+"""View — the rows that a reader sees at one instant, those included that are not committed yet.
 
-Of a complete store the manifest says it. Of an incomplete one a reader that asks for ``partial=True`` sees
+For a complete store this is what the manifest says. Of an incomplete one, opened with ``partial=True``, it
+is
 
 1. the dense prefix of committed segments;
 2. segments that are committed behind a gap (another writer is about to commit the one in between);
 3. the accepted rows of open segments, oldest segment first.
 
-The rows of 2 and 3 have no number yet that lasts: they are *live*, and stand behind the committed ones in
-the order in which they would be packed if everybody stopped now.
+The rows of 2 and 3 have no final number yet. They are *live*, and come after the committed ones in the
+order in which they would be packed if all writers stopped now.
 
-Nobody waits for a reader, so what it reads changes under it. `take_view` still finds each accepted row
-exactly once, because of the order in which it looks (records, open segments, claims, segments behind
-the gap) and of two facts about writers: a claim stands until its open segments are gone, and a claim or a
-record stands for every number below one that does. An open segment that vanished meanwhile was committed:
-look again. Later open segments of a writer are read before its earlier ones, so that what is seen of a
-writer is a prefix of what it wrote.
+No writer waits for a reader, so the store changes while it is read. `take_view` still finds each accepted
+row exactly once, because of the order in which it looks (records, open segments, claims, segments behind
+the gap) and of two facts about writers: a claim stays until its open segments are gone, and below every
+number with a claim or record each number has one. An open segment that vanished meanwhile was committed, so
+`take_view` looks again. Later open segments of a writer are read before its earlier ones, so that what is
+seen of a writer is a prefix of what it wrote.
 
-Full segments never change; a short last one may be taken back when rows are appended to a complete store.
-Its files are therefore opened at once and read from there, whatever becomes of their names. `Guard` tells
-if the whole store was replaced.
-
-Place: tier 3, between the engines and `arrays`, `columns`, `store`. Never writes, never locks.
+Full segments never change. A short last one may be taken back when rows are appended to a complete store,
+so its files are opened at once and read from there, whatever happens to their names. `Guard` notices if the
+whole store was replaced. Never writes, never locks.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _PAUSE_S = 0.005
 
 
 class Guard:
-    """Tells whether the store at a path is still the one that was opened.
+    """A check that the store at a path is still the one that was opened.
 
     Parameters
     ----------
@@ -75,11 +74,11 @@ class Guard:
         return status.st_dev, status.st_ino, status.st_mtime_ns
 
     def holds(self) -> bool:
-        """Tell whether it is."""
+        """Tell whether it still is."""
         return self._look() == self._identity
 
     def __call__(self) -> None:
-        """Raise `StoreChangedError` if it is not."""
+        """Raise `StoreChangedError` if it is not any more."""
         if not self.holds():
             raise StoreChangedError(
                 f"{self._root}: the store was replaced, moved or removed since it was opened: open it again"
@@ -122,13 +121,13 @@ class View:
     snapshot : Snapshot
         The committed ones.
     guard : Guard
-        For whoever opens files later.
+        To check files that are opened later.
     last_files : dict of str to File
         The files of a short last segment: per array its shard, under ``""`` its part.
     behind_gap : tuple of SegmentRecord
         Committed segments that are not in the dense prefix.
     open_pieces : tuple of OpenPiece
-        What is accepted but not committed.
+        Rows that are accepted but not committed.
     """
 
     snapshot: Snapshot
@@ -187,7 +186,7 @@ class View:
             raise
 
     def is_short_last(self, segment: int) -> bool:
-        """Tell whether it is the last segment and may be taken back."""
+        """Tell whether a segment is the last one, and short, so that it may be taken back."""
         return segment == self.snapshot.segments - 1 and bool(self.last_files)
 
 
@@ -199,7 +198,7 @@ def take_view(root: Path, *, partial: bool) -> View:
     root : Path
         The store.
     partial : bool
-        Whether an incomplete store will do.
+        Whether to accept an incomplete store.
 
     Returns
     -------
@@ -235,7 +234,7 @@ def take_view(root: Path, *, partial: bool) -> View:
                     ) from error
             continue
         except CorruptionError:
-            # The bytes of a live segment may have been read while they changed: damage stays, that does not.
+            # A live segment may have been read while its bytes changed. Damage stays, this does not.
             damaged += 1
             if damaged >= _DAMAGED_ATTEMPTS:
                 raise
@@ -246,7 +245,7 @@ def take_view(root: Path, *, partial: bool) -> View:
 
 
 def _is_damage(root: Path, error: FileNotFoundError) -> bool:
-    """Tell whether a file is missing that cannot be: the manifest goes before a record of it does."""
+    """Tell whether a missing file means damage: of a complete store, the manifest is removed first."""
     return error.filename is not None and (root / layout.MANIFEST_JSON).exists()
 
 
@@ -256,7 +255,7 @@ class _GoneError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """An open segment as it was read, its files opened."""
+    """An open segment as it was read, with its files open."""
 
     rows: OpenRows
     files: dict[str, File]
@@ -264,7 +263,7 @@ class _Slot:
 
 
 def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
-    """Return a view, or None if the store changed on the way; `seen` keeps what need not be read again."""
+    """Return a view, or None if the store changed meanwhile; `seen` keeps open segments between attempts."""
     guard = Guard(root)
     snapshot = catalog.read_snapshot(root)
     if not snapshot.complete and not partial:
@@ -285,7 +284,7 @@ def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
         if not all(slot.rows.path.exists() for slot in slots):
             return None
         behind_gap = tuple(_behind_gap(snapshot, {claim.segment for claim in claims}))
-        # A claim may stand, for an instant, beside another writer's record of that number: ask the record.
+        # For an instant, a claim may coexist with another writer's record of that number: the record counts.
         numbers = [claim.segment for claim in claims if claim.segment < snapshot.segments]
         committed = [
             *behind_gap,
@@ -314,13 +313,13 @@ def _open_last(snapshot: Snapshot) -> dict[str, File]:
             opened[name] = File(path)
         except FileNotFoundError:
             if _still_last(snapshot):
-                continue  # damage: whoever wants its rows is told
+                continue  # damage, an error when its rows are read
             raise
     return opened
 
 
 def _still_last(snapshot: Snapshot) -> bool:
-    """Tell whether the short last segment was not taken back so far."""
+    """Tell whether the short last segment was not taken back yet."""
     last = snapshot.segments - 1
     return catalog.has_record(snapshot.root, last) and (
         catalog.read_record(snapshot.root, last, snapshot.spec)[0] == snapshot.record(last)
@@ -368,13 +367,13 @@ def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
 def _uncommitted(
     slots: list[_Slot], snapshot: Snapshot, committed: list[SegmentRecord]
 ) -> Iterable[OpenPiece]:
-    """Yield the rows of open segments that are in none of the committed ones."""
+    """Yield the rows of open segments that are in no committed one."""
     full = snapshot.spec.segment_rows
     stopped = _stopped_sessions(slots, full)
     for slot in slots:
         owner = slot.rows.owner
         if owner.reopens is not None and owner.reopens < snapshot.segments:
-            continue  # the segment whose rows it repeats is still in force
+            continue  # it repeats the rows of a segment that still counts
         if owner.sequence > stopped.get(owner.session, owner.sequence):
             continue
         start = 0
@@ -391,9 +390,9 @@ def _uncommitted(
 
 
 def _stopped_sessions(slots: list[_Slot], full: int) -> dict[str, int]:
-    """Return, per writer, the first of its open segments that is not full.
+    """Return the first open segment of each writer that is not full.
 
-    What it has behind that is no prefix of what it wrote: a power cut took rows in between.
+    Rows behind it do not continue the prefix of what the writer wrote: a power cut took rows in between.
     """
     stopped: dict[str, int] = {}
     for slot in slots:
