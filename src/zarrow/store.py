@@ -260,7 +260,7 @@ class Store:
 
         Parameters
         ----------
-        columns, filter
+        columns, filter : optional
             As in `table`.
         batch_size : int, optional
             Rows of every batch but the last; by default whatever takes no copy.
@@ -403,7 +403,7 @@ class Store:
         ----------
         rows : table-like with a column ``row``, or int array
             A table or frame of pyarrow, Polars, pandas or DuckDB.
-        arrays, check
+        arrays, check : optional
             As in `take`.
 
         Returns
@@ -514,7 +514,7 @@ class Store:
 
         Parameters
         ----------
-        filter, columns
+        filter, columns : optional
             As in `table`.
         arrays : list of str, optional
             As in `take`.

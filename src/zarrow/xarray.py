@@ -1,4 +1,4 @@
-"""xarray backend — ``xr.open_dataset("run.zarrow")``.
+"""Backend for xarray — ``xr.open_dataset("run.zarrow")``.
 
 `ZarrowBackendEntrypoint` is registered with xarray as the engine ``zarrow``. A dataset has
 

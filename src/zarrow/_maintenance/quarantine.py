@@ -36,7 +36,7 @@ class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
     Parameters
     ----------
     path : str
-        Where it was, relative to the store: a segment's record, an open segment, …
+        Where it was, relative to the store: for example a segment's record or an open segment.
     to : str
         The directory to which it was moved.
     segment : int or None
