@@ -42,7 +42,7 @@ def zero(tmp_path: Path) -> Store:
 
 
 def test_rows_that_are_all_nan(nothing: Store, sound: Store, tmp_path: Path) -> None:
-    """They are counted and left out; what then has no rows is null, or refused with the reason."""
+    """Rows of NaN are counted and left out; what then has no rows is null, or refused with the reason."""
     assert describe(nothing).arrays["e"].nonfinite_rows == ROWS
     assert describe(nothing).arrays["e"].norm_mean is None
     assert nearest(nothing, np.ones((1, WIDTH)), k=3).rows.shape == (1, 0)
@@ -59,7 +59,7 @@ def test_rows_that_are_all_nan(nothing: Store, sound: Store, tmp_path: Path) -> 
 
 
 def test_rows_that_are_all_zero(zero: Store, sound: Store) -> None:
-    """A zero vector has the cosine 0 with everything, and tells a probe nothing."""
+    """A zero vector has the cosine 0 with everything, and a probe learns nothing from it."""
     for store, query in ((zero, np.ones((1, WIDTH))), (sound, np.zeros((1, WIDTH)))):
         found = nearest(store, query, k=3)
         assert found.rows.tolist() == [[0, 1, 2]]
@@ -72,7 +72,7 @@ def test_rows_that_are_all_zero(zero: Store, sound: Store) -> None:
 
 
 def test_stores_without_labels(sound: Store, tmp_path: Path) -> None:
-    """There is nothing to evaluate, and that is said; the page is made without it."""
+    """A store without labels cannot be evaluated, which the error says; its page has no evaluation."""
     with pytest.raises(UnknownNameError, match="no column 'occurs_prob'"):
         evaluate(sound, "occurs_prob", "label")
     with pytest.raises(UnknownNameError, match="no column 'boolean_value'"):
@@ -83,7 +83,7 @@ def test_stores_without_labels(sound: Store, tmp_path: Path) -> None:
 
 @pytest.fixture
 def named(tmp_path: Path) -> Store:
-    """A store whose columns are named as what is said of groups, and one of lists."""
+    """A store whose columns are named like the measures of groups, and one with lists."""
     rows = np.arange(60)
     columns = {"subject_id": rows, "rows": rows % 3, "class": rows % 2, "list": pa.array([[1]] * 60)}
     columns |= {"label": rows % 2 == 0, "three": rows // 2 % 3, "p": rows / 60}
@@ -94,7 +94,7 @@ def named(tmp_path: Path) -> Store:
 
 
 def test_groups_keep_their_keys_whatever_these_are_called(named: Store) -> None:
-    """A key of the name of a figure gets an underscore; neither is lost."""
+    """A key column named like a measure gets a trailing underscore, so that neither is lost."""
     tables = [
         describe(named, by="rows").arrays["e"].groups,
         evaluate(named, "p", "label", by="rows").table,
@@ -116,7 +116,7 @@ def test_groups_keep_their_keys_whatever_these_are_called(named: Store) -> None:
 
 
 def test_columns_that_cannot_be_grouped_or_told(named: Store) -> None:
-    """Lists are neither groups nor labels, and the message says so."""
+    """Lists are refused as groups and as labels, and the message says so."""
     for asked in (
         lambda: describe(named, by="list"),
         lambda: evaluate(named, "p", "label", by="list"),
@@ -130,7 +130,7 @@ def test_columns_that_cannot_be_grouped_or_told(named: Store) -> None:
 
 
 def test_vectors_of_integers_are_vectors(named: Store) -> None:
-    """The rows of an array of integers can be looked for as they come."""
+    """The rows of an integer array can be used as queries without a cast."""
     assert nearest(named, named["e"][7:9], k=1, metric="l2").scores.tolist() == [[0.0], [0.0]]
 
 

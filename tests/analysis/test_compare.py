@@ -26,7 +26,7 @@ def write(path, ids, vectors, prob=None, keys=("id",), **columns):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two stores: the second in another order, with other rows beside, rotated a little, some of it NaN."""
+    """Two stores; the second is in another order, has other rows too, is rotated a little, and has NaN."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("compare")
     ids_a, ids_b = np.arange(ROWS), rng.permutation(np.arange(200, ROWS + 300))
@@ -46,7 +46,7 @@ def made(tmp_path_factory):
 
 
 def test_equals_the_definitions(made):
-    """CKA, Procrustes, cosines, drift and the shift of probabilities."""
+    """CKA, Procrustes, cosines, drift and the shift of probabilities equal their definitions."""
     a, b, left, right, _, shared, prob = made
     found = compare(a, b, by="query", probability="prob")
     assert found.matched == ROWS - 200
@@ -97,7 +97,7 @@ def test_neighbourhoods_are_those_of_all_matched_rows(made):
 
 
 def test_a_rotated_scaled_copy_is_alike(tmp_path):
-    """CKA and Procrustes see through rotation and scale; a store is wholly like itself."""
+    """CKA and Procrustes ignore rotation and scale; a store is entirely similar to itself."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((500, 6)).astype(np.float32)
     turned = vectors @ np.linalg.qr(rng.standard_normal((6, 6)))[0] * 7 + 3
@@ -110,7 +110,7 @@ def test_a_rotated_scaled_copy_is_alike(tmp_path):
 
 
 def test_rows_may_be_matched_otherwise(made):
-    """By row number, and by the index in the dataset."""
+    """Rows may be matched by row number and by ``sample_index``."""
     a, b, *_ = made
     assert compare(a, b, on="sample_index", sample=0).cka == pytest.approx(compare(a, b, sample=0).cka)
     found = compare(a, b, on="row", sample=0)
@@ -132,7 +132,7 @@ def test_other_widths_have_some_measures(made, tmp_path):
 
 
 def test_stores_that_share_nothing(made, tmp_path):
-    """No rows in common: nothing to tell, and nothing is NaN."""
+    """Stores with no rows in common have no measures: None, not NaN."""
     a, *_ = made
     other = write(tmp_path / "o.zarrow", np.arange(5000, 5010), np.ones((10, WIDTH), np.float32))
     found = compare(a, other, by="query", probability="prob")
@@ -146,7 +146,7 @@ def test_stores_that_share_nothing(made, tmp_path):
 
 
 def test_bad_input_is_refused(made, tmp_path):
-    """Keys that are none, of other types, or of several rows."""
+    """Keys that are missing, of other types, or shared by several rows are refused."""
     a, b, *_ = made
     vectors = np.ones((4, WIDTH), np.float32)
     with pytest.raises(InvalidInputError, match=r"key columns of .*b.zarrow \(id\)"):

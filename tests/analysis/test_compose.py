@@ -46,7 +46,7 @@ BY = ("subject_id", "prediction_time", "duration_days")
 
 @pytest.mark.parametrize("how", ["max", "or", "sum", "mean"])
 def test_equals_polars(made, how):
-    """Probabilities and labels of every group, in the order of its keys."""
+    """Probabilities and labels of every group equal Polars', ordered by key."""
     store, table = made
     p = pl.col("occurs_prob").cast(pl.Float64)
     joined = {"max": p.max(), "or": 1 - (1 - p).product(), "sum": p.sum(), "mean": p.mean()}[how]
@@ -61,7 +61,7 @@ def test_equals_polars(made, how):
 
 
 def test_composites_can_be_evaluated(made):
-    """The table goes into `evaluate` as it is."""
+    """`evaluate` accepts the table as it is."""
     store, _ = made
     found = compose(store, "or", by=BY, label="occurs", filter=pc.field("query") != "q3")
     assert set(found["rows"].to_pylist()) == {3}
@@ -73,7 +73,7 @@ def test_composites_can_be_evaluated(made):
 
 
 def test_labels_may_be_numbers(made):
-    """Zeros and ones with NaN, which is unknown."""
+    """Labels may be zeros and ones, with NaN for unknown."""
     store, table = made
     found = compose(store, by=BY, label="number")["number"].to_pylist()
     numbers = table["number"].to_numpy().reshape(-1, 4)
@@ -82,7 +82,7 @@ def test_labels_may_be_numbers(made):
 
 
 def test_a_missing_probability_makes_the_composite_unknown(tmp_path):
-    """Null and NaN are not passed over: the composite might be larger."""
+    """A null or NaN makes the composite null: it might have been larger."""
     table = pa.table(
         {"subject_id": [1, 1, 2, 2, 3], "query": list("ababa"), "p": [0.5, None, 0.2, math.nan, 0.3]}
     )
@@ -91,7 +91,7 @@ def test_a_missing_probability_makes_the_composite_unknown(tmp_path):
 
 
 def test_bad_input_is_refused(made, tmp_path):
-    """A query twice in a group above all: some other column tells the rows apart."""
+    """A query that occurs twice in a group is refused, and so are other bad columns."""
     store, _ = made
     with pytest.raises(InvalidInputError, match=r"a value of 'query' occurs more than once.*subject_id 0"):
         compose(store)
@@ -112,14 +112,14 @@ def test_bad_input_is_refused(made, tmp_path):
 
 
 def test_an_empty_selection_is_an_empty_table(made):
-    """No rows pass, none come out."""
+    """If no rows pass the filter, the table is empty."""
     store, _ = made
     assert compose(store, by=BY, filter=pc.field("query") == "q9").num_rows == 0
 
 
 @pytest.mark.parametrize("role", ["by", "over", "probability", "label"])
 def test_a_name_with_nul_is_refused_by_name(tmp_path, role):
-    """SQL has no way to say it; the store keeps it, and its other columns are composed."""
+    """A column whose name has a NUL is refused by name; the other columns can be composed."""
     names = {"by": "subject", "over": "query", "probability": "p", "label": "y"}
     columns = {"by": [1, 1], "over": ["a", "b"], "probability": [0.5, 0.25], "label": [True, False]}
     odd = names | {role: "od\0d"}

@@ -60,7 +60,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(params=["store", "Dataset", "Dataset on the cluster", "Dataset in memory"])
 def asked(request, client, store):
-    """Return what is analysed there, and how the cluster is named: a Dataset of dask finds it by itself."""
+    """Return data to analyse, and arguments that name the cluster; a Dataset of dask arrays needs none."""
     if request.param == "store":
         return store, {"client": client}
     if request.param == "Dataset in memory":
@@ -70,7 +70,7 @@ def asked(request, client, store):
 
 
 def test_describe(asked, store):
-    """Means, norms, ranks and groups."""
+    """Means, norms, ranks and groups are the same on a cluster."""
     given, options = asked
     here, there = describe(store, by="query").arrays["e"], describe(given, by="query", **options).arrays["e"]
     np.testing.assert_allclose(there.mean, here.mean, rtol=1e-6)
@@ -84,7 +84,7 @@ def test_describe(asked, store):
 
 @pytest.mark.parametrize("solver", ["covariance", "randomized"])
 def test_pca(asked, store, solver):
-    """Components and variances; progress reaches the end."""
+    """Components and variances are the same on a cluster, and progress reaches the end."""
     given, options = asked
     seen = []
     here = pca(store, n_components=3, solver=solver)
@@ -95,7 +95,7 @@ def test_pca(asked, store, solver):
 
 
 def test_nearest(asked, store):
-    """The same rows, in the same order, with the same scores."""
+    """A cluster finds the same rows, in the same order, with the same scores."""
     given, options = asked
     here, there = nearest(store, np.arange(20, 60), k=9), nearest(given, np.arange(20, 60), k=9, **options)
     assert np.array_equal(there.rows, here.rows)
@@ -103,7 +103,7 @@ def test_nearest(asked, store):
 
 
 def test_probe(asked, store):
-    """The same weights and the same report."""
+    """A cluster fits the same weights and returns the same report."""
     given, options = asked
     here = probe(store, "label", by="query", tolerance=1e-7)
     there = probe(given, "label", by="query", tolerance=1e-7, **options)
@@ -115,7 +115,7 @@ def test_probe(asked, store):
 
 
 def test_the_workers_do_it(client, store):
-    """Pieces of a Dataset are computed by the processes of the cluster, and by no other."""
+    """Pieces of a Dataset are computed by the processes of the cluster only."""
     dataset = xr.open_dataset(store.path, chunks={})
     where = dataset.e.data.map_blocks(lambda block: np.full_like(block, os.getpid()), dtype=np.float64)
     found = describe(dataset.assign(e=(dataset.e.dims, where)), columns=[]).arrays["e"]
@@ -128,7 +128,7 @@ def test_the_workers_do_it(client, store):
 
 
 def test_compare(client, store):
-    """Two passes over pairs of rows, and the neighbours."""
+    """Measures and neighbours of pairs of rows are the same on a cluster."""
     here, there = (compare(store, store, by="query", sample=50, client=one) for one in (None, client))
     assert there.cka == pytest.approx(here.cka)
     assert there.neighbour_overlap == here.neighbour_overlap == 1

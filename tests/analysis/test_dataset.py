@@ -18,7 +18,7 @@ FACTS = ["column", "count", "nulls", "distinct", "mean", "std", "min", "median",
 
 
 def made(rows: np.ndarray) -> tuple[pa.Table, np.ndarray]:
-    """Return these of the rows that there are: with nulls, NaNs, text and times."""
+    """Return a store of some of the rows: with nulls, NaNs, text and times."""
     rng = np.random.default_rng(0)
     vectors = (rng.standard_normal((ROWS, WIDTH)) * 0.7 ** np.arange(WIDTH) + 2).astype(np.float32)
     vectors[[17, 1700]] = np.nan
@@ -70,7 +70,7 @@ HOW = ["dask", "lazy", "memory", "chunked along the vector, too", "columns chunk
 
 
 def assert_same(store, dataset):
-    """All four analyses, plain and with all that they can be asked."""
+    """Compare all four analyses, with default and with all other arguments."""
     here, there = describe(store, by="query"), describe(dataset, by="query")
     assert there.rows == here.rows
     assert there.arrays.keys() == {"e"}
@@ -119,7 +119,7 @@ def assert_same(store, dataset):
 
 @pytest.mark.parametrize("how", HOW)
 def test_a_dataset_of_a_store(store, how):
-    """However it is chunked, and if it is not."""
+    """A Dataset of a store gives the same numbers, however it is chunked, and unchunked."""
     assert_same(store, opened(store, how))
 
 
@@ -136,7 +136,7 @@ SELECTIONS = {
     [("dask", "a slice"), ("dask", "every third"), ("dask", "chosen"), ("lazy", "chosen")],
 )
 def test_a_selection_has_its_own_numbers(store, tmp_path, how, selection):
-    """As a store of these rows only, never those of the whole store; rows count from its first."""
+    """A selection is analysed like a store of these rows only; its rows are numbered from 0."""
     asked, rows = SELECTIONS[selection]
     dataset = opened(store, how).isel(row=asked)
     assert dataset.sizes["row"] == len(rows) < ROWS
@@ -157,7 +157,7 @@ def test_rows_that_where_keeps(store, tmp_path):
 
 
 def test_a_dataset_of_anything_else():
-    """Arrays of any library, with axes of their own; what is computed lazily is computed piece by piece."""
+    """Arrays may be of any library with axes in any order; lazy ones are computed piece by piece."""
     dask_array = pytest.importorskip("dask.array")
     rng = np.random.default_rng(1)
     values = rng.standard_normal((500, 2, 3))
@@ -182,7 +182,7 @@ def test_a_dataset_of_anything_else():
 
 
 def test_rows_are_found_by_key(store):
-    """By the store's key columns; the first row of those that have it."""
+    """Rows are found by the key columns of the store; of several with one key, the first."""
     dataset = opened(store, "dask").isel(row=slice(1000, None))
     assert nearest(dataset, {"id": [1005, 1003]}, k=1).rows.tolist() == [[5], [3]]
     with pytest.raises(KeyNotFoundError, match="id=7"):
@@ -190,7 +190,7 @@ def test_rows_are_found_by_key(store):
 
 
 def test_an_empty_selection_is_described(store):
-    """And has no components."""
+    """An empty selection is described, and has no components."""
     nothing = opened(store, "dask").isel(row=slice(0, 0))
     assert describe(nothing).rows == describe(nothing).arrays["e"].rows == 0
     with pytest.raises(InvalidInputError, match="at least two rows"):
@@ -198,14 +198,14 @@ def test_an_empty_selection_is_described(store):
 
 
 def test_progress_reaches_the_end(store):
-    """In rows of the Dataset."""
+    """Progress reaches the end, in rows of the Dataset."""
     seen = []
     pca(opened(store, "dask").isel(row=slice(0, 999)), progress=lambda *done: seen.append(done))
     assert seen[-1] == (999, 999)
 
 
 def test_what_is_no_source_is_refused(store):
-    """With what is there, and what to do."""
+    """Anything else is refused, with what was given and what to do."""
     dataset = opened(store, "dask")
     with pytest.raises(InvalidInputError, match=r"dimension 'row', got .*'sample'.*rename\(sample='row'\)"):
         describe(dataset.rename(row="sample"))
@@ -230,7 +230,7 @@ def test_what_is_no_source_is_refused(store):
 
 
 def test_importing_the_analyses_loads_no_xarray():
-    """Nor dask: a store is analysed without."""
+    """Importing the analyses loads neither xarray nor dask."""
     program = "import zarrow.analysis, sys; print({'xarray', 'dask', 'distributed'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "set()"

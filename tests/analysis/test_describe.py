@@ -29,7 +29,7 @@ def write(path, arrays, columns, rows):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A store with everything that is awkward: NaN, infinities, zero rows, dead and large dimensions."""
+    """A store with NaN, infinities, zero rows, and dead and large dimensions."""
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((ROWS, 16)).astype(np.float32) + 0.5
     vectors[:, 3] = 7.25
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
 
 
 def test_arrays_are_those_of_numpy(made):
-    """Mean, std, norms, effective rank and mean cosine of the finite rows."""
+    """Mean, std, norms, effective rank and mean cosine of the finite rows equal numpy's."""
     store, arrays, _ = made
     for name, found in describe(store).arrays.items():
         values = arrays[name].reshape(ROWS, -1).astype(np.float64)
@@ -90,7 +90,7 @@ def test_dead_dimensions_are_found(tmp_path):
 
 
 def test_columns_are_those_of_pandas(made):
-    """Counts, nulls and quantiles; NaN is neither a null nor a number."""
+    """Counts, nulls and quantiles equal pandas'; NaN counts neither as a null nor as a number."""
     store, _, columns = made
     found = {one["column"]: one for one in describe(store, arrays=[]).columns.to_pylist()}
     assert list(found) == list(columns)
@@ -110,7 +110,7 @@ def test_columns_are_those_of_pandas(made):
 
 
 def test_groups_are_described_apart(made):
-    """Every group is what it would be alone, in order, nulls last."""
+    """Every group is described as if it were alone; groups are in order, nulls last."""
     store, arrays, columns = made
     found = describe(store, arrays=["e"], by="query")
     groups = found.arrays["e"].groups
@@ -136,7 +136,7 @@ def test_groups_are_described_apart(made):
 
 
 def test_groups_of_many_columns(made):
-    """Groups may be combinations, of a row each."""
+    """Groups may be combinations of columns, even with one row each."""
     store, _, _ = made
     found = describe(store, arrays=["e"], columns=[], by=["subject_id", "query"]).arrays["e"]
     assert found.groups["rows"].to_pylist().count(1) > 1000
@@ -147,7 +147,7 @@ def test_groups_of_many_columns(made):
 
 
 def test_nothing_need_be_described(made):
-    """No columns, no arrays: no error."""
+    """A store without columns and arrays to describe is no error."""
     found = describe(made[0], arrays=[], columns=[])
     assert (found.rows, found.arrays, found.columns.num_rows) == (ROWS, {}, 0)
 
@@ -165,7 +165,7 @@ def test_nothing_is_nan_without_rows(tmp_path):
 
 
 def test_long_and_short_vectors_keep_their_norm(tmp_path):
-    """Norms whose squares overflow or vanish in float32 are what they are."""
+    """Norms are right even if their squares overflow or vanish in float32."""
     vectors = np.array([[3e30, 4e30], [3e-30, 4e-30]], np.float32)
     found = describe(write(tmp_path / "a.zarrow", {"e": vectors}, {"id": [0, 1]}, 2)).arrays["e"]
     assert found.nonfinite_rows == 0
@@ -175,7 +175,7 @@ def test_long_and_short_vectors_keep_their_norm(tmp_path):
 
 
 def test_bad_input_is_refused(made):
-    """Unknown names, and groups whose means would not fit."""
+    """Unknown names, and groups whose means would not fit, are refused."""
     store, _, _ = made
     with pytest.raises(UnknownNameError, match="no array 'f'"):
         describe(store, arrays=["f"])
@@ -186,7 +186,7 @@ def test_bad_input_is_refused(made):
 
 
 def test_too_many_groups_are_refused(tmp_path):
-    """Grouping by a key would take more memory than the rows."""
+    """Grouping by a key is refused: it would take more memory than the rows."""
     rows = 12_000
     store = write(
         tmp_path / "a.zarrow", {"e": np.ones((rows, 1000), np.float16)}, {"id": np.arange(rows)}, rows
@@ -196,7 +196,7 @@ def test_too_many_groups_are_refused(tmp_path):
 
 
 def test_names_that_sql_has_no_word_for(tmp_path):
-    """A column may be named as Arrow lets it, and be grouped by."""
+    """A column may have any name that Arrow allows, and be grouped by."""
     name = 'a "b"\0; --'
     with zarrow.Writer(tmp_path / "s") as writer:
         writer.append({name: [1, 1, 4], "v0": [1.0, 2.0, 3.0]})
@@ -208,7 +208,7 @@ def test_names_that_sql_has_no_word_for(tmp_path):
 
 
 def test_few_values_are_counted_exactly(tmp_path):
-    """There are never more different values than values, and the shortest and longest rows are exact."""
+    """Distinct values are never more than values, and the smallest and largest norms are exact."""
     vectors = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
     store = write(tmp_path / "a.zarrow", {"e": vectors}, {"id": [f"k{n}" for n in range(300)]}, 300)
     found = describe(store)
@@ -224,7 +224,7 @@ def test_few_values_are_counted_exactly(tmp_path):
 
 @pytest.mark.parametrize("zeros", [0, 40])
 def test_a_histogram_of_norms_has_bins_of_one_width(zeros):
-    """A bar's height compares with its neighbour's: counts are about those of numpy's bins."""
+    """The bins of a histogram are equally wide, and their counts are close to numpy's."""
     norms = np.concatenate([np.zeros(zeros), np.random.default_rng(0).gamma(3, size=5000)])
     sketch = Sketch()
     sketch.add(norms)

@@ -74,7 +74,7 @@ def check(found, label, prob):
 
 
 def test_equals_scikit_learn(made):
-    """All metrics, ties and censored rows included, overall and per group."""
+    """All metrics equal scikit-learn's, with ties and censored rows, overall and per group."""
     store, prob, label, censored, query = made
     found = evaluate(store, "prob", "label", by=["query"])
     check(found.overall, label[~censored], prob[~censored])
@@ -131,7 +131,7 @@ def test_what_is_not_defined_is_null(made):
 
 
 def test_curves_are_scikit_learns(made):
-    """The ROC and the calibration curve, of all rows and of a group."""
+    """The ROC and the calibration curve of all rows and of a group equal scikit-learn's."""
     store, prob, label, censored, query = made
     found = evaluate(store, "prob", "label", by=["query", "duration_days"], bootstrap=0)
     fpr, tpr, thresholds = found.roc_curve()
@@ -152,13 +152,13 @@ def test_curves_are_scikit_learns(made):
 
 
 def test_labels_may_be_zeros_and_ones(made):
-    """Numbers are as good as booleans; NaN is as good as null."""
+    """Zeros and ones work like booleans, and NaN like null."""
     store, *_ = made
     assert evaluate(store, "prob", "number").overall == evaluate(store, "prob", "label").overall
 
 
 def test_a_filter_chooses_rows(made):
-    """Only rows that pass count."""
+    """Only rows that pass the filter count."""
     store, prob, label, censored, query = made
     found = evaluate(store, "prob", "label", filter=pc.field("query") == "q2")
     chosen = (query == "q2") & ~censored
@@ -166,7 +166,7 @@ def test_a_filter_chooses_rows(made):
 
 
 def test_intervals_are_those_of_a_bootstrap(monkeypatch):
-    """Percentiles of resampled rows, held against resampling by hand; those of units are wider."""
+    """Intervals equal those of rows resampled by hand; intervals by unit are wider."""
     rng = np.random.default_rng(0)
     unit = np.repeat(np.arange(60), 10)
     prob = np.repeat(rng.random(60), 10)
@@ -185,7 +185,7 @@ def test_intervals_are_those_of_a_bootstrap(monkeypatch):
 
 @pytest.mark.parametrize("rows", [1 << 15, 7])
 def test_a_draw_is_scored_as_scikit_learn_weighs_rows(made, rows, monkeypatch):
-    """Ties, pieces and all: how often a row was drawn is its weight."""
+    """A draw is scored like scikit-learn with the number of draws of a row as its weight."""
     _, prob, label, *_ = made
     monkeypatch.setattr(scores, "DRAWN_ROWS", rows)
     whole = Scores.of(label[:600], prob[:600])
@@ -205,7 +205,7 @@ def test_a_draw_is_scored_as_scikit_learn_weighs_rows(made, rows, monkeypatch):
 
 
 def test_intervals_by_unit_are_asked_for_by_name(made):
-    """``unit=`` draws patients, and the same seed draws the same ones."""
+    """``unit=`` draws whole patients, and the same seed draws the same ones."""
     store, *_ = made
     one = evaluate(store, "prob", "label", unit="subject_id", by="query", seed=3)
     assert one.table.equals(evaluate(store, "prob", "label", unit="subject_id", by="query", seed=3).table)
@@ -213,7 +213,7 @@ def test_intervals_by_unit_are_asked_for_by_name(made):
 
 
 def test_bad_input_is_refused(made, tmp_path):
-    """Labels that are none, probabilities that are none, columns that are not there."""
+    """Columns that are missing, or hold no labels or no probabilities, are refused."""
     store, *_ = made
     with pytest.raises(UnknownNameError, match="no column 'occurs'"):
         evaluate(store, "prob", "occurs")
@@ -228,7 +228,7 @@ def test_bad_input_is_refused(made, tmp_path):
 
 
 def test_missing_probabilities_are_counted(tmp_path):
-    """NaN and null are no probabilities, and do not spoil the others."""
+    """NaN and null probabilities are counted and left out."""
     table = pa.table(
         {"p": [0.1, None, math.nan, 0.9, 0.4], "y": [False, True, True, True, None]},
     )
@@ -239,7 +239,7 @@ def test_missing_probabilities_are_counted(tmp_path):
 
 
 def test_an_empty_store_has_no_metrics(tmp_path):
-    """No rows: counts of zero, metrics of None."""
+    """Without rows, counts are zero and metrics None."""
     table = pa.table(
         {"p": pa.array([], pa.float64()), "y": pa.array([], pa.bool_()), "q": pa.array([], pa.string())}
     )
@@ -251,7 +251,7 @@ def test_an_empty_store_has_no_metrics(tmp_path):
 
 @pytest.mark.parametrize("rows", [100, 5000])
 def test_the_interval_of_a_small_calibration_error_holds_it(rows):
-    """Drawn rows look worse calibrated than they are: no reason for an interval above the estimate."""
+    """The interval of a small calibration error contains it, though drawn rows look worse calibrated."""
     rng = np.random.default_rng(0)
     prob = rng.random(rows)
     found = evaluate(pa.table({"p": prob, "y": rng.random(rows) < prob}), "p", "y").overall

@@ -31,7 +31,7 @@ def clusters(path: Path, rows: int = 400, width: int = 12, bad: tuple[int, ...] 
 
 
 def test_pca_is_that_of_scikit_learn(tmp_path: Path) -> None:
-    """The places are the first two principal components, stored as an array of the store."""
+    """Coordinates are the first two principal components, stored as a derived array."""
     store = example_store(tmp_path / "run.zarrow")
     made = map_rows(store)
     places = zarrow.open(store.path)["query_embed_pca"][:]
@@ -46,7 +46,7 @@ def test_pca_is_that_of_scikit_learn(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.timeout(280))])
 def test_a_sample_and_the_others_lie_with_their_likes(tmp_path: Path, method: str) -> None:
-    """Rows outside of the sample fall near rows of their own group, small groups are on the map."""
+    """Rows outside the sample are placed near their own group, and small groups are on the map."""
     if method == "umap" and importlib.util.find_spec("umap") is None:
         pytest.skip("needs the extra 'map'")
     store = clusters(tmp_path / "run.zarrow", bad=(3,))
@@ -68,7 +68,7 @@ def test_a_sample_and_the_others_lie_with_their_likes(tmp_path: Path, method: st
 
 
 def test_a_sample_has_every_group() -> None:
-    """No group is left out of a sample, large ones have more of it, and it is about as large as asked for."""
+    """A sample has every group, more rows of large ones, and about the size that was given."""
     sizes = np.array([1_000_000, 10, 0, 400, 60])
     shares = shares_of(sizes, 1000)
     assert shares[1] == 10
@@ -79,7 +79,7 @@ def test_a_sample_has_every_group() -> None:
 
 
 def test_rows_that_are_not_finite_have_no_place(tmp_path: Path) -> None:
-    """A row with a NaN gets NaN, others are placed as if it were not there."""
+    """A row with a NaN gets NaN; the others are placed as without it."""
     store = clusters(tmp_path / "run.zarrow", bad=(0, 399))
     _, placed = place_rows(store)
     places = np.concatenate([xy for _, xy in placed])
@@ -105,7 +105,7 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="embd"):
         map_rows(store, "embd")
     said: list[str] = []
-    with pytest.raises(InvalidInputError, match="name of its own"):
+    with pytest.raises(InvalidInputError, match="needs a new name"):
         map_rows(store, name="embed", stage=said.append)
     with pytest.raises(InvalidInputError, match="the name of a derived array must be"):
         map_rows(store, name="a map", stage=said.append)
@@ -116,7 +116,7 @@ def test_bad_input(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_all_the_same(tmp_path: Path) -> None:
-    """t-SNE would end the process: they are refused, and PCA has them in one place."""
+    """Identical rows are refused by t-SNE, which would crash on them; PCA puts them in one place."""
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({}, {"embed": np.ones((50, 4), np.float32)})
         writer.finalize()
@@ -128,7 +128,7 @@ def test_rows_that_are_all_the_same(tmp_path: Path) -> None:
 
 
 def test_very_long_rows(tmp_path: Path) -> None:
-    """Rows whose squares would overflow are placed, apart from each other."""
+    """Rows whose squares would overflow get distinct places."""
     vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32) * np.float32(1e30)
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({}, {"embed": vectors})
@@ -146,7 +146,7 @@ def test_umap_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    """`zarrow map` stores the map and says what it is called; --json is one object."""
+    """`zarrow map` stores the map and prints its name; --json prints one object."""
     store = clusters(tmp_path / "run.zarrow")
     printed = CliRunner().invoke(app, ["map", str(store.path)])
     assert printed.exit_code == 0, printed.output

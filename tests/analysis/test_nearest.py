@@ -64,7 +64,7 @@ def brute(vectors, queries, k, metric, allowed=None, excluded=None):
 @pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 def test_equals_brute_force(tmp_path, metric, device, monkeypatch):
-    """Rows, scores and ties are those of scoring every pair, with numpy and with torch."""
+    """Rows, scores and ties equal those of scoring every pair, with numpy and with torch."""
     monkeypatch.setattr("zarrow.analysis._rows.blocks.BLOCK_BYTES", 200 * WIDTH * 4)
     vectors = awkward()
     store = write(tmp_path / "a.zarrow", vectors)
@@ -80,7 +80,7 @@ def test_equals_brute_force(tmp_path, metric, device, monkeypatch):
 
 
 def test_of_equal_rows_the_lower_comes_first(tmp_path, monkeypatch):
-    """Copies all over the store come in row order, whichever blocks they are in."""
+    """Copies all over the store are returned in row order, in whatever blocks they are."""
     monkeypatch.setattr("zarrow.analysis._rows.blocks.BLOCK_BYTES", 64 * WIDTH * 4)
     rng = np.random.default_rng(0)
     kinds = rng.standard_normal((5, WIDTH)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_of_equal_rows_the_lower_comes_first(tmp_path, monkeypatch):
 
 
 def test_rows_that_are_all_the_same(tmp_path):
-    """The first rows win, and quickly, though all of them are candidates."""
+    """Of identical rows the first ones win, and quickly, though all of them are candidates."""
     store = write(tmp_path / "a.zarrow", np.full((20_000, 8), 1.5, np.float16))
     found = nearest(store, np.random.default_rng(0).standard_normal((50, 8)), k=3)
     assert np.array_equal(found.rows, np.tile([0, 1, 2], (50, 1)))
@@ -111,7 +111,7 @@ def test_rows_far_from_the_origin(tmp_path):
 
 
 def test_asking_by_row_key_and_vector_is_the_same(tmp_path):
-    """Row numbers, negative ones too, keys, and the vectors themselves, of several axes and float16."""
+    """Row numbers (also negative), keys and vectors of several axes give the same result."""
     vectors = awkward()[:, :12].reshape(ROWS, 3, 4).clip(-9, 9).astype(np.float16)
     store = write(tmp_path / "a.zarrow", vectors)
     by_row = nearest(store, [7, -2], k=4)
@@ -125,7 +125,7 @@ def test_asking_by_row_key_and_vector_is_the_same(tmp_path):
 
 
 def test_a_filter_and_exclude_self(tmp_path):
-    """Only rows that pass are found, and a row need not find itself."""
+    """Only rows that pass the filter are found, and a row can be kept from finding itself."""
     vectors = awkward()
     store = write(tmp_path / "a.zarrow", vectors)
     asked = np.array([0, 1, 700, 701])
@@ -137,7 +137,7 @@ def test_a_filter_and_exclude_self(tmp_path):
 
 
 def test_fewer_rows_than_asked_for(tmp_path):
-    """All that there are; −1 and the worst score fill up where queries differ."""
+    """Fewer columns are returned; where queries differ, −1 and the worst score fill them."""
     vectors = np.eye(4, dtype=np.float32)
     store = write(tmp_path / "a.zarrow", vectors)
     assert nearest(store, [0], k=100).rows.tolist() == [[0, 1, 2, 3]]
@@ -155,13 +155,13 @@ def test_fewer_rows_than_asked_for(tmp_path):
 
 
 def test_an_empty_store_has_no_neighbours(tmp_path):
-    """Nothing is found, and nothing is wrong."""
+    """An empty store has no neighbours, which is no error."""
     store = write(tmp_path / "a.zarrow", np.ones((0, 4), np.float32))
     assert nearest(store, np.ones((2, 4))).rows.shape == (2, 0)
 
 
 def test_what_is_found_comes_with_columns(tmp_path):
-    """A line per neighbour, with the columns of the row."""
+    """The table has a line per neighbour, with the columns of its row."""
     store = write(tmp_path / "a.zarrow", awkward())
     table = nearest(store, [3, 4], k=2).table(store)
     assert table.column_names == ["query", "rank", "row", "score", "id", "even", "sample_index"]
@@ -205,7 +205,7 @@ def test_bad_input_is_refused(tmp_path):
 @pytest.mark.parametrize("scale", [1e30, 1e-30])
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 def test_lengths_whose_squares_float32_does_not_hold(tmp_path, metric, scale):
-    """No row gets lost, nor the order, where products overflow or vanish."""
+    """Rows and their order are right even where products overflow or vanish."""
     vectors = np.random.default_rng(0).standard_normal((200, WIDTH)).astype(np.float32) * np.float32(scale)
     store = write(tmp_path / "a.zarrow", vectors)
     found = nearest(store, [3, 150], k=5, metric=metric)

@@ -59,14 +59,14 @@ def test_it_finds_most_with_exact_scores(made, metric):
 
 
 def test_a_filter_holds(made):
-    """Only rows that pass are found."""
+    """Only rows that pass the filter are found."""
     build_neighbours(made)
     found = nearest(made, [7, 8], k=5, filter=pc.field("id") < 500, approximate=True)
     assert found.rows.max() < 500
 
 
 def test_an_index_of_other_rows_is_not_used(tmp_path):
-    """After an append there is none, until it is made again; `verify` minds neither."""
+    """After an append the index is not used until it is rebuilt; `verify` accepts both."""
     vectors = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
     store = write(tmp_path / "a.zarrow", vectors)
     with pytest.raises(NotFoundError, match="zarrow neighbours"):
@@ -85,7 +85,7 @@ def test_an_index_of_other_rows_is_not_used(tmp_path):
 
 
 def test_damage_is_seen_before_faiss_does(tmp_path):
-    """A flipped bit anywhere, or a lost tail, is an error that says what to do."""
+    """A flipped bit anywhere, or a lost tail, raises an error that says what to do."""
     store = write(
         tmp_path / "a.zarrow", np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
     )
@@ -104,7 +104,7 @@ def test_damage_is_seen_before_faiss_does(tmp_path):
 
 
 def test_bad_input_is_refused(tmp_path):
-    """No metric of that name, no rows, no complete store."""
+    """An unknown metric, a store without rows and an incomplete one are refused."""
     store = write(tmp_path / "a.zarrow", np.full((3, 4), np.nan, np.float32))
     with pytest.raises(InvalidInputError, match="metric"):
         build_neighbours(store, metric="hamming")
@@ -117,7 +117,7 @@ def test_bad_input_is_refused(tmp_path):
 
 
 def test_few_rows_are_no_reason_to_warn(tmp_path, capfd):
-    """Nothing but the answer is printed, by faiss neither."""
+    """With few rows faiss prints no warning."""
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({}, {"e": np.eye(4, dtype=np.float32)})
         writer.finalize()

@@ -11,7 +11,7 @@ from zarrow.errors import InvalidInputError, UnknownNameError
 
 
 def rows_with_spectrum(rows=3000, width=24, mean=0.0, seed=0):
-    """Rows whose components are well apart."""
+    """Rows whose components have clearly different variances."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((width, width)))[0]
     return rng.standard_normal((rows, width)) * 0.8 ** np.arange(width) @ basis + mean
@@ -34,7 +34,7 @@ def write(path, arrays, columns=None):
 @pytest.mark.parametrize("solver", ["covariance", "randomized"])
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 def test_equals_scikit_learn(tmp_path, solver, mean):
-    """Components, variances and projections are scikit-learn's to 1e-5, also far from the origin."""
+    """Components, variances and projections equal scikit-learn's to 1e-5, also far from the origin."""
     vectors = rows_with_spectrum(mean=mean).astype(np.float32)
     store = write(tmp_path / "a.zarrow", {"e": vectors})
     ours, theirs = pca(store, n_components=5, solver=solver), PCA(5).fit(vectors.astype(np.float64))
@@ -47,7 +47,7 @@ def test_equals_scikit_learn(tmp_path, solver, mean):
 
 
 def test_a_filter_chooses_rows_and_several_axes_are_one(tmp_path):
-    """Only the rows that pass count; a row of 4 × 6 float16 is a vector of 24."""
+    """Only rows that pass the filter count; a row of 4 × 6 float16 is a vector of 24."""
     vectors = rows_with_spectrum().astype(np.float16)
     store = write(tmp_path / "a.zarrow", {"e": vectors.reshape(-1, 4, 6)})
     late = pc.field("id") >= 1500
@@ -59,7 +59,7 @@ def test_a_filter_chooses_rows_and_several_axes_are_one(tmp_path):
 
 
 def test_rows_that_are_not_finite_are_left_out(tmp_path):
-    """A NaN spoils its own row only, and is counted."""
+    """A row with a NaN is left out and counted."""
     vectors = rows_with_spectrum().astype(np.float32)
     vectors[[3, 700]] = np.nan
     vectors[2999, 5] = -np.inf
@@ -79,7 +79,7 @@ def test_rows_that_do_not_vary_have_no_variance(tmp_path):
 
 
 def test_progress_reaches_the_end(tmp_path):
-    """Progress ends at all rows, also where a filter lets few pass."""
+    """Progress reaches the end even if few rows pass the filter."""
     store = write(tmp_path / "a.zarrow", {"e": rows_with_spectrum()})
     seen = []
     pca(store, n_components=2, filter=pc.field("id") < 10, progress=lambda *done: seen.append(done))
@@ -109,7 +109,7 @@ def test_bad_input_is_refused(tmp_path):
 
 
 def test_an_empty_store_is_refused(tmp_path):
-    """No rows, no components."""
+    """A store without rows is refused."""
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({"id": np.arange(0)}, {"e": np.ones((0, 4), np.float32)})
         writer.finalize()

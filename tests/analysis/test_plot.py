@@ -48,7 +48,7 @@ def written(path: Path, columns: dict[str, object], vectors: np.ndarray, keys: t
     ids=["map", "number", "category", "norms", "group norms", "roc", "group roc", "calibration"],
 )
 def test_files(draw: Callable[[Store], Figure], tmp_path: Path) -> None:
-    """Each picture is a PNG of some size that is not blank, and an SVG that any XML reader reads."""
+    """Each picture can be saved as a PNG that is not blank and as well-formed SVG."""
     figure = draw(example_predictions())
     plot.save(figure, tmp_path / "a.png")
     plot.save(figure, tmp_path / "a.svg")
@@ -82,7 +82,7 @@ def test_roc_says_the_exact_area() -> None:
 
 
 def test_calibration_groups() -> None:
-    """Groups have about as many rows each, none parts equal probabilities, and their means are right."""
+    """Groups are about equally large, never split equal probabilities, and their means are right."""
     generator = np.random.default_rng(0)
     probability = np.round(generator.beta(0.3, 8, 5000), 3)
     label = generator.random(5000) < probability
@@ -97,7 +97,7 @@ def test_calibration_groups() -> None:
 
 
 def test_drift(tmp_path: Path) -> None:
-    """The dimension that moved is the first, groups that moved are listed, and what cannot be is refused."""
+    """The dimension and the groups that moved come first; stores that cannot be compared are refused."""
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(200, 5)).astype(np.float32)
     columns = {"id": np.arange(200), "group": ["a", "b"] * 100}
@@ -126,7 +126,7 @@ def test_drift(tmp_path: Path) -> None:
 
 
 def test_many_rows_become_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the limit a map counts rows in cells: all of them, and colours by their mean."""
+    """Above the limit a map counts all rows in cells and colours by their mean."""
     monkeypatch.setattr(row_map, "MAX_POINTS", 1000)
     store = example_predictions()
     figure = plot.map(store)
@@ -138,7 +138,7 @@ def test_many_rows_become_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_stored_map_is_drawn(tmp_path: Path) -> None:
-    """The map that was stored is shown, under the name of its method."""
+    """A stored map is drawn."""
     store = example_store(tmp_path / "run.zarrow")
     map_rows(store, name="mine")
     store = zarrow.open(store.path)
@@ -147,7 +147,7 @@ def test_a_stored_map_is_drawn(tmp_path: Path) -> None:
 
 
 def test_few_odd_rows(tmp_path: Path) -> None:
-    """Ten rows, some NaN, some zero, with hostile names, can be drawn, and are counted."""
+    """Ten rows, some NaN, some zero, with hostile names, are drawn and counted."""
     vectors = np.eye(10, 4, dtype=np.float32)
     vectors[3] = np.nan
     names = [HOSTILE, *"abcdefghi"]
@@ -210,7 +210,7 @@ def test_commands(tmp_path: Path) -> None:
 
 
 def test_many_rare_categories_do_not_hide_the_frequent_one(tmp_path: Path) -> None:
-    """A cell has the colour of its most frequent category, though all the rare ones together are more."""
+    """A cell has the colour of its most frequent category even if all rare ones together are more."""
     names = ["often"] * 40 + [f"rare {number % 20}" for number in range(60)]
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({"name": names}, {"e": np.zeros((100, 2), np.float32)})

@@ -74,7 +74,7 @@ def test_logistic_equals_scikit_learn(made, monkeypatch, kept):
 
 
 def test_multinomial_equals_scikit_learn(made):
-    """Three classes: weights, probabilities, accuracy and one-against-the-rest AUROC."""
+    """With three classes, weights, probabilities, accuracy and AUROC equal scikit-learn's."""
     store, vectors, columns = made
     found = probe(store, "kind", tolerance=1e-7, by="query")
     kind = np.array(columns["kind"].to_pylist())
@@ -93,7 +93,7 @@ def test_multinomial_equals_scikit_learn(made):
 
 
 def test_ridge_equals_scikit_learn(made):
-    """A number far from zero: weights, predictions and R²."""
+    """For a label far from zero, weights, predictions and R² equal scikit-learn's."""
     store, vectors, columns = made
     found = probe(store, "number", regularization=3.0, by="query")
     model, pipeline = fitted(Ridge(alpha=3.0), found, vectors, columns["number"])
@@ -110,7 +110,7 @@ def test_ridge_equals_scikit_learn(made):
 
 
 def test_no_group_is_on_both_sides(made):
-    """Patients are trained on or tested on; the share is that of groups; every labelled row is used."""
+    """Each patient is in training or in testing; the share is of groups; every labelled row is used."""
     store, _, columns = made
     found = probe(store, "label", test_fraction=0.3, bootstrap=0)
     subjects = columns["subject_id"]
@@ -124,7 +124,7 @@ def test_no_group_is_on_both_sides(made):
 
 
 def test_a_filter_and_single_rows(made):
-    """A filter chooses rows, and ``group=None`` splits them one by one."""
+    """A filter selects rows, and ``group=None`` splits single rows."""
     store, _, _ = made
     found = probe(store, "label", group=None, filter=pc.field("query") == "q1", bootstrap=0)
     assert set(np.concatenate([found.train_rows, found.test_rows]) % 3) == {1}

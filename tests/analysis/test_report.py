@@ -66,7 +66,7 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page in the browser, and what went wrong there."""
+    """A page in the browser, and the errors that it logged."""
 
     def __init__(self, browser: Any, file: Path, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
@@ -98,7 +98,7 @@ def write(path: Path, columns: Any, vectors: np.ndarray | None, **options: Any) 
 
 
 def ten_rows(path: Path) -> Store:
-    """Two lines of five patients, far enough from each other to point at."""
+    """Two lines of five patients, far enough apart to point at."""
     places = np.array([(x, y) for y in (0, 3) for x in range(5)], np.float32)
     columns = {
         "patient": [f"patient-{row}" for row in range(10)],
@@ -110,7 +110,7 @@ def ten_rows(path: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20,000 rows: more than are drawn as points."""
+    """The page of 20,000 rows, more than are drawn as points."""
     path = tmp_path_factory.mktemp("many")
     generator = np.random.default_rng(0)
     columns = {
@@ -127,7 +127,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_points_tell_who_they_are(tmp_path: Path, browser: Any) -> None:
-    """Pointing at a row shows its identifier and probability; so do the arrow keys, aloud."""
+    """Pointing at a row shows its identifier and probability; the arrow keys also announce them."""
     store = ten_rows(tmp_path / "run.zarrow")
     report(store, tmp_path / "a.html")
     with Opened(browser, tmp_path / "a.html") as page:
@@ -152,7 +152,7 @@ def test_points_tell_who_they_are(tmp_path: Path, browser: Any) -> None:
 
 
 def test_cells_of_many_rows(many: Path, browser: Any) -> None:
-    """Many rows are counted in cells whose counts add up; each tells how many and who is one of them."""
+    """Many rows are counted in cells whose counts add up; each cell shows its count and an example."""
     assert many.stat().st_size < 2_000_000
     with Opened(browser, many) as page:
         assert "20,000 rows in" in page.locator("#map-title + p").inner_text()
@@ -172,7 +172,7 @@ def test_cells_of_many_rows(many: Path, browser: Any) -> None:
 
 
 def test_tables_sort(many: Path, browser: Any) -> None:
-    """A click on a heading, or Enter, sorts by it, numbers as numbers; it is announced."""
+    """A click or Enter on a heading sorts by it, numbers as numbers, and announces the order."""
     with Opened(browser, many) as page:
         table = page.get_by_role("region", name="Evaluation").locator("table")
         head = table.get_by_role("columnheader", name="AUROC")
@@ -189,7 +189,7 @@ def test_tables_sort(many: Path, browser: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_and_dark(many: Path, browser: Any, scheme: str) -> None:
-    """On a phone nothing sticks out, what is tapped is large enough; text can be read in light and dark."""
+    """On a phone nothing overflows and buttons are large enough; contrast suffices in light and dark."""
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
     with Opened(browser, many, color_scheme=scheme, **phone) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -220,7 +220,7 @@ def test_charts_have_the_colours_of_the_page(many: Path, browser: Any) -> None:
 
 
 def test_a_table_shows_that_it_goes_on(many: Path, browser: Any) -> None:
-    """Where columns are hidden behind an edge, it is shaded until one has come to the last of them."""
+    """An edge that hides columns is shaded until the table is scrolled to the last column."""
     with Opened(browser, many, viewport={"width": 375, "height": 760}) as page:
         box = page.locator(".scroll").first
         box.scroll_into_view_if_needed()
@@ -238,7 +238,7 @@ def test_a_table_shows_that_it_goes_on(many: Path, browser: Any) -> None:
 
 
 def test_everything_has_a_name(many: Path, browser: Any) -> None:
-    """What can be focused or seen has a name for those who do not see it; headings do not skip a level."""
+    """Everything that can be focused or seen has an accessible name; headings do not skip a level."""
     with Opened(browser, many) as page:
         assert page.get_by_role("application", name=re.compile("Map of 20,000 rows")).count() == 1
         assert page.get_by_role("combobox", name="Colour").count() == 1
@@ -263,7 +263,7 @@ def hostile(path: Path) -> Store:
 
 
 def test_hostile_text_stays_text(tmp_path: Path, browser: Any) -> None:
-    """Names, values, title and provenance that look like markup are shown as they are, and nothing runs."""
+    """Names, values, title and provenance that look like markup are shown as text, and nothing runs."""
     store = hostile(tmp_path / "run.zarrow")
     report(store, tmp_path / "a.html", title=HOSTILE, by=HOSTILE, colours=[HOSTILE])
     with Opened(browser, tmp_path / "a.html") as page:
@@ -279,7 +279,7 @@ def test_hostile_text_stays_text(tmp_path: Path, browser: Any) -> None:
 
 
 def test_the_policy_holds_without_the_escaping(tmp_path: Path, browser: Any) -> None:
-    """Even a script that had slipped in would not run: the page allows only its own."""
+    """A script that is not the page's own does not run, even if it gets into the page."""
     report(ten_rows(tmp_path / "run.zarrow"), tmp_path / "a.html")
     page = (tmp_path / "a.html").read_text()
     (tmp_path / "b.html").write_text(page.replace("<h1>", "<script>window.stolen=1</script><h1>"))
@@ -290,7 +290,7 @@ def test_the_policy_holds_without_the_escaping(tmp_path: Path, browser: Any) -> 
 
 
 class Strict(HTMLParser):
-    """Counts tags, so that a page without a browser can be looked at too."""
+    """Counts the tags of a page without a browser."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class Strict(HTMLParser):
 
 
 def test_hostile_text_without_a_browser(tmp_path: Path) -> None:
-    """The page has no element and no address that is not ours, wherever it is read."""
+    """The page has no foreign element and no address."""
     report(hostile(tmp_path / "run.zarrow"), tmp_path / "a.html", title=HOSTILE)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     parser = Strict()
@@ -324,7 +324,7 @@ def test_few_rows(tmp_path: Path, browser: Any, rows: int) -> None:
 
 
 def test_odd_stores(tmp_path: Path, browser: Any) -> None:
-    """Without arrays, without columns, with nothing but NaN: a page all the same."""
+    """Stores without arrays, without columns, and of NaN only get a page."""
     table_only = write(tmp_path / "table.zarrow", {"x": [1, 2, 3]}, None)
     arrays_only = write(tmp_path / "arrays.zarrow", None, np.eye(30, 2, dtype=np.float32))
     bad = write(tmp_path / "nan.zarrow", {"x": [1, 2, 3]}, np.full((3, 4), np.nan, np.float32))
@@ -339,7 +339,7 @@ def test_odd_stores(tmp_path: Path, browser: Any) -> None:
 
 
 def test_a_stored_map_is_shown(tmp_path: Path) -> None:
-    """A map that was stored is the one on the page, and --map says which of several."""
+    """The page shows the stored map, and ``map=`` selects one."""
     store = ten_rows(tmp_path / "run.zarrow")
     map_rows(store, name="mine")
     zarrow.add_array(store.path, "wide", np.zeros((10, 5)))
@@ -353,7 +353,7 @@ def test_a_stored_map_is_shown(tmp_path: Path) -> None:
 
 
 def test_bad_input_leaves_the_page_that_was_there(tmp_path: Path) -> None:
-    """What cannot be reported is refused, and an earlier page stays."""
+    """Bad input is refused, and an earlier page stays."""
     store = example_predictions()
     page = tmp_path / "a.html"
     page.write_text("earlier")
@@ -370,7 +370,7 @@ def test_bad_input_leaves_the_page_that_was_there(tmp_path: Path) -> None:
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C in the middle leaves the page that was there, and no scratch file."""
+    """Ctrl-C while it runs leaves the page that was there, and no scratch file."""
     page = tmp_path / "a.html"
     page.write_text("earlier")
 
@@ -385,7 +385,7 @@ def test_interrupted(tmp_path: Path) -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    """`zarrow report` writes the page and says how large it is; --json is one object."""
+    """`zarrow report` writes the page and prints its size; --json prints one object."""
     page = tmp_path / "a.html"
     path = str(example_predictions().path)
     printed = CliRunner().invoke(app, ["report", path, "-o", str(page), "--json"])

@@ -1,4 +1,4 @@
-"""Which columns play which role where the caller names none."""
+"""Roles of columns — the columns that are used if the caller names none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written(path: Path, *names: str, keys: tuple[str, ...] = ()) -> zarrow.Store
 
 
 def test_everyquerys_store_names_its_own_columns() -> None:
-    """Of EveryQuery's names those count that the store has."""
+    """A store with EveryQuery's columns needs no names; only those that it has are used."""
     store = example_predictions()
     assert (choose_probability(store, None), choose_label(store, None)) == ("occurs_prob", "occurs")
     assert (subject_of(store), tasks_of(store)) == ("subject_id", ["query"])
@@ -33,7 +33,7 @@ def test_everyquerys_store_names_its_own_columns() -> None:
 
 
 def test_another_store_goes_by_types_and_keys(tmp_path: Path) -> None:
-    """Elsewhere types, names and keys tell: the only boolean is the label, the first key the subject."""
+    """In another store the only boolean is the label, and the first key is the subject."""
     store = written(tmp_path / "s", "patient", "visit", "prob_of_it", "y", keys=("patient", "visit"))
     assert (choose_probability(store, None), choose_label(store, None)) == ("prob_of_it", "y")
     assert (subject_of(store), tasks_of(store)) == ("patient", [])
@@ -43,7 +43,7 @@ def test_another_store_goes_by_types_and_keys(tmp_path: Path) -> None:
 
 
 def test_a_store_without_keys_has_no_subject(tmp_path: Path) -> None:
-    """Where nothing says which rows belong together, single rows are split."""
+    """Without keys there is no subject, and single rows are split."""
     assert probe(written(tmp_path / "s", "y"), "y", bootstrap=0).group is None
 
 

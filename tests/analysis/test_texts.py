@@ -39,7 +39,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nearest_to_a_text(store: Path) -> None:
-    """`zarrow nearest --text` finds the row that means most of the same."""
+    """`zarrow nearest --text` finds the row whose meaning is closest."""
     printed = CliRunner().invoke(
         app, ["nearest", str(store), "--text", "how do I define a class", "-k", "2", "--json"]
     )

@@ -55,11 +55,11 @@ class Scores:
     Parameters
     ----------
     keys : uint32 or uint64 array, shape (n,)
-        The rows, as of `score_keys`; sorted in place.
+        The rows, as returned by `score_keys`; sorted in place.
     units : integer array, shape (n,), optional
         The unit of each row, for the bootstrap: small numbers, not negative.
     bins : int
-        How many for the calibration.
+        Number of bins of equal width for the calibration.
 
     Examples
     --------
@@ -80,7 +80,9 @@ class Scores:
         else:
             order = np.argsort(keys)
             keys = keys[order]
-            numbers = np.cumsum(np.bincount(units) > 0, dtype=np.int32) - 1  # units that occur, from 0
+            numbers = (
+                np.cumsum(np.bincount(units) > 0, dtype=np.int32) - 1
+            )  # numbers the units that occur, from 0
             self._units = numbers[units[order]]
         self._keys = keys
 

@@ -71,7 +71,7 @@ def wilson(share: Float, rows: npt.NDArray[np.int64]) -> tuple[Float, Float]:
 
 
 def largest_groups(found: Evaluation, most: int) -> list[tuple[str, Scores]]:
-    """Return the `most` groups of an evaluation with the most labelled rows, in the order of their keys."""
+    """Return up to `most` groups of an evaluation, those with the most labelled rows, ordered by key."""
     if found.groups is None:
         return []
     sizes = np.array([len(one) for one in found.scores[:-1]])

@@ -45,7 +45,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayDescription:
-    """How an array is distributed. What cannot be computed from no row, or from one, is None, never NaN.
+    """How an array is distributed. A statistic that needs more rows than there are is None, never NaN.
 
     Parameters
     ----------

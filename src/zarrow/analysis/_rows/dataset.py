@@ -63,7 +63,8 @@ def source_of(given: Source | DatasetRows, client: Client | None = None) -> tupl
     """Return what an analysis reads, and the dask client whose workers read it.
 
     These are its first argument and its argument `client`; for a Dataset of dask arrays, the client is dask's
-    own default client by default. `InvalidInputError` if it is neither store nor Dataset, or has no rows.
+    own default client by default. `InvalidInputError` if it is neither a store nor a Dataset with
+    the dimension ``row``.
     """
     if isinstance(given, Store | DatasetRows):
         return given, client

@@ -59,7 +59,9 @@ def match(a: Store, b: Store, on: str | Sequence[str] | None) -> Match:
         pieces = [b.locate(pa.Table.from_batches([batch])) for batch in a.scan(names)]
         found = np.concatenate([np.empty(0, np.int64), *pieces])
         if len(b.duplicated()):
-            raise InvalidInputError(f"{b.path}: {len(b.duplicated())} rows repeat the key of another row")
+            raise InvalidInputError(
+                f"{b.path}: {len(b.duplicated())} rows repeat another row's key, so they cannot be matched"
+            )
     else:
         keys = ", ".join(b.keys) or "none"
         raise InvalidInputError(
