@@ -228,7 +228,7 @@ class TestNulls:
             writer.append(table)
             writer.finalize()
         found = xr.open_dataset(tmp_path / "s").load()
-        for name, unit in (("day", "s"), ("ms", "ms"), ("naive", "ns")):
+        for name, unit in (("day", "s"), ("ms", "s"), ("naive", "ns")):
             assert found[name].dtype == np.dtype(f"datetime64[{unit}]"), name
             assert found[name].values[0] == np.datetime64(day), name
             assert np.isnat(found[name].values[1]), name

@@ -25,6 +25,7 @@ from zarrow._read.origin import DERIVED_FROM, derived_names, origin
 from zarrow._read.view import take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._write.given import as_array
 from zarrow.errors import (
     InvalidInputError,
     StoreChangedError,
@@ -202,9 +203,13 @@ def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:
 
 
 def _blocks(values: Any, name: str) -> Iterator[npt.NDArray[Any]]:
-    whole = hasattr(values, "__array__") or isinstance(values, list | tuple)
+    whole = (
+        hasattr(values, "__array__")
+        or hasattr(values, "__arrow_c_stream__")
+        or isinstance(values, list | tuple)
+    )
     for block in [values] if whole else values:
-        found = np.asarray(block)
+        found = as_array(name, block)
         if found.ndim < 2:
             raise InvalidInputError(
                 f"array {name!r}: a block must have the shape (rows, values per row), got {found.shape}: "

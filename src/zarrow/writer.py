@@ -151,6 +151,8 @@ class Writer:
             json.dumps(self._provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"provenance must be JSON values: {error}") from error
+        if isinstance(keys, str):
+            raise InvalidInputError(f"keys must be a sequence of names, got the string {keys!r}: [{keys!r}]")
         self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
         self._owner = new_owner()
         self._spec: StoreSpec | None = None

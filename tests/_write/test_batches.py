@@ -435,7 +435,7 @@ def test_lists_take_the_type_that_the_store_has(path: Path) -> None:
         (pa.string(), pa.binary()),
         (pa.date32(), pa.timestamp("us")),
         (pa.decimal128(5, 2), pa.decimal128(6, 2)),
-        (pa.list_(pa.int64()), pa.list_(pa.int64(), 2)),
+        (pa.list_(pa.int64(), 2), pa.list_(pa.int64())),
     ],
 )
 def test_what_would_change_values_is_refused(first: pa.DataType, second: pa.DataType, path: Path) -> None:

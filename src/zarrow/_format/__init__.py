@@ -10,6 +10,7 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `records`               commit record, claim, owner and manifest
 `checksum`              CRC32C, and joining the CRCs of adjacent pieces
 `arrow`                 columns between numpy and Arrow
+`types`                 the types that a column may have, and how each of them is kept
 `codecs`                encoding and decoding one inner chunk
 `frames`                one batch in the journal of an open segment
 `shard_index`           where the chunks of a shard lie

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow.errors import InvalidInputError
+
 __all__ = [
     "Values",
     "as_arrow",
@@ -16,6 +18,7 @@ __all__ = [
     "is_bytes",
     "is_number",
     "is_text",
+    "lists_as_array",
     "number_dtype",
     "numbers_as_arrow",
     "rebatched",
@@ -47,6 +50,43 @@ def number_dtype(kind: pa.DataType) -> np.dtype[Any]:
     (dtype('float16'), dtype('uint8'), dtype('bool'))
     """
     return np.dtype(_FLOATS.get(str(kind), str(kind)))
+
+
+def lists_as_array(values: pa.Array) -> npt.NDArray[Any]:
+    """Return lists of lists of numbers, all of one length, as an array of as many axes.
+
+    Raises
+    ------
+    InvalidInputError
+        If a list or a number is null, lists differ in length, or they hold no numbers.
+    """
+    shape = [len(values)]
+    while pa.types.is_nested(values.type) or isinstance(values.type, pa.BaseExtensionType):
+        if isinstance(values.type, pa.BaseExtensionType):
+            values = values.storage
+            continue
+        if values.null_count:
+            raise InvalidInputError("a vector is null, and vectors never are: leave such rows out")
+        if pa.types.is_fixed_size_list(values.type):
+            length = values.type.list_size
+        elif hasattr(values, "value_lengths") and not pa.types.is_map(values.type):
+            lengths = np.unique(np.asarray(values.value_lengths()))
+            if len(lengths) > 1:
+                raise InvalidInputError(
+                    f"lists of {lengths[0]} and of {lengths[-1]} values, vectors have one length: pad them"
+                )
+            length = int(lengths[0]) if len(lengths) else 0
+        else:
+            break
+        shape.append(length)
+        values = values.flatten()
+    if values.null_count:
+        raise InvalidInputError("a value within a vector is null: fill it")
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise InvalidInputError(f"vectors hold numbers, got {kind}")
+    found: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return found.reshape(shape)
 
 
 def as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import abc
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from zarrow._format.arrow import without_view
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._predict.sample_set import SampleIndex
+from zarrow._write.given import as_table
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["CallableIdentifiers", "Identifiers", "open_all", "open_identifiers"]
@@ -33,7 +33,6 @@ __all__ = ["CallableIdentifiers", "Identifiers", "open_all", "open_identifiers"]
 _KEPT_ROW_GROUPS = 2
 _SCATTERED = 256
 """Indices that span more than this many times their number are scattered."""
-_UNNAMED_INDEX = re.compile(r"__index_level_\d+__\Z")
 
 
 class Identifiers(abc.ABC):
@@ -213,12 +212,8 @@ def _as_table(source: Any) -> pa.Table:
     if isinstance(source, pa.RecordBatch):
         return pa.Table.from_batches([source])
     try:
-        if type(source).__module__.split(".")[0] == "pandas":
-            table = pa.Table.from_pandas(source)
-            # An unnamed index labels the rows of a filtered or sorted frame; a named one is data.
-            return table.drop_columns([name for name in table.column_names if _UNNAMED_INDEX.match(name)])
-        return pa.table(source)
-    except (TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        return as_table(source)
+    except BatchError as error:
         raise InvalidInputError(
             "identifiers must be a pyarrow Table, a polars or pandas frame, the path of a Parquet file or a "
             f"callable of (batch, sample_index) to one, got {type(source).__name__}: {error}"

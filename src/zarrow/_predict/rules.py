@@ -175,7 +175,12 @@ class PredictionRules:
                     continue
                 count = axes(value)
                 if not count:
-                    what = "no rows" if count is None else "no axis, so it is one value for the whole batch"
+                    what = "no rows"
+                    if count is not None:
+                        what = (
+                            "no axis, so it is one value for the whole batch (squeeze() drops the axis of a "
+                        )
+                        what += "batch of one row: use squeeze(-1))"
                     raise BatchError(
                         f"the entry {entry!r} is {_describe(value)}, which has {what}: "
                         f"return one value per row, or leave it out with ignore=[{entry!r}]"

@@ -19,18 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.arrow import (
-    Values,
-    as_arrow,
-    is_bytes,
-    is_text,
-    number_dtype,
-    numbers_as_arrow,
-    value_type,
-)
+from zarrow._format.arrow import Values, as_arrow, number_dtype, numbers_as_arrow
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.spec import ArraySpec, StoreSpec
-from zarrow._write.given import TableLike, as_array, as_columns, to_host
+from zarrow._format.types import is_representable, represent, row_of_null
+from zarrow._write.given import TableLike, as_array, as_columns, as_integers
 from zarrow.errors import BatchError
 
 __all__ = ["BatchChecker", "CheckedBatch", "payload", "split"]
@@ -127,7 +120,6 @@ class BatchChecker:
                 wire.type,
                 _numpy_dtype(wire.type),
                 column,
-                column.nullable,
                 column.name in spec.keys and pa.types.is_floating(wire.type),
             )
             for column, wire in zip(spec.schema, self._wire, strict=False)
@@ -213,17 +205,17 @@ class BatchChecker:
                 f"columns must be {self._spec.schema.names}; missing {missing}, unknown {unknown}"
             )
         values: list[Values] = []
-        for name, kind, dtype, column, nullable, finite in self._columns:
+        for name, kind, dtype, column, finite in self._columns:
             data: Any = table[name]
             if type(data) is np.ndarray:
                 if data.dtype == dtype and not finite:
                     values.append(data)
                     continue
                 data = numbers_as_arrow(data)
-            if data.type != kind:
-                data = _represent(data, kind, column)
-            if not nullable and data.null_count:
-                row = int(np.flatnonzero(np.asarray(data.is_null()))[0])
+            if data.type != kind or pa.types.is_nested(kind):
+                data = _represented(data, kind, column)
+            row = row_of_null(data, column.with_type(kind))
+            if row is not None:
                 what = (
                     f"key {name!r}" if name in self._spec.keys else f"column {name!r}, declared not nullable"
                 )
@@ -249,18 +241,18 @@ def _refuse_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
 
 
 def _check_sample_index(values: Any) -> Values:
-    if isinstance(values, pa.Array | pa.ChunkedArray) and values.null_count:
-        import pyarrow.compute as pc
-
-        # A null: the row comes from no dataset.
-        known = numbers_as_arrow(_check_sample_index(values.drop_null()))
-        column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        return pc.replace_with_mask(pa.nulls(len(column), pa.int64()), column.is_valid(), known)
-    index = values if type(values) is np.ndarray else np.asarray(to_host(values))
-    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
-        raise BatchError(
-            f"sample_index must be one integer per row, got shape {index.shape} of {index.dtype.name}"
-        )
+    index = as_integers(values, "sample_index")
+    if not isinstance(index, np.ndarray):  # a null: the row comes from no dataset
+        try:
+            index = index.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise BatchError(f"sample_index must lie in 0..2**63-1: {error}") from error
+        known = np.asarray(index.drop_null())
+        if known.size and known.min() < 0:
+            raise BatchError(f"sample_index must lie in 0..2**63-1, got {known.min()}..{known.max()}")
+        return index if index.null_count else known
+    if index.ndim != 1:
+        raise BatchError(f"sample_index must be one integer per row, got shape {index.shape}")
     if index.size and (
         int(np.minimum.reduce(index)) < 0 or (index.dtype.kind == "u" and int(index.max()) >= 2**63)
     ):
@@ -268,25 +260,29 @@ def _check_sample_index(values: Any) -> Values:
     return index.astype(np.int64, copy=False)
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _represent(data: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Array:
-    """Return a column in another representation of the same values, or raise."""
-    have = value_type(data.type)
-    same = have == wanted or any(
-        is_kind(have) and is_kind(wanted) for is_kind in (is_text, is_bytes, _is_list)
-    )
-    if _is_list(have):
-        same = same and have.value_type == wanted.value_type
-    if not same and not (pa.types.is_null(have) and column.nullable):
+def _represented(values: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Array:
+    """Return a column in its kept type, or raise where that would change a value."""
+    if pa.types.is_dictionary(values.type) and values.null_count == len(values) and column.nullable:
+        return pa.nulls(len(values), wanted)  # the type of categories that are all null was chosen by no one
+    if not is_representable(values.type, wanted):
         raise BatchError(
-            f"column {column.name!r}: expected {column.type}, got {data.type}: cast it if that loses nothing"
+            f"column {column.name!r}: expected {column.type}, got {values.type}: cast it if that loses nothing"
         )
-    if pa.types.is_dictionary(data.type):
-        return data.dictionary.cast(wanted).take(data.indices)
-    return data.cast(wanted)
+    try:
+        return represent(values, wanted)
+    except pa.ArrowException as error:
+        row = next(row for row in range(len(values)) if not _fits(values.slice(row, 1), wanted))
+        raise BatchError(
+            f"column {column.name!r}: {column.type} cannot hold the value in row {row} of the batch: {error}"
+        ) from error
+
+
+def _fits(values: pa.Array, wanted: pa.DataType) -> bool:
+    try:
+        represent(values, wanted)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _numpy_dtype(kind: pa.DataType) -> np.dtype[Any] | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import codecs
-from zarrow._format.arrow import as_arrow, is_bytes, is_text
+from zarrow._format.arrow import as_arrow
 from zarrow._format.spec import (
     PLAIN,
     ArraySpec,
@@ -25,6 +25,7 @@ from zarrow._format.spec import (
     default_segment_rows,
     is_power_of_two,
 )
+from zarrow._format.types import check_type, holds_null_type, kept_type
 from zarrow._write.given import TableLike, as_array, as_columns, to_host
 from zarrow.errors import BatchError, InvalidInputError, SchemaMismatchError
 
@@ -191,8 +192,10 @@ def _schema_of(columns: TableLike) -> pa.Schema:
     values, length = as_columns(columns, None)
     found = {name: as_arrow(column, None, length or 0) for name, column in values.items()}
     for name, column in found.items():
-        if pa.types.is_null(column.type):
+        if holds_null_type(column.type):
             got = "only nulls" if len(column) else "no values"
+            if not pa.types.is_null(column.type):
+                got = str(column.type)
             raise BatchError(
                 f"column {name!r}: expected values that have a type, got {got}: declare schema=, or pass an "
                 "Arrow array of the type"
@@ -202,25 +205,13 @@ def _schema_of(columns: TableLike) -> pa.Schema:
 
 def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
     """Return the schema that columns are stored with; a key is never null, which Parquet records."""
+    for column in schema:
+        check_type(column.name, column.type)
     return pa.schema(
         pa.field(
             column.name,
-            _kept(column.type),
+            kept_type(column.type),
             pa.types.is_null(column.type) or (column.nullable and column.name not in keys),
         )
         for column in schema
     )
-
-
-def _kept(kind: pa.DataType) -> pa.DataType:
-    """Return the type that a column is stored as.
-
-    Views are for memory, not for files. A segment may have more categories than one batch, so a dictionary's
-    indices are int32, without order. Parquet gives back dictionaries of text and binary only.
-    """
-    if pa.types.is_dictionary(kind):
-        value = _kept(kind.value_type)
-        return pa.dictionary(pa.int32(), value) if is_text(value) or is_bytes(value) else value
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind

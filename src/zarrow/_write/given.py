@@ -1,15 +1,16 @@
-"""Given values — what callers pass as columns and arrays, in the two forms that the library works with.
+"""Given data — what a caller hands over, in the two forms that the rest of the library has.
 
-Numbers become numpy arrays and anything else becomes Arrow arrays: columns from tables, polars and pandas
-frames, mappings, tensors and plain sequences; vectors from whatever numpy accepts as an array. Types stay as
-they are, except bfloat16, which numpy lacks: it is widened to float32.
+Numbers are numpy arrays, anything else is Arrow: columns come from tables, Polars and pandas frames,
+mappings, tensors and plain sequences (`sequences`); vectors from whatever numpy takes for an array, and from
+lists in Arrow. Types stay as they are, but for bfloat16, which numpy lacks: it is widened to float32, which
+holds all of its values. What would not stay the same is refused: masked vectors, Python objects, names that
+are not text.
 
-torch is not imported: tensors are recognised by their methods.
+torch is not imported: a tensor is recognised by its methods.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow.errors import BatchError
+from zarrow._format.arrow import lists_as_array
+from zarrow._write import sequences
+from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["TableLike", "as_array", "as_columns", "to_host"]
+__all__ = ["TableLike", "as_array", "as_columns", "as_integers", "as_table", "to_host"]
 
 TableLike = Any
 """A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
 names to 1-D arrays, tensors or sequences."""
 
-
 _NUMBERS = frozenset("bBhHiIlLqQefd")
-"""numpy's characters of the number types that Arrow has."""
-_ROW_LABELS = re.compile(r"__index_level_\d+__\Z")
+"""The characters of numpy's types of numbers that Arrow has."""
 
 
 def to_host(values: Any) -> Any:
@@ -39,7 +40,7 @@ def to_host(values: Any) -> Any:
     Parameters
     ----------
     values : torch.Tensor or anything
-        On any device, with or without grad.
+        On any device, requiring grad or not.
 
     Returns
     -------
@@ -53,12 +54,18 @@ def to_host(values: Any) -> Any:
 
 
 def as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
-    """Return rows as a numpy array; bfloat16 as float32, or as float16 if that is `dtype`."""
+    """Return vectors as a numpy array; bfloat16 as float32, or as float16 where `dtype` says so.
+
+    Raises
+    ------
+    BatchError
+        If they are no array, or a value is masked or null.
+    """
     try:
-        array = values if type(values) is np.ndarray else np.asarray(to_host(values))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BatchError(f"array {name!r} must be an array: {error}") from error
-    if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # ml_dtypes'
+        array = values if type(values) is np.ndarray else _vectors(values)
+    except (TypeError, ValueError, RuntimeError, InvalidInputError, pa.ArrowException) as error:
+        raise BatchError(f"array {name!r}: not an array: {error}") from error
+    if _is_bfloat16(array.dtype):
         array = array.astype(np.float32)
     if dtype == "float16" and str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):
         with np.errstate(over="ignore"):
@@ -72,10 +79,57 @@ def as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
     return array
 
 
+def _vectors(values: Any) -> npt.NDArray[Any]:
+    """Return what is not a plain numpy array as one."""
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.getmaskarray(values).any():
+            raise ValueError(
+                "a value is masked, and vectors are never null: fill it, as .filled(np.nan) does"
+            )
+        return np.asarray(values.data)
+    if isinstance(values, list | tuple) and values and hasattr(values[0], "detach"):
+        return np.stack([to_host(one) for one in values])
+    if _is_arrow(values) and not hasattr(values, "columns"):
+        return lists_as_array(_arrow(values))
+    if hasattr(values, "toarray"):  # a sparse matrix of scipy
+        return np.asarray(values.toarray())
+    return np.asarray(to_host(values))
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "V" and dtype.name == "bfloat16"  # that of ml_dtypes
+
+
+def _is_arrow(values: Any) -> bool:
+    arrow = isinstance(values, pa.Array | pa.ChunkedArray)
+    return arrow or hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__")
+
+
+def _arrow(values: Any) -> pa.Array:
+    """Return an array or series of Arrow, Polars or pandas as one Arrow array."""
+    if isinstance(values, pa.Array):
+        return values
+    if str(getattr(values, "dtype", "")) == "Object":  # of Polars, which hands out addresses
+        raise BatchError("it holds Python objects: cast it to String or Binary")
+    chunked = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array(values)
+    if pa.types.is_dictionary(chunked.type):
+        chunked = chunked.unify_dictionaries()
+    array = chunked.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        raise BatchError("more than 2 GiB of text in one batch: split it")
+    return array
+
+
 def as_columns(
     columns: TableLike, schema: pa.Schema | None
 ) -> tuple[dict[str, pa.Array | npt.NDArray[Any]], int | None]:
-    """Return the caller's columns, with their own types, and their length; None without columns."""
+    """Return the caller's columns, types as they are, and their length; None if there are no columns.
+
+    Raises
+    ------
+    BatchError
+        If something is no column, or has no name that is text.
+    """
     if columns is None:
         return {}, None
     if type(columns) is dict or isinstance(columns, Mapping):
@@ -86,59 +140,131 @@ def as_columns(
                 f"columns must have one length, got { {name: len(values) for name, values in found.items()} }"
             )
         return found, lengths.pop() if lengths else None
-    if not isinstance(columns, pa.RecordBatch):
-        try:
-            table = columns if isinstance(columns, pa.Table) else _without_row_labels(pa.table(columns))
-        except (TypeError, ValueError, pa.ArrowException) as error:
-            raise BatchError(
-                "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping "
-                f"of names to values, got {type(columns).__name__}: {error}"
-            ) from error
-        batches = table.combine_chunks().to_batches()
-        if len(batches) > 1:
-            raise BatchError("a column must fit into one Arrow array, got 2 GiB of text: split the batch")
-        columns = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-    names = columns.schema.names
+    if isinstance(columns, pa.RecordBatch):
+        names, arrays = columns.schema.names, columns.columns
+    else:
+        table = columns if isinstance(columns, pa.Table) else as_table(columns)
+        names = table.column_names
+        arrays = [_named(name, table.column(index)) for index, name in enumerate(names)]
     for name in names:
         if names.count(name) > 1:
-            raise BatchError(f"column {name!r}: the name is used more than once: rename one")
-    return dict(zip(names, columns.columns, strict=True)), columns.num_rows if names else None
+            raise BatchError(f"column {name!r} is there more than once: rename one")
+    return dict(zip(names, arrays, strict=True)), len(arrays[0]) if names else None
 
 
-def _without_row_labels(table: pa.Table) -> pa.Table:
-    """Return a table without the unnamed row labels of a pandas frame."""
-    return table.drop_columns([name for name in table.column_names if _ROW_LABELS.match(name)])
+def _named(name: str, values: Any) -> pa.Array:
+    try:
+        return _arrow(values)
+    except (BatchError, TypeError, ValueError, pa.ArrowException) as error:
+        raise BatchError(f"column {name!r}: {error}") from error
+
+
+def as_table(frame: Any) -> pa.Table:
+    """Return a frame as an Arrow table; of a pandas frame with the parts of its index that have names.
+
+    Raises
+    ------
+    BatchError
+        If it is no frame, has a column without a proper name, or one of Python objects.
+    """
+    if type(frame).__module__.partition(".")[0] == "polars":
+        for name, dtype in getattr(frame, "schema", {}).items():
+            if str(dtype) == "Object":
+                raise BatchError(f"column {name!r}: it holds Python objects: cast it to String or Binary")
+    try:
+        if type(frame).__module__.partition(".")[0] == "pandas" and hasattr(frame, "reset_index"):
+            for name in frame.columns:
+                _check_name(name)
+            if any(name is not None for name in frame.index.names):
+                frame = frame.reset_index()
+            return pa.Table.from_pandas(frame, preserve_index=False)
+        return pa.table(frame)
+    except BatchError:
+        raise
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise BatchError(
+            "columns must be a pyarrow Table or RecordBatch, a polars or pandas frame, or a mapping "
+            f"of names to values, got {type(frame).__name__}: {error}"
+        ) from error
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise BatchError(f"the name of a column must be a string, got {name!r}: rename it")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise BatchError(f"the name of a column must be text, got {name!r}: {error}") from error
 
 
 def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | npt.NDArray[Any]:
-    """Return a column: plain numbers as a numpy array, anything else as an Arrow array."""
-    if type(values) is not np.ndarray:
-        if isinstance(values, pa.Array):
-            return values
-        if isinstance(values, pa.ChunkedArray):
-            return values.combine_chunks()
-        values = to_host(values)
-    if type(values) is np.ndarray and values.ndim == 1 and values.dtype.char in _NUMBERS:
+    """Return a column: plain numbers as they are, anything else as Arrow has it."""
+    if (
+        type(values) is np.ndarray
+        and values.ndim == 1
+        and values.dtype.char in _NUMBERS
+        and type(name) is str
+    ):
         return values
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise BatchError(f"column {name!r}: expected one value per row, got {values!r}")
-    if isinstance(values, np.ndarray) and values.ndim != 1:
-        raise BatchError(
-            f"column {name!r}: expected one value per row, got shape {values.shape}: pass it in arrays="
-        )
-    if isinstance(values, np.ndarray) and not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
-    # A plain sequence has no type of its own, so the store's is used; that of an array is never overruled.
+    _check_name(name)
+    if _is_arrow(values):
+        return _named(name, values)
+    try:
+        values = to_host(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BatchError(f"column {name!r}: not a column: {error}") from error
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or values is None:
+        raise BatchError(f"column {name!r}: a column has one value per row, got {values!r}")
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise BatchError(
+                f"column {name!r}: a column has one value per row, got shape {values.shape}: "
+                + ("squeeze() drops the axis of a batch of one row: squeeze(-1)" if not values.ndim else "")
+                + ("hand it over as an array" if values.ndim else "")
+            )
+        if values.dtype.kind != "O":
+            return _of_numpy(name, values)
+    # A plain sequence has no type of its own, so the store's may decide; an array's is never overruled.
     known = schema is not None and name in schema.names and not hasattr(values, "dtype")
     kind = schema.field(name).type if known and schema is not None else None
-    if kind is not None and pa.types.is_integer(kind):
-        # Arrow would drop the fraction.
-        fraction = next((value for value in values if isinstance(value, float | np.floating)), None)
-        if fraction is not None:
-            raise BatchError(f"column {name!r}: expected {kind}, got {fraction!r}: round it")
     try:
-        if hasattr(values, "__arrow_c_stream__"):  # of polars or pandas
-            return pa.chunked_array(values).combine_chunks()
-        return pa.array(values, type=kind)
-    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise BatchError(f"column {name!r} must be a column: {error}") from error
+        return sequences.as_column(name, values, kind)
+    except BatchError:
+        raise
+    except (TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise BatchError(f"column {name!r}: not a column: {error}") from error
+
+
+def _of_numpy(name: str, values: npt.NDArray[Any]) -> pa.Array | npt.NDArray[Any]:
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if _is_bfloat16(values.dtype):
+        values = values.astype(np.float32)
+    if type(values) is np.ndarray and values.dtype.char in _NUMBERS:
+        return values
+    try:
+        if isinstance(values, np.ma.MaskedArray):
+            return pa.array(values.data, mask=np.ma.getmaskarray(values))
+        return pa.array(values)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise BatchError(f"column {name!r}: not a column: {error}") from error
+
+
+def as_integers(values: Any, what: str) -> pa.Array | npt.NDArray[Any]:
+    """Return integers, one per row and perhaps null, in whatever form they are handed over."""
+    if isinstance(values, range):
+        return np.arange(values.start, values.stop, values.step)
+    if type(values) is not np.ndarray or values.dtype.kind not in "iu":
+        given, values = values, _as_column(what, values, None)
+        if (
+            isinstance(values, pa.Array)
+            and values.null_count
+            and not isinstance(given, pa.Array | pa.ChunkedArray)
+        ):
+            raise BatchError(
+                f"{what} must be one integer per row, got null: only Arrow arrays may have nulls here"
+            )
+    kind = pa.from_numpy_dtype(values.dtype) if isinstance(values, np.ndarray) else values.type
+    if len(values) and not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise BatchError(f"{what} must be one integer per row, got {kind}")
+    return values

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from zarrow._format.arrow import is_text
@@ -80,7 +81,28 @@ class _Sink(io.RawIOBase):
         super().close()
 
 
-def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
+def _with_statistics(table: pa.Table) -> list[str]:
+    """Return the columns whose minimum and maximum may be written.
+
+    Parquet's leave NaN out, and a reader that skips a row group by them loses the rows whose value is NaN: so
+    a column that has one gets none. Neither do nested columns, whose leaves a name does not tell apart.
+    """
+    return [
+        name
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        if "." not in name
+        and not pa.types.is_nested(column.type)
+        and not (pa.types.is_floating(column.type) and _has_nan(column))
+    ]
+
+
+def _has_nan(column: pa.ChunkedArray) -> bool:
+    chunks = column.drop_null().chunks
+    return any(bool(np.isnan(chunk.to_numpy(zero_copy_only=False)).any()) for chunk in chunks)
+
+
+def _writer_options(spec: StoreSpec, table: pa.Table) -> dict[str, Any]:
+    rows = table.num_rows
     strings = [
         column.name for column in spec.schema if pa.types.is_dictionary(column.type) or is_text(column.type)
     ]
@@ -90,6 +112,7 @@ def _writer_options(spec: StoreSpec, rows: int) -> dict[str, Any]:
         "column_encoding": dict.fromkeys(RESERVED_COLUMNS, "DELTA_BINARY_PACKED"),
         "write_page_index": True,
         "write_page_checksum": True,
+        "write_statistics": _with_statistics(table),
         "store_schema": True,
         "memory_pool": POOL,
     }
@@ -123,9 +146,7 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     sink = _Sink(path)
     try:
         with pa.PythonFile(sink, mode="w") as file:
-            with parquet().ParquetWriter(
-                file, spec.table_schema, **_writer_options(spec, table.num_rows)
-            ) as writer:
+            with parquet().ParquetWriter(file, spec.table_schema, **_writer_options(spec, table)) as writer:
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
             sink.sync()
     finally:
@@ -154,12 +175,11 @@ def check_columns(spec: StoreSpec) -> None:
         It names the column and the type.
     """
     for column in spec.schema:
-        if column.type.num_fields and _has_dictionary(column.type):
-            raise InvalidInputError(
-                f"column {column.name!r}: a dictionary inside {column.type} is not supported: "
-                "cast it to its value type"
-            )
-        if column.name in spec.keys and (pa.types.is_nested(column.type) or pa.types.is_null(column.type)):
+        if column.name in spec.keys and (
+            pa.types.is_nested(column.type)
+            or pa.types.is_null(column.type)
+            or isinstance(column.type, pa.BaseExtensionType)
+        ):
             raise InvalidInputError(f"key {column.name!r}: a key must be a scalar type, got {column.type}")
         if _may_be_null_list(column) and not _reads_null_lists():
             raise InvalidInputError(
@@ -174,13 +194,6 @@ def check_columns(spec: StoreSpec) -> None:
             raise InvalidInputError(
                 f"column {column.name!r}: Parquet cannot hold {column.type} ({error}): cast it"
             ) from error
-
-
-def _has_dictionary(kind: pa.DataType) -> bool:
-    return any(
-        pa.types.is_dictionary(kind.field(index).type) or _has_dictionary(kind.field(index).type)
-        for index in range(kind.num_fields)
-    )
 
 
 def _may_be_null_list(field: pa.Field, *, in_null: bool = False) -> bool:
