@@ -263,7 +263,7 @@ def _check_sample_index(values: Any) -> Values:
 def _represented(values: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Array:
     """Return a column in its kept type, or raise where that would change a value."""
     if pa.types.is_dictionary(values.type) and values.null_count == len(values) and column.nullable:
-        return pa.nulls(len(values), wanted)  # the type of categories that are all null was chosen by no one
+        return pa.nulls(len(values), wanted)  # categories that are all null have no type
     if not is_representable(values.type, wanted):
         raise BatchError(
             f"column {column.name!r}: expected {column.type}, got {values.type}: cast it if that loses nothing"
@@ -273,7 +273,7 @@ def _represented(values: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.
     except pa.ArrowException as error:
         row = next(row for row in range(len(values)) if not _fits(values.slice(row, 1), wanted))
         raise BatchError(
-            f"column {column.name!r}: {column.type} cannot hold the value in row {row} of the batch: {error}"
+            f"column {column.name!r}: {column.type} cannot hold the value in row {row}: {error}"
         ) from error
 
 

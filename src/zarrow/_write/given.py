@@ -64,7 +64,7 @@ def as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
     try:
         array = values if type(values) is np.ndarray else _vectors(values)
     except (TypeError, ValueError, RuntimeError, InvalidInputError, pa.ArrowException) as error:
-        raise BatchError(f"array {name!r}: not an array: {error}") from error
+        raise BatchError(f"array {name!r}: must be an array: {error}") from error
     if _is_bfloat16(array.dtype):
         array = array.astype(np.float32)
     if dtype == "float16" and str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):
@@ -220,7 +220,7 @@ def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | n
             raise BatchError(
                 f"column {name!r}: a column has one value per row, got shape {values.shape}: "
                 + ("squeeze() drops the axis of a batch of one row: squeeze(-1)" if not values.ndim else "")
-                + ("hand it over as an array" if values.ndim else "")
+                + ("pass it in arrays=" if values.ndim else "")
             )
         if values.dtype.kind != "O":
             return _of_numpy(name, values)
