@@ -266,7 +266,8 @@ def _represented(values: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.
         return pa.nulls(len(values), wanted)  # categories that are all null have no type
     if not is_representable(values.type, wanted):
         raise BatchError(
-            f"column {column.name!r}: expected {column.type}, got {values.type}: cast it if that loses nothing"
+            f"column {column.name!r}: expected {column.type}, got {values.type}: "
+            "cast it if that loses nothing"
         )
     try:
         return represent(values, wanted)
