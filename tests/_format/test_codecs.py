@@ -108,7 +108,7 @@ def test_what_zarr_encodes_is_read(chain: str, tmp_path: Path) -> None:
     )
     inner[:] = rows
     data = (tmp_path / "inner" / "c" / "0" / "0" / "0").read_bytes()
-    assert np.array_equal(ChunkCodec(spec).decode(data, "here"), _expected(spec, rows))
+    assert np.array_equal(ChunkCodec(spec).decode(data), _expected(spec, rows))
 
 
 def _empty_schema() -> Any:
@@ -142,7 +142,7 @@ def test_every_type_comes_back(chain: str, dtype: str) -> None:
     spec = _spec(CHAINS[chain], dtype)
     rows = _rows(spec)
     codec = ChunkCodec(spec)
-    back = codec.decode(codec.encode(rows), "here")
+    back = codec.decode(codec.encode(rows))
     assert back.dtype == spec.numpy_dtype
     assert back.tobytes() == _expected(spec, rows).tobytes()
 
@@ -156,7 +156,7 @@ def test_presets_lose_no_bit(bits: list[int], chain: str) -> None:
     spec = _spec(chain, row_shape=(1,))
     rows = np.array(bits, np.uint32).view(np.float32).reshape(-1, 1)
     codec = ChunkCodec(spec)
-    assert codec.decode(codec.encode(rows), "here").tobytes() == rows.tobytes()
+    assert codec.decode(codec.encode(rows)).tobytes() == rows.tobytes()
 
 
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=CHUNK_ROWS, max_size=CHUNK_ROWS))
@@ -166,7 +166,7 @@ def test_bitround_makes_no_value_another_kind_of_value(bits: list[int]) -> None:
     spec = _spec([BITROUND, "zstd"], row_shape=(1,))
     rows = np.array(bits, np.uint32).view(np.float32).reshape(-1, 1)
     codec = ChunkCodec(spec)
-    back = codec.decode(codec.encode(rows), "here")
+    back = codec.decode(codec.encode(rows))
     finite = np.isfinite(rows)
     assert np.array_equal(np.isfinite(back), finite)
     assert np.array_equal(back[~finite], rows[~finite], equal_nan=True)
@@ -253,7 +253,7 @@ def test_damaged_chunks_are_reported(chain: str, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(whole) - 1))
     damaged = whole[:cut] + data.draw(st.binary(max_size=20))
     with contextlib.suppress(CorruptionError):
-        assert codec.decode(damaged, "the shard").shape == (CHUNK_ROWS, 3, 5)
+        assert codec.decode(damaged).shape == (CHUNK_ROWS, 3, 5)
 
 
 BOMB_BYTES = 64 << 20
@@ -288,8 +288,8 @@ def test_a_bomb_is_refused(name: str, bombs: dict[str, tuple[Any, bytes]]) -> No
     # Linux: the most memory that the process has had, counted anew.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_kib()
-    with pytest.raises(CorruptionError, match="the shard: "):
-        codec.decode(data, "the shard")
+    with pytest.raises(CorruptionError, match=r"^(declares|does not|is cut|cannot)"):
+        codec.decode(data)
     assert _peak_kib() - before < BOMB_BYTES // 1024 // 4
 
 
@@ -317,8 +317,8 @@ def test_a_chunk_of_another_size_is_reported(chain: str, rows: int) -> None:
     """A sound chunk of too few or too many rows is not padded, cut, or filled with old memory."""
     codec = ChunkCodec(_spec(CHAINS[chain], row_shape=(5,)))
     data = codec.encode(np.ones((rows, 5), np.float32))
-    with pytest.raises(CorruptionError, match="here: "):
-        codec.decode(data, "here")
+    with pytest.raises(CorruptionError, match=r"^(declares|does not|is cut|cannot)"):
+        codec.decode(data)
 
 
 def _first_batch(kind: str) -> Any:

@@ -3,13 +3,15 @@
 import gc
 import mmap
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from zarrow._read import mapping
-from zarrow._read.mapping import File, JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._storage.reading import open_file
 from zarrow.errors import CorruptionError, StoreChangedError
 
 ROWS = 1000
@@ -31,7 +33,7 @@ def write(folder: Path, rows: np.ndarray, file_rows: int = FILE_ROWS) -> list[Sh
     for number, start in enumerate(range(0, len(rows), file_rows)):
         path = folder / f"{number}.shard"
         path.write_bytes(rows[start : start + file_rows].tobytes() + INDEX)
-        files.append(ShardFile(path, path.stat().st_size))
+        files.append(ShardFile(path.parent, path.name, path.stat().st_size))
     return files
 
 
@@ -144,7 +146,7 @@ def test_memory_is_given_back_with_the_last_view(tmp_path, vectors):
 def test_a_truncated_file_is_an_error_and_spares_the_others(tmp_path, vectors, size_bytes):
     """A file that was cut off is named, with its segment and rows, in place of killing the process."""
     files = write(tmp_path, vectors)
-    os.truncate(files[1].path, size_bytes)
+    os.truncate(files[1].where, size_bytes)
     rows = mapped(files, vectors)
     with pytest.raises(CorruptionError, match=r"1\.shard.*segment 1 \(rows 256 to 512\)"):
         rows.read(0, ROWS)
@@ -157,7 +159,7 @@ def test_a_truncated_file_is_an_error_and_spares_the_others(tmp_path, vectors, s
 def test_a_missing_file_is_an_error_and_spares_the_others(tmp_path, vectors):
     """A file that is gone is named, with its segment and rows."""
     files = write(tmp_path, vectors)
-    files[3].path.unlink()
+    files[3].where.unlink()
     rows = mapped(files, vectors)
     with pytest.raises(CorruptionError, match=r"3\.shard.*segment 3 \(rows 768 to 1000\) is missing"):
         rows.read(700, 800)
@@ -172,7 +174,7 @@ def test_a_replaced_store_explains_a_missing_file(tmp_path, vectors):
 
     files = write(tmp_path, vectors)
     for file in files:
-        file.path.unlink()
+        file.where.unlink()
     with pytest.raises(StoreChangedError):
         mapped(files, vectors, guard=guard).read(0, 1)
 
@@ -180,8 +182,8 @@ def test_a_replaced_store_explains_a_missing_file(tmp_path, vectors):
 def test_a_directory_in_place_of_a_file_is_an_error(tmp_path, vectors):
     """What is no regular file is not mapped."""
     files = write(tmp_path, vectors)
-    files[0].path.unlink()
-    files[0].path.mkdir()
+    files[0].where.unlink()
+    files[0].where.mkdir()
     with pytest.raises(CorruptionError, match="not a regular file"):
         mapped(files, vectors).read(0, 1)
 
@@ -254,7 +256,7 @@ def test_cold_rows_are_asked_for_and_come_back_right(tmp_path):
     data = np.random.default_rng(1).normal(size=(4096, 1024)).astype(np.float32)
     files = write(tmp_path, data, 1024)
     for file in files:
-        fd = os.open(file.path, os.O_RDONLY)
+        fd = os.open(file.where, os.O_RDONLY)
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
@@ -272,7 +274,7 @@ def test_a_file_that_is_mostly_in_memory_is_not_taken_for_warm(tmp_path):
     (file,) = write(tmp_path, data, 4096)
     chosen = np.sort(np.random.default_rng(2).permutation(4096)[:200])
     missing = chosen[10::10]
-    with open(file.path, "rb") as source:
+    with open(file.where, "rb") as source:
         os.fsync(source.fileno())
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -290,15 +292,15 @@ def test_a_file_that_is_mostly_in_memory_is_not_taken_for_warm(tmp_path):
 def test_an_open_file_does_not_mind_what_becomes_of_its_name(tmp_path, vectors):
     """A file that was opened beforehand is read from there, though another one has its name by now."""
     files = write(tmp_path, vectors[:100])
-    opened = ShardFile(files[0].path, files[0].size_bytes, File(files[0].path))
-    files[0].path.unlink()
-    files[0].path.write_bytes(bytes(10_000))
+    opened = replace(files[0], file=open_file(files[0].root, files[0].path))
+    files[0].where.unlink()
+    files[0].where.write_bytes(bytes(10_000))
     np.testing.assert_array_equal(mapped([opened], vectors[:100]).read(0, 100), vectors[:100])
 
 
 def test_a_file_of_an_open_segment_may_be_larger_than_its_rows(tmp_path, vectors):
     """A file whose size is not known must hold the rows, and may hold more."""
-    path = write(tmp_path, vectors[:100])[0].path
-    np.testing.assert_array_equal(mapped([ShardFile(path, None)], vectors[:50]).read(0, 50), vectors[:50])
+    file = replace(write(tmp_path, vectors[:100])[0], size_bytes=None)
+    np.testing.assert_array_equal(mapped([file], vectors[:50]).read(0, 50), vectors[:50])
     with pytest.raises(CorruptionError):
-        mapped([ShardFile(path, None)], vectors[:200]).read(0, 200)
+        mapped([file], vectors[:200]).read(0, 200)

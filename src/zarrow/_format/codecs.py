@@ -138,7 +138,7 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
     probe = ArraySpec(name="probe", row_shape=(4,), dtype=dtype, chunk_rows=4, codecs=chain_spec)
     try:
         codec = ChunkCodec(probe)
-        codec.decode(codec.encode(np.zeros((4, 4), ZARR_DTYPES[dtype])), "probe")
+        codec.decode(codec.encode(np.zeros((4, 4), ZARR_DTYPES[dtype])))
     except MissingExtraError:
         raise
     except Exception as error:
@@ -275,7 +275,7 @@ class _Crc32c:
     def decode(self, data: Any) -> bytes:
         raw = bytes(memoryview(data).cast("B"))
         if len(raw) < 4 or crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
-            raise CorruptionError("the crc32c in the chunk does not hold")
+            raise CorruptionError("does not have the crc32c that it ends with")
         return raw[:-4]
 
 
@@ -308,7 +308,7 @@ class _Gzip:
         inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         raw = inflater.decompress(memoryview(data).cast("B"), limit_bytes)
         if not inflater.eof or inflater.unused_data:
-            raise CorruptionError(f"its gzip stream is cut, or inflates to more than {limit_bytes} bytes")
+            raise CorruptionError(f"is cut short, or inflates to more than {limit_bytes} bytes")
         return raw
 
 
@@ -367,15 +367,13 @@ class ChunkCodec:
             data = step.encode(data)
         return bytes(data) if not isinstance(data, np.ndarray) else data.tobytes()
 
-    def decode(self, data: Any, path: str) -> npt.NDArray[Any]:
+    def decode(self, data: Any) -> npt.NDArray[Any]:
         """Return a chunk's rows.
 
         Parameters
         ----------
         data : bytes-like
             The stored bytes.
-        path : str
-            For messages.
 
         Returns
         -------
@@ -390,17 +388,17 @@ class ChunkCodec:
         array = self._array
         try:
             for step in reversed(self._compressors):
-                data = _decompress(step, data, 2 * array.chunk_bytes + 4096)
+                data = _decompress(step, data, array.max_stored_bytes)
             if self._packer is not None:
                 data = _unpack(
                     data, np.empty(array.chunk_bytes // array.numpy_dtype.itemsize, array.numpy_dtype)
                 )
             rows = np.frombuffer(memoryview(data).cast("B"), array.numpy_dtype)
             return rows.reshape(array.chunk_rows, *array.row_shape)
-        except CorruptionError as error:
-            raise CorruptionError(f"{path}: {error}") from None
+        except CorruptionError:
+            raise
         except Exception as error:  # codecs raise RuntimeError, ValueError, TypeError, …: all mean the same
-            raise CorruptionError(f"{path}: a chunk cannot be decoded: {error}") from error
+            raise CorruptionError(f"cannot be decoded: {error}") from error
 
 
 def _decompress(step: Any, data: Any, limit_bytes: int) -> Any:
@@ -411,9 +409,9 @@ def _decompress(step: Any, data: Any, limit_bytes: int) -> Any:
     if size_of is not None:
         declared = size_of(memoryview(data).cast("B"))
         if declared is None:
-            raise CorruptionError("a compressed chunk must declare its size, as this one does not")
+            raise CorruptionError("does not declare its size, as a compressed chunk must")
         if declared > limit_bytes:
-            raise CorruptionError(f"a chunk of at most {limit_bytes} bytes declares {declared}")
+            raise CorruptionError(f"declares {declared} bytes, at most {limit_bytes} are allowed")
     return step.decode(data)
 
 
@@ -423,7 +421,7 @@ def _unpack(data: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
     progress = standalone.simple_decompress_into(bytes(data), values)
     if progress.n_processed != values.size or not progress.finished:
-        raise CorruptionError(f"a chunk of {values.size} values does not hold as many")
+        raise CorruptionError(f"does not hold the {values.size} values of a chunk")
     return values
 
 

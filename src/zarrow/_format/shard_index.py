@@ -1,10 +1,8 @@
-"""Where in a shard do its chunks lie?
+"""Shard index — offset and size of every chunk of a shard, at the end of its file, then their crc32c.
 
-The index at the end of a file of Zarr's codec ``sharding_indexed``
-(https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html): offset and size of
-every chunk, then their crc32c.
-
-Place: tier 1; pure.
+The file is one of Zarr's codec ``sharding_indexed``
+(https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html). Zarr lets chunks lie
+anywhere in it; in a store they lie in row order from the first byte on, without gaps.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
 from zarrow._format.spec import ArraySpec
@@ -57,35 +54,53 @@ def encode_index(sizes: Sequence[int], chunks: int) -> bytes:
     return entries + crc32c(entries).to_bytes(_CRC_BYTES, "little")
 
 
-def decode_index(data: bytes, path: str, data_bytes: int | None = None) -> npt.NDArray[np.uint64]:
-    """Return offsets and sizes of a shard's chunks.
+def decode_index(data: bytes, array: ArraySpec, chunks: int, data_bytes: int, path: str) -> list[int]:
+    """Return the sizes of a shard's chunks, which lie one behind the other from its first byte.
 
     Parameters
     ----------
     data : bytes
         The index as it lies at the end of the shard.
+    array : ArraySpec
+        The array.
+    chunks : int
+        How many chunks have rows.
+    data_bytes : int
+        Where the index begins.
     path : str
         For messages.
-    data_bytes : int, optional
-        Where the chunks end; the checksum of an index that points behind that may hold all the same.
 
     Returns
     -------
-    uint64 array, shape (chunks, 2)
-        In bytes; all ones where there is no chunk.
+    list of int
+        In bytes.
 
     Raises
     ------
     CorruptionError
-        If its checksum does not hold, or if it points elsewhere.
+        If its checksum does not hold, or if it says anything else, as that of a hostile store may.
     """
     entries = data[:-_CRC_BYTES]
     if crc32c(entries) != int.from_bytes(data[-_CRC_BYTES:], "little") or len(entries) % _ENTRY_BYTES:
         raise CorruptionError("the shard index is damaged", path=path)
     places = np.frombuffer(entries, "<u8").reshape(-1, 2)
-    if data_bytes is not None:
-        used = places[(places != np.uint64(_NO_CHUNK)).any(axis=1)]
-        limit = np.uint64(data_bytes)
-        if ((used > limit).any()) or (used.sum(axis=1) > limit).any():
-            raise CorruptionError("the shard index points behind its chunks", path=path)
-    return places
+    if len(places) < chunks or (places[chunks:] != np.uint64(_NO_CHUNK)).any():
+        raise CorruptionError(f"the shard index does not list the {chunks} chunks that have rows", path=path)
+    position = 0
+    sizes = []
+    for number, (start, size) in enumerate(places[:chunks].tolist()):
+        if (
+            start != position
+            or size > array.max_stored_bytes
+            or (array.is_plain and size != array.chunk_bytes)
+        ):
+            raise CorruptionError(
+                f"the shard index puts chunk {number} at byte {start}, {size} bytes", path=path
+            )
+        position += size
+        sizes.append(size)
+    if position != data_bytes:
+        raise CorruptionError(
+            f"the shard index lists chunks of {position} bytes, but begins at byte {data_bytes}", path=path
+        )
+    return sizes

@@ -147,6 +147,11 @@ class ArraySpec:
         return self.chunk_rows * self.row_bytes
 
     @property
+    def max_stored_bytes(self) -> int:
+        """The most bytes that an encoded chunk may have: a bound on what a hostile store can ask for."""
+        return self.chunk_bytes if self.is_plain else 2 * self.chunk_bytes + 4096
+
+    @property
     def is_plain(self) -> bool:
         """Whether a shard's data are the rows themselves, in order."""
         return self.codecs in (PLAIN, ({"name": "bytes"},))

@@ -35,7 +35,7 @@ from zarrow._format.records import Manifest, SegmentRecord
 from zarrow._format.spec import StoreSpec, rows_of
 from zarrow._maintenance.audit_segment import BATCH_ROWS, open_part
 from zarrow._maintenance.findings import AuditLog
-from zarrow._storage.reading import Beneath, PlainFile
+from zarrow._storage.reading import Beneath, File
 from zarrow.errors import CorruptionError
 
 __all__ = ["audit_index", "index_size"]
@@ -85,7 +85,7 @@ def audit_index(
 
 
 class _IndexAudit:
-    def __init__(self, files: Beneath, spec: StoreSpec, file: PlainFile, found: AuditLog) -> None:
+    def __init__(self, files: Beneath, spec: StoreSpec, file: File, found: AuditLog) -> None:
         self._files = files
         self._spec = spec
         self._file = file

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.codecs import ChunkCodec
 from zarrow._format.frames import (
     MAX_FRAME_BYTES,
     Frame,
@@ -34,7 +33,8 @@ from zarrow._format.frames import (
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
-from zarrow._storage.reading import Beneath, PlainFile
+from zarrow._read.shard_rows import StoredChunks
+from zarrow._storage.reading import Beneath, File
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["OpenSegmentFacts", "audit_open_segment", "read_frames"]
@@ -248,7 +248,7 @@ class _OpenSegmentAudit:
         except ZarrowError as error:
             self._damage(name, error)
 
-    def _plain(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: PlainFile) -> int:
+    def _plain(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: File) -> int:
         name = layout.rows_name(array.name)
         for frame in frames:
             start, size = frame.first_row * array.row_bytes, frame.rows * array.row_bytes
@@ -261,28 +261,27 @@ class _OpenSegmentAudit:
                     self._damage(name, _lost(frame, frames), (frame.first_row, frame.stop))
         return frames[-1].stop * array.row_bytes if frames else 0
 
-    def _encoded(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: PlainFile) -> int:
+    def _encoded(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: File) -> int:
         """Check the complete chunks and the tail; return where the chunks end."""
         name = layout.rows_name(array.name)
         total = frames[-1].stop if frames else 0
         chunks = [chunk for frame in frames for chunk in frame.arrays[index].chunks]
-        codec = ChunkCodec(array) if self._full else None
-        offset = 0
-        for number, chunk in enumerate(chunks):
+        stored = StoredChunks(file, array, chunks)
+        for number, (chunk, end) in enumerate(zip(chunks, stored.ends, strict=True)):
             rows = (number * array.chunk_rows, min((number + 1) * array.chunk_rows, total))
-            if chunk.size_bytes > 2 * array.chunk_bytes + 4096 or offset + chunk.size_bytes > file.size_bytes:
+            if chunk.size_bytes > array.max_stored_bytes or end > file.size_bytes:
                 self._damage(name, f"chunk {number} of {chunk.size_bytes} bytes is missing", (rows[0], total))
-                return offset
+                return end - chunk.size_bytes
             if self._checksums:
                 self.checked_bytes += chunk.size_bytes
-                if file.crc32c(offset, chunk.size_bytes) != chunk.crc32c:
+                if not stored.holds(number):
                     self._damage(name, f"chunk {number} does not match its checksum", rows)
-                elif codec is not None:
+                elif self._full:
                     try:
-                        codec.decode(file.read(offset, chunk.size_bytes), f"chunk {number}")
+                        stored.decode(number)
                     except CorruptionError as error:
                         self._damage(name, error, rows)
-            offset += chunk.size_bytes
+        offset = stored.ends[-1] if chunks else 0
         if len(chunks) != total // array.chunk_rows:
             self._damage(layout.FRAMES, f"{len(chunks)} chunks of array {array.name!r} for {total} rows")
             return offset

@@ -26,14 +26,13 @@ import pyarrow.parquet as pq
 from zarrow._format import layout
 from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
-from zarrow._format.codecs import ChunkCodec
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.pages import check_pages, read_footer
-from zarrow._format.records import SegmentRecord, ShardFacts
-from zarrow._format.shard_index import decode_index, index_bytes
+from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
-from zarrow._storage.reading import Beneath, PlainFile
+from zarrow._read.shard_rows import CommittedShard
+from zarrow._storage.reading import Beneath, File
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["audit_segment", "open_part", "read_sample_index", "record_bytes"]
@@ -73,12 +72,12 @@ def audit_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord, found:
 
 
 @contextlib.contextmanager
-def open_part(file: PlainFile, spec: StoreSpec, record: SegmentRecord) -> Iterator[pq.ParquetFile]:
+def open_part(file: File, spec: StoreSpec, record: SegmentRecord) -> Iterator[pq.ParquetFile]:
     """Open a part after its checksum, footer and page headers have been verified.
 
     Parameters
     ----------
-    file : PlainFile
+    file : File
         The part.
     spec : StoreSpec
         The store's declaration.
@@ -219,21 +218,18 @@ def _audit_shard(
     try:
         with files.open(path) as file:
             found.checked_files += 1
-            sizes = _check_index(file, spec, array, facts)
-            if found.checksums:
-                codec = ChunkCodec(array) if found.full else None
-                for number, size in enumerate(sizes):
-                    try:
-                        _check_chunk(file, array, record, number, done, size, codec)
-                    except ZarrowError as error:
-                        first = record.segment * spec.segment_rows
-                        start = number * array.chunk_rows
-                        stop = min(start + array.chunk_rows, record.rows)
-                        whole = _damage(path, error, record, spec)
-                        yield replace(whole, rows=(first + start, first + stop))
-                    done += size
-                    found.read(size)
-                    found.advance(size)
+            first = record.segment * spec.segment_rows
+            shard = CommittedShard(file, array, spec.segment_rows, record, first)
+            for number, chunk in enumerate(shard.chunks if found.checksums else ()):
+                try:
+                    _check_chunk(shard, array, record, number, full=found.full)
+                except ZarrowError as error:
+                    start = number * array.chunk_rows
+                    stop = min(start + array.chunk_rows, record.rows)
+                    yield replace(_damage(path, error, record, spec), rows=(first + start, first + stop))
+                done += chunk.size_bytes
+                found.read(chunk.size_bytes)
+                found.advance(chunk.size_bytes)
     except FileNotFoundError:
         yield _damage(path, "missing", record, spec)
     except ZarrowError as error:
@@ -241,47 +237,12 @@ def _audit_shard(
     found.advance(facts.size_bytes - done)
 
 
-def _check_index(file: PlainFile, spec: StoreSpec, array: ArraySpec, facts: ShardFacts) -> list[int]:
-    """Return the sizes of a shard's chunks, which lie one behind the other from its first byte."""
-    if file.size_bytes != facts.size_bytes:
-        raise CorruptionError(f"{file.size_bytes} bytes, {facts.size_bytes} were committed")
-    size = index_bytes(array, spec.segment_rows)
-    if size > file.size_bytes:
-        raise CorruptionError(f"{file.size_bytes} bytes have no room for a shard index of {size}")
-    offset = file.size_bytes - size
-    if file.crc32c(offset, size) != facts.index_crc32c:
-        raise CorruptionError("not the shard index that was committed")
-    places = decode_index(file.read(offset, size), file.path)
-    count = len(facts.chunks_crc32c)
-    if (places[count:] != np.uint64(2**64 - 1)).any():
-        raise CorruptionError("the shard index has chunks that no row is in")
-    position = 0
-    sizes = []
-    largest = array.chunk_bytes if array.is_plain else 2 * array.chunk_bytes + 4096
-    for number, (start, stored) in enumerate(places[:count].tolist()):
-        if start != position or stored > largest or (array.is_plain and stored != largest):
-            raise CorruptionError(f"the shard index puts chunk {number} at byte {start}, {stored} bytes")
-        position += stored
-        sizes.append(stored)
-    if position != offset:
-        raise CorruptionError(f"chunks of {position} bytes and a shard index at byte {offset}")
-    return sizes
-
-
 def _check_chunk(
-    file: PlainFile,
-    array: ArraySpec,
-    record: SegmentRecord,
-    number: int,
-    offset: int,
-    size: int,
-    codec: ChunkCodec | None,
+    shard: CommittedShard, array: ArraySpec, record: SegmentRecord, number: int, *, full: bool
 ) -> None:
-    if file.crc32c(offset, size) != record.arrays[array.name].chunks_crc32c[number]:
+    if not shard.holds(number):
         raise CorruptionError(f"chunk {number} does not match its checksum")
-    if codec is None:
-        return
-    rows = codec.decode(file.read(offset, size), f"chunk {number}")
-    padding = rows[record.rows - number * array.chunk_rows :] if rows.size else rows
-    if padding.size and padding.view(np.uint8).any():
-        raise CorruptionError(f"chunk {number} is not padded with zeros")
+    if full:
+        padding = shard.decode(number)[record.rows - number * array.chunk_rows :]
+        if padding.size and padding.view(np.uint8).any():
+            raise CorruptionError(f"chunk {number} is not padded with zeros")

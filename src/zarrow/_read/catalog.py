@@ -106,7 +106,7 @@ class Snapshot:
 def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:
     """Return a segment's commit record and the crc32c of its file."""
     path = root / layout.record_path(segment)
-    data = reading.read(path)
+    data = reading.read_file(root, layout.record_path(segment))
     record = SegmentRecord.decode(data, str(path))
     if record.segment != segment:
         raise CorruptionError(f"the record of segment {record.segment}", path=path)
@@ -125,7 +125,7 @@ def read_spec(root: Path) -> StoreSpec:
         If something else is there.
     """
     try:
-        data = reading.read(root / layout.STORE_JSON)
+        data = reading.read_file(root, layout.STORE_JSON)
     except FileNotFoundError:
         if os.path.lexists(root):
             raise NotAStoreError(
@@ -140,12 +140,11 @@ def read_spec(root: Path) -> StoreSpec:
 
 def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
     """Return the manifest if the store is complete."""
-    path = root / layout.MANIFEST_JSON
     try:
-        data = reading.read(path)
+        data = reading.read_file(root, layout.MANIFEST_JSON)
     except FileNotFoundError:
         return None
-    return decode_manifest(data, spec, str(path))
+    return decode_manifest(data, spec, str(root / layout.MANIFEST_JSON))
 
 
 def decode_manifest(data: bytes, spec: StoreSpec, path: str) -> Manifest:
@@ -232,9 +231,9 @@ def read_claims(root: Path) -> list[Claim]:
     """Return the claims that exist, by segment."""
     claims = []
     for number in _numbers(root, "claim"):
-        path = root / layout.claim_path(number)
+        path = layout.claim_path(number)
         try:
-            claims.append(Claim.decode(reading.read(path), str(path)))
+            claims.append(Claim.decode(reading.read_file(root, path), f"{root}/{path}"))
         except FileNotFoundError:
             continue  # its segment was committed just now
     return claims

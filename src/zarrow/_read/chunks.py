@@ -14,90 +14,21 @@ Place: tier 3, used by `arrays`. Reads only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._format import shard_index
-from zarrow._format.checksum import crc32c
-from zarrow._format.codecs import ChunkCodec
-from zarrow._format.records import ShardFacts
 from zarrow._format.spec import ArraySpec
-from zarrow._read.mapping import File, Guard, ShardFile
+from zarrow._read.shard_rows import StoredChunks
 from zarrow._storage import threads
 from zarrow._storage.cache import Cache
-from zarrow.errors import CorruptionError
 
-__all__ = ["EncodedRows", "Places", "committed_places"]
+__all__ = ["EncodedRows"]
 
 CACHE_BYTES = 64 << 20
 OPEN_SHARDS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the chunks of one shard lie.
-
-    Parameters
-    ----------
-    file : File
-        The shard, or the file of an open segment that will be it.
-    offsets, sizes : sequence of int
-        Of every chunk, in bytes.
-    checksums : sequence of int
-        The crc32c of every chunk's stored bytes.
-    tail : array, shape (rows, *row_shape), or None
-        The rows behind the last chunk, which are not encoded yet.
-    """
-
-    file: File
-    offsets: Sequence[int]
-    sizes: Sequence[int]
-    checksums: Sequence[int]
-    tail: npt.NDArray[Any] | None = None
-
-
-def committed_places(
-    array: ArraySpec, segment_rows: int, shard: ShardFile, facts: ShardFacts, guard: Guard, rows: str
-) -> Places:
-    """Return where the chunks of a committed shard lie.
-
-    Parameters
-    ----------
-    array : ArraySpec
-        The array.
-    segment_rows : int
-        Rows of a full segment.
-    shard : ShardFile
-        The shard.
-    facts : ShardFacts
-        What its segment's record says of it.
-    guard : callable
-        See `ShardFile.open`.
-    rows : str
-        What it holds, for messages.
-
-    Returns
-    -------
-    Places
-        Of its chunks.
-
-    Raises
-    ------
-    CorruptionError
-        If it is not the shard that was committed.
-    """
-    file = shard.open(guard, rows)
-    index_bytes = shard_index.index_bytes(array, segment_rows)
-    index = file.read(file.size_bytes - index_bytes, index_bytes)
-    if crc32c(index) != facts.index_crc32c:
-        raise CorruptionError(f"not the shard index that was committed for {rows}", path=shard.path)
-    table = shard_index.decode_index(index, str(shard.path), file.size_bytes - index_bytes)
-    table = table[: len(facts.chunks_crc32c)]
-    return Places(file, table[:, 0].tolist(), table[:, 1].tolist(), facts.chunks_crc32c)
 
 
 class EncodedRows:
@@ -111,10 +42,8 @@ class EncodedRows:
         How many.
     file_rows : int
         Rows of every shard but the last.
-    places : callable of int to Places
+    open_shard : callable of int to StoredChunks
         Opens the shard of that number.
-    first_row : int
-        The row of the store that row 0 is, for messages.
     """
 
     def __init__(
@@ -122,16 +51,13 @@ class EncodedRows:
         array: ArraySpec,
         rows: int,
         file_rows: int,
-        places: Callable[[int], Places],
-        first_row: int = 0,
+        open_shard: Callable[[int], StoredChunks],
     ) -> None:
         self.rows = rows
         self._array = array
         self._file_chunks = file_rows // array.chunk_rows
-        self._places = places
-        self._first_row = first_row
-        self._codec = ChunkCodec(array)
-        self._open: Cache[Places] = Cache(OPEN_SHARDS)
+        self._open_shard = open_shard
+        self._open: Cache[StoredChunks] = Cache(OPEN_SHARDS)
         self._decoded: Cache[npt.NDArray[Any]] = Cache(CACHE_BYTES)
 
     def _chunk(self, number: int) -> npt.NDArray[Any]:
@@ -142,21 +68,12 @@ class EncodedRows:
         return found
 
     def _decode(self, number: int) -> npt.NDArray[Any]:
-        shard, chunk = divmod(number, self._file_chunks)
-        places = self._open.get(shard)
-        if places is None:
-            places = self._places(shard)
-            self._open.put(shard, places, 1)
-        if chunk == len(places.checksums) and places.tail is not None:
-            return places.tail
-        data = places.file.read(places.offsets[chunk], places.sizes[chunk])
-        start = self._first_row + number * self._array.chunk_rows
-        where = f"{places.file.path}: chunk {chunk} (rows {start} to {start + self._array.chunk_rows})"
-        if len(data) != places.sizes[chunk] or crc32c(data) != places.checksums[chunk]:
-            raise CorruptionError(
-                f"{where} is not what was committed: the rows of other chunks can still be read"
-            )
-        return self._codec.decode(data, where)
+        index, chunk = divmod(number, self._file_chunks)
+        shard = self._open.get(index)
+        if shard is None:
+            shard = self._open_shard(index)
+            self._open.put(index, shard, 1)
+        return shard.decode(chunk)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows `start` to `stop`, decoded.

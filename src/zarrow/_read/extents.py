@@ -8,21 +8,19 @@ opened before its rows are read.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from zarrow._format import layout
-from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._format.checksum import crc32c
 from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import ArraySpec
-from zarrow._read.chunks import EncodedRows, Places, committed_places
+from zarrow._read.chunks import EncodedRows
 from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read.shard_rows import CommittedShard, StoredChunks, damaged_chunk, is_written
 from zarrow._read.view import OpenPiece, View
-from zarrow._storage import reading
 from zarrow.errors import CorruptionError
 
 __all__ = ["Extent", "find_extents"]
@@ -102,10 +100,6 @@ def _map(
 # Committed rows
 
 
-def _shard_path(view: View, array: ArraySpec, segment: int) -> Path:
-    return view.snapshot.root / layout.shard_path(array.name, segment, len(array.row_shape))
-
-
 def _committed(
     view: View,
     array: ArraySpec,
@@ -123,40 +117,30 @@ def _committed(
         else:
             size_bytes = record_of(number).arrays[array.name].size_bytes
         file = view.last_files.get(array.name) if view.is_short_last(number) else None
-        path = _shard_path(view, array, number)
-        reading.require_own_dirs(view.snapshot.root, path)
-        return ShardFile(path, size_bytes, file)
+        path = layout.shard_path(array.name, number, len(array.row_shape))
+        return ShardFile(view.snapshot.root, path, size_bytes, file)
 
-    def places(index: int) -> Places:
+    def open_shard(index: int) -> CommittedShard:
         number = first_segment + index
-        facts = record_of(number).arrays[array.name]
-        shard = locate(index)
-        return committed_places(array, view.spec.segment_rows, shard, facts, view.guard, f"segment {number}")
+        file = locate(index).open(view.guard, f"segment {number}")
+        first_row = rows.start + index * view.spec.segment_rows
+        return CommittedShard(file, array, view.spec.segment_rows, record_of(number), first_row)
 
     if not array.is_plain:
-        encoded = EncodedRows(array, len(rows), view.spec.segment_rows, places, rows.start)
+        encoded = EncodedRows(array, len(rows), view.spec.segment_rows, open_shard)
         return Extent(rows.start, rows.stop, encoded, -rows.start, _verified_when_decoded)
     mapped = _map(view, array, len(rows), locate, rows.start)
 
-    def verify(start: int, stop: int) -> None:
+    def verify(low: int, high: int) -> None:
         chunk_rows, last = array.chunk_rows, len(rows)
-        low, high = start - rows.start, stop - rows.start
+        low, high = low - rows.start, high - rows.start
         for first in range(low - low % chunk_rows, high, chunk_rows):
             index, within = divmod(first, view.spec.segment_rows)
             record = record_of(first_segment + index)
-            data = mapped.read(first, min(first + chunk_rows, last)).reshape(-1).view(np.uint8)
-            padding = array.chunk_bytes - data.size
-            found = crc32c(data)
-            if padding:
-                found = combine(found, crc32c_of_zeros(padding), padding)
-            if found != record.arrays[array.name].chunks_crc32c[within // chunk_rows]:
-                raise CorruptionError(
-                    f"chunk {within // chunk_rows} of segment "
-                    f"{record.segment} (rows {rows.start + first} to "
-                    f"{rows.start + min(first + chunk_rows, last)}) is not what was committed: the rows of "
-                    "other chunks can still be read",
-                    path=_shard_path(view, array, record.segment),
-                )
+            stop = min(first + chunk_rows, last)
+            data, number = mapped.read(first, stop).reshape(-1).view(np.uint8), within // chunk_rows
+            if not is_written(data, record.arrays[array.name].chunks_crc32c[number], array):
+                raise damaged_chunk(locate(index).where, number, range(rows.start + first, rows.start + stop))
 
     return Extent(rows.start, rows.stop, mapped, -rows.start, verify)
 
@@ -174,18 +158,11 @@ def _open(view: View, array: ArraySpec, rows: range, piece: OpenPiece) -> Extent
     index = view.spec.arrays.index(array)
     if not array.is_plain:
         chunks = [chunk for frame in piece.rows.frames for chunk in frame.arrays[index].chunks]
-        sizes = [chunk.size_bytes for chunk in chunks]
-        places = Places(
-            piece.files[array.name],
-            [0, *itertools.accumulate(sizes)][:-1],
-            sizes,
-            [chunk.crc32c for chunk in chunks],
-            piece.tails.get(array.name),
-        )
-        encoded = EncodedRows(array, piece.stop, view.spec.segment_rows, lambda _: places, -shift)
+        stored = StoredChunks(piece.files[array.name], array, chunks, piece.tails.get(array.name), -shift)
+        encoded = EncodedRows(array, piece.stop, view.spec.segment_rows, lambda _: stored)
         return Extent(rows.start, rows.stop, encoded, shift, _verified_when_decoded)
 
-    file = ShardFile(piece.rows.path, None, piece.files[array.name])
+    file = ShardFile(piece.rows.path, layout.rows_name(array.name), None, piece.files[array.name])
     # All rows of the open segment, so that whole frames can be checked.
     mapped = _map(view, array, piece.rows.rows, lambda _: file, -shift)
 

@@ -49,7 +49,7 @@ def find_index(view: View, columns: NarrowColumns) -> IndexFile:
     if view.snapshot.complete:
         path = view.snapshot.root / layout.KEY_INDEX
         try:
-            data = reading.map_bytes(path)
+            data = reading.map_file(view.snapshot.root, layout.KEY_INDEX)
         except FileNotFoundError:
             data = np.empty(0, np.uint8)
         else:

@@ -25,7 +25,6 @@ import errno
 import mmap
 import os
 import resource
-import stat
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -38,9 +37,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._storage import threads
+from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError, ZarrowError
 
-__all__ = ["File", "JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
+__all__ = ["JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
 
 Guard = Callable[[], None]
 
@@ -70,60 +70,31 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
 
-class File:
-    """A regular file that stays open, and so readable, for as long as somebody holds this object.
-
-    Parameters
-    ----------
-    path : Path
-        Where it is now.
-    """
-
-    __slots__ = ("__weakref__", "fd", "path", "size_bytes")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise CorruptionError(
-                    "a symbolic link, which may lead out of the store", path=path
-                ) from error
-            raise
-        weakref.finalize(self, os.close, self.fd).atexit = False
-        status = os.fstat(self.fd)
-        self.size_bytes = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptionError("not a regular file", path=path)
-
-    def read(self, offset: int, size_bytes: int) -> bytes:
-        """Return bytes of the file, fewer at its end."""
-        pieces = []
-        while size_bytes and (piece := os.pread(self.fd, size_bytes, offset)):
-            pieces.append(piece)
-            offset += len(piece)
-            size_bytes -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 @dataclass(frozen=True, slots=True)
 class ShardFile:
     """A file of rows.
 
     Parameters
     ----------
-    path : Path
-        Where it is.
+    root : Path
+        The store, or another directory that is trusted.
+    path : str
+        Where it is in there.
     size_bytes : int or None
         The size that it must have; None where it need only hold the rows, as that of an open segment.
     file : File or None
         If it was opened already, so that it does not matter what becomes of the path.
     """
 
-    path: Path
+    root: Path
+    path: str
     size_bytes: int | None
     file: File | None = None
+
+    @property
+    def where(self) -> Path:
+        """The whole path."""
+        return self.root / self.path
 
     def open(self, guard: Guard, rows: str, needed_bytes: int = 0) -> File:
         """Return the file, whose size was checked.
@@ -148,10 +119,10 @@ class ShardFile:
             If it is missing or has another size.
         """
         try:
-            file = self.file or File(self.path)
+            file = self.file or open_file(self.root, self.path)
         except (FileNotFoundError, NotADirectoryError) as error:
             guard()
-            raise CorruptionError(f"the file of {rows} is missing", path=self.path) from error
+            raise CorruptionError(f"the file of {rows} is missing", path=self.where) from error
         if self.file is None:
             guard()
         wanted = needed_bytes if self.size_bytes is None else self.size_bytes
@@ -159,7 +130,7 @@ class ShardFile:
             raise CorruptionError(
                 f"the file of {rows} has {file.size_bytes} bytes, {wanted} were committed: "
                 "the rows of other files can still be read",
-                path=self.path,
+                path=self.where,
             )
         return file
 

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.codecs import ChunkCodec
 from zarrow._format.frames import MAX_FRAME_BYTES, Frame, parse_payload, scan
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read import shard_rows
-from zarrow._storage import reading
+from zarrow._read.shard_rows import StoredChunks
+from zarrow._storage.reading import map_file, open_file, read_file
 from zarrow.errors import CorruptionError
 
 __all__ = ["OpenRows", "read", "slots"]
@@ -80,29 +80,26 @@ class OpenRows:
         if facts.is_plain:
             yield from _blocks(self._rows_of(facts), start, stop, facts.chunk_rows)
             return
-        codec = ChunkCodec(facts)
-        data = reading.map_bytes(self.path / layout.rows_name(facts.name)) if start < stop else None
-        first = offset = 0
-        for frame in self.frames:
-            for chunk in frame.arrays[array].chunks:
-                low, high = max(start, first), min(stop, first + facts.chunk_rows)
-                if low < high and data is not None:
-                    rows = codec.decode(data[offset : offset + chunk.size_bytes].tobytes(), str(self.path))
-                    yield rows[low - first : high - first]
-                first += facts.chunk_rows
-                offset += chunk.size_bytes
-        if max(start, first) < stop:
-            tail = shard_rows.read_tail(
-                self.path, facts, self.frames[-1].arrays[array].tail_side, stop - first
-            )
-            yield tail[max(start, first) - first :]
+        if start == stop:
+            return
+        chunks = [chunk for frame in self.frames for chunk in frame.arrays[array].chunks]
+        rest = self.rows - len(chunks) * facts.chunk_rows
+        tail = (
+            shard_rows.read_tail(self.path, facts, self.frames[-1].arrays[array].tail_side, rest)
+            if rest
+            else None
+        )
+        stored = StoredChunks(open_file(self.path, layout.rows_name(facts.name)), facts, chunks, tail)
+        for number in range(start // facts.chunk_rows, -(-stop // facts.chunk_rows)):
+            first = number * facts.chunk_rows
+            yield stored.decode(number)[max(start - first, 0) : stop - first]
 
     def _rows_of(self, array: ArraySpec) -> npt.NDArray[Any]:
         """Return all rows of an array of plain bytes, mapped."""
         shape = (self.rows, *array.row_shape)
         if not self.rows:
             return np.empty(shape, array.numpy_dtype)
-        data = reading.map_bytes(self.path / layout.rows_name(array.name))
+        data = map_file(self.path, layout.rows_name(array.name))
         return data[: self.rows * array.row_bytes].view(array.numpy_dtype).reshape(shape)
 
 
@@ -146,8 +143,8 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
         If rows that were durable are damaged.
     """
     try:
-        owner = Owner.decode(reading.read(path / layout.OWNER_JSON), str(path / layout.OWNER_JSON))
-        data = reading.read(path / layout.FRAMES, limit_bytes=MAX_FRAME_BYTES, drop_hole=True)
+        owner = Owner.decode(read_file(path, layout.OWNER_JSON), str(path / layout.OWNER_JSON))
+        data = read_file(path, layout.FRAMES, limit_bytes=MAX_FRAME_BYTES, drop_hole=True)
         journal = pa.py_buffer(data)
     except FileNotFoundError:
         return None

@@ -16,7 +16,6 @@ the first part.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,14 +25,12 @@ from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.pages import read_footer
 from zarrow._read.filters import Filter
-from zarrow._read.mapping import File
 from zarrow._read.pruning import may_pass
 from zarrow._read.view import View
+from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError
 
 __all__ = ["PartFiles"]
-
-_READ_BYTES = 8 << 20
 
 
 class PartFiles:
@@ -80,7 +77,8 @@ class PartFiles:
 
         metadata = None
         try:
-            with pa.OSFile(self._source(number)) as source:
+            part = self._open(number)
+            with pa.OSFile(part.name) as source:
                 self._check_footer(number, source)
                 if filter is not None:
                     import pyarrow.dataset as ds
@@ -96,27 +94,19 @@ class PartFiles:
                     table = file.read(columns=list(names), use_threads=len(names) > 1)
             if table.num_rows != self._view.snapshot.segment_rows(number):
                 raise CorruptionError(
-                    f"{self.path(number)}: {table.num_rows} rows are not what was committed"
+                    f"{table.num_rows} rows are not what was committed", path=self.path(number)
                 )
             if set(table.column_names) != set(names):
-                raise CorruptionError(f"{self.path(number)}: its columns are not what was committed")
+                raise CorruptionError("its columns are not what was committed", path=self.path(number))
         except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise self._explain(error, number) from error
         self._view.guard()
         return table
 
-    def _source(self, segment: int) -> str:
-        """Return a name under which a part can be opened."""
-        file = self._view.last_files.get("") if self._view.is_short_last(segment) else None
-        if file is not None:
-            return f"/dev/fd/{file.fd}"
-        path = self.path(segment)
-        kind = path.lstat().st_mode
-        if stat.S_ISLNK(kind):
-            raise CorruptionError(f"{path}: a symbolic link, which may lead out of the store")
-        if not stat.S_ISREG(kind):
-            raise CorruptionError(f"{path}: not a regular file")  # opening a pipe would wait for its writer
-        return str(path)
+    def _open(self, number: int) -> File:
+        """Open a part; a short last one, which a writer may take back, was opened with the view."""
+        last = self._view.last_files.get("") if self._view.is_short_last(number) else None
+        return open_file(self._view.snapshot.root, layout.part_path(number)) if last is None else last
 
     def _check_footer(self, number: int, source: pa.NativeFile) -> None:
         """Compare a part's footer with its record, once; raise `OSError` if it is another.
@@ -145,13 +135,10 @@ class PartFiles:
     def _damaged(self, number: int, problem: str, because: str = "") -> CorruptionError:
         rows = self._view.segment_ranges()[number]
         return CorruptionError(
-            f"{self.path(number)}: the part of segment {number} (rows {rows.start} to {rows.stop}) "
-            f"{problem}: other rows can still be read, with a filter on 'row'{because}"
+            f"the part of segment {number} (rows {rows.start} to {rows.stop}) {problem}: other rows can "
+            f"still be read, with a filter on 'row'{because}",
+            path=self.path(number),
         )
-
-    def _open(self, number: int) -> File:
-        last = self._view.last_files.get("") if self._view.is_short_last(number) else None
-        return File(self.path(number)) if last is None else last
 
     def _misfit(self, number: int) -> str | None:
         """Tell what is wrong with a part without reading it."""
@@ -166,23 +153,19 @@ class PartFiles:
         return None if size_bytes == committed else f"has {size_bytes} bytes, {committed} were committed"
 
     def _damage(self, number: int) -> str | None:
-        facts = self._view.record(number).part
         misfit = self._misfit(number)
         if misfit is not None:
             return misfit
-        file = self._open(number)
-        checksum = 0
-        for offset in range(0, file.size_bytes, _READ_BYTES):
-            checksum = crc32c(file.read(offset, _READ_BYTES), checksum)
-        if checksum != facts.crc32c:
+        part = self._open(number)
+        if part.crc32c(0, part.size_bytes) != self._view.record(number).part.crc32c:
             return "is damaged"
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(self._source(number)) as part, pa.OSFile(self._source(number)) as source:
+            with pa.OSFile(part.name) as source, pq.ParquetFile(source) as file:
                 self._sound.discard(number)
                 self._check_footer(number, source)
-                sound = part.metadata.num_rows == self._view.snapshot.segment_rows(number)
+                sound = file.metadata.num_rows == self._view.snapshot.segment_rows(number)
         except (OSError, pa.ArrowException):
             sound = False
         return None if sound else "is no such part, though its checksum holds"

@@ -1,34 +1,162 @@
-"""Which rows does a shard's file hold, sealed or not, and are they those that were written?
+"""Stored chunks — the rows of one shard file, sealed or not, compared with their checksums.
 
-Of a committed segment the record knows the checksums of index and chunks: `committed_rows` reads the rows
-chunk by chunk and compares. Of an open one the frames do: `sound_frames` tells up to which frame the bytes of
-the file, and of the tail of an unfinished chunk, are those that were written; `read_tail` reads such a tail.
+Of a committed segment the record knows the checksums of the shard index and of every chunk: `CommittedShard`
+checks the index when it is made, and each chunk before it is decoded, because a damaged chunk can crash a
+codec, and a crafted one fill the memory. Readers, audits and writers that reopen a segment all read through
+it; rows of plain bytes that are mapped instead are compared by `is_written`.
 
-Place: tier 1, used by `_write.shards`, `_write.open_segment` and `_write.reopening`; the codecs are handed
-in. Reads only.
+Of an open segment the frames know the checksums: `sound_frames` tells up to which frame the bytes of the
+file, and of the tail of an unfinished chunk, are those that were written; `read_tail` reads such a tail.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._format.checksum import crc32c
+from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.frames import ArrayEntry
+from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.layout import rows_name, shard_path, tail_name
 from zarrow._format.records import SegmentRecord
 from zarrow._format.shard_index import decode_index, index_bytes
 from zarrow._format.spec import ArraySpec
-from zarrow._storage import reading
+from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError
 
-__all__ = ["committed_rows", "mapped", "read_tail", "sound_frames"]
+__all__ = [
+    "CommittedShard",
+    "StoredChunks",
+    "committed_rows",
+    "damaged_chunk",
+    "is_written",
+    "read_tail",
+    "sound_frames",
+]
+
+
+class StoredChunks:
+    """The chunks that lie in a file one behind the other, each compared with its checksum.
+
+    Parameters
+    ----------
+    file : File
+        A shard, or the file of an open segment that becomes one.
+    array : ArraySpec
+        The array.
+    chunks : sequence of Chunk
+        Size and checksum of every chunk.
+    tail : array, shape (rows, *row_shape), optional
+        The rows behind the last chunk, which are not encoded yet.
+    first_row : int
+        The row of the store with which the file begins, for messages.
+    """
+
+    def __init__(
+        self,
+        file: File,
+        array: ArraySpec,
+        chunks: Sequence[Chunk],
+        tail: npt.NDArray[Any] | None = None,
+        first_row: int = 0,
+    ) -> None:
+        self.file = file
+        self.chunks = chunks
+        self.ends = list(itertools.accumulate(chunk.size_bytes for chunk in chunks))
+        self._array = array
+        self._tail = tail
+        self._first_row = first_row
+
+    @cached_property
+    def _codec(self) -> ChunkCodec:
+        return ChunkCodec(self._array)
+
+    def holds(self, number: int) -> bool:
+        """Tell whether a chunk is there and has its checksum; reads it in blocks."""
+        chunk = self.chunks[number]
+        return self.file.holds(self.ends[number] - chunk.size_bytes, chunk.size_bytes, chunk.crc32c)
+
+    def decode(self, number: int) -> npt.NDArray[Any]:
+        """Return the rows of a chunk, padding included; `CorruptionError` if it is not what was written."""
+        if number == len(self.chunks) and self._tail is not None:
+            return self._tail
+        chunk = self.chunks[number]
+        start = self._first_row + number * self._array.chunk_rows
+        rows = range(start, start + self._array.chunk_rows)
+        data = self.file.read(self.ends[number] - chunk.size_bytes, chunk.size_bytes)
+        if crc32c(data) != chunk.crc32c:
+            raise damaged_chunk(self.file.path, number, rows)
+        try:
+            return self._codec.decode(data)
+        except CorruptionError as error:
+            raise damaged_chunk(self.file.path, number, rows, error.reason) from error
+
+
+class CommittedShard(StoredChunks):
+    """The shard of an array in a committed segment, whose index was compared with the segment's record.
+
+    Parameters
+    ----------
+    file : File
+        The shard.
+    array : ArraySpec
+        The array.
+    segment_rows : int
+        Rows of a full segment.
+    record : SegmentRecord
+        The segment's.
+    first_row : int
+        The row of the store with which the segment begins, for messages.
+
+    Raises
+    ------
+    CorruptionError
+        If it is not the shard that was committed.
+    """
+
+    def __init__(
+        self, file: File, array: ArraySpec, segment_rows: int, record: SegmentRecord, first_row: int = 0
+    ) -> None:
+        facts = record.arrays[array.name]
+        if file.size_bytes != facts.size_bytes:
+            raise CorruptionError(
+                f"{file.size_bytes} bytes, {facts.size_bytes} were committed", path=file.path
+            )
+        size_bytes = index_bytes(array, segment_rows)
+        if size_bytes > file.size_bytes:
+            raise CorruptionError(
+                f"{file.size_bytes} bytes have no room for a shard index of {size_bytes}", path=file.path
+            )
+        index = file.read(file.size_bytes - size_bytes, size_bytes)
+        if crc32c(index) != facts.index_crc32c:
+            raise CorruptionError("not the shard index that was committed", path=file.path)
+        sizes = decode_index(
+            index, array, len(facts.chunks_crc32c), file.size_bytes - size_bytes, str(file.path)
+        )
+        super().__init__(file, array, list(map(Chunk, sizes, facts.chunks_crc32c)), None, first_row)
+
+
+def is_written(data: npt.NDArray[np.uint8], checksum: int, array: ArraySpec) -> bool:
+    """Tell whether rows of plain bytes, padded with zeros to a chunk, have the chunk's checksum."""
+    found, padding = crc32c(data), array.chunk_bytes - data.size
+    return (combine(found, crc32c_of_zeros(padding), padding) if padding else found) == checksum
+
+
+def damaged_chunk(
+    path: object, number: int, rows: range, reason: str = "is not what was written"
+) -> CorruptionError:
+    """Return the error for a damaged chunk."""
+    return CorruptionError(
+        f"chunk {number} (rows {rows.start} to {rows.stop}) {reason}: the rows of other chunks can still be "
+        "read",
+        path=path,
+    )
 
 
 def committed_rows(
@@ -57,45 +185,23 @@ def committed_rows(
     CorruptionError
         If the shard is not the one that was committed.
     """
-    path = root / shard_path(array.name, record.segment, len(array.row_shape))
-    facts, codec = record.arrays[array.name], ChunkCodec(array)
-    if not facts.size_bytes:
+    if not record.rows:
         return
-    reading.require_own_dirs(root, path)
-    data = mapped(path)
-    if data.size != facts.size_bytes:
-        raise CorruptionError(f"{data.size} bytes, {facts.size_bytes} were committed", path=path)
-    index = data[data.size - index_bytes(array, segment_rows) :].tobytes()
-    if crc32c(index) != facts.index_crc32c:
-        raise CorruptionError("not the shard index that was committed", path=path)
-    places = decode_index(index, str(path), data.size - len(index))
-    for number, (start, checksum) in enumerate(
-        zip(range(0, record.rows, array.chunk_rows), facts.chunks_crc32c, strict=True)
-    ):
-        offset, size = (int(value) for value in places[number])
-        chunk = data[offset : offset + size]
-        if len(chunk) != size or crc32c(chunk) != checksum:
-            raise CorruptionError(
-                f"chunk {number} (rows {start} to {start + array.chunk_rows} of the segment) "
-                "is not what was committed",
-                path=path,
-            )
-        rows = codec.decode(chunk, str(path))
-        yield rows[: record.rows - start]
-
-
-def mapped(path: Path) -> npt.NDArray[np.uint8]:
-    """Return a file's bytes, mapped for reading; a file that is not there has none."""
+    path = shard_path(array.name, record.segment, len(array.row_shape))
     try:
-        return reading.map_bytes(path)
-    except FileNotFoundError:
-        return np.empty(0, np.uint8)
+        file = open_file(root, path)
+    except FileNotFoundError as error:
+        raise CorruptionError("the shard is missing", path=root / path) from error
+    shard = CommittedShard(file, array, segment_rows, record, record.segment * segment_rows)
+    for number in range(len(shard.chunks)):
+        yield shard.decode(number)[: record.rows - number * array.chunk_rows]
 
 
 def read_tail(directory: Path, array: ArraySpec, side: int, rows: int) -> npt.NDArray[Any]:
     """Return the rows of an unfinished chunk."""
-    data = mapped(directory / tail_name(array.name, side))[: rows * array.row_bytes]
-    return data.view(array.numpy_dtype).reshape(rows, *array.row_shape)
+    with open_file(directory, tail_name(array.name, side)) as file:
+        data = file.read(0, rows * array.row_bytes)
+    return np.frombuffer(data, array.numpy_dtype).reshape(rows, *array.row_shape)
 
 
 def sound_frames(
@@ -119,40 +225,41 @@ def sound_frames(
     callable of int to bool
         Whether the bytes of the first so many frames are all there and as they were written.
     """
-    data = mapped(directory / rows_name(array.name))
     if array.is_plain:
-        return _sound_plain(array, data, entries, counts)
-    return _sound_encoded(directory, array, data, entries, counts)
+        return _sound_plain(directory, array, entries, counts)
+    return _sound_encoded(directory, array, entries, counts)
+
+
+def _open_if_there(directory: Path, name: str) -> File | None:
+    try:
+        return open_file(directory, name)
+    except FileNotFoundError:
+        return None
 
 
 def _sound_plain(
-    array: ArraySpec, data: npt.NDArray[np.uint8], entries: Sequence[ArrayEntry], counts: Sequence[int]
+    directory: Path, array: ArraySpec, entries: Sequence[ArrayEntry], counts: Sequence[int]
 ) -> Callable[[int], bool]:
+    file = _open_if_there(directory, rows_name(array.name))
     start = good = 0
     for entry, count in zip(entries, counts, strict=True):
-        stop = start + count * array.row_bytes
-        if stop > data.size or crc32c(data[start:stop]) != entry.rows_crc32c:
+        size_bytes = count * array.row_bytes
+        if not (file.holds(start, size_bytes, entry.rows_crc32c) if file else not size_bytes):
             break
-        start = stop
+        start += size_bytes
         good += 1
     return lambda frames: frames <= good
 
 
 def _sound_encoded(
-    directory: Path,
-    array: ArraySpec,
-    data: npt.NDArray[np.uint8],
-    entries: Sequence[ArrayEntry],
-    counts: Sequence[int],
+    directory: Path, array: ArraySpec, entries: Sequence[ArrayEntry], counts: Sequence[int]
 ) -> Callable[[int], bool]:
-    chunks = [chunk for entry in entries for chunk in entry.chunks]
-    start = good = 0
-    for chunk in chunks:
-        stop = start + chunk.size_bytes
-        if stop > data.size or crc32c(data[start:stop]) != chunk.crc32c:
-            break
-        start = stop
-        good += 1
+    file = _open_if_there(directory, rows_name(array.name))
+    good = 0
+    if file is not None:
+        stored = StoredChunks(file, array, [chunk for entry in entries for chunk in entry.chunks])
+        numbers = range(len(stored.chunks))
+        good = next((number for number in numbers if not stored.holds(number)), len(numbers))
     listed = [0, *itertools.accumulate(len(entry.chunks) for entry in entries)]
     rows = [0, *itertools.accumulate(counts)]
 
@@ -165,7 +272,7 @@ def _sound_encoded(
         entry = entries[frames - 1]
         if entry.tail_side not in (0, 1):
             return False
-        tail = mapped(directory / tail_name(array.name, entry.tail_side))
-        return tail.size >= used and crc32c(tail[:used]) == entry.tail_crc32c
+        tail = _open_if_there(directory, tail_name(array.name, entry.tail_side))
+        return tail is not None and tail.holds(0, used, entry.tail_crc32c)
 
     return sound

@@ -41,8 +41,8 @@ from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
-from zarrow._read.mapping import File
 from zarrow._read.open_rows import OpenRows
+from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
 
 __all__ = ["Guard", "OpenPiece", "View", "take_view"]
@@ -303,14 +303,14 @@ def _open_last(snapshot: Snapshot) -> dict[str, File]:
         return {}
     snapshot.record(last)  # is kept, for it may be taken back too
     root = snapshot.root
-    files = {"": root / layout.part_path(last)}
+    files = {"": layout.part_path(last)}
     if snapshot.segment_rows(last):
         for array in snapshot.spec.arrays:
-            files[array.name] = root / layout.shard_path(array.name, last, len(array.row_shape))
+            files[array.name] = layout.shard_path(array.name, last, len(array.row_shape))
     opened = {}
     for name, path in files.items():
         try:
-            opened[name] = File(path)
+            opened[name] = open_file(root, path)
         except FileNotFoundError:
             if _still_last(snapshot):
                 continue  # damage, an error when its rows are read
@@ -347,14 +347,17 @@ def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
     files, tails = {}, {}
     try:
         for index, array in enumerate(spec.arrays):
-            files[array.name] = File(path / layout.rows_name(array.name))
+            files[array.name] = open_file(path, layout.rows_name(array.name))
             used = found.rows % array.chunk_rows
             if not array.is_plain and used:
                 entry = found.frames[-1].arrays[index]
-                tail = File(path / layout.tail_name(array.name, entry.tail_side))
-                data = tail.read(0, used * array.row_bytes)
+                tail = open_file(path, layout.tail_name(array.name, entry.tail_side))
+                size_bytes = used * array.row_bytes
                 # Its writer uses the file again two chunks on.
-                if crc32c(data) != entry.tail_crc32c:
+                if (
+                    tail.size_bytes < size_bytes
+                    or crc32c(data := tail.read(0, size_bytes)) != entry.tail_crc32c
+                ):
                     raise _GoneError
                 tails[array.name] = np.frombuffer(data, array.numpy_dtype).reshape(used, *array.row_shape)
     except FileNotFoundError as error:

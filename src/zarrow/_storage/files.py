@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zarrow._storage.reading import no_odd_file, require_file
+from zarrow._storage.reading import refuse_odd, require_regular
 from zarrow.errors import CorruptionError
 
 __all__ = [
@@ -134,10 +134,13 @@ def create(path: Path, *, exist_ok: bool = False) -> int:
     CorruptionError
         If something else than a regular file is there.
     """
-    with no_odd_file(path):
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
         fd = calls.open(str(path), flags | (0 if exist_ok else os.O_EXCL))
-    return require_file(fd, path)
+    except OSError as error:
+        refuse_odd(error, path)
+        raise
+    return require_regular(fd, path)
 
 
 def write(fd: int, data: Any, offset: int) -> None:

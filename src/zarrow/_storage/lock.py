@@ -81,7 +81,7 @@ class FileLock:
     def holder(self) -> bytes:
         """Return what the last exclusive holder wrote into the file."""
         try:
-            return reading.read(self.path)
+            return reading.read_file(self.path.parent, self.path.name)
         except FileNotFoundError:
             return b""
 

@@ -1,4 +1,18 @@
-"""Safe reading — the files of a store that may be damaged, or made to do harm."""
+"""Safe reading — opening the files of a store that may be damaged, or made to do harm.
+
+`open_file` is the one way in which a file of a store is opened to be read. It
+
+1. descends from the store's root directory by directory and follows no link on the way, since a link may
+   lead out of the store; the root itself may be a link, as its user chose;
+2. does not wait (`O_NONBLOCK`): opening a pipe would wait for its writer;
+3. refuses anything but a regular file.
+
+The `File` it returns is read by offset, so that threads may share it, and stays open, and so readable, for as
+long as it is referenced, whatever becomes of its name. `read_file` and `map_file` return whole files.
+
+Readers get the operating system's errors as they are: a missing permission is no damage. An audit, which goes
+on after an error, opens files through `Beneath`, where what cannot be read is `CorruptionError` too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +21,7 @@ import errno
 import io
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -18,26 +33,42 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow.errors import CorruptionError
 
-__all__ = ["Beneath", "PlainFile"]
+__all__ = [
+    "Beneath",
+    "File",
+    "map_file",
+    "open_file",
+    "read_file",
+    "refuse_odd",
+    "require_own_dirs",
+    "require_regular",
+]
+
+BLOCK_BYTES = 1 << 20
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_ODD = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+_UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV, errno.ESTALE)
+"""Errors for which an audit blames the store, not the machine, which may lack memory or descriptors."""
 
 
-@contextlib.contextmanager
-def no_odd_file(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise CorruptionError(
-                "not a regular file, but perhaps a link to one, which a store never has", path=path
-            ) from error
-        raise
+def refuse_odd(error: OSError, path: object, *, below: bool = False) -> None:
+    """Raise `CorruptionError` if what could not be opened is a link, or not a file.
+
+    With `below` also if something on the way is not a directory.
+    """
+    if error.errno in _ODD or (below and error.errno == errno.ENOTDIR):
+        raise CorruptionError(
+            "a symbolic link, or behind one, or nothing that can be read as a file", path=path
+        ) from error
 
 
-def require_file(fd: int, path: Path) -> int:
+def require_regular(fd: int, path: object) -> int:
+    """Return a descriptor of a regular file; close any other and raise `CorruptionError`."""
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise CorruptionError("not a regular file, as all of a store are", path=path)
+    raise CorruptionError("not a regular file", path=path)
 
 
 def require_own_dirs(root: Path, path: Path) -> None:
@@ -49,141 +80,163 @@ def require_own_dirs(root: Path, path: Path) -> None:
             raise CorruptionError("a symbolic link, which may lead out of the store", path=parent)
 
 
-def open_to_read(path: Path) -> int:
-    with no_odd_file(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    return require_file(fd, path)
-
-
-def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
-    """Return a file's bytes, mapped for reading: no more memory than what is touched.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there.
-    CorruptionError
-        If it is no regular file.
-    """
-    fd = open_to_read(path)
-    with os.fdopen(fd, "rb") as file:
-        if not os.fstat(fd).st_size:
-            return np.empty(0, np.uint8)
-        return np.memmap(file, np.uint8, "r")
-
-
-def data_end(fd: int) -> int:
-    """Return where a file's last bytes that were written end: behind them there is only a hole.
-
-    A file of a few bytes may pretend to be as large as it likes.
-    """
-    size_bytes = os.fstat(fd).st_size
-    end = 0
-    while end < size_bytes:
-        try:
-            end = os.lseek(fd, os.lseek(fd, end, os.SEEK_DATA), os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data behind `end`
-                return end
-            return size_bytes  # a file system that does not tell
-    return end
-
-
-def read(path: Path, *, limit_bytes: int = MAX_DOCUMENT_BYTES, drop_hole: bool = False) -> bytes:
-    """Return a file's content, with `drop_hole` without the hole at its end.
-
-    Raises
-    ------
-    CorruptionError
-        If it is larger than `limit_bytes`: no document of ours is; or if it is no regular file.
-    FileNotFoundError
-        If it is not there.
-    """
-    fd = open_to_read(path)
-    try:
-        size_bytes = data_end(fd) if drop_hole else os.fstat(fd).st_size
-        os.lseek(fd, 0, os.SEEK_SET)
-        if size_bytes > limit_bytes:
-            raise CorruptionError(
-                f"a document of {size_bytes} bytes, at most {limit_bytes} are allowed", path=path
-            )
-        pieces = []
-        while piece := os.read(fd, max(size_bytes, 1)):
-            size_bytes -= len(piece)
-            pieces.append(piece)
-            if size_bytes <= 0:
-                break
-        return b"".join(pieces)
-    finally:
-        os.close(fd)
-
-
-BLOCK_BYTES = 1 << 20
-
-
-class PlainFile:
-    """A regular file that is open for reading.
+class File:
+    """A regular file, open for reading while it is referenced.
 
     Parameters
     ----------
     fd : int
         Its descriptor, which is closed with it.
-    path : str
-        Relative to the store, for messages.
+    path : str or Path
+        For messages.
     """
 
-    def __init__(self, fd: int, path: str) -> None:
+    __slots__ = ("__weakref__", "_close", "fd", "path", "size_bytes")
+
+    def __init__(self, fd: int, path: object) -> None:
         self.fd = fd
-        self.path = path
+        self.path = str(path)
         self.size_bytes = os.fstat(fd).st_size
+        self._close = weakref.finalize(self, os.close, fd)
+        self._close.atexit = False
 
     @property
     def data_bytes(self) -> int:
-        """Its size without the hole at its end."""
-        return data_end(self.fd)
+        """Where the last bytes that were written end: behind them there is only a hole.
 
-    def _some(self, size_bytes: int, offset: int) -> bytes:
-        try:
-            return os.pread(self.fd, size_bytes, offset)
-        except OSError as error:
-            raise CorruptionError(f"cannot be read: {error.strerror}", path=self.path) from error
+        A file of a few bytes may pretend to be as large as it likes.
+        """
+        end = 0
+        while end < self.size_bytes:
+            try:
+                end = os.lseek(self.fd, os.lseek(self.fd, end, os.SEEK_DATA), os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data behind `end`
+                    return end
+                return self.size_bytes  # a file system that cannot tell
+        return end
+
+    def _blocks(self, offset: int, size_bytes: int, block_bytes: int) -> Iterator[bytes]:
+        """Yield bytes in blocks, fewer at the file's end."""
+        stop = offset + size_bytes
+        while offset < stop and (block := os.pread(self.fd, min(stop - offset, block_bytes), offset)):
+            yield block
+            offset += len(block)
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes; `CorruptionError` if the file ends before."""
-        pieces = []
-        while size_bytes:
-            piece = self._some(size_bytes, offset)
-            if not piece:
-                raise CorruptionError(f"ends at byte {offset}", path=self.path)
-            pieces.append(piece)
-            offset += len(piece)
-            size_bytes -= len(piece)
-        return b"".join(pieces)
+        data = b"".join(list(self._blocks(offset, size_bytes, size_bytes)))
+        if len(data) < size_bytes:
+            raise CorruptionError(f"ends at byte {offset + len(data)}", path=self.path)
+        return data
 
-    def crc32c(self, offset: int, size_bytes: int, value: int = 0) -> int:
-        """Return the crc32c of bytes, read in pieces; of those that are there, if the file ends before."""
-        while size_bytes:
-            piece = self._some(min(size_bytes, BLOCK_BYTES), offset)
-            if not piece:
-                break
-            value = crc32c(piece, value)
-            offset += len(piece)
-            size_bytes -= len(piece)
-        return value
+    def crc32c(self, offset: int, size_bytes: int) -> int:
+        """Return the crc32c of bytes, read in blocks; of those that are there, if the file ends before."""
+        checksum = 0
+        for block in self._blocks(offset, size_bytes, BLOCK_BYTES):
+            checksum = crc32c(block, checksum)
+        return checksum
+
+    def holds(self, offset: int, size_bytes: int, checksum: int) -> bool:
+        """Tell whether bytes are all there and have this crc32c."""
+        return offset + size_bytes <= self.size_bytes and self.crc32c(offset, size_bytes) == checksum
+
+    def content(self, limit_bytes: int, *, drop_hole: bool = False) -> bytes:
+        """Return all bytes, with `drop_hole` without the hole at the end.
+
+        `CorruptionError` if they are more than `limit_bytes`.
+        """
+        size_bytes = self.data_bytes if drop_hole else self.size_bytes
+        if size_bytes > limit_bytes:
+            raise CorruptionError(
+                f"must have at most {limit_bytes} bytes, but has {size_bytes}", path=self.path
+            )
+        return b"".join(list(self._blocks(0, size_bytes, size_bytes)))
 
     def stream(self) -> io.BufferedReader:
         """Return a stream of it, for pyarrow."""
         return os.fdopen(os.dup(self.fd), "rb")
 
+    @property
+    def name(self) -> str:
+        """A name under which this process can open the file again, whatever became of its path."""
+        return f"/dev/fd/{self.fd}"
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+        self._close()
+
+
+def _descend(root: Path, path: str, called: object, flags: int) -> int:
+    """Open what a path leads to from `root`, and follow no link on the way."""
+    *parents, name = path.split("/")
+    fd = os.open(root, _DIRECTORY) if parents else -1
+    try:
+        for parent in parents:
+            below = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        return os.open(name, flags, dir_fd=fd) if parents else os.open(f"{root}/{name}", flags)
+    except OSError as error:
+        error.filename = str(called)
+        refuse_odd(error, called, below=bool(parents) or bool(flags & os.O_DIRECTORY))
+        raise
+    finally:
+        if parents:
+            os.close(fd)
+
+
+def open_file(root: Path, path: str, *, called: object = None) -> File:
+    """Open a file of a store for reading.
+
+    Parameters
+    ----------
+    root : Path
+        The store, or another directory that is trusted.
+    path : str
+        The file, relative to it, with forward slashes.
+    called : str or Path, optional
+        What messages call the file; by default the whole path.
+
+    Returns
+    -------
+    File
+        Open.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it does not exist.
+    NotADirectoryError
+        If `root` is no directory.
+    CorruptionError
+        If it, or a directory on the way, is a link, or if it is not a regular file.
+    """
+    called = called or f"{root}/{path}"
+    return File(require_regular(_descend(root, path, called, _FILE), called), called)
+
+
+def read_file(
+    root: Path, path: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES, drop_hole: bool = False
+) -> bytes:
+    """Return the content of a small file, which `open_file` opens and `File.content` reads."""
+    with open_file(root, path) as file:
+        return file.content(limit_bytes, drop_hole=drop_hole)
+
+
+def map_file(root: Path, path: str) -> npt.NDArray[np.uint8]:
+    """Return a file's bytes, mapped for reading: no more memory than what is touched. See `open_file`."""
+    with open_file(root, path) as file:
+        if not file.size_bytes:
+            return np.empty(0, np.uint8)
+        with file.stream() as stream:
+            return np.memmap(stream, np.uint8, "r")
 
 
 class Beneath:
-    """The files of a store.
+    """The files of a store that is audited, by their paths relative to its root.
 
     Parameters
     ----------
@@ -194,54 +247,23 @@ class Beneath:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def _open(self, path: str, flags: int) -> int:
-        *parents, name = path.split("/")
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[File]:
+        """Open a file, as `open_file` does; within the context, what cannot be read is `CorruptionError`."""
         try:
-            for part in parents:
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            return os.open(
-                name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=fd
-            )
+            with open_file(self.root, path, called=path) as file:
+                yield file
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-                raise CorruptionError(
-                    "a symbolic link, or behind one, or nothing that can be read as a file", path=path
-                ) from error
-            if error.errno in (errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV):
-                raise CorruptionError(f"cannot be read: {error.strerror}", path=path) from error
-            raise  # of what the machine lacks (descriptors, memory) the store is not to blame
-        finally:
-            os.close(fd)
-
-    def open(self, path: str) -> PlainFile:
-        """Open a file.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it is not there.
-        CorruptionError
-            If it, or a directory on the way, is a link, or if it is no regular file.
-        """
-        fd = self._open(path, 0)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise CorruptionError("not a regular file", path=path)
-        return PlainFile(fd, path)
+            _blame(error, path)
+            raise
 
     def read(self, path: str, limit_bytes: int, *, drop_hole: bool = False) -> bytes:
         """Return the content of a file; `CorruptionError` also if it is larger than `limit_bytes`."""
         with self.open(path) as file:
-            size_bytes = file.data_bytes if drop_hole else file.size_bytes
-            if size_bytes > limit_bytes:
-                raise CorruptionError(f"{size_bytes} bytes, at most {limit_bytes} are allowed", path=path)
-            return file.read(0, size_bytes)
+            return file.content(limit_bytes, drop_hole=drop_hole)
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is anything of that name; no link is followed."""
+        """Tell whether anything has that name; no link is followed."""
         return os.path.lexists(self.root / path)
 
     def names(self, path: str) -> frozenset[str]:
@@ -254,19 +276,27 @@ class Beneath:
     def list(self, path: str) -> dict[str, str]:
         """Return what a directory holds: "file", "directory", "link" or "other" by name.
 
-        Nothing if it is not there; `CorruptionError` if it is no directory.
+        Nothing if it does not exist; `CorruptionError` if it is not a directory.
         """
         try:
-            fd = (
-                self._open(path, os.O_DIRECTORY) if path else os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-            )
+            flags = _DIRECTORY | os.O_NOFOLLOW
+            fd = _descend(self.root, path, path, flags) if path else os.open(self.root, _DIRECTORY)
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            _blame(error, path)
+            raise
         try:
             with os.scandir(fd) as entries:
                 return {entry.name: _kind(entry) for entry in entries}
         finally:
             os.close(fd)
+
+
+def _blame(error: OSError, path: str) -> None:
+    """Raise `CorruptionError` if an error is the store's fault."""
+    if error.errno in _UNREADABLE:
+        raise CorruptionError(f"cannot be read: {error.strerror}", path=path) from error
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

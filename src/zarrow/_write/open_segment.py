@@ -284,7 +284,7 @@ class OpenSegment:
         """Return the table's rows, of the wire schema, read from the journal and checked."""
         path = self.path / layout.FRAMES
         found = frames.scan(
-            pa.py_buffer(reading.read(path, limit_bytes=frames.MAX_FRAME_BYTES)),
+            pa.py_buffer(reading.read_file(self.path, layout.FRAMES, limit_bytes=frames.MAX_FRAME_BYTES)),
             self._uuid,
             len(self.spec.arrays),
             self.spec.segment_rows,

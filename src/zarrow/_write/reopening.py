@@ -107,7 +107,7 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
 def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[CheckedBatch]:
     """Yield a committed segment's rows as they were appended, checked against its record."""
     path = root / layout.part_path(record.segment)
-    data = reading.read(path, limit_bytes=record.part.size_bytes)
+    data = reading.read_file(root, layout.part_path(record.segment), limit_bytes=record.part.size_bytes)
     if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
         raise CorruptionError("not the bytes that were committed", path=path)
     table = to_wire(spec, data, str(path))

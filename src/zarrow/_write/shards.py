@@ -32,8 +32,9 @@ from zarrow._format.layout import rows_name, tail_name
 from zarrow._format.records import ShardFacts
 from zarrow._format.shard_index import encode_index
 from zarrow._format.spec import ArraySpec
-from zarrow._read.shard_rows import mapped, read_tail
+from zarrow._read.shard_rows import read_tail
 from zarrow._storage import files, threads
+from zarrow._storage.reading import map_file
 
 __all__ = ["EncodedShard", "PlainShard", "Shard", "open_shard"]
 
@@ -172,7 +173,7 @@ class PlainShard(_ShardFile):
         """
         self.rows = sum(counts)
         self._size_bytes = self.rows * self.array.row_bytes
-        self._sum(mapped(self.path)[: self._size_bytes])
+        self._sum(map_file(self.path.parent, self.path.name)[: self._size_bytes])
 
     def seal(self) -> ShardFacts:
         """Turn the file into a shard: pad the last chunk, write the index, sync.

@@ -265,7 +265,7 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
     path = _path(store, array.name, metric)
     advice = f"build it: zarrow neighbours {store.path} --array {array.name} --metric {metric}"
     try:
-        data = np.asarray(reading.map_bytes(path))
+        data = np.asarray(reading.map_file(path.parent, path.name))
     except FileNotFoundError:
         raise NotFoundError(f"{path}: there is no index of neighbours; {advice}") from None
     tail = data[-TAIL_BYTES:].tobytes()
