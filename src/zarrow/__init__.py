@@ -1,15 +1,14 @@
-"""zarrow: a hybrid store for what a model's ``predict`` yields.
+"""zarrow — a hybrid store for what a model's ``predict`` yields.
 
-Narrow columns stream into Parquet, wide vectors into Zarr v3 arrays, and neither is ever held in memory:
-`Writer` is the way in, `open` and `Store` the way out, `zarrow.lightning` the callback, ``FORMAT.md`` the
-bytes.
+Narrow columns stream into Parquet, wide vectors into Zarr v3 arrays, and neither is ever held in memory.
+`Writer` writes a store, `open` and `Store` read it, `zarrow.lightning` has the callback that stores
+predictions, and ``FORMAT.md`` describes the bytes.
 
 Modules without an underscore are public. Behind them lie seven rooms, each described by its docstring:
-`_format` (bytes and their meaning), `_storage` (disks), `_read` (from a path to rows), `_write` (from a
-batch to
-a committed segment), `_maintenance` (verifying, repairing, rewriting), `_predict` (behind `zarrow.lightning`)
-and
-`_commands` (behind `zarrow.cli`). Imports go downwards only; ``pyproject.toml`` has the contract.
+`_format` (bytes and their meaning), `_storage` (disks), `_read` (from a path to rows), `_write` (from a batch
+to a committed segment), `_maintenance` (verifying, repairing, rewriting), `_predict` (behind
+`zarrow.lightning`) and `_commands` (behind `zarrow.cli`). Imports go downwards only; ``pyproject.toml`` has
+the contracts.
 """
 
 from zarrow._maintenance.build_index import build_index
