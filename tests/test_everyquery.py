@@ -684,6 +684,7 @@ assert writer._offset == rows
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("first", "second"), [(2, 2), (1, 2), (2, 1)])
 def test_ranks(tmp_path: Path, first: int, second: int) -> None:
     """A run that died leaves no files, goes on with any number of ranks, and ends with every bit the same."""
