@@ -23,7 +23,7 @@ import zarr
 
 from zarrow._format.arrow import decoded, is_number, number_dtype
 from zarrow.errors import InvalidInputError
-from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, missing, without_columns
+from zarrow.transfer._rows import Incoming, IncomingBatch, Outgoing, batch_rows, missing, without_columns
 
 __all__ = ["read", "write"]
 
@@ -176,7 +176,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
             }
             return pa.record_batch(found) if found else without_columns(stop - start)
 
-        def batches() -> Iterator[Batch]:
+        def batches() -> Iterator[IncomingBatch]:
             for start in range(0, total, size):
                 stop = min(start + size, total)
                 yield table(start, stop), {name: array[start:stop] for name, array in arrays.items()}, None

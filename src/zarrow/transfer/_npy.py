@@ -25,7 +25,7 @@ from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
 from zarrow.transfer._parquet import open_parts, write_parquet
-from zarrow.transfer._rows import Batch, Incoming, Outgoing, batch_rows, from_arrow, without_columns
+from zarrow.transfer._rows import Incoming, IncomingBatch, Outgoing, batch_rows, from_arrow, without_columns
 
 __all__ = ["read", "write"]
 
@@ -40,22 +40,22 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                 f"{target}: a .npy file holds one array and no columns, got the arrays "
                 f"{', '.join(array.name for array in rows.arrays) or 'none'}: choose one, or name a folder"
             )
-        with _Sink(scratch, rows.arrays[0]) as sink:
+        with _NpyFile(scratch, rows.arrays[0]) as file:
             for start, _, vectors in rows.only([]).batches():
-                sink.put(start, vectors[rows.arrays[0].name])
+                file.put(start, vectors[rows.arrays[0].name])
         return
     files.make_dir(scratch)
     with contextlib.ExitStack() as open_files:
-        sinks = {}
+        outputs = {}
         for array in rows.arrays:
             files.make_dir(scratch / array.name)
             path = scratch / array.name / f"{array.name}_0.npy"
-            sinks[array.name] = open_files.enter_context(_Sink(path, array))
+            outputs[array.name] = open_files.enter_context(_NpyFile(path, array))
 
         def batches() -> Iterator[pa.RecordBatch]:
             for start, batch, vectors in rows.batches():
                 for name, found in vectors.items():
-                    sinks[name].put(start, found)
+                    outputs[name].put(start, found)
                 yield batch
 
         files.make_dir(scratch / METADATA)
@@ -67,7 +67,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                 pass
 
 
-class _Sink:
+class _NpyFile:
     """A ``.npy`` file whose rows are written to their offsets."""
 
     def __init__(self, path: Path, array: StoreArray) -> None:
@@ -89,7 +89,7 @@ class _Sink:
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         files.write(self._fd, data, self._offset + row * self._row_bytes)
 
-    def __enter__(self) -> _Sink:
+    def __enter__(self) -> _NpyFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,7 +129,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
         first = pa.RecordBatch.from_pylist([], schema=schema)
         table = from_arrow(total, first, batches, source if beside is None else beside)
 
-        def read_all() -> Iterator[Batch]:
+        def read_all() -> Iterator[IncomingBatch]:
             columns = table.batches()
             for start in range(0, total, size):
                 stop = min(start + size, total)

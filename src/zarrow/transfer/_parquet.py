@@ -7,7 +7,7 @@ a dictionary nor statistics, which cost time and space and save nothing for floa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +18,9 @@ from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, to_arrow
 
 __all__ = ["open_parquet", "read", "write", "write_parquet"]
+
+ParquetRows = Callable[[int], Iterator[pa.RecordBatch]]
+"""The rows of Parquet files in batches of a size, from the beginning at every call."""
 
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
@@ -72,20 +75,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
         return found
 
 
-class Batches:
-    """The rows of Parquet files, one after the other; every call starts from the beginning."""
-
-    def __init__(self, parts: list[pq.ParquetFile]) -> None:
-        self._parts = parts
-
-    def __call__(self, size: int) -> Iterator[pa.RecordBatch]:
-        """Yield batches of `size` rows, the last one shorter."""
-        return rebatched(
-            (batch for part in self._parts for batch in part.iter_batches(size, use_threads=False)), size
-        )
-
-
-def open_parquet(source: Path, files: contextlib.ExitStack) -> tuple[int, pa.Schema, Batches]:
+def open_parquet(source: Path, files: contextlib.ExitStack) -> tuple[int, pa.Schema, ParquetRows]:
     """Open a file, or the files of a folder in the order of their names; return rows, schema, batches."""
     paths = sorted(source.glob("**/*.parquet")) if source.is_dir() else [source]
     return open_parts(paths, source, files)
@@ -93,7 +83,7 @@ def open_parquet(source: Path, files: contextlib.ExitStack) -> tuple[int, pa.Sch
 
 def open_parts(
     paths: list[Path], source: Path, files: contextlib.ExitStack
-) -> tuple[int, pa.Schema, Batches]:
+) -> tuple[int, pa.Schema, ParquetRows]:
     """Open files in the order given."""
     if not paths:
         raise InvalidInputError(f"{source}: this folder has no Parquet file")
@@ -109,7 +99,13 @@ def open_parts(
             raise InvalidInputError(
                 f"{path}: its columns differ from those of {paths[0]}: import them one at a time"
             )
-    return sum(part.metadata.num_rows for part in parts), schema, Batches(parts)
+
+    def batches(size: int) -> Iterator[pa.RecordBatch]:
+        return rebatched(
+            (batch for part in parts for batch in part.iter_batches(size, use_threads=False)), size
+        )
+
+    return sum(part.metadata.num_rows for part in parts), schema, batches
 
 
 def _bytes(kind: pa.DataType) -> int:

@@ -19,14 +19,14 @@ import pyarrow as pa
 from zarrow._format.arrow import is_number, number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow._format.spec import rows_of
+from zarrow._read.join import Vectors
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 
-__all__ = ["Incoming", "Outgoing", "Progress", "Vectors", "batch_rows", "from_arrow", "to_arrow"]
+__all__ = ["Incoming", "Outgoing", "Progress", "batch_rows", "from_arrow", "to_arrow"]
 
 Progress = Callable[[int, int], None]
-Vectors = dict[str, npt.NDArray[Any]]
-Batch = tuple[pa.RecordBatch, Vectors, npt.NDArray[np.int64] | None]
+IncomingBatch = tuple[pa.RecordBatch, Vectors, npt.NDArray[np.int64] | None]
 
 BATCH_BYTES = 16 * MEBIBYTE
 MAX_BATCH_ROWS = 65_536
@@ -147,7 +147,7 @@ class Incoming:
     schema: pa.Schema
     arrays: Mapping[str, tuple[tuple[int, ...], str]]
     total: int
-    batches: Callable[[], Iterator[Batch]]
+    batches: Callable[[], Iterator[IncomingBatch]]
     keys: tuple[str, ...] = ()
     files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -218,7 +218,7 @@ def from_arrow(
         ]
     )
 
-    def read() -> Iterator[Batch]:
+    def read() -> Iterator[IncomingBatch]:
         done = 0
         for batch in batches():
             vectors = {
