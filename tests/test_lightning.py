@@ -529,7 +529,7 @@ def test_narrower_floats_on_request(tmp_path):
         predict(tmp_path / "t", DataLoader(Numbers(2), batch_size=2), big, dtypes={"query_embed": "float16"})
     with pytest.raises(InvalidInputError, match="'bfloat16'"):
         PredictionWriter(tmp_path / "u", dtypes={"query_embed": "bfloat16"})
-    with pytest.raises(BatchError, match="no floating-point type"):
+    with pytest.raises(BatchError, match="must have a floating-point type"):
         predict(tmp_path / "v", loader, lambda b: {"n": b.long()}, dtypes={"n": "float16"})
 
 
@@ -651,7 +651,7 @@ def test_identifiers_longer_than_a_stream(tmp_path):
         (pa.table({"row": range(4)}), "'row' is reserved"),
         (
             pa.table({"number": range(4)}),
-            r"'number' comes from the identifiers as well as from the prediction",
+            r"'number' is in the identifiers and in the prediction",
         ),
         (17, "identifiers must be a pyarrow Table"),
         (lambda batch, indices: pa.table({"id": [1]}), "one row per prediction, 2, got 1"),

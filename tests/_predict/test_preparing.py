@@ -184,3 +184,33 @@ trainer.predict(Model(), DataLoader(torch.arange(40), batch_size=4), return_pred
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
     assert zarrow.open(tmp_path / "s", partial=True).num_rows == 40
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
+def test_a_complete_store_takes_no_further_row(tmp_path):
+    """A stream that has grown since its store was completed is refused, with the first row of it."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        rows = 10
+
+        def __iter__(self) -> Any:
+            return iter(torch.arange(self.rows))
+
+    def run() -> None:
+        trainer = Trainer(
+            accelerator="cpu",
+            callbacks=[PredictionWriter(tmp_path / "s", resume=True)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        model = Model(lambda batch: {"v": batch[:, None].float()})
+        trainer.predict(model, DataLoader(Stream(), batch_size=4), return_predictions=False)
+
+    run()
+    run()
+    Stream.rows = 12
+    with pytest.raises(BatchError, match="the store is complete and has no sample_index 10"):
+        run()
+    assert zarrow.open(tmp_path / "s").num_rows == 10

@@ -8,13 +8,13 @@ back when the writer is done with it; the queue bounds how many there are.
 
 On the host
 
-* a tensor that is contiguous and has its storage for itself is given away as it is;
-* every other one is copied: a view may pin memory many times its size;
-* so is anything else that the caller may change, such as a list.
+* a contiguous tensor that has a storage of its own goes to the writer without a copy;
+* every other tensor is copied: a view may pin memory many times its size;
+* so is any other value that the caller may change, such as a list.
 
-Some models return the same buffer in every step. So tensors are copied, too, in the first few batches, and
-held: memory that is held cannot be handed out again, so if an address comes back, it is such a buffer, and
-its entry is copied for good.
+Some models return the same buffer in every step. So in the first few batches all tensors are copied, and the
+originals are held: memory that is held cannot be allocated again, so an address that comes back is such a
+buffer, and its entry is copied from then on.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _FLOATS = {"float16": torch.float16, "float32": torch.float32, "float64": torch.
 
 
 class DeviceCopies(Protocol):
-    """Copies from a device, without waiting for them."""
+    """Asynchronous copies from a device."""
 
     def covers(self, tensor: torch.Tensor) -> bool:
-        """Tell whether the tensor lies on such a device."""
+        """Tell whether the tensor is on such a device."""
 
     def start(self, tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Callable[[], None]]:
-        """Return buffers on the host that will hold the tensors, and what waits until they do."""
+        """Return buffers on the host that will hold the tensors, and a function that waits until they do."""
 
 
 class CudaCopies:
-    """Copies from GPUs, each by a stream of its own."""
+    """Copies from GPUs, on a separate stream for each."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -72,7 +72,7 @@ class CudaCopies:
             with torch.cuda.stream(stream):
                 host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 hosts.append(host.copy_(tensor, non_blocking=True))
-            tensor.record_stream(stream)  # its memory is not handed out again before this stream is there
+            tensor.record_stream(stream)  # its memory is not reused before this stream has copied it
         for device, event in events.items():
             event.record(self._streams[device])
 
@@ -92,11 +92,11 @@ class HostBatch:
     values : dict of str to tensor, array or sequence
         By their names in the store.
     wait : callable, optional
-        Waits until all of them are there.
+        Waits until all of them have arrived.
     lost : dict of str to tensor, shape (rows,)
-        Per entry that was made narrower on a device, which rows lost a value by it.
+        For each entry that was narrowed on a device, the rows in which a finite value became infinite.
     size_bytes : int
-        What tensors and arrays among them take in memory.
+        Size of the tensors and arrays among the values.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -104,15 +104,11 @@ class HostBatch:
     lost: dict[str, torch.Tensor] = field(default_factory=dict)
     size_bytes: int = 0
 
-    def arrive(self) -> None:
-        """Wait until all values are there."""
-        wait, self.wait = self.wait, None
-        if wait is not None:
-            wait()
-
     def get(self) -> dict[str, Any]:
-        """Return the values, when they are there: tensors and arrays as numpy arrays, the rest as it came."""
-        self.arrive()
+        """Wait until all values have arrived, and return them, tensors as numpy arrays."""
+        if self.wait is not None:
+            self.wait()
+            self.wait = None
         for name, rows in self.lost.items():
             if rows.any():
                 raise BatchError(
@@ -126,12 +122,12 @@ class HostBatch:
 
 
 class HostCopies:
-    """Brings the values of predictions to the host.
+    """Copies the values of predictions to the host.
 
     Parameters
     ----------
     dtypes : mapping of str to {"float16", "float32", "float64"}
-        What floating-point columns and arrays are stored as; by default what they are, bfloat16 as float32.
+        Types to store floating-point columns and arrays as; by default their own, and float32 for bfloat16.
     device : DeviceCopies, optional
         Copies from devices; by default from GPUs.
 
@@ -155,17 +151,17 @@ class HostCopies:
         self._batches = 0
 
     def begin(self, values: Mapping[str, Any]) -> HostBatch:
-        """Begin to bring values into memory that is nobody else's.
+        """Start to copy values into memory that only the writer uses.
 
         Parameters
         ----------
         values : mapping of str to tensor, array or sequence
-            By their names in the store. May be overwritten from now on.
+            By their names in the store. May be overwritten on return.
 
         Returns
         -------
         HostBatch
-            Has them, or will.
+            The copies.
 
         Raises
         ------
@@ -187,7 +183,7 @@ class HostCopies:
                 continue
             if value.layout is not torch.strided:
                 raise BatchError(
-                    f"{name!r} is a tensor of layout {value.layout}: return it dense: .to_dense()"
+                    f"{name!r} must be a dense tensor, got layout {value.layout}: return it with .to_dense()"
                 )
             batch.size_bytes += value.nbytes
             dtype = self._targets.get((name, value.dtype)) or self._target(name, value.dtype)
@@ -214,12 +210,12 @@ class HostCopies:
         return batch
 
     def _target(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """Return what values of a type are stored as, and remember it."""
+        """Return the type that an entry is stored as, and remember it."""
         target = torch.float32 if dtype is torch.bfloat16 else dtype
         if name in self._dtypes:
             if not dtype.is_floating_point:
                 raise BatchError(
-                    f"dtypes: {name!r} is {dtype}, which is no floating-point type: cast it yourself"
+                    f"dtypes: {name!r} must have a floating-point type, got {dtype}: cast it in predict_step"
                 )
             target = _FLOATS[self._dtypes[name]]
         self._targets[name, dtype] = target

@@ -37,7 +37,7 @@ __all__ = [
     "describe",
     "length_of",
     "loaders_of",
-    "recorded_index",
+    "recorded_samples",
     "trim",
 ]
 
@@ -81,7 +81,7 @@ class LoaderFacts:
 
 
 class LoaderState:
-    """How far the rows of one data loader have come on this rank.
+    """What a run knows of one data loader on this rank.
 
     Parameters
     ----------
@@ -92,9 +92,9 @@ class LoaderState:
     identifiers : Identifiers, CallableIdentifiers or None
         Where the identifiers of its rows come from.
     before : SampleSet
-        Its rows that were stored when the run began.
+        Its samples that were stored when the run began.
     is_one_of_several : bool
-        Whether the run has other loaders, too.
+        Whether the run has other loaders.
     """
 
     def __init__(
@@ -114,13 +114,15 @@ class LoaderState:
         self.next_row = self.batches = 0
         self.written = SampleSet()
 
-    def sample_index(self, index: Any, columns: Mapping[str, Any], arrays: Mapping[str, Any]) -> SampleIndex:
-        """Return which rows of the dataset a batch has, the next ones if `index` is None.
+    def sample_index(
+        self, recorded: Any, columns: Mapping[str, Any], arrays: Mapping[str, Any]
+    ) -> SampleIndex:
+        """Return the ``sample_index`` of the rows of a batch; counts them if there is no record.
 
         Parameters
         ----------
-        index : sequence of int, or None
-            The rows' index, as it was recorded.
+        recorded : sequence of int, or None
+            Lightning's or the caller's record of the rows.
         columns, arrays : mapping of str to tensor, array or sequence
             The prediction.
 
@@ -132,15 +134,15 @@ class LoaderState:
         Raises
         ------
         InvalidInputError
-            If the number of rows is not that of the prediction, or there is no such row.
+            If the record does not fit the prediction or the dataset.
         """
-        found = None if index is None else as_sample_index(index, "what the sampler yields")
+        found = None if recorded is None else as_sample_index(recorded, "what the sampler yields")
         order, known = self.facts.order, self.facts.dataset_rows
         rows = count_rows(columns, arrays, None if found is None else len(found), _WHO_KNOWS[order])
         if found is None:
             found = np.arange(self.next_row, self.next_row + rows)
         elif rows and known is not None and found.max() >= known:
-            raise BatchError(f"got sample_index {found.max()}, but the dataset has {known} rows")
+            raise BatchError(f"sample_index must be below {known}, the dataset's length, got {found.max()}")
         self.next_row += rows
         return found
 
@@ -306,10 +308,10 @@ class _Recent:
         return self._count
 
 
-def recorded_index(loader: Any, batch_idx: int) -> Any:
-    """Return the rows' index in the dataset that Lightning recorded for a batch.
+def recorded_samples(loader: Any, batch_idx: int) -> Any:
+    """Return Lightning's record of the rows of a batch.
 
-    What Lightning hands to the callback may belong to the loader before, so the record itself is read.
+    What Lightning passes to callbacks may belong to the previous loader, so the record itself is read.
 
     Parameters
     ----------
@@ -329,12 +331,12 @@ def recorded_index(loader: Any, batch_idx: int) -> Any:
         If there is no record.
     """
     try:
-        index = loader.batch_sampler.seen_batch_indices[batch_idx]
+        recorded = loader.batch_sampler.seen_batch_indices[batch_idx]
     except (AttributeError, LookupError):
         raise InvalidInputError(
             f"Lightning has no record of the rows of batch {batch_idx}: pass sample_index="
         ) from None
-    return index[:] if type(index) is list else np.array(index)  # samplers may use theirs again
+    return recorded[:] if type(recorded) is list else np.array(recorded)  # samplers may reuse theirs
 
 
 def trim(loader: Any, batch_idx: int) -> None:
@@ -376,12 +378,12 @@ def as_sample_index(values: Any, what: str) -> SampleIndex:
     InvalidInputError
         If it is not one index per row.
     """
-    index = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-    if index.size == 0:
+    found = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if found.size == 0:
         return np.zeros(0, np.int64)
-    if index.ndim != 1 or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= 2**40:
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**40:
         raise InvalidInputError(
-            f"{what} must be one index of the dataset per row (0..2**40-1), got {index.dtype} of shape "
-            f"{index.shape}, {index.reshape(-1)[:3].tolist()}…: pass sample_index="
+            f"{what} must be one index of the dataset per row (0..2**40-1), got {found.dtype} of shape "
+            f"{found.shape}, {found.reshape(-1)[:3].tolist()}…: pass sample_index="
         )
-    return index.astype(np.int64)
+    return found.astype(np.int64)

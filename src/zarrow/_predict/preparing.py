@@ -1,18 +1,18 @@
-"""Preparing — the thread of a run that makes batches of the store out of predictions.
+"""Preparing — the thread of a run that makes batches of the store from predictions.
 
 The model waits for the callback, so the callback does only what cannot wait (`run`). The rest is done here, a
 few batches at a time, since work between the steps of a model finds cold caches and is slow:
 
 1. wait until the values of a batch have arrived on the host;
-2. join the identifiers of its rows;
+2. join the identifiers of its rows, by their ``sample_index``;
 3. leave out rows that are stored already;
-4. `Writer.append` what is left, and after the last batch of the group wait until the writer has accepted it.
+4. `Writer.append` the others, and after the last batch of the group wait until the writer has accepted it.
 
 Step 4 keeps memory within one bound: what the writer holds is part of the group, and the group counts as
 queued until it is accepted.
 
-The first error ends the thread. The batches before it are accepted when the writer is closed; those behind it
-are dropped, so that the rows of a store are those of the first batches.
+The first error ends the thread. The batches before it are accepted when the writer is closed; those after it
+are dropped, so that the rows of a store are always those of the first batches.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ class PredictedBatch:
     Parameters
     ----------
     loader : LoaderState
-        The loader that yielded its rows.
+        The loader that yielded it.
     batch_idx : int
         Its number there.
-    index : sequence of int, or None
-        The rows' index in the loader's dataset, if it was recorded.
+    recorded : sequence of int, or None
+        Lightning's or the caller's record of the rows; None if they are counted.
     identifiers : pyarrow.Table or None
-        Those that a function of the caller found in the batch.
+        The identifiers that the caller's function found. `recorded` is the ``sample_index`` then.
     values : HostBatch
-        By their names in the store.
+        The values to store.
     columns, arrays : tuple of str
-        What the values are.
+        Their names.
     """
 
     loader: LoaderState
     batch_idx: int
-    index: Any
+    recorded: Any
     identifiers: pa.Table | None
     values: HostBatch
     columns: tuple[str, ...]
     arrays: tuple[str, ...]
 
     def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return columns and arrays out of the values."""
+        """Return columns and arrays."""
         return {name: values[name] for name in self.columns}, {name: values[name] for name in self.arrays}
 
 
@@ -78,9 +78,9 @@ class Preparing(Worker[PredictedBatch]):
     writer : Writer or None
         None if the store is complete, so that no row is left.
     limit_bytes : int
-        Size of the batches that may wait, those that the writer holds included.
+        Size of the batches that may wait, including those that the writer holds.
     drop_duplicates : bool
-        Whether rows that come twice are left out; they are an error otherwise.
+        Whether repeated rows are left out; otherwise they are an error.
     """
 
     def __init__(self, writer: Writer | None, limit_bytes: int, *, drop_duplicates: bool) -> None:
@@ -100,9 +100,9 @@ class Preparing(Worker[PredictedBatch]):
 
     def _append(self, batch: PredictedBatch) -> None:
         """Append the rows of a batch that are not stored."""
-        loader, sample_index = batch.loader, batch.index
+        loader, sample_index = batch.loader, batch.recorded
         if batch.identifiers is None:
-            sample_index = loader.sample_index(batch.index, *batch.split(batch.values.values))
+            sample_index = loader.sample_index(batch.recorded, *batch.split(batch.values.values))
         columns, vectors = batch.split(batch.values.get())
         table = _identify(batch, sample_index, columns)
         fresh = self._fresh(loader, sample_index)
@@ -113,18 +113,23 @@ class Preparing(Worker[PredictedBatch]):
             vectors = {name: rows[fresh] for name, rows in vectors.items()}
             sample_index = sample_index[fresh]
         loader.written.add(sample_index)
-        assert self._writer is not None
-        self._writer.append(table, vectors, sample_index, copy=False)
+        if self._writer is not None:
+            self._writer.append(table, vectors, sample_index, copy=False)
+        elif len(sample_index):
+            raise BatchError(
+                f"the store is complete and has no sample_index {sample_index[0]}: resume with the dataset "
+                "that it was begun with, or write another store"
+            )
 
     def _fresh(self, loader: LoaderState, sample_index: SampleIndex) -> npt.NDArray[np.bool_]:
         """Return which rows are to be stored."""
-        fresh = ~loader.before.contains(sample_index)  # rows of a batch that was cut by a crash, say
+        fresh = ~loader.before.contains(sample_index)  # not all, if a crash left a part of the batch
         again = fresh & ~loader.written.fresh(sample_index)
         if again.any() and not self._drop_duplicates:
             raise BatchError(
                 f"{again.sum()} of its {len(sample_index)} rows are stored already, the first of them with "
                 f"sample_index {sample_index[again][0]}: use a sampler that yields every row once, or leave "
-                "repeated rows out with duplicates='drop'"
+                "out repeated rows with duplicates='drop'"
             )
         return fresh & ~again
 
@@ -143,14 +148,14 @@ def _identify(batch: PredictedBatch, sample_index: SampleIndex, columns: dict[st
     for name in columns:
         if name in table:
             raise BatchError(
-                f"the column {name!r} comes from the identifiers as well as from the prediction: leave "
-                f"one out (ignore=[{name!r}]), or rename one (columns={{'predicted_{name}': {name!r}}})"
+                f"column {name!r} is in the identifiers and in the prediction: leave one out "
+                f"(ignore=[{name!r}]), or rename one (columns={{'predicted_{name}': {name!r}}})"
             )
     return table | columns
 
 
 def named(error: Exception, loader: LoaderState, batch_idx: int) -> Exception:
-    """Return an error that says which batch it is about."""
+    """Return an error that names its batch."""
     where = f"in batch {batch_idx} of {loader.facts.name}"
     if isinstance(error, BatchError):
         return BatchError(f"{where}: {error}")

@@ -3,9 +3,9 @@
 `Run` lives from the callback's ``setup`` to its ``teardown``. For a batch it
 
 1. splits the prediction into columns and arrays (`rules`);
-2. finds out which rows of the dataset they are (`loaders`), and asks the caller's function for identifiers;
+2. takes the record of its rows (`loaders`), and calls the caller's function for identifiers, if any;
 3. has the values copied to the host (`host_copies`), into memory that nothing else writes into;
-4. hands them to a thread that makes a batch of the store of them (`preparing`).
+4. hands them to a thread that makes a batch of the store from them (`preparing`).
 
 The model waits for these steps only, which take a tenth of a millisecond. At the end `Run` judges whether
 every expected row has arrived. One rank knows by itself; of several, rank 0 asks the store when the others
@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from zarrow._predict.host_copies import HostCopies
 from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
-from zarrow._predict.loaders import LoaderState, as_sample_index, describe, recorded_index, trim
+from zarrow._predict.loaders import LoaderState, as_sample_index, describe, recorded_samples, trim
 from zarrow._predict.preparing import PredictedBatch, Preparing, named
 from zarrow._predict.rules import PredictionRules
 from zarrow._predict.sample_set import SampleSet
@@ -46,17 +46,17 @@ class Run:
     writer : Writer or None
         None if the store is complete.
     before : mapping of int to SampleSet
-        The rows that were stored when the run began, per ``dataloader_idx``.
+        The samples that were stored when the run began, per ``dataloader_idx``.
     identifiers : list of Identifiers, CallableIdentifiers or None
         One, or one per loader.
     rules : PredictionRules
-        What is stored.
+        Which entries of a prediction are stored.
     host_copies : HostCopies
-        How it gets to the host.
+        Copies them to the host.
     sample_index : str or callable or None
-        Where the caller finds the rows' index in the dataset.
+        The caller's source of the rows' ``sample_index``.
     drop_duplicates : bool
-        Whether rows that come twice are left out.
+        Whether repeated rows are left out.
     queue_bytes : int
         Size of the batches that may wait.
     """
@@ -86,7 +86,7 @@ class Run:
         self._at_exit = close_at_exit(weakref.ref(self))
 
     def meet(self, loaders: list[Any], world_size: int) -> None:
-        """Get to know the data loaders, and raise if one cannot work."""
+        """Look at the data loaders; raise if one cannot work."""
         identifiers = self.identifiers
         if len(identifiers) != len(loaders):
             if len(identifiers) != 1 or identifiers[0] is not None:
@@ -109,26 +109,26 @@ class Run:
     # One batch
 
     def write(self, position: int, batch_idx: int, prediction: Any, batch: Any) -> None:
-        """Take a batch on: queued on return.
+        """Hand a batch to the preparing thread: queued on return.
 
-        The model waits for this, so the rest is left to a thread. Only the first batch of a store is waited
-        for: what is wrong with every batch is raised at once. See `PredictionWriter.write_on_batch_end`.
+        Only the first batch of a store is waited for, so that an error in every batch is raised at once. See
+        `PredictionWriter.write_on_batch_end`.
         """
         self._check()
         loader = self.loaders[position]
         try:
             columns, arrays = self._rules.split(prediction)
-            index, identifiers = self._index(loader, batch_idx, prediction, batch), None
+            recorded, identifiers = self._recorded(loader, batch_idx, prediction, batch), None
             if isinstance(loader.identifiers, CallableIdentifiers):
-                index = loader.sample_index(index, columns, arrays)
-                identifiers = loader.identifiers.find(batch, index)
+                recorded = loader.sample_index(recorded, columns, arrays)
+                identifiers = loader.identifiers.find(batch, recorded)
             values = self._host_copies.begin(columns | arrays)
         except ZarrowError as error:
             raise named(error, loader, batch_idx) from error.__cause__
         loader.batches += 1
         self.finished += 1
         predicted = PredictedBatch(
-            loader, batch_idx, index, identifiers, values, tuple(columns), tuple(arrays)
+            loader, batch_idx, recorded, identifiers, values, tuple(columns), tuple(arrays)
         )
         self._preparing.put(predicted, values.size_bytes)
         if self.writer is not None and self.writer.spec is None:
@@ -136,8 +136,8 @@ class Run:
         self._check()
         trim(loader.loader, batch_idx)
 
-    def _index(self, loader: LoaderState, batch_idx: int, prediction: Mapping[str, Any], batch: Any) -> Any:
-        """Return the rows' index in the dataset, as the caller or Lightning has it; None if it is counted."""
+    def _recorded(self, loader: LoaderState, batch_idx: int, prediction: Any, batch: Any) -> Any:
+        """Return the caller's or Lightning's record of a batch's rows; None if they are counted."""
         chosen = self._sample_index
         if isinstance(chosen, str):
             if chosen not in prediction:
@@ -147,15 +147,15 @@ class Run:
             return as_sample_index(prediction[chosen], f"sample_index={chosen!r}")
         if chosen is not None:
             return as_sample_index(chosen(batch), "what the callable sample_index returns")
-        return None if loader.facts.order == "running" else recorded_index(loader.loader, batch_idx)
+        return None if loader.facts.order == "running" else recorded_samples(loader.loader, batch_idx)
 
     def _check(self) -> None:
-        """Raise what is wrong with an earlier batch."""
+        """Raise the error of an earlier batch, if any."""
         if self._preparing.error is not None:
             raise self._preparing.error
 
     def finish(self, *, durable: bool = False) -> None:
-        """End the thread when it is done: every batch is accepted, or durable, on return."""
+        """End the thread when its work is done: every batch is accepted, or durable, on return."""
         self._preparing.call()
         self._preparing.stop()
         atexit.unregister(self._at_exit)
@@ -164,7 +164,7 @@ class Run:
             self.writer.flush(durable=True)
 
     def close(self) -> None:
-        """Keep every finished batch, after an error that is raised already: a second one would hide it."""
+        """Close the writer with every finished batch; raises nothing, which would hide the first error."""
         with contextlib.suppress(Exception):
             self.finish()
         with contextlib.suppress(ZarrowError, RuntimeError):
@@ -174,25 +174,25 @@ class Run:
     # The end
 
     def missing(self, limit: int | float | None) -> str | None:
-        """Return what is missing of the rows of a run on one rank, in words; None if nothing is."""
-        found = [state.missing_rows(len(state.before) + len(state.written)) for state in self.loaders]
+        """Return which rows of a run on one rank are missing, in words; None if none are."""
+        found = [one.missing_rows(len(one.before) + len(one.written)) for one in self.loaders]
         return "; ".join(filter(None, [*found, self.cut_short(limit)])) or None
 
     def cut_short(self, limit: int | float | None) -> str | None:
-        """Return how this rank's end was not the end of its data, in words; None if it was."""
-        found = [state.cut_short(limit) for state in self.loaders]
+        """Return why this rank ended before its data did, in words; None if it did not."""
+        found = [loader.cut_short(limit) for loader in self.loaders]
         if self.started > self.finished:
             found.append("a step ended the run with StopIteration")
         return "; ".join(filter(None, found)) or None
 
     def missing_on_disk(self, path: str | os.PathLike[str]) -> str | None:
-        """Return what is missing of the rows of all ranks, in words; None if nothing is."""
+        """Return which rows of all ranks are missing, in words; None if none are."""
         stored, _ = stored_samples(path, repeated_ok=self._drop_duplicates)
-        found = [state.missing_rows(len(stored.get(i, ()))) for i, state in enumerate(self.loaders)]
+        found = [loader.missing_rows(len(stored.get(i, ()))) for i, loader in enumerate(self.loaders)]
         return "; ".join(filter(None, found)) or None
 
     def table_without_rows(self) -> pa.Table:
-        """Return the identifiers' columns, which are known without a prediction."""
+        """Return the identifiers' columns without rows."""
         for one in self.identifiers:
             if isinstance(one, Identifiers):
                 return one.take(np.zeros(0, np.int64))
