@@ -1,14 +1,9 @@
-"""How are a few rows of a compressed array had without decoding it all?
+"""Encoded rows — the rows of a compressed array, decoded chunk by chunk.
 
-Chunk by chunk: the shard index says where a chunk lies, the chunk's checksum is compared with that of the
-segment's record before a byte is decoded (a damaged chunk can crash a codec, and a crafted one fill the
-memory), and what was decoded is kept for the next call, up to a limit. Chunks of one call are decoded by
-several threads, for the codecs let go of Python's lock.
-
-`EncodedRows` has the methods of the mapped arrays of `mapping`, so that who reads need not know which
-kind an array is.
-
-Place: tier 3, used by `arrays`. Reads only.
+A chunk is compared with its checksum before it is decoded (`shard_rows`), and kept for the next call, up to
+a number of bytes. The chunks of one call are decoded in several threads, because the codecs release
+Python's lock. `EncodedRows` has the methods of the mapped arrays of `mapping`, so that the reader need not
+know the kind of an array.
 """
 
 from __future__ import annotations
@@ -39,7 +34,7 @@ class EncodedRows:
     array : ArraySpec
         The array.
     rows : int
-        How many.
+        The number of rows.
     file_rows : int
         Rows of every shard but the last.
     open_shard : callable of int to StoredChunks
@@ -81,7 +76,7 @@ class EncodedRows:
         Raises
         ------
         CorruptionError
-            If a chunk of theirs is damaged.
+            If one of their chunks is damaged.
         """
         chunk_rows = self._array.chunk_rows
         out = np.empty((max(stop - start, 0), *self._array.row_shape), self._array.numpy_dtype)
@@ -101,7 +96,7 @@ class EncodedRows:
         Raises
         ------
         CorruptionError
-            If a chunk of theirs is damaged.
+            If one of their chunks is damaged.
         """
         chunk_rows = self._array.chunk_rows
         if out is None:

@@ -15,8 +15,8 @@ that filters need, if these fit for all parts.
 
 A damaged part is an error that names its segment (`part_files`); its neighbours stay readable.
 
-Reads only. The parts of pyarrow beside its core (a third of the time of ``import zarrow``) are loaded when
-they are needed.
+Reads only. What pyarrow has besides its core (a third of the time of ``import zarrow``) is loaded when it
+is needed.
 """
 
 from __future__ import annotations

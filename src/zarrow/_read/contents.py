@@ -2,7 +2,7 @@
 
 Opening a store takes its view and nothing else. Columns, arrays, derived arrays, the key index and a
 connection for SQL are made when they are first needed, all of the same rows. A refreshed store has a new
-view, and so new contents; whoever still holds an array of the old ones keeps seeing the old rows.
+view, and so new contents; arrays of the old ones keep showing the old rows.
 
 Reads only.
 """

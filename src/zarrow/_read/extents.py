@@ -35,11 +35,11 @@ class Extent:
     Parameters
     ----------
     start, stop : int
-        Which rows of the array: rows ``start + shift`` to ``stop + shift`` of `rows`.
+        Rows `start` to `stop` of the array.
     rows : JoinedRows, RowsPerFile or EncodedRows
-        Reads them.
+        Reads them, as its rows ``start + shift`` to ``stop + shift``.
     shift : int
-        See above.
+        See `rows`.
     verify : callable of int and int
         Raises `CorruptionError` if chunks of these rows of the array are not what was written.
     """
@@ -74,13 +74,9 @@ def _find(view: View, array: ArraySpec) -> Iterator[Extent]:
         yield _committed(view, array, range(view.snapshot.rows), 0, view.record)
     live = view.live_ranges()
     for record, rows in zip(view.behind_gap, live, strict=False):
-        yield _committed(view, array, rows, record.segment, _always(record))
+        yield _committed(view, array, rows, record.segment, {record.segment: record}.__getitem__)
     for piece, rows in zip(view.open_pieces, live[len(view.behind_gap) :], strict=True):
         yield _open(view, array, rows, piece)
-
-
-def _always(record: SegmentRecord) -> Callable[[int], SegmentRecord]:
-    return lambda _: record
 
 
 def _map(
@@ -107,12 +103,12 @@ def _committed(
     first_segment: int,
     record_of: Callable[[int], SegmentRecord],
 ) -> Extent:
-    """Return the extent of segments that follow each other."""
+    """Return the extent of consecutive segments."""
     manifest = view.snapshot.manifest
 
     def locate(index: int) -> ShardFile:
         number = first_segment + index
-        if manifest is not None:  # which saves reading the record
+        if manifest is not None:  # it saves reading the record
             size_bytes = manifest.shard_bytes[array.name][number]
         else:
             size_bytes = record_of(number).arrays[array.name].size_bytes

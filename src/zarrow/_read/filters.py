@@ -6,7 +6,7 @@ columns that the condition needs, which are decoded first. Arrow does not list t
 expression names them. A name that stands there for another reason, in a string say, costs one more column
 to decode and changes no answer.
 
-Pure. The parts of pyarrow beside its core are loaded when there is a filter.
+Pure. What pyarrow has besides its core is loaded when there is a filter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Filter:
     expression : pyarrow.compute.Expression
         The condition.
     columns : list of str
-        The columns that it needs; perhaps more.
+        The columns that it needs, and perhaps others.
     """
 
     expression: pc.Expression
@@ -73,7 +73,7 @@ def read_filter(filter: object, schema: pa.Schema) -> Filter:
     UnknownNameError
         If it names a column that the schema does not have.
     InvalidInputError
-        If it is no expression, or not a condition on these columns.
+        If it is not an expression, or not a condition on these columns.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Key index file — key to row, where neither the keys nor the index fit into memory.
 
 The file holds an *entry* per row (hash, row, the key's words: `_format.key_words`), sorted by hash and row,
-and the bytes that strings point to, so that keys that share a hash are told apart without reading the
+and the bytes that strings point to, so that keys that share a hash are distinguished without reading the
 table. ``FORMAT.md`` section 13 has its bytes.
 
 `build` makes it in bounded memory:

@@ -1,4 +1,9 @@
-"""Open rows — the accepted rows of open segments, read without writing."""
+"""Open rows — the accepted rows of open segments, read without writing.
+
+The journal's frames say which rows an open segment has; those count whose row bytes are in every array's
+file with the checksum of their frame. Frames behind the first that fails are ignored, unless they were
+durable: then it is damage. The same rows are found by a writer that recovers the segment.
+"""
 
 from __future__ import annotations
 

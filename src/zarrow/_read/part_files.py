@@ -10,8 +10,8 @@ A part is opened once for all three:
 
 If anything fails, the whole file is compared with its record, so that the error says what is wrong.
 
-Reads only, and remembers which footers were checked. The parts of pyarrow beside its core are loaded with
-the first part.
+Reads only, and remembers which footers were checked. What pyarrow has besides its core is loaded with the
+first part.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class PartFiles:
         return self._view.snapshot.root / layout.part_path(segment)
 
     def whole_path(self, segment: int) -> str:
-        """Return the path of a part that somebody else will read: a file of the size that was committed.
+        """Return the path of a part for another reader, after checking that it has the committed size.
 
         Raises
         ------
         CorruptionError
-            If it is missing, cut short or no file.
+            If it is missing, truncated or not a file.
         """
         misfit = self._misfit(segment)
         if misfit is not None:
@@ -87,7 +87,7 @@ class PartFiles:
                     if not may_pass(fragment, filter, self._schema):
                         return None
                     metadata = fragment.metadata
-                # Read ahead is what would be read anyway, and by another thread.
+                # Without pre_buffer, which would read the same bytes in another thread.
                 with pq.ParquetFile(
                     source, metadata=metadata, page_checksum_verification=True, pre_buffer=False
                 ) as file:
@@ -109,10 +109,10 @@ class PartFiles:
         return open_file(self._view.snapshot.root, layout.part_path(number)) if last is None else last
 
     def _check_footer(self, number: int, source: pa.NativeFile) -> None:
-        """Compare a part's footer with its record, once; raise `OSError` if it is another.
+        """Compare a part's footer with its record, once; raise `OSError` if they differ.
 
-        The footer has no checksum of its own, and its statistics tell a filter which parts have no rows for
-        it: rows would be left out that nobody missed.
+        The footer has no checksum of its own, and wrong statistics in it would make a filter leave out rows
+        without a trace.
         """
         if number not in self._sound:
             footer = read_footer(lambda offset, size: source.read_at(size, offset), source.size())
@@ -123,7 +123,7 @@ class PartFiles:
     # What went wrong
 
     def _explain(self, error: Exception, number: int) -> Exception:
-        """Return the error that says how a segment's part is damaged, or `error` if it is not."""
+        """Return an error that says how a segment's part is damaged, or `error` if it is not damaged."""
         if isinstance(error, CorruptionError):
             return error
         self._view.guard()
@@ -141,7 +141,7 @@ class PartFiles:
         )
 
     def _misfit(self, number: int) -> str | None:
-        """Tell what is wrong with a part without reading it."""
+        """Return what is wrong with a part as far as its size shows, else None."""
         manifest = self._view.snapshot.manifest  # saves reading the record
         committed = (
             self._view.record(number).part.size_bytes if manifest is None else manifest.part_bytes[number]
@@ -153,6 +153,7 @@ class PartFiles:
         return None if size_bytes == committed else f"has {size_bytes} bytes, {committed} were committed"
 
     def _damage(self, number: int) -> str | None:
+        """Return what is wrong with a part, which is read whole, else None."""
         misfit = self._misfit(number)
         if misfit is not None:
             return misfit
@@ -168,4 +169,4 @@ class PartFiles:
                 sound = file.metadata.num_rows == self._view.snapshot.segment_rows(number)
         except (OSError, pa.ArrowException):
             sound = False
-        return None if sound else "is no such part, though its checksum holds"
+        return None if sound else "is not a part of this table, though its checksum holds"

@@ -42,7 +42,7 @@ __all__ = [
 
 
 class StoredChunks:
-    """The chunks that lie in a file one behind the other, each compared with its checksum.
+    """The consecutive chunks of a file, each compared with its checksum.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ class StoredChunks:
     chunks : sequence of Chunk
         Size and checksum of every chunk.
     tail : array, shape (rows, *row_shape), optional
-        The rows behind the last chunk, which are not encoded yet.
+        The rows after the last chunk, which are not encoded yet.
     first_row : int
-        The row of the store with which the file begins, for messages.
+        The row of the store at which the file begins, for messages.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StoredChunks:
         return ChunkCodec(self._array)
 
     def holds(self, number: int) -> bool:
-        """Tell whether a chunk is there and has its checksum; reads it in blocks."""
+        """Tell whether a chunk is in the file and has its checksum; reads it in blocks."""
         chunk = self.chunks[number]
         return self.file.holds(self.ends[number] - chunk.size_bytes, chunk.size_bytes, chunk.crc32c)
 
@@ -112,7 +112,7 @@ class CommittedShard(StoredChunks):
     record : SegmentRecord
         The segment's.
     first_row : int
-        The row of the store with which the segment begins, for messages.
+        The row of the store at which the segment begins, for messages.
 
     Raises
     ------
@@ -216,14 +216,14 @@ def sound_frames(
     array : ArraySpec
         The array.
     entries : sequence of ArrayEntry
-        What every frame says of the array.
+        The entry for the array in every frame.
     counts : sequence of int
         The rows of every frame.
 
     Returns
     -------
     callable of int to bool
-        Whether the bytes of the first so many frames are all there and as they were written.
+        Whether the bytes of the given number of frames, from the first, are those that were written.
     """
     if array.is_plain:
         return _sound_plain(directory, array, entries, counts)

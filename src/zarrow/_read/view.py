@@ -27,7 +27,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def take_view(root: Path, *, partial: bool) -> View:
     StoreChangedError
         If it changes faster than it can be read.
     """
-    seen: dict[str, _Slot] = {}
+    seen: dict[str, OpenPiece] = {}
     damaged = 0
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -253,16 +253,7 @@ class _GoneError(Exception):
     """An open segment vanished while it was read."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """An open segment as it was read, with its files open."""
-
-    rows: OpenRows
-    files: dict[str, File]
-    tails: dict[str, npt.NDArray[Any]]
-
-
-def _look(root: Path, partial: bool, seen: dict[str, _Slot]) -> View | None:
+def _look(root: Path, partial: bool, seen: dict[str, OpenPiece]) -> View | None:
     """Return a view, or None if the store changed meanwhile; `seen` keeps open segments between attempts."""
     guard = Guard(root)
     snapshot = catalog.read_snapshot(root)
@@ -337,7 +328,7 @@ def _behind_gap(snapshot: Snapshot, claimed: set[int]) -> Iterable[SegmentRecord
         number += 1
 
 
-def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
+def _read_slot(path: Path, spec: StoreSpec) -> OpenPiece | None:
     """Read an open segment and open its files; None if no row can be in it."""
     found = open_rows.read(path, spec)
     if found is None or not found.rows:
@@ -364,11 +355,11 @@ def _read_slot(path: Path, spec: StoreSpec) -> _Slot | None:
         if path.exists():  # it is renamed as a whole before it is removed
             raise CorruptionError("missing, though the open segment has rows", path=error.filename) from error
         raise _GoneError from None
-    return _Slot(found, files, tails)
+    return OpenPiece(found, 0, found.rows, files, tails)
 
 
 def _uncommitted(
-    slots: list[_Slot], snapshot: Snapshot, committed: list[SegmentRecord]
+    slots: list[OpenPiece], snapshot: Snapshot, committed: list[SegmentRecord]
 ) -> Iterable[OpenPiece]:
     """Yield the rows of open segments that are in no committed one."""
     full = snapshot.spec.segment_rows
@@ -386,13 +377,13 @@ def _uncommitted(
             for source in record.sources
             if source.slot == slot.rows.slot
         )
-        for low, high in [*gaps, (slot.rows.rows, slot.rows.rows)]:
+        for low, high in [*gaps, (slot.stop, slot.stop)]:
             if start < low:
-                yield OpenPiece(slot.rows, start, min(low, slot.rows.rows), slot.files, slot.tails)
+                yield replace(slot, start=start, stop=min(low, slot.stop))
             start = max(start, high)
 
 
-def _stopped_sessions(slots: list[_Slot], full: int) -> dict[str, int]:
+def _stopped_sessions(slots: list[OpenPiece], full: int) -> dict[str, int]:
     """Return the first open segment of each writer that is not full.
 
     Rows behind it do not continue the prefix of what the writer wrote: a power cut took rows in between.
@@ -400,6 +391,6 @@ def _stopped_sessions(slots: list[_Slot], full: int) -> dict[str, int]:
     stopped: dict[str, int] = {}
     for slot in slots:
         owner = slot.rows.owner
-        if slot.rows.rows < full:
+        if slot.stop < full:
             stopped[owner.session] = min(stopped.get(owner.session, owner.sequence), owner.sequence)
     return stopped
