@@ -59,3 +59,11 @@ def test_test_files_mirror_doors(file: Path) -> None:
     doors = {one.stem for one in SOURCE.iterdir() if not one.name.startswith("_")}
     project = {"benchmarks", "contracts", "docstrings", "examples", "import", "readme", "rooms"}
     assert file.stem.split("_")[1] in project | doors
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
+def test_a_header_is_a_definition(file: Path) -> None:
+    """The first line of a module defines it; it is not a question."""
+    first = _docstring(file).partition("\n")[0]
+    assert first.endswith(".")
+    assert not first.endswith("?")

@@ -309,7 +309,7 @@ class TestBadInput:
         batch = collate(StoreDataset(tmp_path / "s", fill_values=filled).__getitems__([0, 1]))
         assert batch["n"].tolist() == [1, -1]
         assert batch["label"].tolist() == [False, True]
-        assert batch["time"].tolist() == [1, 0]
+        assert batch["time"].tolist() == [1000, 0]  # seconds are kept as milliseconds
         assert batch["x"].isnan().tolist() == [True, False]
 
     def test_stores_that_are_missing_or_incomplete(self, tmp_path):

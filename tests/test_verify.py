@@ -369,7 +369,7 @@ def test_rows_of_two_segments_from_one_place_are_found(store: Path) -> None:
 def test_a_record_that_contradicts_itself_is_found(store: Path) -> None:
     """A record with a valid checksum can still be wrong."""
     rewrite_record(store, 1, rows=7, sources=())
-    assert "its sources have not the 7 rows" in messages(zarrow.verify(store))
+    assert "its sources do not have the 7 rows" in messages(zarrow.verify(store))
 
 
 # Open segments

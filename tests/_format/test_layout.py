@@ -137,7 +137,7 @@ def test_an_array_spec_checks_itself(change: dict[str, Any], message: str) -> No
         ({"schema": pa.schema({"query_embed": pa.int64()}), "keys": ()}, "more than one column or array"),
         (
             {"schema": pa.schema([("a", pa.int64()), ("a", pa.int8())]), "keys": ()},
-            "'a' stands for more than one column",
+            "'a' is that of more than one column",
         ),
         ({"keys": ("no",)}, "key 'no' is not a column; the columns are .*'id'"),
     ],

@@ -9,11 +9,11 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `documents`             JSON with a checksum of its own, for every small file
 `records`               commit record, claim, owner and manifest
 `checksum`              CRC32C, and joining the CRCs of adjacent pieces
-`arrow`                 columns between numpy and Arrow
+`arrow`                 columns between numpy and Arrow, and predicates of types
 `types`                 the types that a column may have, and how each of them is kept
 `codecs`                encoding and decoding one inner chunk
 `frames`                one batch in the journal of an open segment
-`shard_index`           where the chunks of a shard lie
+`shard_index`           offset and size of every chunk of a shard
 `zarr_metadata`         the ``zarr.json`` documents that Zarr readers see
 `parts`                 the table of a segment, as Parquet has it and as frames have it
 `pages`                 page headers of a Parquet file, checked before anything is decompressed

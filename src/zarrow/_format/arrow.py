@@ -1,4 +1,4 @@
-"""Arrow helpers — numbers between numpy and Arrow without a copy and without pandas, and kinds of types."""
+"""Arrow helpers — numbers between numpy and Arrow without a copy or pandas, and predicates of types."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 Values = Any
-"""A column: numbers as numpy has them, anything as Arrow has it, None where all values are null."""
+"""A column: numbers as a numpy array, anything as an Arrow array, None if all values are null."""
 
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
 """Arrow's names of types that numpy calls otherwise."""
 
 
 def numbers_as_arrow(values: npt.NDArray[Any]) -> pa.Array:
-    """Return numbers as Arrow has them: what `pyarrow.array` does, without its import of pandas."""
+    """Return numbers as an Arrow array: `pyarrow.array` without its import of pandas."""
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     kind = pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
@@ -90,7 +90,7 @@ def lists_as_array(values: pa.Array) -> npt.NDArray[Any]:
 
 
 def as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:
-    """Return a column as Arrow has it."""
+    """Return a column as an Arrow array."""
     if values is None:
         return pa.nulls(rows, kind)
     return numbers_as_arrow(values) if isinstance(values, np.ndarray) else values

@@ -1,13 +1,11 @@
-"""How is a checksum of many pieces had while every byte is read once?
+"""Checksums — CRC32C, and joining the CRCs of adjacent pieces.
 
-crc32c (Castagnoli, RFC 3720 section 12.1) of row bytes is wanted twice: of each batch, for its
-frame, and of each chunk, for the segment's record. Batches and chunks overlap anyhow, so the pieces
-between their boundaries are summed once and the sums are joined by `combine`.
+Row bytes need two checksums (crc32c, Castagnoli, RFC 3720 section 12.1): that of the batch, for its frame,
+and that of the chunk, for the segment's record. Batches and chunks overlap arbitrarily, so the pieces between
+their boundaries are summed once, and `combine` joins the sums.
 
-`combine` is the method of zlib's ``crc32_combine``: appending `n` zero bytes to a message is a
-linear map over GF(2), found by repeated squaring, and crc(A + B) = zeros_n(crc(A)) ^ crc(B).
-
-Place: tier 1; pure.
+`combine` is the method of zlib's ``crc32_combine``: appending `n` zero bytes to a message is a linear map
+over GF(2), found by repeated squaring, and crc(A + B) = zeros_n(crc(A)) ^ crc(B).
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ def _one_zero_byte_to_the(power: int) -> _Matrix:
 
 @lru_cache(maxsize=64)
 def _byte_tables(power: int) -> tuple[list[int], ...]:
-    """Return the same map by what it makes of each of its argument's four bytes: a tenth of the time."""
+    """Return the same map as one table per byte of its argument, which takes a tenth of the time."""
     matrix = _one_zero_byte_to_the(power)
     tables = []
     for start in range(0, 32, 8):
@@ -85,7 +83,7 @@ def _byte_tables(power: int) -> tuple[list[int], ...]:
 
 
 def _followed_by_zeros(value: int, size_bytes: int) -> int:
-    """Apply the map to a value: a number of zeros is a sum of powers of two."""
+    """Apply the map for any number of zeros, which is a sum of powers of two."""
     power = 0
     while size_bytes and value:
         if size_bytes & 1:
@@ -97,7 +95,7 @@ def _followed_by_zeros(value: int, size_bytes: int) -> int:
 
 
 def combine(first: int, second: int, second_size_bytes: int) -> int:
-    """Return the crc32c of two pieces of bytes put together, from their crc32c's.
+    """Return the crc32c of two adjacent pieces from the crc32c of each.
 
     Parameters
     ----------
@@ -125,7 +123,7 @@ def crc32c_of_zeros(size_bytes: int) -> int:
     Parameters
     ----------
     size_bytes : int
-        How many zeros.
+        The number of zeros.
 
     Returns
     -------

@@ -1,13 +1,12 @@
-"""How is an inner chunk encoded, and which codecs may an array have?
+"""Codecs — encoding and decoding one inner chunk, and the codecs that an array may have.
 
-An array's codecs are a Zarr v3 chain: any array-to-array codecs, one array-to-bytes codec, any
-bytes-to-bytes codecs. They stand in the metadata as the Zarr specification and the zarr-extensions
-registry write them, so that stock readers decode the chunks; here the same chain is run by numcodecs
-directly, one chunk at a time and without loading zarr.
+An array's codecs are a Zarr v3 chain: any array-to-array codecs, one array-to-bytes codec, any bytes-to-bytes
+codecs. They are in the metadata as the Zarr specification and the zarr-extensions registry write them, so
+that stock readers decode the chunks; here numcodecs runs the same chain, one chunk at a time and without
+loading zarr.
 
-Only the codecs listed here are run: the names come from a file, and a store may be hostile.
-
-Place: tier 2, used by `_write.shards` and `store`. Pure.
+Only the codecs that are listed here are run, and nothing much larger than a chunk is ever decompressed: the
+names and the bytes come from files, and a store may be hostile.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ _OPTIONS = {
     "numcodecs.shuffle": ("elementsize",),
     "zstd": ("level", "checksum"),
 }
-"""What a configuration may say. Any other name would reach numcodecs, where "id" chooses the codec."""
+"""The options of every codec. Any other name would reach numcodecs, where "id" chooses the codec."""
 ALLOWED = (*_ARRAY_TO_ARRAY, *_ARRAY_TO_BYTES, *_BYTES_TO_BYTES)
 
 
@@ -77,7 +76,7 @@ PRESETS: dict[str, tuple[Codec, ...]] = {
     "zstd": ({"name": "zstd", "configuration": {"level": 3, "checksum": False}},),
     "pcodec": ({"name": "numcodecs.pcodec", "configuration": {}},),
 }
-"""Names that stand for a chain."""
+"""Chains that have a name."""
 
 
 def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
@@ -86,11 +85,11 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
     Parameters
     ----------
     codecs : None, str, dict, zarr codec, or a sequence of them
-        None is plain bytes. A string names a preset (`PRESETS`); a dict is a codec as it stands in a
-        ``zarr.json``; anything with ``to_dict()``, as zarr's own codec objects have, is asked for that.
-        ``bytes`` is put in where no array-to-bytes codec is named.
+        None is plain bytes. A string names a preset (`PRESETS`); a dict is a codec as ``zarr.json`` has it;
+        of anything with ``to_dict()``, such as zarr's own codec objects, that is used. ``bytes`` is inserted
+        if there is no array-to-bytes codec.
     dtype : str
-        The array's data type, which blosc and shuffle want the size of.
+        The array's data type, whose size blosc and shuffle need.
 
     Returns
     -------
@@ -100,7 +99,7 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
     Raises
     ------
     InvalidInputError
-        If a codec is unknown, or stands where it cannot.
+        If a codec is unknown, or in a place where it cannot be.
 
     Examples
     --------
@@ -148,23 +147,23 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
 
 
 def choose(sample: npt.NDArray[Any], dtype: str) -> tuple[dict[str, Any], ...]:
-    """Return the lossless codecs that suit some of an array's rows: what ``"auto"`` stands for.
+    """Return the lossless codecs that suit a sample of an array's rows: the meaning of ``"auto"``.
 
-    They are tried on the rows. Bytes that stay plain are the fastest to write and the only ones to be read
-    without a copy, so a codec must save a quarter of them: blosc's lz4 after bitshuffle, which writes as fast
-    as a disk; or zstd, a few times slower, if it saves another quarter of what that leaves.
+    They are tried on the rows. Plain bytes are the fastest to write and the only ones that are read without a
+    copy, so a codec must save a quarter of them: blosc's lz4 after bitshuffle, which is as fast as a disk, or
+    zstd, a few times slower, if it saves another quarter of the rest.
 
     Parameters
     ----------
     sample : array, shape (rows, *row_shape)
-        Some rows; plain bytes if there are none.
+        The rows; if there are none, the result is plain bytes.
     dtype : str
         The array's data type, to which they are cast.
 
     Returns
     -------
     tuple of dict
-        The chain, as `normalize` has it.
+        The chain, as `normalize` returns it.
 
     Examples
     --------
@@ -177,7 +176,7 @@ def choose(sample: npt.NDArray[Any], dtype: str) -> tuple[dict[str, Any], ...]:
         return PLAIN
     row_bytes = sample[:1].size * ZARR_DTYPES[dtype].itemsize
     count = min(len(sample), rows_of(_SAMPLE_BYTES, row_bytes))
-    count = 1 << (count.bit_length() - 1)  # as many as a chunk may have
+    count = 1 << (count.bit_length() - 1)  # a chunk has a power of two
     rows = np.ascontiguousarray(sample[:count], ZARR_DTYPES[dtype])
     best, left = PLAIN, float(rows.nbytes)
     for preset in ("blosc-lz4-bitshuffle", "zstd"):
@@ -202,9 +201,7 @@ def _plain_value(value: Any) -> Any:
 def _normalize_one(codec: Codec, itemsize: int) -> dict[str, Any]:
     name = codec.get("name")
     if name not in ALLOWED:
-        raise InvalidInputError(
-            f"codec {name!r} is not one that zarrow runs: use one of {', '.join(ALLOWED)}"
-        )
+        raise InvalidInputError(f"codec {name!r} is not supported: use one of {', '.join(ALLOWED)}")
     configuration = {key: _plain_value(value) for key, value in (codec.get("configuration") or {}).items()}
     if name == "blosc":
         configuration["typesize"] = itemsize
@@ -222,11 +219,11 @@ def _normalize_one(codec: Codec, itemsize: int) -> dict[str, Any]:
         configuration = {"elementsize": itemsize, **configuration}
     elif name == "bytes":
         if configuration.get("endian", "little") != "little":
-            raise InvalidInputError("arrays are stored little-endian; codec 'bytes' must not say otherwise")
+            raise InvalidInputError("arrays are stored little-endian, got codec 'bytes' with another endian")
         configuration = {"endian": "little"}
     if name == "crc32c":
         return {"name": name}
-    return {"name": name, "configuration": configuration}  # zarr-python wants numcodecs' even where empty
+    return {"name": name, "configuration": configuration}  # zarr-python needs numcodecs' even if empty
 
 
 @lru_cache(maxsize=64)
@@ -251,12 +248,12 @@ def _runner(codec: Codec) -> Any:
         configuration["shuffle"] = _BLOSC_SHUFFLES[configuration["shuffle"]]
     if name == "bytes":
         if configuration.get("endian", "little") != "little":
-            raise InvalidInputError("arrays are stored little-endian")
+            raise InvalidInputError("arrays are stored little-endian, got codec 'bytes' with another endian")
         return None
     kind = name.removeprefix("numcodecs.")
     if kind == "bitround":
         if "keepbits" not in configuration:
-            raise InvalidInputError(f"codec {name!r} wants keepbits, how many bits of the fraction to keep")
+            raise InvalidInputError(f"codec {name!r} needs keepbits, the number of mantissa bits to keep")
         return _Bitround(**configuration)
     if kind == "crc32c":
         return _Crc32c()
@@ -266,7 +263,7 @@ def _runner(codec: Codec) -> Any:
 
 
 class _Crc32c:
-    """Zarr v3's crc32c codec: the checksum behind the bytes."""
+    """Zarr v3's crc32c codec: the bytes, then their checksum."""
 
     def encode(self, data: Any) -> bytes:
         raw = bytes(memoryview(data).cast("B"))
@@ -280,10 +277,10 @@ class _Crc32c:
 
 
 class _Bitround:
-    """Bitround that leaves alone what rounding would make something else.
+    """Bitround that keeps the values that rounding would turn into something else.
 
-    It adds to the bits as if they were a number's: the largest floats would become infinite, and the NaN of
-    CUDA, all ones, would become -0.
+    Rounding adds to the bits as if they were an integer: the largest floats would become infinite, and CUDA's
+    NaN, all ones, would become -0.
     """
 
     def __init__(self, keepbits: int) -> None:
@@ -296,7 +293,7 @@ class _Bitround:
 
 
 class _Gzip:
-    """gzip with a bound on what comes out: its header does not say how much that will be."""
+    """gzip with a bound on the decompressed size, which its header does not declare."""
 
     def __init__(self, level: int) -> None:
         self._codec = _numcodec("gzip", ("level", level))
@@ -308,7 +305,7 @@ class _Gzip:
         inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         raw = inflater.decompress(memoryview(data).cast("B"), limit_bytes)
         if not inflater.eof or inflater.unused_data:
-            raise CorruptionError(f"is cut short, or inflates to more than {limit_bytes} bytes")
+            raise CorruptionError(f"is cut short, or decompresses to more than {limit_bytes} bytes")
         return raw
 
 
@@ -323,16 +320,14 @@ class ChunkCodec:
     Raises
     ------
     InvalidInputError
-        If the array has a codec that is not run.
+        If the array has a codec that is not supported.
     """
 
     def __init__(self, array: ArraySpec) -> None:
         self._array = array
         for codec in array.codecs:
             if codec.get("name") not in ALLOWED:
-                raise InvalidInputError(
-                    f"array {array.name!r}: codec {codec.get('name')!r} is not one that zarrow runs"
-                )
+                raise InvalidInputError(f"array {array.name!r}: codec {codec.get('name')!r} is not supported")
         stages: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         for codec in array.codecs:
             try:
@@ -356,7 +351,7 @@ class ChunkCodec:
         Returns
         -------
         bytes
-            What lies in the shard.
+            As they are in the shard.
         """
         data: Any = chunk
         for step in self._filters:
@@ -383,7 +378,7 @@ class ChunkCodec:
         Raises
         ------
         CorruptionError
-            If the bytes do not decode to a chunk; nothing much larger than a chunk is ever inflated.
+            If the bytes do not decode to a chunk; nothing much larger than a chunk is decompressed.
         """
         array = self._array
         try:
@@ -402,7 +397,7 @@ class ChunkCodec:
 
 
 def _decompress(step: Any, data: Any, limit_bytes: int) -> Any:
-    """Undo one bytes-to-bytes codec; what is larger than a chunk can be (with checksums) is refused."""
+    """Undo one bytes-to-bytes codec; a result larger than a chunk with checksums is refused."""
     if isinstance(step, _Gzip):
         return step.decode(data, limit_bytes)
     size_of = _declared_size.get(getattr(step, "codec_id", ""))
@@ -416,8 +411,8 @@ def _decompress(step: Any, data: Any, limit_bytes: int) -> Any:
 
 
 def _unpack(data: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Decode pcodec's numbers into as many values as a chunk has; numcodecs would take any number of them."""
-    from pcodec import standalone  # an option of the user's, and it is there: the codec was made
+    """Decode pcodec's numbers into as many values as a chunk has; numcodecs would accept any number."""
+    from pcodec import standalone  # optional, but installed: the codec was made
 
     progress = standalone.simple_decompress_into(bytes(data), values)
     if progress.n_processed != values.size or not progress.finished:
@@ -426,9 +421,9 @@ def _unpack(data: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _blosc_size(view: memoryview) -> int | None:
-    """Return the size that a blosc header declares, if the header also has the right compressed size.
+    """Return the size that a blosc header declares, if its compressed size is that of the buffer.
 
-    c-blosc believes that one, and reads beyond the buffer where it is too large.
+    c-blosc trusts the compressed size, and reads beyond the buffer if it is too large.
     """
     if len(view) < 16 or int.from_bytes(view[12:16], "little") != len(view):
         return None
@@ -438,7 +433,7 @@ def _blosc_size(view: memoryview) -> int | None:
 def _zstd_size(view: memoryview) -> int | None:
     """Return the content size that a zstd frame declares (RFC 8878, section 3.1.1).
 
-    None also if there is not one frame but several: what the second declares, the first does not say.
+    None also if there are several frames: the first does not say what the second declares.
     """
     if len(view) < 9 or bytes(view[:4]) != b"\x28\xb5\x2f\xfd":
         return None

@@ -1,9 +1,7 @@
-"""How does a small fact on disk prove that it is what was written?
+"""Documents — small JSON files that prove that they are what was written.
 
-Every document of the store (its spec, records, claims, manifest, owners) is one JSON object whose last
-member is the crc32c of the bytes before it, so that a flipped bit is never mistaken for a fact.
-
-Place: tier 1; pure.
+Every document of a store (its spec, records, claims, manifest, owners) is one JSON object whose last member
+is the crc32c of the bytes before it, so that a flipped bit is never mistaken for a fact.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ from zarrow.errors import CorruptionError
 __all__ = ["MAX_DOCUMENT_BYTES", "decode_document", "encode_document"]
 
 MAX_DOCUMENT_BYTES = 64 << 20
-"""Of a JSON document: a manifest of two million segments has that. Parsed it takes some times as much."""
+"""The size of a manifest of two million segments; parsed, a document takes a few times as much memory."""
 
 _CHECKSUM = re.compile(rb',"crc32c":"([0-9a-f]{8})"\}\n\Z')
 _CHECKSUM_BYTES = len(b',"crc32c":"00000000"}\n')
 
 
 def encode_document(body: Mapping[str, Any]) -> bytes:
-    r"""Return `body` as JSON with its checksum as last member.
+    r"""Return `body` as JSON with its checksum as the last member.
 
     >>> encode_document({"rows": 3})
     b'{"rows":3,"crc32c":"267e3b8c"}\n'
@@ -36,14 +34,14 @@ def encode_document(body: Mapping[str, Any]) -> bytes:
 
 
 def decode_document(data: bytes, path: str) -> dict[str, Any]:
-    """Return the body of a document whose checksum holds.
+    """Return the body of a document after its checksum was verified.
 
     Parameters
     ----------
     data : bytes
         The file's content.
     path : str
-        Its path, for the message.
+        Its path, for messages.
 
     Returns
     -------
@@ -53,16 +51,16 @@ def decode_document(data: bytes, path: str) -> dict[str, Any]:
     Raises
     ------
     CorruptionError
-        If the checksum is missing or wrong, or the rest is no JSON object.
+        If the checksum is missing or wrong, or the rest is not a JSON object.
     """
     found = _CHECKSUM.search(data[-_CHECKSUM_BYTES:])
     text = data[:-_CHECKSUM_BYTES]
     if not found or crc32c(text) != int(found[1], 16):
-        raise CorruptionError("its checksum does not hold, so nothing in it can be believed", path=path)
+        raise CorruptionError("its checksum does not match, so nothing in it can be trusted", path=path)
     try:
         body = json.loads(text + b"}")
     except (ValueError, RecursionError) as error:
-        raise CorruptionError(f"not JSON, though its checksum holds: {error}", path=path) from error
+        raise CorruptionError(f"not JSON, though its checksum matches: {error}", path=path) from error
     if not isinstance(body, dict):
         raise CorruptionError("not a JSON object", path=path)
     return body

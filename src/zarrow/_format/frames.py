@@ -1,20 +1,18 @@
-"""How is one batch written down so that it is found again whole or not at all?
+"""Frames — the records in the journal of an open segment, one per batch, found again whole or not at all.
 
-A frame is the journal's record of the part of a batch that lies in one segment. It is appended to
-``table.frames`` after the batch's row bytes were written, so a frame that is there vouches for them: it
-carries their crc32c, its own, and the number of rows that were durable when it was written.
+A frame describes the part of a batch that lies in one segment. It is appended to ``table.frames`` after the
+batch's row bytes were written, so a frame that is there vouches for them: it carries their crc32c, its own,
+and the number of rows that were durable when it was written.
 
-What a reader does with a frame that does not check out depends on that last number (`scan`):
+That number decides how a reader treats a frame that does not match its checksum (`scan`):
 
-* the bytes after the last good frame are a *torn tail* — a batch that was never accepted, or, after a
-  power cut, one that was never durable — and are dropped;
-* unless some later frame says that the rows were durable: then the disk has changed them, and that is
+* normally the bytes after the last sound frame are a *torn tail*, a batch that was never accepted or, after a
+  power cut, one that was never durable, and are dropped;
+* if a later frame says that those rows were durable, the disk has changed them, and that is
   `CorruptionError`.
 
-The layout, all little-endian, is in ``FORMAT.md``. Nothing in a frame is used before its checksum holds;
-the Arrow payload least of all, for a damaged one can crash the process that parses it.
-
-Place: tier 2, used by `_write.open_segment` and `verify`. Pure. Must not import its siblings.
+``FORMAT.md`` has the layout. Nothing in a frame is used before its checksum was verified, least of all the
+Arrow payload: a damaged one can crash the process that parses it.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ArrayEntry:
-    """What a frame says of one array.
+    """The facts about one array in a frame.
 
     Parameters
     ----------
@@ -81,9 +79,9 @@ class Frame:
     Parameters
     ----------
     first_row : int
-        Of the batch, counted from the open segment's beginning.
+        The batch's first row, counted from the beginning of the open segment.
     rows : int
-        Rows of the batch; 0 in a frame that only tells how many rows are durable.
+        Rows of the batch; 0 in a frame that only says how many rows are durable.
     durable_rows : int
         Rows of the open segment that were synced when the frame was written.
     arrays : tuple of ArrayEntry
@@ -143,7 +141,7 @@ def encode(
 def _decode(
     buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int
 ) -> tuple[Frame, int] | None:
-    """Return the frame at `offset` and where it ends, or None if there is no sound frame."""
+    """Return the frame at `offset` and its end, or None if there is no sound frame."""
     if offset + _HEAD.size + _CRC.size > len(view):
         return None
     magic, size, owner, first_row, durable_rows, rows, count, payload_size = _HEAD.unpack_from(view, offset)
@@ -153,18 +151,18 @@ def _decode(
     body = np.frombuffer(view[offset : end - _CRC.size], np.uint8)
     if _CRC.unpack_from(view, end - _CRC.size)[0] != crc32c(body):
         return None
-    # The checksum holds: what does not fit from here on was written so.
+    # The checksum matches: whatever is inconsistent from here on was written so.
     if count != arrays:
         raise CorruptionError(f"a frame for {count} arrays in a store of {arrays}")
     position = offset + _HEAD.size
     entries = []
     for _ in range(count):
         if position + _ENTRY.size > end:
-            raise CorruptionError("a frame has no room for its arrays' entries")
+            raise CorruptionError("a frame is too short for its arrays")
         rows_crc, tail_crc, side, chunks = _ENTRY.unpack_from(view, position)
         position += _ENTRY.size
         if position + chunks * _CHUNK.size > end:
-            raise CorruptionError("a frame lists more chunks than it has room for")
+            raise CorruptionError("a frame is too short for its chunks")
         entries.append(
             ArrayEntry(
                 rows_crc,
@@ -178,23 +176,23 @@ def _decode(
         )
         position += chunks * _CHUNK.size
     if position + payload_size > end - _CRC.size:
-        raise CorruptionError("a frame's payload does not fit into it")
+        raise CorruptionError("a frame is too short for its payload")
     frame = Frame(first_row, rows, durable_rows, tuple(entries), buffer.slice(position, payload_size))
     return frame, end
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a journal holds.
+    """The content of a journal.
 
     Parameters
     ----------
     frames : tuple of Frame
-        The sound frames, in order, without gap.
+        The sound frames, in order, without gaps.
     ends : tuple of int
         Where each of them ends, in bytes.
     torn_bytes : int
-        Bytes after the last of them, which count for nothing.
+        Bytes after the last of them, which are ignored.
     """
 
     frames: tuple[Frame, ...]
@@ -203,12 +201,12 @@ class Scan:
 
     @property
     def rows(self) -> int:
-        """Rows that the frames vouch for."""
+        """The number of rows that the frames vouch for."""
         return self.frames[-1].stop if self.frames else 0
 
     @property
     def durable_rows(self) -> int:
-        """Rows that some frame calls durable."""
+        """The largest number of durable rows in any frame."""
         return max((frame.durable_rows for frame in self.frames), default=0)
 
 
@@ -218,13 +216,13 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
     Parameters
     ----------
     buffer : pyarrow.Buffer
-        The file's content, perhaps mapped.
+        The content of the file.
     uuid : bytes
         The 16 bytes of the store's uuid.
     arrays : int
-        How many arrays the store has.
+        The number of the store's arrays.
     segment_rows : int
-        Rows that a segment may have.
+        Rows of a full segment.
     path : str
         For messages.
 
@@ -236,7 +234,7 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
     Raises
     ------
     CorruptionError
-        If a frame is damaged whose rows were durable, or if frames contradict each other.
+        If a frame whose rows were durable is damaged, or if frames contradict each other.
     """
     found, broken = _scan(buffer, uuid, arrays, segment_rows)
     try:
@@ -256,9 +254,9 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
 
 
 def scan_prefix(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) -> Scan:
-    """Return the frames before the first that is not sound, whatever lies behind them.
+    """Return the frames before the first that is not sound, whatever follows.
 
-    For `verify`, which says what else there is; everybody else uses `scan`.
+    For audits, which report on the rest themselves; use `scan` for everything else.
     """
     return _scan(buffer, uuid, arrays, segment_rows)[0]
 
@@ -266,7 +264,7 @@ def scan_prefix(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) 
 def _scan(
     buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int
 ) -> tuple[Scan, CorruptionError | None]:
-    """Read frames up to the first that is not sound, and tell if it contradicts its own checksum."""
+    """Return the frames before the first that is not sound, and an error if that one's checksum matches."""
     view = memoryview(buffer)
     frames: list[Frame] = []
     ends: list[int] = []
@@ -289,7 +287,7 @@ def _scan(
 
 
 def may_hold_rows(tail: bytes, arrays: int) -> bool:
-    """Tell whether damaged bytes are so many that a frame with rows can be among them.
+    """Tell whether damaged bytes are long enough to contain a frame with rows.
 
     >>> len(encode(bytes(16), 0, 0, 0, (), b"")), may_hold_rows(bytes(72), 0), may_hold_rows(bytes(80), 0)
     (72, False, True)
@@ -299,10 +297,10 @@ def may_hold_rows(tail: bytes, arrays: int) -> bool:
 
 
 def is_torn(tail: bytes, uuid: bytes, arrays: int) -> bool:
-    """Tell whether bytes behind the last sound frame are the beginning of one that was being written.
+    """Tell whether the bytes after the last sound frame are the beginning of one that was being written.
 
-    Rather than a frame that was whole and was damaged: a whole frame, one that only its own size keeps from
-    being sound, or one with sound frames behind it.
+    They are not if they are a frame that was whole before it was damaged: one that is all there, one that is
+    sound but for its size field, or one that sound frames follow.
 
     >>> frame = encode(bytes(16), 0, 1, 0, (), b"x")
     >>> is_torn(frame[:-1], bytes(16), 0), is_torn(frame[:-1] + b"X", bytes(16), 0)
@@ -329,7 +327,7 @@ def is_torn(tail: bytes, uuid: bytes, arrays: int) -> bool:
 
 
 def _size_by_content(tail: bytes) -> int | None:
-    """Return the size that a frame must have by what it says it holds, if that much of it is there."""
+    """Return the size that a frame must have according to its content, if its entries are all there."""
     if len(tail) < _HEAD.size:
         return None
     *_, count, payload_size = _HEAD.unpack_from(tail)
@@ -343,7 +341,7 @@ def _size_by_content(tail: bytes) -> int | None:
 
 
 def _resync(buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int) -> Iterator[Frame]:
-    """Yield the sound frames behind a damaged one; frames begin at multiples of 8."""
+    """Yield the sound frames after a damaged one; frames begin at multiples of 8."""
     if offset + _HEAD.size > len(view):
         return
     start = offset + -offset % _ALIGNMENT
@@ -362,7 +360,7 @@ def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
     Parameters
     ----------
     frame : Frame
-        A frame of `scan`, so that its checksum is known to hold.
+        A frame of `scan`, so that its checksum was verified.
     wire_schema : pyarrow.Schema
         The schema that the payload was written with.
 
@@ -374,23 +372,25 @@ def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
     Raises
     ------
     CorruptionError
-        If they are not as many as the frame says, or break Arrow's rules: a store may be hostile.
+        If their number is not that of the frame, or if they break Arrow's rules: a store may be hostile.
     """
     try:
         message = pa.ipc.read_message(pa.py_buffer(frame.payload))
         if message.type != "record batch" or _is_compressed(message.metadata):
-            raise CorruptionError("a frame's payload must be a record batch that is not compressed")
+            raise CorruptionError("a frame's payload must be an uncompressed record batch")
         batch = pa.ipc.read_record_batch(message, wire_schema)
         batch.validate(full=True)
     except (pa.ArrowException, EOFError, OSError) as error:
-        raise CorruptionError(f"a frame's payload is no record batch: {error}") from error
+        raise CorruptionError(f"a frame's payload is not a record batch: {error}") from error
     if batch.num_rows != frame.rows:
-        raise CorruptionError(f"a frame of {frame.rows} rows holds {batch.num_rows}")
+        raise CorruptionError(f"a frame of {frame.rows} rows has a payload of {batch.num_rows}")
     return batch
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Tell whether an Arrow message, which was verified, has buffers that inflate, to who knows what.
+    """Tell whether an Arrow message, whose checksum matches, has compressed buffers.
+
+    They may inflate to any size.
 
     Field 3 of the table ``RecordBatch``, which is field 2 of the table ``Message``
     (https://github.com/apache/arrow/blob/main/format/Message.fbs).

@@ -1,10 +1,7 @@
-"""What stands behind the entries of a key index?
+"""Key tables — the fences, checksums and footer that follow the entries of a key index.
 
-Fences, checksums, and a footer that says whose rows they are: all that has to be right before an entry is
-looked at. ``FORMAT.md`` section 13 has the bytes.
-
-Place: tier 1; pure. Used by `_read.keys`, which maps an index, and by `_maintenance.audit_index`, which
-reads it in pieces.
+They say whose rows the index has, and must be right before an entry is used. ``FORMAT.md``, section 13, has
+the bytes. `_read.keys` maps an index, `_maintenance.audit_index` reads it in pieces.
 """
 
 from __future__ import annotations
@@ -30,24 +27,24 @@ __all__ = ["Identity", "Tables", "damaged", "encode_tables", "identity_of", "rea
 MAGIC = b"ZARROWK1"
 BLOCK_ENTRIES = 256
 HEAP_BLOCK_BYTES = 4096
-HASH, ROW, WORDS = 0, 1, 2
+ENTRY_HASH, ENTRY_ROW, ENTRY_WORDS = 0, 1, 2
 """An entry's columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Which rows an index was made of.
+    """The rows that an index was made of.
 
     Parameters
     ----------
     uuid : str
         The store's.
     rows : int
-        How many.
+        Their number.
     records_crc32c : int
         The crc32c of the manifest's ``records_crc32c``, each as u32: it changes with any file of the rows.
     keys : tuple of (str, str)
-        Name and type of the key columns.
+        Name and type of every key column.
     """
 
     uuid: str
@@ -58,14 +55,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
-    """What is known of an index before any entry is looked at.
+    """The facts about an index that precede its entries.
 
     Parameters
     ----------
     identity : Identity
-        Of the rows that it was made of.
+        The rows that it was made of.
     width : int
-        Words of an entry.
+        Words per entry.
     entries_bytes, heap_bytes : int
         The sizes of the entries and of the heap.
     fences : uint64 array
@@ -84,7 +81,7 @@ class Tables:
 
 
 def identity_of(spec: StoreSpec, rows: int, manifest: Manifest | None) -> Identity:
-    """Return whose index is that of so many rows of a store, which is complete if it has a manifest."""
+    """Return the identity of an index of the first `rows` rows of a store, complete if it has a manifest."""
     return Identity(
         uuid=spec.uuid,
         rows=rows,
@@ -94,7 +91,7 @@ def identity_of(spec: StoreSpec, rows: int, manifest: Manifest | None) -> Identi
 
 
 def damaged(name: str, what: str) -> CorruptionError:
-    """Return an error that says what to do about a damaged index."""
+    """Return the error for a damaged index, with its remedy."""
     return CorruptionError(
         f"{what}: it is derived from the table, so remove it, or make it anew with build_index", path=name
     )
@@ -108,7 +105,7 @@ def encode_tables(
     entry_sums: array[int],
     heap_sums: array[int],
 ) -> bytes:
-    """Return what is written behind the heap."""
+    """Return the bytes that follow the heap."""
     tables = bytes(-(entries_bytes + heap_bytes) % 8) + b"".join(
         np.array(numbers, kind).tobytes()
         for numbers, kind in ((fences, "<u8"), (entry_sums, "<u4"), (heap_sums, "<u4"))
@@ -130,18 +127,18 @@ def encode_tables(
 def read_tables(
     read: Callable[[int, int], Bytes], size_bytes: int, kinds: Sequence[pa.DataType], name: str
 ) -> Tables:
-    """Check footer and tables of an index.
+    """Read footer and tables of an index, and check them.
 
     Parameters
     ----------
     read : callable of (int, int) to uint8 array
-        Returns so many bytes of the file from an offset on.
+        Takes an offset and a size, and returns those bytes of the file.
     size_bytes : int
         The file's size.
     kinds : sequence of DataType
-        The types of the key columns of the store that it is said to belong to.
+        The types of the store's key columns.
     name : str
-        What messages call it.
+        The name of the index in messages.
 
     Raises
     ------
@@ -149,11 +146,11 @@ def read_tables(
         If they are damaged.
     """
     if size_bytes < 16:
-        raise damaged(name, "it is no index, or was cut short")
+        raise damaged(name, "it is not an index, or was cut short")
     stop = size_bytes - 16
     end = read(stop, 16).tobytes()
     if end[8:] != MAGIC:
-        raise damaged(name, "it is no index, or was cut short")
+        raise damaged(name, "it is not an index, or was cut short")
     start = stop - int.from_bytes(end[:8], "little")
     if start < 0 or stop - start > MAX_DOCUMENT_BYTES:
         raise damaged(name, "its footer is damaged")
@@ -183,10 +180,10 @@ def read_tables(
     data = read(tables, start - tables)
     if crc32c(data) != tables_crc32c:
         raise damaged(name, "its fences or checksums are damaged")
-    expected = WORDS + key_words.word_count(kinds)
+    expected = ENTRY_WORDS + key_words.word_count(kinds)
     width = entries_bytes // 8 // rows if rows else expected
     if width != expected and [kind for _, kind in identity.keys] == [str(kind) for kind in kinds]:
-        raise damaged(name, "its entries have not the size that its keys have")
+        raise damaged(name, "its entries do not have the size of the store's keys")
     ends = [padding, padding + 8 * blocks, padding + 12 * blocks]
     return Tables(
         identity=identity,

@@ -1,18 +1,16 @@
-"""When are two keys the same, and which number stands for a key?
+"""Key words — a key as 64-bit words, and its hash: when two keys are the same.
 
-Every value of a key column becomes one unsigned 64-bit *word*: integers, booleans, dates and times as the
-integer that they are, floats as the bits of a float64 (0.0 for −0.0; all NaNs alike, so that a NaN finds
-NaN). Values without such a word (strings, bytes, decimals) become bytes in a *heap*, and two words: where
-they begin, and how many they are; a value that repeats is there once. Two keys are the same if and only if
-all their words and bytes are (`same`).
+Every value of a key column becomes one unsigned 64-bit *word*: an integer, boolean, date or time its integer;
+a float the bits of its float64 (-0.0 becomes 0.0, and all NaNs are alike, so that a NaN finds NaN). Values
+without such a word (strings, bytes, decimals) become bytes in a *heap* and two words, their offset and their
+size; equal values are stored once. Two keys are the same if and only if all their words and bytes are
+(`same`).
 
-The hash of a key is a chain of ``step``, the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast
-splittable pseudorandom number generators", 2014), over the words of its columns; for a value in the heap
-the word is the chain over its length and its bytes, eight at a time. ``FORMAT.md`` section 13 has test
-values. It is made for speed in numpy, not against an adversary: who can choose keys can make them collide,
-which costs time, and never a wrong row.
-
-Place: tier 1; pure. `_read.keys` lays these words on disk, `_read.asked_keys` reads what users ask with.
+The hash of a key chains ``step``, the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable
+pseudorandom number generators", 2014), over the words of its columns; for a value in the heap the word is the
+chain over its size and its bytes, eight at a time. ``FORMAT.md``, section 13, has test values. The hash is
+made for speed in numpy, not against an adversary: who can choose keys can make them collide, which costs
+time, but never yields a wrong row.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ class Keys:
     Parameters
     ----------
     words : uint64 array, shape (rows, words)
-        Per column one word, or where in the heap its bytes begin and how many they are.
+        Per column one word, or the offset and the size of its bytes in the heap.
     heap : uint8 array, shape (bytes,)
         The bytes.
     hashes : uint64 array, shape (rows,)
@@ -66,7 +64,7 @@ class Keys:
 
 
 def family(kind: pa.DataType) -> str:
-    """Return what a type's values are: only values of one family can be the same.
+    """Return the family of a type: only values of one family can be the same.
 
     >>> family(pa.int8()), family(pa.dictionary(pa.int32(), pa.string())), family(pa.timestamp("us"))
     ('integer', 'string', 'timestamp')
@@ -89,12 +87,12 @@ def is_in_heap(kind: pa.DataType) -> bool:
 
 
 def word_count(kinds: Sequence[pa.DataType]) -> int:
-    """Return how many words a key of these types has."""
+    """Return the number of words of a key of these types."""
     return sum(1 + is_in_heap(kind) for kind in kinds)
 
 
 def encode(columns: Sequence[pa.Array]) -> Keys:
-    """Return the keys that columns without nulls make up.
+    """Return the keys in columns without nulls.
 
     >>> keys = encode([pa.array([7, 8]), pa.array(["stroke", "stroke"])])
     >>> keys.words.tolist(), keys.heap.tobytes()
@@ -146,7 +144,7 @@ def _step(before: Words, word: Words) -> Words:
 
 
 def _hash_bytes(lengths: npt.NDArray[np.int64], data: Bytes) -> Words:
-    """Return the words that stand in the chain for values that lie in `data` one behind the other."""
+    """Return the words that represent adjacent values in the chain."""
     found = _step(np.zeros(len(lengths), np.uint64), lengths.astype(np.uint64))
     counts = (lengths + 7) // 8
     firsts = np.cumsum(counts) - counts
@@ -163,7 +161,7 @@ def _hash_bytes(lengths: npt.NDArray[np.int64], data: Bytes) -> Words:
 
 
 def _spread(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the places of all bytes of values that begin at `starts`.
+    """Return the offsets of all bytes of values that begin at `starts`.
 
     >>> _spread(np.array([0, 8]), np.array([2, 3])).tolist()
     [0, 1, 8, 9, 10]
@@ -190,14 +188,14 @@ def _word(column: pa.Array) -> Words:
 
 
 def _numbers(column: pa.Array) -> npt.NDArray[Any]:
-    """Return numbers without nulls as numpy has them: what `to_numpy` does, without its import of pandas."""
+    """Return numbers without nulls as a numpy array: `to_numpy` without its import of pandas."""
     return np.from_dlpack(column)
 
 
 def _distinct(
     column: pa.Array,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64], Bytes]:
-    """Return which of the distinct values each one is; where those begin, their sizes, their bytes."""
+    """Return each value's index among the distinct ones, and the offsets, sizes and bytes of these."""
     if pa.types.is_decimal(column.type):
         kind = pa.binary(column.type.bit_width // 8)
         column = pa.Array.from_buffers(kind, len(column), [None, column.buffers()[1]], offset=column.offset)
@@ -218,7 +216,7 @@ def _distinct(
 def same(
     kinds: Sequence[pa.DataType], one: Words, one_heap: Bytes, other: Words, other_heap: Bytes
 ) -> npt.NDArray[np.bool_]:
-    """Tell of pairs of keys whether they are the same.
+    """Tell which pairs of keys are the same.
 
     Parameters
     ----------
@@ -227,12 +225,12 @@ def same(
     one, other : uint64 array, shape (pairs, words)
         Their words.
     one_heap, other_heap : uint8 array
-        Where their bytes are; the words must not point outside of it.
+        Their bytes; the words must not point outside.
 
     Returns
     -------
     bool array, shape (pairs,)
-        Whether they are.
+        Whether the keys of each pair are the same.
     """
     found = np.ones(len(one), np.bool_)
     column = 0

@@ -1,15 +1,7 @@
-"""What lies where in a store, and what is written down about it?
+"""Layout — names and paths in a store, and the limits of the numbers in it.
 
-Names and paths, and the facts that the JSON documents hold: the store's spec (``zarrow.json``), the
-commit record of a segment (``segments/*.json``), the claim of a segment number, the manifest. Pure:
-bytes in, bytes out, nothing here touches a disk. The words are defined in ``FORMAT.md`` beside this
-file, which says the same to an implementer in another language.
-
-Every document is one JSON object whose last member is the crc32c of the bytes before it, so that a
-flipped bit is never mistaken for a fact.
-
-Place: tier 1, imported by every module. Must not import any other module of zarrow but `errors` and
-`checksum`.
+Paths are relative to the store's root, with forward slashes. ``FORMAT.md``, next to the package's root
+module, says the same to implementers in other languages, and defines the words.
 """
 
 from __future__ import annotations
@@ -48,26 +40,23 @@ MAX_SHARD_BYTES = 96 * MEBIBYTE
 MIN_SEGMENT_ROWS = 1024
 TABLE_ONLY_SEGMENT_ROWS = 65_536
 MAX_DEFAULT_SEGMENT_ROWS = 131_072
-"""Where rows are narrow: sealing a segment takes memory for the values of all its columns."""
+"""Of narrow rows: sealing a segment takes memory for the values of all its columns."""
 
 TARGET_CHUNK_BYTES = MEBIBYTE
 MAX_SEGMENTS = 10**8
-"""Part and record names have eight digits, so that they sort as their numbers do."""
+"""Part and record names have eight digits, so that they sort by number."""
 
 MAX_SEGMENT_ROWS = 1 << 31
 MAX_ROW_AXES = 16
 MAX_CHUNK_BYTES = 256 * MEBIBYTE
 MAX_SEGMENT_BYTES = 1 << 40
 MAX_CHUNKS = 1 << 20
-"""Of all arrays of a segment together. Like the others a bound on the memory that a hostile store can ask
-for, far beyond what is of use."""
+"""Of all arrays of a segment together. Like the other limits a bound, far above any use, on the memory that a
+hostile store can make a reader allocate."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _UUID = re.compile(r"[0-9a-f]{32}\Z")
 _SLOT = re.compile(r"[0-9a-f]{16}\Z")
-
-
-# Names and paths, relative to the store's root, with forward slashes
 
 
 def check_name(name: object, what: str) -> str:
@@ -80,7 +69,7 @@ def check_name(name: object, what: str) -> str:
     name : str
         The name.
     what : str
-        What it names, for the message.
+        What it names, for messages.
 
     Returns
     -------
@@ -106,17 +95,17 @@ def check_name(name: object, what: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Tell whether `name` may be that of an array."""
+    """Tell whether an array may have this name."""
     return bool(_NAME.match(name))
 
 
 def is_uuid(text: str) -> bool:
-    """Tell whether `text` may be a store's ``uuid``: 32 hexadecimal digits."""
+    """Tell whether a store may have this ``uuid``: 32 hexadecimal digits."""
     return bool(_UUID.match(text))
 
 
 def is_slot(name: str) -> bool:
-    """Tell whether `name` is that of an open segment's directory."""
+    """Tell whether the directory of an open segment may have this name."""
     return bool(_SLOT.match(name))
 
 
@@ -159,10 +148,10 @@ def slot_dir(slot: str) -> str:
 
 
 def rows_name(array: str) -> str:
-    """Return the name of the file of an open segment that becomes the array's shard."""
+    """Return the name of the file in an open segment that becomes the array's shard."""
     return f"{array}.rows"
 
 
 def tail_name(array: str, side: int) -> str:
-    """Return the name of one of the two files that hold the rows of a compressed array's unfinished chunk."""
+    """Return the name of one of the two files for the rows of a compressed array's unfinished chunk."""
     return f"{array}.tail{side}"

@@ -1,16 +1,14 @@
-"""What do the pages of a Parquet file say of themselves, before anybody inflates them?
+"""Pages — the page headers of a Parquet file, checked before anything is decompressed.
 
-A page's header declares how large it is, stored and inflated, how many values it has, and the crc32 of
-what is stored (https://parquet.apache.org/docs/file-format/data-pages/). Whoever decodes a page believes
-that: a few KiB may inflate to GiB. So before a part is decoded by `verify`, or by a writer that reopens
-it, `check_pages` walks over the headers, which takes no decompression, and refuses what no writer of ours
-produces.
+A page's header declares the page's stored and its decompressed size, its number of values, and the crc32 of
+its stored bytes (https://parquet.apache.org/docs/file-format/data-pages/). Decoders trust it: a few KiB may
+decompress to GiB. So `check_pages` walks over the headers, which takes no decompression, and refuses pages
+that zarrow never writes. It does so for `verify` and `repair`, and when a writer reopens a segment; plain
+reads trust the store (``FORMAT.md``, section 6).
 
 The headers are Thrift structs in the compact protocol
-(https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md), of which this reads
-what it needs and skips the rest, within bounds.
-
-Place: tier 1, used by `_write.parts` and the audits. Pure: what it reads is handed in.
+(https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md); the fields that are not
+needed are skipped, within bounds.
 """
 
 from __future__ import annotations
@@ -28,28 +26,28 @@ Read = Callable[[int, int], bytes]
 
 MAX_HEADER_BYTES = 1 << 20
 SMALL_BYTES = 64 << 20
-"""What every machine can spare: up to here any ratio will do."""
+"""A size that every machine can spare: pages up to it may have any ratio."""
 MAX_RATIO = 1000
-"""zstd shrinks even constant columns less than that once they are large."""
+"""zstd compresses even large constant columns less than that."""
 VALUE_BYTES = 8
 _MAX_DEPTH = 8
 _END_BYTES = 8
 
 
 def read_footer(read: Read, size_bytes: int) -> bytes:
-    """Return a Parquet file's footer: the metadata, their length, and the magic number at its end.
+    """Return a Parquet file's footer: the metadata, their length, and the magic number.
 
     Parameters
     ----------
     read : callable of (int, int) to bytes
-        Returns the bytes from an offset, so many of them.
+        Takes an offset and a size, and returns those bytes of the file.
     size_bytes : int
-        Of the file.
+        The size of the file.
 
     Returns
     -------
     bytes
-        The whole file where its last bytes make no sense, so that no checksum of a footer fits.
+        The whole file if its last bytes make no sense, so that the checksum of the footer cannot match.
     """
     end = read(max(size_bytes - _END_BYTES, 0), min(size_bytes, _END_BYTES))
     length = _END_BYTES + int.from_bytes(end[:4], "little")
@@ -59,7 +57,7 @@ def read_footer(read: Read, size_bytes: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page's header says, in bytes but for `values`; `data_offset` is where what is stored begins."""
+    """The facts in a page's header; the stored bytes begin at `data_offset`."""
 
     data_offset: int
     stored_bytes: int
@@ -69,7 +67,7 @@ class Page:
 
 
 class _Thrift:
-    """Reads structs of Thrift's compact protocol from bytes, and never beyond them."""
+    """Reads structs of Thrift's compact protocol, and never beyond the bytes that are given."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -97,10 +95,10 @@ class _Thrift:
     def _skip(self, size_bytes: int) -> None:
         self.position += size_bytes
         if self.position > len(self._data):
-            raise IndexError("a value ends behind the header")
+            raise IndexError("a value ends after the header")
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Return a struct's integers and structs, by field; everything else is skipped."""
+        """Return a struct's integers and structs by field number; everything else is skipped."""
         fields: dict[int, Any] = {}
         number = 0
         while (head := self._byte()) & 0x0F:
@@ -112,8 +110,8 @@ class _Thrift:
 
     def _value(self, kind: int, depth: int, *, in_struct: bool = False) -> Any:
         if depth > _MAX_DEPTH:
-            raise ValueError("structs nested too deeply")
-        if kind in (1, 2):  # a boolean: in a struct its value is the type
+            raise ValueError("structs are nested too deeply")
+        if kind in (1, 2):  # a boolean: in a struct its type is its value
             return None if in_struct else self._skip(1)
         if kind == 3:
             return self._skip(1)
@@ -137,7 +135,7 @@ class _Thrift:
 
     def _items(self, size: int, kinds: tuple[int, ...], depth: int) -> None:
         if size > len(self._data):  # every item takes a byte
-            raise IndexError("a list ends behind the header")
+            raise IndexError("a list ends after the header")
         for _ in range(size):
             for kind in kinds:
                 self._value(kind, depth + 1)
@@ -156,14 +154,14 @@ def _page(read: Read, offset: int, stop: int) -> Page:
 
 
 def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
-    """Yield what the headers of a Parquet file's pages say.
+    """Yield the facts in the page headers of a Parquet file.
 
     Parameters
     ----------
     metadata : pyarrow.parquet.FileMetaData
-        The file's.
+        The file's metadata.
     read : callable of (int, int) to bytes
-        Returns so many bytes from an offset.
+        Takes an offset and a size, and returns those bytes of the file.
     path : str
         For messages.
 
@@ -175,7 +173,7 @@ def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
     Raises
     ------
     CorruptionError
-        If the headers do not fill the columns as the footer says.
+        If the pages do not fill the columns as the footer says.
     """
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
@@ -191,33 +189,33 @@ def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
                     offset = page.data_offset + page.stored_bytes
             except (LookupError, TypeError, ValueError) as error:
                 raise CorruptionError(
-                    f"no page of column {column.path_in_schema!r} at byte {offset}: {error}", path=path
+                    f"column {column.path_in_schema!r} has no valid page at byte {offset}: {error}", path=path
                 ) from error
 
 
 def check_pages(metadata: Any, read: Read, path: str, *, checksums: bool = False) -> int:
-    """Raise unless every page can be inflated without harm.
+    """Raise unless every page can be decompressed without harm.
 
     Parameters
     ----------
     metadata : pyarrow.parquet.FileMetaData
-        The file's.
+        The file's metadata.
     read : callable of (int, int) to bytes
-        Returns so many bytes from an offset.
+        Takes an offset and a size, and returns those bytes of the file.
     path : str
         For messages.
     checksums : bool
-        Whether the pages' own checksums are checked too, where they have one.
+        Whether to verify the pages' own checksums too.
 
     Returns
     -------
     int
-        How many pages have no checksum of their own.
+        The number of pages without a checksum of their own.
 
     Raises
     ------
     CorruptionError
-        It names the page.
+        If a page is harmful or damaged; the error names it.
     """
     unchecked = 0
     for page in read_pages(metadata, read, path):
@@ -225,13 +223,13 @@ def check_pages(metadata: Any, read: Read, path: str, *, checksums: bool = False
         if largest > SMALL_BYTES and largest > MAX_RATIO * page.stored_bytes:
             raise CorruptionError(
                 f"the page at byte {page.data_offset} declares {page.values} values and "
-                f"{page.inflated_bytes} bytes, of {page.stored_bytes} that are stored",
+                f"{page.inflated_bytes} bytes, but only {page.stored_bytes} bytes are stored",
                 path=path,
             )
         if page.crc32 is None:
             unchecked += 1
         elif checksums and zlib.crc32(read(page.data_offset, page.stored_bytes)) != page.crc32:
             raise CorruptionError(
-                f"the checksum of the page at byte {page.data_offset} does not hold", path=path
+                f"the checksum of the page at byte {page.data_offset} does not match", path=path
             )
     return unchecked

@@ -1,4 +1,8 @@
-"""Parts as tables — from the batches of a segment's frames to the table of its part, and back."""
+"""Parts as tables — the table of a segment, as its frames have it and as its Parquet file has it.
+
+`to_table` makes the table of a part from the batches of a segment's frames; `to_wire` makes the batches'
+columns from a part again, when a segment is reopened.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ from zarrow.errors import CorruptionError
 __all__ = ["parquet", "to_table", "to_wire"]
 
 POOL = pa.system_memory_pool()
-"""Arrow's default pool keeps 10 MB and more for what takes a few hundred kB here."""
+"""Arrow's default pool would keep 10 MB and more for a few hundred kB."""
 
 
 def parquet() -> Any:
-    """Import pyarrow's Parquet only when a part is read or written: importing zarrow does not need it."""
+    """Import pyarrow's Parquet module, which importing zarrow does not need."""
     import pyarrow.parquet
 
     return pyarrow.parquet
@@ -37,7 +41,7 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
     batches : sequence of pyarrow.RecordBatch
         Of the wire schema, in order.
     first_row : int
-        The row of the first.
+        The row number of the first row.
 
     Returns
     -------
@@ -56,15 +60,17 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
 
 
 def to_wire(spec: StoreSpec, part: bytes, path: str) -> pa.Table:
-    """Return the table of a part, whose checksum was checked, as its frames had it.
+    """Return the table of a part, whose checksum was verified, as its frames had it.
 
-    `CorruptionError` if it is no part all the same, or would take more memory than it may: a store may be
-    hostile.
+    `CorruptionError` if it is not a part all the same, or would take more memory than a part may: a store may
+    be hostile.
     """
     try:
         file = parquet().ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
         if not file.schema_arrow.remove_metadata().equals(_stored_schema(spec)):
-            raise CorruptionError(f"its columns are not the store's: {file.schema_arrow.names}", path=path)
+            raise CorruptionError(
+                f"its columns are not those of the store: {file.schema_arrow.names}", path=path
+            )
         if file.metadata.num_rows > spec.segment_rows:
             raise CorruptionError(
                 f"{file.metadata.num_rows} rows in segments of {spec.segment_rows}", path=path
@@ -72,7 +78,9 @@ def to_wire(spec: StoreSpec, part: bytes, path: str) -> pa.Table:
         check_pages(file.metadata, lambda offset, size: part[offset : offset + size], path)
         table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise CorruptionError(f"cannot be decoded, though its checksum holds: {error}", path=path) from error
+        raise CorruptionError(
+            f"cannot be decoded, though its checksum matches: {error}", path=path
+        ) from error
     wire = spec.wire_schema
     return pa.Table.from_arrays(
         [table[column.name].cast(column.type) for column in wire], schema=wire
@@ -80,7 +88,7 @@ def to_wire(spec: StoreSpec, part: bytes, path: str) -> pa.Table:
 
 
 def _stored_schema(spec: StoreSpec) -> pa.Schema:
-    """Return the schema that Parquet gives back: it has no seconds, for instance, but milliseconds."""
+    """Return the schema as Parquet returns it: with milliseconds in place of seconds, for instance."""
     sink = pa.BufferOutputStream()
     with parquet().ParquetWriter(sink, spec.table_schema) as writer:
         writer.write_table(pa.Table.from_batches([], spec.table_schema))

@@ -1,9 +1,8 @@
-"""What is written down about a segment, and about the store as a whole?
+"""Records — the facts that a store keeps about its segments and about itself.
 
-The commit record of a segment, the claim of a segment number, the owner of an open segment, the manifest
-of a complete store: frozen facts, as documents with their own checksum (`documents`).
-
-Place: tier 1; pure. What a crash leaves of them: all or nothing, see `_storage.files.publish`.
+The commit record of a segment, the claim of a segment number, the owner of an open segment, the manifest of a
+complete store: frozen dataclasses that are validated when they are made, and documents with a checksum
+(`documents`) on disk. A crash leaves each of them whole or absent (`_storage.files.publish`).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _U63 = 2**63
 
 
 def _require(what: str, *numbers: object, limit: int = _U63) -> None:
-    """Raise unless these are counts: a document's checksum may be sound over anything."""
+    """Raise unless these are counts: that a document's checksum matches does not make its content true."""
     for number in numbers:
         if type(number) is not int or not 0 <= number < limit:
             raise InvalidInputError(f"{what} must be in 0..{limit - 1}, got {str(number)[:40]}")
@@ -47,7 +46,7 @@ def _require(what: str, *numbers: object, limit: int = _U63) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Rows `start` to `stop` of an open segment, which became rows of a committed one.
+    """Rows `start` to `stop` of an open segment that become, or became, rows of a committed one.
 
     >>> Source(slot="0" * 16, start=0, stop=512).rows
     512
@@ -64,7 +63,7 @@ class Source:
 
     @property
     def rows(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return self.stop - self.start
 
 
@@ -72,8 +71,8 @@ class Source:
 class Claim:
     """Segment `segment` will consist of these sources, and of nothing else.
 
-    It is durable before any file of the segment is put into place, so that whoever finds it can finish
-    the work, and it stays until the sources are gone.
+    It is durable before any file of the segment is put into place, so that the next writer can finish the
+    work of a dead one, and it stays until the sources are gone.
     """
 
     segment: int
@@ -93,7 +92,7 @@ class Claim:
 
     @classmethod
     def decode(cls, data: bytes, path: str) -> Claim:
-        """Return the claim that a file holds; `CorruptionError` if it is damaged."""
+        """Return the claim in a file; `CorruptionError` if it is damaged."""
         body = decode_document(data, path)
         try:
             return cls(segment=body["segment"], sources=_sources_from_json(body["sources"]))
@@ -111,16 +110,16 @@ def _sources_from_json(body: Any) -> tuple[Source, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFacts:
-    """What a record knows of one shard file.
+    """The facts about one shard file.
 
     Parameters
     ----------
     size_bytes : int
-        The file's size; 0 where a segment without rows has no shard.
+        The file's size; 0 if there is no shard because the segment has no rows.
     chunks_crc32c : tuple of int
         The crc32c of the stored bytes of every chunk that has rows, in order.
     index_crc32c : int
-        The crc32c of the whole shard index (entries and Zarr's own checksum).
+        The crc32c of the whole shard index, Zarr's own checksum included.
     """
 
     size_bytes: int
@@ -134,7 +133,7 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFacts:
-    """What a record knows of one Parquet part.
+    """The facts about one Parquet part.
 
     Parameters
     ----------
@@ -143,7 +142,7 @@ class PartFacts:
     crc32c : int
         Of the whole file.
     footer_crc32c : int
-        Of its footer, whose statistics tell a filter which parts it need not look at.
+        Of its footer, whose statistics let a filter skip parts.
     """
 
     size_bytes: int
@@ -158,14 +157,14 @@ class PartFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentRecord:
-    """The commit record of a segment: the moment it is in place, its rows are visible.
+    """The commit record of a segment: its rows are visible from the moment that it is in place.
 
     Parameters
     ----------
     segment : int
         The segment's number; its first row is ``segment * segment_rows``.
     rows : int
-        Its rows: ``segment_rows``, or fewer in the last one.
+        The number of its rows: ``segment_rows``, or fewer in the last segment.
     arrays : dict of str to ShardFacts
         Its shards.
     part : PartFacts
@@ -217,7 +216,7 @@ class SegmentRecord:
 
     @classmethod
     def decode(cls, data: bytes, path: str) -> SegmentRecord:
-        """Return the record that a file holds; `CorruptionError` if it is damaged."""
+        """Return the record in a file; `CorruptionError` if it is damaged."""
         body = decode_document(data, path)
         try:
             return cls(
@@ -243,16 +242,18 @@ class SegmentRecord:
 
 
 def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
-    """Raise `CorruptionError` if a record contradicts itself or what the store is.
+    """Raise `CorruptionError` if a record contradicts itself or the store's spec.
 
-    A checksum says that it is what was written, not that it is true.
+    A checksum says that a record is what was written, not that it is true.
     """
     if not 0 <= record.rows <= spec.segment_rows or (record.segment and not record.rows):
-        raise CorruptionError(f"{record.rows} rows in a segment of {spec.segment_rows}", path=path)
+        raise CorruptionError(
+            f"rows must be in 1..{spec.segment_rows}, or 0 in the first segment, got {record.rows}", path=path
+        )
     if set(record.arrays) != {array.name for array in spec.arrays}:
         raise CorruptionError(f"its arrays are {sorted(record.arrays)}, not the store's", path=path)
     if sum(source.rows for source in record.sources) != record.rows:
-        raise CorruptionError(f"its sources have not the {record.rows} rows that it has", path=path)
+        raise CorruptionError(f"its sources do not have the {record.rows} rows of the segment", path=path)
     for array in spec.arrays:
         facts = record.arrays[array.name]
         chunks = -(-record.rows // array.chunk_rows)
@@ -262,28 +263,28 @@ def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
         ):
             raise CorruptionError(
                 f"{len(facts.chunks_crc32c)} chunks and {facts.size_bytes} bytes of array "
-                f"{array.name!r} are not those of {record.rows} rows",
+                f"{array.name!r} do not fit {record.rows} rows",
                 path=path,
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The store is complete, and this is all of it.
+    """What a complete store consists of.
 
-    Small, so that a store of ten thousand segments opens by reading one file: what the records hold
-    beyond this is read where it is wanted, and must have the checksum that stands here.
+    It is small, so that a store of ten thousand segments is opened by reading one file: the records are read
+    when more is needed, and must have the checksums that are listed here.
 
     Parameters
     ----------
     uuid : str
         The store's.
     rows : int
-        Rows of the store.
+        The number of rows of the store.
     shard_bytes : dict of str to tuple of int
-        Per array the size of every shard file, in bytes.
+        Per array the size of every shard file.
     part_bytes : tuple of int
-        The size of every part, in bytes.
+        The size of every part.
     records_crc32c : tuple of int
         The crc32c of every record's file.
     """
@@ -301,7 +302,7 @@ class Manifest:
 
     @property
     def segments(self) -> int:
-        """How many segments."""
+        """The number of segments."""
         return len(self.records_crc32c)
 
     @property
@@ -323,7 +324,7 @@ class Manifest:
 
     @classmethod
     def decode(cls, data: bytes, path: str) -> Manifest:
-        """Return the manifest that a file holds; `CorruptionError` if it is damaged."""
+        """Return the manifest in a file; `CorruptionError` if it is damaged."""
         body = decode_document(data, path)
         try:
             return cls(
@@ -339,19 +340,20 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Who fills an open segment.
+    """The writer that fills an open segment.
 
     Parameters
     ----------
     session : str
-        32 hex digits: one writer, from its opening to its end.
+        32 hex digits that identify the writer.
     sequence : int
-        The how-manieth open segment of that session; rows of a later one follow those of an earlier.
+        The index of the open segment among those of the session, from 0; rows of a later one follow those of
+        an earlier one.
     host, pid, since : str, int, str
         For messages: where the writer runs, and since when (ISO 8601, UTC).
     reopens : int or None
-        The committed short segment whose rows this one starts with; while that segment's record stands,
-        this open segment does not count.
+        The committed short segment whose rows this open segment begins with; while that segment's record
+        exists, this open segment does not count.
     """
 
     session: str
@@ -383,7 +385,7 @@ class Owner:
 
     @classmethod
     def decode(cls, data: bytes, path: str) -> Owner:
-        """Return the owner that a file holds; `CorruptionError` if it is damaged."""
+        """Return the owner in a file; `CorruptionError` if it is damaged."""
         body = decode_document(data, path)
         try:
             return cls(**body)

@@ -1,7 +1,7 @@
 """Store and array specifications — what a store is, as ``zarrow.json`` says it.
 
-Written once, with the first batch, and never changed. Validated on construction, so that a spec that exists
-keeps the rules and the limits of `layout`.
+Written once, with the first batch, and never changed. Validated on construction, so that every spec keeps the
+rules and the limits of `layout`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ZARR_DTYPES = {
         ]
     )
 }
-"""Zarr v3 core data types that an array may have (bfloat16 is widened before it gets here)."""
+"""Zarr v3 core data types that an array may have (bfloat16 is widened before)."""
 
 
 PLAIN: tuple[dict[str, Any], ...] = ({"name": "bytes", "configuration": {"endian": "little"}},)
@@ -72,7 +72,7 @@ def _codec_tuple(codecs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], .
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArraySpec:
-    """What one array of a store is.
+    """The specification of one array of a store.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class ArraySpec:
     chunk_rows : int
         Rows of an inner chunk; a power of two.
     codecs : tuple of dict
-        The inner codecs as Zarr v3 writes them; the default is plain bytes, in row order.
+        The inner codecs as Zarr v3 writes them; plain bytes by default.
 
     Raises
     ------
@@ -153,11 +153,11 @@ class ArraySpec:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a shard's data are the rows themselves, in order."""
+        """Whether the data of a shard are the bytes of its rows, in order."""
         return self.codecs in (PLAIN, ({"name": "bytes"},))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as it stands in ``zarrow.json``."""
+        """Return the spec as ``zarrow.json`` has it."""
         return {
             "name": self.name,
             "row_shape": list(self.row_shape),
@@ -168,7 +168,7 @@ class ArraySpec:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> ArraySpec:
-        """Return the spec that stands in ``zarrow.json``."""
+        """Return the spec from ``zarrow.json``."""
         return cls(
             name=body["name"],
             row_shape=tuple(body["row_shape"]),
@@ -202,7 +202,7 @@ def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
 
 
 def default_segment_rows(widest_row_bytes: int | None) -> int:
-    """Return the rows of a segment whose widest shard has 48 to 96 MiB, or less where rows are narrow.
+    """Return the rows of a segment whose widest shard has 48 to 96 MiB, or less if rows are narrow.
 
     >>> default_segment_rows(768 * 4)
     32768
@@ -221,20 +221,20 @@ def _floor_power_of_two(number: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSpec:
-    """What a store is: written once, when the first batch (or the caller) has told, and never changed.
+    """The specification of a store: written once, with the first batch, and never changed.
 
     Parameters
     ----------
     uuid : str
-        32 hex digits; names the store, salts its frames.
+        32 hex digits; identifies the store and salts its frames.
     segment_rows : int
         Rows of a segment; a power of two.
     schema : pyarrow.Schema
         The user's columns, without ``row`` and ``sample_index``.
     arrays : tuple of ArraySpec
-        The arrays, in the order in which frames list them.
+        The arrays, in the order of their entries in frames.
     keys : tuple of str
-        The columns that name a row.
+        The columns that identify a row.
     provenance : dict
         Where the rows come from: JSON values.
 
@@ -273,7 +273,7 @@ class StoreSpec:
                 )
             if names.count(name) > 1:
                 raise InvalidInputError(
-                    f"the name {name!r} stands for more than one column or array: rename one"
+                    f"the name {name!r} is that of more than one column or array: rename one"
                 )
         for key in self.keys:
             if key not in columns:
@@ -286,7 +286,7 @@ class StoreSpec:
                 )
 
     def _check_bounds(self) -> None:
-        """Raise if a segment is larger than anybody needs."""
+        """Raise if a segment would exceed the limits."""
         chunks = sum(self.segment_rows // array.chunk_rows for array in self.arrays)
         widest = max((array.row_bytes for array in self.arrays), default=0)
         if (
@@ -336,14 +336,14 @@ class StoreSpec:
 
     @classmethod
     def decode(cls, data: bytes, path: str) -> StoreSpec:
-        """Return the spec that the content of a ``zarrow.json`` holds.
+        """Return the spec in the content of a ``zarrow.json``.
 
         Raises
         ------
         CorruptionError
             If the content is damaged.
         NotAStoreError
-            If it is of a newer format, or of something else.
+            If it is of a newer format, or not of a store.
         """
         body = decode_document(data, path)
         if body.get("zarrow_format") != FORMAT_VERSION:

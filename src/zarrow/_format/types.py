@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.arrow import is_bytes, is_text, value_type
 from zarrow.errors import InvalidInputError
 
 __all__ = ["check_type", "holds_null_type", "is_representable", "kept_type", "represent", "row_of_null"]
@@ -42,8 +43,7 @@ def kept_type(kind: pa.DataType) -> pa.DataType:
     """
     if pa.types.is_dictionary(kind):
         value = kept_type(kind.value_type)
-        text = _has(value, "string", "large_string", "binary", "large_binary")
-        return pa.dictionary(pa.int32(), value) if text else value
+        return pa.dictionary(pa.int32(), value) if is_text(value) or is_bytes(value) else value
     return _kept(kind)
 
 
@@ -111,8 +111,7 @@ def holds_null_type(kind: pa.DataType) -> bool:
 def is_representable(have: pa.DataType, wanted: pa.DataType) -> bool:
     """Tell whether values of one type are values of another, kept one, in another representation."""
     have = _kept(have)
-    if pa.types.is_dictionary(wanted):
-        wanted = wanted.value_type
+    wanted = value_type(wanted)
     if have.equals(wanted) or pa.types.is_null(have):
         return True
     for family in _FAMILIES:

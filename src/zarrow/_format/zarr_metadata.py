@@ -1,13 +1,11 @@
-"""What does a Zarr v3 reader find?
+"""Zarr metadata — the ``zarr.json`` documents of the group and its arrays, as Zarr readers see them.
 
-The ``zarr.json`` documents of the group and of its arrays, from a store's spec and its number of rows
-(https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html). They are derived: whoever commits a
-segment writes them anew, and nothing of ours reads them back but `verify`.
+They are derived from a store's spec and its number of rows
+(https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html), replaced whenever a segment is committed,
+and read back by nothing of zarrow but audits.
 
-The group carries the arrays' metadata too (consolidated), so that one atomic rename moves all arrays of
-a store to their new shape and xarray never sees one array longer than another.
-
-Place: tier 1; pure.
+The group carries the metadata of its arrays too (consolidated), so that one atomic rename gives all arrays of
+a store their new shape, and xarray never sees one array longer than another.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from zarrow._format import key_words
 from zarrow._format.checksum import crc32c
 from zarrow._format.key_tables import (
     BLOCK_ENTRIES,
-    HASH,
+    ENTRY_HASH,
+    ENTRY_ROW,
+    ENTRY_WORDS,
     HEAP_BLOCK_BYTES,
-    ROW,
-    WORDS,
     Tables,
     damaged,
     identity_of,
@@ -126,14 +126,16 @@ class _IndexAudit:
                 continue
             entries = data.view("<u8").reshape(-1, tables.width)
             fences = tables.fences[block : block + step]
-            places = np.concatenate([last, entries[:, :WORDS]])
+            places = np.concatenate([last, entries[:, :ENTRY_WORDS]])
             last = places[-1:]
-            hashes, rows = places[:, HASH], places[:, ROW]
+            hashes, rows = places[:, ENTRY_HASH], places[:, ENTRY_ROW]
             later = (hashes[1:] > hashes[:-1]) | ((hashes[1:] == hashes[:-1]) & (rows[1:] > rows[:-1]))
-            if not later[0 if block else 1 :].all() or (entries[::BLOCK_ENTRIES, HASH] != fences).any():
+            if not later[0 if block else 1 :].all() or (entries[::BLOCK_ENTRIES, ENTRY_HASH] != fences).any():
                 raise damaged(KEY_INDEX, "despite correct checksums, its entries are not in order")
             self._point_into_heap(entries, tables.heap_bytes)
-            total += _total(self._kinds, entries[:, ROW], entries[:, HASH], entries[:, WORDS:])
+            total += _total(
+                self._kinds, entries[:, ENTRY_ROW], entries[:, ENTRY_HASH], entries[:, ENTRY_WORDS:]
+            )
         return total % (1 << 64)
 
     def _heap(self, tables: Tables) -> None:
@@ -150,7 +152,7 @@ class _IndexAudit:
                 raise damaged(KEY_INDEX, f"some of its {what} do not match their checksum")
 
     def _point_into_heap(self, entries: Words, heap_bytes: int) -> None:
-        column, size = WORDS, np.uint64(heap_bytes)
+        column, size = ENTRY_WORDS, np.uint64(heap_bytes)
         for kind in self._kinds:
             if key_words.is_in_heap(kind):
                 starts, lengths = entries[:, column], entries[:, column + 1]

@@ -39,10 +39,10 @@ from zarrow._format import key_words
 from zarrow._format.checksum import crc32c
 from zarrow._format.key_tables import (
     BLOCK_ENTRIES,
-    HASH,
+    ENTRY_HASH,
+    ENTRY_ROW,
+    ENTRY_WORDS,
     HEAP_BLOCK_BYTES,
-    ROW,
-    WORDS,
     Identity,
     damaged,
     encode_tables,
@@ -136,14 +136,14 @@ def build(
             )
         keys = key_words.encode(batch.columns[:-1])
         if heap is None:
-            entry_bytes = 8 * (WORDS + keys.words.shape[1])
+            entry_bytes = 8 * (ENTRY_WORDS + keys.words.shape[1])
             heap = _Blocks(write, fd, identity.rows * entry_bytes, HEAP_BLOCK_BYTES)
         _shift(keys.words, batch.schema.types[:-1], heap.size_bytes + len(heap._pending))
         heap.write(keys.heap)
         entries = np.empty((batch.num_rows, entry_bytes // 8), "<u8")
-        entries[:, HASH] = keys.hashes
-        entries[:, ROW] = np.from_dlpack(batch.column(batch.num_columns - 1))  # to_numpy imports pandas
-        entries[:, WORDS:] = keys.words
+        entries[:, ENTRY_HASH] = keys.hashes
+        entries[:, ENTRY_ROW] = np.from_dlpack(batch.column(batch.num_columns - 1))  # to_numpy imports pandas
+        entries[:, ENTRY_WORDS:] = keys.words
         rows += batch.num_rows
         for start in range(0, len(entries), step := rows_of(RUN_BYTES // 4, entry_bytes)):
             pending.append(entries[start : start + step].copy())
@@ -156,7 +156,7 @@ def build(
         raise CorruptionError(f"{rows} rows are in the table, {identity.rows} were committed")
     if heap is None:
         heap = _Blocks(write, fd, 0, HEAP_BLOCK_BYTES)
-        entry_bytes = 8 * WORDS  # of none
+        entry_bytes = 8 * ENTRY_WORDS  # of none
     heap.finish()
     output = _Blocks(write, fd, 0, BLOCK_ENTRIES * entry_bytes)
     fences = array("Q")
@@ -164,7 +164,7 @@ def build(
     pending = []
     for entries in _merged(spill_fd, runs, last, entry_bytes):
         done = (output.size_bytes + len(output._pending)) // entry_bytes
-        fences.extend(entries[-done % BLOCK_ENTRIES :: BLOCK_ENTRIES, HASH].tolist())
+        fences.extend(entries[-done % BLOCK_ENTRIES :: BLOCK_ENTRIES, ENTRY_HASH].tolist())
         output.write(entries)
     output.finish()
     tables = encode_tables(
@@ -186,7 +186,7 @@ def _shift(words: Words, kinds: Sequence[pa.DataType], size_bytes: int) -> None:
 def _sorted(pieces: list[Words]) -> Words:
     """Return entries, which are in row order where their hashes are equal, sorted by hash and row."""
     entries = np.concatenate(pieces)
-    return entries[np.argsort(entries[:, HASH], kind="stable")]
+    return entries[np.argsort(entries[:, ENTRY_HASH], kind="stable")]
 
 
 def _merged(spill_fd: int, starts: list[int], last: list[Words], entry_bytes: int) -> Iterator[Words]:
@@ -219,7 +219,7 @@ def _merged(spill_fd: int, starts: list[int], last: list[Words], entry_bytes: in
 
 def _first_at(run: Words, value: int, start: int, stop: int) -> int:
     """Return where the hashes of a run reach a value."""
-    return bisect.bisect_left(range(len(run)), value, start, stop, key=lambda at: int(run[at, HASH]))
+    return bisect.bisect_left(range(len(run)), value, start, stop, key=lambda at: int(run[at, ENTRY_HASH]))
 
 
 # Reading
@@ -251,7 +251,7 @@ class IndexFile:
         self._entries: Words = (
             data[: tables.entries_bytes].view("<u8").reshape(tables.identity.rows, tables.width)
         )
-        self._hashes = self._entries[:, HASH]
+        self._hashes = self._entries[:, ENTRY_HASH]
         self._heap: Bytes = data[tables.entries_bytes : tables.entries_bytes + tables.heap_bytes]
         self._fences = tables.fences
         self._entry_sums = tables.entry_sums
@@ -286,12 +286,12 @@ class IndexFile:
             at = low[left]
             self._check(at // BLOCK_ENTRIES)
             entries = self._entries.take(at, axis=0)
-            alike = entries[:, HASH] == hashes[left]
+            alike = entries[:, ENTRY_HASH] == hashes[left]
             if not alike.all():
                 left, entries = left[alike], entries[alike]
-            words_here = self._sound(entries[:, WORDS:])
+            words_here = self._sound(entries[:, ENTRY_WORDS:])
             equal = key_words.same(self._kinds, words_here, self._heap, words[left], heap)
-            rows[left[equal]] = entries[equal, ROW].astype(np.int64)
+            rows[left[equal]] = entries[equal, ENTRY_ROW].astype(np.int64)
             left = left[~equal]
             low[left] += 1
             left = left[low[left] < count]
@@ -339,10 +339,10 @@ class IndexFile:
                 if hashes[-1] == last:
                     kept.append(heads[-1:])
                 at, heads = at[~new], heads[~new]
-                one, other = (self._sound(self._entries[places, WORDS:]) for places in (at, heads))
+                one, other = (self._sound(self._entries[places, ENTRY_WORDS:]) for places in (at, heads))
                 equal = key_words.same(self._kinds, one, self._heap, other, self._heap)
                 again = at[equal]
-                found.append(self._entries[again, ROW].astype(np.int64))
+                found.append(self._entries[again, ENTRY_ROW].astype(np.int64))
                 at = at[~equal]
             firsts = np.concatenate(kept)
         return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)

@@ -1,13 +1,13 @@
-"""Storage — where bytes are kept: the local disk, and in time object stores.
+"""Storage — where bytes are kept: the local disk, later object stores too.
 
 May import `_format` and `errors`, and knows neither segments nor rows.
 
 ======================  ===============================================================================
 `reading`               opening and reading files of a store that may be damaged or hostile
 `files`                 everything that changes a disk: write, sync, link, rename, remove
-`lock`                  locks of the operating system on files, which end with their process
-`threads`               one pool of threads per process, for codecs and copies
-`cache`                 the pieces that were used last, up to a number of bytes
+`lock`                  locks on files, which end with the process that holds them
+`threads`               the process's one pool of threads, for codecs and copies
+`cache`                 the most recently used values, up to a number of bytes
 ======================  ===============================================================================
 
 Readers import `reading` but never `files` or `lock`: an import contract keeps them from changing a disk.

@@ -1,9 +1,4 @@
-"""Which pieces that took work to decode are kept for the next call?
-
-The last used ones, as many as fit into a number of bytes.
-
-Place: tier 1; pure. Must not know what the pieces are.
-"""
+"""Cache — the most recently used values, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -18,12 +13,12 @@ Value = TypeVar("Value")
 
 
 class Cache(Generic[Value]):
-    """A mapping that forgets what was not used for longest; safe to use from several threads.
+    """A mapping that drops its least recently used values; thread-safe.
 
     Parameters
     ----------
     limit_bytes : int
-        What is kept takes no more than this. A larger piece is not kept at all.
+        The total size of the values that are kept. A larger value is not kept at all.
 
     Examples
     --------
@@ -41,7 +36,7 @@ class Cache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Value | None:
-        """Return what is kept under a key, if anything."""
+        """Return the value of a key if it is kept, else None."""
         with self._lock:
             item = self._items.get(key)
             if item is None:

@@ -1,19 +1,14 @@
-"""How do bytes get onto a disk so that they stay there?
+"""Changing a disk — every write, sync, link, rename and removal of the library.
 
-The only place that writes, syncs, links, renames and removes. Everything goes through `calls`,
-a table of the operating system's calls: tests put another table there, which records, tears, fails or
-dies, and thereby reach every durable step of the library.
+Everything goes through `calls`, a table of the operating system's calls: tests replace the table by one that
+records, tears, fails or dies, and so reach every durable step of the library. The rules:
 
-Rules that hold here for everybody:
-
-* a write is repeated until all bytes are out, and a write of nothing is an error, never a loop;
-* an fsync is never repeated: after one that failed the kernel may have dropped the bytes;
-* no symbolic link is followed inside of a store, whose maker may have meant it to lead out of it, and
-  only regular files are opened: a pipe would wait for ever;
+* a write is repeated until all bytes are out, and a write of nothing is an error, never an endless loop;
+* a failed fsync is never repeated: the kernel may have dropped the bytes;
+* no symbolic link inside a store is followed, since it may lead out of the store, and only regular files are
+  opened: opening a pipe would wait for ever;
 * a small document appears whole or not at all: it is written under a scratch name, synced, then linked
-  (`publish`: only if nobody was first) or renamed (`replace`) into place, and the directory is synced.
-
-Place: tier 1. Must not know what a segment is.
+  (`publish`: only if the name is free) or renamed (`replace`) into place, and the directory is synced.
 """
 
 from __future__ import annotations
@@ -74,7 +69,7 @@ class Calls:
 
     def fsync(self, fd: int) -> None:
         """Wait until a file's bytes, its size included, are on the disk."""
-        if sys.platform == "darwin":  # there fsync stops at the drive's cache
+        if sys.platform == "darwin":  # fsync stops at the drive's cache
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         else:
             os.fdatasync(fd)
@@ -88,11 +83,11 @@ class Calls:
             os.close(fd)
 
     def mkdir(self, path: str) -> None:
-        """Make a directory that was not there."""
+        """Make a directory; the name must be free."""
         os.mkdir(path)
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name that was not there."""
+        """Give a file a second name, which must be free."""
         os.link(source, target)
 
     def rename(self, source: str, target: str) -> None:
@@ -104,7 +99,7 @@ class Calls:
         os.unlink(path)
 
     def exchange(self, one: str, other: str) -> bool:
-        """Swap two names at one instant, and tell whether the platform can."""
+        """Swap two names atomically; return False if the platform cannot."""
         if not hasattr(_libc, "renameat2"):
             return False
         at_cwd = -100
@@ -130,9 +125,9 @@ def create(path: Path, *, exist_ok: bool = False) -> int:
     Raises
     ------
     FileExistsError
-        If it is there already, unless `exist_ok`.
+        If it exists, unless `exist_ok`.
     CorruptionError
-        If something else than a regular file is there.
+        If the name is that of something other than a regular file.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -160,9 +155,9 @@ def truncate(fd: int, size_bytes: int) -> None:
 
 
 def start_writeback(fd: int, offset: int, size_bytes: int) -> None:
-    """Ask the kernel to start writing a range out, without waiting: so that `sync` finds little to do.
+    """Make the kernel start to write a range out, without waiting, so that `sync` finds little to do.
 
-    It promises nothing, so a platform without the call is no error.
+    It promises nothing: a platform without the call is not an error.
     """
     if hasattr(_libc, "sync_file_range"):
         _libc.sync_file_range(
@@ -183,14 +178,14 @@ def sync_dir(path: Path) -> None:
 def make_dir(path: Path, *, exist_ok: bool = False, link_ok: bool = False) -> None:
     """Make a directory; its entry in the parent is not synced.
 
-    `link_ok` is for the store itself, which its user may reach by a link.
+    `link_ok` is for the store itself, whose path may be a link.
 
     Raises
     ------
     FileExistsError
-        If it is there already, unless `exist_ok` and it is a directory.
+        If it exists, unless `exist_ok` and it is a directory.
     CorruptionError
-        If a link to a directory is there.
+        If the name is that of a link to a directory.
     """
     try:
         calls.mkdir(str(path))
@@ -221,7 +216,7 @@ def remove(path: Path, *, missing_ok: bool = True) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all in it; links, itself included, are removed, not followed."""
+    """Remove a directory with its content; links, itself included, are removed, not followed."""
     if path.is_symlink():
         remove(path)
         return
@@ -239,7 +234,7 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_empty_dir(path: Path) -> None:
-    """Remove a directory if there is nothing in it."""
+    """Remove a directory if it is empty."""
     try:
         calls.rmdir(str(path))
     except OSError as error:
@@ -248,7 +243,7 @@ def remove_empty_dir(path: Path) -> None:
 
 
 def scratch_name(scratch: Path) -> Path:
-    """Return a path in `scratch` that nobody else uses; the next writer removes what is left there."""
+    """Return a unique path in `scratch`; the next writer removes whatever is left there."""
     return scratch / f"tmp-{secrets.token_hex(8)}"
 
 
@@ -268,21 +263,21 @@ def _written(data: bytes, scratch: Path) -> Iterator[Path]:
 
 
 def publish(path: Path, data: bytes, *, scratch: Path) -> None:
-    """Put a small file in place if nobody was first: visible at once, durable on return.
+    """Put a small file in place if its name is free: visible at once, durable on return.
 
     Parameters
     ----------
     path : Path
-        Where.
+        The file.
     data : bytes
-        What.
+        Its content.
     scratch : Path
-        A directory of the same file system for the name it has before.
+        A directory of the same file system, in which the file is written first.
 
     Raises
     ------
     FileExistsError
-        If there is a file of that name.
+        If the name is taken.
     """
     with _written(data, scratch) as written:
         link(written, path)
@@ -290,14 +285,14 @@ def publish(path: Path, data: bytes, *, scratch: Path) -> None:
 
 
 def replace(path: Path, data: bytes, *, scratch: Path) -> None:
-    """Put a small file in place of what is there: whole at every instant, durable on return."""
+    """Replace a small file, or create it: whole at every instant, durable on return."""
     with _written(data, scratch) as written:
         rename(written, path)
     sync_dir(path.parent)
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Swap two directories, atomically where the platform can (Linux)."""
+    """Swap two directories, atomically if the platform can (Linux)."""
     if calls.exchange(str(one), str(other)):
         return
     aside = other.with_name(f"{other.name}.{secrets.token_hex(4)}")

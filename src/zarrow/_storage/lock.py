@@ -1,9 +1,7 @@
-"""Who may write here, and who else does?
+"""File locks — exclusive or shared locks on a file, which end with the process that holds them.
 
-A `FileLock` is a lock of the operating system on a file, which ends with the process that holds it, however
-that ends. Whoever takes it shared or exclusive may convert it; the file says who took it exclusively.
-
-Place: tier 1, on `files`. What a crash leaves is a file that nobody holds, which the next holder takes.
+A `FileLock` is a lock of the operating system. Its holder can convert it between shared and exclusive; the
+file says who took it exclusively last. A crash leaves a file that is not locked, which the next holder takes.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ __all__ = ["FileLock"]
 class FileLock:
     """A lock on a file that ends with the process that holds it, however that ends.
 
-    Also if that was forked meanwhile, as data loaders do: a child has no part in it, and may live longer.
+    A forked child, such as a data loader's worker, does not share it, and may outlive its parent.
 
-    The file says who holds it. A courtesy to users: that no rows are lost or doubled rests on `publish`.
+    The content of the file serves messages only; that no rows are lost or doubled depends on `publish`.
 
     Parameters
     ----------
     path : Path
-        The file; made if it is not there.
+        The file; created if it does not exist.
     shared : bool
-        Whether other holders of a shared lock are welcome.
+        Whether others may hold a shared lock at the same time.
     holder : bytes
-        What to write into the file.
+        The holder's description, which is written into the file.
     """
 
     def __init__(self, path: Path, *, shared: bool = False, holder: bytes = b"") -> None:
@@ -43,7 +41,7 @@ class FileLock:
         self._fd = -1
 
     def acquire(self) -> bool:
-        """Take the lock if it is free, and tell whether it was."""
+        """Take the lock if it is free; return whether it was."""
         while True:
             fd = files.create(self.path, exist_ok=True)
             try:
@@ -70,7 +68,7 @@ class FileLock:
             os.close(fd)
 
     def convert(self, *, shared: bool) -> bool:
-        """Make a lock that is held shared or exclusive, and tell whether others allowed it."""
+        """Make a held lock shared or exclusive; return whether other holders allow it."""
         try:
             fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -79,14 +77,14 @@ class FileLock:
         return True
 
     def holder(self) -> bytes:
-        """Return what the last exclusive holder wrote into the file."""
+        """Return the description that the last exclusive holder wrote into the file."""
         try:
             return reading.read_file(self.path.parent, self.path.name)
         except FileNotFoundError:
             return b""
 
     def release(self, *, remove_file: bool = False) -> None:
-        """Give the lock back; more than once does no harm."""
+        """Release the lock; releasing it again does nothing."""
         if self._fd >= 0:
             try:
                 if remove_file:
@@ -96,7 +94,7 @@ class FileLock:
                 self._fd = -1
 
     def _forget(self) -> None:
-        """Close the copy that a forked child has, lest it keep the lock when its parent is dead."""
+        """Close a forked child's copy, which would keep the lock after its parent's death."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

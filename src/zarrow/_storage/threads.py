@@ -1,9 +1,7 @@
-"""In which threads are chunks encoded and decoded, and rows gathered?
+"""Threads — the process's one pool, in which chunks are encoded and decoded and rows gathered.
 
-One pool per process, made when it is first needed, for codecs and numpy let go of Python's lock. At the
-interpreter's end pools take no more work; whoever hands some in does it then.
-
-Place: tier 1, used by `_write.shards`, `_read.chunks`, `_read.mapping` and `_write.appender`.
+It is made when it is first needed; codecs and numpy release the GIL. At the interpreter's end pools accept no
+more work, which is then done by the calling thread.
 """
 
 from __future__ import annotations
@@ -20,28 +18,28 @@ __all__ = ["in_order", "submit"]
 
 MAX_THREADS = 8
 AHEAD = 8
-"""Results per thread that may wait to be taken."""
+"""Results per thread that may wait to be consumed."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def in_order(run: Callable[[T], R], items: Sequence[T], ahead: int | None = None) -> Iterator[R]:
-    """Yield ``run(item)`` of every item in their order, worked on by several threads.
+    """Yield ``run(item)`` for every item, in order, computed by several threads.
 
     Parameters
     ----------
     run : callable
-        Must not use this function itself: its threads would wait for each other.
+        Must not use this function itself, because the threads would wait for each other.
     items : sequence
-        What it is called with.
+        Its arguments.
     ahead : int, optional
-        Results that may wait to be taken; 8 per thread by default.
+        Results that may wait to be consumed; 8 per thread by default.
 
     Yields
     ------
     object
-        What it returned.
+        Its results.
 
     Examples
     --------
@@ -67,14 +65,14 @@ def in_order(run: Callable[[T], R], items: Sequence[T], ahead: int | None = None
 
 
 def submit(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Future[T]:
-    """Hand work to a pool; if that takes no more, for the interpreter ends, do it here."""
+    """Submit work to a pool; if the pool accepts none, because the interpreter ends, do it here."""
     try:
         return pool.submit(work)
     except RuntimeError:
         done: Future[T] = Future()
         try:
             done.set_result(work())
-        except Exception as error:  # noqa: BLE001 - whoever asks for the result hears of it
+        except Exception as error:  # noqa: BLE001 - raised where the result is taken
             done.set_exception(error)
         return done
 
@@ -96,7 +94,7 @@ def _shared_pool() -> ThreadPoolExecutor:
 
 
 def _forget_pool() -> None:
-    """Forget the threads after a fork (data loader workers): they stayed in the parent."""
+    """Drop the pool after a fork, as in data loader workers: its threads exist only in the parent."""
     global _pool, _pool_lock
     _pool = None
     _pool_lock = threading.Lock()
