@@ -87,7 +87,7 @@ def test_a_full_disk_costs_no_accepted_row(small_disk, codecs, figures):
             Writer(small_disk / NAME, **workload.options).close()
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
         assert read_all(small_disk / NAME) >= accepted
-        with pytest.raises(OSError, match="cannot be written"):
+        with pytest.raises(OSError, match="cannot write"):
             Writer(small_disk / NAME, **workload.options)
         subprocess.run(["mount", "-o", "remount,rw,size=20m", str(small_disk)], check=True)
         counts = recover_and_check(small_disk / NAME, workload, {0: accepted}, twice=True)
