@@ -19,6 +19,7 @@ import os
 import queue
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -34,7 +35,7 @@ ITEM_BYTES = 32 << 10
 Item = TypeVar("Item")
 
 
-class Worker(Generic[Item]):
+class Worker(ABC, Generic[Item]):
     """A thread with a queue; a subclass says what is done with the items.
 
     While there is room, `put` takes no lock that the thread holds: waiting for a lock gives the interpreter
@@ -67,9 +68,9 @@ class Worker(Generic[Item]):
 
     # What a subclass says
 
+    @abstractmethod
     def work(self, items: list[Item]) -> None:
         """Work on items, on the thread; without any when `idle_s` is over."""
-        raise NotImplementedError
 
     def idle_s(self) -> float | None:
         """Return after how many seconds without an item `work` is called all the same; None for never."""
@@ -84,9 +85,8 @@ class Worker(Generic[Item]):
             if self._put_bytes - self._done_bytes + size_bytes > self._limit_bytes:
                 self._wait_for_room(size_bytes)
             if not self._stopped:
-                self._entries.put(
-                    (item, size_bytes)
-                )  # before it is counted: an interrupt between is harmless
+                # Before it is counted: an interrupt in between is harmless.
+                self._entries.put((item, size_bytes))
                 self._put_bytes += size_bytes
                 if self._is_enough() and not self._enough.is_set():
                     self._enough.set()
