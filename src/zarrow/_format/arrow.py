@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,15 +52,27 @@ def number_dtype(kind: pa.DataType) -> np.dtype[Any]:
     return np.dtype(_FLOATS.get(str(kind), str(kind)))
 
 
-def lists_as_array(values: pa.Array) -> npt.NDArray[Any]:
-    """Return lists of lists of numbers, all of one length, as an array of as many axes.
+def lists_as_array(values: pa.Array, row_shape: Sequence[int] | None = None) -> npt.NDArray[Any]:
+    """Return lists of lists of numbers as an array of as many axes.
+
+    Parameters
+    ----------
+    values : pyarrow.Array
+        Lists of one length at each depth.
+    row_shape : sequence of int, optional
+        These lengths; by default those of the first lists, and 0 where there are none.
+
+    Returns
+    -------
+    array, shape (rows, *row_shape)
+        Of the numbers' own dtype.
 
     Raises
     ------
     InvalidInputError
         If a list or a number is null, lists differ in length, or they hold no numbers.
     """
-    shape = [len(values)]
+    shape, lengths = [len(values)], iter(row_shape or ())
     while pa.types.is_nested(values.type) or isinstance(values.type, pa.BaseExtensionType):
         if isinstance(values.type, pa.BaseExtensionType):
             values = values.storage
@@ -68,25 +80,25 @@ def lists_as_array(values: pa.Array) -> npt.NDArray[Any]:
         if values.null_count:
             raise InvalidInputError("a vector is null, and vectors never are: leave such rows out")
         if pa.types.is_fixed_size_list(values.type):
-            length = values.type.list_size
+            found = np.full(1, values.type.list_size)
         elif hasattr(values, "value_lengths") and not pa.types.is_map(values.type):
-            lengths = np.unique(np.asarray(values.value_lengths()))
-            if len(lengths) > 1:
-                raise InvalidInputError(
-                    f"lists of {lengths[0]} and of {lengths[-1]} values, vectors have one length: pad them"
-                )
-            length = int(lengths[0]) if len(lengths) else 0
+            found = np.asarray(values.value_lengths())
         else:
             break
+        length = next(lengths, int(found[0]) if len(found) else 0)
+        if (found != length).any():
+            raise InvalidInputError(
+                f"got lists of {length} and of {found[found != length][0]} values, but vectors have equal "
+                "length: pad them"
+            )
         shape.append(length)
         values = values.flatten()
     if values.null_count:
         raise InvalidInputError("a value within a vector is null: fill it")
-    kind = values.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise InvalidInputError(f"vectors hold numbers, got {kind}")
-    found: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    return found.reshape(shape)
+    if not is_number(values.type):
+        raise InvalidInputError(f"vectors hold numbers, got {values.type}")
+    numbers: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return numbers.reshape(shape)
 
 
 def as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:

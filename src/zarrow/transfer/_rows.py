@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.arrow import is_number, number_dtype
+from zarrow._format.arrow import is_number, lists_as_array, number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow._format.spec import rows_of
 from zarrow._read.join import Vectors
@@ -222,7 +222,7 @@ def from_arrow(
         done = 0
         for batch in batches():
             vectors = {
-                name: _matrix(batch[name], shape, kind, f"{where}: column {name!r}, rows from {done} on")
+                name: _vectors(batch[name], shape, kind, f"{where}: column {name!r}, rows from {done} on")
                 for name, (shape, kind) in arrays.items()
             }
             index = None
@@ -254,27 +254,12 @@ def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
     return tuple(shape), number_dtype(kind).name
 
 
-def _matrix(column: pa.Array, shape: tuple[int, ...], kind: str, what: str) -> npt.NDArray[Any]:
+def _vectors(column: pa.Array, shape: tuple[int, ...], kind: str, what: str) -> npt.NDArray[Any]:
     """Return lists as an array; raise unless all of them have that shape."""
-    values, count = column, len(column)
-    for axis in shape:
-        if values.null_count:
-            raise InvalidInputError(
-                f"{what}: a vector is null, which a store's cannot be: leave such rows out"
-            )
-        if not pa.types.is_fixed_size_list(values.type):
-            lengths = np.diff(values.offsets.to_numpy())
-            if (lengths != axis).any():
-                raise InvalidInputError(
-                    f"{what}: got lists of {axis} and of {int(lengths[lengths != axis][0])} values, but "
-                    "a store's vectors have equal length: pad them"
-                )
-        values = values.flatten()
-        count *= axis
-    if values.null_count:
-        raise InvalidInputError(f"{what}: a value within a vector is null: fill it")
-    found: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    return found.astype(kind, copy=False).reshape(len(column), *shape)
+    try:
+        return lists_as_array(column, shape).astype(kind, copy=False)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{what}: {error}") from error
 
 
 def without_columns(rows: int) -> pa.RecordBatch:
