@@ -398,7 +398,7 @@ def test_what_is_refused(launched):
         "permuted": ["yield 40 rows of a dataset of 20, 20 of them more"] * 2,
         "other disk": [
             "not every rank sees the store",
-            "rank 1 does not: put it on a disk that all of them share",
+            "rank 1 does not: choose a path on a disk that all ranks share",
         ],
         "missing parent": ["no such directory", "rank 0 could not open the store: .*no such directory"],
         "there": ["resume=True continues it", "resume=True continues it"],
