@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -119,7 +120,7 @@ class Model(LightningModule):
 def trainer(writer: Any, **options: Any) -> Trainer:
     return Trainer(
         accelerator="cpu",
-        callbacks=[writer],
+        callbacks=[writer, *options.pop("callbacks", ())],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -533,32 +534,56 @@ def test_narrower_floats_on_request(tmp_path):
         predict(tmp_path / "v", loader, lambda b: {"n": b.long()}, dtypes={"n": "float16"})
 
 
-@pytest.mark.parametrize("buffers", [1, 2])
-def test_steps_that_return_the_same_memory_again(tmp_path, buffers):
-    """A step that reuses the same buffers for every prediction loses none."""
-    held = [torch.zeros(4, HIDDEN) for _ in range(buffers)]
+@pytest.mark.parametrize(("buffers", "first"), [(1, 0), (2, 0), (4, 0), (9, 0), (1, 20)])
+def test_memory_that_is_not_ours(tmp_path, buffers, first):
+    """What a step returned is stored, whatever becomes of its memory: in rings, begun at any batch."""
+    ring = [torch.zeros(4, HIDDEN) for _ in range(buffers)]
+    steps = itertools.count()
 
     def step(batch: torch.Tensor) -> dict[str, Any]:
-        held.append(held.pop(0))
-        held[0].copy_(vectors(batch))
-        return {"number": batch.clone(), "query_embed": held[0]}
+        number = next(steps)
+        if number < first:
+            return {"number": batch.clone(), "query_embed": vectors(batch)}
+        buffer = ring[number % buffers]
+        return {"number": batch.clone(), "query_embed": buffer.copy_(vectors(batch))}
 
     predict(tmp_path / "s", DataLoader(Numbers(4000), batch_size=4), step)
     check(tmp_path / "s", 4000)
 
 
-def test_views_do_not_pin_what_they_are_views_of(tmp_path):
-    """A view of a larger tensor, such as the first token's vector, is copied before it is queued."""
+def test_a_callback_that_writes_to_the_prediction(tmp_path):
+    """Another callback gets the same values later, and may change them: tensors, arrays and Arrow's alike."""
+
+    class Vandal(Callback):
+        def on_predict_batch_end(self, trainer, module, outputs, *_):
+            for value in outputs.values():
+                (value if isinstance(value, torch.Tensor) else held[-1])[:] = -1
+
+    held: list[np.ndarray] = []
+
+    def step(batch: torch.Tensor) -> dict[str, Any]:
+        held.append(batch.numpy().copy())
+        return {"number": pa.array(held[-1]), "query_embed": vectors(batch)}
+
+    predict(
+        tmp_path / "s",
+        DataLoader(Numbers(400), batch_size=4),
+        step,
+        trainer_options={"callbacks": [Vandal()]},
+    )
+    check(tmp_path / "s", 400)
+
+
+def test_views_do_not_pin_what_they_are_views_of():
+    """What is queued shares no memory with the prediction, be it a view of a larger tensor or whole."""
     from zarrow._predict.host_copies import HostCopies
 
     copies = HostCopies()
-    for _ in range(6):
-        hidden = torch.ones(4, 100, HIDDEN)
-        given = {"view": hidden[:, 0], "slice": hidden[:2], "own": torch.ones(4, HIDDEN)}
-        hosted = copies.begin(given).get()
-        for name in ("view", "slice"):
-            assert not np.shares_memory(hosted[name], hidden.numpy())
-    assert np.shares_memory(hosted["own"], given["own"].numpy())
+    hidden = torch.ones(4, 100, HIDDEN)
+    given = {"view": hidden[:, 0], "slice": hidden[:2], "own": torch.ones(4, HIDDEN)}
+    hosted = copies.begin(given).get()
+    for name, tensor in given.items():
+        assert not np.shares_memory(hosted[name], tensor.numpy())
 
 
 # Identifiers

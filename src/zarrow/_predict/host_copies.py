@@ -6,15 +6,9 @@ into a pinned buffer (`CudaCopies`), so that neither the step's stream nor the t
 the bus; the thread that prepares the batch does. The pinned buffers come from torch's pool, which takes each
 back when the writer is done with it; the queue bounds how many there are.
 
-On the host
-
-* a contiguous tensor that has a storage of its own goes to the writer without a copy;
-* every other tensor is copied: a view may pin memory many times its size;
-* so is any other value that the caller may change, such as a list.
-
-Some models return the same buffer in every step. So in the first few batches all tensors are copied, and the
-originals are held: memory that is held cannot be allocated again, so an address that comes back is such a
-buffer, and its entry is copied from then on.
+On the host every value is copied before the hook returns. Whether memory is used again cannot be told from
+outside: a model may take turns with any number of buffers, another callback gets the same tensors after this
+one, and a compiled graph writes to memory that nothing refers to.
 """
 
 from __future__ import annotations
@@ -26,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from zarrow._predict.rules import check_cast
@@ -34,8 +27,6 @@ from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["CudaCopies", "DeviceCopies", "HostBatch", "HostCopies"]
 
-_WATCHED_BATCHES = 4
-_IMMUTABLE = (pa.Array, pa.ChunkedArray)
 _FLOATS = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -146,9 +137,6 @@ class HostCopies:
                 )
         self._device: DeviceCopies = CudaCopies() if device is None else device
         self._targets: dict[tuple[str, torch.dtype], torch.dtype] = {}
-        self._watched: dict[str, list[torch.Tensor]] = {}
-        self._reused: set[str] = set()
-        self._batches = 0
 
     def begin(self, values: Mapping[str, Any]) -> HostBatch:
         """Start to copy values into memory that only the writer uses.
@@ -179,7 +167,8 @@ class HostCopies:
                     continue
                 value = torch.from_numpy(value)
             if not isinstance(value, torch.Tensor):
-                batch.values[name] = value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
+                # An Arrow array is copied as well: it may view memory that is not Arrow's.
+                batch.values[name] = copy.deepcopy(value)
                 continue
             if value.layout is not torch.strided:
                 raise BatchError(
@@ -199,14 +188,12 @@ class HostCopies:
             elif dtype is not tensor.dtype:
                 batch.values[name] = _cast_on_host(name, tensor, dtype)
             else:
-                batch.values[name] = self._given_away(name, tensor)
+                copied = torch.empty(tensor.shape, dtype=tensor.dtype)
+                batch.values[name] = copied.copy_(tensor.detach())
         if staged:
             hosts, batch.wait = self._device.start(list(staged.values()))
             for (name, is_lost), host in zip(staged, hosts, strict=True):
                 (batch.lost if is_lost else batch.values)[name] = host
-        self._batches += 1
-        if self._batches == _WATCHED_BATCHES:
-            self._watched.clear()
         return batch
 
     def _target(self, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -220,18 +207,6 @@ class HostCopies:
             target = _FLOATS[self._dtypes[name]]
         self._targets[name, dtype] = target
         return target
-
-    def _given_away(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        if alone and name not in self._reused:
-            if self._batches >= _WATCHED_BATCHES:
-                return tensor
-            held = self._watched.setdefault(name, [])
-            if any(other.data_ptr() == tensor.data_ptr() for other in held) and tensor.nbytes:
-                self._reused.add(name)
-            held.append(tensor)
-        copied = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return copied.copy_(tensor.detach())
 
 
 def _narrows(before: torch.dtype, after: torch.dtype) -> bool:
