@@ -513,7 +513,7 @@ def test_a_store_with_a_writer_at_work_is_not_replaced(path: Path, monkeypatch: 
     monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
     with zarrow.Writer(path, **OPTIONS) as old:
         _append(old, 0, 10)
-        with pytest.raises(StoreLockedError, match=r"run\.zarrow: .* is writing this store"):
+        with pytest.raises(StoreLockedError, match=r"run\.zarrow: a Writer of this process has it open"):
             zarrow.Writer(path, mode="w", **OPTIONS)
     new = zarrow.Writer(path, mode="w", **OPTIONS)
     _append(new, 0, 70)
@@ -1082,6 +1082,71 @@ def test_a_run_killed_before_its_first_batch_left_nothing(path: Path) -> None:
         _append(writer, 0, 10)
         writer.finalize()
     _check(path, 10)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_writer_lets_go(path: Path) -> None:
+    """A writer that nothing refers to loses no row, releases its store and ends its threads."""
+    writer = zarrow.Writer(path, **OPTIONS)
+    _append(writer, 0, 100)
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("zarrow-appender")]
+    held = [writer]
+    del writer
+    with pytest.warns(ResourceWarning, match=r"run\.zarrow: a Writer was lost without close"):
+        held.clear()
+    with zarrow.Writer(path, mode="a") as writer:
+        assert writer.accepted_rows == 100
+        assert writer.durable_rows == 100
+        writer.finalize()
+    _check(path, 100)
+    assert not any(thread.is_alive() for thread in ours)
+
+
+def test_a_writer_lost_in_its_own_thread_or_in_a_forked_child(path: Path) -> None:
+    """The collector may run on any thread; a forked child's copy of a lost writer touches nothing."""
+    writer = zarrow.Writer(path, **OPTIONS)
+    _append(writer, 0, 70)
+    writer.flush()
+    held, appender = [writer], writer._appender
+    del writer
+    child = multiprocessing.get_context("fork").Process(target=held.clear)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert held[0].accepted_rows == 70
+    with pytest.warns(ResourceWarning, match="was lost"):
+        appender.call(held.clear)
+    appender.join()
+    with zarrow.Writer(path, mode="a") as writer:
+        assert writer.accepted_rows == 70
+
+
+def test_a_writer_lost_at_the_very_end(path: Path) -> None:
+    """What a writer has queued when it is lost is written before the interpreter ends."""
+    lost = RUN + "del writer, ids, vectors"
+    subprocess.run([sys.executable, "-c", lost, str(path), "x", "2000"], check=True)
+    with zarrow.Writer(path, mode="a") as writer:
+        assert writer.accepted_rows == 2000
+
+
+def test_who_holds_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message about the lock says whether this process, another one, or one unknown holds it."""
+    monkeypatch.setattr("zarrow._write.directory.LOCK_TIMEOUT_S", 0.1)
+    with (
+        zarrow.Writer(path, **OPTIONS),
+        pytest.raises(StoreLockedError, match=r"a Writer of this process has it open: close\(\) that one"),
+    ):
+        zarrow.Writer(path, mode="a")
+    with _holder(path, "shared") as first, _holder(path, "shared") as second:
+        with pytest.raises(StoreLockedError, match=rf"process {first.pid} on .* is writing this store"):
+            zarrow.Writer(path, mode="a")
+        first.kill()
+        first.wait()
+        with pytest.raises(
+            StoreLockedError, match=rf"the one that opened it, process {first.pid} .* has ended"
+        ):
+            zarrow.Writer(path, mode="a")
+        second.kill()
 
 
 def test_a_forgotten_writer_is_closed_at_exit(path: Path) -> None:

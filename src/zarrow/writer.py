@@ -22,6 +22,7 @@ import errno
 import json
 import os
 import platform
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from zarrow._format import layout
 from zarrow._format.records import this_host
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog
+from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
@@ -168,7 +170,12 @@ class Writer:
             self._lock.release()
             raise
         self._queued = self._appender.accepted_rows
-        self._at_exit = close_at_exit(weakref.ref(self))
+        self._at_exit = close_at_exit(weakref.ref(self), self._appender)
+        # What nobody can close any more lets go of the store by itself.
+        self._lost = weakref.finalize(
+            self, _let_go, self.path, self._owner.pid, self._appender, self._lock, self._at_exit
+        )
+        self._lost.atexit = False
 
     # State
 
@@ -438,7 +445,27 @@ class Writer:
     def _release(self, *, remove_lock: bool = False) -> None:
         self._closed = True
         self._lock.release(remove_file=remove_lock)
+        self._lost.detach()
         atexit.unregister(self._at_exit)
+
+
+def _let_go(
+    path: Path, process: int, appender: Appender, lock: FileLock, at_exit: Callable[[], None]
+) -> None:
+    """Finish what a lost writer has queued, and release its store."""
+    if os.getpid() != process:
+        return
+
+    def release() -> None:
+        lock.release()
+        atexit.unregister(at_exit)
+
+    appender.forget(release)
+    warnings.warn(
+        f"{path}: a Writer was lost without close(); the rows that it has queued are written all the same",
+        ResourceWarning,
+        stacklevel=2,
+    )
 
 
 def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:

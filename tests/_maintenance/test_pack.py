@@ -263,7 +263,7 @@ def test_what_another_process_packs_or_writes_is_left_alone(store):
     """A second pack, or a writer that would replace the store, is refused, and the first pack continues."""
     with zarrow.Writer(store, mode="w") as writer:
         writer.append({"x": [1]})
-        with pytest.raises(StoreLockedError, match="is writing this store"):
+        with pytest.raises(StoreLockedError, match="a Writer of this process has it open"):
             zarrow.pack(store, order="id")
         writer.finalize()
     assert zarrow.open(store).table()["x"].to_pylist() == [1]

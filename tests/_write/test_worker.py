@@ -126,17 +126,24 @@ def test_a_stop_lets_a_waiting_caller_go():
 
 
 def test_a_forgotten_owner_is_closed_at_the_end_of_the_interpreter():
-    """No queued item is lost if its owner is never closed."""
+    """No queued item is lost if its owner is never closed, or was lost a moment ago."""
     code = """
-import weakref
-from zarrow._write.worker import close_at_exit
+import time, weakref
+from zarrow._write.worker import Worker, close_at_exit
+class Prints(Worker):
+    def work(self, items):
+        time.sleep(0.1)
+        print(*items)
 class Owner:
+    def __init__(self, name):
+        self.worker = Prints(name, 1 << 20)
+        close_at_exit(weakref.ref(self), self.worker)
     def close(self):
         print("closed")
-owner, gone = Owner(), Owner()
-close_at_exit(weakref.ref(owner))
-close_at_exit(weakref.ref(gone))
-del gone
+owner, lost = Owner("owner"), Owner("lost")
+lost.worker.put("queued", 1)
+lost.worker.end_with(lambda: print("ended"))
+del lost
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert run.stdout == "closed\n"
+    assert run.stdout == "queued\nended\nclosed\n"

@@ -88,10 +88,11 @@ def _line(seen: dict[str, Any]) -> str:
         parts.append(f"{seen['vector_mb_per_s']:,.1f} MB/s of vectors")
     if seen["eta_s"] is not None:
         parts.append(f"{timedelta(seconds=round(seen['eta_s']))} left")
-    parts.append(counted(len(seen["writers"]), "writer"))
+    parts.append(counted(sum(writer["running"] is not False for writer in seen["writers"]), "writer"))
     return ", ".join(parts)
 
 
 def _writer_line(writer: dict[str, Any]) -> str:
     speed = "" if writer["rows_per_s"] is None else f", {writer['rows_per_s']:,.0f} rows/s"
-    return f"  {escape(writer['host'])} process {writer['pid']}: {writer['rows']:,} rows{speed}"
+    ended = "" if writer["running"] is not False else ", has ended"
+    return f"  {escape(writer['host'])} process {writer['pid']}: {writer['rows']:,} rows{speed}{ended}"

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from zarrow._format import layout
-from zarrow._format.records import Owner
+from zarrow._format.records import Owner, this_host
 from zarrow._read.view import View, take_view
+from zarrow._storage.lock import is_running
 from zarrow.errors import NotAStoreError
 
 __all__ = ["Watch"]
@@ -89,6 +90,7 @@ class Watch:
                     "host": owner.host,
                     "pid": owner.pid,
                     "since": owner.since,
+                    "running": is_running(owner.pid) if owner.host == this_host() else None,
                     "rows": writers[session],
                     "rows_per_s": rate(writers[session], writers_then.get(session, 0)),
                 }

@@ -83,7 +83,7 @@ class Run:
         self._sample_index = sample_index
         self._drop_duplicates = drop_duplicates
         self._preparing = Preparing(writer, queue_bytes, drop_duplicates=drop_duplicates)
-        self._at_exit = close_at_exit(weakref.ref(self))
+        self._at_exit = close_at_exit(weakref.ref(self), self._preparing)
 
     def meet(self, loaders: list[Any], world_size: int) -> None:
         """Look at the data loaders; raise if one cannot work."""

@@ -14,7 +14,18 @@ from pathlib import Path
 
 from zarrow._storage import files, reading
 
-__all__ = ["FileLock"]
+__all__ = ["FileLock", "is_running"]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process of this machine is still there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 class FileLock:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +130,28 @@ class Appender(Worker[CheckedBatch]):
     def stop(self) -> None:
         """Drop what is queued, end the threads, let go of the open segments; twice does no harm."""
         super().stop()
+        self._let_go()
+
+    def forget(self, then: Callable[[], None]) -> None:
+        """Have the threads append what is queued, make it durable, and end; for a destructor: does not wait.
+
+        Parameters
+        ----------
+        then : callable
+            Called at the end.
+        """
+
+        def finish() -> None:
+            try:
+                if self.error is None:
+                    self._make_durable()
+            finally:
+                self._let_go()
+                then()
+
+        self.end_with(finish)
+
+    def _let_go(self) -> None:
         self._sealer.shutdown()
         segments = [self._segment]
         if self._spare is not None:

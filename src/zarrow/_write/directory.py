@@ -6,7 +6,6 @@ one next to it or in it, where the next writer removes it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -19,7 +18,7 @@ from typing import Literal
 from zarrow._format import layout
 from zarrow._format.records import Owner, this_host
 from zarrow._storage import files
-from zarrow._storage.lock import FileLock
+from zarrow._storage.lock import FileLock, is_running
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
 __all__ = ["Mode", "claim_store", "empty_store", "install", "new_owner"]
@@ -112,14 +111,24 @@ def _lock_store(root: Path, *, shared: bool, owner: Owner) -> FileLock:
             if lock.acquire():
                 return lock
         if time.monotonic() > deadline:
-            who = "another writer"
-            with contextlib.suppress(ZarrowError):
-                who = str(Owner.decode(lock.holder(), str(path)))
-            raise StoreLockedError(
-                f"{root}: {who} is writing this store: wait for it, stop it, "
-                "or open every writer with shared=True"
-            )
+            raise StoreLockedError(f"{root}: {_holder(lock)}, or open every writer with shared=True")
         time.sleep(0.05)
+
+
+def _holder(lock: FileLock) -> str:
+    """Say who holds a lock that could not be taken, and what can be done."""
+    try:
+        owner = Owner.decode(lock.holder(), str(lock.path))
+    except ZarrowError:
+        return "another writer is writing this store: wait for it, stop it"
+    if owner.host == this_host() and owner.pid == os.getpid():
+        return "a Writer of this process has it open: close() that one"
+    if owner.host == this_host() and not is_running(owner.pid):
+        return (
+            f"another writer is writing this store; the one that opened it, {owner}, has ended: wait for the "
+            "other, stop it"
+        )
+    return f"{owner} is writing this store: wait for it, stop it"
 
 
 def empty_store(path: Path) -> None:

@@ -21,7 +21,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["Worker", "close_at_exit"]
 
@@ -109,7 +109,29 @@ class Worker(ABC, Generic[Item]):
     def stop(self) -> None:
         """Drop what is queued and end the thread; more than once does no harm."""
         self._end()
+        self.join()
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
         self._thread.join()
+
+    def end_with(self, function: Callable[[], None]) -> None:
+        """Have the thread call a function after all items put so far, and end; for a destructor.
+
+        Waits for nothing and takes no lock: a destructor may run on any thread, even the worker's own, at any
+        instant. If the thread has ended, the function is called at once.
+        """
+
+        def last() -> None:
+            try:
+                function()
+            finally:
+                self._stopped = True
+
+        if self._thread.is_alive():
+            self._entries.put(last)
+        else:
+            function()
 
     def _end(self) -> None:
         with self._room:
@@ -203,8 +225,15 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
-def close_at_exit(owner: weakref.ref[Closable]) -> Callable[[], None]:
-    """Have a forgotten owner of a worker closed when the interpreter ends, so that nothing queued is lost.
+def close_at_exit(owner: weakref.ref[Closable], worker: Worker[Any]) -> Callable[[], None]:
+    """Have an owner of a worker closed when the interpreter ends, so that nothing queued is lost.
+
+    Parameters
+    ----------
+    owner : weak reference
+        If nothing refers to the owner any more, its worker is waited for.
+    worker : Worker
+        The owner's.
 
     Returns
     -------
@@ -214,9 +243,9 @@ def close_at_exit(owner: weakref.ref[Closable]) -> Callable[[], None]:
     process = os.getpid()
 
     def close() -> None:
-        forgotten = owner()
-        if forgotten is not None and os.getpid() == process:
-            forgotten.close()
+        if os.getpid() == process:
+            still_there = owner()
+            still_there.close() if still_there is not None else worker.join()
 
     atexit.register(close)
     return close
