@@ -24,7 +24,7 @@ from zarrow._format.pages import read_footer
 from zarrow._format.records import Claim, PartFacts, SegmentRecord, Source
 from zarrow._read import catalog, keys
 from zarrow._storage import files
-from zarrow.errors import InvalidInputError, NotAStoreError, StoreNotFoundError
+from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError, StoreNotFoundError
 from zarrow.verify import Report
 
 ROWS = 21
@@ -310,6 +310,26 @@ def test_files_that_changed_places_are_found(store: Path) -> None:
     one.write_bytes(other.read_bytes())
     other.write_bytes(data)
     assert {finding.segment for finding in zarrow.verify(store).findings} == {0, 1}
+
+
+@pytest.mark.parametrize("codecs", ["crc32c", ["zstd", "crc32c"]])
+def test_shards_that_changed_places_are_found(tmp_path: Path, codecs: Any) -> None:
+    """A shard whose own checksums hold, chunk by chunk, is damage where another one was written."""
+    path = tmp_path / "run.zarrow"
+    vectors = np.full((16, 512), 1, np.uint8)
+    vectors[8:] = 2
+    with zarrow.Writer(path, segment_rows=8, codecs=codecs) as writer:
+        writer.append({"id": np.arange(16)}, {"e": vectors})
+        writer.finalize()
+    one, other = path / "embeddings.zarr/e/c/0/0", path / SHARD
+    data = one.read_bytes()
+    assert len(data) == other.stat().st_size
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    report = zarrow.verify(path)
+    assert {finding.segment for finding in report.findings} == {0, 1}, messages(report)
+    with zarrow.open(path) as store, pytest.raises(CorruptionError):
+        store["e"].read(0, 8)
 
 
 def test_a_record_that_is_lost_is_damage(store: Path) -> None:

@@ -30,7 +30,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.pages import read_footer
 from zarrow._format.records import PartFacts, ShardFacts
-from zarrow._format.shard_index import encode_index
+from zarrow._format.shard_index import encode_index, index_crc32c
 from zarrow._read import catalog
 
 MEMORY_BYTES = 192 << 20
@@ -141,7 +141,7 @@ def replace_chunk(store: Path, number: int, chunk: bytes, index: bytes | None = 
     index = encode_index([len(chunk)], 1) if index is None else index
     (store / layout.shard_path("z", number, 1)).write_bytes(chunk + index)
     facts = ShardFacts(
-        size_bytes=len(chunk) + len(index), chunks_crc32c=(crc32c(chunk),), index_crc32c=crc32c(index)
+        size_bytes=len(chunk) + len(index), chunks_crc32c=(crc32c(chunk),), index_crc32c=index_crc32c(index)
     )
     record, _ = catalog.read_record(store, number, catalog.read_spec(store))
     recommit(store, number, arrays={**record.arrays, "z": facts})

@@ -36,7 +36,7 @@ _HEAD = struct.Struct("<8sQ16sQQIIQ")
 _ENTRY = struct.Struct("<IIII")
 """per array: crc32c of the rows, crc32c of the tail, side of the tail, chunks that became full"""
 _CHUNK = struct.Struct("<QI4x")
-"""per chunk that became full: encoded size, crc32c of the encoded bytes; padded to align what follows"""
+"""per chunk that became full: encoded size, its crc32c; padded to align what follows"""
 _CRC = struct.Struct("<I")
 _ALIGNMENT = 8
 MAX_FRAME_BYTES = 1 << 40
@@ -44,7 +44,11 @@ MAX_FRAME_BYTES = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """An encoded chunk that was appended to a compressed array's shard: its size in bytes and crc32c."""
+    """An encoded chunk of a compressed array's shard: its size in bytes and crc32c.
+
+    The crc32c is that of the stored bytes, without the four of a ``crc32c`` codec at their end
+    (`ArraySpec.own_crc_bytes`).
+    """
 
     size_bytes: int
     crc32c: int

@@ -117,9 +117,11 @@ class ShardFacts:
     size_bytes : int
         The file's size; 0 if there is no shard because the segment has no rows.
     chunks_crc32c : tuple of int
-        The crc32c of the stored bytes of every chunk that has rows, in order.
+        The crc32c of the stored bytes of every chunk that has rows, in order; without a checksum that they
+        end with.
     index_crc32c : int
-        The crc32c of the whole shard index, Zarr's own checksum included.
+        The crc32c of the entries of the shard index, without Zarr's own checksum after them: with it, the
+        result would be the same for all.
     """
 
     size_bytes: int

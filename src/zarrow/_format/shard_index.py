@@ -16,7 +16,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.spec import ArraySpec
 from zarrow.errors import CorruptionError
 
-__all__ = ["decode_index", "encode_index", "index_bytes"]
+__all__ = ["decode_index", "encode_index", "index_bytes", "index_crc32c"]
 
 _NO_CHUNK = 2**64 - 1
 _ENTRY_BYTES = 16
@@ -54,6 +54,11 @@ def encode_index(sizes: Sequence[int], chunks: int) -> bytes:
     return entries + crc32c(entries).to_bytes(_CRC_BYTES, "little")
 
 
+def index_crc32c(data: bytes) -> int:
+    """Return the crc32c of an index's entries, which follows them."""
+    return int.from_bytes(data[-_CRC_BYTES:], "little")
+
+
 def decode_index(data: bytes, array: ArraySpec, chunks: int, data_bytes: int, path: str) -> list[int]:
     """Return the sizes of a shard's chunks, which lie one behind the other from its first byte.
 
@@ -81,7 +86,7 @@ def decode_index(data: bytes, array: ArraySpec, chunks: int, data_bytes: int, pa
         If its checksum does not hold, or if it says anything else, as that of a hostile store may.
     """
     entries = data[:-_CRC_BYTES]
-    if crc32c(entries) != int.from_bytes(data[-_CRC_BYTES:], "little") or len(entries) % _ENTRY_BYTES:
+    if crc32c(entries) != index_crc32c(data) or len(entries) % _ENTRY_BYTES:
         raise CorruptionError("the shard index is damaged", path=path)
     places = np.frombuffer(entries, "<u8").reshape(-1, 2)
     if len(places) < chunks or (places[chunks:] != np.uint64(_NO_CHUNK)).any():

@@ -156,6 +156,14 @@ class ArraySpec:
         """Whether the data of a shard are the bytes of its rows, in order."""
         return self.codecs in (PLAIN, ({"name": "bytes"},))
 
+    @property
+    def own_crc_bytes(self) -> int:
+        """The size of the checksum that every encoded chunk ends with, if its last codec is ``crc32c``.
+
+        A crc32c over bytes and their own crc32c is the same for all bytes: a chunk's checksum leaves it out.
+        """
+        return 4 if self.codecs[-1].get("name") == "crc32c" else 0
+
     def to_json(self) -> dict[str, Any]:
         """Return the spec as ``zarrow.json`` has it."""
         return {

@@ -24,11 +24,7 @@ DERIVED_FROM = "derived_from"
 def origin(snapshot: Snapshot) -> dict[str, Any]:
     """Return what tells these rows from any others. The rows of an incomplete store can still change."""
     checksum = 0 if snapshot.manifest is None else snapshot.manifest.fingerprint
-    return {
-        "uuid": snapshot.spec.uuid,
-        "rows": snapshot.rows,
-        "records_crc32c": f"{checksum:08x}",
-    }
+    return {"uuid": snapshot.spec.uuid, "rows": snapshot.rows, "records_crc32c": checksum}
 
 
 def said_origin(spec: StoreSpec) -> object:

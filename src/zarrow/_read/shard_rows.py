@@ -25,7 +25,7 @@ from zarrow._format.codecs import ChunkCodec
 from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.layout import rows_name, shard_path, tail_name
 from zarrow._format.records import SegmentRecord
-from zarrow._format.shard_index import decode_index, index_bytes
+from zarrow._format.shard_index import decode_index, index_bytes, index_crc32c
 from zarrow._format.spec import ArraySpec
 from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError
@@ -79,8 +79,14 @@ class StoredChunks:
 
     def holds(self, number: int) -> bool:
         """Tell whether a chunk is in the file and has its checksum; reads it in blocks."""
-        chunk = self.chunks[number]
-        return self.file.holds(self.ends[number] - chunk.size_bytes, chunk.size_bytes, chunk.crc32c)
+        chunk, own = self.chunks[number], self._array.own_crc_bytes
+        start, size_bytes = self.ends[number] - chunk.size_bytes, chunk.size_bytes - own
+        return (
+            size_bytes >= 0
+            and self.ends[number] <= self.file.size_bytes
+            and self.file.holds(start, size_bytes, chunk.crc32c)
+            and (not own or self.file.read(start + size_bytes, own) == chunk.crc32c.to_bytes(own, "little"))
+        )
 
     def decode(self, number: int) -> npt.NDArray[Any]:
         """Return the rows of a chunk, padding included; `CorruptionError` if it is not what was written."""
@@ -90,7 +96,7 @@ class StoredChunks:
         start = self._first_row + number * self._array.chunk_rows
         rows = range(start, start + self._array.chunk_rows)
         data = self.file.read(self.ends[number] - chunk.size_bytes, chunk.size_bytes)
-        if crc32c(data) != chunk.crc32c:
+        if crc32c(data[: len(data) - self._array.own_crc_bytes]) != chunk.crc32c:
             raise damaged_chunk(self.file.path, number, rows)
         try:
             return self._codec.decode(data)
@@ -134,7 +140,7 @@ class CommittedShard(StoredChunks):
                 f"{file.size_bytes} bytes have no room for a shard index of {size_bytes}", path=file.path
             )
         index = file.read(file.size_bytes - size_bytes, size_bytes)
-        if crc32c(index) != facts.index_crc32c:
+        if index_crc32c(index) != facts.index_crc32c:
             raise CorruptionError("not the shard index that was committed", path=file.path)
         sizes = decode_index(
             index, array, len(facts.chunks_crc32c), file.size_bytes - size_bytes, str(file.path)

@@ -30,7 +30,7 @@ from zarrow._format.codecs import ChunkCodec
 from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.layout import rows_name, tail_name
 from zarrow._format.records import ShardFacts
-from zarrow._format.shard_index import encode_index
+from zarrow._format.shard_index import encode_index, index_crc32c
 from zarrow._format.spec import ArraySpec
 from zarrow._read.shard_rows import read_tail
 from zarrow._storage import files, threads
@@ -80,7 +80,7 @@ class _ShardFile:
         files.truncate(self._fd, size_bytes)  # a crash may have left bytes after the index
         files.sync(self._fd)
         checksums = tuple(chunk.crc32c for chunk in chunks)
-        return ShardFacts(size_bytes=size_bytes, chunks_crc32c=checksums, index_crc32c=crc32c(index))
+        return ShardFacts(size_bytes=size_bytes, chunks_crc32c=checksums, index_crc32c=index_crc32c(index))
 
     def sync(self) -> None:
         """Make all rows durable."""
@@ -290,7 +290,8 @@ class EncodedShard(_ShardFile):
     def _encode(self, chunks: Sequence[npt.NDArray[Any]]) -> None:
         for data in threads.in_order(self._codec.encode, chunks):
             self._write(data, len(data))
-            self._done.append(Chunk(len(data), crc32c(data)))
+            checksum = crc32c(data[: len(data) - self.array.own_crc_bytes])
+            self._done.append(Chunk(len(data), checksum))
 
     def restore(self, entries: Sequence[ArrayEntry], counts: Sequence[int]) -> None:
         """Continue after the rows of these frames, which `sound_frames` has checked."""
