@@ -189,7 +189,7 @@ def test_no_file_can_be_lost_cut_grown_or_emptied(templates: Path, tmp_path: Pat
         data = path.read_bytes()
         for deed, changed in {
             "lost": None,
-            "cut": data[:-1],
+            "cut": data[:-2],  # without its last line feed, zarr.json says the same
             "grown": data + b"\0",
             "emptied": b"",
             "zeroed": bytes(len(data)),

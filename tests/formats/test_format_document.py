@@ -29,7 +29,7 @@ for _byte in range(256):
 
 
 def crc32c(data: bytes) -> int:
-    """Section 1."""
+    """Section 2."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 255] ^ crc >> 8
@@ -46,7 +46,7 @@ def believe(condition: bool, what: object) -> None:
 
 
 def document(path: Path) -> dict[str, Any]:
-    """Section 3."""
+    """Section 4."""
     data = path.read_bytes()
     tail = data[-22:]
     believe(tail[:11] == b',"crc32c":"' and tail[19:] == b'"}\n', path)
@@ -56,7 +56,7 @@ def document(path: Path) -> dict[str, Any]:
 
 
 class MiniReader:
-    """The minimal reader that section 12 requires, and section 8."""
+    """A reader as section 1 describes it, for stores without damage."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -72,7 +72,7 @@ class MiniReader:
             self._check_manifest(document(root / "manifest.json"))
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        """Section 7: the dense prefix."""
+        """Section 1.2: the committed segments."""
         for number in count():
             path = self.root / f"segments/{number:08d}.json"
             if not path.exists():
@@ -82,7 +82,7 @@ class MiniReader:
             yield record
 
     def _check_manifest(self, manifest: dict[str, Any]) -> None:
-        """Section 9."""
+        """Section 8.3."""
         believe(manifest["uuid"] == self.spec["uuid"], "uuid")
         believe(manifest["rows"] == self.rows, "rows")
         paths = [self.root / f"segments/{number:08d}.json" for number in range(len(self.records))]
@@ -93,7 +93,7 @@ class MiniReader:
             believe(manifest["shard_bytes"][array["name"]] == sizes, array["name"])
 
     def table(self) -> pa.Table:
-        """Section 6: committed rows."""
+        """Section 7: committed rows."""
         parts = []
         for record in self.records:
             data = (self.root / f"table/part-{record['segment']:08d}.parquet").read_bytes()
@@ -109,11 +109,11 @@ class MiniReader:
         return pa.concat_tables(parts)
 
     def _chunk_crc32c(self, array: dict[str, Any], stored: bytes) -> int:
-        """Section 7: of the bytes before the checksum that the codec `crc32c` appends."""
+        """Section 8.1: of the bytes before the checksum that the codec `crc32c` appends."""
         return crc32c(stored[:-4] if array["codecs"][-1]["name"] == "crc32c" else stored)
 
     def _decode(self, array: dict[str, Any], stored: bytes) -> np.ndarray:
-        """Sections 4 and 5: one chunk."""
+        """Sections 5.2 and 6: one chunk."""
         shape = (array["chunk_rows"], *array["row_shape"])
         dtype = np.dtype(array["dtype"]).newbyteorder("<")
         size = int(np.prod(shape)) * dtype.itemsize
@@ -128,7 +128,7 @@ class MiniReader:
         return np.frombuffer(stored, dtype).reshape(shape)
 
     def array(self, name: str) -> np.ndarray:
-        """Section 5: committed rows."""
+        """Section 6: committed rows."""
         array = next(array for array in self.spec["arrays"] if array["name"] == name)
         axes = len(array["row_shape"])
         pieces = [np.empty((0, *array["row_shape"]), array["dtype"])]
@@ -160,10 +160,10 @@ class MiniReader:
             pieces.append(segment[: record["rows"]])
         return np.concatenate(pieces)
 
-    # Section 8
+    # Section 9
 
     def live(self) -> list[tuple[pa.Table, dict[str, np.ndarray]]]:
-        """Section 8.5: the rows of open segments, oldest first."""
+        """Section 1.5: the rows of open segments, oldest first."""
         found = []
         for path in sorted((self.root / "open").iterdir()):
             if len(path.name) == 16 and (path / "owner.json").exists() and (path / "table.frames").exists():
@@ -175,7 +175,7 @@ class MiniReader:
         return found
 
     def _frames(self, data: bytes) -> Iterator[tuple[int, int, list[Any], bytes]]:
-        """Section 8.1."""
+        """Section 9.2."""
         offset = rows = 0
         while len(data) - offset >= 68:
             head = struct.unpack_from("<8sQ16sQQIIQ", data, offset)
@@ -198,7 +198,7 @@ class MiniReader:
             offset += size
 
     def _open_segment(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
-        """Section 8.4; the only damage in these tests is a torn tail of frames."""
+        """Section 9.4; the only damage in these tests is a torn tail of frames."""
         fields = [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
             for field in self.schema
@@ -223,7 +223,7 @@ class MiniReader:
         return table, arrays
 
     def _open_rows(self, path: Path, array: dict[str, Any], rows: int, entries: list[Any]) -> np.ndarray:
-        """Section 8.2."""
+        """Section 9.3."""
         data = (path / f"{array['name']}.rows").read_bytes()
         dtype = np.dtype(array["dtype"]).newbyteorder("<")
         shape, row_bytes = array["row_shape"], int(np.prod(array["row_shape"])) * dtype.itemsize
@@ -287,7 +287,7 @@ def assert_rows(table: pa.Table, arrays: dict[str, np.ndarray], start: int, stop
 
 
 def test_crc32c_is_the_one_of_the_document() -> None:
-    """The test vector of section 1 holds."""
+    """The test vector of section 2 holds."""
     assert crc32c(b"123456789") == 0xE3069283
 
 

@@ -4,7 +4,7 @@ A page's header declares the page's stored and its decompressed size, its number
 its stored bytes (https://parquet.apache.org/docs/file-format/data-pages/). Decoders trust it: a few KiB may
 decompress to GiB. So `check_pages` walks over the headers, which takes no decompression, and refuses pages
 that zarrow never writes. It does so for `verify` and `repair`, and when a writer reopens a segment; plain
-reads trust the store (``FORMAT.md``, section 6).
+reads trust the store (``FORMAT.md``, section 7).
 
 The headers are Thrift structs in the compact protocol
 (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md); the fields that are not

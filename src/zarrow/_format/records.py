@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from zarrow._format.checksum import crc32c
@@ -390,8 +390,8 @@ class Owner:
         """Return the owner in a file; `CorruptionError` if it is damaged."""
         body = decode_document(data, path)
         try:
-            return cls(**body)
-        except (TypeError, ValueError) as error:
+            return cls(**{field.name: body[field.name] for field in fields(cls)})
+        except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"breaks the format: {error}", path=path) from error
 
     def __str__(self) -> str:

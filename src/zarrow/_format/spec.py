@@ -245,6 +245,8 @@ class StoreSpec:
         The columns that identify a row.
     provenance : dict
         Where the rows come from: JSON values.
+    writer_features : tuple of str
+        What a program must know to change the store, of which this one knows nothing.
 
     Raises
     ------
@@ -264,6 +266,7 @@ class StoreSpec:
     arrays: tuple[ArraySpec, ...] = ()
     keys: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    writer_features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrays", tuple(self.arrays))
@@ -359,6 +362,8 @@ class StoreSpec:
                 f"{path}: this zarrow reads format {FORMAT_VERSION}, got {body.get('zarrow_format')!r}: "
                 "upgrade zarrow"
             )
+        if unknown := body.get("reader_features"):
+            raise NotAStoreError(f"{path}: this zarrow cannot read stores with {unknown}: upgrade zarrow")
         try:
             if not is_uuid(body["uuid"]) or not isinstance(body["provenance"], dict):
                 raise ValueError("uuid must be 32 hexadecimal digits, provenance an object")
@@ -369,6 +374,7 @@ class StoreSpec:
                 arrays=tuple(ArraySpec.from_json(array) for array in body["arrays"]),
                 keys=tuple(body["keys"]),
                 provenance=body["provenance"],
+                writer_features=tuple(body.get("writer_features", ())),
             )
         except (AttributeError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
             raise CorruptionError(f"breaks the format: {error}", path=path) from error

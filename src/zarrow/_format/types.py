@@ -2,8 +2,8 @@
 
 Parquet lacks some of Arrow's types and gives others back changed. So that what a reader gets is what the
 store says, a column has a type that survives Parquet (`kept_type`), which holds the same values as the type
-that the caller had. ``FORMAT.md`` section 4 has the table; `represent` brings a batch's column into its kept
-type, or raises where a value would change.
+that the caller had. ``FORMAT.md``, section 5.1, has the table; `represent` brings a batch's column into its
+kept type, or raises where a value would change.
 """
 
 from __future__ import annotations

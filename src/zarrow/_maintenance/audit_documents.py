@@ -3,8 +3,8 @@
 The manifest is read first, then claims, then records: a claim that is released meanwhile has a record. The
 records add up to the dense prefix that readers see; one that is missing from it, or follows it, is damage.
 
-The ``zarr.json`` documents are derived from the records: they must be, byte for byte, what the writer would
-write, or what it left when it was killed between a record and its documents.
+The ``zarr.json`` documents are derived from the records: they must have the values that the writer would
+write, or left when it was killed between a record and its documents.
 """
 
 from __future__ import annotations
@@ -228,12 +228,18 @@ def audit_metadata(documents: DocumentsAudit, reopened: list[int]) -> None:
         except CorruptionError as error:
             documents.found.defect(path, error)
             continue
-        if data == expected:
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            documents.found.defect(path, "damaged: not JSON")
             continue
-        if any(data == make(rows) for rows in stale):
+        if found == json.loads(expected):
+            continue
+        if any(found == json.loads(make(rows)) for rows in stale):
             documents.found.note(path, "without the last segment: its writer was about to add it")
         else:
-            documents.found.defect(path, _difference(data, expected, settled))
+            rule = "" if settled else ", as far as damaged records show"
+            documents.found.defect(path, f"not the metadata of the committed rows{rule}")
 
 
 def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:
@@ -245,14 +251,3 @@ def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:
     committing = [number for number in (*documents.claims, *reopened) if number < documents.dense]
     first = min(committing, default=documents.dense)
     return {number * documents.spec.segment_rows for number in range(first, documents.dense)}
-
-
-def _difference(data: bytes, expected: bytes, settled: bool) -> str:
-    try:
-        same = json.loads(data) == json.loads(expected)
-    except (ValueError, RecursionError):
-        return "damaged: not JSON"
-    if same:
-        return "the same metadata, but not in the form that zarrow writes"
-    rule = "" if settled else ", as far as damaged records show"
-    return f"not the metadata of the committed rows{rule}"

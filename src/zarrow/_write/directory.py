@@ -17,6 +17,7 @@ from typing import Literal
 
 from zarrow._format import layout
 from zarrow._format.records import Owner, this_host
+from zarrow._read.catalog import read_spec
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock, is_running
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
@@ -55,6 +56,8 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         raise StoreExistsError(
             f"{path}: there is a store already: mode='a' resumes it or appends to it, mode='w' replaces it"
         )
+    if mode == "a" and state == "store" and (unknown := read_spec(path).writer_features):
+        raise NotAStoreError(f"{path}: this zarrow cannot write stores with {list(unknown)}: upgrade zarrow")
     if mode == "w" and state == "store":
         root = path.with_name(path.name + layout.INCOMING_SUFFIX)
         if _state(root) == "other":

@@ -8,7 +8,7 @@ rows can only be missing. The share that is found is measured when the index is 
 Of a million rows of 768 numbers, Gaussian and so without clusters, 98.9 % of the 10 nearest were found
 (``tests/benchmarks/analysis.py --recall``).
 
-The file is faiss's own, followed by a document (FORMAT.md, section 3) that says which rows it is of and its
+The file is faiss's own, followed by a document (FORMAT.md, section 4) that says which rows it is of and its
 checksum, the document's size (u64) and ``ZARROWN1``. It is derived: a reader ignores it if it is of other
 rows than the snapshot's, and checks it before faiss parses it. A crash while it is written leaves a scratch
 file in ``open/``, which the next writer removes, and either the old index or the new one.
