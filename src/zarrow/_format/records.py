@@ -353,9 +353,9 @@ class Owner:
         an earlier one.
     host, pid, since : str, int, str
         For messages: where the writer runs, and since when (ISO 8601, UTC).
-    reopens : int or None
-        The committed short segment whose rows this open segment begins with; while that segment's record
-        exists, this open segment does not count.
+    reopens : int, str or None
+        The committed segment, or the damaged open segment, whose rows this one repeats; while that has a
+        record, or exists, this one does not count.
     """
 
     session: str
@@ -363,11 +363,11 @@ class Owner:
     host: str
     pid: int
     since: str
-    reopens: int | None = None
+    reopens: int | str | None = None
 
     def __post_init__(self) -> None:
         _require("a sequence or process number", self.sequence, self.pid)
-        if self.reopens is not None:
+        if self.reopens is not None and not (isinstance(self.reopens, str) and is_slot(self.reopens)):
             _require("a segment", self.reopens, limit=MAX_SEGMENTS)
         if not all(isinstance(text, str) for text in (self.session, self.host, self.since)):
             raise InvalidInputError("session, host and since must be text")

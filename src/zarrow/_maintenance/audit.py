@@ -26,13 +26,14 @@ from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_documents import DocumentsAudit, audit_metadata, read_document
 from zarrow._maintenance.audit_index import audit_index, index_size
 from zarrow._maintenance.audit_names import NamesAudit
-from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES, OpenSegmentFacts, audit_open_segment
+from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES, audit_open_segment
 from zarrow._maintenance.audit_segment import audit_segment, record_bytes
 from zarrow._maintenance.audit_sources import audit_sources
 from zarrow._maintenance.findings import AuditLog, Finding, Level, Progress, Report, said_by
 from zarrow._read import catalog
 from zarrow._read.catalog import Snapshot
 from zarrow._read.origin import derived_names, origin, said_origin
+from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError, InvalidInputError, NotFoundError
 
@@ -98,8 +99,8 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
         path=str(root),
         level=level,
         complete=one.documents.manifest is not None,
-        rows=one.documents.rows,
-        segments=one.documents.dense,
+        rows=one.documents.rows + sum(record.rows for record in one.documents.behind_gap),
+        segments=one.documents.dense + len(one.documents.behind_gap),
         open_rows=one.open_rows,
         checked_files=found.checked_files,
         checked_bytes=found.checked_bytes,
@@ -130,8 +131,8 @@ class _StoreAudit:
         self._open()
         self.documents.read()
         self.open_rows = audit_sources(self.documents, self._slots)
-        owners = [facts.owner for facts in self._slots.values() if facts.owner is not None]
-        audit_metadata(self.documents, [one.reopens for one in owners if one.reopens is not None])
+        reopened = [facts.owner.reopens for facts in self._slots.values()]
+        audit_metadata(self.documents, [one for one in reopened if isinstance(one, int)])
         self._names.audit(self.documents.numbers, self.documents.is_pending)
 
     def run_segments(self) -> None:

@@ -23,6 +23,7 @@ from zarrow._maintenance.audit_names import MAX_STRAYS, NamesAudit
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
+from zarrow._read.visible import missing_records
 from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError
 
@@ -171,19 +172,17 @@ class DocumentsAudit:
         last = max([*self.numbers, expected - 1], default=-1)
         aside = put_aside(self.files.root)
         self.segments = last + 1
-        for number in range(self.dense, last + 1):
-            if number in self.numbers:
-                continue
-            if number in self.claims and self.manifest is None:
-                continue  # about to be committed
-            if number in aside and self.manifest is None:
-                message = "set aside by an interrupted repair: later rows are hidden until repair runs again"
+        if self.manifest is None:
+            missing = missing_records(self.numbers, self.claims, aside)
+            for number in (aside - self.numbers).intersection(range(self.dense, last)):
+                message = "set aside by an interrupted repair, so that later rows have no final number yet"
                 self.found.defect(layout.record_path(number), message)
-                continue
+        else:
+            missing = [number for number in range(self.dense, last + 1) if number not in self.numbers]
+        for number in missing[:MAX_STRAYS]:
             self.damage(number, layout.record_path(number), "missing")
-            if number - self.dense > MAX_STRAYS:
-                self.found.damage(layout.SEGMENTS_DIR, f"and so on, up to segment {last}")
-                break
+        if len(missing) > MAX_STRAYS:
+            self.found.damage(layout.SEGMENTS_DIR, f"and so on, up to segment {last}")
         for number in sorted(self.numbers):
             record = self.records.get(number)
             if record is not None and record.rows < self.spec.segment_rows and number + 1 in self.numbers:
@@ -194,6 +193,11 @@ class DocumentsAudit:
         self.rows = max(self.dense - 1, 0) * self.spec.segment_rows + (final.rows if final else 0)
         if self.dense and final is None:
             self.rows = self.dense * self.spec.segment_rows if self.manifest is None else self.manifest.rows
+
+    @property
+    def behind_gap(self) -> list[SegmentRecord]:
+        """The sound records that are not in the dense prefix."""
+        return [record for number, record in self.records.items() if number >= self.dense]
 
     def is_pending(self, number: int) -> bool:
         """Tell whether a killed writer may have left files under this segment number."""

@@ -16,7 +16,6 @@ not been removed, while it was checked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -33,24 +32,16 @@ from zarrow._format.frames import (
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
+from zarrow._read.open_rows import row_files
 from zarrow._read.shard_rows import StoredChunks
+from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import Beneath, File
 from zarrow.errors import CorruptionError, ZarrowError
 
-__all__ = ["OpenSegmentFacts", "audit_open_segment", "read_frames"]
+__all__ = ["audit_open_segment", "read_frames"]
 
 MAX_OWNER_BYTES = 1 << 16
 _ATTEMPTS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class OpenSegmentFacts:
-    """An open segment's name, its owner (None if that document is damaged) and its rows."""
-
-    slot: str
-    owner: Owner | None
-    rows: int
-    durable_rows: int
 
 
 def audit_open_segment(
@@ -72,7 +63,7 @@ def audit_open_segment(
     Returns
     -------
     OpenSegmentFacts or None
-        None if it has been removed, or its creation was never completed.
+        None if it has been removed, its creation was never completed, or its owner is unknown.
     """
     for attempt in range(_ATTEMPTS):
         before = _journal_bytes(files, slot)
@@ -154,22 +145,25 @@ class _OpenSegmentAudit:
             for frame in frames:
                 self._table_rows(frame)
         rows = frames[-1].stop if frames else 0
+        self._missing(rows)
         durable = max((frame.durable_rows for frame in frames), default=0)
-        return OpenSegmentFacts(self._slot, owner, rows, durable)
+        return None if owner is None else OpenSegmentFacts(self._slot, owner, rows, durable)
 
     def _has_row_bytes(self) -> bool:
-        for array in self._spec.arrays:
-            names = [layout.rows_name(array.name)]
-            if not array.is_plain:
-                names += [layout.tail_name(array.name, side) for side in (0, 1)]
-            for name in names:
-                try:
-                    with self._files.open(self._path(name)) as file:
-                        if file.size_bytes:
-                            return True
-                except (FileNotFoundError, CorruptionError):
-                    pass
+        for name in row_files(self._spec):
+            try:
+                with self._files.open(self._path(name)) as file:
+                    if file.size_bytes:
+                        return True
+            except (FileNotFoundError, CorruptionError):
+                pass
         return False
+
+    def _missing(self, rows: int) -> None:
+        """Report files that are missing: they are there before the first row is accepted."""
+        for name in row_files(self._spec) if rows else ():
+            if not self._files.exists(self._path(name)):
+                self._damage(name, "missing", (0, rows))
 
     def _read(self, name: str, limit_bytes: int = MAX_FRAME_BYTES) -> bytes:
         data = self._files.read(self._path(name), limit_bytes, drop_hole=name == layout.FRAMES)
@@ -182,7 +176,7 @@ class _OpenSegmentAudit:
             data = self._read(layout.OWNER_JSON, MAX_OWNER_BYTES)
             return Owner.decode(data, self._path(layout.OWNER_JSON))
         except FileNotFoundError:
-            if journal:
+            if journal or self._has_row_bytes():
                 self._damage(layout.OWNER_JSON, "missing, so the next writer will discard the rows")
         except CorruptionError as error:
             self._damage(layout.OWNER_JSON, error)
@@ -243,8 +237,7 @@ class _OpenSegmentAudit:
                 if file.size_bytes > used:
                     self._note(name, f"{file.size_bytes - used} bytes that belong to no frame")
         except FileNotFoundError:
-            if frames:
-                self._damage(name, "missing", (0, frames[-1].stop))
+            pass  # see `_missing`
         except ZarrowError as error:
             self._damage(name, error)
 
@@ -312,7 +305,7 @@ class _OpenSegmentAudit:
                 if self._checksums and file.crc32c(0, size) != entry.tail_crc32c:
                     raise CorruptionError("its rows do not match their checksum")
         except FileNotFoundError:
-            self._damage(name, "missing", (stop - rows, stop))
+            pass  # see `_missing`
         except CorruptionError as error:
             self._damage(name, error, (stop - rows, stop))
 

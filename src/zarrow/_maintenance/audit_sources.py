@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from zarrow._format import layout
 from zarrow._format.records import Claim, Source
 from zarrow._maintenance.audit_documents import DocumentsAudit
-from zarrow._maintenance.audit_open_segments import OpenSegmentFacts
+from zarrow._read.visible import OpenSegmentFacts, lacking, visible_rows
 
 __all__ = ["audit_sources"]
 
@@ -50,9 +50,7 @@ class _SourcesAudit:
         for number, claim in self._documents.claims.items():
             if claim is not None:
                 self._check_claim(number, claim)
-        for slot, facts in self._slots.items():
-            self._check_slot(facts, used.get(slot, []))
-        self._check_order()
+        self._check_open(source for record in self._documents.records.values() for source in record.sources)
 
     def _check_claim(self, number: int, claim: Claim) -> None:
         path = layout.claim_path(number)
@@ -61,45 +59,33 @@ class _SourcesAudit:
                 path, "the segment is committed; its writer has not removed the claim yet", segment=number
             )
             return
-        lacking = [source for source in claim.sources if not self._has(source)]
-        if lacking and not self._documents.files.exists(layout.record_path(number)):
-            names = ", ".join(f"{source.slot} up to {source.stop}" for source in lacking)
+        missing = lacking(claim, {slot: facts.rows for slot, facts in self._slots.items()})
+        if missing and not self._documents.files.exists(layout.record_path(number)):
+            names = ", ".join(f"{source.slot} up to {source.stop}" for source in missing)
             self._found.damage(path, f"claims rows that are missing: {names}", segment=number)
         elif self._documents.manifest is not None:
             self._found.damage(path, "a claim, but the store is complete without its segment", segment=number)
         else:
             self._found.note(path, f"{claim.rows} rows are about to be committed", segment=number)
 
-    def _has(self, source: Source) -> bool:
-        facts = self._slots.get(source.slot)
-        return facts is not None and source.stop <= facts.rows
-
-    def _check_slot(self, facts: OpenSegmentFacts, used: Iterable[tuple[int, int, int]]) -> None:
-        path = layout.slot_dir(facts.slot)
-        committed = sum(stop - start for start, stop, _ in used)
-        reopens = None if facts.owner is None else facts.owner.reopens
-        if reopens is not None and reopens in self._documents.numbers:
-            self._found.note(path, f"a copy of segment {reopens}, which is still committed")
-            return
-        rows = facts.rows - min(committed, facts.rows)
-        self.open_rows += rows
-        if committed:
-            self._found.note(path, "its rows are committed; its writer has not removed it yet")
-        elif rows and self._documents.manifest is not None:
-            self._found.damage(path, f"{rows} rows in an open segment, but the store is complete")
-
-    def _check_order(self) -> None:
-        """Report rows that recovery would drop because rows before them are gone."""
-        sessions: dict[str, list[OpenSegmentFacts]] = defaultdict(list)
-        for facts in self._slots.values():
-            if facts.owner is not None and facts.owner.reopens is None:
-                sessions[facts.owner.session].append(facts)
-        for group in sessions.values():
-            group.sort(key=lambda facts: facts.owner.sequence if facts.owner else 0)
-            for before, after in itertools.pairwise(group):
-                if before.rows < self._documents.spec.segment_rows and after.rows:
-                    self._found.damage(
-                        layout.slot_dir(after.slot),
-                        f"{after.rows} rows, but {before.slot}, which the same writer filled first, has only "
-                        f"{before.rows}: damaged, unless rows were lost in a power cut",
-                    )
+    def _check_open(self, sources: Iterable[Source]) -> None:
+        full = self._documents.spec.segment_rows
+        found = visible_rows(self._slots.values(), self._documents.numbers, sources, full)
+        for slot in found.copies:
+            reopens = self._slots[slot].owner.reopens
+            what = f"segment {reopens}, which is still committed" if isinstance(reopens, int) else reopens
+            self._found.note(layout.slot_dir(slot), f"a copy of {what}")
+        for slot, before in found.behind.items():
+            if rows := self._slots[slot].rows:
+                self._found.damage(
+                    layout.slot_dir(slot),
+                    f"{rows} rows, but {before.slot}, which the same writer filled first, has only "
+                    f"{before.rows}: damaged, unless rows were lost in a power cut",
+                )
+        for slot, ranges in found.ranges.items():
+            path, rows = layout.slot_dir(slot), sum(map(len, ranges))
+            self.open_rows += rows
+            if rows < self._slots[slot].rows:
+                self._found.note(path, "its rows are committed; its writer has not removed it yet")
+            elif rows and self._documents.manifest is not None:
+                self._found.damage(path, f"{rows} rows in an open segment, but the store is complete")

@@ -299,7 +299,7 @@ class _Planner:
         except (FileNotFoundError, CorruptionError):
             pass
         else:
-            if owner.reopens is not None and self._files.exists(layout.record_path(owner.reopens)):
+            if isinstance(owner.reopens, int) and self._files.exists(layout.record_path(owner.reopens)):
                 return self._spec.segment_rows  # a copy of that segment, which is still committed
         return max(
             (

@@ -4,8 +4,9 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `_format` and `errors`. In the order in which a question passes them:
 
 ======================  ===============================================================================
-`catalog`               committed segments: records, claims, manifest, and which are visible
+`catalog`               committed segments: records, claims, manifest
 `open_rows`             accepted rows of open segments
+`visible`               which records and open rows count: one rule for readers, recovery and audits
 `view`                  both together: which rows a reader sees at one instant
 `contents`              what a store hands out of one view, made on first use and kept
 `origin`                which rows something was derived from

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +25,16 @@ from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
 from zarrow._format.spec import StoreSpec
+from zarrow._read.visible import missing_records
 from zarrow._storage import reading
 from zarrow._storage.cache import Cache
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 
 __all__ = [
     "Snapshot",
+    "check_records",
     "decode_manifest",
+    "has_record",
     "put_aside",
     "read_claims",
     "read_manifest",
@@ -242,6 +246,20 @@ def read_claims(root: Path) -> list[Claim]:
 def has_record(root: Path, segment: int) -> bool:
     """Tell whether a segment is committed."""
     return (root / layout.record_path(segment)).exists()
+
+
+def check_records(root: Path, records: Collection[int]) -> None:
+    """Raise `CorruptionError` if a record is missing below one of these."""
+    if missing_records(records, (), ()):
+        # Claims are listed after the records: one that was released by now has a record.
+        missing = missing_records(records, _numbers(root, "claim"), put_aside(root))
+        for number in missing:
+            if not has_record(root, number):
+                raise CorruptionError(
+                    "the record is missing, though there are later ones: "
+                    "'zarrow repair' sets what is left of the segment aside",
+                    path=root / layout.record_path(number),
+                )
 
 
 _PUT_ASIDE = re.compile(r"(\d{8})-\d+\Z")

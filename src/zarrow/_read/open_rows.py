@@ -23,10 +23,11 @@ from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read import shard_rows
 from zarrow._read.shard_rows import StoredChunks
+from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import map_file, open_file, read_file
 from zarrow.errors import CorruptionError
 
-__all__ = ["OpenRows", "read", "slots"]
+__all__ = ["OpenRows", "read", "row_files", "slots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,12 @@ class OpenRows:
         The accepted frames.
     size_bytes : int
         Where the last of them ends.
-    torn_bytes : int
-        Bytes of the journal behind that, which are ignored.
     """
 
     path: Path
     owner: Owner
     frames: tuple[Frame, ...]
     size_bytes: int
-    torn_bytes: int
 
     @property
     def slot(self) -> str:
@@ -67,6 +65,11 @@ class OpenRows:
     def durable_rows(self) -> int:
         """The number of rows known to be durable."""
         return max((frame.durable_rows for frame in self.frames), default=0)
+
+    @property
+    def facts(self) -> OpenSegmentFacts:
+        """What decides which of its rows count."""
+        return OpenSegmentFacts(self.slot, self.owner, self.rows, self.durable_rows)
 
     def batches(self, spec: StoreSpec, start: int = 0, stop: int | None = None) -> list[pa.RecordBatch]:
         """Return the table rows `start` to `stop`, of the wire schema."""
@@ -145,13 +148,16 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     Raises
     ------
     CorruptionError
-        If rows that were durable are damaged.
+        If rows that were durable are damaged, or a file is missing that an open segment with rows has.
     """
     try:
         owner = Owner.decode(read_file(path, layout.OWNER_JSON), str(path / layout.OWNER_JSON))
         data = read_file(path, layout.FRAMES, limit_bytes=MAX_FRAME_BYTES, drop_hole=True)
         journal = pa.py_buffer(data)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # All its files are there, and durably so, before the first byte is written into any of them.
+        if any(_has_bytes(path, name) for name in (layout.FRAMES, *row_files(spec))):
+            raise _missing(path, error.filename) from None
         return None
     found = scan(
         journal, bytes.fromhex(spec.uuid), len(spec.arrays), spec.segment_rows, str(path / layout.FRAMES)
@@ -165,6 +171,10 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     while sound and not all(check(sound) for check in checks):
         sound -= 1
     rows = found.frames[sound - 1].stop if sound else 0
+    if found.rows:
+        for name in row_files(spec):
+            if not (path / name).exists() and path.exists():
+                raise _missing(path, path / name)
     if found.durable_rows > rows:
         # The directory may have been sealed and removed while it was read.
         if not path.exists():
@@ -174,6 +184,27 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
             f"though {found.durable_rows} rows were durable",
             path=path,
         )
-    end = found.ends[sound - 1] if sound else 0
-    torn = found.torn_bytes + (found.ends[-1] - end if found.ends else 0)
-    return OpenRows(path, owner, found.frames[:sound], end, torn)
+    return OpenRows(path, owner, found.frames[:sound], found.ends[sound - 1] if sound else 0)
+
+
+def row_files(spec: StoreSpec) -> Iterator[str]:
+    """Yield the names of the files of an open segment that hold row bytes."""
+    for array in spec.arrays:
+        yield layout.rows_name(array.name)
+        if not array.is_plain:
+            yield from (layout.tail_name(array.name, side) for side in (0, 1))
+
+
+def _has_bytes(path: Path, name: str) -> bool:
+    try:
+        return os.stat(path / name, follow_symlinks=False).st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _missing(path: Path, name: str | Path) -> CorruptionError:
+    return CorruptionError(
+        f"{Path(name).name} is missing, though the open segment has rows: 'zarrow repair' keeps what can "
+        "still be read",
+        path=path,
+    )

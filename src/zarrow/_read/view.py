@@ -4,18 +4,19 @@ For a complete store this is what the manifest says. Of an incomplete one, opene
 is
 
 1. the dense prefix of committed segments;
-2. segments that are committed behind a gap (another writer is about to commit the one in between);
-3. the accepted rows of open segments, oldest segment first.
+2. segments that are committed behind a gap (another writer is about to commit the one in between, or a repair
+   that was interrupted has set it aside);
+3. the rows of open segments that count (`visible`), oldest segment first.
 
 The rows of 2 and 3 have no final number yet. They are *live*, and come after the committed ones in the
 order in which they would be packed if all writers stopped now.
 
 No writer waits for a reader, so the store changes while it is read. `take_view` still finds each accepted
-row exactly once, because of the order in which it looks (records, open segments, claims, segments behind
-the gap) and of two facts about writers: a claim stays until its open segments are gone, and below every
-number with a claim or record each number has one. An open segment that vanished meanwhile was committed, so
-`take_view` looks again. Later open segments of a writer are read before its earlier ones, so that what is
-seen of a writer is a prefix of what it wrote.
+row exactly once, because of the order in which it looks (records, open segments, claims, records again) and
+of a fact about writers: a claim stays until its open segments are gone. An open segment that vanished
+meanwhile was committed, and a record that vanished was reopened, so `take_view` looks again. Later open
+segments of a writer are read before its earlier ones, so that what is seen of a writer is a prefix of what
+it wrote.
 
 Full segments never change. A short last one may be taken back when rows are appended to a complete store,
 so its files are opened at once and read from there, whatever happens to their names. `Guard` notices if the
@@ -37,11 +38,12 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.records import SegmentRecord
+from zarrow._format.records import Claim, SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
 from zarrow._read.open_rows import OpenRows
+from zarrow._read.visible import lacking, lacking_error, visible_rows
 from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
 
@@ -238,6 +240,7 @@ def take_view(root: Path, *, partial: bool) -> View:
             damaged += 1
             if damaged >= _DAMAGED_ATTEMPTS:
                 raise
+            seen.clear()
             continue
         if view is not None:
             return view
@@ -266,6 +269,7 @@ def _look(root: Path, partial: bool, seen: dict[str, OpenPiece]) -> View | None:
     behind_gap: tuple[SegmentRecord, ...] = ()
     pieces: tuple[OpenPiece, ...] = ()
     if not snapshot.complete:
+        before = catalog.segment_numbers(root)
         paths = open_rows.slots(root)
         for path in reversed(paths):  # the latest of each writer first
             if path.name not in seen and (slot := _read_slot(path, snapshot.spec)) is not None:
@@ -274,17 +278,48 @@ def _look(root: Path, partial: bool, seen: dict[str, OpenPiece]) -> View | None:
         claims = catalog.read_claims(root)
         if not all(slot.rows.path.exists() for slot in slots):
             return None
-        behind_gap = tuple(_behind_gap(snapshot, {claim.segment for claim in claims}))
+        numbers = catalog.segment_numbers(root)
+        if not set(before) <= set(numbers):
+            return None  # the rows of a segment were taken back into an open one
+        catalog.check_records(root, numbers)
+        _check_claims(root, snapshot.spec, claims, slots)
+        behind_gap = tuple(
+            catalog.read_record(root, number, snapshot.spec)[0]
+            for number in numbers
+            if number >= snapshot.segments
+        )
         # For an instant, a claim may coexist with another writer's record of that number: the record counts.
-        numbers = [claim.segment for claim in claims if claim.segment < snapshot.segments]
-        committed = [
-            *behind_gap,
-            *(catalog.read_record(root, number, snapshot.spec)[0] for number in numbers),
-        ]
-        pieces = tuple(_uncommitted(slots, snapshot, committed))
+        claimed = [claim.segment for claim in claims if claim.segment < snapshot.segments]
+        records = [*behind_gap, *(catalog.read_record(root, one, snapshot.spec)[0] for one in claimed)]
+        pieces = tuple(_pieces(root, slots, numbers, records, snapshot.spec.segment_rows))
     if (last_files and not _still_last(snapshot)) or not guard.holds():
         return None
     return View(snapshot, guard, last_files, behind_gap, pieces)
+
+
+def _check_claims(root: Path, spec: StoreSpec, claims: list[Claim], slots: list[OpenPiece]) -> None:
+    """Raise `CorruptionError` if rows that are about to be committed are not there."""
+    rows = {slot.rows.slot: slot.rows.rows for slot in slots}
+    for claim in claims:
+        for source in lacking(claim, rows):
+            # It may have been opened or filled since it was read, or have been committed and removed.
+            found = open_rows.read(root / layout.slot_dir(source.slot), spec)
+            now = {} if found is None else {source.slot: found.rows}
+            if lacking(claim, {**rows, **now}) and not catalog.has_record(root, claim.segment):
+                raise lacking_error(claim, source, {**rows, **now}, root)
+
+
+def _pieces(
+    root: Path, slots: list[OpenPiece], numbers: list[int], records: list[SegmentRecord], full: int
+) -> Iterable[OpenPiece]:
+    """Yield the rows of open segments that count."""
+    sources = [source for record in records for source in record.sources]
+    found = visible_rows([slot.rows.facts for slot in slots], numbers, sources, full)
+    found.check(root)
+    by_name = {slot.rows.slot: slot for slot in slots}
+    for name, ranges in found.ranges.items():
+        for rows in ranges:
+            yield replace(by_name[name], start=rows.start, stop=rows.stop)
 
 
 def _open_last(snapshot: Snapshot) -> dict[str, File]:
@@ -317,27 +352,16 @@ def _still_last(snapshot: Snapshot) -> bool:
     )
 
 
-def _behind_gap(snapshot: Snapshot, claimed: set[int]) -> Iterable[SegmentRecord]:
-    number = snapshot.segments
-    while True:
-        try:
-            yield catalog.read_record(snapshot.root, number, snapshot.spec)[0]
-        except FileNotFoundError:
-            if number not in claimed:
-                return
-        number += 1
-
-
 def _read_slot(path: Path, spec: StoreSpec) -> OpenPiece | None:
-    """Read an open segment and open its files; None if no row can be in it."""
+    """Read an open segment and open its files; None if its creation was never finished."""
     found = open_rows.read(path, spec)
-    if found is None or not found.rows:
+    if found is None:
         if not path.exists():
             raise _GoneError
         return None
     files, tails = {}, {}
     try:
-        for index, array in enumerate(spec.arrays):
+        for index, array in enumerate(spec.arrays if found.rows else ()):
             files[array.name] = open_file(path, layout.rows_name(array.name))
             used = found.rows % array.chunk_rows
             if not array.is_plain and used:
@@ -356,41 +380,3 @@ def _read_slot(path: Path, spec: StoreSpec) -> OpenPiece | None:
             raise CorruptionError("missing, though the open segment has rows", path=error.filename) from error
         raise _GoneError from None
     return OpenPiece(found, 0, found.rows, files, tails)
-
-
-def _uncommitted(
-    slots: list[OpenPiece], snapshot: Snapshot, committed: list[SegmentRecord]
-) -> Iterable[OpenPiece]:
-    """Yield the rows of open segments that are in no committed one."""
-    full = snapshot.spec.segment_rows
-    stopped = _stopped_sessions(slots, full)
-    for slot in slots:
-        owner = slot.rows.owner
-        if owner.reopens is not None and owner.reopens < snapshot.segments:
-            continue  # it repeats the rows of a segment that still counts
-        if owner.sequence > stopped.get(owner.session, owner.sequence):
-            continue
-        start = 0
-        gaps = sorted(
-            (source.start, source.stop)
-            for record in committed
-            for source in record.sources
-            if source.slot == slot.rows.slot
-        )
-        for low, high in [*gaps, (slot.stop, slot.stop)]:
-            if start < low:
-                yield replace(slot, start=start, stop=min(low, slot.stop))
-            start = max(start, high)
-
-
-def _stopped_sessions(slots: list[OpenPiece], full: int) -> dict[str, int]:
-    """Return the first open segment of each writer that is not full.
-
-    Rows behind it do not continue the prefix of what the writer wrote: a power cut took rows in between.
-    """
-    stopped: dict[str, int] = {}
-    for slot in slots:
-        owner = slot.rows.owner
-        if slot.stop < full:
-            stopped[owner.session] = min(stopped.get(owner.session, owner.sequence), owner.sequence)
-    return stopped

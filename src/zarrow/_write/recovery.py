@@ -21,7 +21,6 @@ store's lock is held exclusively: no other writer is alive.
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +29,15 @@ from zarrow._format import layout
 from zarrow._format.records import Claim, Manifest, Owner, Source
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog
-from zarrow._read.catalog import put_aside
 from zarrow._read.open_rows import read, slots
+from zarrow._read.visible import lacking, lacking_error, visible_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.reopening import enter_again, remove_segment_files, reopen
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
-from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow.errors import StoreLockedError
 
 __all__ = ["finalize", "recover"]
 
@@ -71,9 +70,10 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     files.sync_dir(root / layout.OPEN_DIR)
     for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
         _remove_any(path)
-    dead = _lock_all(root, spec, owner)
+    catalog.check_records(root, catalog.segment_numbers(root))
+    dead = _lock_all(root, spec)
     try:
-        _drop_after_gap(dead, spec)
+        _drop_what_does_not_count(root, spec, owner, dead)
         for claim in catalog.read_claims(root):
             if not catalog.has_record(root, claim.segment):
                 _finish(root, spec, claim, dead)
@@ -104,13 +104,7 @@ def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
     """
     short: dict[str, Dead] = {}
     try:
-        while (gap := catalog.dense_segments(root)) < len(numbers := catalog.segment_numbers(root)):
-            if gap not in put_aside(root):
-                raise CorruptionError(
-                    "the record is missing, though there are later ones: "
-                    "'zarrow repair' puts what is left of the segment aside",
-                    path=root / layout.record_path(gap),
-                )
+        while catalog.dense_segments(root) < len(numbers := catalog.segment_numbers(root)):
             one = enter_again(root, spec, owner, numbers[-1])
             if one.rows.rows == spec.segment_rows:
                 _seal_dead(root, spec, one)
@@ -125,7 +119,7 @@ def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
 def _adopt(one: Dead, spec: StoreSpec) -> OpenSegment:
     """Take an open segment over in order to seal it; its owner stays the writer that filled it.
 
-    After a crash, `_drop_after_gap` learns from the owners which rows follow which. With one owner for all,
+    After a crash, `visible_rows` learns from the owners which rows follow which. With one owner for all,
     the open segments would look like those of one writer, with rows missing in between. With a new owner for
     one from which a power cut then takes rows, later rows of its writer would hide the gap.
     """
@@ -148,8 +142,8 @@ def _remove_any(path: Path) -> None:
         files.remove(path)
 
 
-def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
-    """Lock and read the open segments; drop those that do not count."""
+def _lock_all(root: Path, spec: StoreSpec) -> dict[str, Dead]:
+    """Lock and read the open segments; discard those whose creation was never finished."""
     dead: dict[str, Dead] = {}
     try:
         for path in slots(root):
@@ -161,58 +155,43 @@ def _lock_all(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
             except BaseException:
                 lock.release()
                 raise
-            reopens = None if found is None else found.owner.reopens
-            if found is None or (reopens is not None and catalog.has_record(root, reopens)):
+            if found is None:
                 lock.release()
                 discard(path)
-                continue
-            dead[path.name] = Dead(found, lock)
-            if reopens is not None:
-                remove_segment_files(root, spec, reopens)
-                taken_over = replace(owner, session=uuid.uuid4().hex)
-                files.replace(path / layout.OWNER_JSON, taken_over.encode(), scratch=path.parent)
+            else:
+                dead[path.name] = Dead(found, lock)
     except BaseException:
         release(dead.values())
         raise
     return dead
 
 
-def _drop_after_gap(dead: dict[str, Dead], spec: StoreSpec) -> None:
-    """Drop what a power cut left of a writer's later open segments, if it took rows of an earlier one.
+def _drop_what_does_not_count(root: Path, spec: StoreSpec, owner: Owner, dead: dict[str, Dead]) -> None:
+    """Discard copies of what still counts, and rows whose predecessors a power cut took.
 
-    None of these rows was durable: an open segment is synced before rows of the next one are.
+    None of the latter was durable: an open segment is synced before rows of the next one are.
     """
-
-    def by_session(one: Dead) -> tuple[str, int]:
-        return one.rows.owner.session, one.rows.owner.sequence
-
-    for _, group in itertools.groupby(sorted(dead.values(), key=by_session), lambda one: by_session(one)[0]):
-        gap = False
-        for one in group:
-            if gap:
-                if one.rows.durable_rows:
-                    raise CorruptionError(
-                        f"{one.rows.durable_rows} of its rows were durable, but rows before them are gone",
-                        path=one.rows.path,
-                    )
-                del dead[one.rows.slot]
-                one.lock.release()
-                discard(one.rows.path)
-            gap = gap or one.rows.rows < spec.segment_rows
+    records = set(catalog.segment_numbers(root))
+    found = visible_rows((one.rows.facts for one in dead.values()), records, (), spec.segment_rows)
+    found.check(root)
+    for slot in (*found.copies, *found.behind):
+        dead.pop(slot).lock.release()
+        discard(root / layout.slot_dir(slot))
+    for one in dead.values():
+        reopens = one.rows.owner.reopens
+        if reopens is not None:  # a crash came after the copy began to count
+            if isinstance(reopens, int):
+                remove_segment_files(root, spec, reopens)
+            taken_over = replace(owner, session=uuid.uuid4().hex)
+            path = one.rows.path
+            files.replace(path / layout.OWNER_JSON, taken_over.encode(), scratch=path.parent)
 
 
 def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead]) -> None:
     """Commit a claim from its open segments."""
-    for source in claim.sources:
-        if source.slot not in dead:
-            raise CorruptionError(
-                f"claims rows of {source.slot}, which is gone", path=root / layout.claim_path(claim.segment)
-            )
-        have = dead[source.slot].rows.rows
-        if have < source.stop:
-            raise CorruptionError(
-                f"{source.stop} rows of it were claimed, {have} are left", path=dead[source.slot].rows.path
-            )
+    rows = {slot: one.rows.rows for slot, one in dead.items()}
+    for source in lacking(claim, rows):
+        raise lacking_error(claim, source, rows, root)
     if len(claim.sources) == 1:
         source = claim.sources[0]
         one = dead[source.slot]
@@ -236,7 +215,7 @@ def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
             for source in claim.sources:
                 covered[source.slot] = max(covered.get(source.slot, 0), source.stop)
     for slot, stop in covered.items():
-        if slot in dead and stop == dead[slot].rows.rows:
+        if slot in dead and stop >= dead[slot].rows.rows:
             dead.pop(slot).lock.release()
             discard(root / layout.slot_dir(slot))
         elif slot in dead:
