@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zarrow.analysis._numbers.moments import Moments
-from zarrow.analysis._rows.blocks import Block, Progress, split_finite
-from zarrow.analysis._rows.folds import Passes
+from zarrow.analysis._rows.blocks import Block, Progress
+from zarrow.analysis._rows.folds import Passes, State
 
 __all__ = ["Scatter", "Standard", "fit_logistic", "fit_ridge", "predict"]
 
@@ -47,17 +46,15 @@ class Standard:
     def of(cls, moments: Moments) -> Standard:
         """Return the standardisation of rows, with ``n`` degrees of freedom as in scikit-learn."""
         std = np.sqrt(moments.variance() * (moments.count - 1) / max(moments.count, 1))
-        # The rounding error of a float32 mean of equal values is not variation.
+        # The rounding error of a mean of equal values is not variation.
         return cls(moments.mean, np.where(std > 1e-7 * np.abs(moments.mean), std, np.inf))
 
-    def __call__(self, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    def __call__(self, values: Float) -> Float:
         """Return standardised rows."""
-        found = values - self.mean.astype(values.dtype)
-        found *= (1 / self.scale).astype(values.dtype)
-        return found
+        return (values - self.mean) / self.scale
 
 
-class Scatter:
+class Scatter(State):
     """Moments of the finite rows, with a numeric label as the last column; and the other rows."""
 
     def __init__(self, width: int, *, full: bool) -> None:
@@ -65,19 +62,13 @@ class Scatter:
         self.bad: list[npt.NDArray[np.int64]] = []
 
     def add(self, block: Block) -> None:
-        finite, values, aside = split_finite(block.values), block.values, block.aside
-        assert aside is not None
-        if finite is not None:
-            self.bad.append(block.rows[~finite])
-            values, aside = values[finite], aside[finite]
+        block, bad = block.split()
+        self.bad.append(bad.rows)
+        values = block.values
         if self.moments.full:
-            # In float64 the label keeps its digits, even if it is large compared to its variation.
-            values = np.concatenate([values, aside[:, None]], axis=1, dtype=np.float64)
+            assert block.aside is not None
+            values = np.concatenate([values, block.aside[:, None]], axis=1)
         self.moments.add(values)
-
-    def merge(self, later: Scatter) -> None:
-        self.moments.merge(later.moments)
-        self.bad += later.bad
 
 
 def fit_ridge(moments: Moments, standard: Standard, alpha: float) -> tuple[Float, Float]:
@@ -129,52 +120,39 @@ def fit_logistic(
     return packed[:, :-1], packed[:, -1], int(found.nit), bool(found.success)
 
 
-class _Gradient:
+class _Gradient(State):
     """The cross-entropy of rows, and its gradient."""
 
     def __init__(self, packed: Float, standard: Standard) -> None:
-        self.packed, self.standard = packed, standard
+        self._packed, self._standard = packed, standard
         self.loss = 0.0
         self.gradient = np.zeros_like(packed)
 
     def add(self, block: Block) -> None:
-        values, target = self.standard(block.values), block.aside
+        from scipy.special import log_softmax
+
+        values, target = self._standard(block.values), block.aside
         assert target is not None
-        logits = _logits(values, self.packed[:, :-1], self.packed[:, -1])
+        logs = log_softmax(_logits(values, self._packed[:, :-1], self._packed[:, -1]), axis=1)
         rows = np.arange(len(target))
-        if logits.shape[1] == 1:
-            logit = logits[:, 0]
-            self.loss += float((np.logaddexp(0, logit) - target * logit).sum())
-            wrong = (1 / (1 + np.exp(-np.clip(logit, -700, 700))) - target)[:, None]
-        else:
-            wrong = _softmax(logits)
-            self.loss -= float(np.log(np.maximum(wrong[rows, target], 1e-300)).sum())
-            wrong[rows, target] -= 1
-        self.gradient[:, :-1] += wrong.T.astype(values.dtype) @ values
+        self.loss -= float(logs[rows, target].sum())
+        wrong = np.exp(logs)
+        wrong[rows, target] -= 1
+        wrong = wrong[:, -len(self.gradient) :]  # two classes share one output
+        self.gradient[:, :-1] += wrong.T @ values
         self.gradient[:, -1] += wrong.sum(axis=0)
 
-    def merge(self, later: _Gradient) -> None:
-        self.loss += later.loss
-        self.gradient += later.gradient
+
+def _logits(values: Float, weights: Float, intercept: Float) -> Float:
+    """Return the logit of each class; two classes share one output, and the first has the logit 0."""
+    logits = values @ weights.T + intercept
+    return logits if logits.shape[1] > 1 else np.pad(logits, ((0, 0), (1, 0)))
 
 
-def _logits(values: npt.NDArray[np.floating[Any]], weights: Float, intercept: Float) -> Float:
-    return (values @ weights.T.astype(values.dtype)).astype(np.float64) + intercept
-
-
-def _softmax(logits: Float) -> Float:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def predict(
-    values: npt.NDArray[np.floating[Any]], standard: Standard, weights: Float, intercept: Float, kind: str
-) -> Float:
+def predict(values: Float, standard: Standard, weights: Float, intercept: Float, kind: str) -> Float:
     """Return a model's predictions: probabilities, shape (n, classes), or numbers, shape (n, 1)."""
-    logits = _logits(standard(values), weights, intercept)
+    from scipy.special import softmax
+
     if kind == "ridge":
-        return logits
-    if logits.shape[1] == 1:
-        yes = 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
-        return np.concatenate([1 - yes, yes], axis=1)
-    return _softmax(logits)
+        return standard(values) @ weights.T + intercept
+    return np.asarray(softmax(_logits(standard(values), weights, intercept), axis=1))

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from zarrow.analysis._numbers.moments import row_norms
 from zarrow.analysis._pictures.curves import group_name
 from zarrow.analysis._pictures.figure import INK, PALETTE, draw, short, write_title
-from zarrow.analysis._rows.blocks import Progress, blocks, choose_array, split_finite
+from zarrow.analysis._rows.blocks import Progress, blocks, choose_array
 from zarrow.analysis._rows.groups import Groups, names_of
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store, StoreArray
@@ -149,13 +148,8 @@ def _lengths(
     lengths, codes, total = [np.empty(0, np.float32)], [np.empty(0, np.int32)], 0
     for block in blocks(store, array, groups.names if groups else (), filter, progress=progress):
         total += len(block.rows)
-        values = block.values[::step]
-        found = np.full(len(values), np.nan, np.float32)
-        finite = split_finite(values)
-        found[slice(None) if finite is None else finite] = row_norms(
-            values if finite is None else values[finite]
-        )
-        lengths.append(found)
+        found = np.linalg.norm(block.values[::step], axis=1)
+        lengths.append(np.where(np.isfinite(found), found, np.nan).astype(np.float32))
         if groups is not None:
             codes.append(groups.codes(block.table)[::step].astype(np.int32))
     return np.concatenate(lengths), np.concatenate(codes), total

@@ -15,7 +15,7 @@ that they have in common.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,12 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.layout import ROW
-from zarrow.analysis._numbers.moments import GroupMoments, Moments, row_norms
+from zarrow.analysis._numbers.moments import GroupMoments, Moments, unit_rows
 from zarrow.analysis._numbers.topk import TopK
 from zarrow.analysis._questions.evaluate import read_numbers
 from zarrow.analysis._rows.arguments import require_store
-from zarrow.analysis._rows.blocks import Block, Progress, as_matrix, choose_array, split_finite, width_of
-from zarrow.analysis._rows.folds import Passes
+from zarrow.analysis._rows.blocks import Block, Progress, as_matrix, choose_array, width_of
+from zarrow.analysis._rows.folds import Passes, State
 from zarrow.analysis._rows.groups import Groups, names_of
 from zarrow.analysis._rows.match import Match, match
 from zarrow.analysis._rows.workers import Client
@@ -234,58 +234,44 @@ def compare(
     )
 
 
-class _Pairs:
+class _Pairs(State):
     """The moments of the vectors of matched rows, side by side."""
 
     def __init__(self, array_b: StoreArray, widths: tuple[int, int], groups: int) -> None:
-        self.array_b, self.widths = array_b, widths
+        self._array_b, self._widths, self._groups = array_b, widths, groups
         self.moments = Moments(sum(widths), full=sum(widths) <= MAX_WIDTH)
         self.cosine = Moments(1, full=False)
-        self.lowest = np.inf
+        self.lowest: list[float] = []
         self.bad: list[npt.NDArray[np.int64]] = []
-        self.groups = groups
         self.group_moments = GroupMoments(groups, sum(widths) if groups else 0)
         self.group_cosine = GroupMoments(groups, 1)
 
     def add(self, block: Block) -> None:
         assert block.aside is not None
-        rows_b, codes = block.aside.T
+        rows_b = block.aside[:, 0]
         first, stop = int(rows_b[0]), int(rows_b[-1]) + 1
         together = stop - first == len(rows_b) and bool((np.diff(rows_b) == 1).all())
-        taken = self.array_b.read(first, stop) if together else self.array_b.take(rows_b)
-        left, right = block.values, as_matrix(taken)
-        finite = [split_finite(left), split_finite(right)]
-        if any(one is not None for one in finite):
-            keep = np.ones(len(left), np.bool_)
-            for one in finite:
-                keep &= True if one is None else one
-            self.bad.append(block.rows[~keep])
-            left, right, codes = left[keep], right[keep], codes[keep]
-        both = np.concatenate([left, right], axis=1)
-        self.moments.add(both)
-        if self.groups:
-            self.group_moments.add(codes, both)
-        if self.widths[0] == self.widths[1] and len(left):
-            norms = row_norms(left) * row_norms(right)
-            products = np.einsum("ij,ij->i", left, right, dtype=np.float64)
-            cosines = np.clip(np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0), -1, 1)
+        taken = self._array_b.read(first, stop) if together else self._array_b.take(rows_b)
+        both = np.concatenate([block.values, as_matrix(taken)], axis=1)
+        block, bad = replace(block, values=both).split()
+        self.bad.append(bad.rows)
+        assert block.aside is not None
+        codes = block.aside[:, 1]
+        self.moments.add(block.values)
+        if self._groups:
+            self.group_moments.add(codes, block.values)
+        if self._widths[0] == self._widths[1] and len(codes):
+            left, right = np.split(block.values, 2, axis=1)
+            cosines = np.einsum("ij,ij->i", unit_rows(left), unit_rows(right)).clip(-1, 1)
             self.cosine.add(cosines[:, None])
-            self.lowest = min(self.lowest, float(cosines.min()))
-            if self.groups:
+            self.lowest.append(float(cosines.min()))
+            if self._groups:
                 self.group_cosine.add(codes, cosines[:, None])
-
-    def merge(self, later: _Pairs) -> None:
-        self.moments.merge(later.moments)
-        self.cosine.merge(later.cosine)
-        self.lowest = min(self.lowest, later.lowest)
-        self.bad += later.bad
-        self.group_moments.merge(later.group_moments)
-        self.group_cosine.merge(later.group_cosine)
 
     def likeness(self) -> dict[str, float | None]:
         """Return CKA, Procrustes and the cosines."""
         found: dict[str, float | None] = {"cka": None, "procrustes": None}
-        moments, width = self.moments, self.widths[0]
+        moments, width = self.moments, self._widths[0]
         if moments.full and moments.count > 1:
             inner, outer = moments.squares[:width, :width], moments.squares[width:, width:]
             cross = moments.squares[:width, width:]
@@ -297,12 +283,12 @@ class _Pairs:
         cosine, some = self.cosine, self.cosine.count > 0
         found["cosine_mean"] = float(cosine.mean[0]) if some else None
         found["cosine_std"] = float(np.sqrt(cosine.variance()[0])) if cosine.count > 1 else None
-        found["cosine_min"] = self.lowest if some else None
+        found["cosine_min"] = min(self.lowest, default=None)
         return found
 
     def dimensions(self) -> pa.Table | None:
         """Return how far each dimension moved."""
-        width, other = self.widths
+        width, other = self._widths
         if width != other or not self.moments.count:
             return None
         mean, variance = self.moments.mean, self.moments.variance()
@@ -327,9 +313,9 @@ class _Pairs:
         rows = np.bincount(codes, minlength=groups.count)
         none = self.group_moments.count == 0
         table = {"rows": pa.array(rows)}
-        if self.widths[0] == self.widths[1]:
+        if self._widths[0] == self._widths[1]:
             moved = (
-                self.group_moments.mean[:, self.widths[0] :] - self.group_moments.mean[:, : self.widths[0]]
+                self.group_moments.mean[:, self._widths[0] :] - self.group_moments.mean[:, : self._widths[0]]
             )
             table["cosine_mean"] = pa.array(self.group_cosine.mean[:, 0], mask=none)
             table["drift"] = pa.array(np.linalg.norm(moved, axis=1), mask=none)
@@ -369,7 +355,7 @@ def _overlap(
     found = []
     for store, array, rows in ((a, array_a, pairs.a), (b, array_b, pairs.b)):
         order = usable[np.argsort(rows[usable], kind="stable")]
-        vectors = as_matrix(array.take(rows[asked])).astype(np.float64)
+        vectors = as_matrix(array.take(rows[asked]))
         make = partial(TopK, vectors, k, "cosine", rows[asked])
         best = Passes(store, array, rows[order], order, client).fold(make, progress).rows
         found.append(order[np.searchsorted(rows[order], best)])

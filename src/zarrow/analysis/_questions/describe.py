@@ -25,12 +25,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow.analysis._numbers.moments import GroupMoments, Moments, row_norms
+from zarrow.analysis._numbers.moments import GroupMoments, Moments, group_sums, unit_rows
 from zarrow.analysis._numbers.sketch import Sketch
 from zarrow.analysis._questions.column_facts import describe_columns
-from zarrow.analysis._rows.blocks import Block, Progress, split_finite, width_of
+from zarrow.analysis._rows.blocks import Block, Progress, width_of
 from zarrow.analysis._rows.dataset import Array, Source, source_of
-from zarrow.analysis._rows.folds import fold
+from zarrow.analysis._rows.folds import State, fold
 from zarrow.analysis._rows.groups import Groups, names_of
 from zarrow.analysis._rows.workers import Client
 from zarrow.errors import InvalidInputError
@@ -265,75 +265,51 @@ def _share(progress: Progress | None, place: int, parts: int) -> Progress | None
     return lambda done, total: progress(place * total + done, parts * total)
 
 
-class _ArrayState:
-    """The sums over some of an array's blocks."""
+class _ArrayState(State):
+    """The sums over some of an array's blocks, of all rows and per group; without groups, they are one."""
 
     def __init__(self, width: int, groups: Groups | None) -> None:
-        self.rows = self.nonfinite = self.nan = self.infinite = self.zero = 0
+        self._groups = groups
+        count = 1 if groups is None else groups.count
+        self.nan = self.infinite = 0
         self.moments = Moments(width, full=width <= MAX_COVARIANCE_WIDTH)
-        self.norm = Moments(1, full=False)
-        self.norms = Sketch()
-        self.directions = np.zeros(width)
-        self.groups = groups
-        if groups is not None:
-            self.group_moments = GroupMoments(groups.count, width)
-            self.group_norms = GroupMoments(groups.count, 1)
-            self.group_directions = np.zeros((groups.count, width))
-            self.group_rows = np.zeros(groups.count, np.int64)
-            self.group_zeros = np.zeros(groups.count, np.int64)
+        self.norm, self.norms = Moments(1, full=False), Sketch()
+        self.nonfinite, self.zeros = np.zeros((2, count), np.int64)
+        self.directions = np.zeros((count, width))
+        self.group_norms = GroupMoments(count, 1)
+        self.group_moments = GroupMoments(0 if groups is None else count, width)
 
     def add(self, block: Block) -> None:
-        values, finite = block.values, split_finite(block.values)
-        codes = None if self.groups is None else self.groups.codes(block.table)
-        self.rows += len(values)
-        if codes is not None:
-            self.group_rows += np.bincount(codes, minlength=len(self.group_rows))
-        if finite is not None:
-            self.nan += int(np.isnan(values[~finite]).sum())
-            self.infinite += int(np.isinf(values[~finite]).sum())
-            self.nonfinite += int((~finite).sum())
-            values = values[finite]
-            codes = None if codes is None else codes[finite]
+        block, bad = block.split()
+        self.nan += int(np.isnan(bad.values).sum())
+        self.infinite += int(np.isinf(bad.values).sum())
+        self.nonfinite += np.bincount(self._codes(bad), minlength=len(self.nonfinite))
+        values, codes = block.values, self._codes(block)
+        norms = np.linalg.norm(values, axis=1)
         self.moments.add(values)
-        norms = row_norms(values)
         self.norm.add(norms[:, None])
         self.norms.add(norms)
-        nonzero = norms > 0
-        self.zero += len(norms) - int(nonzero.sum())
-        inverse = np.divide(1, norms, out=np.zeros_like(norms), where=nonzero)
-        self.directions += inverse.astype(values.dtype) @ values
-        if codes is not None:
+        self.zeros += np.bincount(codes[norms == 0], minlength=len(self.zeros))
+        self.group_norms.add(codes, norms[:, None])
+        present, inverse = np.unique(codes, return_inverse=True)
+        self.directions[present] += group_sums(inverse, unit_rows(values))
+        if self._groups is not None:
             self.group_moments.add(codes, values)
-            self.group_norms.add(codes, norms[:, None])
-            self.group_zeros += np.bincount(codes[~nonzero], minlength=len(self.group_zeros))
-            _add_per_group(self.group_directions, codes, values * inverse.astype(values.dtype)[:, None])
 
-    def merge(self, later: _ArrayState) -> None:
-        self.rows += later.rows
-        self.nonfinite += later.nonfinite
-        self.nan += later.nan
-        self.infinite += later.infinite
-        self.zero += later.zero
-        self.moments.merge(later.moments)
-        self.norm.merge(later.norm)
-        self.norms.merge(later.norms)
-        self.directions += later.directions
-        if self.groups is not None:
-            self.group_moments.merge(later.group_moments)
-            self.group_norms.merge(later.group_norms)
-            self.group_directions += later.group_directions
-            self.group_rows += later.group_rows
-            self.group_zeros += later.group_zeros
+    def _codes(self, block: Block) -> npt.NDArray[np.int64]:
+        if self._groups is None:
+            return np.zeros(len(block.rows), np.int64)
+        return self._groups.codes(block.table)
 
     def result(self, array: Array) -> ArrayDescription:
         moments = self.moments
         std = np.sqrt(moments.variance())
         scale = np.maximum(np.abs(moments.mean), std.max(initial=0))
-        some, several = moments.count > 0, moments.count > 1
+        some, several, zeros = moments.count > 0, moments.count > 1, int(self.zeros.sum())
         grouped: dict[str, Any] = {}
-        if self.groups is not None:
+        if self._groups is not None:
             grouped = {
-                "groups": self._group_table(),
+                "groups": self._group_table(self._groups),
                 "group_mean": self.group_moments.mean,
                 "group_std": np.sqrt(self.group_moments.variance()),
             }
@@ -341,52 +317,38 @@ class _ArrayState:
             name=array.name,
             dtype=array.dtype.name,
             row_shape=array.row_shape,
-            rows=self.rows,
-            nonfinite_rows=self.nonfinite,
+            rows=moments.count + int(self.nonfinite.sum()),
+            nonfinite_rows=int(self.nonfinite.sum()),
             nan_values=self.nan,
             infinite_values=self.infinite,
-            zero_rows=self.zero,
+            zero_rows=zeros,
             mean=moments.mean,
             std=std,
             norm_mean=float(self.norm.mean[0]) if some else None,
             norm_std=float(np.sqrt(self.norm.variance()[0])) if several else None,
             norms=self.norms,
             effective_rank=_effective_rank(moments) if several and moments.full else None,
-            anisotropy=_anisotropy(self.directions, moments.count - self.zero),
+            anisotropy=_anisotropy(self.directions.sum(axis=0), moments.count - zeros),
             dead_dimensions=np.flatnonzero(std <= DEAD * scale) if several else np.empty(0, np.int64),
             **grouped,
         )
 
-    def _group_table(self) -> pa.Table:
-        assert self.groups is not None
+    def _group_table(self, groups: Groups) -> pa.Table:
         finite = self.group_moments.count
         none, few = finite == 0, finite < 2
         spread = np.sqrt(self.group_moments.variance().sum(axis=1))
         shift = np.linalg.norm(self.group_moments.mean - self.moments.mean, axis=1)
-        directed = finite - self.group_zeros
+        directed = zip(self.directions, (finite - self.zeros).tolist(), strict=True)
         columns = {
-            "rows": pa.array(self.group_rows),
-            "nonfinite_rows": pa.array(self.group_rows - finite),
+            "rows": pa.array(finite + self.nonfinite),
+            "nonfinite_rows": pa.array(self.nonfinite),
             "norm_mean": pa.array(self.group_norms.mean[:, 0], mask=none),
             "norm_std": pa.array(np.sqrt(self.group_norms.variance()[:, 0]), mask=few),
             "spread": pa.array(spread, mask=few),
             "shift": pa.array(shift, mask=none),
-            "anisotropy": pa.array(
-                [_anisotropy(*one) for one in zip(self.group_directions, directed.tolist(), strict=True)],
-                pa.float64(),
-            ),
+            "anisotropy": pa.array([_anisotropy(*one) for one in directed], pa.float64()),
         }
-        return self.groups.with_columns(columns)
-
-
-def _add_per_group(
-    sums: npt.NDArray[np.float64], codes: npt.NDArray[np.int64], values: npt.NDArray[np.floating[Any]]
-) -> None:
-    if not len(codes):
-        return
-    order = np.argsort(codes, kind="stable")
-    present, starts = np.unique(codes[order], return_index=True)
-    sums[present] += np.add.reduceat(values[order], starts, axis=0)
+        return groups.with_columns(columns)
 
 
 def _effective_rank(moments: Moments) -> float:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from zarrow.analysis._questions.pca import Pca, pca
 from zarrow.analysis._rows.arguments import require_choice
-from zarrow.analysis._rows.blocks import Progress, as_matrix, choose_array, split_finite, width_of
+from zarrow.analysis._rows.blocks import Progress, choose_array, width_of
 from zarrow.analysis._rows.groups import Groups, names_of
 from zarrow.derived import add_array, check_derived_name
 from zarrow.errors import InvalidInputError, MissingExtraError, unknown_name
@@ -252,10 +252,9 @@ def place_rows(
     say("principal components")
     reduced = pca(store, chosen.name, min(REDUCED, width_of(chosen), store.num_rows), progress=progress)
     rows = _sample(store, names, limit, np.random.default_rng(seed))
-    scores = reduced.transform(as_matrix(chosen.take(rows)))
-    finite = split_finite(scores)
-    if finite is not None:
-        rows, scores = rows[finite], scores[finite]
+    scores = reduced.transform(chosen.take(rows))
+    finite = np.isfinite(scores).all(axis=1)
+    rows, scores = rows[finite], scores[finite]
     if len(rows) < MIN_ROWS:
         raise InvalidInputError(
             f"{method} needs at least {MIN_ROWS} rows without NaN and infinity, the sample has {len(rows)}: "

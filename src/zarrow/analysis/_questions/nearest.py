@@ -251,7 +251,7 @@ def read_queries(
                 f"{given.dtype} of shape {given.shape}"
             )
     if rows is not None:
-        vectors = as_matrix(array.take(rows)).astype(np.float64)
+        vectors = as_matrix(array.take(rows))
     else:
         if given.shape in ((width,), array.row_shape):
             given = given.reshape(1, width)
@@ -259,7 +259,7 @@ def read_queries(
             raise InvalidInputError(
                 f"queries must be of shape (q, {width}) for array {array.name!r}, got {given.shape}"
             )
-        vectors = given.reshape(len(given), width).astype(np.float64)
+        vectors = as_matrix(given)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         what = f"row {rows[bad[0]]}" if rows is not None else f"query {bad[0]}"
@@ -280,8 +280,8 @@ def _device(asked: str | None) -> str | None:
     if asked is None:
         return "cuda" if torch.cuda.is_available() else None
     try:
-        return str(torch.empty(0, device=asked).device)
-    except (RuntimeError, AssertionError) as error:  # what torch raises if it was built without CUDA
+        return str(torch.empty(0, device=asked, dtype=torch.float64).device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last if torch was built without CUDA
         raise InvalidInputError(
             f"device must be one of torch's that this machine has, such as 'cuda', got {asked!r}: {error}"
         ) from error

@@ -30,10 +30,10 @@ from zarrow._format import documents, layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW
 from zarrow._storage import files, reading
-from zarrow.analysis._numbers.moments import row_norms
+from zarrow.analysis._numbers.moments import unit_rows
 from zarrow.analysis._numbers.topk import Metric, TopK
 from zarrow.analysis._rows.arguments import require_choice
-from zarrow.analysis._rows.blocks import Progress, as_matrix, blocks, choose_array, split_finite, width_of
+from zarrow.analysis._rows.blocks import Progress, as_matrix, blocks, choose_array, width_of
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -149,7 +149,8 @@ def build_neighbours(
     chosen = choose_array(store, array)
     generator = np.random.default_rng(seed)
     sample = np.sort(generator.permutation(store.num_rows)[:MAX_TRAINED])
-    trained = _ready(as_matrix(chosen.take(sample)), metric)[0]
+    drawn = as_matrix(chosen.take(sample))
+    trained = _ready(drawn[np.isfinite(drawn).all(axis=1)], metric)
     if len(trained) < 2:
         raise InvalidInputError(f"an index needs at least two finite rows, array {chosen.name!r} has fewer")
     lists = min(max(int(4 * np.sqrt(store.num_rows)), 1), max(len(trained) // TRAINED_PER_LIST, 1))
@@ -159,8 +160,8 @@ def build_neighbours(
         index.cp.min_points_per_centroid = 1  # or faiss warns
     index.train(trained)
     for block in blocks(store, chosen, progress=_half(progress, 0)):
-        values, keep = _ready(block.values, metric)
-        index.add_with_ids(values, block.rows if keep is None else block.rows[keep])
+        finite = block.split()[0]
+        index.add_with_ids(_ready(finite.values, metric), finite.rows)
     asked = np.sort(generator.permutation(store.num_rows)[:ASKED])
     asked = asked[np.isfinite(as_matrix(chosen.take(asked))).all(axis=1)]
     probes, recall = _measure(store, chosen, index, metric, asked, lists, _half(progress, 1))
@@ -190,17 +191,9 @@ def _half(progress: Progress | None, place: int) -> Progress | None:
     return None if progress is None else lambda done, total: progress(place * total + done, 2 * total)
 
 
-def _ready(
-    values: npt.NDArray[np.floating[Any]], metric: str
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
-    """Return the finite rows as faiss takes them, and a mask of them (None if all are finite)."""
-    finite = split_finite(values)
-    if finite is not None:
-        values = values[finite]
-    if metric == "cosine":
-        norms = row_norms(values)
-        values = values / np.where(norms > 0, norms, 1)[:, None]
-    return np.ascontiguousarray(values, np.float32), finite
+def _ready(values: npt.NDArray[np.float64], metric: str) -> npt.NDArray[np.float32]:
+    """Return rows as faiss takes them."""
+    return np.ascontiguousarray(unit_rows(values) if metric == "cosine" else values, np.float32)
 
 
 def _measure(
@@ -213,7 +206,7 @@ def _measure(
     progress: Progress | None,
 ) -> tuple[int, float]:
     """Return the number of lists to look into, and the recall that this has."""
-    vectors = as_matrix(array.take(asked)).astype(np.float64)
+    vectors = as_matrix(array.take(asked))
     k = min(ASKED_K, int(index.ntotal) - 1)
     true = TopK(vectors, k, metric, asked)
     for block in blocks(store, array, progress=progress):
@@ -340,14 +333,10 @@ def _search(
     parameters = faiss.SearchParametersIVF(**options)
     step = 64
     for start in range(0, len(queries), step):
-        asked = _ready(queries[start : start + step], metric)[0]
+        asked = _ready(queries[start : start + step], metric)
         rows = index.search(asked, max(CANDIDATES * k, 100), params=parameters)[1]
         number, place = np.nonzero(rows >= 0)
-        found, number = rows[number, place], number + start
-        if excluded is not None:
-            others = found != excluded[number]
-            found, number = found[others], number[others]
-        if len(found):
-            used, places = np.unique(found, return_inverse=True)
-            best.offer(number, found, as_matrix(array.take(used)), places.reshape(-1))
+        if len(number):
+            used, places = np.unique(rows[number, place], return_inverse=True)
+            best.offer(number + start, used, as_matrix(array.take(used)), places)
     return best

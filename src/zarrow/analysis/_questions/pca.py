@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._numbers.moments import Moments
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
-from zarrow.analysis._rows.blocks import Block, Progress, blocks, choose_array, split_finite, width_of
+from zarrow.analysis._rows.blocks import Block, Progress, blocks, choose_array, width_of
 from zarrow.analysis._rows.dataset import Array, Rows, Source, source_of
-from zarrow.analysis._rows.folds import fold
+from zarrow.analysis._rows.folds import State, fold
 from zarrow.analysis._rows.workers import Client
 from zarrow.errors import InvalidInputError
 
@@ -97,10 +97,9 @@ class Pca:
         (5, 2)
         """
         values = read_vectors(vectors, self.components_.shape[1], self.array)
-        # Centred first: a mean that is large compared to the rest cancels here, exactly, and not later.
-        centred = values - self.mean_.astype(values.dtype)
         with np.errstate(invalid="ignore"):
-            return np.asarray(centred @ self.components_.T.astype(values.dtype))
+            found = (values - self.mean_) @ self.components_.T
+        return np.asarray(found, np.result_type(np.asarray(vectors).dtype, np.float32))
 
     def project(
         self,
@@ -148,7 +147,8 @@ class Pca:
                 f"{self.components_.shape[1]}"
             )
         stream = blocks(rows, chosen, filter=filter, progress=progress)
-        return ((block.rows, self.transform(block.values)) for block in stream)
+        dtype = np.result_type(chosen.dtype, np.float32)
+        return ((block.rows, self.transform(block.values).astype(dtype)) for block in stream)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values, without components and mean.
@@ -311,7 +311,7 @@ def _pass(
     return fold(make, store, array, filter=filter, progress=progress, client=client)
 
 
-class _Spread:
+class _Spread(State):
     """Moments of the finite rows."""
 
     def __init__(self, width: int, *, full: bool) -> None:
@@ -319,32 +319,21 @@ class _Spread:
         self.nonfinite = 0
 
     def add(self, block: Block) -> None:
-        finite = split_finite(block.values)
-        values = block.values if finite is None else block.values[finite]
-        self.nonfinite += len(block.values) - len(values)
-        self.moments.add(values)
-
-    def merge(self, later: _Spread) -> None:
-        self.nonfinite += later.nonfinite
-        self.moments.merge(later.moments)
+        block, bad = block.split()
+        self.nonfinite += len(bad.rows)
+        self.moments.add(block.values)
 
 
-class _Image:
+class _Image(State):
     """The scatter matrix times a basis, and the scatter matrix within the basis."""
 
     def __init__(self, mean: Float, basis: Float) -> None:
-        self.mean, self.basis = mean, basis
+        self._mean, self._basis = mean, basis
         self.image = np.zeros_like(basis)
         self.inner = np.zeros((basis.shape[1], basis.shape[1]))
 
     def add(self, block: Block) -> None:
-        finite = split_finite(block.values)
-        values = block.values if finite is None else block.values[finite]
-        centred = values - self.mean.astype(values.dtype)
-        along = centred @ self.basis.astype(values.dtype)
+        centred = block.split()[0].values - self._mean
+        along = centred @ self._basis
         self.image += centred.T @ along
         self.inner += along.T @ along
-
-    def merge(self, later: _Image) -> None:
-        self.image += later.image
-        self.inner += later.inner

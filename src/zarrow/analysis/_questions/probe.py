@@ -26,9 +26,9 @@ from zarrow.analysis._numbers.scores import BINS, score_keys
 from zarrow.analysis._numbers.split import split
 from zarrow.analysis._questions.evaluate import Evaluation, Scored, read_numbers, score
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
-from zarrow.analysis._rows.blocks import Block, Progress, choose_array, split_finite, width_of
+from zarrow.analysis._rows.blocks import Block, Progress, choose_array, width_of
 from zarrow.analysis._rows.dataset import Source, source_of
-from zarrow.analysis._rows.folds import Passes
+from zarrow.analysis._rows.folds import Passes, State
 from zarrow.analysis._rows.groups import Groups, column_codes, free_names, names_of, plain
 from zarrow.analysis._rows.roles import subject_of
 from zarrow.analysis._rows.workers import Client
@@ -127,7 +127,7 @@ class Probe:
         (3, 2)
         """
         values = read_vectors(vectors, len(self.mean), self.array)
-        if split_finite(values) is not None:
+        if not np.isfinite(values).all():
             raise InvalidInputError("vectors must be finite")
         return predict(values, Standard(self.mean, self.scale), self.weights, self.intercept, self.kind)
 
@@ -372,28 +372,21 @@ def _require_all(target: npt.NDArray[np.int64], classes: list[Any], name: str) -
         )
 
 
-class _Predictions:
+class _Predictions(State):
     """The model's predictions for the finite rows."""
 
     def __init__(self, standard: Standard, weights: Float, intercept: Float, kind: str) -> None:
-        self.model = standard, weights, intercept, kind
+        self._model = standard, weights, intercept, kind
         self.places: list[npt.NDArray[np.int64]] = []
         self.values: list[Float] = []
         self.bad = 0
 
     def add(self, block: Block) -> None:
-        finite, values, places = split_finite(block.values), block.values, block.aside
-        assert places is not None
-        if finite is not None:
-            self.bad += int((~finite).sum())
-            values, places = values[finite], places[finite]
-        self.places.append(places)
-        self.values.append(predict(values, *self.model))
-
-    def merge(self, later: _Predictions) -> None:
-        self.places += later.places
-        self.values += later.values
-        self.bad += later.bad
+        block, bad = block.split()
+        self.bad += len(bad.rows)
+        assert block.aside is not None
+        self.places.append(block.aside)
+        self.values.append(predict(block.values, *self._model))
 
     def result(self, outputs: int) -> tuple[npt.NDArray[np.int64], Float]:
         """Return the places of the rows in the table, and the predictions."""

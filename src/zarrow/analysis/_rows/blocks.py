@@ -1,16 +1,14 @@
 """Blocks — the rows of an array, a few MiB at a time, when they do not fit in memory.
 
-A *block* is a few MiB of vectors as a matrix of floats, with the narrow columns that were named, in row
-order. Rows of plain float32 or float64 bytes are the mapped files themselves; others are decoded or cast, one
-block at a time.
+A *block* is a few MiB of vectors as a matrix of float64, with the narrow columns that were named, in row
+order.
 
 The rules that all analyses share are here, and nowhere else:
 
 * A row of several axes is flattened to one vector, in C order.
-* Computation is in float32 where the dtype fits into it exactly (float16, float32, bool, integers of 8 and
-  16 bits), else in float64.
+* Computation is in float64.
 * A row that contains a NaN or an infinity is *not finite*: it is counted, and left out of everything else
-  (`split_finite`).
+  (`Block.split`).
 * A filter selects rows by the table; the vectors of other rows are not read.
 * `progress` is called with the number of rows done and the total, after each block.
 
@@ -37,18 +35,14 @@ from zarrow.store import Store, StoreArray
 __all__ = [
     "NO_COLUMNS",
     "Block",
-    "Matrix",
     "Progress",
     "as_matrix",
     "block_rows",
     "blocks",
     "choose_array",
-    "compute_dtype",
-    "split_finite",
     "width_of",
 ]
 
-Matrix = npt.NDArray[np.floating[Any]]
 Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 16 << 20
@@ -63,8 +57,8 @@ class Block:
     ----------
     rows : int64 array, shape (n,)
         Row numbers, ascending.
-    values : float32 or float64 array, shape (n, width)
-        The vectors; read-only where they are mapped files.
+    values : float64 array, shape (n, width)
+        The vectors.
     table : pyarrow.RecordBatch
         The columns that were named.
     aside : array, shape (n, …), or None
@@ -72,9 +66,20 @@ class Block:
     """
 
     rows: npt.NDArray[np.int64]
-    values: Matrix
+    values: npt.NDArray[np.float64]
     table: pa.RecordBatch
     aside: npt.NDArray[Any] | None = None
+
+    def split(self) -> tuple[Block, Block]:
+        """Return the rows that are finite, and the others."""
+        finite = np.asarray(np.isfinite(self.values).all(axis=1))
+        return self if finite.all() else self.where(finite), self.where(~finite)
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Block:
+        """Return some of the rows."""
+        table = self.table.filter(pa.array(chosen)) if self.table.num_columns else self.table
+        aside = None if self.aside is None else self.aside[chosen]
+        return Block(self.rows[chosen], self.values[chosen], table, aside)
 
 
 # Arrays
@@ -107,40 +112,13 @@ def width_of(array: Array) -> int:
     return int(np.prod(array.row_shape))
 
 
-def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype in which an array is computed with.
-
-    >>> compute_dtype(np.dtype("float16")).name, compute_dtype(np.dtype("int32")).name
-    ('float32', 'float64')
-    """
-    return np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
-
-
-def as_matrix(values: npt.NDArray[Any]) -> Matrix:
-    """Return rows as a matrix of floats, without a copy if they are one already.
+def as_matrix(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return rows as a matrix of float64.
 
     >>> as_matrix(np.ones((3, 2, 4), np.float16)).shape
     (3, 8)
     """
-    width = int(np.prod(values.shape[1:]))
-    return np.ascontiguousarray(values.reshape(len(values), width), compute_dtype(values.dtype))
-
-
-def split_finite(values: Matrix) -> npt.NDArray[np.bool_] | None:
-    """Return a mask of the rows that are finite, or None if all are.
-
-    >>> split_finite(np.array([[1.0, 2.0], [np.inf, 0.0], [0.0, np.nan]]))
-    array([ True, False, False])
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        # A sum is finite only if all its terms are, and BLAS sums columns fastest.
-        if np.isfinite(np.ones(len(values), values.dtype) @ values).all():
-            return None
-        sums = values @ np.ones(values.shape[1], values.dtype)
-    suspects = np.flatnonzero(~np.isfinite(sums))
-    finite = np.ones(len(values), np.bool_)
-    finite[suspects] = np.isfinite(values[suspects]).all(axis=1)  # the sum of large numbers may overflow
-    return None if finite.all() else finite
+    return np.ascontiguousarray(values.reshape(len(values), int(np.prod(values.shape[1:]))), np.float64)
 
 
 # Streams
@@ -148,7 +126,7 @@ def split_finite(values: Matrix) -> npt.NDArray[np.bool_] | None:
 
 def block_rows(array: Array) -> int:
     """Return the number of rows of a block."""
-    rows = rows_of(BLOCK_BYTES, width_of(array) * compute_dtype(array.dtype).itemsize)
+    rows = rows_of(BLOCK_BYTES, 8 * width_of(array))
     rows = min(rows, MAX_BLOCK_ROWS)
     return rows - rows % 64 if rows > 64 else rows
 

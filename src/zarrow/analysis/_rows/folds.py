@@ -1,6 +1,6 @@
 """Folds — from blocks to one answer, here or on a cluster, once or many times.
 
-A *state* takes blocks one by one, and can be merged with the state of later rows. `fold` runs a state over
+A `State` takes blocks one by one, and can be merged with the state of later rows. `fold` runs a state over
 all blocks, here or on the workers of a dask client: each worker takes a range of whole segments of a store,
 or a piece of a Dataset, and the states are merged in row order, so that the result does not depend on which
 worker is first. `Passes` does so many times over selected rows. Reads only.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ from zarrow.analysis._rows.blocks import (
     as_matrix,
     block_rows,
     blocks,
-    compute_dtype,
     width_of,
 )
 from zarrow.analysis._rows.dataset import Array, DatasetRows, Rows, pieces, received
@@ -38,14 +37,24 @@ KEPT_BYTES = 128 << 20
 PARTS_PER_WORKER = 4
 
 
-class State(Protocol):
-    """What is known after some blocks; can be merged with what is known after later ones."""
+class State:
+    """What is known after some blocks; can be merged with what is known after later ones.
+
+    Attributes whose names begin without an underscore add up: numbers, arrays and lists, and whatever has
+    ``merge``.
+    """
 
     def add(self, block: Block) -> None:
         """Add a block."""
+        raise NotImplementedError
 
     def merge(self, later: Self) -> None:
         """Add the state of later rows."""
+        for name, own in vars(self).items():
+            if hasattr(own, "merge"):
+                own.merge(getattr(later, name))
+            elif not name.startswith("_"):
+                setattr(self, name, own + getattr(later, name))
 
 
 S = TypeVar("S", bound=State)
@@ -208,7 +217,7 @@ class Passes:
         if self._kept is not None:
             yield from self._kept
             return
-        size_bytes = len(self.rows) * width_of(self.array) * compute_dtype(self.array.dtype).itemsize
+        size_bytes = len(self.rows) * width_of(self.array) * 8
         kept: list[Block] | None = [] if size_bytes <= KEPT_BYTES else None
         for block in _with_aside(self.store, self.array.name, self.rows, self.aside):
             if kept is not None:
