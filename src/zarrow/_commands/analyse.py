@@ -185,8 +185,7 @@ def neighbours(
     with open_store(path) as store, progress_bar() as bar:
         made = build_neighbours(store, array, metric=metric, progress=bar)
     if as_json:
-        facts = ("array", "metric", "rows", "size_bytes", "probes", "recall")
-        print_json({"path": str(made.path), **{name: getattr(made, name) for name in facts}})
+        print_json(made.to_dict())
     else:
         say(
             f"[bold]{escape(made.array)}[/] by {made.metric}: {made.rows:,} rows, "

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from zarrow._format.layout import ROW
 from zarrow.analysis._numbers.moments import GroupMoments, Moments, unit_rows
 from zarrow.analysis._numbers.topk import TopK
+from zarrow.analysis._questions.answer import Answer, shown
 from zarrow.analysis._questions.evaluate import read_numbers
 from zarrow.analysis._rows.arguments import require_store
 from zarrow.analysis._rows.blocks import Block, Progress, as_matrix, choose_array, width_of
@@ -44,7 +45,7 @@ MAX_GROUPS_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(Answer):
     """How the vectors of two stores differ. What cannot be computed is None, never NaN.
 
     Parameters
@@ -81,8 +82,8 @@ class Comparison:
 
     arrays: tuple[str, str]
     matched: int
-    only_a: npt.NDArray[np.int64] = field(repr=False)
-    only_b: npt.NDArray[np.int64] = field(repr=False)
+    only_a: npt.NDArray[np.int64] = field(repr=False, metadata=shown("only_a", lambda own: len(own.only_a)))
+    only_b: npt.NDArray[np.int64] = field(repr=False, metadata=shown("only_b", lambda own: len(own.only_b)))
     nonfinite_rows: int
     cka: float | None
     procrustes: float | None
@@ -95,40 +96,6 @@ class Comparison:
     dimensions: pa.Table | None = field(repr=False)
     probability: dict[str, Any] | None
     groups: pa.Table | None = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values (except times among keys), with counts in place of rows.
-
-        Returns
-        -------
-        dict
-            Numbers, lists and objects.
-
-        Examples
-        --------
-        >>> import zarrow.analysis, zarrow.testing
-        >>> store = zarrow.testing.example_store()
-        >>> zarrow.analysis.compare(store, store).to_dict()["neighbour_overlap"]
-        1.0
-        """
-        return {
-            "arrays": list(self.arrays),
-            "matched": self.matched,
-            "only_a": len(self.only_a),
-            "only_b": len(self.only_b),
-            "nonfinite_rows": self.nonfinite_rows,
-            "cka": self.cka,
-            "procrustes": self.procrustes,
-            "cosine_mean": self.cosine_mean,
-            "cosine_std": self.cosine_std,
-            "cosine_min": self.cosine_min,
-            "neighbour_overlap": self.neighbour_overlap,
-            "sampled": self.sampled,
-            "k": self.k,
-            "probability": self.probability,
-            "dimensions": None if self.dimensions is None else self.dimensions.to_pylist(),
-            "groups": None if self.groups is None else self.groups.to_pylist(),
-        }
 
 
 def compare(

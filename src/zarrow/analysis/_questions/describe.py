@@ -27,6 +27,7 @@ import pyarrow as pa
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow.analysis._numbers.moments import GroupMoments, Moments, group_sums, unit_rows
 from zarrow.analysis._numbers.sketch import Sketch
+from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._questions.column_facts import describe_columns
 from zarrow.analysis._rows.blocks import Block, Progress, width_of
 from zarrow.analysis._rows.dataset import Array, Source, source_of
@@ -44,7 +45,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArrayDescription:
+class ArrayDescription(Answer):
     """How an array is distributed. A statistic that needs more rows than there are is None, never NaN.
 
     Parameters
@@ -81,7 +82,7 @@ class ArrayDescription:
         Per group and dimension.
     """
 
-    name: str
+    name: str = field(metadata=HIDDEN)
     dtype: str
     row_shape: tuple[int, ...]
     rows: int
@@ -89,56 +90,32 @@ class ArrayDescription:
     nan_values: int
     infinite_values: int
     zero_rows: int
-    mean: npt.NDArray[np.float64] = field(repr=False)
-    std: npt.NDArray[np.float64] = field(repr=False)
+    mean: npt.NDArray[np.float64] = field(
+        repr=False, metadata=shown("mean", lambda own: own._known(own.mean))
+    )
+    std: npt.NDArray[np.float64] = field(repr=False, metadata=shown("std", lambda own: own._known(own.std)))
     norm_mean: float | None
     norm_std: float | None
-    norms: Sketch = field(repr=False)
+    norms: Sketch = field(
+        repr=False,
+        metadata=shown(
+            "norm_quantiles",
+            lambda own: own._known({str(share): own.norms.quantile(share) for share in QUANTILES}),
+        ),
+    )
     effective_rank: float | None
     anisotropy: float | None
     dead_dimensions: npt.NDArray[np.int64] = field(repr=False)
     groups: pa.Table | None = field(default=None, repr=False)
-    group_mean: npt.NDArray[np.float64] | None = field(default=None, repr=False)
-    group_std: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+    group_mean: npt.NDArray[np.float64] | None = field(default=None, repr=False, metadata=HIDDEN)
+    group_std: npt.NDArray[np.float64] | None = field(default=None, repr=False, metadata=HIDDEN)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values.
-
-        Returns
-        -------
-        dict
-            Numbers, lists and objects.
-
-        Examples
-        --------
-        >>> import zarrow.analysis, zarrow.testing
-        >>> found = zarrow.analysis.describe(zarrow.testing.example_store())
-        >>> found.arrays["query_embed"].to_dict()["dead_dimensions"]
-        []
-        """
-        known = self.rows > self.nonfinite_rows
-        return {
-            "dtype": self.dtype,
-            "row_shape": list(self.row_shape),
-            "rows": self.rows,
-            "nonfinite_rows": self.nonfinite_rows,
-            "nan_values": self.nan_values,
-            "infinite_values": self.infinite_values,
-            "zero_rows": self.zero_rows,
-            "norm_mean": self.norm_mean,
-            "norm_std": self.norm_std,
-            "norm_quantiles": {str(q): self.norms.quantile(q) for q in QUANTILES} if known else None,
-            "effective_rank": self.effective_rank,
-            "anisotropy": self.anisotropy,
-            "dead_dimensions": self.dead_dimensions.tolist(),
-            "mean": self.mean.tolist() if known else None,
-            "std": self.std.tolist() if known else None,
-            "groups": None if self.groups is None else self.groups.to_pylist(),
-        }
+    def _known(self, value: Any) -> Any:
+        return value if self.rows > self.nonfinite_rows else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+class Description(Answer):
     """How the arrays and columns of a store are distributed.
 
     Parameters
@@ -159,27 +136,6 @@ class Description:
     by: tuple[str, ...]
     arrays: dict[str, ArrayDescription]
     columns: pa.Table
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values, except for times among the groups' columns.
-
-        Returns
-        -------
-        dict
-            Numbers, lists and objects.
-
-        Examples
-        --------
-        >>> import zarrow.analysis, zarrow.testing
-        >>> zarrow.analysis.describe(zarrow.testing.example_store()).to_dict()["rows"]
-        5000
-        """
-        return {
-            "rows": self.rows,
-            "by": list(self.by),
-            "arrays": {name: array.to_dict() for name, array in self.arrays.items()},
-            "columns": self.columns.to_pylist(),
-        }
 
 
 def describe(

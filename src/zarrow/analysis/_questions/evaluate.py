@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow.analysis._numbers.scores import BINS, Scores, grouped_scores, score_keys
+from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import require_store
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import Groups, names_of, plain
@@ -33,7 +34,7 @@ BATCH_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class Evaluation(Answer):
     """How good probabilities are, overall and per group.
 
     Parameters
@@ -60,11 +61,11 @@ class Evaluation:
     label: str
     by: tuple[str, ...]
     overall: dict[str, Any]
-    table: pa.Table = field(repr=False)
+    table: pa.Table = field(repr=False, metadata=shown("groups", lambda own: own.table if own.by else []))
     missing_labels: int
     missing_probabilities: int
-    groups: Groups | None = field(repr=False)
-    scores: list[Scores] = field(repr=False)
+    groups: Groups | None = field(repr=False, metadata=HIDDEN)
+    scores: list[Scores] = field(repr=False, metadata=HIDDEN)
 
     def roc_curve(self, group: Any = None, max_points: int | None = None) -> tuple[Float, Float, Float]:
         """Return the ROC curve.
@@ -135,32 +136,6 @@ class Evaluation:
         if self.groups is None:
             raise InvalidInputError(f"there is no group {group!r}: the evaluation was made without by=")
         return self.scores[self.groups.find(group)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values, except for times among the groups' keys.
-
-        Returns
-        -------
-        dict
-            Numbers, lists and objects.
-
-        Examples
-        --------
-        >>> import zarrow.analysis, zarrow.testing
-        >>> store = zarrow.testing.example_predictions()
-        >>> found = zarrow.analysis.evaluate(store, "occurs_prob", "occurs", by="query").to_dict()
-        >>> found["missing_labels"], len(found["groups"])
-        (500, 10)
-        """
-        return {
-            "probability": self.probability,
-            "label": self.label,
-            "by": list(self.by),
-            "missing_labels": self.missing_labels,
-            "missing_probabilities": self.missing_probabilities,
-            "overall": self.overall,
-            "groups": self.table.to_pylist() if self.by else [],
-        }
 
 
 def evaluate(

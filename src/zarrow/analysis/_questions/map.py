@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from zarrow.analysis._questions.answer import Answer
 from zarrow.analysis._questions.pca import Pca, pca
 from zarrow.analysis._rows.arguments import require_choice
 from zarrow.analysis._rows.blocks import Progress, choose_array, width_of
@@ -48,7 +49,7 @@ TRANSFORM_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Map:
+class Map(Answer):
     """How a map was made.
 
     Parameters
@@ -79,21 +80,6 @@ class Map:
     explained_variance_ratio: tuple[float, ...] = ()
     by: tuple[str, ...] = ()
     seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values.
-
-        Returns
-        -------
-        dict
-            The parameters.
-
-        Examples
-        --------
-        >>> Map(name="e_pca", array="e", method="pca", rows=3, sample_rows=3).to_dict()["method"]
-        'pca'
-        """
-        return asdict(self)
 
 
 def map_rows(
@@ -163,9 +149,9 @@ def map_rows(
     made, places = place_rows(
         store, chosen.name, method, by=by, sample_rows=sample_rows, seed=seed, progress=progress, stage=stage
     )
-    details = made.to_dict() | {"name": wanted}
-    add_array(store.path, wanted, (xy for _, xy in places), provenance={"map": details})
-    return Map(**details)
+    made = replace(made, name=wanted)
+    add_array(store.path, wanted, (xy for _, xy in places), provenance={"map": made.to_dict()})
+    return made
 
 
 def place_rows(

@@ -32,6 +32,7 @@ from zarrow._format.layout import ROW
 from zarrow._storage import files, reading
 from zarrow.analysis._numbers.moments import unit_rows
 from zarrow.analysis._numbers.topk import Metric, TopK
+from zarrow.analysis._questions.answer import Answer
 from zarrow.analysis._rows.arguments import require_choice
 from zarrow.analysis._rows.blocks import Progress, as_matrix, blocks, choose_array, width_of
 from zarrow.errors import (
@@ -57,7 +58,7 @@ FEW = 39  # with fewer rows per list, faiss warns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NeighbourIndex:
+class NeighbourIndex(Answer):
     """An index of neighbours, and how good it is.
 
     Parameters

@@ -14,7 +14,7 @@ Signs are those of scikit-learn: the largest entry of each component is positive
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from zarrow.analysis._numbers.moments import Moments
+from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
 from zarrow.analysis._rows.blocks import Block, Progress, blocks, choose_array, width_of
 from zarrow.analysis._rows.dataset import Array, Rows, Source, source_of
@@ -42,7 +43,7 @@ OVERSAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pca:
+class Pca(Answer):
     """Principal components of an array; the names are scikit-learn's.
 
     Parameters
@@ -64,11 +65,15 @@ class Pca:
     """
 
     array: str
-    components_: Float
-    mean_: Float
-    explained_variance_: Float
-    explained_variance_ratio_: Float
-    n_samples_: int
+    components_: Float = field(repr=False, metadata=HIDDEN)
+    mean_: Float = field(repr=False, metadata=shown("width", lambda own: len(own.mean_)))
+    explained_variance_: Float = field(
+        repr=False, metadata=shown("explained_variance", lambda own: own.explained_variance_)
+    )
+    explained_variance_ratio_: Float = field(
+        repr=False, metadata=shown("explained_variance_ratio", lambda own: own.explained_variance_ratio_)
+    )
+    n_samples_: int = field(metadata=shown("rows", lambda own: own.n_samples_))
     nonfinite_rows: int
 
     def transform(self, vectors: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -149,30 +154,6 @@ class Pca:
         stream = blocks(rows, chosen, filter=filter, progress=progress)
         dtype = np.result_type(chosen.dtype, np.float32)
         return ((block.rows, self.transform(block.values).astype(dtype)) for block in stream)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values, without components and mean.
-
-        Returns
-        -------
-        dict
-            Numbers and lists.
-
-        Examples
-        --------
-        >>> import zarrow.analysis, zarrow.testing
-        >>> found = zarrow.analysis.pca(zarrow.testing.example_store(), n_components=2).to_dict()
-        >>> found["rows"], len(found["explained_variance"])
-        (5000, 2)
-        """
-        return {
-            "array": self.array,
-            "rows": self.n_samples_,
-            "nonfinite_rows": self.nonfinite_rows,
-            "width": self.components_.shape[1],
-            "explained_variance": self.explained_variance_.tolist(),
-            "explained_variance_ratio": self.explained_variance_ratio_.tolist(),
-        }
 
 
 def pca(

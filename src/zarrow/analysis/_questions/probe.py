@@ -24,6 +24,7 @@ from zarrow.analysis._numbers.linear import Scatter, Standard, fit_logistic, fit
 from zarrow.analysis._numbers.regression import regression_scores
 from zarrow.analysis._numbers.scores import BINS, score_keys
 from zarrow.analysis._numbers.split import split
+from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._questions.evaluate import Evaluation, Scored, read_numbers, score
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
 from zarrow.analysis._rows.blocks import Block, Progress, choose_array, width_of
@@ -42,7 +43,7 @@ MAX_INTEGER_CLASSES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Probe(Answer):
     """A linear model of a label, and how well it does on rows that it was not fitted to.
 
     Parameters
@@ -86,16 +87,20 @@ class Probe:
     group: str | None
     kind: Literal["logistic", "ridge"]
     classes: list[Any]
-    weights: Float = field(repr=False)
-    intercept: Float = field(repr=False)
-    mean: Float = field(repr=False)
-    scale: Float = field(repr=False)
-    train_rows: npt.NDArray[np.int64] = field(repr=False)
-    test_rows: npt.NDArray[np.int64] = field(repr=False)
-    predictions: Float = field(repr=False)
+    weights: Float = field(repr=False, metadata=HIDDEN)
+    intercept: Float = field(repr=False, metadata=HIDDEN)
+    mean: Float = field(repr=False, metadata=HIDDEN)
+    scale: Float = field(repr=False, metadata=HIDDEN)
+    train_rows: npt.NDArray[np.int64] = field(
+        repr=False, metadata=shown("train_rows", lambda own: len(own.train_rows))
+    )
+    test_rows: npt.NDArray[np.int64] = field(
+        repr=False, metadata=shown("test_rows", lambda own: len(own.test_rows))
+    )
+    predictions: Float = field(repr=False, metadata=HIDDEN)
     overall: dict[str, Any]
-    report: pa.Table = field(repr=False)
-    evaluations: dict[Any, Evaluation] = field(repr=False)
+    report: pa.Table = field(repr=False, metadata=shown("groups", lambda own: own.report))
+    evaluations: dict[Any, Evaluation] = field(repr=False, metadata=HIDDEN)
     iterations: int
     converged: bool
     missing_labels: int
@@ -130,37 +135,6 @@ class Probe:
         if not np.isfinite(values).all():
             raise InvalidInputError("vectors must be finite")
         return predict(values, Standard(self.mean, self.scale), self.weights, self.intercept, self.kind)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values, without weights and rows.
-
-        Returns
-        -------
-        dict
-            Numbers, lists and objects.
-
-        Examples
-        --------
-        >>> import zarrow.analysis, zarrow.testing
-        >>> found = zarrow.analysis.probe(zarrow.testing.example_predictions(), "occurs").to_dict()
-        >>> found["train_rows"], found["test_rows"], found["classes"]
-        (3600, 900, [False, True])
-        """
-        return {
-            "array": self.array,
-            "label": self.label,
-            "group": self.group,
-            "kind": self.kind,
-            "classes": self.classes,
-            "train_rows": len(self.train_rows),
-            "test_rows": len(self.test_rows),
-            "missing_labels": self.missing_labels,
-            "nonfinite_rows": self.nonfinite_rows,
-            "iterations": self.iterations,
-            "converged": self.converged,
-            "overall": self.overall,
-            "groups": self.report.to_pylist(),
-        }
 
 
 def probe(
