@@ -125,7 +125,7 @@ class _Then(datetime):
 
 
 @contextlib.contextmanager
-def _the_same_names() -> Iterator[None]:
+def the_same_names() -> Iterator[None]:
     """Replace random names and clocks by counters, so that equal results of two recoveries are one state."""
     numbers, moments = itertools.count(1), itertools.count(4_000_000_000_000_000_000)
     with (
@@ -171,6 +171,6 @@ def record_recovery(
         tree.put(top)
         recorder = Recorder(top)
         recorder.promise = promise
-        with calls(recorder), _the_same_names():
+        with calls(recorder), the_same_names():
             finish_and_check(top / NAME, workload, {})
         return disk, Recording(workload, tree, recorder.log, promise, promise, Tree.take(top))
