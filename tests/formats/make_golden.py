@@ -1,8 +1,8 @@
-"""Golden stores — the test vectors of FORMAT.md, section 17: five tiny stores, and what a reader finds in them.
+"""Golden stores — the test vectors of FORMAT.md: five tiny stores, and what a reader finds in them.
 
 ``python tests/formats/make_golden.py`` writes them anew into ``tests/formats/golden/``, each with a JSON file
 of the expected rows and damage, which this script has from the rows that it appends, not from a reader.
-Identifiers and times are fixed, so a store changes only if the format does, or the library that writes Parquet.
+Identifiers and times are fixed, so a store changes only with the format or the library that writes Parquet.
 
 A store's empty directories are not kept: git has none, and for a reader they are the same.
 """
@@ -27,8 +27,9 @@ import pyarrow as pa
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import zarrow
 from crash.states import the_same_names
+
+import zarrow
 from zarrow._write import publishing
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -158,7 +159,7 @@ def gap_with_claim(path: Path) -> dict[str, Any]:
     second.close()
     with contextlib.suppress(BaseException):
         first.close()
-    return expected([0, 1, 2, 3, 100, 101, 102, 103, 4], PLAIN, committed=0)
+    return expected([0, 1, 2, 3, 100, 101, 102, 103, 4], PLAIN, committed=4)
 
 
 def durable_damage(path: Path) -> dict[str, Any]:
@@ -184,11 +185,11 @@ def _fixed() -> Iterator[None]:
     with (
         the_same_names(),
         mock.patch("zarrow._write.directory.datetime", Then),
-        mock.patch("zarrow._write.directory.this_host", lambda: "host"),
-        mock.patch("zarrow.writer.this_host", lambda: "host"),
+        mock.patch("zarrow._write.directory.this_host", return_value="host"),
+        mock.patch("zarrow.writer.this_host", return_value="host"),
         mock.patch("zarrow.writer.datetime", Then),
-        mock.patch("platform.python_version", lambda: "3"),
-        mock.patch("os.getpid", lambda: 1),
+        mock.patch("platform.python_version", return_value="3"),
+        mock.patch("os.getpid", return_value=1),
         mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", 32),
     ):
         yield

@@ -19,6 +19,7 @@ class Reader {
     this.files = new Files(root)
     this.damage = []
     this.rows = []
+    this.dense = 0
   }
 
   report(path, reason) {
@@ -90,35 +91,48 @@ class Reader {
   /** Sections 1.2 and 1.4. */
   async incomplete(found) {
     const full = this.spec.segment_rows
-    const sealed = this.numbers('json')
+    const records = this.numbers('json')
     const claims = this.numbers('claim')
-    let committed = 0
-    while (sealed.has(committed)) committed++
-    let visible = committed
-    while (sealed.has(visible) || claims.has(visible)) visible++
-    const last = Math.max(-1, ...sealed)
+    const last = Math.max(-1, ...records)
     const aside = new Set(this.files.list('quarantine').map(name => /^(\d{8})-\d+$/.exec(name)?.[1]))
-    for (let number = visible; number < last; number++) {
-      const gone = !sealed.has(number) && !claims.has(number) && !aside.has(digits(number))
-      if (gone) this.report(`segments/${digits(number)}.json`, 'missing')
-    }
+    const missing = Array.from({ length: last + 1 }, (_, number) => number)
+      .filter(number => !records.has(number) && !claims.has(number) && !aside.has(digits(number)))
+    missing.forEach(number => this.report(`segments/${digits(number)}.json`, 'missing'))
+    let dense = 0
+    while (records.has(dense)) dense++
     const sources = []
-    for (let number = 0; number < visible; number++) {
-      if (!sealed.has(number)) continue
+    for (const number of [...records].sort((one, other) => one - other)) {
+      if (number > dense && missing.length) break
+      const path = `segments/${digits(number)}.json`
       const record = await this.attempt(() => this.record(number))
-      if (number < committed) found.committed_rows = number * full + (record?.rows ?? full)
+      if (number < dense) this.dense = number * full + (record?.rows ?? full)
+      found.committed_rows += record?.rows ?? 0
       if (!record) continue
       sources.push(...record.sources)
-      if (record.rows < full && number < last) this.report(`segments/${digits(number)}.json`, 'short, not the last')
-      const start = number < committed ? number * full : this.next(found)
-      await this.attempt(() => this.segment(record, start))
+      if (record.rows < full && number < last) this.report(path, 'short, but not the last')
+      await this.attempt(() => this.segment(record, number < dense ? number * full : this.next()))
     }
-    await this.live(found, sources, visible, sealed)
+    const open = await this.openSegments(records)
+    const claimed = await this.attempt(() => this.checkClaims(claims, records, open))
+    if (!missing.length && claimed) await this.live(sources, open)
+  }
+
+  /** Section 1.5: whether claims are sound, and the sources of those without record there. */
+  checkClaims(claims, records, open) {
+    for (const number of claims) {
+      const path = `segments/${digits(number)}.claim`
+      const claim = this.files.document(path)
+      for (const [slot, , stop] of records.has(number) ? [] : claim.sources) {
+        const rows = open.find(one => one.slot === slot)?.sound?.rows ?? -1
+        believe(rows >= stop, path, `${stop} rows of ${slot}, which has ${rows}`)
+      }
+    }
+    return true
   }
 
   /** The number of the next live row. */
-  next(found) {
-    return Math.max(found.committed_rows, (this.rows.at(-1)?.row ?? -1) + 1)
+  next() {
+    return Math.max(this.dense, (this.rows.at(-1)?.row ?? -1) + 1)
   }
 
   /** The rows of a sealed segment, each file compared with its record (sections 6 to 8). */
@@ -169,26 +183,45 @@ class Reader {
     return shardRows(this.spec, array, bytes, record.rows)
   }
 
-  /** Sections 1.4 and 1.5: the rows of the open segments that count. */
-  async live(found, sources, visible, sealed) {
-    const slots = []
+  /** Section 1.5: the open segments that were completed; `sound` is null where one is damaged. */
+  async openSegments(records) {
+    const found = []
     for (const slot of this.files.list('open').filter(name => /^[0-9a-f]{16}$/.test(name))) {
       const path = `open/${slot}`
-      const owner = this.files.read(`${path}/owner.json`)
-      const journal = this.files.read(`${path}/table.frames`)
-      if (!owner || !journal) continue
-      const one = { slot, path, owner: null }
-      one.sound = await this.attempt(() => {
-        one.owner = document(owner, `${path}/owner.json`)
-        return this.prefix(path, readFrames(journal, this.spec, `${path}/table.frames`))
+      const one = { slot, path, owner: null, sound: null }
+      const completed = await this.attempt(() => {
+        const names = ['owner.json', 'table.frames'].filter(name => this.files.read(`${path}/${name}`) === null)
+        if (!names.length) return true
+        const bytes = ['table.frames', ...this.rowFiles()].some(name => this.files.read(`${path}/${name}`)?.length)
+        believe(!bytes, `${path}/${names[0]}`, 'missing')
+        return false
       })
-      slots.push(one)
+      if (completed === false) continue
+      if (completed) {
+        one.owner = await this.attempt(() => this.files.document(`${path}/owner.json`))
+        one.sound = await this.attempt(() => this.prefix(path))
+      }
+      found.push(one)
     }
-    for (const one of slots) {
-      const { session, sequence, reopens } = one.owner ?? {}
-      if (!one.sound || (reopens !== null && reopens < visible && sealed.has(reopens))) continue
-      const hole = slots.some(({ owner, sound }) =>
-        owner?.session === session && owner.sequence < sequence && !(sound?.rows === this.spec.segment_rows))
+    for (const one of found) {
+      const reopens = one.owner?.reopens ?? null
+      one.isCopy = records.has(reopens) || found.some(other => other.slot === reopens)
+    }
+    return found
+  }
+
+  rowFiles() {
+    return this.spec.arrays.flatMap(one =>
+      (isPlain(one) ? ['rows'] : ['rows', 'tail0', 'tail1']).map(kind => `${one.name}.${kind}`))
+  }
+
+  /** Sections 1.4 and 1.5: the rows of the open segments that count. */
+  async live(sources, open) {
+    for (const one of open) {
+      if (!one.sound || !one.owner || one.isCopy) continue
+      const { session, sequence } = one.owner
+      const hole = open.some(({ owner, sound, isCopy }) => !isCopy && owner?.session === session
+        && owner.sequence < sequence && sound?.rows !== this.spec.segment_rows)
       if (hole && one.sound.durable) this.report(one.path, 'durable rows that follow a hole')
       if (hole) continue
       const gone = sources.filter(([slot]) => slot === one.slot)
@@ -201,12 +234,15 @@ class Reader {
         const all = await this.openRows(one, array, number)
         vectors[array.name] = places.map(place => all[place])
       }
-      this.add(places.map(place => table[place]), vectors, this.next(found))
+      this.add(places.map(place => table[place]), vectors, this.next())
     }
   }
 
   /** Section 9.4, steps 3 and 4. */
-  prefix(path, { frames, durable }) {
+  prefix(path) {
+    const journal = `${path}/table.frames`
+    const { frames, durable } = readFrames(this.files.need(journal), this.spec, journal)
+    if (frames.some(frame => frame.rows)) this.rowFiles().forEach(name => this.files.need(`${path}/${name}`))
     let kept = frames.length
     for (const [number, array] of this.spec.arrays.entries()) {
       while (kept && !this.isSound(path, array, frames.slice(0, kept), number)) kept--
