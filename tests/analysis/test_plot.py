@@ -17,7 +17,7 @@ from zarrow.analysis import map_rows, plot
 from zarrow.analysis._numbers.scores import Scores
 from zarrow.analysis._pictures import row_map
 from zarrow.analysis._pictures.curves import calibrate
-from zarrow.analysis._pictures.map_cells import Bounds, Grid, read_colour
+from zarrow.analysis._pictures.map_cells import read_colour, read_map
 from zarrow.cli import app
 from zarrow.errors import InvalidInputError, UnknownNameError, WriteFailedError
 from zarrow.store import Store
@@ -218,7 +218,9 @@ def test_many_rare_categories_do_not_hide_the_frequent_one(tmp_path: Path) -> No
     store = zarrow.open(tmp_path / "a.zarrow")
     for rows, wanted in ((slice(None), "often"), (slice(40, None), "other")):
         colour = read_colour(store, "name")
-        grid = Grid(Bounds(np.array([-1.0, -1.0]), np.array([1.0, 1.0])), (1, 1), [colour])
-        codes = colour.codes(store.table(["name"])["name"].combine_chunks())[rows]
-        grid.add(0, np.zeros((len(codes), 2)), [codes])
-        assert colour.labels[int(grid.colour("name")[0])] == wanted
+        with zarrow.Writer(tmp_path / f"{wanted}.zarrow") as writer:
+            writer.append({"name": names[rows]}, {"e": np.zeros((len(names[rows]), 2), np.float32)})
+            writer.finalize()
+        some = zarrow.open(tmp_path / f"{wanted}.zarrow")
+        (code,) = read_map(some, some["e"], [colour], 0).colours["name"]
+        assert colour.labels[int(code)] == wanted

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow.analysis._pictures.figure import PALETTE, draw, to_markup
-from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_cells, read_colour, read_points
+from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_colour, read_map
 from zarrow.analysis._pictures.norms import draw_histogram
 from zarrow.analysis._pictures.output import in_one_step, require_writable
 from zarrow.analysis._pictures.page import Interval, as_text, pack, page_writer
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 MAX_POINTS = 8000
-CELLS = 200
 MAX_FIELDS = 12
 MAX_GROUPS = 500
 MAX_COLOURS = 6
@@ -345,31 +344,22 @@ def _map(
         if name is not None:
             raise
         return {"note": str(error), "data": None}
-    if store.num_rows <= MAX_POINTS:
-        points = read_points(store, coordinates, colours)
-        rows, xy, values, side = points.rows, points.xy, points.colours, 0.0
-        counts, outside = np.ones(len(rows), np.int64), 0
-    else:
-        grid = read_cells(store, coordinates, colours, CELLS, progress)
-        cells = np.flatnonzero(grid.counts)
-        rows, xy, counts, outside = grid.example[cells], grid.centres(cells), grid.counts[cells], grid.outside
-        side = float((grid.bounds.high[0] - grid.bounds.low[0]) / grid.shape[0])
-        values = {colour.name: grid.colour(colour.name)[cells] for colour in colours}
-    if not len(rows):
+    shown = read_map(store, coordinates, colours, MAX_POINTS, progress)
+    if not len(shown.rows):
         return {"note": "There is no row without NaN or infinity to show.", "data": None}
     data = {
-        "kind": "cells" if side else "points",
+        "kind": "cells" if shown.side else "points",
         "hint": HINT,
-        "side": side,
-        "x": pack(xy[:, 0], "f4"),
-        "y": pack(xy[:, 1], "f4"),
-        "row": pack(rows, "f8"),
-        "count": pack(counts, "f8"),
-        "fields": _fields(store, rows, [colour.name for colour in colours]),
-        "colours": [_colour(colour, values[colour.name]) for colour in colours],
+        "side": shown.side,
+        "x": pack(shown.xy[:, 0], "f4"),
+        "y": pack(shown.xy[:, 1], "f4"),
+        "row": pack(shown.rows, "f8"),
+        "count": pack(shown.counts, "f8"),
+        "fields": _fields(store, shown.rows, [colour.name for colour in colours]),
+        "colours": [_colour(colour, shown.colours[colour.name]) for colour in colours],
     }
-    drawn = int(counts.sum())
-    note = _map_note(made, store, drawn, len(rows) if side else 0, outside)
+    drawn = int(shown.counts.sum())
+    note = _map_note(made, store, drawn, len(shown.rows) if shown.side else 0, shown.outside)
     return {"note": note, "drawn": drawn, "data": data}
 
 

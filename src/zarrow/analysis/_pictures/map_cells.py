@@ -1,7 +1,7 @@
 """Map cells — where rows lie on a map: each row as a point, or many rows counted in the cells of a grid.
 
-A grid is filled in one pass, in memory that does not grow with the rows. Each cell has the number of its
-rows, their mean colour or the count of each category, and one example, the first row that fell into it.
+Cells are counted by DuckDB in one pass, in memory that does not grow with the rows. Each cell has the number
+of its rows, their mean colour or most frequent category, and one example, the first row that fell into it.
 
 Colours are columns: booleans and numbers of many values are coloured by value, everything else by category,
 the most frequent ones by name and all others together.
@@ -9,10 +9,9 @@ the most frequent ones by name and all others together.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.layout import ROW
+from zarrow.analysis._questions.column_facts import connect
 from zarrow.analysis._questions.map import Map, place_rows
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import plain
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store, StoreArray
 
-__all__ = ["Bounds", "Colour", "Grid", "Points", "choose_map", "read_cells", "read_points"]
+__all__ = ["Colour", "Shown", "choose_map", "read_colour", "read_map"]
 
 Float = npt.NDArray[np.float64]
 Coordinates = StoreArray | npt.NDArray[np.float32]
 
 SCAN_ROWS = 65_536
-SAMPLE_ROWS = 100_000
+SAMPLE_ROWS, OUTERMOST = 100_000, 0.0003
+CELLS = 200
 CATEGORIES = 7
 MAX_DISTINCT = 10_000
 OTHER = "other"
@@ -173,181 +175,137 @@ def _as_map(store: Store, name: str, details: dict[str, Any]) -> Map:
     )
 
 
-# Few rows: points
+# What is shown: points or cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Points:
-    """Every row as a point.
+class Shown:
+    """The rows on a map, each as a point, or counted in the cells of a grid.
 
     Parameters
     ----------
     rows : int64 array, shape (n,)
-        Row numbers; rows with NaN or infinite coordinates are left out.
+        The row at each point, or the first row in each cell; rows with NaN or infinite coordinates have none.
     xy : float64 array, shape (n, 2)
-        Their coordinates.
+        The coordinates of points, or of the centres of cells.
+    counts : int64 array, shape (n,)
+        How many rows each of them stands for.
     colours : dict of str to float64 array, shape (n,)
-        The values of each colour, as returned by `Colour.codes`.
+        The values of each colour, as returned by `Colour.codes`; of a cell, the mean or the most frequent
+        category. The unnamed categories count as the most frequent only if they are more than half.
+    low, high : float64 array, shape (2,)
+        The corners of what is shown.
+    side : float
+        Length of a cell's side; 0 for points.
+    outside : int
+        Rows beyond the corners, which are counted in the nearest cell.
     """
 
     rows: npt.NDArray[np.int64]
     xy: Float
+    counts: npt.NDArray[np.int64]
     colours: dict[str, Float]
-
-
-def read_points(store: Store, coordinates: Coordinates, colours: Sequence[Colour]) -> Points:
-    """Return all rows as points; all of them are in memory."""
-    xy = np.asarray(coordinates[:], np.float64)
-    rows = np.flatnonzero(np.isfinite(xy).all(axis=1))
-    table = store.table([colour.name for colour in colours])
-    codes = {colour.name: colour.codes(table[colour.name])[rows] for colour in colours}
-    return Points(rows=rows, xy=xy[rows], colours=codes)
-
-
-# Many rows: cells
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The part of the plane that is shown.
-
-    Parameters
-    ----------
-    low, high : float64 array, shape (2,)
-        Its corners.
-    """
-
     low: Float
     high: Float
-
-    @classmethod
-    def of(cls, coordinates: Coordinates, share: float = 0.0003) -> Bounds:
-        """Return bounds that hold all coordinates but the outermost, with a margin."""
-        rows = np.unique(
-            np.linspace(0, max(len(coordinates) - 1, 0), min(len(coordinates), SAMPLE_ROWS), dtype=np.int64)
-        )
-        xy = np.asarray(coordinates[rows], np.float64) if len(rows) else np.zeros((0, 2))
-        xy = xy[np.isfinite(xy).all(axis=1)]
-        if not len(xy):
-            return cls(np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
-        low, high = np.quantile(xy, [share, 1 - share], axis=0)
-        margin = np.maximum((high - low) * 0.05, 1e-9 + np.abs(high) * 1e-6)
-        return cls(low - margin, high + margin)
-
-
-@dataclass
-class Grid:
-    """Rows counted in cells.
-
-    Parameters
-    ----------
-    bounds : Bounds
-        The part of the plane that is covered; rows outside are counted in the nearest cell.
-    shape : (int, int)
-        Cells along x and y.
-    colours : list of Colour
-        The colours to compute for each cell.
-    """
-
-    bounds: Bounds
-    shape: tuple[int, int]
-    colours: Sequence[Colour]
+    side: float = 0.0
     outside: int = 0
-    left_out: int = 0
-    counts: npt.NDArray[np.int64] = field(init=False)
-    example: npt.NDArray[np.int64] = field(init=False)
 
-    def __post_init__(self) -> None:
-        cells = self.shape[0] * self.shape[1]
-        self.counts = np.zeros(cells, np.int64)
-        self.example = np.full(cells, -1, np.int64)
-        self._sums = {colour.name: np.zeros(cells) for colour in self.colours}
-        self._known = {colour.name: np.zeros(cells, np.int64) for colour in self.colours}
-        self._votes = {
-            colour.name: np.zeros((len(colour.labels), cells), np.int64)
-            for colour in self.colours
-            if colour.categories
-        }
-
-    def add(self, first: int, xy: Float, coded: Sequence[Float]) -> None:
-        """Count consecutive rows, of which `first` is the first."""
-        known = np.flatnonzero(np.isfinite(xy).all(axis=1))
-        self.left_out += len(xy) - len(known)
-        size = np.array(self.shape)
-        place = (xy[known] - self.bounds.low) / (self.bounds.high - self.bounds.low) * size
-        inside = ((place >= 0) & (place < size)).all(axis=1)
-        self.outside += len(known) - int(inside.sum())
-        columns, lines = np.clip(place, 0, size - 1).astype(np.int64).T
-        cells = lines * self.shape[0] + columns
-        total = len(self.counts)
-        self.counts += np.bincount(cells, minlength=total)
-        new, where = np.unique(cells, return_index=True)
-        empty = self.example[new] < 0
-        self.example[new[empty]] = first + known[where[empty]]
-        for colour, codes in zip(self.colours, coded, strict=True):
-            codes = codes[known]
-            has = ~np.isnan(codes)
-            self._known[colour.name] += np.bincount(cells[has], minlength=total)
-            if colour.categories:
-                votes = self._votes[colour.name]
-                for number in range(len(votes)):
-                    votes[number] += np.bincount(cells[codes == number], minlength=total)
-            else:
-                self._sums[colour.name] += np.bincount(cells[has], codes[has], minlength=total)
-
-    def colour(self, name: str) -> Float:
-        """Return the mean or the most frequent category of each cell; NaN where no value is known.
-
-        The unnamed categories count as the most frequent only if they make up more than half of a cell.
-        """
-        known = self._known[name]
-        if name in self._votes:
-            votes = self._votes[name]
-            found = votes.argmax(axis=0).astype(np.float64)
-            if any(colour.name == name and colour.others for colour in self.colours):
-                found = np.where(2 * votes[-1] > known, len(votes) - 1.0, votes[:-1].argmax(axis=0))
-        else:
-            found = self._sums[name] / np.maximum(known, 1)
-        return np.where(known > 0, found, np.nan)
-
-    def centres(self, cells: npt.NDArray[np.int64]) -> Float:
-        """Return the coordinates of the centres of cells."""
-        lines, columns = np.divmod(cells, self.shape[0])
-        size = (self.bounds.high - self.bounds.low) / np.array(self.shape)
-        return np.asarray(self.bounds.low + (np.stack([columns, lines], axis=1) + 0.5) * size)
+    def image(self, values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
+        """Return values of cells as an image, its lowest line first; `empty` where there is no cell."""
+        columns, lines = np.round((self.high - self.low) / self.side).astype(int)
+        found = np.full((lines, columns, *values.shape[1:]), empty, values.dtype)
+        x, y = ((self.xy - self.low) / self.side).astype(int).T
+        found[y, x] = values
+        return np.asarray(found)
 
 
-def read_cells(
+def read_map(
     store: Store,
     coordinates: Coordinates,
     colours: Sequence[Colour],
-    cells: int = 200,
+    most: int,
     progress: Progress | None = None,
-) -> Grid:
-    """Count all rows in square cells, `cells` of them along the longer side of the map."""
-    bounds = Bounds.of(coordinates)
-    width, height = bounds.high - bounds.low
-    side = max(width, height) / cells
-    shape = max(int(np.ceil(width / side)), 1), max(int(np.ceil(height / side)), 1)
-    middle = (bounds.low + bounds.high) / 2
-    half = np.array(shape) * side / 2
-    grid = Grid(Bounds(middle - half, middle + half), shape, colours)
-    for first, xy, coded in _stream(store, coordinates, colours, progress):
-        grid.add(first, xy, coded)
-    return grid
+) -> Shown:
+    """Return what a map shows: points if there are at most so many rows, else cells.
+
+    There are `CELLS` cells along the longer side, and DuckDB counts the rows in them in one pass.
+    """
+    if store.num_rows <= most:
+        xy = np.asarray(coordinates[:], np.float64)
+        rows = np.flatnonzero(np.isfinite(xy).all(axis=1))
+        table = store.table([colour.name for colour in colours])
+        codes = {colour.name: colour.codes(table[colour.name])[rows] for colour in colours}
+        xy = xy[rows]
+        low, high = (xy.min(axis=0), xy.max(axis=0)) if len(xy) else np.zeros((2, 2))
+        return Shown(rows=rows, xy=xy, counts=np.ones(len(rows), np.int64), colours=codes, low=low, high=high)
+    low, high = _bounds(coordinates)
+    side = float((high - low).max()) / CELLS
+    shape = np.maximum(np.ceil((high - low) / side), 1).astype(np.int64)
+    low, high = (low + high - shape * side) / 2, (low + high + shape * side) / 2
+    names = list(dict.fromkeys([ROW, *(colour.name for colour in colours)]))
+    kinds = [("cell", pa.int64()), (ROW, pa.int64()), ("outside", pa.bool_())]
+    kinds += [(f"c{number}", pa.float64()) for number in range(len(colours))]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        first = 0
+        for batch in store.scan(names, batch_size=SCAN_ROWS):
+            stop = first + batch.num_rows
+            place = (np.asarray(coordinates[first:stop], np.float64) - low) / side
+            known = np.isfinite(place).all(axis=1)
+            place = place[known]
+            x, y = np.clip(place, 0, shape - 1).astype(np.int64).T
+            outside = ((place < 0) | (place >= shape)).any(axis=1)
+            coded = [colour.codes(batch[colour.name])[known] for colour in colours]
+            columns = [y * shape[0] + x, first + np.flatnonzero(known), outside, *coded]
+            arrays = [pa.array(one, from_pandas=True) for one in columns]
+            yield pa.record_batch(arrays, schema=pa.schema(kinds))
+            first = stop
+            if progress is not None:
+                progress(stop, store.num_rows)
+
+    wanted = ["cell", f"count(*) AS counts, min({ROW}) AS first, count(*) FILTER (outside) AS outside"]
+    for number, colour in enumerate(colours):
+        kept = [f"c{number} = {code}" for code in range(len(colour.labels))]
+        wanted += [f"count(*) FILTER ({one}) AS c{number}_{code}" for code, one in enumerate(kept)]
+        wanted.append(f"avg(c{number}) AS c{number}")
+    connection = connect()
+    connection.execute("SET threads = 1")  # or the means would differ in the last digits
+    connection.register("incoming", pa.RecordBatchReader.from_batches(pa.schema(kinds), batches()))
+    found = connection.sql(f"SELECT {', '.join(wanted)} FROM incoming GROUP BY cell ORDER BY cell")
+    cells = found.to_arrow_table()
+    connection.close()
+    y, x = np.divmod(cells["cell"].to_numpy(), shape[0])
+    return Shown(
+        rows=cells["first"].to_numpy(),
+        xy=low + (np.stack([x, y], axis=1) + 0.5) * side,
+        counts=cells["counts"].to_numpy(),
+        colours={one.name: _of_cells(cells, number, one) for number, one in enumerate(colours)},
+        low=low,
+        high=high,
+        side=side,
+        outside=sum(cells["outside"].to_pylist()),
+    )
 
 
-def _stream(
-    store: Store, coordinates: Coordinates, colours: Sequence[Colour], progress: Progress | None
-) -> Iterator[tuple[int, Float, list[Float]]]:
-    """Yield the first row, the coordinates and the colour values of consecutive rows."""
-    names = list(dict.fromkeys(colour.name for colour in colours))
-    total = store.num_rows
-    batches = iter(store.scan(names, batch_size=SCAN_ROWS)) if names else itertools.repeat(None)
-    for first in range(0, total, SCAN_ROWS):
-        stop = min(first + SCAN_ROWS, total)
-        batch = next(batches)
-        coded = [] if batch is None else [colour.codes(batch[colour.name]) for colour in colours]
-        yield first, np.asarray(coordinates[first:stop], np.float64), coded
-        if progress is not None:
-            progress(stop, total)
+def _of_cells(cells: pa.Table, number: int, colour: Colour) -> Float:
+    """Return the mean or the most frequent category of each cell; NaN where no value is known."""
+    mean: Float = cells[f"c{number}"].to_numpy().astype(np.float64)
+    if not colour.categories:
+        return mean
+    votes = np.stack([cells[f"c{number}_{code}"].to_numpy() for code in range(len(colour.labels))])
+    found = votes.argmax(axis=0)
+    if colour.others:
+        found = np.where(2 * votes[-1] > votes.sum(axis=0), len(votes) - 1, votes[:-1].argmax(axis=0))
+    return np.where(np.isnan(mean), np.nan, found)
+
+
+def _bounds(coordinates: Coordinates) -> tuple[Float, Float]:
+    """Return corners that hold all coordinates but the outermost, with a margin."""
+    step = -(-len(coordinates) // SAMPLE_ROWS)
+    xy = np.asarray(coordinates[::step], np.float64)
+    xy = xy[np.isfinite(xy).all(axis=1)]
+    if not len(xy):
+        return np.array([-1.0, -1.0]), np.array([1.0, 1.0])
+    low, high = np.quantile(xy, [OUTERMOST, 1 - OUTERMOST], axis=0)
+    margin = np.maximum((high - low) * 0.05, 1e-9 + np.abs(high) * 1e-6)
+    return low - margin, high + margin

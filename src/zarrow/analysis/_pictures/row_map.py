@@ -9,17 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zarrow.analysis._pictures.figure import FAINT, PALETTE, draw, short, write_title
 from zarrow.analysis._pictures.map_cells import (
     Colour,
-    Grid,
-    Points,
+    Shown,
     choose_map,
-    read_cells,
     read_colour,
-    read_points,
+    read_map,
 )
 from zarrow.analysis._questions.map import Map
 from zarrow.analysis._rows.blocks import Progress
@@ -74,22 +71,13 @@ def map(
     >>> figure.axes[0].get_xlabel()
     'principal component 1 (13 %)'
     """
-    shown = None if colour is None else read_colour(store, colour)
+    by = None if colour is None else read_colour(store, colour)
     what, coordinates = choose_map(store, name, progress)
-    colours = [] if shown is None else [shown]
-    if store.num_rows <= MAX_POINTS:
-        points = read_points(store, coordinates, colours)
-        spans = np.ptp(points.xy, axis=0) if len(points.xy) else np.ones(2)
-        return draw(lambda figure: _draw_points(figure, points, what, shown), _map_size(spans))
-    grid = read_cells(store, coordinates, colours, progress=progress)
-    spans = grid.bounds.high - grid.bounds.low
-    return draw(lambda figure: _draw_cells(figure, grid, what, shown), _map_size(spans))
-
-
-def _map_size(spans: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Return the figure size for a map of this width and height, drawn to one scale."""
-    ratio = float(np.clip(spans[1] / max(spans[0], 1e-30), 0.45, 1.1))
-    return 8.0, 1.3 + 5.8 * ratio
+    shown = read_map(store, coordinates, [] if by is None else [by], MAX_POINTS, progress)
+    width, height = shown.high - shown.low
+    ratio = float(np.clip(height / max(width, 1e-30), 0.45, 1.1))
+    content = _draw_cells if shown.side else _draw_points
+    return draw(lambda figure: content(figure, shown, what, by), (8.0, 1.3 + 5.8 * ratio))
 
 
 def _map_axes(figure: Figure, what: Map, drawn: int, as_what: str) -> Axes:
@@ -107,7 +95,7 @@ def _map_axes(figure: Figure, what: Map, drawn: int, as_what: str) -> Axes:
     return axes
 
 
-def _draw_points(figure: Figure, points: Points, what: Map, colour: Colour | None) -> None:
+def _draw_points(figure: Figure, points: Shown, what: Map, colour: Colour | None) -> None:
     count = len(points.rows)
     axes = _map_axes(figure, what, count, "" if colour is None else f", coloured by {colour.name}")
     size = float(np.clip(6000 / max(count, 1), 2.5, 40))
@@ -130,40 +118,36 @@ def _draw_points(figure: Figure, points: Points, what: Map, colour: Colour | Non
         _colour_bar(figure, axes, drawn, colour.name)
 
 
-def _draw_cells(figure: Figure, grid: Grid, what: Map, colour: Colour | None) -> None:
+def _draw_cells(figure: Figure, cells: Shown, what: Map, colour: Colour | None) -> None:
     from matplotlib.colors import LogNorm, to_rgba
 
     note = " in cells" + ("" if colour is None else f", coloured by {colour.name}")
-    if grid.outside:
-        note += f"; {grid.outside:,} outside, drawn at the edge"
-    axes = _map_axes(figure, what, int(grid.counts.sum()), note)
-    columns, lines = grid.shape
-    counts = grid.counts.reshape(lines, columns)
-    extent = (grid.bounds.low[0], grid.bounds.high[0], grid.bounds.low[1], grid.bounds.high[1])
+    if cells.outside:
+        note += f"; {cells.outside:,} outside, drawn at the edge"
+    axes = _map_axes(figure, what, int(cells.counts.sum()), note)
     look: dict[str, Any] = {
-        "extent": extent,
+        "extent": (cells.low[0], cells.high[0], cells.low[1], cells.high[1]),
         "origin": "lower",
         "interpolation": "nearest",
         "aspect": "equal",
     }
-    shown = np.ma.masked_equal(counts, 0)
+    most = max(int(cells.counts.max(initial=0)), 2)
     if colour is None:
-        drawn = axes.imshow(shown, cmap="cividis_r", norm=LogNorm(vmin=1, vmax=max(counts.max(), 2)), **look)
+        norm = LogNorm(vmin=1, vmax=most)
+        drawn = axes.imshow(
+            np.ma.masked_equal(cells.image(cells.counts, 0), 0), cmap="cividis_r", norm=norm, **look
+        )
         _colour_bar(figure, axes, drawn, "rows in a cell")
         return
-    values = grid.colour(colour.name).reshape(lines, columns)
-    strength = np.where(counts > 0, 0.35 + 0.65 * np.log1p(counts) / np.log1p(max(counts.max(), 1)), 0)
+    values = cells.colours[colour.name]
     if colour.categories:
-        table = np.array([to_rgba(one) for one in _colours(colour)])
-        pixels = np.zeros((lines, columns, 4))
-        known = ~np.isnan(values)
-        pixels[known] = table[values[known].astype(int)]
-        pixels[~known & (counts > 0)] = to_rgba(UNKNOWN)
-        pixels[..., 3] = strength
-        axes.imshow(pixels, **look)
+        table = np.array([to_rgba(one) for one in (*_colours(colour), UNKNOWN)])
+        pixels = table[np.where(np.isnan(values), -1, values).astype(int)]
+        pixels[:, 3] = 0.35 + 0.65 * np.log1p(cells.counts) / np.log1p(most)
+        axes.imshow(cells.image(pixels, 0), **look)
         _category_legend(axes, colour)
     else:
-        drawn = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", **look)
+        drawn = axes.imshow(np.ma.masked_invalid(cells.image(values, np.nan)), cmap="cividis", **look)
         _colour_bar(figure, axes, drawn, f"mean {colour.name}")
 
 
