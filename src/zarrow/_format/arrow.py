@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from zarrow.errors import InvalidInputError
 __all__ = [
     "Values",
     "as_arrow",
+    "computable_type",
     "decoded",
     "is_bytes",
     "is_number",
@@ -23,6 +24,8 @@ __all__ = [
     "numbers_as_arrow",
     "rebatched",
     "value_type",
+    "with_children",
+    "with_types",
     "without_dictionaries",
     "without_view",
 ]
@@ -141,6 +144,53 @@ def value_type(kind: pa.DataType) -> pa.DataType:
     (DataType(string), DataType(int8))
     """
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def with_children(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a list, struct or map type with the types of its children changed; any other as it is."""
+
+    def changed(field: pa.Field) -> pa.Field:
+        return field.with_type(change(field.type))
+
+    if pa.types.is_list(kind):
+        return pa.list_(changed(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(changed(kind.value_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(changed(kind.value_field), kind.list_size)
+    if pa.types.is_struct(kind):
+        return pa.struct([changed(kind.field(index)) for index in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(changed(kind.key_field), changed(kind.item_field), kind.keys_sorted)
+    return kind
+
+
+def computable_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type of the same values that engines compute with: Arrow and DuckDB cannot with float16.
+
+    >>> computable_type(pa.list_(pa.float16())), computable_type(pa.int8())
+    (ListType(list<item: float>), DataType(int8))
+    """
+    return pa.float32() if pa.types.is_float16(kind) else with_children(kind, computable_type)
+
+
+def with_types(columns: pa.Table | pa.Schema, change: Callable[[pa.DataType], pa.DataType]) -> Any:
+    """Return columns, or a schema of them, with their types changed; the others are not touched.
+
+    >>> with_types(pa.schema({"half": pa.float16(), "n": pa.int8()}), computable_type).types
+    [DataType(float), DataType(int8)]
+    """
+    schema = columns if isinstance(columns, pa.Schema) else columns.schema
+    changed = pa.schema([field.with_type(change(field.type)) for field in schema])
+    if isinstance(columns, pa.Schema):
+        return changed
+    arrays = [
+        column
+        if column.type == field.type
+        else column.cast(field.type)  # Arrow cannot cast list<null> to itself
+        for column, field in zip(columns.columns, changed, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=changed)
 
 
 def without_dictionaries(schema: pa.Schema) -> pa.Schema:

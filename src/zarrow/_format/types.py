@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from zarrow._format.arrow import is_bytes, is_text, value_type
+from zarrow._format.arrow import is_bytes, is_text, value_type, with_children
 from zarrow.errors import InvalidInputError
 
 __all__ = ["check_type", "holds_null_type", "is_representable", "kept_type", "represent", "row_of_null"]
@@ -63,21 +63,11 @@ def _kept(kind: pa.DataType) -> pa.DataType:
         return pa.date32()
     if _has(kind, "decimal32", "decimal64"):
         return pa.decimal128(kind.precision, kind.scale)
-    if _has(kind, "list", "list_view"):
-        return pa.list_(_kept_field(kind.value_field))
-    if _has(kind, "large_list", "large_list_view"):
-        return pa.large_list(_kept_field(kind.value_field))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_kept_field(kind.value_field), kind.list_size)
-    if pa.types.is_struct(kind):
-        return pa.struct([_kept_field(field) for field in _children(kind)])
-    if pa.types.is_map(kind):
-        return pa.map_(_kept_field(kind.key_field), _kept_field(kind.item_field), kind.keys_sorted)
-    return kind
-
-
-def _kept_field(field: pa.Field) -> pa.Field:
-    return field.with_type(_kept(field.type))
+    if _has(kind, "list_view"):
+        kind = pa.list_(kind.value_field)
+    if _has(kind, "large_list_view"):
+        kind = pa.large_list(kind.value_field)
+    return with_children(kind, _kept)
 
 
 def check_type(name: str, kind: pa.DataType) -> None:

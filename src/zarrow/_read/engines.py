@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from zarrow._format.arrow import without_dictionaries
-from zarrow.errors import MissingExtraError
+from zarrow._format.arrow import with_children, with_types
+from zarrow.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
     import duckdb
@@ -21,13 +21,43 @@ if TYPE_CHECKING:
 __all__ = ["duckdb_connection", "polars_frame"]
 
 
+_MAX_PRECISION = 38
+
+
+def _type_in_polars(kind: pa.DataType) -> pa.DataType:
+    """Return a type that Polars takes from Arrow, and to which it reads the same type from Parquet."""
+    if pa.types.is_decimal256(kind):
+        return pa.decimal128(kind.precision, kind.scale)
+    return with_children(kind, _type_in_polars)
+
+
+def _type_in_duckdb(kind: pa.DataType) -> pa.DataType:
+    """Return the type to which DuckDB reads a type from Parquet, so that all rows of a column are alike."""
+    if pa.types.is_dictionary(kind):
+        return _type_in_duckdb(kind.value_type)
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_duration(kind):
+        return pa.int64()
+    if pa.types.is_decimal256(kind):
+        return pa.decimal128(kind.precision, kind.scale) if kind.precision <= _MAX_PRECISION else pa.float64()
+    return with_children(kind, _type_in_duckdb)
+
+
 def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
     """Return a lazy frame of Parquet files and the rows that follow them."""
     try:
         import polars as pl
     except ImportError as error:
         raise MissingExtraError("to_polars needs Polars: pip install polars") from error
-    behind = pl.DataFrame(pl.from_arrow(rest)).lazy()
+    for field in rest.schema:
+        try:
+            _type_in_polars(field.type)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"column {field.name!r}: Polars has no {field.type} ({error}): read it with table() or sql()"
+            ) from error
+    behind = pl.DataFrame(pl.from_arrow(with_types(rest, _type_in_polars))).lazy()
     if not paths:
         return behind
     files = pl.scan_parquet(paths, glob=False)
@@ -41,8 +71,7 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
     except ImportError as error:
         raise MissingExtraError("sql needs DuckDB: pip install duckdb") from error
     connection = duckdb.connect()
-    # DuckDB reads Parquet's dictionaries as their values.
-    connection.register("zarrow_rest", rest.cast(without_dictionaries(rest.schema)))
+    connection.register("zarrow_rest", with_types(rest, _type_in_duckdb))
     query = "SELECT * FROM zarrow_rest"
     if paths:
         quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)

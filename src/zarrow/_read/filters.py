@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from zarrow._format.arrow import computable_type, with_types
 from zarrow.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
@@ -47,10 +48,13 @@ class Filter:
         from pyarrow import acero
 
         steps = [
-            acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
-            acero.Declaration("filter", acero.FilterNodeOptions(self.expression)),
+            acero.Declaration(
+                "table_source", acero.TableSourceNodeOptions(with_types(table, computable_type))
+            ),
+            acero.Declaration("project", acero.ProjectNodeOptions([self.expression], ["passes"])),
         ]
-        return acero.Declaration.from_sequence(steps).to_table(use_threads=False)
+        passes = acero.Declaration.from_sequence(steps).to_table(use_threads=False)
+        return table.filter(passes["passes"])
 
 
 def read_filter(filter: object, schema: pa.Schema) -> Filter:
@@ -110,5 +114,7 @@ def _result_type(filter: pc.Expression, schema: pa.Schema) -> pa.DataType:
     """Return the type that an expression has for rows of a schema."""
     import pyarrow.dataset as ds
 
-    scanner = ds.dataset(schema.empty_table()).scanner(columns={"passes": filter})
+    scanner = ds.dataset(with_types(schema, computable_type).empty_table()).scanner(
+        columns={"passes": filter}
+    )
     return scanner.projected_schema.field(0).type

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.arrow import computable_type, with_types
 from zarrow._format.layout import ROW
 from zarrow._read.filters import Filter
 
@@ -41,7 +42,7 @@ class KnownRows:
         row = ds.field(ROW)
         self._dataset = ds.FileSystemDataset.from_paths(
             [layout.part_path(segment) for segment in range(len(rows))],
-            schema=schema,
+            schema=with_types(schema, computable_type),
             format=ds.ParquetFileFormat(),
             filesystem=LocalFileSystem(),
             partitions=[(row >= here.start) & (row < here.stop) for here in rows],
@@ -55,4 +56,4 @@ class KnownRows:
 
 def may_pass(part: ds.ParquetFileFragment, filter: Filter, schema: pa.Schema) -> bool:
     """Tell whether the statistics of a part leave rows that pass."""
-    return bool(part.subset(filter.expression, schema=schema).row_groups)
+    return bool(part.subset(filter.expression, schema=with_types(schema, computable_type)).row_groups)
