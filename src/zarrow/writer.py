@@ -40,7 +40,7 @@ from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
 from zarrow._write.declaration import Declaration
-from zarrow._write.directory import Mode, claim_store, install, new_owner
+from zarrow._write.directory import Mode, claim_store, install, new_owner, require_in_place
 from zarrow._write.given import TableLike
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
@@ -160,22 +160,25 @@ class Writer:
         self._spec: StoreSpec | None = None
         self._checker: BatchChecker | None = None
         self._batches = 0
-        self._closed = self._finalized = False
+        self._closed = self._finalizing = self._finalized = False
         self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
-        self._appender = Appender(self._root, self._owner, durability, queue_bytes)
         try:
-            self._recover(shared=shared)
+            self._appender = Appender(self._root, self._lock, self._owner, durability, queue_bytes)
+            try:
+                self._recover(shared=shared)
+            except BaseException:
+                self._appender.stop()
+                raise
+            self._queued = self._appender.accepted_rows
+            self._at_exit = close_at_exit(weakref.ref(self), self._appender)
+            # What nobody can close any more lets go of the store by itself.
+            self._lost = weakref.finalize(
+                self, _let_go, self.path, self._owner.pid, self._appender, self._lock, self._at_exit
+            )
+            self._lost.atexit = False
         except BaseException:
-            self._appender.stop()
             self._lock.release()
             raise
-        self._queued = self._appender.accepted_rows
-        self._at_exit = close_at_exit(weakref.ref(self), self._appender)
-        # What nobody can close any more lets go of the store by itself.
-        self._lost = weakref.finalize(
-            self, _let_go, self.path, self._owner.pid, self._appender, self._lock, self._at_exit
-        )
-        self._lost.atexit = False
 
     # State
 
@@ -261,7 +264,7 @@ class Writer:
         if batch.rows:
             self._appender.put(batch, batch.size_bytes)
             self._queued += batch.rows
-            self._check_failure()
+            self._check_usable()  # a signal handler may have closed it
 
     def flush(self, *, durable: bool = False) -> None:
         """Wait until every queued row is accepted, or durable.
@@ -309,21 +312,23 @@ class Writer:
             self._define()
         assert self._spec is not None
         self.flush(durable=True)  # raises an error of the thread: a failed fsync is never retried
-        self._appender.stop()
-        if self._lock.shared and not self._lock.convert(shared=False):
-            self._release()
-            raise StoreLockedError(
-                f"{self.path}: other writers are still active: the last one to call finalize(), or 'zarrow "
-                "finalize', completes the store"
-            )
+        self._check_usable()
+        self._finalizing = True
         try:
+            self._appender.stop()
+            if self._lock.shared and not self._lock.convert(shared=False):
+                raise StoreLockedError(
+                    f"{self.path}: other writers are still active: the last one to call finalize(), or "
+                    "'zarrow finalize', completes the store"
+                )
+            require_in_place(self._lock)
             recovery.finalize(self._root, self._spec, self._owner)
             install(self._root, self.path, owner=self._owner, check=check)
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._failure(error) from error.__cause__
         finally:
-            self._release(remove_lock=True)
+            self._release(remove_lock=not self._lock.shared)
         self._finalized = True
 
     def close(self) -> None:
@@ -336,8 +341,8 @@ class Writer:
         WriteFailedError
             If a row could not be written.
         """
-        if self._closed or self._is_forked:
-            return
+        if self._closed or self._finalizing or self._is_forked:
+            return  # the second: a signal handler must not release the lock now
         try:
             if self._appender.error is None:
                 self._appender.flush(durable=True)
@@ -405,7 +410,11 @@ class Writer:
         if batch is not None:
             # Checked before the store is created from it.
             BatchChecker(spec).check(table, arrays, sample_index, copy=False, number=0)
-        found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
+        try:
+            require_in_place(self._lock)
+            found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
+        except OSError as error:
+            raise self._failure(error) from error
         if found.uuid != spec.uuid:
             self._declaration.check(found)
         self._set_spec(found)
@@ -443,8 +452,8 @@ class Writer:
             self._lock.convert(shared=True)
 
     def _release(self, *, remove_lock: bool = False) -> None:
-        self._closed = True
         self._lock.release(remove_file=remove_lock)
+        self._closed = True
         self._lost.detach()
         atexit.unregister(self._at_exit)
 

@@ -148,7 +148,7 @@ def _equal(value: Any, got: Any) -> bool:
         value = value.astype(f"{value.dtype.kind}8[us]").tolist()
     if isinstance(value, list | tuple | np.ndarray):
         return isinstance(got, list) and len(value) == len(got) and all(map(_equal, value, got))
-    if isinstance(value, float):
+    if isinstance(value, float | np.floating):
         if math.isnan(value):
             return got is None or (isinstance(got, float) and math.isnan(got))
         return value == got and math.copysign(1, value) == math.copysign(1, got)

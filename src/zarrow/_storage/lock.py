@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from zarrow._storage import files, reading
+from zarrow._storage import files, reading, threads
 
 __all__ = ["FileLock", "is_running"]
 
@@ -49,39 +51,63 @@ class FileLock:
         self.path = path
         self.shared = shared
         self._holder = holder
-        self._fd = -1
+        self._file: io.FileIO | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free; return whether it was."""
+        """Take the lock if it is free; return whether it was.
+
+        On a thread of its own, which no Ctrl-C interrupts: a descriptor that is open and not noted down yet
+        would hold the lock as long as the process lives.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            return threads.submit(thread, self._acquire).result()
+
+    def _acquire(self) -> bool:
         while True:
-            fd = files.create(self.path, exist_ok=True)
+            file = io.FileIO(files.create(self.path, exist_ok=True), "r+")
             try:
-                fcntl.flock(fd, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
-                os.close(fd)
+                file.close()
                 return False
             except BaseException:
-                os.close(fd)
+                file.close()
                 raise
             # Its last holder may have removed the file between our open and our lock.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(self.path)):
-                    self._fd = fd
-                    _held.add(self)
-                    try:
-                        if self._holder:
-                            files.truncate(fd, 0)
-                            files.write(fd, self._holder, 0)
-                    except BaseException:
-                        self.release()
-                        raise
-                    return True
-            os.close(fd)
+            self._file = file
+            if self.is_in_place():
+                _held.add(self)
+                try:
+                    if self._holder:
+                        files.truncate(file.fileno(), 0)
+                        files.write(file.fileno(), self._holder, 0)
+                except BaseException:
+                    self.release()
+                    raise
+                return True
+            self.release()
+
+    def is_in_place(self) -> bool:
+        """Tell whether the file at the path is still the one that was locked."""
+        assert self._file is not None
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def locked_path(self) -> Path | None:
+        """Return the path that the locked file has now; None if it was removed or that cannot be told."""
+        assert self._file is not None
+        if os.fstat(self._file.fileno()).st_nlink:
+            with contextlib.suppress(OSError):  # Linux
+                return Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))
+        return None
 
     def convert(self, *, shared: bool) -> bool:
         """Make a held lock shared or exclusive; return whether other holders allow it."""
+        assert self._file is not None
         try:
-            fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         self.shared = shared
@@ -96,19 +122,16 @@ class FileLock:
 
     def release(self, *, remove_file: bool = False) -> None:
         """Release the lock; releasing it again does nothing."""
-        if self._fd >= 0:
+        if self._file is not None:
             try:
-                if remove_file:
+                if remove_file and self.is_in_place():
                     files.remove(self.path)
             finally:
-                os.close(self._fd)
-                self._fd = -1
+                self._file.close()
+                self._file = None
 
-    def _forget(self) -> None:
-        """Close a forked child's copy, which would keep the lock after its parent's death."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def __del__(self) -> None:
+        self.release()
 
     def __enter__(self) -> FileLock:
         return self
@@ -122,7 +145,7 @@ _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 def _forget_locks() -> None:
     for lock in list(_held):
-        lock._forget()
+        lock.release()  # else it would hold the lock after its parent's death
 
 
 os.register_at_fork(after_in_child=_forget_locks)

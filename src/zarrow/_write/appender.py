@@ -21,8 +21,10 @@ from pathlib import Path
 from zarrow._format.records import Owner
 from zarrow._format.spec import StoreSpec
 from zarrow._storage import threads
+from zarrow._storage.lock import FileLock
 from zarrow._write import seal
 from zarrow._write.batches import CheckedBatch, split
+from zarrow._write.directory import require_in_place
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.worker import Worker
 from zarrow.errors import InvalidInputError
@@ -71,6 +73,8 @@ class Appender(Worker[CheckedBatch]):
     ----------
     root : Path
         The store.
+    lock : FileLock
+        The store's, held by the writer.
     owner : Owner
         The writer.
     durability : Durability
@@ -79,10 +83,13 @@ class Appender(Worker[CheckedBatch]):
         Size of the batches that may wait.
     """
 
-    def __init__(self, root: Path, owner: Owner, durability: Durability, queue_bytes: int) -> None:
+    def __init__(
+        self, root: Path, lock: FileLock, owner: Owner, durability: Durability, queue_bytes: int
+    ) -> None:
         self.accepted_rows = 0
         self.durable_rows = 0
         self._root = root
+        self._lock = lock
         self._owner = owner
         self._durability = durability
         self._sequence = 0
@@ -127,11 +134,6 @@ class Appender(Worker[CheckedBatch]):
         """Wait until every queued batch is accepted, or durable; returns early if a thread failed."""
         self.call(self._make_durable if durable else lambda: None)
 
-    def stop(self) -> None:
-        """Drop what is queued, end the threads, let go of the open segments; twice does no harm."""
-        super().stop()
-        self._let_go()
-
     def forget(self, then: Callable[[], None]) -> None:
         """Have the threads append what is queued, make it durable, and end; for a destructor: does not wait.
 
@@ -146,12 +148,15 @@ class Appender(Worker[CheckedBatch]):
                 if self.error is None:
                     self._make_durable()
             finally:
-                self._let_go()
+                self.end()
                 then()
 
         self.end_with(finish)
 
-    def _let_go(self) -> None:
+    # The appending thread's side
+
+    def end(self) -> None:
+        """End the sealing thread and let go of the open segments."""
         self._sealer.shutdown()
         segments = [self._segment]
         if self._spare is not None:
@@ -164,7 +169,13 @@ class Appender(Worker[CheckedBatch]):
                     discard(segment.path)
         self._segment = self._spare = None
 
-    # The appending thread's side
+    def work_on(self, taken: tuple[list[CheckedBatch], int] | Callable[[], None]) -> int:
+        """Work on a group or call a function; an error in a store that is gone says so."""
+        try:
+            return super().work_on(taken)
+        except OSError:
+            require_in_place(self._lock)
+            raise
 
     def work(self, items: list[CheckedBatch]) -> None:
         """Append batches: accepted on return; durable, too, if that is due."""
@@ -207,6 +218,7 @@ class Appender(Worker[CheckedBatch]):
 
     def _create(self) -> OpenSegment:
         assert self._spec is not None
+        require_in_place(self._lock)
         return OpenSegment.create(self._root, self._spec, self._next_owner())
 
     def _next_owner(self) -> Owner:
@@ -229,7 +241,7 @@ class Appender(Worker[CheckedBatch]):
     def _seal(self, segment: OpenSegment, rows: int) -> None:
         assert self._spec is not None
         try:
-            self._segments = seal.seal(self._root, self._spec, segment, self._segments)
+            self._segments = seal.seal(self._root, self._spec, segment, self._segments, self._lock)
         finally:
             segment.close()
         self.durable_rows = max(self.durable_rows, rows)

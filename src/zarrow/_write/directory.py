@@ -22,7 +22,7 @@ from zarrow._storage import files
 from zarrow._storage.lock import FileLock, is_running
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
-__all__ = ["Mode", "claim_store", "empty_store", "install", "new_owner"]
+__all__ = ["Mode", "claim_store", "empty_store", "install", "new_owner", "require_in_place"]
 
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
@@ -86,6 +86,14 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
             lock.release()
             raise
     return root, lock
+
+
+def require_in_place(lock: FileLock) -> None:
+    """Raise an `OSError` unless the store at its path is the one whose lock is held."""
+    if not lock.is_in_place():
+        found = lock.locked_path()
+        fate = "was removed" if found is None else f"is at {found.parents[1]} now"
+        raise OSError(errno.ESTALE, f"the store {fate}; nothing more is written at this path")
 
 
 def _state(path: Path) -> Literal["nothing", "store", "other"]:

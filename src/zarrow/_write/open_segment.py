@@ -15,6 +15,7 @@ prefix of frames whose row bytes are all there.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -230,6 +231,8 @@ class OpenSegment:
             for index, shard in enumerate(self._shards)
         ]
         self._write_frame(rows, entries, payload(batches))
+        if not os.fstat(self._frames_fd).st_nlink:
+            raise OSError(errno.ESTALE, "the open segment was removed while it was written")
         self._rows += rows
 
     def _write_frame(
@@ -298,9 +301,9 @@ class OpenSegment:
         """Close the files and, unless it is kept, release the lock; the rows stay."""
         for shard in self._shards:
             shard.close()
-        if self._frames_fd >= 0:
-            os.close(self._frames_fd)
-            self._frames_fd = -1
+        fd, self._frames_fd = self._frames_fd, -1
+        if fd >= 0:
+            os.close(fd)
         if not keep_lock:
             self._lock.release()
 

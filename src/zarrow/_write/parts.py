@@ -75,9 +75,9 @@ class _Sink(io.RawIOBase):
         files.sync(self._fd)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1  # first: a descriptor that is closed twice may be somebody else's
+        if fd >= 0:
+            os.close(fd)
         super().close()
 
 

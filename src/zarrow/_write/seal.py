@@ -31,13 +31,16 @@ from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing
+from zarrow._write.directory import require_in_place
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.shards import Shard, open_shard
 
 __all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
 
 
-def seal(root: Path, spec: StoreSpec, segment: OpenSegment, known: int = 0) -> int:
+def seal(
+    root: Path, spec: StoreSpec, segment: OpenSegment, known: int = 0, lock: FileLock | None = None
+) -> int:
     """Commit an open segment of this process: visible and durable on return.
 
     Parameters
@@ -50,6 +53,8 @@ def seal(root: Path, spec: StoreSpec, segment: OpenSegment, known: int = 0) -> i
         Full, or the last of the store. It is closed and removed.
     known : int
         Number of segments, from the first on, that are known to be committed.
+    lock : FileLock, optional
+        The store's, held: what lies at the path of a writer that has worked for a while may be another store.
 
     Returns
     -------
@@ -57,9 +62,11 @@ def seal(root: Path, spec: StoreSpec, segment: OpenSegment, known: int = 0) -> i
         That number now.
     """
     shards = segment.seal_shards()
+    if lock is not None:
+        require_in_place(lock)
     source = Source(slot=segment.slot, start=0, stop=segment.rows)
     claim = publishing.claim(root, [source], segment.path.parent, known)
-    dense = commit_claim(root, spec, claim, segment.path, shards, segment.batches(), known)
+    dense = commit_claim(root, spec, claim, segment.path, shards, segment.batches(), known, lock)
     segment.close()
     discard(segment.path)
     publishing.release_claim(root, claim)
@@ -74,6 +81,7 @@ def commit_claim(
     shards: dict[str, ShardFacts],
     batches: Sequence[pa.RecordBatch],
     known: int = 0,
+    lock: FileLock | None = None,
 ) -> int:
     """Put a claimed segment's files into place and publish its record (steps 3 to 5a)."""
     for array in spec.arrays:
@@ -89,6 +97,8 @@ def commit_claim(
     record = SegmentRecord(
         segment=claim.segment, rows=claim.rows, arrays=shards, part=facts, sources=claim.sources
     )
+    if lock is not None:
+        require_in_place(lock)
     publishing.commit(root, record, root / layout.OPEN_DIR)
     return publishing.publish_shape(root, spec, root / layout.OPEN_DIR, known=known)
 

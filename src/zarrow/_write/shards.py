@@ -95,9 +95,9 @@ class _ShardFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1  # first: a descriptor that is closed twice may be somebody else's
+        if fd >= 0:
+            os.close(fd)
 
 
 class PlainShard(_ShardFile):

@@ -9,6 +9,10 @@
 
 It owns the bound on memory while writing. Whatever `work` raises ends the thread and is kept in
 `Worker.error`, for the caller to raise. Items still queued are lost then, as they are when the process dies.
+
+A signal handler may call anything here, whatever it interrupts. So no lock is held that the thread needs,
+callers exclude each other by a lock that one thread may take twice, and threads wake each other through
+`queue.SimpleQueue` and plain locks, which no signal finds half done.
 """
 
 from __future__ import annotations
@@ -59,10 +63,10 @@ class Worker(ABC, Generic[Item]):
         self._next: tuple[Item, int] | Callable[[], None] | None = None  # taken out, but not worked on yet
         self._put_bytes = self._calls_put = 0  # counted by callers, under `_putting`
         self._done_bytes = self._calls_taken = 0  # counted by the thread
-        self._putting = threading.Lock()
-        self._room = threading.Condition()
+        self._putting = threading.RLock()
         self._waiting = self._stopped = False
-        self._enough = threading.Event()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # something in it wakes a waiting caller
+        self._enough: queue.SimpleQueue[None] = queue.SimpleQueue()  # something in it wakes the thread
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -76,6 +80,9 @@ class Worker(ABC, Generic[Item]):
         """Return after how many seconds without an item `work` is called all the same; None for never."""
         return None
 
+    def end(self) -> None:
+        """Do what is left to do when the thread ends, however it ends; on the thread."""
+
     # The caller's side
 
     def put(self, item: Item, size_bytes: int) -> None:
@@ -88,22 +95,23 @@ class Worker(ABC, Generic[Item]):
                 # Before it is counted: an interrupt in between is harmless.
                 self._entries.put((item, size_bytes))
                 self._put_bytes += size_bytes
-                if self._is_enough() and not self._enough.is_set():
-                    self._enough.set()
+                if self._is_enough() and self._enough.empty():
+                    self._enough.put(None)
 
     def call(self, function: Callable[[], None] = lambda: None) -> None:
         """Have the thread call a function after all items put so far; returns early if the thread ends."""
-        done = threading.Event()
+        done = threading.Lock()
+        done.acquire()
 
         def called() -> None:
             function()
-            done.set()
+            done.release()
 
         with self._putting:
             self._entries.put(called)
             self._calls_put += 1
-            self._enough.set()
-        while not done.wait(0.01) and self._thread.is_alive():
+            self._enough.put(None)
+        while not done.acquire(timeout=0.01) and self._thread.is_alive():
             pass
 
     def stop(self) -> None:
@@ -134,10 +142,9 @@ class Worker(ABC, Generic[Item]):
             function()
 
     def _end(self) -> None:
-        with self._room:
-            self._stopped = True
-            self._enough.set()
-            self._room.notify_all()
+        self._stopped = True
+        self._enough.put(None)
+        self._room.put(None)
         with contextlib.suppress(queue.Empty):
             while True:
                 self._entries.get_nowait()
@@ -149,28 +156,36 @@ class Worker(ABC, Generic[Item]):
         return queued >= GROUP_BYTES or self._waiting or self._calls_put > self._calls_taken or self._stopped
 
     def _wait_for_room(self, size_bytes: int) -> None:
-        with self._room:
-            limit = self._limit_bytes
+        limit = self._limit_bytes
+        before = self._waiting  # true if a signal handler interrupted a caller who waits
+        try:
             # Set before the thread's count is read: the thread raises the count before it reads this.
             self._waiting = True
-            self._enough.set()
+            self._enough.put(None)
             while not self._stopped:
                 queued = self._put_bytes - self._done_bytes
                 if not queued or queued + size_bytes <= limit:
                     break
-                self._room.wait()
+                self._room.get()
                 limit = self._resume_bytes
-            self._waiting = False
+        finally:
+            self._waiting = before
 
     # The thread's side
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self.end()
+
+    def _loop(self) -> None:
         while True:
             taken = self._take(self.idle_s())
             if self._stopped:
                 return
             try:
-                size_bytes = self._work_on(taken)
+                size_bytes = self.work_on(taken)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must see it
                 self.error = error
                 self._end()
@@ -178,10 +193,9 @@ class Worker(ABC, Generic[Item]):
             del taken  # the memory is free before it is counted so
             self._done_bytes += size_bytes
             if self._waiting and self._put_bytes - self._done_bytes <= self._resume_bytes:
-                with self._room:
-                    self._room.notify_all()
+                self._room.put(None)
 
-    def _work_on(self, taken: tuple[list[Item], int] | Callable[[], None]) -> int:
+    def work_on(self, taken: tuple[list[Item], int] | Callable[[], None]) -> int:
         """Work on a group or call a function; return the bytes that are done."""
         if not isinstance(taken, tuple):
             taken()
@@ -192,7 +206,8 @@ class Worker(ABC, Generic[Item]):
 
     def _take(self, timeout_s: float | None) -> tuple[list[Item], int] | Callable[[], None]:
         """Return the items that came first and their bytes, or a function; no items after the timeout."""
-        self._enough.clear()
+        while not self._enough.empty():
+            self._enough.get_nowait()
         first, self._next = self._next, None
         if first is None and not self._stopped:
             with contextlib.suppress(queue.Empty):
@@ -203,7 +218,8 @@ class Worker(ABC, Generic[Item]):
             self._calls_taken += 1
             return first
         if not self._is_enough():
-            self._enough.wait(NAP_S)
+            with contextlib.suppress(queue.Empty):
+                self._enough.get(timeout=NAP_S)
         item, size_bytes = first
         items = [item]
         while size_bytes < GROUP_BYTES:
