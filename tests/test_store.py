@@ -262,6 +262,29 @@ class TestTable:
             found = kind()
             np.testing.assert_array_equal(store.vectors(found, ["embed"])["embed"], vectors_of(rows))
 
+    @pytest.mark.parametrize("name", ["run[1]", "run?", "run*", "[!r]un1", "it's", "a::b", "%41", "{a,run1}"])
+    def test_a_path_is_no_pattern(self, tmp_path, name):
+        """Whatever a store's name holds, every engine reads this store, not one whose name matches."""
+        for first, path in enumerate(["run1", "runx", name]):
+            with zarrow.Writer(tmp_path / path, segment_rows=4) as writer:
+                writer.append({"id": np.arange(8) + 100 * first})
+                writer.finalize()
+        store = zarrow.open(tmp_path / name)
+        assert store.sql("SELECT min(id), count(*) FROM predictions").fetchall() == [(200, 8)]
+        assert store.to_polars().collect()["id"].to_list() == list(range(200, 208))
+
+    def test_a_path_that_engines_cannot_take(self, tmp_path):
+        """A path that is no UTF-8 is read by the store, and refused in words where an engine gets it."""
+        path = tmp_path / os.fsdecode(b"run\xff")
+        with zarrow.Writer(path, segment_rows=4) as writer:
+            writer.append({"id": np.arange(8)})
+            writer.finalize()
+        store = zarrow.open(path)
+        assert store.table()["id"].to_pylist() == list(range(8))
+        for ask in (lambda: store.sql("SELECT 1 FROM predictions"), store.to_polars):
+            with pytest.raises(InvalidInputError, match="UTF-8 only: rename the store"):
+                ask()
+
     def test_sql_counts_every_row(self, store):
         """No row is missing or doubled, whichever file it is in."""
         assert store.sql("SELECT count(*), count(DISTINCT row) FROM predictions").fetchall() == [(ROWS, ROWS)]

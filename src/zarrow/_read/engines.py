@@ -7,6 +7,7 @@ engine is loaded when it is first used.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -60,6 +61,7 @@ def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
     behind = pl.DataFrame(pl.from_arrow(with_types(rest, _type_in_polars))).lazy()
     if not paths:
         return behind
+    _require_utf8(paths)
     files = pl.scan_parquet(paths, glob=False)
     return pl.concat([files, behind], how="vertical_relaxed") if rest.num_rows else files
 
@@ -74,7 +76,23 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
     connection.register("zarrow_rest", with_types(rest, _type_in_duckdb))
     query = "SELECT * FROM zarrow_rest"
     if paths:
-        quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        _require_utf8(paths)
+        quoted = ", ".join(map(_quoted, paths))
         query = f"SELECT * FROM read_parquet([{quoted}], hive_partitioning=false) UNION ALL {query}"
     connection.execute(f"CREATE VIEW predictions AS {query}")
     return connection
+
+
+def _quoted(path: str) -> str:
+    """Return a path as DuckDB's SQL has it, which takes paths for patterns."""
+    return "'" + re.sub(r"[*?\[]", r"[\g<0>]", path).replace("'", "''") + "'"
+
+
+def _require_utf8(paths: list[str]) -> None:
+    try:
+        paths[0].encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{paths[0]!r}: a query engine takes paths in UTF-8 only: rename the store, or read it with "
+            "table() or scan()"
+        ) from error
