@@ -40,7 +40,7 @@ from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
 from zarrow._write.declaration import Declaration
-from zarrow._write.directory import Mode, claim_store, install, new_owner, require_in_place
+from zarrow._write.directory import Mode, claim_store, empty, install, new_owner, require_in_place
 from zarrow._write.given import TableLike
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
@@ -162,6 +162,8 @@ class Writer:
         self._batches = 0
         self._closed = self._finalizing = self._finalized = False
         self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
+        # Rows of a killed run in the way of a new one: they stay until it has its first.
+        self._in_the_way = self._root != self.path and (self._root / layout.STORE_JSON).exists()
         try:
             self._appender = Appender(self._root, self._lock, self._owner, durability, queue_bytes)
             try:
@@ -304,7 +306,7 @@ class Writer:
         if self._finalized:
             return
         self._check_usable()
-        if self._spec is None and (self._root / layout.STORE_JSON).exists():
+        if self._spec is None and not self._in_the_way and (self._root / layout.STORE_JSON).exists():
             found = catalog.read_spec(self._root)  # another writer of the shared store had the first batch
             self._declaration.check(found)
             self._set_spec(found)
@@ -316,6 +318,7 @@ class Writer:
         self._finalizing = True
         try:
             self._appender.stop()
+            self._check_failure()
             if self._lock.shared and not self._lock.convert(shared=False):
                 raise StoreLockedError(
                     f"{self.path}: other writers are still active: the last one to call finalize(), or "
@@ -412,6 +415,9 @@ class Writer:
             BatchChecker(spec).check(table, arrays, sample_index, copy=False, number=0)
         try:
             require_in_place(self._lock)
+            if self._in_the_way:
+                empty(self._root)
+                self._in_the_way = False
             found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         except OSError as error:
             raise self._failure(error) from error
@@ -426,8 +432,8 @@ class Writer:
 
     def _recover(self, *, shared: bool) -> None:
         """Create the store, or read its spec, finish what dead writers began, and find where to continue."""
-        if not (self._root / layout.STORE_JSON).exists():
-            if self._declaration.is_whole:
+        if self._in_the_way or not (self._root / layout.STORE_JSON).exists():
+            if self._declaration.is_whole and not self._in_the_way:
                 self._define()
             if shared:
                 self._lock.convert(shared=True)
@@ -452,10 +458,12 @@ class Writer:
             self._lock.convert(shared=True)
 
     def _release(self, *, remove_lock: bool = False) -> None:
-        self._lock.release(remove_file=remove_lock)
-        self._closed = True
-        self._lost.detach()
-        atexit.unregister(self._at_exit)
+        try:
+            self._lock.release(remove_file=remove_lock)
+        finally:
+            self._closed = True
+            self._lost.detach()
+            atexit.unregister(self._at_exit)
 
 
 def _let_go(

@@ -110,8 +110,9 @@ def handle(*_):
     if action != "append":
         sys.exit(0)
 signal.signal(signal.SIGTERM, handle)
+append(0)
 print("go", flush=True)
-first = 0
+first = 512
 while True:
     append(first)
     first += 512

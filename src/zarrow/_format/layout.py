@@ -31,6 +31,11 @@ LOCK = "lock"
 FRAMES = "table.frames"
 PART = "part.parquet"
 
+STORE_NAMES = frozenset(
+    {STORE_JSON, MANIFEST_JSON, ARRAYS_DIR, TABLE_DIR, SEGMENTS_DIR, INDEX_DIR, DERIVED_DIR, OPEN_DIR}
+)
+"""What a store consists of; `repair` may add `QUARANTINE_DIR`."""
+
 ROW = "row"
 SAMPLE_INDEX = "sample_index"
 RESERVED_COLUMNS = (ROW, SAMPLE_INDEX)

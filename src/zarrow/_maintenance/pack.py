@@ -196,15 +196,14 @@ def rewrite(
     """Write rows of a store into a new one, verify it, and put it in its place."""
     in_place = target == store.path
     grows_at = target.with_name(target.name + layout.INCOMING_SUFFIX) if in_place else target
+    schema = pa.schema([field for field in store.schema if field.name not in layout.RESERVED_COLUMNS])
     with _old_store_stays(store, target):
         writer = None
         try:
             writer = Writer(
                 target,
                 arrays={name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()},
-                schema=pa.schema(
-                    [field for field in store.schema if field.name not in layout.RESERVED_COLUMNS]
-                ),
+                schema=schema,
                 keys=store.keys,
                 mode="w" if in_place else "x",
                 segment_rows=segment_rows or store.segment_rows,
@@ -214,7 +213,7 @@ def rewrite(
             with tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=target.parent) as numbers:
                 say("write", 0, rows)
                 for block in blocks:
-                    columns = {name: block.table[name] for name in writer.spec.schema.names}  # type: ignore[union-attr]  # declared
+                    columns = {name: block.table[name] for name in schema.names}
                     writer.append(columns, block.vectors, block.table[SAMPLE_INDEX], copy=False)
                     if store.derived:
                         numbers.write(np.ascontiguousarray(block.rows).data)

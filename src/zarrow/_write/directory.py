@@ -22,7 +22,7 @@ from zarrow._storage import files
 from zarrow._storage.lock import FileLock, is_running
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
-__all__ = ["Mode", "claim_store", "empty_store", "install", "new_owner", "require_in_place"]
+__all__ = ["Mode", "claim_store", "empty", "empty_store", "install", "new_owner", "require_in_place"]
 
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
@@ -41,7 +41,11 @@ def new_owner() -> Owner:
 
 
 def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, FileLock]:
-    """Return the directory to write in, created if necessary, and the lock that this writer holds on it."""
+    """Return the directory to write in, created if necessary, and the lock that this writer holds on it.
+
+    If ``mode="w"`` replaces a store, the directory may hold the rows of a run that was killed before: they
+    are `empty`'s to remove, when there are new ones.
+    """
     if not path.parent.is_dir():
         raise WriteFailedError(
             errno.ENOENT, f"{path.parent}: no such directory: create it, then write the store"
@@ -71,7 +75,7 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
         if root != path:
             _lock_old(path, owner=owner).release(remove_file=True)
-        # Exclusive, because the directory may be emptied below.
+        # Exclusive, because the directory may be emptied.
         lock = _lock_store(root, shared=shared and mode != "w", owner=owner)
     except ZarrowError:
         raise
@@ -79,12 +83,6 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         raise WriteFailedError(
             error.errno or errno.EIO, f"{root}: cannot write a store here: {error.strerror}"
         ) from error
-    if root != path and (root / layout.STORE_JSON).exists():
-        try:
-            _empty(root)
-        except BaseException:
-            lock.release()
-            raise
     return root, lock
 
 
@@ -149,13 +147,13 @@ def empty_store(path: Path) -> None:
     """
     root, lock = claim_store(path, "a", shared=False, owner=new_owner())
     try:
-        _empty(root)
+        empty(root)
     finally:
         lock.release(remove_file=True)
 
 
-def _empty(root: Path) -> None:
-    """Remove everything of a store except the lock, which is held."""
+def empty(root: Path) -> None:
+    """Remove everything of a store except the lock, which is held, and what is not the store's."""
     files.remove(root / layout.MANIFEST_JSON)
     # What was derived from the rows goes before them, the records before the files that they vouch for.
     for name in (
@@ -180,10 +178,17 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
 
     The old store is moved into the new one before it is removed. This prevents a crash that leaves half of it
     next to the new one, where no writer would touch it; inside, it is scratch that the next writer removes.
+    What lies in the old one's directory and is not a store's, such as a user's notes or what `repair` put
+    aside, moves to the new one.
     """
     check = check or (lambda _root: None)
     if root == path:
         check(root)
+        return
+    if not os.path.lexists(path):  # somebody has removed the old one
+        check(root)
+        files.rename(root, path)
+        files.sync_dir(path.parent)
         return
     try:
         lock = _lock_old(path, owner=owner)
@@ -199,6 +204,9 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
     try:
         files.exchange(root, path)
         files.sync_dir(path.parent)
+        for name in set(os.listdir(root)) - layout.STORE_NAMES:
+            files.rename(root / name, path / name)
+        files.sync_dir(path)
         aside = files.scratch_name(path / layout.OPEN_DIR)
         files.rename(root, aside)
         files.sync_dir(path.parent)

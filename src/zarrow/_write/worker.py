@@ -174,22 +174,19 @@ class Worker(ABC, Generic[Item]):
     # The thread's side
 
     def _run(self) -> None:
-        try:
-            self._loop()
-        finally:
-            self.end()
+        for step in (self._loop, self.end):
+            try:
+                step()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must see it
+                self.error = self.error or error
+                self._end()
 
     def _loop(self) -> None:
         while True:
             taken = self._take(self.idle_s())
             if self._stopped:
                 return
-            try:
-                size_bytes = self.work_on(taken)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must see it
-                self.error = error
-                self._end()
-                return
+            size_bytes = self.work_on(taken)
             del taken  # the memory is free before it is counted so
             self._done_bytes += size_bytes
             if self._waiting and self._put_bytes - self._done_bytes <= self._resume_bytes:
