@@ -174,7 +174,9 @@ def computable_type(kind: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(kind) else with_children(kind, computable_type)
 
 
-def with_types(columns: pa.Table | pa.Schema, change: Callable[[pa.DataType], pa.DataType]) -> Any:
+def with_types(
+    columns: pa.Table | pa.RecordBatch | pa.Schema, change: Callable[[pa.DataType], pa.DataType]
+) -> Any:
     """Return columns, or a schema of them, with their types changed; the others are not touched.
 
     >>> with_types(pa.schema({"half": pa.float16(), "n": pa.int8()}), computable_type).types
@@ -190,7 +192,7 @@ def with_types(columns: pa.Table | pa.Schema, change: Callable[[pa.DataType], pa
         else column.cast(field.type)  # Arrow cannot cast list<null> to itself
         for column, field in zip(columns.columns, changed, strict=True)
     ]
-    return pa.Table.from_arrays(arrays, schema=changed)
+    return type(columns).from_arrays(arrays, schema=changed)
 
 
 def without_dictionaries(schema: pa.Schema) -> pa.Schema:

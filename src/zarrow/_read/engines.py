@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
-__all__ = ["duckdb_connection", "polars_frame"]
+__all__ = ["duckdb_connection", "for_duckdb", "polars_frame", "type_in_duckdb"]
 
 
 _MAX_PRECISION = 38
@@ -32,17 +32,17 @@ def _type_in_polars(kind: pa.DataType) -> pa.DataType:
     return with_children(kind, _type_in_polars)
 
 
-def _type_in_duckdb(kind: pa.DataType) -> pa.DataType:
+def type_in_duckdb(kind: pa.DataType) -> pa.DataType:
     """Return the type to which DuckDB reads a type from Parquet, so that all rows of a column are alike."""
     if pa.types.is_dictionary(kind):
-        return _type_in_duckdb(kind.value_type)
+        return type_in_duckdb(kind.value_type)
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_duration(kind):
         return pa.int64()
     if pa.types.is_decimal256(kind):
         return pa.decimal128(kind.precision, kind.scale) if kind.precision <= _MAX_PRECISION else pa.float64()
-    return with_children(kind, _type_in_duckdb)
+    return with_children(kind, type_in_duckdb)
 
 
 def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
@@ -73,7 +73,7 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
     except ImportError as error:
         raise MissingExtraError("sql needs DuckDB: pip install duckdb") from error
     connection = duckdb.connect()
-    connection.register("zarrow_rest", with_types(rest, _type_in_duckdb))
+    connection.register("zarrow_rest", with_types(rest, type_in_duckdb))
     query = "SELECT * FROM zarrow_rest"
     if paths:
         _require_utf8(paths)
@@ -96,3 +96,15 @@ def _require_utf8(paths: list[str]) -> None:
             f"{paths[0]!r}: a query engine takes paths in UTF-8 only: rename the store, or read it with "
             "table() or scan()"
         ) from error
+
+
+def for_duckdb(reader: pa.RecordBatchReader, names: list[str] | None = None) -> pa.RecordBatchReader:
+    """Return a stream that DuckDB takes, of the types that it reads from Parquet, and perhaps renamed."""
+    schema = with_types(reader.schema, type_in_duckdb)
+    schema = pa.schema(
+        [field.with_name(name) for field, name in zip(schema, names or schema.names, strict=True)]
+    )
+    columns = (with_types(batch, type_in_duckdb).columns for batch in reader)
+    return pa.RecordBatchReader.from_batches(
+        schema, (pa.RecordBatch.from_arrays(arrays, schema=schema) for arrays in columns)
+    )

@@ -98,7 +98,10 @@ def read_filter(filter: object, schema: pa.Schema) -> Filter:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         if found := _NO_FIELD.search(str(error)):
             raise unknown_name("column", found[1], schema.names) from None
-        raise InvalidInputError(f"the filter {filter} does not fit the table's columns: {error}") from error
+        remedy = "; compare float16 with a Python float or a float32" if "halffloat" in str(error) else ""
+        raise InvalidInputError(
+            f"the filter {filter} does not fit the table's columns: {error}{remedy}"
+        ) from error
     if not pa.types.is_boolean(kind):
         raise InvalidInputError(f"the filter {filter} must be true or false for each row, it gives {kind}")
     text = str(filter)

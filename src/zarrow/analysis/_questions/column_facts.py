@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from zarrow._format.arrow import value_type
+from zarrow._read.engines import for_duckdb
 from zarrow.analysis._rows.dataset import Rows
 from zarrow.analysis._rows.groups import free_names
 from zarrow.errors import InvalidInputError, MissingExtraError
@@ -68,8 +69,6 @@ def describe_columns(store: Rows, columns: Sequence[str], by: Sequence[str]) -> 
     reader = store.scan(names)
     # Renamed by number: not every Arrow name is a name in SQL (NUL is not).
     called = {name: f"v{number}" for number, name in enumerate(names)}
-    schema = pa.schema([field.with_name(called[field.name]) for field in reader.schema])
-    batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
     connection = connect()
     keys = "".join(f"{called[name]}, " for name in by)
     fields = [store.schema.field(name) for name in columns]
@@ -78,7 +77,7 @@ def describe_columns(store: Rows, columns: Sequence[str], by: Sequence[str]) -> 
         _facts(field, called[field.name], f"c{number}", exact) for number, field in enumerate(fields)
     )
     group_by = f"GROUP BY {', '.join(called[name] for name in by)} ORDER BY ALL" if by else ""
-    connection.register("incoming", pa.RecordBatchReader.from_batches(schema, batches))
+    connection.register("incoming", for_duckdb(reader, list(called.values())))
     query = f"SELECT {keys} count(*) AS n, {facts} FROM incoming {group_by}"
     found: pa.Table = connection.sql(query).to_arrow_table()
     connection.close()

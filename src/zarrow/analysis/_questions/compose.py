@@ -15,6 +15,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._read.engines import for_duckdb
 from zarrow.analysis._questions.column_facts import connect, quoted
 from zarrow.analysis._rows.arguments import require_choice, require_store
 from zarrow.analysis._rows.groups import free_names, names_of
@@ -107,7 +108,7 @@ def compose(
             )
         answer = f"CASE WHEN isnan({quoted(label)}::DOUBLE) THEN NULL ELSE {quoted(label)}::DOUBLE END"
     connection = connect()
-    connection.register("incoming", reader)
+    connection.register("incoming", for_duckdb(reader))
     result: pa.Table = connection.sql(
         f"""
         WITH chosen AS (SELECT {keys}, {quoted(over)} AS o, {value} AS p, {answer} AS y FROM incoming)

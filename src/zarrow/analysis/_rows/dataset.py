@@ -270,7 +270,7 @@ class DatasetRows:
         """Return the columns of the rows of a piece that pass a filter."""
         columns = self._chosen(self.schema.names[:-1], self.span)
         table = self._table(columns, self.schema, np.array(self.span))
-        return table if filter is None else table.filter(filter)
+        return table if filter is None else read_filter(filter, self.schema).select(table)
 
     def scan(
         self, columns: Sequence[str], filter: pc.Expression | None = None, batch_size: int | None = None

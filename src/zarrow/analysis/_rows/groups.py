@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zarrow._format.arrow import decoded
+from zarrow._format.arrow import computable_type, decoded
 from zarrow.analysis._rows.dataset import Rows
 from zarrow.errors import InvalidInputError
 
@@ -49,9 +49,10 @@ def free_names(names: Sequence[str], taken: Container[str]) -> list[str]:
 
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return a column in one piece, with dictionaries decoded."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return decoded(array)
+    """Return a column in one piece, with dictionaries decoded, of a type that Arrow computes with."""
+    array = decoded(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    kind = computable_type(array.type)
+    return array if kind == array.type else array.cast(kind)
 
 
 def column_codes(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
