@@ -98,14 +98,14 @@ def test_groups_keep_their_keys_whatever_these_are_called(named: Store) -> None:
     tables = [
         describe(named, by="rows").arrays["e"].groups,
         evaluate(named, "p", "label", by="rows").table,
-        probe(named, "label", by="rows").report,
+        probe(named, "label", by="rows", test_fraction=0.5).report,
         compare(named, named, by="rows").groups,
     ]
     for table in tables:
         assert table["rows_"].to_pylist() == [0, 1, 2]
         assert table.column_names.count("rows") == 1
     assert sum(tables[1]["rows"].to_pylist()) == 60
-    found = probe(named, "three", by="class").report
+    found = probe(named, "three", by="class", test_fraction=0.5).report
     assert set(zip(found["class_"].to_pylist(), found["class"].to_pylist(), strict=True)) == {
         (one, other) for one in range(2) for other in range(3)
     }

@@ -9,12 +9,10 @@ Parquet files, paired in the order of their names.
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +38,9 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                 f"{target}: a .npy file holds one array and no columns, got the arrays "
                 f"{', '.join(array.name for array in rows.arrays) or 'none'}: choose one, or name a folder"
             )
-        with _NpyFile(scratch, rows.arrays[0]) as file:
-            for start, _, vectors in rows.only([]).batches():
-                file.put(start, vectors[rows.arrays[0].name])
+        with _create(scratch, rows.arrays[0]) as file:
+            for _, _, vectors in rows.only([]).batches():
+                np.ascontiguousarray(vectors[rows.arrays[0].name]).tofile(file)
         return
     files.make_dir(scratch)
     with contextlib.ExitStack() as open_files:
@@ -50,12 +48,12 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
         for array in rows.arrays:
             files.make_dir(scratch / array.name)
             path = scratch / array.name / f"{array.name}_0.npy"
-            outputs[array.name] = open_files.enter_context(_NpyFile(path, array))
+            outputs[array.name] = open_files.enter_context(_create(path, array))
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for start, batch, vectors in rows.batches():
+            for _, batch, vectors in rows.batches():
                 for name, found in vectors.items():
-                    outputs[name].put(start, found)
+                    np.ascontiguousarray(found).tofile(outputs[name])
                 yield batch
 
         files.make_dir(scratch / METADATA)
@@ -67,33 +65,12 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                 pass
 
 
-class _NpyFile:
-    """A ``.npy`` file whose rows are written to their offsets."""
-
-    def __init__(self, path: Path, array: StoreArray) -> None:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_2_0(
-            header,
-            {
-                "shape": array.shape,
-                "fortran_order": False,
-                "descr": np.lib.format.dtype_to_descr(array.dtype),
-            },
-        )
-        self._row_bytes = array.nbytes // max(len(array), 1)
-        self._offset = header.tell()
-        self._fd = files.create(path)
-        files.write(self._fd, header.getvalue(), 0)
-
-    def put(self, row: int, rows: npt.NDArray[Any]) -> None:
-        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        files.write(self._fd, data, self._offset + row * self._row_bytes)
-
-    def __enter__(self) -> _NpyFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+def _create(path: Path, array: StoreArray) -> BinaryIO:
+    """Create a ``.npy`` file that only lacks its rows."""
+    file = path.open("xb")
+    header = {"shape": array.shape, "fortran_order": False, "descr": array.dtype.str}
+    np.lib.format.write_array_header_2_0(file, header)
+    return file
 
 
 def read(source: Path, beside: Path | None) -> Incoming:

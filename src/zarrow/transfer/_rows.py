@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,14 +101,7 @@ class Outgoing:
 
     def only(self, columns: Iterable[str]) -> Outgoing:
         """Return the same rows with fewer columns."""
-        schema = pa.schema([self.schema.field(name) for name in columns])
-        return Outgoing(
-            store=self.store,
-            schema=schema,
-            explicit=self.explicit,
-            arrays=self.arrays,
-            progress=self.progress,
-        )
+        return replace(self, schema=pa.schema([self.schema.field(name) for name in columns]))
 
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch, Vectors]]:
         """Yield first row, columns and vectors of batches of `batch_rows` rows, the last one shorter."""

@@ -11,6 +11,5 @@ so that a pass can run on several workers:
 `draws`                 how often each row counts in a bootstrap
 `regression`            R² and errors of predicted numbers, with intervals
 `linear`                logistic and ridge regression over rows that are read again and again
-`split`                 which rows train a model and which test it
 ======================  ===============================================================================
 """

@@ -43,10 +43,8 @@ def regression_scores(
         point = _metrics(sums.sum(axis=0, keepdims=True))
         generator = np.random.default_rng(seed)
         drawn = np.zeros((bootstrap, sums.shape[1]))
-        for place in range(bootstrap):
-            drawn[place] = (
-                np.bincount(generator.integers(0, len(sums), len(sums)), minlength=len(sums)) @ sums
-            )
+        for draw in drawn:
+            draw[:] = sums[generator.integers(0, len(sums), len(sums))].sum(axis=0)
         line: dict[str, float | None] = {"rows": len(here)}
         for name, draws in _metrics(drawn).items():
             value = float(point[name][0])

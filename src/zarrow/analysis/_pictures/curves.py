@@ -41,6 +41,8 @@ def calibrate(scores: Scores, bins: int = 10) -> Calibration:
     >>> found.predicted.tolist(), found.observed.tolist()
     ([0.1875, 0.6875], [0.5, 0.5])
     """
+    from scipy.stats import binomtest
+
     if not len(scores):
         raise InvalidInputError("calibration needs rows that have a label and a probability")
     sums = np.zeros((3, bins))
@@ -51,23 +53,12 @@ def calibrate(scores: Scores, bins: int = 10) -> Calibration:
         group = np.minimum(below * bins // len(scores), bins - 1)
         for total, what in zip(sums, (counts, counts * values, positive), strict=True):
             total += np.bincount(group, what, minlength=bins)
-    rows, predicted, observed = sums[:, sums[0] > 0]
-    predicted, observed = predicted / rows, observed / rows
-    low, high = wilson(observed, rows.astype(np.int64))
-    return Calibration(predicted=predicted, observed=observed, low=low, high=high, rows=rows.astype(np.int64))
-
-
-def wilson(share: Float, rows: npt.NDArray[np.int64]) -> tuple[Float, Float]:
-    """Return the 95 % score interval of a share (Wilson, JASA 22, 1927).
-
-    >>> low, high = wilson(np.array([0.5]), np.array([100]))
-    >>> round(float(low[0]), 3), round(float(high[0]), 3)
-    (0.404, 0.596)
-    """
-    z = 1.959963984540054
-    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
+    rows, predicted, positive = sums[:, sums[0] > 0]
+    predicted, observed = predicted / rows, positive / rows
+    rows, positive = rows.astype(np.int64), positive.astype(np.int64)
+    tests = [binomtest(*pair) for pair in zip(positive.tolist(), rows.tolist(), strict=True)]
+    low, high = np.array([test.proportion_ci(method="wilson") for test in tests]).T
+    return Calibration(predicted=predicted, observed=observed, low=low, high=high, rows=rows)
 
 
 def largest_groups(found: Evaluation, most: int) -> list[tuple[str, Scores]]:

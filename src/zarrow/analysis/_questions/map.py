@@ -363,17 +363,10 @@ def _umap(scores: Places, seed: int) -> tuple[Places, Callable[[Places], Places]
 
 def _tsne(scores: Places, seed: int) -> tuple[Places, Callable[[Places], Places]]:
     from sklearn.manifold import TSNE
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.neighbors import KNeighborsRegressor
 
     perplexity = min(30.0, (len(scores) - 1) / 3)
     model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     there = np.asarray(model.fit_transform(scores), np.float32)
-    near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(scores)
-
-    def transform(others: Places) -> Places:
-        distances, found = near.kneighbors(others)
-        weights = 1 / np.maximum(distances, 1e-12)
-        weights /= weights.sum(axis=1, keepdims=True)
-        return np.asarray((there[found] * weights[:, :, None]).sum(axis=1), np.float32)
-
-    return there, transform
+    near = KNeighborsRegressor(NEIGHBOURS, weights="distance").fit(scores, there)
+    return there, lambda others: np.asarray(near.predict(others), np.float32)

@@ -1,7 +1,7 @@
 """Linear probe — what a linear model can read off the stored vectors.
 
 A logistic or ridge regression (`_numbers.linear`) of a label column on the standardised vectors of
-some of the groups (patients), judged on the others (`_numbers.split`), overall and per group of rows
+some of the groups (patients), judged on the others, overall and per group of rows
 (Alain and Bengio, *Understanding intermediate layers using linear classifier probes*, 2017).
 
 Labels and groups are held in memory, about 40 bytes per row; vectors are streamed, once per iteration.
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,6 @@ from zarrow._format.layout import ROW
 from zarrow.analysis._numbers.linear import Scatter, Standard, fit_logistic, fit_ridge, predict
 from zarrow.analysis._numbers.regression import regression_scores
 from zarrow.analysis._numbers.scores import BINS, score_keys
-from zarrow.analysis._numbers.split import split
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._questions.evaluate import Evaluation, Scored, read_numbers, score
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
@@ -242,7 +242,7 @@ def probe(
     table, rows, target, units = table.filter(pa.array(known)), rows[known], target[known], units[known]
     if not len(rows):
         raise InvalidInputError(f"no row has a label in column {label!r}: there is nothing to learn from")
-    for_test = split(units, test_fraction, seed)
+    for_test = _for_test(units, test_fraction, seed)
     resolved: Literal["logistic", "ridge"] = "logistic" if classes else "ridge"
 
     train, train_target = rows[~for_test], target[~for_test]
@@ -335,6 +335,24 @@ def _read_label(
     target = np.zeros(len(known), np.int64)
     target[known] = codes
     return target, known, names.to_pylist()
+
+
+def _for_test(units: npt.NDArray[np.int64], test_fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which rows are for testing: those of a share of the units, rounded up."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    if not 0 < test_fraction < 1:
+        raise InvalidInputError(f"test_fraction must be between 0 and 1, got {test_fraction}")
+    count = len(np.unique(units))
+    if count < 2:
+        raise InvalidInputError(
+            f"training and testing need at least two groups, but the labelled rows have {count}"
+        )
+    splitter = GroupShuffleSplit(1, test_size=min(ceil(test_fraction * count), count - 1), random_state=seed)
+    _, places = next(splitter.split(units, groups=units))
+    found = np.zeros(len(units), np.bool_)
+    found[places] = True
+    return found
 
 
 def _require_all(target: npt.NDArray[np.int64], classes: list[Any], name: str) -> None:

