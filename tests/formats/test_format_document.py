@@ -6,6 +6,7 @@ those of the document. It checks every checksum, with a CRC32C of its own.
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Iterator
 from itertools import count
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import zarrow
+from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.zarr_metadata import array_json, group_json
 
 # --- The mini reader: nothing of zarrow from here ... --------------------------------------------------
 
@@ -375,7 +378,7 @@ def test_damage_is_seen(tmp_path: Path, name: str) -> None:
 
 def test_the_document_names_what_the_code_writes(tmp_path: Path) -> None:
     """FORMAT.md describes every member of every JSON document, and every file of a store."""
-    text = (Path(zarrow.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
     path = tmp_path / "run.zarrow"
     write(path, 300, finalize=False)
     members = json_members(path)
@@ -385,6 +388,34 @@ def test_the_document_names_what_the_code_writes(tmp_path: Path) -> None:
     assert [
         member for member in sorted(members) if f"`{member}" not in text and f'"{member}"' not in text
     ] == []
+
+
+DOCUMENT = Path(zarrow.__file__).parent / "FORMAT.md"
+
+
+def test_every_section_that_is_referred_to_exists() -> None:
+    """References to sections, in the document, the code and the tests, name sections of the document."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    sections = set(re.findall(r"^##+ (\d+(?:\.\d+)?)\.? ", text, re.MULTILINE))
+    assert {"1", "1.2", "9.4", "17"} < sections
+    text = re.sub(r"RFC \d+,? section [\d.]+", "", text)
+    named = set(re.findall(r"\bsections? (\d+(?:\.\d+)?)", text)) | set(re.findall(r"\((\d+\.\d+)", text))
+    for file in [*DOCUMENT.parent.rglob("*.py"), *Path(__file__).parent.glob("**/*.py")]:
+        code = re.sub(r"\s+", " ", file.read_text(encoding="utf-8"))
+        named |= set(re.findall(r"FORMAT\.md`*,? \(?sections? (\d+(?:\.\d+)?)", code))
+    named |= set(re.findall(r'"""Sections? (\d+(?:\.\d+)?)', Path(__file__).read_text(encoding="utf-8")))
+    assert named - sections == set()
+
+
+def test_the_zarr_metadata_of_the_document_is_what_is_written() -> None:
+    """The document's examples of zarr.json have the values that the code writes."""
+    group, array = map(json.loads, re.findall(r"```json\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL))
+    one = ArraySpec(name="A", row_shape=(768,), dtype="float32", chunk_rows=256)
+    spec = StoreSpec(uuid="0" * 32, segment_rows=32768, schema=pa.schema([]), arrays=(one,))
+    assert json.loads(array_json(spec, one, 100_000)) == array
+    group["attributes"]["zarrow"]["uuid"] = spec.uuid
+    group["consolidated_metadata"]["metadata"] = {"A": array}
+    assert json.loads(group_json(spec, 100_000)) == group
 
 
 def json_members(path: Path) -> set[str]:
