@@ -7,14 +7,29 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from crash.disk import Recorder
 from crash.states import State, Tally, kills, record_recovery
 from crash.test_agreement import flips, some
-from crash.workloads import NAME, OPTIONS, TWO, WORKLOADS, Recording, Run, Workload, record, scratch
+from crash.workloads import (
+    NAME,
+    OPTIONS,
+    TWO,
+    WORKLOADS,
+    Recording,
+    Run,
+    Workload,
+    check_rows,
+    record,
+    scratch,
+)
 from formats.make_golden import GOLDEN, STORES
 from formats.second_reader import SecondReader, install
 
@@ -23,6 +38,7 @@ from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 
 STATES = {"ci": 5, "long": 1500}  # of each kind, for each workload
 FEW = {"ci": 2, "long": 300}
+RUNS, LOOKS = {"ci": 1, "long": 50}, 10
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +138,52 @@ def states(recording: Recording, profile: str, rng: random.Random) -> Iterator[S
         point = rng.randrange(len(recording.log))
         yield from some(kills(record_recovery(recording, point)[1]), FEW[profile], rng)
         yield from flips(recording, FEW[profile], rng)
+
+
+@pytest.mark.slow
+def test_it_reads_a_store_that_is_being_written(reader, figures, profile, tmp_path):
+    """Each look at a store with two active writers shows what was accepted before it, once, and whole."""
+    workload = CASES["shared writers"]
+    looks, rows = 0, 0
+    for turn in range(RUNS[profile]):
+        path = tmp_path / str(turn)
+        run = Run(path, workload, Recorder(tmp_path))
+        durability = "batch" if turn % 2 else "segment"
+        writers = [run.open(stream, shared=True, durability=durability) for stream in (0, 1)]
+        stop = threading.Event()
+
+        def write(run=run, writers=writers, stop=stop):
+            while not stop.is_set() and run.counted.get(0, 0) < 2000:
+                for stream, writer in enumerate(writers):
+                    run.append(writer, 7 + 4 * stream, stream)
+                    time.sleep(0.001)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            while not sum(writer.accepted_rows for writer in writers):
+                time.sleep(0.001)
+            for _ in range(LOOKS):
+                time.sleep(0.01)
+                before = [writer.accepted_rows for writer in writers]
+                found = reader.read(path)
+                looks += 1
+                assert not found["damage"]
+                ids = np.array([row["id"] for row in found["rows"]], np.int64)
+                vectors = {
+                    name: np.array([row[name] for row in found["rows"]], dtype).reshape(len(ids), *shape)
+                    for name, (shape, dtype) in workload.arrays.items()
+                }
+                names = [row["s"] for row in found["rows"]]
+                counts = check_rows(workload, ids, names, vectors, f"look {looks}")
+                assert all(counts.get(stream, 0) >= accepted for stream, accepted in enumerate(before))
+                rows += len(ids)
+        finally:
+            stop.set()
+            thread.join()
+            for writer in writers:
+                writer.close()
+    figures("looks at live runs, in Node", looks=looks, rows=rows)
 
 
 @pytest.mark.slow

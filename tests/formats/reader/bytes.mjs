@@ -42,7 +42,22 @@ export class Files {
       const right = depth < parts.length ? found.isDirectory() : found.isFile()
       believe(right, path, 'not a regular file in directories of the store')
     }
-    return new Uint8Array(readFileSync(join(this.root, path)))
+    try {
+      return new Uint8Array(readFileSync(join(this.root, path)))
+    } catch (error) {
+      if (error.code === 'ENOENT') return null // it was removed just now
+      throw error
+    }
+  }
+
+  exists(path) {
+    return existsSync(join(this.root, path))
+  }
+
+  /** What tells a file from one that replaces it. */
+  identity(path) {
+    const found = lstatSync(join(this.root, path), { throwIfNoEntry: false, bigint: true })
+    return found && `${found.ino} ${found.mtimeNs}`
   }
 
   need(path) {
@@ -66,6 +81,14 @@ export function document(bytes, path) {
   const tail = /^,"crc32c":"([0-9a-f]{8})"\}\n$/.exec(text.decode(bytes.subarray(-22)))
   believe(tail && crc32c(bytes.subarray(0, -22)) === parseInt(tail[1], 16), path, 'its checksum does not match')
   return JSON.parse(text.decode(bytes))
+}
+
+/** The checksum of a chunk (section 8.1); null if the one that it ends with is wrong. */
+export function chunkCrc(array, stored) {
+  if (array.codecs.at(-1).name !== 'crc32c') return crc32c(stored)
+  const crc = crc32c(stored.subarray(0, -4))
+  const own = Buffer.from(stored.subarray(-4))
+  return own.length === 4 && own.readUInt32LE() === crc ? crc : null
 }
 
 /** The sound frame at an offset, or null (section 9.4, step 1). */

@@ -7,12 +7,14 @@
 
 import { isDeepStrictEqual } from 'node:util'
 import { createInterface } from 'node:readline'
-import { Damage, Files, believe, crc32c, document, readFrames } from './bytes.mjs'
-import { arrayJson, chunkRows, groupJson, partRows, payloadRows, rowSize, shardRows } from './decode.mjs'
+import { Damage, Files, believe, chunkCrc, crc32c, document } from './bytes.mjs'
+import { arrayJson, groupJson, partRows, shardRows } from './decode.mjs'
 import { readIndex } from './key_index.mjs'
+import { OpenSegment, openNames } from './open_segment.mjs'
 
 const digits = number => String(number).padStart(8, '0')
-const isPlain = array => array.codecs.length === 1 && array.codecs[0].name === 'bytes'
+const recordPath = number => `segments/${digits(number)}.json`
+const claimPath = number => `segments/${digits(number)}.claim`
 
 class Reader {
   constructor(root) {
@@ -20,6 +22,7 @@ class Reader {
     this.damage = []
     this.rows = []
     this.dense = 0
+    this.changed = false
   }
 
   report(path, reason) {
@@ -43,10 +46,13 @@ class Reader {
     this.spec = this.files.document('zarrow.json')
     if (this.spec.zarrow_format !== 1) return { error: `format ${this.spec.zarrow_format}` }
     if (this.spec.reader_features?.length) return { error: `features ${this.spec.reader_features}` }
+    const identity = this.files.identity('zarrow.json')
     const manifest = this.files.read('manifest.json')
     const found = { complete: manifest !== null, committed_rows: 0 }
     if (manifest) await this.complete(document(manifest, 'manifest.json'), found)
     else await this.incomplete(found)
+    this.changed ||= this.files.identity('zarrow.json') !== identity
+      || (manifest !== null && !isDeepStrictEqual(this.files.read('manifest.json'), manifest))
     return found
   }
 
@@ -56,7 +62,7 @@ class Reader {
     found.committed_rows = manifest.rows
     for (let number = 0; number < manifest.part_bytes.length; number++) {
       await this.attempt(async () => {
-        const path = `segments/${digits(number)}.json`
+        const path = recordPath(number)
         const bytes = this.files.need(path)
         believe(crc32c(bytes) === manifest.records_crc32c[number], path, 'not the record of the manifest')
         await this.segment(this.record(number), number * this.spec.segment_rows)
@@ -77,9 +83,8 @@ class Reader {
   }
 
   record(number) {
-    const path = `segments/${digits(number)}.json`
-    const record = this.files.document(path)
-    believe(record.segment === number, path, 'of another segment')
+    const record = this.files.document(recordPath(number))
+    believe(record.segment === number, recordPath(number), 'of another segment')
     return record
   }
 
@@ -88,43 +93,62 @@ class Reader {
     return new Set(names.filter(match => match?.[2] === suffix).map(match => Number(match[1])))
   }
 
-  /** Sections 1.2 and 1.4. */
+  /** Sections 1.2, 1.4 and 1.7. */
   async incomplete(found) {
-    const full = this.spec.segment_rows
+    const before = this.numbers('json')
+    let dense = 0
+    while (before.has(dense)) dense++
+    this.last = dense ? this.files.read(recordPath(dense - 1)) : null
+    const open = []
+    for (const slot of openNames(this.files).reverse()) {
+      const one = await this.attempt(() => new OpenSegment(this.files, this.spec, slot))
+      if (one?.isComplete) open.unshift(one)
+      for (const error of one?.damage ?? []) this.report(error.path, error.message)
+      this.changed ||= !this.files.exists(`open/${slot}`)
+    }
+    const claims = [...this.numbers('claim')].map(number => [number, this.files.read(claimPath(number))])
+    this.changed ||= open.some(one => !this.files.exists(one.path))
     const records = this.numbers('json')
-    const claims = this.numbers('claim')
+    this.changed ||= [...before].some(number => !records.has(number))
     const last = Math.max(-1, ...records)
     const aside = new Set(this.files.list('quarantine').map(name => /^(\d{8})-\d+$/.exec(name)?.[1]))
     const missing = Array.from({ length: last + 1 }, (_, number) => number)
-      .filter(number => !records.has(number) && !claims.has(number) && !aside.has(digits(number)))
-    missing.forEach(number => this.report(`segments/${digits(number)}.json`, 'missing'))
-    let dense = 0
-    while (records.has(dense)) dense++
+      .filter(number => !records.has(number) && !claims.some(([claimed]) => claimed === number))
+      .filter(number => !aside.has(digits(number)) && !this.files.exists(recordPath(number)))
+    missing.forEach(number => this.report(recordPath(number), 'missing'))
+    const sources = await this.committed(found, records, dense, missing.length > 0)
+    const sound = await this.attempt(() => this.checkClaims(claims, records, open))
+    if (!missing.length && sound) await this.live(sources, records, open)
+    const short = this.last && document(this.last, recordPath(dense - 1)).rows < this.spec.segment_rows
+    this.changed ||= short && !isDeepStrictEqual(this.files.read(recordPath(dense - 1)), this.last)
+  }
+
+  /** The rows of committed segments; returns what their records list as sources. */
+  async committed(found, records, dense, denseOnly) {
+    const full = this.spec.segment_rows
     const sources = []
     for (const number of [...records].sort((one, other) => one - other)) {
-      if (number > dense && missing.length) break
-      const path = `segments/${digits(number)}.json`
+      if (number >= dense && denseOnly) break
       const record = await this.attempt(() => this.record(number))
       if (number < dense) this.dense = number * full + (record?.rows ?? full)
       found.committed_rows += record?.rows ?? 0
       if (!record) continue
       sources.push(...record.sources)
-      if (record.rows < full && number < last) this.report(path, 'short, but not the last')
+      const short = record.rows < full && number < Math.max(...records)
+      if (short) this.report(recordPath(number), 'short, but not the last')
       await this.attempt(() => this.segment(record, number < dense ? number * full : this.next()))
     }
-    const open = await this.openSegments(records)
-    const claimed = await this.attempt(() => this.checkClaims(claims, records, open))
-    if (!missing.length && claimed) await this.live(sources, open)
+    return sources
   }
 
   /** Section 1.5: whether claims are sound, and the sources of those without record there. */
   checkClaims(claims, records, open) {
-    for (const number of claims) {
-      const path = `segments/${digits(number)}.claim`
-      const claim = this.files.document(path)
-      for (const [slot, , stop] of records.has(number) ? [] : claim.sources) {
-        const rows = open.find(one => one.slot === slot)?.sound?.rows ?? -1
-        believe(rows >= stop, path, `${stop} rows of ${slot}, which has ${rows}`)
+    for (const [number, bytes] of claims) {
+      if (bytes === null) continue // released meanwhile
+      for (const [slot, , stop] of document(bytes, claimPath(number)).sources) {
+        const rows = open.find(one => one.slot === slot)?.rows ?? -1
+        const there = rows >= stop || records.has(number)
+        believe(there, claimPath(number), `${stop} rows of ${slot}, which has ${rows}`)
       }
     }
     return true
@@ -135,7 +159,7 @@ class Reader {
     return Math.max(this.dense, (this.rows.at(-1)?.row ?? -1) + 1)
   }
 
-  /** The rows of a sealed segment, each file compared with its record (sections 6 to 8). */
+  /** The rows of a committed segment, each file compared with its record (sections 6 to 8). */
   async segment(record, start) {
     const part = `table/part-${digits(record.segment)}.parquet`
     const bytes = this.files.need(part)
@@ -183,124 +207,45 @@ class Reader {
     return shardRows(this.spec, array, bytes, record.rows)
   }
 
-  /** Section 1.5: the open segments that were completed; `sound` is null where one is damaged. */
-  async openSegments(records) {
-    const found = []
-    for (const slot of this.files.list('open').filter(name => /^[0-9a-f]{16}$/.test(name))) {
-      const path = `open/${slot}`
-      const one = { slot, path, owner: null, sound: null }
-      const completed = await this.attempt(() => {
-        const names = ['owner.json', 'table.frames'].filter(name => this.files.read(`${path}/${name}`) === null)
-        if (!names.length) return true
-        const bytes = ['table.frames', ...this.rowFiles()].some(name => this.files.read(`${path}/${name}`)?.length)
-        believe(!bytes, `${path}/${names[0]}`, 'missing')
-        return false
-      })
-      if (completed === false) continue
-      if (completed) {
-        one.owner = await this.attempt(() => this.files.document(`${path}/owner.json`))
-        one.sound = await this.attempt(() => this.prefix(path))
-      }
-      found.push(one)
-    }
-    for (const one of found) {
-      const reopens = one.owner?.reopens ?? null
-      one.isCopy = records.has(reopens) || found.some(other => other.slot === reopens)
-    }
-    return found
-  }
-
-  rowFiles() {
-    return this.spec.arrays.flatMap(one =>
-      (isPlain(one) ? ['rows'] : ['rows', 'tail0', 'tail1']).map(kind => `${one.name}.${kind}`))
-  }
-
   /** Sections 1.4 and 1.5: the rows of the open segments that count. */
-  async live(sources, open) {
-    for (const one of open) {
-      if (!one.sound || !one.owner || one.isCopy) continue
+  async live(sources, records, open) {
+    const isCopy = ({ owner }) => records.has(owner?.reopens) || open.some(one => one.slot === owner?.reopens)
+    for (const one of open.filter(one => one.isSound && !isCopy(one))) {
       const { session, sequence } = one.owner
-      const hole = open.some(({ owner, sound, isCopy }) => !isCopy && owner?.session === session
-        && owner.sequence < sequence && sound?.rows !== this.spec.segment_rows)
-      if (hole && one.sound.durable) this.report(one.path, 'durable rows that follow a hole')
+      const isHole = other => other.owner?.session === session && other.owner.sequence < sequence
+        && other.rows < this.spec.segment_rows && !isCopy(other)
+      const hole = open.some(isHole)
+      if (hole && one.durable) this.report(one.path, 'durable rows that follow a hole')
       if (hole) continue
       const gone = sources.filter(([slot]) => slot === one.slot)
       const kept = place => !gone.some(([, start, stop]) => start <= place && place < stop)
-      const places = Array.from({ length: one.sound.rows }, (_, place) => place).filter(kept)
+      const places = Array.from({ length: one.rows }, (_, place) => place).filter(kept)
       if (!places.length) continue
-      const table = payloadRows(this.spec, one.sound.frames.filter(frame => frame.rows).map(frame => frame.payload))
+      const table = one.table()
       const vectors = {}
       for (const [number, array] of this.spec.arrays.entries()) {
-        const all = await this.openRows(one, array, number)
+        const all = await one.vectors(array, number)
         vectors[array.name] = places.map(place => all[place])
       }
       this.add(places.map(place => table[place]), vectors, this.next())
     }
   }
-
-  /** Section 9.4, steps 3 and 4. */
-  prefix(path) {
-    const journal = `${path}/table.frames`
-    const { frames, durable } = readFrames(this.files.need(journal), this.spec, journal)
-    if (frames.some(frame => frame.rows)) this.rowFiles().forEach(name => this.files.need(`${path}/${name}`))
-    let kept = frames.length
-    for (const [number, array] of this.spec.arrays.entries()) {
-      while (kept && !this.isSound(path, array, frames.slice(0, kept), number)) kept--
-    }
-    const sound = frames.slice(0, kept)
-    const rows = sound.reduce((sum, frame) => sum + frame.rows, 0)
-    believe(durable <= rows, path, `${durable} rows were durable, ${rows} are sound`)
-    return { frames: sound, rows, durable }
-  }
-
-  /** Whether the row bytes of these frames are those that were written (section 9.3). */
-  isSound(path, array, frames, number) {
-    const bytes = this.files.read(`${path}/${array.name}.rows`) ?? new Uint8Array()
-    const entries = frames.map(frame => frame.arrays[number])
-    const rows = frames.reduce((sum, frame) => sum + frame.rows, 0)
-    const size = rowSize(array)
-    let end = 0
-    const next = length => bytes.subarray(end, (end += length))
-    if (isPlain(array)) {
-      const right = frames.every((frame, place) => crc32c(next(frame.rows * size)) === entries[place].crc)
-      return right && end <= bytes.length
-    }
-    const chunks = entries.flatMap(entry => entry.chunks)
-    const whole = chunks.every(chunk => chunkCrc(array, next(chunk.size)) === chunk.crc) && end <= bytes.length
-    if (!whole || chunks.length !== Math.floor(rows / array.chunk_rows)) return false
-    const left = (rows % array.chunk_rows) * size
-    const last = entries.at(-1)
-    const tail = left ? this.files.read(`${path}/${array.name}.tail${last.tail}`) : new Uint8Array()
-    return !left || (tail?.length >= left && crc32c(tail.subarray(0, left)) === last.tailCrc)
-  }
-
-  /** All rows of an open segment's array (section 9.3). */
-  openRows({ path, sound }, array, number) {
-    const bytes = this.files.need(`${path}/${array.name}.rows`)
-    const size = rowSize(array)
-    if (isPlain(array)) return chunkRows(array, [], bytes.slice(0, sound.rows * size))
-    const entries = sound.frames.map(frame => frame.arrays[number])
-    let end = 0
-    const chunks = entries.flatMap(entry => entry.chunks).map(chunk => bytes.slice(end, (end += chunk.size)))
-    const left = (sound.rows % array.chunk_rows) * size
-    const tail = left && this.files.need(`${path}/${array.name}.tail${entries.at(-1).tail}`).slice(0, left)
-    return chunkRows(array, chunks, tail || new Uint8Array())
-  }
 }
 
-/** The checksum of a chunk (section 8.1); null if the one that it ends with is wrong. */
-function chunkCrc(array, stored) {
-  if (array.codecs.at(-1).name !== 'crc32c') return crc32c(stored)
-  const crc = crc32c(stored.subarray(0, -4))
-  const own = Buffer.from(stored.subarray(-4))
-  return own.length === 4 && own.readUInt32LE() === crc ? crc : null
-}
-
+/** Section 1.7: looks again while the store changes, and twice more at what seems damaged. */
 async function show(path) {
-  const reader = new Reader(path)
-  const found = await reader.attempt(() => reader.run())
-  const summary = { store: path, ...found, damage: reader.damage }
-  process.stdout.write([...reader.rows, summary].map(line => `${JSON.stringify(line)}\n`).join(''))
+  for (let looks = 0, damaged = 0; ; looks++) {
+    const reader = new Reader(path)
+    const found = await reader.attempt(() => reader.run())
+    const again = reader.changed || (reader.damage.length > 0 && damaged++ < 2)
+    if (again && looks < 100) {
+      await new Promise(resolve => setTimeout(resolve, 5))
+      continue
+    }
+    const summary = { store: path, ...found, damage: reader.damage }
+    process.stdout.write([...reader.rows, summary].map(line => `${JSON.stringify(line)}\n`).join(''))
+    return
+  }
 }
 
 const given = process.argv.slice(2)
