@@ -615,15 +615,17 @@ def test_appending_resumes_what_was_closed(path: Path) -> None:
 @pytest.mark.parametrize("rows", [10, SEGMENT_ROWS, SEGMENT_ROWS + 10])
 @pytest.mark.parametrize("codecs", [None, "zstd"])
 def test_appending_extends_what_was_complete(rows: int, codecs: str | None, path: Path) -> None:
-    """Appending to a complete store makes it incomplete until it is finalized again."""
+    """The first row that is appended to a complete store makes it incomplete until it is finalized again."""
     with zarrow.Writer(path, codecs=codecs, **OPTIONS) as writer:
         _append(writer, 0, rows)
         writer.finalize()
     with zarrow.Writer(path, mode="a") as writer:
         assert writer.accepted_rows == rows
+        assert zarrow.open(path).num_rows == rows
+        _append(writer, rows, rows + 33)
+        writer.flush()
         with pytest.raises(IncompleteStoreError):
             zarrow.open(path)
-        _append(writer, rows, rows + 33)
     with zarrow.Writer(path, mode="a") as writer:
         assert writer.accepted_rows == rows + 33
         _append(writer, rows + 33, rows + 150)
@@ -632,6 +634,22 @@ def test_appending_extends_what_was_complete(rows: int, codecs: str | None, path
     with zarrow.Writer(path, mode="a") as writer:
         writer.finalize()
     _check(path, rows + 150)
+
+
+@pytest.mark.parametrize("finalize", [False, True])
+def test_a_store_to_which_nothing_is_appended_stays_what_it_is(path: Path, finalize: bool) -> None:
+    """A writer that appends no row changes no record, so that indexes and derived arrays still hold."""
+    with zarrow.Writer(path, **OPTIONS) as writer:
+        _append(writer, 0, SEGMENT_ROWS + 10)
+        writer.finalize()
+    files = [one for one in path.rglob("*") if one.is_file() and one.name != "lock"]
+    before = [one.read_bytes() for one in files]
+    with zarrow.Writer(path, mode="a") as writer:
+        writer.append(*_batch(0, 0))
+        if finalize:
+            writer.finalize()
+    assert before == [one.read_bytes() for one in files]
+    assert zarrow.open(path).num_rows == SEGMENT_ROWS + 10
 
 
 # The end

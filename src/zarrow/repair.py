@@ -3,9 +3,11 @@
 `repair` audits a store, sets aside what is damaged (`_maintenance.quarantine`), and leaves the rest to
 recovery (`_write.recovery`), in this order:
 
-1. The manifest is removed: the store is incomplete now, and must not pass for complete.
-2. Each damaged segment is moved to ``quarantine/``: shards and part first, its record last, so that an
-   interrupted repair finds it again. Its number is then free.
+1. The manifest is removed: the store is incomplete now, and must not pass for complete. Zarr's metadata
+   shrink to the rows before the first damaged segment, so that no Zarr reader sees zeros in place of missing
+   shards.
+2. Each damaged segment is moved to ``quarantine/``: its files are linked there, then its record is removed,
+   then their other names. Its number is then free.
 3. Damaged open segments, claims that can never be fulfilled, and files that readers would take for rows
    follow.
 4. Recovery closes the gaps: the *last* segments are reopened, as by a writer that appends, and sealed under

@@ -160,7 +160,7 @@ class Writer:
         self._spec: StoreSpec | None = None
         self._checker: BatchChecker | None = None
         self._batches = 0
-        self._closed = self._finalizing = self._finalized = False
+        self._closed = self._finalizing = self._finalized = self._reopens = False
         self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
         # Rows of a killed run in the way of a new one: they stay until it has its first.
         self._in_the_way = self._root != self.path and (self._root / layout.STORE_JSON).exists()
@@ -264,6 +264,8 @@ class Writer:
         batch = self._checker.check(table, arrays or {}, sample_index, copy=copy, number=self._batches)
         self._batches += 1
         if batch.rows:
+            if self._reopens:
+                self._reopen()
             self._appender.put(batch, batch.size_bytes)
             self._queued += batch.rows
             self._check_usable()  # a signal handler may have closed it
@@ -448,14 +450,28 @@ class Writer:
             return  # other writers are active; the first one has recovered
         dead = recovery.recover(self._root, spec, self._owner)
         try:
-            reopened = reopening.reopen(self._root, spec, self._owner)
             committed = catalog.read_snapshot(self._root).rows
         except BaseException:
             seal.release(dead)
             raise
-        self._appender.go_on([*([] if reopened is None else [reopened]), *dead], committed)
+        self._appender.go_on(dead, committed)
+        self._reopens = True
         if shared:
+            self._reopen()  # which needs the lock for itself
             self._lock.convert(shared=True)
+
+    def _reopen(self) -> None:
+        """Make the store incomplete, and its short last segment an open one: rows will follow.
+
+        Not before the first of them, so that a store to which none is appended stays what it is: complete,
+        and with the records by which indexes and derived arrays know their rows.
+        """
+        assert self._spec is not None
+        try:
+            self._appender.take_back(reopening.reopen(self._root, self._spec, self._owner))
+        except OSError as error:
+            raise self._failure(error) from error
+        self._reopens = False
 
     def _release(self, *, remove_lock: bool = False) -> None:
         try:

@@ -8,13 +8,17 @@ damaged.
 Recovery may use the number of a segment again (`_write.recovery`) only if it has such a directory, and no
 record: a record that is missing for any other reason is damage that has not been examined yet.
 
-A crash leaves each file in one of the two places; repairing again moves the rest.
+Files are first linked there; only when all of them are durable there, their old names are removed, that of a
+segment's record first. So a crash leaves a segment as it was, or one that no longer counts, and whose files
+are all in quarantine, so that another segment may take their names (`_write.recovery`). Anything that is no
+file is renamed. Repairing again does the rest.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,7 +90,7 @@ class Aside:
         self.path = next(
             path
             for path in (base / f"{name}-{number}" for number in itertools.count())
-            if not any(os.path.lexists(path / target) for target in self._moves.values())
+            if all(_is_free_for(path / target, root / source) for source, target in self._moves.items())
         )
         self.facts = replace(facts, to=str(self.path.relative_to(root)))
 
@@ -106,14 +110,29 @@ class Aside:
             del facts["to"]
             document = encode_document(facts)
             files.replace(self.path / DAMAGE_JSON, document, scratch=self._root / layout.OPEN_DIR)
+        linked = []
         for source, target in self._moves.items():
             path = self._root / source
             if not os.path.lexists(path):
                 continue  # it was moved with another incident
             reading.require_own_dirs(self._root, path)
-            if os.path.lexists(self.path / target):
+            if not _is_free_for(self.path / target, path):
                 raise CorruptionError("exists already, and would be overwritten", path=self.path / target)
-            files.rename(path, self.path / target)
-            # The new name becomes durable first: a power cut may leave both names, but not neither.
-            files.sync_dir(self.path)
+            if stat.S_ISREG(path.lstat().st_mode):
+                linked.append(path)
+                if not os.path.lexists(self.path / target):
+                    files.link(path, self.path / target)
+            else:
+                files.rename(path, self.path / target)
+                # The new name becomes durable first: a power cut may leave both names, but not neither.
+                files.sync_dir(self.path)
+                files.sync_dir(path.parent)
+        files.sync_dir(self.path)
+        for path in reversed(linked):
+            files.remove(path)
             files.sync_dir(path.parent)
+
+
+def _is_free_for(target: Path, source: Path) -> bool:
+    """Tell whether nothing has a name in quarantine yet, or the file itself, since an interrupted attempt."""
+    return not os.path.lexists(target) or os.path.samestat(target.lstat(), source.lstat())

@@ -381,14 +381,20 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
     finalize : bool
         Whether to complete the store.
     """
-    incidents = list(plan.incidents)
-    if incidents and incidents[0].facts.path == layout.MANIFEST_JSON:
-        incidents.pop(0).fill()
-    if any(_takes_rows(one.facts) for one in incidents):
+    scratch = root / layout.OPEN_DIR
+    damaged = [one.facts.segment for one in plan.incidents if one.facts.segment is not None]
+    for one in plan.incidents:
+        path = one.facts.path
+        if path == layout.MANIFEST_JSON or path.startswith(layout.ARRAYS_DIR):
+            one.fill()
+    if any(_takes_rows(one.facts) for one in plan.incidents):
         publishing.withdraw_manifest(root)
-    for one in incidents:
+    if damaged:
+        # Zarr readers must not see the zeros that stand for missing shards, wherever a crash ends this.
+        publishing.create(root, plan.spec, scratch, segments=min(damaged))
+    for one in plan.incidents:
         one.fill()
-    spec = publishing.create(root, plan.spec, root / layout.OPEN_DIR)
+    spec = publishing.create(root, plan.spec, scratch)
     dead = recovery.recover(root, spec, owner)
     try:
         for segment in dead:

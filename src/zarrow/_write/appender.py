@@ -130,6 +130,15 @@ class Appender(Worker[CheckedBatch]):
         finally:
             seal.release(dead)
 
+    def take_back(self, reopened: seal.Dead | None) -> None:
+        """Fill a segment that was reopened, whose rows are counted already, if no open segment is left."""
+        if reopened is not None and self._segment is None:
+            assert self._spec is not None
+            owner = self._next_owner()
+            self._segment = OpenSegment.adopt(reopened.rows, self._spec, owner, reopened.lock)
+        elif reopened is not None:
+            reopened.lock.release()
+
     def flush(self, *, durable: bool) -> None:
         """Wait until every queued batch is accepted, or durable; returns early if a thread failed."""
         self.call(self._make_durable if durable else lambda: None)

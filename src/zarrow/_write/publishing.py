@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
+def create(root: Path, spec: StoreSpec, scratch: Path, *, segments: int | None = None) -> StoreSpec:
     """Publish the store's spec, unless another writer was first, and create the directories that are missing.
 
     Parameters
@@ -36,6 +36,8 @@ def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
         The spec that this writer proposes.
     scratch : Path
         Directory for scratch files.
+    segments : int, optional
+        Show Zarr readers this number of segments only, before others are withdrawn.
 
     Returns
     -------
@@ -56,7 +58,9 @@ def create(root: Path, spec: StoreSpec, scratch: Path) -> StoreSpec:
         files.sync_dir(root / layout.array_dir(array.name))
     files.sync_dir(root / layout.ARRAYS_DIR)
     files.sync_dir(root)
-    if not (root / layout.ARRAYS_DIR / "zarr.json").exists():
+    if segments is not None:
+        publish_shape(root, spec, scratch, segments=min(segments, dense_segments(root)))
+    elif not (root / layout.ARRAYS_DIR / "zarr.json").exists():
         publish_shape(root, spec, scratch)
     return spec
 

@@ -21,6 +21,7 @@ store's lock is held exclusively: no other writer is alive.
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +30,14 @@ from zarrow._format import layout
 from zarrow._format.records import Claim, Manifest, Owner, Source
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog
+from zarrow._read.catalog import put_aside
 from zarrow._read.open_rows import read, slots
 from zarrow._read.visible import lacking, lacking_error, visible_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
 from zarrow._write.open_segment import OpenSegment, discard
-from zarrow._write.reopening import enter_again, remove_segment_files, reopen
+from zarrow._write.reopening import enter_again, remove_segment_files, reopen, segment_files
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import StoreLockedError
 
@@ -71,6 +73,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
         _remove_any(path)
     catalog.check_records(root, catalog.segment_numbers(root))
+    _remove_what_was_set_aside(root, spec)
     dead = _lock_all(root, spec)
     try:
         _drop_what_does_not_count(root, spec, owner, dead)
@@ -133,6 +136,22 @@ def _seal_dead(root: Path, spec: StoreSpec, one: Dead) -> None:
         seal(root, spec, segment)
     finally:
         segment.close()
+
+
+def _remove_what_was_set_aside(root: Path, spec: StoreSpec) -> None:
+    """Remove the old names of files that a repair has linked into quarantine, if it was killed before it did.
+
+    Parquet readers would take such a part for rows.
+    """
+    for number in put_aside(root):
+        if catalog.has_record(root, number):
+            continue
+        for path in segment_files(root, spec, number):
+            if path.is_file() and path.stat().st_nlink > 1:
+                kept = (root / layout.QUARANTINE_DIR).glob(f"{number:08d}-*/*")
+                if any(os.path.samefile(path, one) for one in kept):
+                    files.remove(path)
+                    files.sync_dir(path.parent)
 
 
 def _remove_any(path: Path) -> None:

@@ -36,7 +36,7 @@ from zarrow._write.open_segment import OpenSegment
 from zarrow._write.seal import Dead
 from zarrow.errors import CorruptionError, StoreLockedError
 
-__all__ = ["enter_again", "remove_segment_files", "reopen"]
+__all__ = ["enter_again", "remove_segment_files", "reopen", "segment_files"]
 
 
 def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
@@ -97,11 +97,17 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
 
     Repeated after a crash: every Parquet reader would take a part that stays for rows.
     """
+    for path in segment_files(root, spec, number):
+        files.remove(path)
+
+
+def segment_files(root: Path, spec: StoreSpec, number: int) -> Iterator[Path]:
+    """Yield the shards and the part of a segment, whether they exist or not."""
     for array in spec.arrays:
         shard = root / layout.shard_path(array.name, number, len(array.row_shape))
         reading.require_own_dirs(root, shard)
-        files.remove(shard)
-    files.remove(root / layout.part_path(number))
+        yield shard
+    yield root / layout.part_path(number)
 
 
 def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[CheckedBatch]:
