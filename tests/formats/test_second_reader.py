@@ -5,15 +5,19 @@ It was written from FORMAT.md alone, in another language and with other librarie
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import math
 import random
 import threading
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from crash.disk import Recorder
 from crash.states import State, Tally, kills, record_recovery
@@ -38,6 +42,7 @@ from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 
 STATES = {"ci": 5, "long": 1500}  # of each kind, for each workload
 FEW = {"ci": 2, "long": 300}
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 RUNS, LOOKS = {"ci": 1, "long": 50}, 10
 
 
@@ -59,6 +64,98 @@ def test_it_reads_the_golden_stores(reader, name):
         assert found[key] == expected[key]
     assert [{"path": one["path"]} for one in found["damage"]] == expected["damage"]
     assert found.get("index") == expected.get("index")
+
+
+def as_json(value: pa.Scalar) -> Any:
+    """Return a value as the second reader prints it."""
+    kind = value.type
+    if not value.is_valid:
+        return None
+    if isinstance(value, pa.ExtensionScalar):
+        return as_json(value.value)
+    if pa.types.is_dictionary(kind):
+        return as_json(pa.scalar(value.as_py(), kind.value_type))
+    if pa.types.is_temporal(kind):
+        found = value.value
+    elif pa.types.is_decimal(kind):
+        return str(int(value.as_py().scaleb(kind.scale)))
+    elif pa.types.is_map(kind):
+        return [[as_json(one["key"]), as_json(one["value"])] for one in value.values]
+    elif pa.types.is_struct(kind):
+        return {field.name: as_json(value[field.name]) for field in kind}
+    elif pa.types.is_nested(kind):
+        return [as_json(one) for one in value.values]
+    else:
+        found = value.as_py()
+    if isinstance(found, bytes):
+        return found.hex()
+    if isinstance(found, float) and not math.isfinite(found):
+        return "NaN" if math.isnan(found) else "Infinity" if found > 0 else "-Infinity"
+    return str(found) if type(found) is int and abs(found) > 2**53 - 1 else found
+
+
+VALUES: dict[pa.DataType, list[Any]] = {
+    pa.bool_(): [True, False],
+    pa.int8(): [-128, 127],
+    pa.uint8(): [0, 255],
+    pa.int16(): [-(2**15), 7],
+    pa.uint16(): [2**16 - 1, 7],
+    pa.int32(): [-(2**31), 7],
+    pa.uint32(): [2**32 - 1, 7],
+    pa.int64(): [-(2**63), 2**53 + 1],
+    pa.uint64(): [2**64 - 1, 7],
+    pa.float16(): [-0.5, math.inf],
+    pa.float32(): [0.1, math.nan],
+    pa.float64(): [0.1, -math.inf],
+    pa.null(): [None, None],
+    pa.string(): ["", "séance\0"],
+    pa.large_string(): ["", "séance"],
+    pa.binary(): [b"", b"\xff\0"],
+    pa.large_binary(): [b"", b"\xff\0"],
+    pa.binary(3): [b"\xff\0\x01", b"abc"],
+    pa.dictionary(pa.int32(), pa.string()): ["b", "a"],
+    pa.decimal128(5, 2): [Decimal("-123.45"), Decimal("0.01")],
+    pa.decimal256(40, 0): [Decimal(-(10**39)), Decimal(1)],
+    pa.date32(): [dt.date(1900, 1, 1), dt.date(2200, 1, 1)],
+    pa.time32("ms"): [dt.time(0, 0, 1), dt.time(23, 59, 59, 999000)],
+    pa.time64("us"): [dt.time(0, 0, 1), dt.time(23, 59, 59, 999999)],
+    pa.time64("ns"): [dt.time(0, 0, 1), dt.time(23, 59, 59, 999999)],
+    pa.timestamp("ms"): [dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1, 1, 1, 1, 1000)],
+    pa.timestamp("us", "Europe/Paris"): [dt.datetime(1900, 1, 1, tzinfo=dt.UTC), EPOCH],
+    pa.timestamp("ns", "UTC"): [dt.datetime(1900, 1, 1, tzinfo=dt.UTC), EPOCH],
+    pa.duration("s"): [dt.timedelta(days=-1), dt.timedelta(seconds=1)],
+    pa.duration("ns"): [dt.timedelta(days=-1), dt.timedelta(seconds=1)],
+    pa.uuid(): [bytes(16), b"\xff" * 16],
+    pa.list_(pa.int64()): [[], [1, None]],
+    pa.large_list(pa.string()): [["a"], [None, ""]],
+    pa.list_(pa.float32(), 2): [[1.0, 2.0], [None, 3.0]],
+    pa.list_(pa.timestamp("us")): [[dt.datetime(1900, 1, 1)], []],
+    pa.list_(pa.list_(pa.decimal128(9, 1))): [[[Decimal("1.5")], []], [[]]],
+    pa.struct({"a": pa.int32(), "b": pa.list_(pa.binary())}): [{"a": 1, "b": [b"x"]}, {"a": None, "b": []}],
+    pa.list_(pa.struct({"t": pa.date32()})): [[{"t": dt.date(2000, 1, 1)}, {"t": None}], []],
+    pa.map_(pa.string(), pa.duration("ms")): [[("k", dt.timedelta(1)), ("l", None)], []],
+}
+"""Two values of each type of the table in section 5.1."""
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_it_reads_every_type(reader, tmp_path, null):
+    """Values of every type that a column may have are equal in frames and in parts, read by either."""
+    rows = [0, 1, *([None] if null else [])]
+    columns = {
+        f"c{place}": pa.array([None if row is None else values[row] for row in rows], kind)
+        for place, (kind, values) in enumerate(VALUES.items())
+    }
+    path = tmp_path / "store"
+    with zarrow.Writer(path, schema=pa.table(columns).schema) as writer:
+        writer.append(pa.table(columns))
+    expected = [{name: as_json(column[row]) for name, column in columns.items()} for row in range(len(rows))]
+    for _ in ("frames", "part"):
+        found = reader.read(path)
+        assert not found["damage"]
+        assert [{name: row[name] for name in columns} for row in found["rows"]] == expected
+        zarrow.Writer(path, mode="a").finalize()
+    assert found["complete"]
 
 
 def product(path: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 // Values: chunks by zarrita, parts by hyparquet, payloads by apache-arrow (FORMAT.md, sections 5 to 7 and 9.2).
 
 import * as arrow from 'apache-arrow'
-import { parquetReadObjects } from 'hyparquet'
+import { parquetMetadata, parquetReadObjects } from 'hyparquet'
 import { compressors } from 'hyparquet-compressors'
 import * as zarr from 'zarrita'
 
@@ -90,28 +90,81 @@ export function rowSize(array) {
   return array.row_shape.reduce((one, other) => one * other, size)
 }
 
-/** The rows of a part, as objects. */
-export async function partRows(bytes) {
-  const file = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)
-  return (await parquetReadObjects({ file, compressors })).map(row => plainValues(row))
+const { DataType } = arrow
+
+/** The schema of the table (section 5), without dictionaries. */
+function tableFields(spec) {
+  const { schema } = arrow.tableFromIPC(withEnd([Buffer.from(spec.arrow_schema, 'base64')]))
+  const plain = one => (DataType.isDictionary(one.type) ? one.clone({ type: one.type.dictionary }) : one)
+  return [...schema.fields.map(plain), new arrow.Field('sample_index', new arrow.Int64(), true)]
 }
 
-/** The rows of the payloads of frames, as objects. */
+/** The rows of a part, as objects of JSON values. The types are those of `arrow_schema` (section 5.1). */
+export async function partRows(spec, bytes) {
+  const file = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)
+  const metadata = parquetMetadata(file)
+  const kept = ['UTF8', 'LIST', 'MAP', 'MAP_KEY_VALUE', 'STRING', 'FLOAT16', 'INTEGER']
+  for (const element of metadata.schema) {
+    const isKept = type => kept.includes(type) || /^U?INT_/.test(type)
+    if (!isKept(element.converted_type)) delete element.converted_type
+    if (!isKept(element.logical_type?.type)) delete element.logical_type
+  }
+  const fields = [...tableFields(spec), new arrow.Field('row', new arrow.Int64(), false)]
+  const rows = await parquetReadObjects({ file, metadata, compressors, utf8: false })
+  return rows.map(row => Object.fromEntries(fields.map(({ name, type }) => [name, asJson(type, row[name], true)])))
+}
+
+/** The rows of the payloads of frames, as objects of JSON values (section 9.2). */
 export function payloadRows(spec, payloads) {
-  const { schema } = arrow.tableFromIPC(withEnd([Buffer.from(spec.arrow_schema, 'base64')]))
-  const fields = schema.fields.map(one =>
-    arrow.DataType.isDictionary(one.type) ? new arrow.Field(one.name, one.type.dictionary, one.nullable) : one)
-  const index = new arrow.Field('sample_index', new arrow.Int64(), true)
-  const stream = arrow.tableToIPC(new arrow.Table(new arrow.Schema([...fields, index])))
+  const fields = tableFields(spec)
+  const stored = fields.map(storedField)
+  const stream = arrow.tableToIPC(new arrow.Table(new arrow.Schema(stored)))
   const size = 8 + new DataView(stream.buffer, stream.byteOffset).getUint32(4, true)
   const table = arrow.tableFromIPC(withEnd([stream.subarray(0, size), ...payloads]))
-  return table.toArray().map(row => plainValues(row.toJSON()))
+  return Array.from({ length: table.numRows }, (_, row) =>
+    Object.fromEntries(fields.map(({ name, type }, place) => [name, asJson(type, table.getChildAt(place).get(row))])))
 }
 
 const withEnd = messages => Buffer.concat([...messages, Uint8Array.of(255, 255, 255, 255, 0, 0, 0, 0)])
 
-/** Values as JSON has them. */
-function plainValues(row) {
-  const plain = value => (typeof value === 'bigint' ? Number(value) : value ?? null)
-  return Object.fromEntries(Object.entries(row).map(([name, value]) => [name, plain(value)]))
+/** The field with a type of the same buffers whose values this library gives back as integers and bytes. */
+function storedField(field) {
+  const { type } = field
+  if (DataType.isDate(type) || DataType.isTime(type) || DataType.isTimestamp(type) || DataType.isDuration(type)) {
+    const is32 = DataType.isDate(type) || type.bitWidth === 32
+    return field.clone({ type: is32 ? new arrow.Int32() : new arrow.Int64() })
+  }
+  if (DataType.isDecimal(type)) return field.clone({ type: new arrow.FixedSizeBinary(type.bitWidth / 8) })
+  if (!type.children?.length) return field
+  const children = type.children.map(storedField)
+  const copy = Object.assign(Object.create(Object.getPrototypeOf(type)), type, { children })
+  return field.clone({ type: copy })
+}
+
+/**
+ * A value as JSON has it: dates, times, timestamps and durations as their integers, decimals as their unscaled
+ * ones; integers that a double cannot hold as text; bytes in hexadecimal; maps as lists of pairs.
+ */
+function asJson(type, value, bigEndian = false) {
+  if (value === null || value === undefined) return null
+  const inner = (child, item) => asJson(child.type, item, bigEndian)
+  if (DataType.isDecimal(type)) return integer(bigEndian ? Buffer.from(value) : Buffer.from(value).reverse())
+  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex')
+  if (DataType.isMap(type)) {
+    const [key, item] = type.children[0].type.children
+    const entries = value instanceof Map || !bigEndian ? [...value] : Object.entries(value)
+    return entries.map(([one, other]) => [inner(key, one), inner(item, other)])
+  }
+  if (DataType.isStruct(type)) {
+    return Object.fromEntries(type.children.map(child => [child.name, inner(child, value[child.name])]))
+  }
+  if (type.children?.length) return Array.from(value, item => inner(type.children[0], item))
+  if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : String(value)
+  if (typeof value === 'number' && !Number.isFinite(value)) return String(value)
+  return value
+}
+
+function integer(bytes) {
+  const unsigned = BigInt(`0x${bytes.toString('hex')}`)
+  return String(BigInt.asIntN(8 * bytes.length, unsigned))
 }

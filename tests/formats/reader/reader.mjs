@@ -167,7 +167,7 @@ class Reader {
     believe(crc32c(bytes) === record.part.crc32c, part, 'its checksum does not match')
     const footer = new DataView(bytes.buffer, bytes.byteOffset).getUint32(bytes.length - 8, true)
     believe(crc32c(bytes.subarray(-8 - footer)) === record.part.footer_crc32c, part, 'not its footer')
-    const table = await partRows(bytes)
+    const table = await partRows(this.spec, bytes)
     const right = table.length === record.rows
       && table.every(({ row }, place) => row === record.segment * this.spec.segment_rows + place)
     believe(right, part, 'not the rows of the segment')
