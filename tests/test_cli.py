@@ -95,7 +95,7 @@ def test_info_of_an_incomplete_store(killed: Path) -> None:
     """`info` reports an unfinished run, the rows in open segments, and a remedy."""
     result = run("info", killed)
     assert result.exit_code == 0
-    for words in ("incomplete", "1,024 rows", "76 more rows", "zarrow finalize"):
+    for words in ("incomplete", "1,100 rows", "safe, 76 in open segments", "zarrow finalize"):
         assert words in result.output
 
 
@@ -236,7 +236,7 @@ def test_verify_says_what_is_wrong(store: Path, killed: Path, tmp_path: Path) ->
     assert "level: full); nothing found" in result.output
     result = run("verify", killed)
     assert result.exit_code == 0
-    assert "incomplete, with 76 more rows in open segments" in result.output
+    assert "incomplete, with 76 more rows, which are safe, in open segments" in result.output
     result = run("verify", damage(store))
     assert result.exit_code == 1
     assert "damaged; 1,500 rows" in result.output

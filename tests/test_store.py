@@ -111,7 +111,7 @@ class TestWhatThereIs:
         assert store.segments[0] == range(SEGMENT_ROWS)
         assert store.segments[-1] == range(4096, ROWS)
         assert store.table_bytes > 0
-        assert "5000 rows, complete" in repr(store)
+        assert "5,000 rows, complete" in repr(store)
 
     def test_an_array_says_what_it_is(self, store):
         """Shape and dtype are numpy's, chunks and codecs Zarr's."""
@@ -640,7 +640,7 @@ class TestBadInput:
     def test_an_incomplete_store(self, tmp_path):
         """A store that was never finalized does not open as a complete one."""
         write(tmp_path / "s", finalize=False)
-        with pytest.raises(IncompleteStoreError, match=r"4096 rows are committed.*partial=True"):
+        with pytest.raises(IncompleteStoreError, match=r"5,000 rows are safe.*partial=True"):
             zarrow.open(tmp_path / "s")
 
     def test_a_closed_store(self, plain):

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.spec import rows_of_expected
 from zarrow._read.arrays import Check, StoreArray, row_numbers
 from zarrow._read.asked_keys import read_keys
 from zarrow._read.columns import NarrowColumns
@@ -137,8 +138,13 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        """Whether the store is finalized."""
+        """Whether the store is finalized; it may lack rows nevertheless, see `expected_rows`."""
         return self._view.snapshot.complete
+
+    @property
+    def expected_rows(self) -> int | None:
+        """Rows that the store was to have, if its run knew: more than `num_rows` if some are missing."""
+        return self._view.snapshot.expected_rows
 
     @property
     def schema(self) -> pa.Schema:
@@ -211,8 +217,11 @@ class Store:
         if self._maybe_contents is None:
             return f"<zarrow.Store {str(self.path)!r}, closed>"
         arrays = ", ".join(f"{name} {array.row_shape}" for name, array in self.arrays.items())
-        state = "complete" if self.complete else f"incomplete, {self.committed_rows} committed"
-        return f"<zarrow.Store {str(self.path)!r}: {self.num_rows} rows, {state}; {arrays or 'no arrays'}>"
+        rows = rows_of_expected(self.num_rows, self.expected_rows)
+        state = "complete" if self.complete else f"incomplete, {self.committed_rows:,} committed"
+        if self.complete and self.num_rows < (self.expected_rows or 0):
+            state = "finalized without the others"
+        return f"<zarrow.Store {str(self.path)!r}: {rows}, {state}; {arrays or 'no arrays'}>"
 
     # Narrow columns
 

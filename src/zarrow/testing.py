@@ -38,7 +38,7 @@ def example_store(path: str | os.PathLike[str] | None = None) -> Store:
     Examples
     --------
     >>> example_store()
-    <zarrow.Store '...': 5000 rows, complete; query_embed (8,)>
+    <zarrow.Store '...': 5,000 rows, complete; query_embed (8,)>
     """
     if path is None:
         path = _temporary() / "example.zarrow"
@@ -78,7 +78,7 @@ def example_predictions(path: str | os.PathLike[str] | None = None) -> Store:
     Examples
     --------
     >>> example_predictions()
-    <zarrow.Store '...': 5000 rows, complete; query_embed (8,)>
+    <zarrow.Store '...': 5,000 rows, complete; query_embed (8,)>
     """
     if path is None:
         path = _temporary() / "predictions.zarrow"

@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.records import this_host
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import StoreSpec, check_expected, rows_of_expected
 from zarrow._read import catalog
 from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing, recovery, reopening, seal
@@ -60,9 +60,9 @@ DEFAULT_QUEUE_BYTES = 32 * layout.MEBIBYTE
 class Writer:
     """Streams rows into a store: narrow columns into Parquet, vectors into Zarr arrays.
 
-    A context manager. Leaving the block closes the writer and **does not finalize**: every accepted row
-    is kept, but readers see an incomplete store until `finalize`. A killed or closed run is resumed with
-    ``mode="a"``.
+    A context manager. Leaving the block closes the writer and **does not finalize**: every row is kept, but
+    readers see an incomplete store until `finalize`. Leaving it without `finalize` or `close` warns, unless
+    the writer is `shared`. A killed or closed run is resumed with ``mode="a"``.
 
     Parameters
     ----------
@@ -92,6 +92,9 @@ class Writer:
         Size of the batches that may wait; beyond it `append` blocks.
     provenance : mapping, optional
         JSON values that describe where the rows come from; stored with them.
+    expected_rows : int, optional
+        Rows that the store is to have in the end, by whatever writers, if that is known: recorded in it, and
+        `finalize` of fewer asks for ``partial=True``. By default what the store was begun with.
     shared : bool
         Whether other writers may write the same store, all of them opened with ``shared=True``.
 
@@ -134,8 +137,10 @@ class Writer:
         durability: Durability | Literal["segment", "batch"] = "segment",
         queue_bytes: int = DEFAULT_QUEUE_BYTES,
         provenance: Mapping[str, Any] | None = None,
+        expected_rows: int | None = None,
         shared: bool = False,
     ) -> None:
+        check_expected(expected_rows)
         if mode not in ("x", "w", "a"):
             raise InvalidInputError(f"mode must be 'x', 'w' or 'a', got {mode!r}")
         if durability in ("segment", "batch"):
@@ -156,6 +161,7 @@ class Writer:
         if isinstance(keys, str):
             raise InvalidInputError(f"keys must be a sequence of names, got the string {keys!r}: [{keys!r}]")
         self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
+        self._expected_rows = expected_rows
         self._owner = new_owner()
         self._spec: StoreSpec | None = None
         self._checker: BatchChecker | None = None
@@ -213,16 +219,28 @@ class Writer:
         """Rows that survive a power cut, including those that the store held when it was opened."""
         return self._appender.durable_rows
 
-    def describe(self, provenance: Mapping[str, Any]) -> None:
-        """Add to the provenance of a store that the first batch will create.
+    @property
+    def expected_rows(self) -> int | None:
+        """Rows that the store is to have in the end, if known."""
+        if self._expected_rows is None and self._spec is not None:
+            return self._spec.expected_rows
+        return self._expected_rows
+
+    def describe(self, provenance: Mapping[str, Any], expected_rows: int | None = None) -> None:
+        """Add to what is known of a store that the first batch will create.
 
         Parameters
         ----------
         provenance : mapping
             JSON values that describe where the rows come from. Without effect on a store that exists:
             its provenance never changes.
+        expected_rows : int, optional
+            As given to the constructor, if it becomes known only now.
         """
+        check_expected(expected_rows)
         self._provenance |= provenance
+        if expected_rows is not None:
+            self._expected_rows = expected_rows
 
     # The caller's side
 
@@ -287,19 +305,24 @@ class Writer:
         self._appender.flush(durable=durable)
         self._check_failure()
 
-    def finalize(self, *, check: Callable[[Path], None] | None = None) -> None:
+    def finalize(self, *, partial: bool = False, check: Callable[[Path], None] | None = None) -> None:
         """Complete the store: all rows are visible and durable on return, and the writer is closed.
 
         Calling it again does nothing.
 
         Parameters
         ----------
+        partial : bool
+            Whether to complete a store that has fewer rows than expected. Whoever opens it is then shown both
+            numbers.
         check : callable of Path, optional
             Called with the complete store before it replaces an old one (``mode="w"``); if it raises, the
             old one stays.
 
         Raises
         ------
+        IncompleteStoreError
+            If the store has fewer rows than expected and `partial` is False; all of them are kept.
         WriteFailedError
             If a row could not be written.
         StoreLockedError
@@ -317,6 +340,8 @@ class Writer:
         assert self._spec is not None
         self.flush(durable=True)  # raises an error of the thread: a failed fsync is never retried
         self._check_usable()
+        if not self._lock.shared and not partial:  # of a shared store, others have rows, too
+            recovery.require_expected(self._root, self.accepted_rows, self.expected_rows)
         self._finalizing = True
         try:
             self._appender.stop()
@@ -327,7 +352,9 @@ class Writer:
                     "'zarrow finalize', completes the store"
                 )
             require_in_place(self._lock)
-            recovery.finalize(self._root, self._spec, self._owner)
+            recovery.finalize(
+                self._root, self._spec, self._owner, expected_rows=self.expected_rows, partial=partial
+            )
             install(self._root, self.path, owner=self._owner, check=check)
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
@@ -361,7 +388,16 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
+            forgotten = not (self._closed or self._lock.shared or self._is_forked)
             self.close()
+            if forgotten:
+                rows = rows_of_expected(self.accepted_rows, self.expected_rows)
+                warnings.warn(
+                    f"{self._root}: the writer's block ended without finalize(), so the store is incomplete: "
+                    f"{rows} are safe: call finalize() if these are all, or close() if more will follow; "
+                    "to go on, open the store with mode='a'",
+                    stacklevel=2,
+                )
         else:
             # A second exception would hide the one that is being raised.
             with contextlib.suppress(ZarrowError):
@@ -408,7 +444,8 @@ class Writer:
         """Create the store, as declared or as the first batch implies."""
         table, arrays, sample_index = batch or (None, {}, None)
         try:
-            spec = self._declaration.infer(table, arrays, _provenance(self._provenance))
+            provenance = _provenance(self._provenance)
+            spec = self._declaration.infer(table, arrays, provenance, self._expected_rows)
         except BatchError as error:
             raise BatchError(f"batch 0: {error}; nothing of it was written") from error.__cause__
         parts.check_columns(spec)

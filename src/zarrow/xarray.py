@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 from zarrow._format import layout
 from zarrow._format.arrow import number_dtype
 from zarrow._format.layout import ROW
+from zarrow._format.spec import rows_of_expected
 from zarrow._format.zarr_metadata import dimension_names
 from zarrow._read.column_values import ColumnValues, column_values
 from zarrow.errors import InvalidInputError, MissingExtraError
@@ -189,6 +190,8 @@ def _dataset(
     }
     if not store.complete:
         attributes["committed_rows"] = store.committed_rows
+    if store.num_rows < (store.expected_rows or 0):
+        attributes["rows"] = rows_of_expected(store.num_rows, store.expected_rows)
     return xr.Dataset(variables, coords, attributes)
 
 

@@ -165,8 +165,7 @@ class TestWatch:
     def test_one_look_at_a_run(self, tmp_path):
         """--once looks once, also before the first batch; the total comes from the run itself."""
         path = tmp_path / "run.zarrow"
-        provenance = {"predict": {"datasets": [["Cohort", 400]]}}
-        with zarrow.Writer(path, provenance=provenance) as writer:
+        with zarrow.Writer(path, expected_rows=400) as writer:
             assert json.loads(run("watch", path, "--once", "--json").output)["rows"] == 0
             writer.append({"id": np.arange(100)}, {"v": np.ones((100, 8), np.float32)})
             writer.flush()

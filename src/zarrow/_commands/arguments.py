@@ -17,6 +17,7 @@ from rich.markup import escape
 from typer import Argument, BadParameter, Option
 
 from zarrow._commands.terminal import err, say
+from zarrow._format.spec import rows_of_expected
 from zarrow.errors import IncompleteStoreError, InvalidInputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -120,13 +121,16 @@ def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:
         return zarrow.open(path)
     except IncompleteStoreError as error:
         if not partial:
+            with zarrow.open(path, partial=True) as store:
+                rows = rows_of_expected(store.num_rows, store.expected_rows)
             raise IncompleteStoreError(
-                f"{path}: the store is incomplete: resume its run, or complete it as it is: "
+                f"{path}: the store is incomplete: {rows} are safe: resume its run, or complete it as it is: "
                 f"zarrow finalize {path}{remedy}"
             ) from error
     store = zarrow.open(path, partial=True)
     if not store.complete:
-        say(f"[yellow]{escape(str(path))} is incomplete: {store.num_rows:,} rows so far[/]", err)
+        rows = rows_of_expected(store.num_rows, store.expected_rows)
+        say(f"[yellow]{escape(str(path))} is incomplete: {rows} so far[/]", err)
     return store
 
 

@@ -18,6 +18,7 @@ from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, ope
 from zarrow._commands.show_audit import show_repair, show_report
 from zarrow._commands.show_store import facts_of, show_info
 from zarrow._commands.terminal import err, print_json, progress_bar, say
+from zarrow._format.spec import rows_of_expected
 
 __all__ = ["app"]
 
@@ -33,30 +34,34 @@ def finalize(
     drop_duplicates: Annotated[
         bool, Option("--drop-duplicates", help="Keep one of each row that several ranks predicted.")
     ] = False,
+    partial: Annotated[
+        bool, Option("--partial", help="Complete it even if it has fewer rows than its run expected.")
+    ] = False,
 ) -> None:
     """Complete a store whose run was killed, with the rows accepted so far."""
     import zarrow
     from zarrow._predict.stored_samples import drop_repeated, stored_samples
 
     with zarrow.open(path, partial=True) as store:  # raises if there is no store: a writer would create one
-        rows, complete = store.num_rows, store.complete
+        rows, complete, expected = store.num_rows, store.complete, store.expected_rows
         order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
         if not complete and "predict" in store.provenance and not drop_duplicates:
             stored_samples(path)  # raises if the run's ranks stored a row twice
     if drop_duplicates:
-        dropped = drop_repeated(path)
+        dropped = drop_repeated(path, partial=partial)
         say(f"dropped {dropped:,} duplicates of {rows:,} rows")
         rows -= dropped
     elif not complete:
         with zarrow.Writer(path, mode="a") as writer:
-            writer.finalize()
+            writer.finalize(partial=partial)
             rows = writer.accepted_rows
     if sort:
         _pack(path, None, order=order)
+    has = rows_of_expected(rows, expected)
     if complete:
-        say(f"{escape(str(path))} is complete already: {rows:,} rows")
+        say(f"{escape(str(path))} is complete already: {has}")
     else:
-        say(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows")
+        say(f"[green]complete:[/] {escape(str(path))} has {has}")
 
 
 @app.command(rich_help_panel="Keep")

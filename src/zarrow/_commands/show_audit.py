@@ -25,9 +25,9 @@ def show_report(report: Report) -> None:
         state = "[green]sound[/]"
     else:
         state = "[bold red]damaged[/]" if "damage" in counts else "[yellow]defective[/]"
-    completeness = (
-        "complete" if report.complete else f"incomplete, with {report.open_rows:,} more rows in open segments"
-    )
+    completeness = "complete"
+    if not report.complete:
+        completeness = f"incomplete, with {report.open_rows:,} more rows, which are safe, in open segments"
     segments = counted(report.segments, "segment")
     say(f"[bold]{escape(report.path)}[/]  {state}; {report.rows:,} rows in {segments}, {completeness}")
     found = ", ".join(counted(count, _NOUNS[name]) for name, count in counts.items())

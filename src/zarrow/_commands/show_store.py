@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from zarrow._commands.terminal import cell, counted, grid_of, out, say
+from zarrow._format.spec import rows_of_expected
 from zarrow._read.origin import derived_names
 from zarrow.errors import ZarrowError
 from zarrow.store import Store, StoreArray
@@ -32,6 +33,7 @@ def facts_of(path: Path) -> dict[str, Any]:
             "path": str(path),
             "uuid": store.uuid,
             "complete": store.complete,
+            "expected_rows": store.expected_rows,
             "rows": committed,
             "open_rows": store.num_rows - committed,
             "segments": -(-committed // store.segment_rows),
@@ -74,13 +76,18 @@ def _derived_facts(store: Store, name: str) -> dict[str, Any]:
 
 def show_info(facts: dict[str, Any]) -> None:
     """Print what `facts_of` returned."""
+    stored, expected = facts["rows"] + facts["open_rows"], facts["expected_rows"]
+    lacking = stored < (expected or 0)
     state = "[green]complete[/]" if facts["complete"] else "[yellow]incomplete[/]"
+    if facts["complete"] and lacking:
+        state = "[yellow]finalized without all rows[/]"
     path = escape(facts["path"])
     segments = f"{counted(facts['segments'], 'segment')} of {facts['segment_rows']:,}"
-    say(f"[bold]{path}[/]  {state}, {facts['rows']:,} rows in {segments}")
+    say(f"[bold]{path}[/]  {state}, {rows_of_expected(stored, expected)} in {segments}")
     if not facts["complete"]:
         say(
-            f"  {facts['open_rows']:,} more rows in open segments; resume the run, or: zarrow finalize {path}"
+            f"  all of them are safe, {facts['open_rows']:,} in open segments; resume the run, or: "
+            f"zarrow finalize {'--partial ' * lacking}{path}"
         )
     grid = Table(box=None, pad_edge=False, padding=(0, 2))
     for title in ("", "shape", "dtype", "codecs"):

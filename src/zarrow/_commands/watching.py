@@ -61,7 +61,7 @@ class Watch:
             self._count(view)
         total = self._total
         if total is None and view is not None:
-            total = _expected(view.spec.provenance)
+            total = view.snapshot.expected_rows
         writers = self._writers()
         now = time.monotonic()
         self._looks.append((now, rows, writers))
@@ -132,13 +132,3 @@ class Watch:
         for slot, owner in self._owners.items():
             found[owner.session] = found.get(owner.session, 0) + self._slots[slot]
         return found
-
-
-def _expected(provenance: Mapping[str, Any]) -> int | None:
-    """Return how many rows the run stated that it would predict.
-
-    >>> _expected({"predict": {"datasets": [["Cohort", 700], ["Cohort", 300]]}})
-    1000
-    """
-    counts = [rows for _, rows in provenance.get("predict", {}).get("datasets") or [(None, None)]]
-    return sum(counts) if all(isinstance(count, int) for count in counts) else None

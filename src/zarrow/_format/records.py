@@ -17,7 +17,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.layout import MAX_SEGMENTS, is_slot
 from zarrow._format.shard_index import index_bytes
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import StoreSpec, check_expected
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
@@ -289,6 +289,8 @@ class Manifest:
         The size of every part.
     records_crc32c : tuple of int
         The crc32c of every record's file.
+    expected_rows : int or None
+        The number that its run expected, if known: the store is complete, but lacks rows, if it is larger.
     """
 
     uuid: str
@@ -296,9 +298,11 @@ class Manifest:
     shard_bytes: dict[str, tuple[int, ...]]
     part_bytes: tuple[int, ...]
     records_crc32c: tuple[int, ...]
+    expected_rows: int | None = None
 
     def __post_init__(self) -> None:
         _require("rows", self.rows)
+        check_expected(self.expected_rows)
         _require("a size", *self.part_bytes, *(size for sizes in self.shard_bytes.values() for size in sizes))
         _require("a crc32c", *self.records_crc32c, limit=_U32)
 
@@ -318,6 +322,7 @@ class Manifest:
             {
                 "uuid": self.uuid,
                 "rows": self.rows,
+                "expected_rows": self.expected_rows,
                 "shard_bytes": {name: list(sizes) for name, sizes in self.shard_bytes.items()},
                 "part_bytes": list(self.part_bytes),
                 "records_crc32c": list(self.records_crc32c),
@@ -332,6 +337,7 @@ class Manifest:
             return cls(
                 uuid=body["uuid"],
                 rows=body["rows"],
+                expected_rows=body.get("expected_rows"),
                 shard_bytes={name: tuple(sizes) for name, sizes in body["shard_bytes"].items()},
                 part_bytes=tuple(body["part_bytes"]),
                 records_crc32c=tuple(body["records_crc32c"]),

@@ -38,7 +38,7 @@ from zarrow._format.layout import (
 )
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
-__all__ = ["ArraySpec", "StoreSpec"]
+__all__ = ["ArraySpec", "StoreSpec", "rows_of_expected"]
 
 ZARR_DTYPES = {
     name: np.dtype(name).newbyteorder("<")
@@ -200,6 +200,23 @@ def rows_of(size_bytes: int, row_bytes: int) -> int:
     return max(size_bytes // max(row_bytes, 1), 1)
 
 
+def check_expected(rows: object) -> None:
+    """Raise unless this is a number of rows, or None where it is unknown."""
+    if rows is not None and (type(rows) is not int or not 0 <= rows < 2**63):
+        raise InvalidInputError(f"expected_rows must be a number of rows, or None, got {str(rows)[:40]}")
+
+
+def rows_of_expected(rows: int, expected: int | None) -> str:
+    """Return a number of rows in words, with the expected number if it is larger.
+
+    >>> rows_of_expected(4480, 10037), rows_of_expected(1, None), rows_of_expected(12, 10)
+    ('4,480 of 10,037 rows', '1 row', '12 rows')
+    """
+    if expected is not None and rows < expected:
+        return f"{rows:,} of {expected:,} rows"
+    return f"{rows:,} row{'s' * (rows != 1)}"
+
+
 def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
     """Return the rows of a chunk of about 1 MiB, at most a segment.
 
@@ -247,6 +264,8 @@ class StoreSpec:
         Where the rows come from: JSON values.
     writer_features : tuple of str
         What a program must know to change the store, of which this one knows nothing.
+    expected_rows : int or None
+        Rows that the store is to have in the end, as far as the run that began it knew.
 
     Raises
     ------
@@ -267,10 +286,12 @@ class StoreSpec:
     keys: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     writer_features: tuple[str, ...] = ()
+    expected_rows: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrays", tuple(self.arrays))
         object.__setattr__(self, "keys", tuple(self.keys))
+        check_expected(self.expected_rows)
         if not is_power_of_two(self.segment_rows):
             raise InvalidInputError(f"segment_rows must be a power of two, got {self.segment_rows}")
         self._check_bounds()
@@ -342,6 +363,7 @@ class StoreSpec:
                 "arrow_schema": b64encode(self.schema.serialize().to_pybytes()).decode(),
                 "keys": list(self.keys),
                 "provenance": self.provenance,
+                "expected_rows": self.expected_rows,
             }
         )
 
@@ -375,6 +397,7 @@ class StoreSpec:
                 keys=tuple(body["keys"]),
                 provenance=body["provenance"],
                 writer_features=tuple(body.get("writer_features", ())),
+                expected_rows=body.get("expected_rows"),
             )
         except (AttributeError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
             raise CorruptionError(f"breaks the format: {error}", path=path) from error

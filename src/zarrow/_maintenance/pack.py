@@ -209,6 +209,7 @@ def rewrite(
                 segment_rows=segment_rows or store.segment_rows,
                 codecs=codecs,
                 provenance=store.provenance,
+                expected_rows=store.expected_rows,
             )
             with tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=target.parent) as numbers:
                 say("write", 0, rows)
@@ -232,7 +233,7 @@ def rewrite(
                     if in_place:
                         _check_unchanged(store)
 
-                writer.finalize(check=check)
+                writer.finalize(partial=True, check=check)
         except BaseException as error:
             with contextlib.suppress(ZarrowError, OSError):  # the first error is the one to report
                 if writer is not None:

@@ -405,7 +405,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
         seal.release(dead)
     publishing.publish_shape(root, spec, root / layout.OPEN_DIR)
     if finalize:
-        recovery.finalize(root, spec, owner)
+        recovery.finalize(root, spec, owner, expected_rows=spec.expected_rows, partial=True)
     _remove_empty_dirs(root, plan)
     if layout.KEY_INDEX in plan.rebuilt:
         _rebuild_index(root, spec)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._maintenance.pack import Block, block_rows, chosen_codecs, rewrite
 from zarrow._predict.sample_set import SampleIndex, SampleSet
+from zarrow._write.recovery import require_expected
 from zarrow.errors import InvalidInputError, NotFoundError
 from zarrow.store import Store
 from zarrow.store import open as open_store
@@ -63,16 +64,20 @@ def stored_samples(
     return found, store
 
 
-def drop_repeated(path: str | os.PathLike[str]) -> int:
+def drop_repeated(path: str | os.PathLike[str], *, partial: bool = False) -> int:
     """Complete a store with the first row of every sample, and return how many rows were dropped.
 
     Parameters
     ----------
     path : path
         A store, complete or not, with no active writer. Unchanged if this raises.
+    partial : bool
+        Whether to complete it even if it then has fewer rows than expected.
     """
     with open_store(os.path.realpath(path), partial=True) as store:
         left = sum(map(len, _first_rows(store)))
+        if not partial:
+            require_expected(store.path, left, store.expected_rows)
         blocks = (
             Block(rows, *store.take(rows, check="crc"))
             for some in _first_rows(store)

@@ -83,6 +83,11 @@ class Snapshot:
         """Whether the store is complete."""
         return self.manifest is not None
 
+    @property
+    def expected_rows(self) -> int | None:
+        """Rows that the store is, or was, to have in the end, if known."""
+        return self.spec.expected_rows if self.manifest is None else self.manifest.expected_rows
+
     def segment_rows(self, segment: int) -> int:
         """Return the number of rows of a segment."""
         full = self.spec.segment_rows

@@ -39,7 +39,7 @@ import pyarrow as pa
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.records import Claim, SegmentRecord
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
 from zarrow._read.open_rows import OpenRows
@@ -224,7 +224,7 @@ def take_view(root: Path, *, partial: bool) -> View:
         if attempt:
             time.sleep(_PAUSE_S)
         try:
-            view = _look(root, partial, seen)
+            view = _look(root, seen)
         except (_GoneError, FileNotFoundError) as error:
             if isinstance(error, FileNotFoundError):
                 if not (root / layout.STORE_JSON).exists():
@@ -242,8 +242,15 @@ def take_view(root: Path, *, partial: bool) -> View:
                 raise
             seen.clear()
             continue
-        if view is not None:
-            return view
+        if view is None:
+            continue
+        if not view.snapshot.complete and not partial:
+            rows = rows_of_expected(view.rows, view.snapshot.expected_rows)
+            raise IncompleteStoreError(
+                f"{root}: the store is incomplete: {rows} are safe: resume its run (mode='a', resume=True), "
+                "complete it with 'zarrow finalize', or open it with partial=True"
+            )
+        return view
     raise StoreChangedError(f"{root}: the store changes faster than it can be read: try again")
 
 
@@ -256,15 +263,10 @@ class _GoneError(Exception):
     """An open segment vanished while it was read."""
 
 
-def _look(root: Path, partial: bool, seen: dict[str, OpenPiece]) -> View | None:
+def _look(root: Path, seen: dict[str, OpenPiece]) -> View | None:
     """Return a view, or None if the store changed meanwhile; `seen` keeps open segments between attempts."""
     guard = Guard(root)
     snapshot = catalog.read_snapshot(root)
-    if not snapshot.complete and not partial:
-        raise IncompleteStoreError(
-            f"{root}: the store was never finalized ({snapshot.rows} rows are committed so far): resume its "
-            "run with Writer(mode='a'), complete it with 'zarrow finalize', or open it with partial=True"
-        )
     last_files = _open_last(snapshot)
     behind_gap: tuple[SegmentRecord, ...] = ()
     pieces: tuple[OpenPiece, ...] = ()

@@ -67,7 +67,11 @@ class Declaration:
         return self.arrays is not None and self.schema is not None and not has_auto
 
     def infer(
-        self, columns: TableLike, arrays: Mapping[str, Any], provenance: Mapping[str, Any]
+        self,
+        columns: TableLike,
+        arrays: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        expected_rows: int | None = None,
     ) -> StoreSpec:
         """Return the spec of a new store.
 
@@ -79,6 +83,8 @@ class Declaration:
             Its arrays.
         provenance : mapping
             Where the rows come from.
+        expected_rows : int, optional
+            Rows that the store is to have.
 
         Returns
         -------
@@ -120,6 +126,7 @@ class Declaration:
             ),
             keys=tuple(self.keys),
             provenance=dict(provenance),
+            expected_rows=expected_rows,
         )
 
     def check(self, spec: StoreSpec) -> None:

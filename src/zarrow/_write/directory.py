@@ -22,7 +22,7 @@ from zarrow._storage import files
 from zarrow._storage.lock import FileLock, is_running
 from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
 
-__all__ = ["Mode", "claim_store", "empty", "empty_store", "install", "new_owner", "require_in_place"]
+__all__ = ["Mode", "claim_store", "empty", "install", "new_owner", "require_in_place"]
 
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
@@ -138,18 +138,6 @@ def _holder(lock: FileLock) -> str:
             "other, stop it"
         )
     return f"{owner} is writing this store: wait for it, stop it"
-
-
-def empty_store(path: Path) -> None:
-    """Remove the content of a store that has no active writer; its directory stays.
-
-    A crash in the middle leaves an incomplete store of the same identity, of fewer rows.
-    """
-    root, lock = claim_store(path, "a", shared=False, owner=new_owner())
-    try:
-        empty(root)
-    finally:
-        lock.release(remove_file=True)
 
 
 def empty(root: Path) -> None:

@@ -171,7 +171,7 @@ def publish_shape(
             return dense
 
 
-def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
+def publish_manifest(root: Path, spec: StoreSpec, expected_rows: int | None, scratch: Path) -> Manifest:
     """Declare the store complete: it consists of the segments that are committed.
 
     Returns
@@ -195,6 +195,7 @@ def publish_manifest(root: Path, spec: StoreSpec, scratch: Path) -> Manifest:
     manifest = Manifest(
         uuid=spec.uuid,
         rows=sum(record.rows for record, _ in records),
+        expected_rows=expected_rows,
         shard_bytes={
             array.name: tuple(record.arrays[array.name].size_bytes for record, _ in records)
             for array in spec.arrays

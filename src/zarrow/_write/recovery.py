@@ -28,7 +28,7 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.records import Claim, Manifest, Owner, Source
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._read.open_rows import read, slots
@@ -39,9 +39,9 @@ from zarrow._write import publishing
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.reopening import enter_again, remove_segment_files, reopen, segment_files
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
-from zarrow.errors import StoreLockedError
+from zarrow.errors import IncompleteStoreError, StoreLockedError
 
-__all__ = ["finalize", "recover"]
+__all__ = ["finalize", "recover", "require_expected"]
 
 
 def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
@@ -247,7 +247,9 @@ def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
 # The end
 
 
-def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
+def finalize(
+    root: Path, spec: StoreSpec, owner: Owner, *, expected_rows: int | None, partial: bool
+) -> Manifest:
     """Complete a store: every row is visible and durable, and the manifest is published, on return.
 
     Parameters
@@ -258,6 +260,10 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
         What it is.
     owner : Owner
         The writer that completes it.
+    expected_rows : int or None
+        Rows that it is to have, if known.
+    partial : bool
+        Whether fewer rows will do.
 
     Returns
     -------
@@ -266,6 +272,8 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
 
     Raises
     ------
+    IncompleteStoreError
+        If it has fewer rows than expected and `partial` is False.
     CorruptionError
         If rows that were durable are damaged.
     """
@@ -273,6 +281,9 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
     dead = {one.rows.slot: one for one in recover(root, spec, owner)}
     assert manifest is None or not dead, "a complete store has no open rows"
     try:
+        if not partial:
+            rows = catalog.read_snapshot(root).rows + sum(one.rows.rows - one.start for one in dead.values())
+            require_expected(root, rows, expected_rows)
         if dead:
             reopened = reopen(root, spec, owner)
             dead = ({} if reopened is None else {reopened.rows.slot: reopened}) | dead
@@ -287,7 +298,19 @@ def finalize(root: Path, spec: StoreSpec, owner: Owner) -> Manifest:
         commit_copy(root, spec, claim, {})
         publishing.release_claim(root, claim)
     publishing.publish_shape(root, spec, root / layout.OPEN_DIR)
-    return manifest or publishing.publish_manifest(root, spec, root / layout.OPEN_DIR)
+    if manifest is None or manifest.expected_rows != expected_rows:
+        manifest = publishing.publish_manifest(root, spec, expected_rows, root / layout.OPEN_DIR)
+    return manifest
+
+
+def require_expected(path: Path, rows: int, expected_rows: int | None) -> None:
+    """Raise `IncompleteStoreError` if a store that is to be completed lacks rows."""
+    if expected_rows is not None and rows < expected_rows:
+        raise IncompleteStoreError(
+            f"{path}: {rows_of_expected(rows, expected_rows)} are stored, and safe: resume the run or append "
+            f"the other {expected_rows - rows:,}, or complete the store without them: "
+            "finalize(partial=True), or 'zarrow finalize --partial'"
+        )
 
 
 def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
+from zarrow._format.spec import rows_of_expected
 from zarrow.analysis._pictures.figure import PALETTE, draw, to_markup
 from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_colour, read_map
 from zarrow.analysis._pictures.norms import draw_histogram
@@ -131,8 +132,8 @@ def report(
     say_stage("mapping")
     page = {
         "title": title or store.path.name,
-        "complete": store.complete,
-        "state": "complete" if store.complete else f"incomplete: {store.committed_rows:,} rows are committed",
+        "complete": store.complete and store.num_rows >= (store.expected_rows or 0),
+        "state": _state(store),
         "nonfinite_rows": sum(array.nonfinite_rows for array in described.arrays.values()),
         "cards": _cards(store, described, evaluated),
         "map": _map(store, map, chosen, progress),
@@ -146,6 +147,13 @@ def report(
     say_stage("writing")
     with in_one_step(target) as file:
         file.write_text(write_page(page), encoding="utf-8")
+
+
+def _state(store: Store) -> str:
+    rows = rows_of_expected(store.num_rows, store.expected_rows)
+    if not store.complete:
+        return f"incomplete: {rows} so far"
+    return f"finalized with {rows}" if store.num_rows < (store.expected_rows or 0) else "complete"
 
 
 def _provenance(store: Store) -> dict[str, str]:
