@@ -7,8 +7,8 @@ it likes. What it adds to `zarrow.lightning.PredictionWriter`:
 
 1. the preset (`_predict.everyquery_tasks`): identifiers and label from EveryQuery's frame of tasks, the names
    and types of the columns;
-2. before the first batch, a comparison of the store that is there with the tasks (and, with
-   ``overwrite=True``, with the model), and its removal if it is of another run and may be replaced;
+2. before the first batch, a comparison of the store that is there with the tasks; with ``overwrite=True``
+   a new store, which replaces the old one when it is complete;
 3. when every row is stored and the store is complete, the export of the files
    (`zarrow.transfer` has their format).
 
@@ -21,8 +21,10 @@ next run resumes, or a complete one that it exports.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,8 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from zarrow._predict.everyquery_tasks import ENTRIES, identifiers, preset, tasks_crc32c
-from zarrow._predict.identity import differences, identify
-from zarrow._write.directory import empty_store
+from zarrow._predict.identity import differences
 from zarrow.errors import (
     ConflictError,
     InvalidInputError,
@@ -51,12 +52,14 @@ from zarrow.writer import Durability, Writer
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from zarrow._predict.run import Run
+    from zarrow._predict.run import Run, Shortfall
 
 __all__ = ["StreamingPredictionWriter", "export_predictions", "identifiers", "main", "preset"]
 
 _TASKS = "tasks_crc32c"
 _TMP = ".tmp"
+_OVERWRITE = re.compile(r"\+*overwrite=")
+"""The argument of EveryQuery's command, as Hydra reads it: the last one counts."""
 
 
 # The callback
@@ -71,10 +74,10 @@ class StreamingPredictionWriter(PredictionWriter):
     files, and the store has every finished batch: the same run again predicts the rest and drops nothing.
     Batches are those of the undisturbed run, so that padding, and with it every bit, is the same.
 
-    A store is only resumed for the same tasks, model weights and precision. Otherwise the run is refused, or
-    with `overwrite` the old store is removed. A complete store of the same run is not predicted again but
-    only exported. On SIGTERM, as schedulers send it, the store is made durable, and the process exits with
-    143.
+    A store is only resumed for the same tasks, model, data settings and versions (see `PredictionWriter`);
+    otherwise the run is refused. A complete store of the same run is not predicted again but only exported.
+    With `overwrite` everything is predicted anew. On SIGTERM, as schedulers send it, the store is made
+    durable, and the process exits with 143.
 
     With a trainer of several ranks every rank writes, and rank 0 completes the store and writes the files.
     A run that was begun on one rank goes on with any number of them, and the reverse.
@@ -92,10 +95,9 @@ class StreamingPredictionWriter(PredictionWriter):
     store : path, optional
         The store; by default ``predictions.zarrow`` next to ``predictions.parquet``.
     overwrite : bool
-        Whether a store of other tasks or another model may be removed. It may in any case if `output_parquet`
-        ends in ``.tmp`` and there is a file at the final name: ``EQ_predict`` goes on from there only with
-        ``overwrite=true``. The comparison is with the model as it is in ``setup``, before a ``ckpt_path``
-        given to ``trainer.predict`` is loaded.
+        Whether to predict all rows anew, whatever store there is; it stays until the new one is complete, and
+        nothing is resumed. So it is in any case if `output_parquet` ends in ``.tmp`` and there is a file at a
+        final name: ``EQ_predict`` goes on from there only with ``overwrite=true``.
     durability : Durability, "segment" or "batch"
         As in `zarrow.Writer`.
 
@@ -146,12 +148,14 @@ class StreamingPredictionWriter(PredictionWriter):
         self._output = Path(output_parquet)
         self._embeddings = None if embeddings_output_parquet is None else Path(embeddings_output_parquet)
         self._frame = schema_df
-        self._identity: dict[str, Any] = {}
-        final = self._output.with_suffix("") if self._output.suffix == _TMP else None
-        self._may_replace = overwrite or (final is not None and final.exists())
+        outputs = list(filter(None, (self._output, self._embeddings)))
+        finals = [path.with_suffix("") for path in outputs if path.suffix == _TMP]
+        overwrite = overwrite or any(path.exists() for path in finals)
         super().__init__(
-            (final or self._output).with_suffix(".zarrow") if store is None else store,
-            resume=True,
+            (finals or outputs)[0].with_suffix(".zarrow") if store is None else store,
+            mode="w" if overwrite else "x",
+            resume=not overwrite,
+            expected_rows=len(schema_df) if hasattr(schema_df, "__len__") else None,
             durability=durability,
             **preset(schema_df, embeddings=self._embeddings is not None),
         )
@@ -164,9 +168,9 @@ class StreamingPredictionWriter(PredictionWriter):
 
     @property
     def _offset(self) -> int:
-        """Rows that are stored; the name is EveryQuery's, whose main reads it after the run."""
+        """Rows that the run has stored; the name is EveryQuery's, whose main reads it after the run."""
         try:
-            with open_store(self.path, partial=True) as store:
+            with open_store(self.path if self.complete else self._grows_at, partial=True) as store:
                 return store.num_rows
         except NotFoundError:
             return 0
@@ -197,40 +201,35 @@ class StreamingPredictionWriter(PredictionWriter):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._provenance[_TASKS] = tasks_crc32c(self._frame)
         if trainer is None or pl_module is None:
-            self._begin(None).meet([self], world_size=1)
+            run = self._begin(None)
+            run.meet([self], world_size=1)
+            if self._resumed is not None:
+                run.log_taken_over(self._resumed)
         else:
-            self._identity = identify(trainer, pl_module, None)
             super().setup(trainer, pl_module, stage)
 
     def _open(self, *, shared: bool) -> Writer | None:
-        try:
-            with open_store(self.path, partial=True) as store:
+        if self._mode == "a":
+            with contextlib.suppress(NotFoundError), open_store(self.path, partial=True) as store:
                 differing = self._differing(store)
-        except NotFoundError:
-            differing = []
-        if differing and not self._may_replace:
-            raise self._started_by_another_run(differing)
-        if differing:
-            empty_store(self.store_path.resolve())
+                if differing:
+                    raise self._started_by_another_run(differing)
         return super()._open(shared=shared)
 
     def _differing(self, store: Store) -> list[str]:
         """Return in what a store is not that of this run, as far as is known before the model is ready."""
         if _TASKS not in store.provenance:
             return ["it does not say which tasks it is of"]
-        now = self._provenance | (self._identity if self._may_replace else {})
-        found = differences(store.provenance, now)
+        found = differences(store.provenance, self._provenance)
         arrays = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
         if arrays != self._options["arrays"]:
             found.append(f"arrays: the store has {arrays}, now {self._options['arrays']}")
-        if store.complete and store.num_rows != len(self._frame):
-            found.append(f"rows: the store is complete with {store.num_rows}, now {len(self._frame)}")
         return found
 
     def _started_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
         return ConflictError(
             f"{self.path}: the store was started by another run: {'; '.join(differing)}: remove it, choose "
-            "another output_parquet, or replace it with overwrite=True"
+            "another output_parquet, or predict anew with overwrite=True"
         )
 
     def write_on_batch_end(
@@ -311,20 +310,20 @@ class StreamingPredictionWriter(PredictionWriter):
         if run is None:
             return
         try:
-            missing = self._end(run, None)
+            missing = run.end(None, self._finalize)
         except BaseException:
             run.close()
             raise
         self._complete = missing is None
         self._conclude(missing)
 
-    def _conclude(self, missing: str | None) -> None:
+    def _conclude(self, missing: Shortfall | None) -> None:
         if missing is None:
             export_predictions(self.path, self._output, self._embeddings)
             return
         warnings.warn(
-            f"{self._output} is not written: {missing}; run the same again to predict them, "
-            f"{self.path} has the others",
+            f"{self._output} is not written: {self._grows_at}: {missing}: run the same again"
+            f"{' to predict them' if self._mode == 'a' else ', which predicts all rows anew'}",
             stacklevel=3,
         )
 
@@ -373,7 +372,8 @@ def main() -> None:
             "python -m zarrow.everyquery needs EveryQuery: pip install everyquery", name=error.name
         ) from error
     # Where there is no output yet, main does not say whether it was told to overwrite.
-    overwrite = any(argument.lower() == "overwrite=true" for argument in sys.argv[1:])
+    said = [argument.partition("=")[2] for argument in sys.argv[1:] if _OVERWRITE.match(argument)]
+    overwrite = bool(said) and said[-1].strip("'\"").lower() not in ("", "false", "0", "null")
     for name, ours in (
         ("_StreamingPredictionWriter", partial(_InEQPredict, overwrite=overwrite)),
         ("_check_single_process_trainer", type),  # a callable of the trainer that finds nothing wrong

@@ -13,7 +13,7 @@ batches behind. Every rank writes for itself. Ranks meet in ``setup`` and in ``t
 calls on all of them, and never in between: they need not have the same number of batches.
 
 The invariant it owns: a batch is stored whole or not at all, and the store becomes complete only when the
-run has ended *and* every expected row is in it. However else the run ends, the store keeps every finished
+run has ended *and* every expected row is in it. However else the run ends, the store keeps every accepted
 batch and can be resumed.
 """
 
@@ -26,10 +26,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from zarrow._format.spec import check_expected
 from zarrow._predict.identifiers import open_all
 from zarrow._predict.rules import EntryNames, PredictionRules
 from zarrow._predict.sample_set import SampleSet
-from zarrow._predict.stored_samples import drop_repeated, stored_samples
+from zarrow._predict.stored_samples import stored_samples
 from zarrow._write.directory import Mode
 from zarrow.errors import (
     InvalidInputError,
@@ -52,7 +53,7 @@ try:
     from zarrow._predict.loaders import loaders_of
     from zarrow._predict.ranks import end_together, open_together
     from zarrow._predict.remaining_batches import MissingRowsSampler
-    from zarrow._predict.run import Run
+    from zarrow._predict.run import Run, Shortfall
 except ImportError as error:
     raise MissingExtraError(
         f"zarrow.lightning needs {error.name}: pip install 'zarrow[predict]'", name=error.name
@@ -76,14 +77,23 @@ class PredictionWriter(BasePredictionWriter):
     loaders the indices start at 0 for each, and a column ``dataloader_idx`` distinguishes them.
 
     When the run ends, the store is completed if every expected row is in it; otherwise it is left
-    incomplete, with a warning. The expected number comes from the sampler, else the dataset, else the
-    identifiers. Where none of them has a length (a stream), all rows are there if the stream ended by
+    incomplete, with a warning, and with ``mode="w"`` the old store stays. The expected number, which the
+    store records, is `expected_rows`, else it comes from the sampler, else the dataset, else the identifiers.
+    Where none of them has a length (a stream), all rows are there if the stream yielded any and ended by
     itself, not by ``limit_predict_batches`` or by a `StopIteration` in a step.
 
     A run that was killed or interrupted is resumed with ``resume=True``. Batches whose rows are all stored
     are skipped; the others are the same batches as in the first run, so their values are the same. A
     stream, which cannot skip, is predicted again, and its stored rows are left out. On SIGTERM, as
-    schedulers send it, the store is made durable, and the process exits with 143.
+    schedulers send it, the store is made durable, and the process exits with 143. SIGKILL costs the batches
+    that were still queued, usually the last one to three (50 ms; more on a GPU, at most `queue_bytes`).
+
+    Only the run that began a store may resume it. Compared are the model's class, hyperparameters and every
+    byte of its parameters and buffers (unless sharded, as by FSDP), the settings of data module, datasets and
+    collate functions (hyperparameters and public attributes with plain values), length and fingerprint of
+    datasets, precision, versions of the packages that compute, and `provenance`. A fingerprint is what a
+    dataset or data module offers as ``fingerprint`` (or ``_fingerprint``, as those of Hugging Face): a text,
+    a number, or a method that returns one. Ranks, devices, workers and the batch size may change.
 
     On several ranks each writes for itself, and the batches of a single process are distributed among them.
     Samplers that divide the rows themselves are respected. Rank 0 completes the store when all ranks are
@@ -115,10 +125,11 @@ class PredictionWriter(BasePredictionWriter):
     mode : {"x", "w"}
         ``"x"``: there must be no store. ``"w"``: replace one, once the new one is complete.
     resume : bool
-        Whether to resume an incomplete store, if there is one; a complete one is left as it is.
+        Whether to resume an incomplete store, if there is one, or one that was completed with fewer rows than
+        expected; a store with all rows is left as it is.
     force : bool
-        Whether to resume even if model, weights, datasets or provenance differ from those that the store
-        was started with.
+        Whether to resume even if model, data, versions or provenance differ from those that the store was
+        started with.
     dtypes : mapping of str to str, optional
         Floating-point types to store columns and arrays as, e.g. ``{"query_embed": "float16"}``. By
         default they are stored as they are, and bfloat16 as float32, which holds all its values.
@@ -126,6 +137,12 @@ class PredictionWriter(BasePredictionWriter):
         What to do with a row that is predicted twice, on one rank or on several: end the run, or drop it.
         With a stream and `sample_index`, ranks learn only at the end what the others have stored: then the
         store is left incomplete, or rewritten with one of each.
+    expected_rows : int, optional
+        Rows that the store is to have in the end, if the loaders have no length or not all of their rows are
+        predicted.
+    wait_until_accepted : bool
+        Whether the hook of each batch returns only when the batch is accepted, so that it survives SIGKILL.
+        Otherwise the model goes on while up to `queue_bytes` of batches are on their way to the disk.
     segment_rows, codecs, durability, queue_bytes, provenance : optional
         As in `zarrow.Writer`.
 
@@ -174,6 +191,8 @@ class PredictionWriter(BasePredictionWriter):
         force: bool = False,
         dtypes: Mapping[str, str] | None = None,
         duplicates: Literal["refuse", "drop"] = "refuse",
+        expected_rows: int | None = None,
+        wait_until_accepted: bool = False,
         segment_rows: int | None = None,
         codecs: Any = None,
         durability: Durability | Literal["segment", "batch"] = "segment",
@@ -199,6 +218,9 @@ class PredictionWriter(BasePredictionWriter):
         self._identifiers_given = identifiers
         self._sample_index = sample_index
         self._drop_duplicates = duplicates == "drop"
+        check_expected(expected_rows)
+        self._expected_rows = expected_rows
+        self._wait = wait_until_accepted
         self._force = force
         self._provenance = dict(provenance or {})
         self._mode: Mode = "a" if resume else mode
@@ -209,7 +231,9 @@ class PredictionWriter(BasePredictionWriter):
             "durability": durability,
             "queue_bytes": queue_bytes,
             "provenance": self._provenance,
+            "expected_rows": expected_rows,
         }
+        self._grows_at = self.path
         self._run: Run | None = None
         self._resumed: Store | None = None
         self._undo: Callable[[], None] | None = None
@@ -262,6 +286,7 @@ class PredictionWriter(BasePredictionWriter):
                 writer, (before, self._resumed) = open_together(
                     trainer, self.path, self._open, self._look, join
                 )
+            self._grows_at = self.path if writer is None else str(writer.grows_at)
             if writer is not None:
                 opened.callback(writer.close)
             run = Run(
@@ -273,6 +298,8 @@ class PredictionWriter(BasePredictionWriter):
                 sample_index=self._sample_index,
                 drop_duplicates=self._drop_duplicates,
                 queue_bytes=self._options["queue_bytes"],
+                expected_rows=self._expected_rows,
+                wait=self._wait,
             )
             opened.callback(run.close)
             if trainer is not None and (before or trainer.world_size > 1):
@@ -282,7 +309,7 @@ class PredictionWriter(BasePredictionWriter):
         return run
 
     def _open(self, *, shared: bool) -> Writer | None:
-        """Return a writer; None if the store to resume is complete."""
+        """Return a writer; None if the store to resume is complete and has all rows."""
         options = {**self._options, "shared": shared}
         if shared and self._mode == "w" and self._drop_duplicates and self._sample_index is not None:
             raise InvalidInputError(
@@ -291,13 +318,15 @@ class PredictionWriter(BasePredictionWriter):
             )
         _, store = self._look()
         if store is not None and store.complete:
-            return None
+            expected = store.expected_rows if self._expected_rows is None else self._expected_rows
+            if expected is None or store.num_rows >= expected:
+                return None
         try:
             return Writer(self.path, mode=self._mode, **options)
         except StoreExistsError as error:
             raise StoreExistsError(
                 f"{self.path}: there is a store already: resume=True continues it if it is incomplete, "
-                "mode='w' replaces it"
+                "mode='w' replaces it once the new one is complete"
             ) from error
 
     def _look(self) -> tuple[dict[int, SampleSet], Store | None]:
@@ -326,18 +355,20 @@ class PredictionWriter(BasePredictionWriter):
         """Examine the data loaders and the model, and raise if they do not fit the store."""
         run = self._running()
         run.meet(loaders_of(trainer), trainer.world_size)
-        identity = identify(trainer, pl_module, [state.facts.dataset for state in run.loaders])
+        identity = identify(trainer, pl_module, [state.loader for state in run.loaders])
         if self._resumed is not None and not self._force:
             differing = differences(self._resumed.provenance, {**self._provenance, **identity})
             if differing:
                 raise self._started_by_another_run(differing)
         if run.writer is not None:
-            run.writer.describe(identity)
+            run.writer.describe(identity, run.expected_rows)
+        if self._resumed is not None and trainer.is_global_zero:
+            run.log_taken_over(self._resumed)
 
     def _started_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
         return SchemaMismatchError(
             f"{self.path}: the store was started by another run: {'; '.join(differing)}: resume with what it "
-            "was started with, write another store, or override with force=True"
+            "was started with, predict anew (mode='w'), or take its rows over with force=True"
         )
 
     def on_predict_batch_start(
@@ -367,7 +398,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hand a batch to the writer: queued on return.
+        """Hand a batch to the writer: queued on return, or accepted with ``wait_until_accepted``.
 
         Errors in a batch may be raised by the hook of a later one, or at the end.
 
@@ -410,7 +441,7 @@ class PredictionWriter(BasePredictionWriter):
             run.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Complete the store if every expected row is in it; else warn and leave it to be resumed.
+        """Complete the store if every expected row is in it; else warn, and leave it to be resumed.
 
         Parameters
         ----------
@@ -430,7 +461,7 @@ class PredictionWriter(BasePredictionWriter):
         assert run is not None
         try:
             if trainer.world_size == 1:
-                missing = self._end(run, trainer.limit_predict_batches)
+                missing = run.end(trainer.limit_predict_batches, self._finalize)
             else:
                 missing = end_together(trainer, run, self.path, self._finalize)
         except BaseException:
@@ -440,12 +471,11 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self._conclude(missing)
 
-    def _conclude(self, missing: str | None) -> None:
+    def _conclude(self, missing: Shortfall | None) -> None:
         """Report how the run ended, on rank 0."""
         if missing is not None:
-            warnings.warn(
-                f"{self.path} is left incomplete: {missing}: predict again with resume=True", stacklevel=3
-            )
+            remedy = missing.remedy(self.path, self._grows_at)
+            warnings.warn(f"{self._grows_at} is left incomplete: {missing}: {remedy}", stacklevel=3)
 
     def _running(self) -> Run:
         if self._run is None:
@@ -462,34 +492,14 @@ class PredictionWriter(BasePredictionWriter):
             undo()
         return run
 
-    # The end
-
-    def _end(self, run: Run, limit_batches: int | float | None) -> str | None:
-        """Complete the store of a single rank, or return what is missing."""
-        run.finish()
-        missing = run.missing(limit_batches)
-        if missing is None:
-            self._finalize(run)
-        elif run.writer is not None:
-            run.writer.close()
-        return missing
-
     def _finalize(self, run: Run) -> None:
         """Complete the store, when every rank has stored its rows."""
-        writer = run.writer
-        if writer is None:
-            return
-        stored, store = stored_samples(writer.grows_at, repeated_ok=self._drop_duplicates)
-        if store is None:
-            # No rank has had a batch, which would have defined the store.
-            writer.close()
-            options = {**self._options, **self._without_rows(run)}
-            with Writer(self.path, mode="a" if self._mode == "x" else self._mode, **options) as writer:
-                writer.finalize()
-        elif store.num_rows > sum(map(len, stored.values())):
-            writer.close()
-            drop_repeated(self.path)
-        else:
+        run.complete(self.path, self._store_without_rows)
+
+    def _store_without_rows(self, run: Run) -> None:
+        """Make a complete store without any row; no rank has had a batch, which would have defined it."""
+        options = {**self._options, **self._without_rows(run), "expected_rows": run.expected_rows}
+        with Writer(self.path, mode="a" if self._mode == "x" else self._mode, **options) as writer:
             writer.finalize()
 
     def _without_rows(self, run: Run) -> dict[str, Any]:

@@ -211,6 +211,8 @@ def test_a_complete_store_takes_no_further_row(tmp_path):
     run()
     run()
     Stream.rows = 12
-    with pytest.raises(BatchError, match="the store is complete and has no sample_index 10"):
+    with pytest.raises(
+        BatchError, match="the store was completed with 10 rows of this loader, without sample_index 10"
+    ):
         run()
     assert zarrow.open(tmp_path / "s").num_rows == 10

@@ -5,6 +5,7 @@ which a run uses them:
 
 ======================  ===============================================================================
 `identity`              whether the store was started by the same run
+`settings`              what datasets and data modules were configured with
 `ranks`                 several ranks open one store together, and complete it together
 `stored_samples`        which samples of the dataset a store holds; dropping those that it holds twice
 `sample_set`            a set of samples, at one bit each

@@ -1,32 +1,45 @@
 """Identity of a run — whether a store was started by the same run that resumes it.
 
-What determines the predictions is written into the store's provenance and compared on resume: the model's
-class and weights, the datasets, the precision, and whatever the user's own provenance says. Weights are
-identified by a checksum of a sample of every tensor, which training changes as surely as it changes the whole
-tensor, and which takes milliseconds. Checkpoint, number of ranks and versions are recorded, but may change.
+What determines the predictions is written into the store's provenance and compared on resume:
+
+* the model: its class, its hyperparameters, and the crc32c of every byte of its parameters and buffers;
+* the data: the settings of the data module, of every dataset and of every collate function (`settings`), a
+  dataset's length, and its fingerprint, if it offers one;
+* the precision, and the versions of the packages that compute;
+* whatever the user's own provenance says.
+
+A *fingerprint* is what a dataset or data module offers as ``fingerprint`` or ``_fingerprint``, as those of
+Hugging Face do: a text or number, or a method without arguments that returns one.
+
+How a run is executed (checkpoint, ranks, devices, batch size, workers) may change. An honest resume has the
+same identity on every rank, whatever their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
-import lightning
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.nn.parameter import is_lazy
 
 from zarrow._format.checksum import crc32c
+from zarrow._predict.settings import plain, settings, tensor_crc32c, tensors_in
 
 __all__ = ["differences", "identify"]
 
 PREDICT = "predict"
-_COMPARED = ("model", "weights", "datasets", "precision")
-_SAMPLED = 64
+_COMPARED = ("model", "hparams", "weights", "buffers", "data", "datasets", "precision", "versions")
+_LENIENT = {"data", "datasets", "versions"}
+"""What may name things that another run does not: attributes that are set late, packages."""
 
 
-def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any] | None) -> dict[str, Any]:
-    """Return the identity of a run, for the store's provenance.
+def identify(trainer: Trainer, module: LightningModule, loaders: Sequence[Any]) -> dict[str, Any]:
+    """Return the identity of a run, for the store's provenance. Reads every weight once.
 
     Parameters
     ----------
@@ -34,42 +47,78 @@ def identify(trainer: Trainer, module: LightningModule, datasets: Sequence[Any] 
         About to predict, with the checkpoint loaded.
     module : LightningModule
         The model.
-    datasets : sequence of (type, rows), optional
-        Type of each loader's dataset, and its length if it has one; None if not known yet.
+    loaders : sequence of DataLoader or iterable
+        The data loaders.
 
     Returns
     -------
     dict
         JSON values.
     """
+    data: Any = getattr(trainer, "datamodule", None)
+    datasets = [getattr(loader, "dataset", loader) for loader in loaders]
+    collates = [getattr(loader, "collate_fn", None) for loader in loaders]
     # Sharded weights look different on every rank.
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     return {
         PREDICT: {
             # Without its module, which may be __main__ or not, depending on how a script is started.
             "model": type(module).__qualname__,
-            "weights": f"{_checksum(module):08x}" if whole else None,
+            "hparams": plain(module.hparams),
+            "weights": _checksum(_weights(module)) if whole else None,
+            "buffers": _checksum(module.named_buffers()) if whole else None,
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "datasets": None if datasets is None else [list(one) for one in datasets],
+            "data": None if data is None else settings(data),
+            "datasets": [
+                settings(dataset) | ({} if collate is None else {"collate_fn": plain(collate)})
+                for dataset, collate in zip(datasets, collates, strict=True)
+            ],
             "precision": str(trainer.precision),
+            "versions": _versions([*module.modules(), data, *datasets, *collates]),
             "ranks": trainer.world_size,
-            "lightning": lightning.__version__,
-            "torch": torch.__version__,
         }
     }
 
 
-def _checksum(module: LightningModule) -> int:
+def _weights(module: LightningModule) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters, and what else a module saves, such as packed weights."""
+    seen = {name for name, _ in module.named_buffers()}
+    for name, tensor in module.named_parameters():
+        seen.add(name)
+        yield name, tensor
+    yield from ((name, value) for name, value in module.state_dict().items() if name not in seen)
+
+
+def _checksum(named: Iterable[tuple[str, Any]]) -> str:
     checksum = 0
-    for name, tensor in sorted(module.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
-            continue
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLED)].contiguous().cpu()
-        text = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
-        data = sample.view(torch.uint8).numpy().tobytes() if len(sample) else b""
-        checksum = crc32c(text.encode() + data, checksum)
-    return checksum
+    for name, value in sorted(named, key=lambda one: one[0]):
+        checksum = crc32c(name.encode(), checksum)
+        for tensor in tensors_in(value):
+            if not is_lazy(tensor) and not tensor.is_meta:
+                checksum = tensor_crc32c(tensor, checksum)
+    return f"{checksum:08x}"
+
+
+def _versions(parts: Iterable[Any]) -> dict[str, str]:
+    """Return the versions of the packages that compute: those that the parts of the run come from."""
+    names = {type(part).__module__ for part in parts} | {getattr(part, "__module__", "") for part in parts}
+    roots = {"torch", "lightning", *(str(name).partition(".")[0] for name in names)}
+    if "transformers" in sys.modules:  # tokenizers may be anywhere
+        roots.add("transformers")
+    found = {}
+    for root in sorted(roots - {"", "builtins", "__main__", "functools"}):
+        version = getattr(sys.modules.get(root), "__version__", None)
+        try:
+            found[root] = str(version) if isinstance(version, str) else metadata.version(root)
+        except metadata.PackageNotFoundError:
+            for distribution in _distributions().get(root, ())[:1]:
+                found[root] = metadata.version(distribution)
+    return found
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -89,12 +138,36 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     --------
     >>> differences({"predict": {"weights": "aa"}, "note": 1}, {"predict": {"weights": "bb"}, "note": 1})
     ["weights: the store has 'aa', now 'bb'"]
+    >>> stored, now = ({"predict": {"data": {"hparams": {"max_len": length}}}} for length in (256, 8))
+    >>> differences(stored, now)
+    ['data.hparams.max_len: the store has 256, now 8']
     """
-    found = []
     old, new = stored.get(PREDICT, {}), now.get(PREDICT, {})
-    pairs = [(name, old.get(name), new.get(name)) for name in _COMPARED]
-    pairs += [(name, stored.get(name), value) for name, value in now.items() if name != PREDICT]
-    for name, before, after in pairs:
-        if before is not None and after is not None and before != after:
-            found.append(f"{name}: the store has {before!r}, now {after!r}")
-    return found
+    pairs = [(name, old.get(name), new.get(name), name in _LENIENT) for name in _COMPARED]
+    pairs += [(name, stored.get(name), value, False) for name, value in now.items() if name != PREDICT]
+    return [
+        found
+        for name, before, after, lenient in pairs
+        if before is not None and after is not None
+        for found in _compare(name, before, after, lenient=lenient)
+    ]
+
+
+def _compare(name: str, before: Any, after: Any, *, lenient: bool) -> Iterator[str]:
+    """Yield the differences of two values, by the path of what differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        both = before.keys() & after.keys()
+        for key in sorted(both if lenient else before.keys() | after.keys()):
+            of_each = (values.get(key, "(nothing)") for values in (before, after))
+            # Datasets within a dataset are lenient, too; settings below are not.
+            yield from _compare(f"{name}.{key}", *of_each, lenient=lenient and key == "datasets")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for i, pair in enumerate(zip(before, after, strict=True)):
+            yield from _compare(f"{name}[{i}]", *pair, lenient=lenient)
+    elif before != after:
+        yield f"{name}: the store has {_short(before)}, now {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}…"

@@ -11,11 +11,13 @@ callbacks. `describe` says, once per loader, where the ``sample_index`` of a row
 `LoaderState` is what a run knows of one loader: these facts, and the samples stored so far.
 
 Lightning keeps the record of every batch until the end, 40 to 140 bytes a row; `trim` replaces it by one that
-forgets the batches that were handed over. It relies on a private attribute, ``seen_batch_indices``.
+forgets the batches that were handed over. It relies on private attributes, ``seen_batch_indices`` and
+``predict_loop._data_source``.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,8 +67,6 @@ class LoaderFacts:
         Rows that all ranks together will yield, if known.
     expected_batches : int or None
         Batches that this loader will yield, if known.
-    dataset : tuple of (str, int or None)
-        The dataset's type and length.
     name : str
         For messages.
     """
@@ -76,7 +76,6 @@ class LoaderFacts:
     dataset_rows: int | None
     expected_rows: int | None
     expected_batches: int | None
-    dataset: tuple[str, int | None]
     name: str
 
 
@@ -156,15 +155,15 @@ class LoaderState:
     def missing_rows(self, stored: int) -> str | None:
         """Return how many rows are missing, in words; None if none is, or if the number is unknown."""
         expected = self.expected_rows
+        if expected is None and not stored and self.facts.expected_batches != 0:
+            return f"{self.facts.name} yielded no row, and how many it has is unknown"
         if expected is None or stored >= expected:
             return None
-        return f"{expected - stored} of {expected} rows of {self.facts.name} are missing"
+        return f"{expected - stored:,} of {expected:,} rows of {self.facts.name} are missing"
 
-    def cut_short(self, limit: int | float | None) -> str | None:
-        """Return, for a loader whose number of rows is unknown, how it ended before its data did."""
+    def ended_early(self, limit: int | float | None) -> str | None:
+        """Return how the loader ended before its data did, in words; None if it yielded all that it has."""
         facts = self.facts
-        if self.expected_rows is not None:
-            return None
         if facts.expected_batches is not None:
             left = facts.expected_batches - self.batches
             if left > 0:
@@ -181,7 +180,14 @@ class LoaderState:
 def loaders_of(trainer: Trainer) -> list[Any]:
     """Return the loaders that the trainer predicts with, by ``dataloader_idx``."""
     found = trainer.predict_dataloaders
-    return [] if found is None else list(CombinedLoader(found, "sequential").flattened)
+    if found is None and not trainer.limit_predict_batches:  # Lightning did not ask for them
+        with contextlib.suppress(Exception):  # the user's own, who may have torn down what it needs
+            found = trainer.predict_loop._data_source.dataloader()
+    if found is None:
+        return []
+    return list(
+        (found if isinstance(found, CombinedLoader) else CombinedLoader(found, "sequential")).flattened
+    )
 
 
 def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) -> LoaderFacts:
@@ -219,7 +225,6 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
             dataset_rows=None,
             expected_rows=None,
             expected_batches=length_of(loader) if world_size == 1 else None,
-            dataset=(type(loader).__qualname__, None),
             name=name,
         )
     if not given and loader.num_workers > 1 and not getattr(loader, "in_order", True):
@@ -257,7 +262,6 @@ def describe(loader: Any, position: int, *, given: bool, world_size: int = 1) ->
         dataset_rows=dataset_rows,
         expected_rows=expected,
         expected_batches=length_of(loader) if world_size == 1 else None,
-        dataset=(type(loader.dataset).__qualname__, dataset_rows),
         name=f"{name} over {_dataset_name(loader.dataset)}",
     )
 

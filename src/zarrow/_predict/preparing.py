@@ -117,8 +117,9 @@ class Preparing(Worker[PredictedBatch]):
             self._writer.append(table, vectors, sample_index, copy=False)
         elif len(sample_index):
             raise BatchError(
-                f"the store is complete and has no sample_index {sample_index[0]}: resume with the dataset "
-                "that it was begun with, or write another store"
+                f"the store was completed with {len(loader.before):,} rows of this loader, without "
+                f"sample_index {sample_index[0]}: to add the others, pass expected_rows=, "
+                "the number of all of them, with resume=True; or write another store"
             )
 
     def _fresh(self, loader: LoaderState, sample_index: SampleIndex) -> npt.NDArray[np.bool_]:

@@ -31,7 +31,7 @@ import torch.distributed
 from lightning.pytorch import Trainer
 
 from zarrow._format import layout
-from zarrow._predict.run import Run
+from zarrow._predict.run import Run, Shortfall
 from zarrow._storage import files
 from zarrow.errors import IncompleteStoreError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer
@@ -136,7 +136,7 @@ def _wait_for(path: Path) -> bool:
     return True
 
 
-def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run], None]) -> str | None:
+def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run], None]) -> Shortfall | None:
     """Complete a store when all ranks are done, if every row is there.
 
     Parameters
@@ -152,8 +152,8 @@ def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run]
 
     Returns
     -------
-    str or None
-        What is missing, in words; None if the store is complete. The same on every rank.
+    Shortfall or None
+        What is missing; None if the store is complete. The same on every rank.
 
     Raises
     ------
@@ -172,13 +172,16 @@ def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run]
     except ZarrowError as error:
         failure = error
     all_well = strategy.reduce_boolean_decision(failure is None)
-    missing = run.cut_short(trainer.limit_predict_batches)
-    all_done = strategy.reduce_boolean_decision(missing is None)
+    limit = trainer.limit_predict_batches
+    cut_short = run.cut_short(limit)
+    if not strategy.reduce_boolean_decision(cut_short is None):
+        cut_short = cut_short or "a rank stopped before the end of its data"
+    no_others = strategy.reduce_boolean_decision(run.ended_early(limit) is None)
+    missing: Shortfall | None = None
     if trainer.global_rank == 0:
         try:
-            missing = run.missing_on_disk(path if writer is None else writer.grows_at) or missing
-            if missing is None and not all_done:
-                missing = "a rank stopped before the end of its data"
+            grows_at = path if writer is None else writer.grows_at
+            missing = run.shortfall_on_disk(grows_at, cut_short, no_others=no_others)
             if missing is None and all_well:
                 finalize(run)
         except (ZarrowError, OSError) as error:

@@ -16,26 +16,70 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.spec import rows_of_expected
 from zarrow._predict.host_copies import HostCopies
 from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
 from zarrow._predict.loaders import LoaderState, as_sample_index, describe, recorded_samples, trim
 from zarrow._predict.preparing import PredictedBatch, Preparing, named
 from zarrow._predict.rules import PredictionRules
 from zarrow._predict.sample_set import SampleSet
-from zarrow._predict.stored_samples import stored_samples
+from zarrow._predict.stored_samples import drop_repeated, stored_samples
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import BatchError, InvalidInputError, ZarrowError
+from zarrow.store import Store
 from zarrow.writer import Writer
 
-__all__ = ["Run"]
+__all__ = ["Run", "Shortfall"]
+
+_log = logging.getLogger("zarrow.lightning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """What a store lacks at the end of a run.
+
+    Parameters
+    ----------
+    missing : str
+        What is missing, in words.
+    stored, expected : int, int or None
+        Rows that are stored, and rows that the run is to store, if known.
+    no_others : bool
+        Whether the loaders yielded all that they have: the same run again would add nothing.
+    """
+
+    missing: str
+    stored: int
+    expected: int | None
+    no_others: bool
+
+    def __str__(self) -> str:
+        return f"{rows_of_expected(self.stored, self.expected)} are safe; {self.missing}"
+
+    def remedy(self, path: str, grows_at: str) -> str:
+        """Return what can be done, for a run whose rows are at `grows_at` and belong to `path`."""
+        again, kept = "resume=True", ""
+        if grows_at != path:
+            again, kept = "mode='w', which starts over", f"; {path} is as it was"
+        if not self.stored:
+            return f"predict again{kept}"
+        as_it_is = f"zarrow.Writer({grows_at!r}, mode='a').finalize(partial=True) completes it as it is{kept}"
+        if self.no_others:
+            return (
+                "the loaders yielded no others, so the same run again adds none: let their samplers yield "
+                f"every row, or pass expected_rows={self.stored} if these are all, with {again}; {as_it_is}"
+            )
+        return f"predict again with {again}; {as_it_is}"
 
 
 class Run:
@@ -59,6 +103,10 @@ class Run:
         Whether repeated rows are left out.
     queue_bytes : int
         Size of the batches that may wait.
+    expected_rows : int or None
+        Rows that the caller expects; otherwise the loaders know.
+    wait : bool
+        Whether every batch is waited for until it is accepted.
     """
 
     def __init__(
@@ -72,6 +120,8 @@ class Run:
         sample_index: str | Callable[[Any], Any] | None,
         drop_duplicates: bool,
         queue_bytes: int,
+        expected_rows: int | None = None,
+        wait: bool = False,
     ) -> None:
         self.writer = writer
         self.identifiers = identifiers
@@ -82,6 +132,8 @@ class Run:
         self._host_copies = host_copies
         self._sample_index = sample_index
         self._drop_duplicates = drop_duplicates
+        self._expected_rows = expected_rows
+        self._wait = wait
         self._preparing = Preparing(writer, queue_bytes, drop_duplicates=drop_duplicates)
         self._at_exit = close_at_exit(weakref.ref(self), self._preparing)
 
@@ -111,8 +163,8 @@ class Run:
     def write(self, position: int, batch_idx: int, prediction: Any, batch: Any) -> None:
         """Hand a batch to the preparing thread: queued on return.
 
-        Only the first batch of a store is waited for, so that an error in every batch is raised at once. See
-        `PredictionWriter.write_on_batch_end`.
+        The first batch of a store is waited for in any case, so that an error in every batch is raised at
+        once. See `PredictionWriter.write_on_batch_end`.
         """
         self._check()
         loader = self.loaders[position]
@@ -131,7 +183,7 @@ class Run:
             loader, batch_idx, recorded, identifiers, values, tuple(columns), tuple(arrays)
         )
         self._preparing.put(predicted, values.size_bytes)
-        if self.writer is not None and self.writer.spec is None:
+        if self.writer is not None and (self._wait or self.writer.spec is None):
             self._preparing.call()
         self._check()
         trim(loader.loader, batch_idx)
@@ -173,23 +225,91 @@ class Run:
 
     # The end
 
-    def missing(self, limit: int | float | None) -> str | None:
-        """Return which rows of a run on one rank are missing, in words; None if none are."""
-        found = [one.missing_rows(len(one.before) + len(one.written)) for one in self.loaders]
-        return "; ".join(filter(None, [*found, self.cut_short(limit)])) or None
+    @property
+    def expected_rows(self) -> int | None:
+        """Rows that all ranks together are to store, if known."""
+        counts = [one.expected_rows for one in self.loaders]
+        if self._expected_rows is not None or not counts or None in counts:
+            return self._expected_rows
+        return sum(filter(None, counts))
+
+    def log_taken_over(self, store: Store) -> None:
+        """Log how many rows of an earlier run are not predicted again."""
+        stored = sum(map(len, self._before.values()))
+        _log.info(
+            "%s: %s are taken over from the run that began at %s on %s, and not predicted again",
+            store.path,
+            rows_of_expected(stored, self.expected_rows),
+            store.provenance.get("created"),
+            store.provenance.get("host"),
+        )
+
+    def shortfall(self, limit: int | float | None) -> Shortfall | None:
+        """Return what a run on one rank lacks; None if nothing."""
+        stored = [len(one.before) + len(one.written) for one in self.loaders]
+        return self._judge(stored, self.cut_short(limit), no_others=self.ended_early(limit) is None)
+
+    def shortfall_on_disk(
+        self, path: str | os.PathLike[str], cut_short: str | None, *, no_others: bool
+    ) -> Shortfall | None:
+        """Return what all ranks together lack; None if nothing."""
+        stored, _ = stored_samples(path, repeated_ok=self._drop_duplicates)
+        counts = [len(stored.get(i, ())) for i, _ in enumerate(self.loaders)]
+        return self._judge(counts, cut_short, no_others=no_others)
+
+    def _judge(self, stored: Sequence[int], cut_short: str | None, *, no_others: bool) -> Shortfall | None:
+        """Judge by rows: by the caller's number, else by the loaders' numbers, else by how they ended."""
+        total, expected = sum(stored), self.expected_rows
+        found = [one.missing_rows(rows) for one, rows in zip(self.loaders, stored, strict=True)]
+        if self._expected_rows is not None:
+            lacking = self._expected_rows - total
+            found = [f"{lacking:,} of {self._expected_rows:,} rows are missing" if lacking > 0 else None]
+        elif not self.loaders:
+            found = ["no batch was predicted, and how many rows there are is unknown"]
+        elif expected is None or any(found):
+            found.append(cut_short)
+        missing = "; ".join(filter(None, found))
+        if not missing:
+            return None
+        return Shortfall(missing=missing, stored=total, expected=expected, no_others=no_others)
 
     def cut_short(self, limit: int | float | None) -> str | None:
+        """Return why a loader whose rows are not counted ended before its data did, in words, if it did."""
+        return self._ended_early(limit, [one for one in self.loaders if one.expected_rows is None])
+
+    def ended_early(self, limit: int | float | None) -> str | None:
         """Return why this rank ended before its data did, in words; None if it did not."""
-        found = [loader.cut_short(limit) for loader in self.loaders]
+        return self._ended_early(limit, self.loaders) if self.loaders else "no batch was predicted"
+
+    def _ended_early(self, limit: int | float | None, loaders: Sequence[LoaderState]) -> str | None:
+        found = [one.ended_early(limit) for one in loaders]
         if self.started > self.finished:
             found.append("a step ended the run with StopIteration")
         return "; ".join(filter(None, found)) or None
 
-    def missing_on_disk(self, path: str | os.PathLike[str]) -> str | None:
-        """Return which rows of all ranks are missing, in words; None if none are."""
-        stored, _ = stored_samples(path, repeated_ok=self._drop_duplicates)
-        found = [loader.missing_rows(len(stored.get(i, ()))) for i, loader in enumerate(self.loaders)]
-        return "; ".join(filter(None, found)) or None
+    def complete(self, path: str, make_without_rows: Callable[[Run], None]) -> None:
+        """Complete the store, when every rank has stored its rows."""
+        if self.writer is None:
+            return
+        stored, store = stored_samples(self.writer.grows_at, repeated_ok=self._drop_duplicates)
+        if store is None:
+            self.writer.close()
+            make_without_rows(self)
+        elif store.num_rows > sum(map(len, stored.values())):
+            self.writer.close()
+            drop_repeated(path)
+        else:
+            self.writer.finalize()
+
+    def end(self, limit: int | float | None, finalize: Callable[[Run], None]) -> Shortfall | None:
+        """Complete the store of a run on one rank, or close it and return what is missing."""
+        self.finish()
+        missing = self.shortfall(limit)
+        if missing is None:
+            finalize(self)
+        elif self.writer is not None:
+            self.writer.close()
+        return missing
 
     def table_without_rows(self) -> pa.Table:
         """Return the identifiers' columns without rows."""
