@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -134,6 +135,26 @@ def test_finalize_completes_a_killed_run(killed: Path) -> None:
     assert again.exit_code == 0
     assert "already" in again.output
     assert (killed / "manifest.json").read_bytes() == manifest
+
+
+def test_finalize_of_fewer_rows_asks_for_partial(tmp_path: Path) -> None:
+    """`finalize` refuses to complete a store that lacks rows; with --partial it does, and `info` says so."""
+    path = tmp_path / "run.zarrow"
+    with zarrow.Writer(path, expected_rows=10_037) as writer:
+        writer.append({"id": np.arange(4480)})
+        writer.close()
+    refused = run("finalize", path)
+    assert refused.exit_code != 0
+    assert "4,480 of 10,037 rows" in " ".join(refused.output.split())
+    assert "--partial" in refused.output
+    assert "4,480 of 10,037 rows" in run("info", path).output
+    assert "zarrow finalize --partial" in run("info", path).output
+    assert "4,480 of 10,037 rows" in run("finalize", path, "--partial").output
+    shown = run("info", path).output
+    assert "finalized without all rows, 4,480 of 10,037 rows" in " ".join(shown.split())
+    assert json.loads(run("info", path, "--json").output)["expected_rows"] == 10_037
+    attributes = xr.open_dataset(path).attrs
+    assert attributes["rows"] == "4,480 of 10,037 rows"
 
 
 @pytest.mark.parametrize("command", ["info", "head", "finalize"])

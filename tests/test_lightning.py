@@ -770,6 +770,145 @@ def test_limited_streams_are_incomplete(tmp_path):
         predict(tmp_path / "t", Batches(*[torch.ones(2)] * 3), trainer_options={"limit_predict_batches": 2})
 
 
+class Part(Buckets):
+    """A batch sampler that yields only a part of the dataset."""
+
+    batches = ([0, 1], [2, 3])
+
+
+class Dies(Callback):
+    def on_predict_start(self, *_: Any) -> None:
+        raise RuntimeError("no memory")
+
+
+@pytest.mark.filterwarnings("ignore:.*Running in `fast_dev_run`:UserWarning")
+@pytest.mark.parametrize(
+    ("loaders", "how", "words"),
+    [
+        (DataLoader(Numbers(10), batch_size=4), {"limit_predict_batches": 0}, "10 of 10 rows of .* missing"),
+        (
+            DataLoader(Numbers(10), batch_size=4),
+            {"limit_predict_batches": 0.0},
+            "10 of 10 rows of .* missing",
+        ),
+        (
+            DataLoader(Numbers(10), batch_size=4),
+            {"fast_dev_run": True},
+            "4 of 10 rows are safe; 6 of 10 rows",
+        ),
+        (
+            [DataLoader(Numbers(0)), DataLoader(Numbers(10), batch_size=4)],
+            {"limit_predict_batches": 0},
+            "10 of 10 rows of predict data loader 1",
+        ),
+        (DataLoader(Stream(10), batch_size=4), {"limit_predict_batches": 0}, "how many it has is unknown"),
+        (DataLoader(Stream(0), batch_size=4), {}, "yielded no row, and how many it has is unknown"),
+        (iter([]), {}, "yielded no row, and how many it has is unknown"),
+        (DataLoader(Numbers(10), batch_size=4), {"callbacks": [Dies()]}, None),
+    ],
+    ids=["zero", "zero.0", "fast_dev_run", "two", "stream", "empty stream", "used iterator", "error"],
+)
+@pytest.mark.filterwarnings("ignore:Total length of:UserWarning")
+@NO_INDICES
+def test_a_run_that_did_not_predict_its_rows_replaces_nothing(tmp_path, loaders, how, words):
+    """Without its rows a run neither completes a store nor replaces one, whatever ended it."""
+    old = DataLoader(Numbers(3))
+    for mode in ("x", "w"):
+        path = tmp_path / mode
+        if mode == "w":
+            predict(path, old)
+
+        def run(path: Path = path, mode: Any = mode) -> Any:
+            return predict(path, loaders, mode=mode, trainer_options=dict(how))
+
+        if words is None:
+            with pytest.raises(RuntimeError, match="no memory"):
+                run()
+        else:
+            with pytest.warns(UserWarning, match=words) as warned:
+                assert not run().complete
+            text = next(str(one.message) for one in warned if "left incomplete" in str(one.message))
+            assert ("is as it was" in text) == (mode == "w")
+        if mode == "w":
+            assert zarrow.open(path).num_rows == 3
+        elif path.exists():
+            assert not (path / "manifest.json").exists()
+
+
+def test_identifiers_of_a_run_without_a_batch(tmp_path):
+    """limit_predict_batches=0 with identifiers is told like any limited run."""
+    ids = pa.table({"id": range(10)})
+    options: Any = {"trainer_options": {"limit_predict_batches": 0}}
+    with pytest.warns(UserWarning, match="0 of 10 rows are safe; 10 of 10 rows"):
+        predict(tmp_path / "s", DataLoader(Numbers(10)), identifiers=ids, **options)
+
+
+@pytest.mark.filterwarnings("ignore:You are using a custom batch sampler `Part`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Total length of:UserWarning")
+def test_a_batch_sampler_that_yields_a_part(tmp_path):
+    """The advice helps: the same run again adds nothing, expected_rows= completes the store."""
+    loader = DataLoader(Numbers(6), batch_sampler=Part())
+    path = tmp_path / "s"
+    for resume in (False, True):
+        with pytest.warns(UserWarning, match=r"4 of 6 rows are safe; .*no others.*expected_rows=4"):
+            predict(path, loader, resume=resume)
+    assert predict(path, loader, resume=True, expected_rows=4).complete
+    with zarrow.open(path) as store:
+        assert (store.num_rows, store.expected_rows) == (4, 4)
+    assert predict(tmp_path / "t", loader, expected_rows=4).complete
+
+
+@NO_INDICES
+def test_expected_rows_of_a_stream(tmp_path):
+    """The caller may say how many rows a stream has; fewer leave the store incomplete."""
+    with pytest.warns(UserWarning, match="5 of 7 rows are safe; 2 of 7 rows are missing"):
+        predict(tmp_path / "s", DataLoader(Stream(5), batch_size=5), expected_rows=7)
+    assert predict(tmp_path / "t", DataLoader(Stream(5), batch_size=5), expected_rows=5).complete
+
+
+def test_the_store_knows_how_many_rows_its_run_expects(tmp_path):
+    """Fewer rows ask for partial=True, which readers are then told; messages count rows in open segments."""
+    path = tmp_path / "s"
+    loaders = [DataLoader(Numbers(10), batch_size=4), DataLoader(Numbers(1000), batch_size=4)]
+    with pytest.warns(UserWarning, match="8 of 1,010 rows"):
+        predict(path, loaders, trainer_options={"limit_predict_batches": 1})
+    with pytest.raises(IncompleteStoreError, match="8 of 1,010 rows are safe"):
+        zarrow.open(path)
+    with zarrow.Writer(path, mode="a") as writer:
+        with pytest.raises(IncompleteStoreError, match=r"8 of 1,010 rows .*1,002, .*partial=True"):
+            writer.finalize()
+        writer.finalize(partial=True)
+    with zarrow.open(path) as store:
+        assert (store.num_rows, store.expected_rows, store.complete) == (8, 1010, True)
+        assert "8 of 1,010 rows, finalized without the others" in repr(store)
+
+
+KILLED_AT_ONCE = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_lightning as t
+
+class Kill(t.PredictionWriter):
+    def write_on_batch_end(self, trainer, module, prediction, indices, batch, batch_idx, dataloader_idx):
+        super().write_on_batch_end(trainer, module, prediction, indices, batch, batch_idx, dataloader_idx)
+        if batch_idx == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+writer = Kill(sys.argv[2], wait_until_accepted=True)
+t.trainer(writer).predict(t.Model(), t.DataLoader(t.Numbers(20), batch_size=2), return_predictions=False)
+"""
+
+
+def test_a_batch_that_was_waited_for_survives_sigkill(tmp_path):
+    """With wait_until_accepted=True a kill right after the hook loses no batch."""
+    arguments = [str(Path(__file__).parent), str(tmp_path / "s")]
+    command = [sys.executable, "-W", "ignore", "-c", KILLED_AT_ONCE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    with zarrow.open(tmp_path / "s", partial=True) as store:
+        assert store.table()["sample_index"].to_pylist() == list(range(12))
+
+
 @pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero:UserWarning")
 def test_datasets_without_rows(tmp_path):
     """A dataset without rows gives a complete store without rows."""

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
 import zarrow
-from zarrow.errors import InvalidInputError, SchemaMismatchError, StoreExistsError
+from zarrow.errors import BatchError, InvalidInputError, SchemaMismatchError, StoreExistsError
 from zarrow.lightning import MissingRowsSampler, PredictionWriter
 
 NO_INDICES = pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
@@ -168,6 +168,33 @@ def test_complete_stores_are_left_alone(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.is_file()}
 
 
+def test_stores_that_were_completed_early_go_on(tmp_path, caplog):
+    """A store that was completed without all rows is resumed like a killed one, and the rows are counted."""
+    loader = DataLoader(Numbers(10), batch_size=4)
+    stop(tmp_path / "s", loader, 1)
+    with zarrow.Writer(tmp_path / "s", mode="a") as writer:
+        writer.finalize(partial=True)
+    with caplog.at_level("INFO", logger="zarrow.lightning"):
+        assert run(tmp_path / "s", loader, resume=True).seen == [[4, 5, 6, 7], [8, 9]]
+    assert "4 of 10 rows are taken over from the run that began at 20" in caplog.text
+    run(tmp_path / "whole", loader)
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+    assert zarrow.open(tmp_path / "s").expected_rows == 10
+
+
+@NO_INDICES
+def test_streams_that_were_completed_early_say_what_to_do(tmp_path):
+    """Where the number of rows is unknown, the error counts the stored ones; its remedy works."""
+    loader = DataLoader(Stream(), batch_size=4)
+    stop(tmp_path / "s", loader, 2)
+    with zarrow.Writer(tmp_path / "s", mode="a") as writer:
+        writer.finalize()
+    with pytest.raises(BatchError, match=r"completed with 8 rows .* sample_index 8: .* expected_rows="):
+        run(tmp_path / "s", loader, resume=True)
+    run(tmp_path / "s", loader, resume=True, expected_rows=30)
+    assert content(tmp_path / "s")[0]["sample_index"].to_pylist() == list(range(30))
+
+
 @SHUFFLED
 @pytest.mark.parametrize("sampler", [None, SubsetRandomSampler(range(5, 45))])
 def test_shuffled_loaders(tmp_path, sampler):
@@ -292,6 +319,34 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
     assert content(tmp_path / "s")[0]["sample_index"].to_pylist() == list(range(10))
     with pytest.raises(SchemaMismatchError, match="datasets"):
         run(tmp_path / "s", DataLoader(Numbers(9)), resume=True)
+
+
+class Cohort(LightningDataModule):
+    def __init__(self, max_len: int, fingerprint: str = "a", workers: int = 0) -> None:
+        super().__init__()
+        self.save_hyperparameters("max_len")
+        self.num_workers = workers
+        self.numbers = Numbers(10)
+        self.numbers.fingerprint = lambda: fingerprint
+
+    def predict_dataloader(self) -> Any:
+        return DataLoader(self.numbers, batch_size=4, num_workers=self.num_workers)
+
+
+def test_settings_and_data_are_part_of_the_run(tmp_path):
+    """Other hyperparameters of the data module, or other data, are refused, named, and not stored."""
+    stop(tmp_path / "s", Cohort(256), 1)
+    for data, message in (
+        (Cohort(8), "data.hparams.max_len: the store has 256, now 8"),
+        (Cohort(256, "b"), r"datasets\[0\].fingerprint: the store has 'a', now 'b'"),
+    ):
+        with pytest.raises(SchemaMismatchError, match=message + r".*mode='w'.*force=True"):
+            run(tmp_path / "s", data, resume=True)
+    run(tmp_path / "s", Cohort(256, workers=2), resume=True)
+    run(tmp_path / "whole", Cohort(256))
+    assert_equal(tmp_path / "s", tmp_path / "whole")
+    with pytest.raises(SchemaMismatchError, match="max_len"):  # also where nothing is left to predict
+        run(tmp_path / "s", Cohort(8), resume=True)
 
 
 def test_another_schema_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -656,12 +657,59 @@ def test_a_store_to_which_nothing_is_appended_stays_what_it_is(path: Path, final
 
 
 def test_leaving_the_block_does_not_finalize(path: Path) -> None:
-    """A store is incomplete until its writer finalizes it."""
-    with zarrow.Writer(path, **OPTIONS) as writer:
+    """A store is incomplete until its writer finalizes it, and leaving the block without that warns."""
+    words = r"without finalize\(\).*100 of 1,234 rows are safe.*mode='a'"
+    with (
+        pytest.warns(UserWarning, match=words),
+        zarrow.Writer(path, expected_rows=1234, **OPTIONS) as writer,
+    ):
         _append(writer, 0, 100)
     with pytest.raises(IncompleteStoreError, match="partial=True"):
         zarrow.open(path)
     assert zarrow.open(path, partial=True).num_rows == 100
+
+
+def test_who_says_how_the_block_ends_is_not_warned(path: Path) -> None:
+    """After close(), of shared writers, and after an exception there is no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with zarrow.Writer(path, **OPTIONS) as writer:
+            _append(writer, 0, 10)
+            writer.close()
+        with zarrow.Writer(path, mode="a", shared=True) as writer:
+            _append(writer, 10, 20)
+        with contextlib.suppress(KeyError), zarrow.Writer(path, mode="a") as writer:
+            raise KeyError
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_fewer_rows_than_expected_ask_for_partial(path: Path, shared: bool) -> None:
+    """finalize() says how many rows there are and goes on; partial=True records both numbers."""
+    with zarrow.Writer(path, expected_rows=300, mode="a", shared=shared, **OPTIONS) as writer:
+        _append(writer, 0, 100)
+        with pytest.raises(IncompleteStoreError, match=r"100 of 300 rows .* 200, .*partial=True"):
+            writer.finalize()
+        if not shared:
+            _append(writer, 100, 200)
+            writer.finalize(partial=True)
+    with zarrow.Writer(path, mode="a", shared=shared) as writer:
+        rows = writer.accepted_rows
+        _append(writer, rows, 250)
+        writer.finalize(partial=True)
+    with zarrow.open(path) as store:
+        assert (store.num_rows, store.expected_rows) == (250, 300)
+        assert "250 of 300 rows, finalized without the others" in repr(store)
+    with zarrow.Writer(path, mode="a", expected_rows=260) as writer:
+        _append(writer, 250, 260)
+        writer.finalize()
+    with zarrow.open(path) as store:
+        assert "260 rows, complete" in repr(store)
+    zarrow.pack(path, segment_rows=128)
+    assert zarrow.open(path).expected_rows == 260
+    assert zarrow.verify(path, "full").ok
+    for wrong in (-1, 2.5, True, "10"):
+        with pytest.raises(InvalidInputError, match="expected_rows must be a number of rows"):
+            zarrow.Writer(path.with_name("wrong"), expected_rows=wrong)  # type: ignore[arg-type]
 
 
 def test_an_exception_in_the_block_is_not_hidden(path: Path) -> None:

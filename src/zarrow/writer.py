@@ -471,6 +471,9 @@ class Writer:
 
     def _recover(self, *, shared: bool) -> None:
         """Create the store, or read its spec, finish what dead writers began, and find where to continue."""
+        if self._in_the_way and shared:  # the others would take these rows for the run's own
+            empty(self._root)
+            self._in_the_way = False
         if self._in_the_way or not (self._root / layout.STORE_JSON).exists():
             if self._declaration.is_whole and not self._in_the_way:
                 self._define()

@@ -292,7 +292,7 @@ class Run:
         if self.writer is None:
             return
         stored, store = stored_samples(self.writer.grows_at, repeated_ok=self._drop_duplicates)
-        if store is None:
+        if store is None or (self.writer.spec is None and self.expected_rows == 0):
             self.writer.close()
             make_without_rows(self)
         elif store.num_rows > sum(map(len, stored.values())):
