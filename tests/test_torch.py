@@ -286,7 +286,7 @@ class TestBadInput:
         """An index beyond the dataset is an IndexError."""
         with pytest.raises(IndexError, match="2500"):
             StoreDataset(store)[ROWS]
-        with pytest.raises(IndexError, match="3 is out of range"):
+        with pytest.raises(IndexError, match="index 3 is out of bounds"):
             StoreDataset(store, filter=pc.field("row") < 3).__getitems__([0, 3])
 
     def test_nulls_need_a_fill_value(self, tmp_path):

@@ -21,11 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout, spec
+from zarrow._format.given import as_array
 from zarrow._read.origin import DERIVED_FROM, derived_names, origin
 from zarrow._read.view import take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._write.given import as_array
 from zarrow.errors import (
     InvalidInputError,
     StoreChangedError,

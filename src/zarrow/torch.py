@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.layout import ROW
+from zarrow._read.arrays import row_numbers
 from zarrow._read.column_values import ColumnValues, column_values
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, open
@@ -222,11 +223,7 @@ class StoreDataset(Dataset[TensorBatch]):
         return _BatchRows(self._source.take(self._numbers(indices)), len(indices))
 
     def _numbers(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-        numbers = np.asarray(indices, np.int64)
-        wrong = (numbers < -len(self)) | (numbers >= len(self))
-        if wrong.any():
-            raise IndexError(f"index {numbers[wrong][0]} is out of range for a dataset of {len(self)} rows")
-        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        numbers = row_numbers(indices, len(self))
         return numbers if self._rows is None else self._rows[numbers]
 
 

@@ -32,6 +32,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.given import TableLike
 from zarrow._format.records import this_host
 from zarrow._format.spec import StoreSpec, check_expected, rows_of_expected
 from zarrow._read import catalog
@@ -41,7 +42,6 @@ from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
 from zarrow._write.declaration import Declaration
 from zarrow._write.directory import Mode, claim_store, empty, install, new_owner, require_in_place
-from zarrow._write.given import TableLike
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
     BatchError,

@@ -180,7 +180,7 @@ def test_bad_input_is_refused(tmp_path):
         nearest(store, np.array([[1.0, 2.0], [np.nan, 1.0]]), array="f")
     with pytest.raises(InvalidInputError, match="row 60 has a NaN"):
         nearest(store, [60], array="e")
-    with pytest.raises(IndexError, match="row 3000 is out of bounds for 3000"):
+    with pytest.raises(IndexError, match="index 3000 is out of bounds"):
         nearest(store, [3000], array="e")
     with pytest.raises(KeyNotFoundError, match="id=9999"):
         nearest(store, {"id": [9999]}, array="e")

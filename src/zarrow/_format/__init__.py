@@ -11,6 +11,8 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `checksum`              CRC32C, and joining the CRCs of adjacent pieces
 `arrow`                 columns between numpy and Arrow, and predicates of types
 `types`                 the types that a column may have, and how each of them is kept
+`given`                 columns, vectors, tables and indices in every form that callers have
+`sequences`             plain Python values, converted without changing any
 `codecs`                encoding and decoding one inner chunk
 `frames`                one batch in the journal of an open segment
 `shard_index`           offset and size of every chunk of a shard

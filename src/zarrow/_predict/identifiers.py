@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zarrow._format.arrow import without_view
+from zarrow._format.given import as_table
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._predict.sample_set import SampleIndex
-from zarrow._write.given import as_table
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["CallableIdentifiers", "Identifiers", "open_all", "open_identifiers"]

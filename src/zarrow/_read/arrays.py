@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format import layout
+from zarrow._format.given import as_index
 from zarrow._format.spec import ArraySpec
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.mapping import JoinedRows
@@ -173,57 +174,63 @@ class StoreArray:
             return found.astype(dtype)
         return found.copy() if copy and free else found
 
-    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+    def __getitem__(self, key: Any) -> Any:
+        if type(key) is tuple:
+            return self._index(key)
+        key = as_index(key)
         if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            if step == 1:
-                return self.read(start, max(start, stop))
-            if self.is_plain and len(self._extents()) == 1:
-                return np.asarray(self.read(0, len(self))[key])
-            return self._take(np.arange(start, stop, step))
-        if isinstance(key, int | np.integer) and not isinstance(key, bool | np.bool_):
-            row = self._in_range(int(key))
+            return self._slice(key)
+        if type(key) is int:
+            row = self._in_range(key)
             return np.asarray(self.read(row, row + 1)[0])
-        if isinstance(key, list | np.ndarray):
+        if isinstance(key, np.ndarray) and key.ndim == 1:
             return self._take(self._row_numbers(key))
-        return self._index(key)
+        return self._index((key,))
 
-    def _index(self, key: Any) -> npt.NDArray[Any]:
-        """Index by any other key: the rows first, then their axes."""
-        if isinstance(key, tuple):
-            axes = [axis for axis in key if axis is not Ellipsis]
-            if any(axis is Ellipsis for axis in key) and (not axes or key[0] is Ellipsis):
-                missing = self.ndim - len(axes)
-                key = (*(slice(None),) * missing, *axes)
-            if len(axes) > self.ndim:
-                raise IndexError(
-                    f"too many indices for array: array is {self.ndim}-dimensional, "
-                    f"but {len(axes)} were indexed"
-                )
-            advanced = sum(
-                not isinstance(axis, slice | int | np.integer) for axis in key if axis is not Ellipsis
+    def _slice(self, rows: slice) -> npt.NDArray[Any]:
+        start, stop, step = rows.indices(len(self))
+        if step == 1:
+            return self.read(start, max(start, stop))
+        if self.is_plain and len(self._extents()) == 1:
+            return np.asarray(self.read(0, len(self))[rows])
+        return self._take(np.arange(start, stop, step))
+
+    def _index(self, keys: tuple[Any, ...]) -> Any:
+        """Index as numpy does: the rows are read, and numpy indexes them, which then are all there is."""
+        keys = tuple(map(as_index, keys))
+        if any(np.ndim(key) == 0 and np.asarray(key).dtype.kind not in "iO" for key in keys):
+            raise IndexError(
+                "only integers, slices (`:`), ellipsis (`...`), None and integer or boolean arrays are valid "
+                f"indices, got {keys!r}"
             )
-            if any(axis is None for axis in key) or advanced > 1:
+        masks = {place: key for place, key in enumerate(keys) if getattr(key, "dtype", None) == np.bool_}
+        used = sum(masks[place].ndim if place in masks else key is not None for place, key in enumerate(keys))
+        used -= sum(key is Ellipsis for key in keys)
+        if used > self.ndim:
+            raise IndexError(
+                f"too many indices for array: array is {self.ndim}-dimensional, but {used} were indexed"
+            )
+        passed = (None, Ellipsis) if used == self.ndim else (None,)  # then an ellipsis stands for no axis
+        first = next((place for place, key in enumerate(keys) if not any(key is one for one in passed)), None)
+        if first is None or keys[first] is Ellipsis:
+            return self.read(0, len(self))[keys]
+        rows = keys[first]
+        if isinstance(rows, slice):
+            return self._slice(rows)[(*keys[:first], slice(None), *keys[first + 1 :])]
+        if isinstance(rows, int):
+            row = self._in_range(rows)
+            return self.read(row, row + 1)[(*keys[:first], 0, *keys[first + 1 :])]
+        within: list[Any] = []
+        if rows.dtype == np.bool_:
+            if rows.shape != self.shape[: rows.ndim]:
                 raise IndexError(
-                    f"array {self.name!r} is indexed by rows, and within them by slices and numbers, got "
-                    f"{key!r}: read the rows first, then index the result"
+                    f"boolean index did not match indexed array; its shape is {rows.shape}, the array's "
+                    f"{self.shape}"
                 )
-            if not key:
-                return self.read(0, len(self))
-            rows = self[key[0]]
-            if len(key) == 1:
-                return rows
-            return rows[key[1:]] if rows.ndim < self.ndim else rows[(slice(None), *key[1:])]
-        if key is Ellipsis:
-            return self.read(0, len(self))
-        if hasattr(key, "__index__") and not isinstance(key, bool | np.bool_):
-            return self[operator.index(key)]
-        if hasattr(key, "__array__") or hasattr(key, "__arrow_array__") or hasattr(key, "__iter__"):
-            return self._take(self._row_numbers(np.asarray(key)))
-        raise IndexError(
-            "only integers, slices (`:`), ellipsis (`...`) and integer or boolean arrays are valid indices, "
-            f"got {key!r}"
-        )
+            rows, *within = rows.nonzero()
+        numbers = self._row_numbers(rows.reshape(-1))
+        places = np.arange(len(numbers)).reshape(rows.shape)
+        return self._take(numbers)[(*keys[:first], places, *within, *keys[first + 1 :])]
 
     def read(
         self, start: int, stop: int, *, out: npt.NDArray[Any] | None = None, check: Check = None
@@ -392,12 +399,18 @@ class StoreArray:
 def row_numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
     """Return row numbers in 0..count-1 from row numbers or a mask, by numpy's rules.
 
-    >>> row_numbers([-1, 0], 5), row_numbers([True, False, True], 3)
-    (array([4, 0]), array([0, 2]))
+    >>> row_numbers([-1, 0], 5), row_numbers([True, False, True], 3), row_numbers(slice(1, 3), 5)
+    (array([4, 0]), array([0, 2]), array([1, 2]))
     """
-    given = np.asarray(rows)
-    if given.ndim != 1:
-        raise IndexError(f"rows must be a 1-D array of row numbers or a mask, got shape {given.shape}")
+    given: Any = as_index(rows)
+    if isinstance(given, slice):
+        start, stop, step = given.indices(count)
+        return np.arange(start, stop, step)
+    if np.ndim(given) != 1:
+        raise IndexError(
+            f"rows must be a slice, a 1-D array of row numbers or a mask, got {rows!r}"
+            + (f" of shape {given.shape}" if hasattr(given, "shape") else "")
+        )
     if given.dtype == np.bool_:
         if len(given) != count:
             raise IndexError(
@@ -413,7 +426,7 @@ def row_numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
     if low < -count or high >= count:
         bad = low if low < -count else high
         raise IndexError(f"index {bad} is out of bounds for axis 0 with size {count}")
-    numbers = given.astype(np.int64, copy=False)
+    numbers: npt.NDArray[np.int64] = given.astype(np.int64, copy=False)
     return np.where(numbers < 0, numbers + count, numbers) if low < 0 else numbers
 
 

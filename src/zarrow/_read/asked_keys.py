@@ -21,8 +21,10 @@ import pyarrow as pa
 
 from zarrow._format import key_words
 from zarrow._format.arrow import numbers_as_arrow, value_type, without_view
+from zarrow._format.given import as_column, as_columns
 from zarrow._format.key_words import Keys
-from zarrow.errors import InvalidInputError, KeyNotFoundError
+from zarrow._format.sequences import as_python
+from zarrow.errors import BatchError, InvalidInputError, KeyNotFoundError
 
 __all__ = ["Asked", "read_keys"]
 
@@ -107,41 +109,30 @@ def read_keys(given: Any, schema: pa.Schema) -> Asked:
 def _by_name(given: Any, names: Sequence[str]) -> list[Any]:
     """Return the values of each key column."""
     found: Any = None
-    if isinstance(given, Mapping | pa.Table | pa.RecordBatch):
+    if isinstance(given, Mapping) or hasattr(given, "columns") or hasattr(given, "schema"):
         found = given
-    elif hasattr(given, "columns"):  # a frame of Polars or pandas, a relation of DuckDB
-        found = pa.table(given)
     elif len(names) == 1 and not isinstance(given, str | bytes) and hasattr(given, "__len__"):
         return [given]
-    columns = None if found is None else list(getattr(found, "column_names", found))
-    if columns is None and hasattr(found, "schema"):
-        columns = found.schema.names
-    if columns is None or any(name not in columns for name in names):
-        wanted = ", ".join(map(repr, names))
-        or_values = ", or an array of its values" if len(names) == 1 else ""
-        got = f"columns {columns}" if columns is not None else f"{type(given).__name__}"
-        raise InvalidInputError(
-            f"keys must be a table or mapping with the store's key columns ({wanted}){or_values}, got {got}"
-        )
-    return [found[name] for name in names]
+    if found is not None:
+        columns = found if isinstance(found, Mapping) else as_columns(found, None)[0]
+        if all(name in columns for name in names):
+            return [columns[name] for name in names]
+    wanted = ", ".join(map(repr, names))
+    or_values = ", or an array of its values" if len(names) == 1 else ""
+    got = f"columns {list(columns)}" if found is not None else f"{type(given).__name__}"
+    raise InvalidInputError(
+        f"keys must be a table or mapping with the store's key columns ({wanted}){or_values}, got {got}"
+    )
 
 
 def _as_array(values: Any, field: pa.Field) -> pa.Array:
     kind = value_type(field.type)
     family = key_words.family(kind)
     try:
-        if type(values) is np.ndarray and values.ndim == 1 and values.dtype.kind in "iuf":
-            array = numbers_as_arrow(values)
-        elif isinstance(values, pa.Array):
-            array = values
-        elif hasattr(values, "__arrow_c_stream__"):
-            array = pa.chunked_array(values)
-        elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
-            array = _of_sequence(values, kind)
-        else:
-            array = pa.array(values)
-        if isinstance(array, pa.ChunkedArray):
-            array = array.combine_chunks()
+        plain = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+        array = _of_sequence(values, kind) if plain else as_column(field.name, values, None)
+        if isinstance(array, np.ndarray):
+            array = numbers_as_arrow(array)
         if pa.types.is_dictionary(array.type):
             array = array.dictionary.cast(without_view(array.type.value_type)).take(array.indices)
         array = array.cast(without_view(array.type))
@@ -152,13 +143,14 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
                 f"key {field.name!r} is of type {field.type}, got {array.type}: cast it to {kind}"
             )
         return array if family in ("integer", "float", "string", "bytes") else array.cast(kind)
-    except (pa.ArrowException, TypeError, OverflowError) as error:
+    except (BatchError, pa.ArrowException, TypeError, OverflowError) as error:
         raise InvalidInputError(
             f"the values of key {field.name!r} must be of its type {field.type}: {error}"
         ) from error
 
 
 def _of_sequence(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    values = list(map(as_python, values))
     if pa.types.is_integer(kind):
         try:
             return pa.array(values)  # a number that the column cannot hold is not an error

@@ -9,7 +9,7 @@ Reads only; holds a few batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.given import as_columns
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of
 from zarrow._read.arrays import Check, StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.filters import Filter
-from zarrow.errors import InvalidInputError, unknown_name
+from zarrow.errors import unknown_name
 
 __all__ = ["Join", "Joined", "Vectors", "batch_rows", "rows_found"]
 
@@ -95,11 +96,9 @@ class Join:
 
 def rows_found(found: Any) -> Any:
     """Return the row numbers that a query found: the column ``row`` of a table, or the argument itself."""
-    if not hasattr(found, "__arrow_c_stream__") and not hasattr(found, "columns"):
+    if not isinstance(found, Mapping) and not hasattr(found, "columns") and not hasattr(found, "schema"):
         return found
-    table = pa.table(found)
-    if isinstance(found, pa.ChunkedArray | pa.Array) or table.num_columns == 0:
-        raise InvalidInputError("rows must be a table with a column 'row', or an array of row numbers")
-    if ROW not in table.column_names:
-        raise unknown_name("column", ROW, table.column_names)
-    return table[ROW].to_numpy()
+    columns, _ = as_columns(found, None)
+    if ROW not in columns:
+        raise unknown_name("column", ROW, list(columns))
+    return columns[ROW]

@@ -6,8 +6,6 @@ in which a batch passes them:
 ======================  ===============================================================================
 `directory`             claiming a path for a writer: modes, the store's lock, replacing a store
 `declaration`           what the caller declared, completed by the first batch or checked against a store
-`given`                 what callers pass as columns and arrays, in two forms
-`sequences`             plain Python values, converted without changing any
 `batches`               the check of a batch, before its first byte is written
 `worker`                a thread with a queue that is bounded in bytes
 `appender`              the two threads that append batches and seal segments

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.arrow import Values, as_arrow, number_dtype, numbers_as_arrow
+from zarrow._format.given import TableLike, as_array, as_columns, as_integers
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.types import is_representable, represent, row_of_null
-from zarrow._write.given import TableLike, as_array, as_columns, as_integers
 from zarrow.errors import BatchError
 
 __all__ = ["BatchChecker", "CheckedBatch", "payload", "split"]

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from zarrow._format import codecs
 from zarrow._format.arrow import as_arrow
+from zarrow._format.given import TableLike, as_array, as_columns, to_host
 from zarrow._format.spec import (
     PLAIN,
     ArraySpec,
@@ -26,7 +27,6 @@ from zarrow._format.spec import (
     is_power_of_two,
 )
 from zarrow._format.types import check_type, holds_null_type, kept_type
-from zarrow._write.given import TableLike, as_array, as_columns, to_host
 from zarrow.errors import BatchError, InvalidInputError, SchemaMismatchError
 
 __all__ = ["Declaration", "kept_schema"]

@@ -20,6 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.given import as_array
+from zarrow._read.arrays import row_numbers
 from zarrow.analysis._numbers.topk import Metric, TopK
 from zarrow.analysis._rows.arguments import require_choice
 from zarrow.analysis._rows.blocks import Progress, as_matrix, choose_array, width_of
@@ -143,7 +145,7 @@ def nearest(
         The store, or a Dataset whose rows lie along ``row``: made from a store or not, chunked for dask or
         not, whole or a selection. A Dataset is read chunk by chunk; its rows are numbered from 0.
     queries : vectors, row numbers or keys
-        Vectors of shape (q, width), (q, *row_shape) or (width,); or a list of integers, which are rows of
+        Vectors of shape (q, width), (q, *row_shape) or (width,); or integers, a mask or a slice: rows of
         the store; or a table or mapping of the key columns, as in `Store.locate`.
     array : str, optional
         The array; may be left out if there is only one.
@@ -235,16 +237,14 @@ def read_queries(
     """
     rows: npt.NDArray[np.int64] | None = None
     width = width_of(array)
-    if isinstance(queries, Mapping) or hasattr(queries, "__arrow_c_stream__") or hasattr(queries, "columns"):
+    if isinstance(queries, Mapping) or hasattr(queries, "columns") or hasattr(queries, "schema"):
         rows = store.locate(queries, missing="raise")
+    elif isinstance(queries, slice | range):
+        rows = row_numbers(queries, store.num_rows)
     else:
-        given = np.asarray(queries)
-        if given.dtype.kind in "iu" and given.ndim <= 1:
-            rows = given.reshape(-1).astype(np.int64)
-            outside = rows[(rows < -store.num_rows) | (rows >= store.num_rows)]
-            if len(outside):
-                raise IndexError(f"row {outside[0]} is out of bounds for {store.num_rows} rows")
-            rows = np.where(rows < 0, rows + store.num_rows, rows)
+        given = as_array("queries", queries)
+        if given.dtype.kind in "iub" and given.ndim <= 1:
+            rows = row_numbers(given.reshape(-1), store.num_rows)
         elif given.dtype.kind not in "fiu":
             raise InvalidInputError(
                 "queries must be vectors of numbers, row numbers, or a table or mapping of keys, got "

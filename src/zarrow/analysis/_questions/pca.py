@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from zarrow._format.given import as_array
 from zarrow.analysis._numbers.moments import Moments
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
@@ -104,7 +105,7 @@ class Pca(Answer):
         values = read_vectors(vectors, self.components_.shape[1], self.array)
         with np.errstate(invalid="ignore"):
             found = (values - self.mean_) @ self.components_.T
-        return np.asarray(found, np.result_type(np.asarray(vectors).dtype, np.float32))
+        return np.asarray(found, np.result_type(as_array("vectors", vectors).dtype, np.float32))
 
     def project(
         self,

@@ -5,6 +5,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.given import as_array
 from zarrow.analysis._rows.blocks import as_matrix
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
@@ -44,7 +45,7 @@ def read_vectors(vectors: npt.ArrayLike, width: int, array: str) -> npt.NDArray[
     >>> read_vectors([[[1.0, 2.0], [3.0, 4.0]]], 4, "embed").shape
     (1, 4)
     """
-    given = np.asarray(vectors)
+    given = as_array("vectors", vectors)
     if given.ndim < 2 or int(np.prod(given.shape[1:])) != width:
         raise InvalidInputError(
             f"vectors must have the shape (n, {width}), like array {array!r}, got {given.shape}"

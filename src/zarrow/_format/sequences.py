@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from zarrow.errors import BatchError
 
-__all__ = ["as_column"]
+__all__ = ["as_column", "as_python"]
 
 _EXACT = {
     str: pa.types.is_string,
@@ -42,7 +42,7 @@ def as_column(name: str, values: Sequence[Any], kind: pa.DataType | None) -> pa.
     BatchError
         If Arrow cannot convert a value, or would change it; names the row.
     """
-    plain = [_plain(value) for value in values]
+    plain = [as_python(value) for value in values]
     found = set(map(type, plain)) - {type(None)}
     if kind is not None and pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -71,7 +71,7 @@ def as_column(name: str, values: Sequence[Any], kind: pa.DataType | None) -> pa.
     return array
 
 
-def _plain(value: Any) -> Any:
+def as_python(value: Any) -> Any:
     """Return a value as Python has it: scalars of numpy, torch and Arrow, and pandas' nulls."""
     if value is None or type(value) in _EXACT:
         return value
@@ -84,11 +84,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         return value.detach().cpu().tolist()  # of a scalar tensor, the number
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: as_python(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value] if type(value) is list else tuple(map(_plain, value))
+        return [as_python(one) for one in value] if type(value) is list else tuple(map(as_python, value))
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biufSUO":
-        return [_plain(one) for one in value.tolist()]
+        return [as_python(one) for one in value.tolist()]
     return value
 
 

@@ -18,11 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format import sequences
 from zarrow._format.arrow import lists_as_array
-from zarrow._write import sequences
 from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["TableLike", "as_array", "as_columns", "as_integers", "as_table", "to_host"]
+__all__ = [
+    "TableLike",
+    "as_array",
+    "as_column",
+    "as_columns",
+    "as_index",
+    "as_integers",
+    "as_table",
+    "to_host",
+]
 
 TableLike = Any
 """A pyarrow Table or RecordBatch, anything with ``__arrow_c_stream__`` (polars, pandas), or a mapping of
@@ -133,7 +142,7 @@ def as_columns(
     if columns is None:
         return {}, None
     if type(columns) is dict or isinstance(columns, Mapping):
-        found = {name: _as_column(name, values, schema) for name, values in columns.items()}
+        found = {name: as_column(name, values, schema) for name, values in columns.items()}
         lengths = {len(values) for values in found.values()}
         if len(lengths) > 1:
             raise BatchError(
@@ -197,7 +206,7 @@ def _check_name(name: object) -> None:
         raise BatchError(f"the name of a column must be text, got {name!r}: {error}") from error
 
 
-def _as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | npt.NDArray[Any]:
+def as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | npt.NDArray[Any]:
     """Return a column: plain numbers as they are, anything else as Arrow has it."""
     if (
         type(values) is np.ndarray
@@ -250,12 +259,45 @@ def _of_numpy(name: str, values: npt.NDArray[Any]) -> pa.Array | npt.NDArray[Any
         raise BatchError(f"column {name!r}: not a column: {error}") from error
 
 
+def as_index(given: Any) -> Any:
+    """Return an index in the form that numpy has: an integer, a slice, an array, None or an ellipsis.
+
+    >>> as_index(range(0, 6, 2)), as_index(pa.array([True, False])), as_index(np.int8(3))
+    (array([0, 2, 4]), array([ True, False]), 3)
+
+    Raises
+    ------
+    IndexError
+        If it has a null, or is no index.
+    """
+    if given is None or given is Ellipsis or type(given) in (int, slice):
+        return given
+    if type(given) is np.ndarray and given.ndim:
+        return given
+    if isinstance(given, range):
+        return np.arange(given.start, given.stop, given.step)
+    try:
+        if _is_arrow(given) and not hasattr(given, "columns"):
+            array = _arrow(given)
+            if array.null_count:
+                raise IndexError(f"an index must not be null, got one at {array.is_null().index(True)}")
+            found = array.to_numpy(zero_copy_only=False)
+        else:
+            plain = list(map(to_host, given)) if isinstance(given, list | tuple) else to_host(given)
+            found = np.asarray(plain.as_py() if isinstance(plain, pa.Scalar) else plain)
+    except (TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise IndexError(f"an index must be integers or a boolean mask, got {given!r}: {error}") from error
+    if isinstance(given, list | tuple) and not found.size:
+        return found.astype(np.int64)
+    return int(found) if found.ndim == 0 and found.dtype.kind in "iu" else found
+
+
 def as_integers(values: Any, what: str) -> pa.Array | npt.NDArray[Any]:
     """Return integers, one per row and perhaps null, in whatever form they are handed over."""
     if isinstance(values, range):
         return np.arange(values.start, values.stop, values.step)
     if type(values) is not np.ndarray or values.dtype.kind not in "iu":
-        given, values = values, _as_column(what, values, None)
+        given, values = values, as_column(what, values, None)
         if (
             isinstance(values, pa.Array)
             and values.null_count
