@@ -6,6 +6,7 @@ writes to the store; a command that is interrupted leaves the store and the file
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -60,6 +61,16 @@ Draws = Annotated[
 ]
 
 
+def _ask(question: str, path: Path, *more: Any, where: Sequence[str] | None = None, **options: Any) -> Any:
+    """Return the answer of the function of `zarrow.analysis` that is called as the question."""
+    from zarrow import analysis
+
+    with open_store(path, partial=True) as store, progress_bar() as bar:
+        if where:
+            options["filter"] = where_of(store, where)
+        return getattr(analysis, question)(store, *more, progress=bar, **options)
+
+
 @app.command(rich_help_panel="Analyse")
 def describe(
     path: StorePath,
@@ -69,10 +80,7 @@ def describe(
     as_json: AsJson = False,
 ) -> None:
     """Summarize vectors and columns: norms, effective rank, NaNs, quantiles; per group."""
-    from zarrow.analysis import describe as run
-
-    with open_store(path, partial=True) as store, progress_bar() as bar:
-        found = run(store, arrays or None, columns or None, by, progress=bar)
+    found = _ask("describe", path, arrays or None, columns or None, by)
     if as_json:
         print_json(found.to_dict())
         return
@@ -212,13 +220,11 @@ def pca(
     """Show how much of the variance the principal components explain."""
     import numpy as np
 
-    from zarrow.analysis import pca as run
     from zarrow.analysis._pictures.output import in_one_step, require_writable
 
     if out_file is not None:
         require_writable(out_file)
-    with open_store(path, partial=True) as store, progress_bar() as bar:
-        found = run(store, array, components, where_of(store, where), progress=bar)
+    found = _ask("pca", path, array, components, where=where)
     if out_file is not None:
         fields = ("components_", "mean_", "explained_variance_", "explained_variance_ratio_")
         with in_one_step(out_file) as scratch, scratch.open("wb") as file:
@@ -263,23 +269,13 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Fit a linear probe that predicts a label from the vectors, and score it on held-out groups."""
-    from zarrow.analysis import probe as run
-
-    with open_store(path, partial=True) as store, progress_bar() as bar:
-        found = run(
-            store,
-            label,
-            array=array,
-            group=group or None,
-            kind=kind,
-            by=by,
-            filter=where_of(store, where),
-            test_fraction=test_fraction,
-            regularization=regularization,
-            bootstrap=bootstrap,
-            seed=seed,
-            progress=bar,
-        )
+    options: dict[str, Any] = {
+        "test_fraction": test_fraction,
+        "regularization": regularization,
+        "bootstrap": bootstrap,
+    }
+    options |= {"array": array, "group": group or None, "kind": kind, "seed": seed}
+    found = _ask("probe", path, label, by=by, where=where, **options)
     if as_json:
         print_json(found.to_dict())
         return
@@ -315,21 +311,8 @@ def evaluate(
 
     zarrow evaluate run.zarrow --label boolean_value --by query,duration_days
     """
-    from zarrow.analysis import evaluate as run
-    from zarrow.analysis._rows.roles import choose_label, choose_probability
-
-    with open_store(path, partial=True) as store, progress_bar() as bar:
-        found = run(
-            store,
-            choose_probability(store, probability),
-            choose_label(store, label),
-            by=by,
-            filter=where_of(store, where),
-            unit=unit,
-            bootstrap=bootstrap,
-            seed=seed,
-            progress=bar,
-        )
+    options = {"unit": unit, "bootstrap": bootstrap, "seed": seed}
+    found = _ask("evaluate", path, probability, label, by=by, where=where, **options)
     if as_json:
         print_json(found.to_dict())
         return

@@ -5,6 +5,8 @@ Whatever ends one of them in the middle leaves the store and the files as they w
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,15 +34,6 @@ __all__ = ["app"]
 app = Typer()
 
 Kind = Literal["map", "norms", "calibration", "roc", "drift"]
-_SCORES = {"--by", "--probability", "--label"}
-_OPTIONS = {
-    "map": {"--array", "--map", "--colour"},
-    "norms": {"--array", "--by"},
-    "roc": _SCORES,
-    "calibration": _SCORES,
-    "drift": {"--other", "--on", "--array", "--by", "--probability"},
-}
-"""The options of each kind of picture."""
 
 
 def _show(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
@@ -140,45 +133,33 @@ def plot(
     from zarrow.analysis import plot as pictures
 
     pictures.check_format(output)
-    given = {
-        "--array": array,
-        "--map": map_name,
-        "--colour": colour,
-        "--by": by,
-        "--probability": probability,
-        "--label": label,
-        "--other": other,
-        "--on": on,
+    given: dict[str, Any] = {
+        "map": map_name,
+        "array": array,
+        "colour": colour,
+        "by": by,
+        "probability": probability,
     }
-    _check_options(kind, {option for option, value in given.items() if value})
-    with open_store(path) as store, progress_bar() as bar:
-        if kind == "map":
-            figure = pictures.map(store, map_name or array, colour, progress=bar)
-        elif kind == "norms":
-            figure = pictures.norms(store, array, by, progress=bar)
-        elif other is not None:
-            with open_store(other) as second:
-                figure = pictures.drift(
-                    store, second, on=on or None, array=array, by=by, probability=probability, progress=bar
-                )
-        else:
-            draw = pictures.roc if kind == "roc" else pictures.calibration
-            figure = draw(store, probability, label, by)
-        pictures.save(figure, output)
+    given |= {"label": label, "on": on}
+    draw, options = getattr(pictures, kind), {name: value for name, value in given.items() if value}
+    if kind == "map" and "array" in options:
+        if map_name:
+            raise InvalidInputError("--map and --array exclude each other: a map is of one array already")
+        options["map"] = options.pop("array")
+    takes = signature(draw).parameters
+    for name in [*options, *(["other"] if other and "b" not in takes else [])]:
+        if name not in takes:
+            known = ", ".join(f"--{one}" for one in given if one in takes)
+            raise InvalidInputError(f"--kind {kind} takes {known}, not --{name}: leave it out")
+    if kind == "drift" and other is None:
+        raise InvalidInputError("--kind drift compares with a second store: name it with --other")
+    with ExitStack() as opened, progress_bar() as bar:
+        stores = [opened.enter_context(open_store(one)) for one in (path, other) if one is not None]
+        if "progress" in takes:
+            options["progress"] = bar
+        pictures.save(draw(*stores, **options), output)
     facts = {"file": str(output), "kind": kind, "bytes": output.stat().st_size}
     _show(facts, f"[green]drawn:[/] {escape(str(output))}", as_json=as_json)
-
-
-def _check_options(kind: Kind, given: set[str]) -> None:
-    """Refuse options that this kind of picture does not have."""
-    for option in sorted(given - _OPTIONS[kind]):
-        raise InvalidInputError(
-            f"--kind {kind} takes {', '.join(sorted(_OPTIONS[kind]))}, not {option}: leave it out"
-        )
-    if kind == "drift" and "--other" not in given:
-        raise InvalidInputError("--kind drift compares with a second store: name it with --other")
-    if {"--map", "--array"} <= given:
-        raise InvalidInputError("--map and --array exclude each other: a map is of one array already")
 
 
 @app.command(rich_help_panel="Draw")

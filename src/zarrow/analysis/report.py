@@ -28,7 +28,7 @@ from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_colour,
 from zarrow.analysis._pictures.norms import draw_histogram
 from zarrow.analysis._pictures.output import in_one_step, require_writable
 from zarrow.analysis._pictures.page import Interval, as_text, pack, page_writer
-from zarrow.analysis._pictures.roc_calibration import draw_calibration, draw_roc
+from zarrow.analysis._pictures.roc_calibration import draw_calibration, draw_roc, score_note
 from zarrow.analysis._questions.describe import ArrayDescription, Description, describe
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
 from zarrow.analysis._questions.map import Map
@@ -286,10 +286,7 @@ def _evaluation(found: Evaluation) -> dict[str, Any]:
     if not overall["labelled"]:
         note = f"No row has both a label ({found.label}) and a probability ({found.probability})."
         return {"note": note, "rows": []}
-    note = (
-        f"{found.probability} against {found.label}: {overall['labelled']:,} of {overall['rows']:,} rows "
-        f"have both, {overall['positives']:,} are true."
-    )
+    note = f"{score_note(found)}."
     if overall["brier_low"] is not None:
         note += " Brackets hold 95 % bootstrap intervals."
     groups = sorted(found.table.to_pylist() if found.by else [], key=lambda one: -one["labelled"])

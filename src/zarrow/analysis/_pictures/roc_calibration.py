@@ -6,7 +6,8 @@ a picture of their own or for the report's page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -16,7 +17,6 @@ from zarrow.analysis._numbers.scores import Scores
 from zarrow.analysis._pictures.curves import calibrate, largest_groups
 from zarrow.analysis._pictures.figure import EDGE, INK, PALETTE, draw, short, write_title
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
-from zarrow.analysis._rows.roles import choose_label, choose_probability
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "calibration", "draw_calibration", "draw_roc", "roc"]
+__all__ = ["Curve", "calibration", "draw_calibration", "draw_roc", "roc", "score_note"]
 
 Curve: TypeAlias = tuple[str, Scores, str]
 """A name, what the curve is made of, and a colour."""
@@ -76,37 +76,27 @@ def roc(
     ...     writer.finalize()
     >>> figure = zarrow.analysis.plot.roc(zarrow.open(writer.path))
     """
-    found = _evaluated(store, probability, label, by, filter)
+    found = evaluate(store, probability, label, by=by, filter=filter, bootstrap=0)
     found.roc_curve()  # raises if there is nothing to draw
+    return _draw("ROC", found, draw_roc)
 
-    def _content(figure: Figure) -> None:
+
+def _draw(title: str, found: Evaluation, content: Callable[[Axes, list[Curve]], None]) -> Figure:
+    """Draw the curve of all rows and those of the largest groups."""
+    curves = [("all rows", found.scores[-1], INK)]
+    for (name, one), colour in zip(largest_groups(found, CURVES), PALETTE, strict=False):
+        curves.append((short(name, 28), one, colour))
+
+    def on_figure(figure: Figure) -> None:
         axes = figure.add_subplot()
-        write_title(axes, "ROC", _score_note(found))
-        draw_roc(axes, _curves(found))
+        write_title(axes, title, score_note(found))
+        content(axes, curves)
 
-    return draw(_content, (6.4, 6.2))
-
-
-def _evaluated(
-    store: Store,
-    probability: str | None,
-    label: str | None,
-    by: str | Sequence[str] | None,
-    filter: pc.Expression | None,
-) -> Evaluation:
-    columns = choose_probability(store, probability), choose_label(store, label)
-    return evaluate(store, *columns, by=by, filter=filter, bootstrap=0)
+    return draw(on_figure, (6.4, 6.2))
 
 
-def _curves(found: Evaluation) -> list[Curve]:
-    """Return the curve of all rows, then those of the largest groups."""
-    groups = largest_groups(found, CURVES)
-    colours = PALETTE[: len(groups)]
-    named = [(short(name, 28), one, colour) for (name, one), colour in zip(groups, colours, strict=True)]
-    return [("all rows", found.scores[-1], INK), *named]
-
-
-def _score_note(found: Evaluation) -> str:
+def score_note(found: Evaluation) -> str:
+    """Return what was evaluated, in words."""
     overall = found.overall
     return (
         f"{found.probability} against {found.label}: {overall['labelled']:,} of {overall['rows']:,} rows "
@@ -184,15 +174,9 @@ def calibration(
     """
     if not 2 <= bins <= 100:
         raise InvalidInputError(f"bins must be in 2..100, got {bins}")
-    found = _evaluated(store, probability, label, by, filter)
+    found = evaluate(store, probability, label, by=by, filter=filter, bootstrap=0)
     calibrate(found.scores[-1], bins)  # raises if there is nothing to draw
-
-    def _content(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        write_title(axes, "Calibration", _score_note(found))
-        draw_calibration(axes, _curves(found), bins)
-
-    return draw(_content, (6.4, 6.2))
+    return _draw("Calibration", found, partial(draw_calibration, bins=bins))
 
 
 def draw_calibration(axes: Axes, curves: Sequence[Curve], bins: int = BINS) -> None:

@@ -35,7 +35,7 @@ UNKNOWN = "#c9c9c9"
 
 def map(
     store: Store,
-    name: str | None = None,
+    map: str | None = None,
     colour: str | None = None,
     *,
     progress: Progress | None = None,
@@ -46,7 +46,7 @@ def map(
     ----------
     store : Store
         The store.
-    name : str, optional
+    map : str, optional
         A stored map (see `map_rows`), or an array whose principal components are drawn. By default a stored
         map, or the principal components of the first array if there is none.
     colour : str, optional
@@ -72,7 +72,7 @@ def map(
     'principal component 1 (13 %)'
     """
     by = None if colour is None else read_colour(store, colour)
-    what, coordinates = choose_map(store, name, progress)
+    what, coordinates = choose_map(store, map, progress)
     shown = read_map(store, coordinates, [] if by is None else [by], MAX_POINTS, progress)
     width, height = shown.high - shown.low
     ratio = float(np.clip(height / max(width, 1e-30), 0.45, 1.1))

@@ -24,6 +24,7 @@ from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import require_store
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import Groups, names_of, plain
+from zarrow.analysis._rows.roles import choose_label, choose_probability
 from zarrow.errors import InvalidInputError, unknown_name
 from zarrow.store import Store
 
@@ -140,8 +141,8 @@ class Evaluation(Answer):
 
 def evaluate(
     store: Store | pa.Table,
-    probability: str,
-    label: str,
+    probability: str | None = None,
+    label: str | None = None,
     *,
     by: str | Sequence[str] | None = None,
     filter: pc.Expression | None = None,
@@ -161,10 +162,12 @@ def evaluate(
     ----------
     store : Store or pyarrow.Table
         The store, or a table such as `compose` makes.
-    probability : str
-        A column of probabilities, in 0..1. Rows where it is null or NaN are left out and counted.
-    label : str
-        A column of booleans, or of zeros and ones. Rows where it is null or NaN are left out and counted.
+    probability : str, optional
+        A column of probabilities, in 0..1; of a store, by default the one that looks like it. Rows where it
+        is null or NaN are left out and counted.
+    label : str, optional
+        A column of booleans, or of zeros and ones; of a store, by default the one that looks like it. Rows
+        where it is null or NaN are left out and counted.
     by : str or list of str, optional
         Columns to group by, such as ``["query", "duration_days"]``.
     filter : pyarrow.compute.Expression, optional
@@ -190,7 +193,7 @@ def evaluate(
     UnknownNameError
         If there is no such column.
     InvalidInputError
-        If a column does not hold probabilities, or labels of yes and no.
+        If a column does not hold probabilities, or labels of yes and no, or cannot be found by default.
     CorruptionError
         If the table is damaged.
 
@@ -205,6 +208,11 @@ def evaluate(
     if bootstrap < 0 or bins < 1:
         raise InvalidInputError(f"bootstrap must be >= 0 and bins >= 1, got {bootstrap} and {bins}")
     names = names_of(by)
+    if not isinstance(store, pa.Table):
+        require_store(store)
+        probability, label = choose_probability(store, probability), choose_label(store, label)
+    elif probability is None or label is None:
+        raise InvalidInputError("name the columns of a table that hold the probabilities and the labels")
     columns = dict.fromkeys([probability, label, *names, *([unit] if unit else [])])
     if isinstance(store, pa.Table):
         for name in columns:
@@ -216,7 +224,6 @@ def evaluate(
         batches, most = iter(table.to_batches(BATCH_ROWS)), table.num_rows
         empty = table.schema.empty_table()
     else:
-        require_store(store)
         groups = Groups.of_store(store, names, filter) if names else None
         units = None if unit is None else Groups.of_store(store, [unit], filter)
         reader = store.scan(list(columns), filter, BATCH_ROWS)
