@@ -8,8 +8,10 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow.store import Store, open
@@ -40,24 +42,15 @@ def example_store(path: str | os.PathLike[str] | None = None) -> Store:
     >>> example_store()
     <zarrow.Store '...': 5,000 rows, complete; query_embed (8,)>
     """
-    if path is None:
-        path = _temporary() / "example.zarrow"
-    if not Path(path).exists():
-        vectors = np.random.default_rng(0).normal(size=(ROWS, HIDDEN)).astype(np.float32)
-        with Writer(path, keys=["subject_id", "query"], segment_rows=2048) as writer:
-            for start in range(0, ROWS, 500):
-                rows = np.arange(start, start + 500)
-                writer.append(
-                    {
-                        "subject_id": rows // 10,
-                        "query": [f"code//{row % 10}" for row in rows],
-                        "occurs_prob": (rows / ROWS).astype(np.float64),
-                    },
-                    {"query_embed": vectors[start : start + 500]},
-                    sample_index=ROWS - 1 - rows,
-                )
-            writer.finalize()
-    return open(path)
+    rows = np.arange(ROWS)
+    columns = {
+        "subject_id": rows // 10,
+        "query": [f"code//{row % 10}" for row in rows],
+        "occurs_prob": rows / ROWS,
+    }
+    vectors = np.random.default_rng(0).normal(size=(ROWS, HIDDEN))
+    keys = ["subject_id", "query"]
+    return _written(path or _temporary() / "example.zarrow", keys, columns, vectors, ROWS - 1 - rows)
 
 
 def example_predictions(path: str | os.PathLike[str] | None = None) -> Store:
@@ -80,28 +73,32 @@ def example_predictions(path: str | os.PathLike[str] | None = None) -> Store:
     >>> example_predictions()
     <zarrow.Store '...': 5,000 rows, complete; query_embed (8,)>
     """
-    if path is None:
-        path = _temporary() / "predictions.zarrow"
+    generator, rows = np.random.default_rng(0), np.arange(ROWS)
+    logits = generator.normal(size=ROWS) * 1.5 - 0.5
+    occurs = generator.random(ROWS) < 1 / (1 + np.exp(-logits))
+    directions = generator.normal(size=HIDDEN)
+    vectors = generator.normal(size=(ROWS, HIDDEN)) + logits[:, None] * directions
+    columns = {
+        "subject_id": rows // 50,
+        "prediction_time": np.datetime64("2026-01-01", "us") + rows // 10 * np.timedelta64(1, "h"),
+        "query": [f"code//{row % 10}" for row in rows],
+        "occurs": pa.array(occurs, mask=rows // 10 % 10 == 0),
+        "occurs_prob": (1 / (1 + np.exp(-logits))).astype(np.float32),
+    }
+    keys = ["subject_id", "prediction_time", "query"]
+    return _written(path or _temporary() / "predictions.zarrow", keys, columns, vectors, rows)
+
+
+def _written(
+    path: str | os.PathLike[str],
+    keys: list[str],
+    columns: dict[str, Any],
+    vectors: npt.NDArray[np.float64],
+    sample_index: npt.NDArray[np.int64],
+) -> Store:
     if not Path(path).exists():
-        generator = np.random.default_rng(0)
-        rows = np.arange(ROWS)
-        logits = generator.normal(size=ROWS) * 1.5 - 0.5
-        occurs = generator.random(ROWS) < 1 / (1 + np.exp(-logits))
-        directions = generator.normal(size=HIDDEN)
-        vectors = generator.normal(size=(ROWS, HIDDEN)) + logits[:, None] * directions
-        with Writer(path, keys=["subject_id", "prediction_time", "query"], segment_rows=2048) as writer:
-            writer.append(
-                {
-                    "subject_id": rows // 50,
-                    "prediction_time": np.datetime64("2026-01-01", "us")
-                    + rows // 10 * np.timedelta64(1, "h"),
-                    "query": [f"code//{row % 10}" for row in rows],
-                    "occurs": pa.array(occurs, mask=rows // 10 % 10 == 0),
-                    "occurs_prob": (1 / (1 + np.exp(-logits))).astype(np.float32),
-                },
-                {"query_embed": vectors.astype(np.float32)},
-                sample_index=rows,
-            )
+        with Writer(path, keys=keys, segment_rows=2048) as writer:
+            writer.append(columns, {"query_embed": vectors.astype(np.float32)}, sample_index=sample_index)
             writer.finalize()
     return open(path)
 

@@ -18,7 +18,7 @@ from typer import Argument, BadParameter, Option
 
 from zarrow._commands.terminal import err, say
 from zarrow._format.spec import rows_of_expected
-from zarrow.errors import IncompleteStoreError, InvalidInputError, UnknownNameError
+from zarrow.errors import IncompleteStoreError, InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,8 +178,7 @@ def _value(store: Store, name: str, text: str) -> pa.Scalar:
     from zarrow._format.arrow import value_type
 
     if name not in store.schema.names:
-        known = ", ".join(store.schema.names)
-        raise UnknownNameError(f"there is no column {name!r}. There are: {known}")
+        raise unknown_name("column", name, store.schema.names)
     kind = value_type(store.schema.field(name).type)
     try:
         return pa.scalar(text).cast(kind)

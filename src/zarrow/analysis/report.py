@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from rich.filesize import decimal
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.spec import rows_of_expected
@@ -168,7 +169,7 @@ def _cards(store: Store, described: Description, evaluated: Evaluation | None) -
     cards: dict[str, object] = {"rows": store.num_rows, "columns": len(described.columns)}
     for name, array in store.arrays.items():
         cards[name] = f"{_shape(array.row_shape)} {array.dtype.name}"
-    cards["on disk"] = _bytes(stored)
+    cards["on disk"] = decimal(stored)
     if evaluated is not None:
         cards["prevalence"] = evaluated.overall["prevalence"]
         cards["AUROC"] = evaluated.overall["auroc"]
@@ -177,14 +178,6 @@ def _cards(store: Store, described: Description, evaluated: Evaluation | None) -
 
 def _shape(row_shape: Sequence[int]) -> str:
     return " × ".join(f"{axis:,}" for axis in row_shape)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def _chart(content: Callable[[Axes], None], label: str, caption: str) -> dict[str, str]:

@@ -141,13 +141,7 @@ def calibration(
     ----------
     store : Store
         The store.
-    probability : str, optional
-        As in `roc`.
-    label : str, optional
-        As in `roc`.
-    by : str or list of str, optional
-        As in `roc`.
-    filter : pyarrow.compute.Expression, optional
+    probability, label, by, filter : optional
         As in `roc`.
     bins : int
         Number of groups along the probability.

@@ -29,7 +29,7 @@ from zarrow.analysis._numbers.moments import GroupMoments, Moments, group_sums, 
 from zarrow.analysis._numbers.sketch import Sketch
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._questions.column_facts import describe_columns
-from zarrow.analysis._rows.blocks import Block, Progress, width_of
+from zarrow.analysis._rows.blocks import Block, Progress, part_of, width_of
 from zarrow.analysis._rows.dataset import Array, Source, source_of
 from zarrow.analysis._rows.folds import State, fold
 from zarrow.analysis._rows.groups import Groups, names_of
@@ -209,16 +209,9 @@ def describe(
                 f"{array.name!r} out with arrays="
             )
         make = partial(_ArrayState, width, groups)
-        state = fold(make, rows, array, names, None, _share(progress, place, len(chosen)), client)
+        state = fold(make, rows, array, names, None, part_of(progress, place, len(chosen)), client)
         described[array.name] = state.result(array)
     return Description(rows=rows.num_rows, by=tuple(names), arrays=described, columns=facts)
-
-
-def _share(progress: Progress | None, place: int, parts: int) -> Progress | None:
-    """Return a callback for one of several passes of equal length."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(place * total + done, parts * total)
 
 
 class _ArrayState(State):

@@ -28,7 +28,7 @@ from zarrow.analysis._rows.roles import choose_label, choose_probability
 from zarrow.errors import InvalidInputError, unknown_name
 from zarrow.store import Store
 
-__all__ = ["Evaluation", "Scored", "evaluate", "read_binary", "read_numbers", "score"]
+__all__ = ["Evaluation", "evaluate", "read_binary", "read_numbers"]
 
 Float = npt.NDArray[np.float64]
 BATCH_ROWS = 1 << 18
@@ -229,39 +229,36 @@ def evaluate(
         reader = store.scan(list(columns), filter, BATCH_ROWS)
         batches, most, empty = iter(reader), store.num_rows, reader.schema.empty_table()
     scored = _gather(batches, most, empty, probability, label, groups, units)
-    return score(
-        scored, groups, probability=probability, label=label, bootstrap=bootstrap, bins=bins, seed=seed,
-        progress=progress,
-    )  # fmt: skip
+    scores, table = [], None
+    if groups is not None and scored.codes is not None:
+        scores = _group_scores(scored.keys, scored.codes, scored.units, groups.count, bins)
+        table = grouped_scores(groups, scores, scored.group_rows, bootstrap, seed, progress)
+    everything = Scores(scored.keys, scored.units, bins)
+    overall = grouped_scores(None, [everything], np.array([scored.rows]), bootstrap, seed)
+    return Evaluation(
+        probability=probability,
+        label=label,
+        by=tuple(names),
+        overall=overall.to_pylist()[0],
+        table=overall if table is None else table,
+        missing_labels=scored.missing_labels,
+        missing_probabilities=scored.missing_probabilities,
+        groups=groups,
+        scores=[*scores, everything],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """Rows that have a label and a probability.
-
-    Parameters
-    ----------
-    keys : uint32 or uint64 array, shape (n,)
-        The rows, as returned by `score_keys`.
-    codes : integer array, shape (n,), or None
-        The group of each; None if rows are not grouped.
-    units : integer array, shape (n,), or None
-        The unit of each, for the bootstrap.
-    rows : int
-        Number of rows, including those without a label or a probability.
-    group_rows : int64 array, shape (groups,)
-        The same per group.
-    missing_labels, missing_probabilities : int
-        As in `Evaluation`.
-    """
+class _Scored:
+    """The rows that have a label and a probability: keys of `score_keys`, groups, units; and counts."""
 
     keys: npt.NDArray[Any]
     codes: npt.NDArray[np.integer[Any]] | None
     units: npt.NDArray[np.integer[Any]] | None
     rows: int
     group_rows: npt.NDArray[np.int64]
-    missing_labels: int = 0
-    missing_probabilities: int = 0
+    missing_labels: int
+    missing_probabilities: int
 
 
 def _gather(
@@ -272,7 +269,7 @@ def _gather(
     label: str,
     groups: Groups | None,
     units: Groups | None,
-) -> Scored:
+) -> _Scored:
     """Return the rows, at most `most`, that have a label and a probability."""
     single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
     read_binary(empty[label], label)  # raises if a type is wrong, even if there are no rows
@@ -301,7 +298,7 @@ def _gather(
             codes[here] = all_codes[used]
         if units is not None and unit is not None:
             unit[here] = units.codes(batch)[used]
-    return Scored(
+    return _Scored(
         keys=keys[:filled],
         codes=None if codes is None else codes[:filled],
         units=None if unit is None else unit[:filled],
@@ -309,37 +306,6 @@ def _gather(
         group_rows=group_rows,
         missing_labels=missing_labels,
         missing_probabilities=missing_probabilities,
-    )
-
-
-def score(
-    scored: Scored,
-    groups: Groups | None,
-    *,
-    probability: str,
-    label: str,
-    bootstrap: int,
-    bins: int,
-    seed: int,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Return the evaluation of rows; sorts their keys in place."""
-    scores, table = [], None
-    if groups is not None and scored.codes is not None:
-        scores = _group_scores(scored.keys, scored.codes, scored.units, groups.count, bins)
-        table = grouped_scores(groups, scores, scored.group_rows, bootstrap, seed, progress)
-    everything = Scores(scored.keys, scored.units, bins)
-    overall = grouped_scores(None, [everything], np.array([scored.rows]), bootstrap, seed)
-    return Evaluation(
-        probability=probability,
-        label=label,
-        by=() if groups is None else tuple(groups.names),
-        overall=overall.to_pylist()[0],
-        table=overall if table is None else table,
-        missing_labels=scored.missing_labels,
-        missing_probabilities=scored.missing_probabilities,
-        groups=groups,
-        scores=[*scores, everything],
     )
 
 

@@ -171,19 +171,7 @@ def place_rows(
     ----------
     store : Store
         The store.
-    array : str, optional
-        As in `map_rows`.
-    method : {"pca", "umap", "tsne"}
-        As in `map_rows`.
-    by : str or list of str, optional
-        As in `map_rows`.
-    sample_rows : int, optional
-        As in `map_rows`.
-    seed : int
-        As in `map_rows`.
-    progress : callable, optional
-        As in `map_rows`.
-    stage : callable, optional
+    array, method, by, sample_rows, seed, progress, stage : optional
         As in `map_rows`.
 
     Returns

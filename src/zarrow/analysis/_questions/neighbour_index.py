@@ -34,7 +34,7 @@ from zarrow.analysis._numbers.moments import unit_rows
 from zarrow.analysis._numbers.topk import Metric, TopK
 from zarrow.analysis._questions.answer import Answer
 from zarrow.analysis._rows.arguments import require_choice
-from zarrow.analysis._rows.blocks import Progress, as_matrix, blocks, choose_array, width_of
+from zarrow.analysis._rows.blocks import Progress, as_matrix, blocks, choose_array, part_of, width_of
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -160,12 +160,12 @@ def build_neighbours(
     if len(trained) < FEW:
         index.cp.min_points_per_centroid = 1  # or faiss warns
     index.train(trained)
-    for block in blocks(store, chosen, progress=_half(progress, 0)):
+    for block in blocks(store, chosen, progress=part_of(progress, 0, 2)):
         finite = block.split()[0]
         index.add_with_ids(_ready(finite.values, metric), finite.rows)
     asked = np.sort(generator.permutation(store.num_rows)[:ASKED])
     asked = asked[np.isfinite(as_matrix(chosen.take(asked))).all(axis=1)]
-    probes, recall = _measure(store, chosen, index, metric, asked, lists, _half(progress, 1))
+    probes, recall = _measure(store, chosen, index, metric, asked, lists, part_of(progress, 1, 2))
     facts = {
         "of": store.identity,
         "array": chosen.name,
@@ -186,10 +186,6 @@ def _faiss() -> Any:
     except ImportError as error:
         raise MissingExtraError(f"this needs {error.name}: pip install 'zarrow[neighbours]'") from error
     return faiss
-
-
-def _half(progress: Progress | None, place: int) -> Progress | None:
-    return None if progress is None else lambda done, total: progress(place * total + done, 2 * total)
 
 
 def _ready(values: npt.NDArray[np.float64], metric: str) -> npt.NDArray[np.float32]:

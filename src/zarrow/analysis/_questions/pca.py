@@ -13,7 +13,7 @@ Signs are those of scikit-learn: the largest entry of each component is positive
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from zarrow.analysis._numbers.moments import Moments
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
 from zarrow.analysis._rows.blocks import Block, Progress, blocks, choose_array, width_of
-from zarrow.analysis._rows.dataset import Array, Rows, Source, source_of
+from zarrow.analysis._rows.dataset import Source, source_of
 from zarrow.analysis._rows.folds import State, fold
 from zarrow.analysis._rows.workers import Client
 from zarrow.errors import InvalidInputError
@@ -223,7 +223,8 @@ def pca(
         raise InvalidInputError(f"n_components must be in 1..{width} for rows of {width}, got {n_components}")
     wanted = min(DEFAULT_COMPONENTS, width) if n_components is None else n_components
     exact = solver == "covariance" or (solver == "auto" and width <= MAX_COVARIANCE_WIDTH)
-    first = _pass(partial(_Spread, width, full=exact), rows, chosen, filter, progress, client)
+    run = partial(fold, store=rows, array=chosen, filter=filter, progress=progress, client=client)
+    first = run(partial(_Spread, width, full=exact))
     moments = first.moments
     if moments.count < 2:
         raise InvalidInputError(
@@ -238,7 +239,7 @@ def pca(
     if exact:
         variances, vectors = _largest(moments.covariance(), wanted)
     else:
-        variances, vectors = _randomized(rows, chosen, filter, moments, wanted, seed, progress, client)
+        variances, vectors = _randomized(run, moments, wanted, seed)
     total = float(moments.variance().sum())
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(wanted)])
     return Pca(
@@ -261,36 +262,15 @@ def _largest(symmetric: Float, count: int) -> tuple[Float, Float]:
     return np.maximum(values[::-1], 0), vectors[:, ::-1]
 
 
-def _randomized(
-    store: Rows,
-    array: Array,
-    filter: pc.Expression | None,
-    moments: Moments,
-    wanted: int,
-    seed: int,
-    progress: Progress | None,
-    client: Client | None,
-) -> tuple[Float, Float]:
-    width = width_of(array)
+def _randomized(run: Callable[..., Any], moments: Moments, wanted: int, seed: int) -> tuple[Float, Float]:
+    width = len(moments.mean)
     drawn = min(wanted + OVERSAMPLES, width)
     basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, drawn)))[0]
     for _ in range(ITERATIONS):
-        found = _pass(partial(_Image, moments.mean, basis), store, array, filter, progress, client)
-        basis = np.linalg.qr(found.image)[0]
-    found = _pass(partial(_Image, moments.mean, basis), store, array, filter, progress, client)
-    variances, vectors = _largest(found.inner / (moments.count - 1), wanted)
+        basis = np.linalg.qr(run(partial(_Image, moments.mean, basis)).image)[0]
+    inner = run(partial(_Image, moments.mean, basis)).inner
+    variances, vectors = _largest(inner / (moments.count - 1), wanted)
     return variances, basis @ vectors
-
-
-def _pass(
-    make: Any,
-    store: Rows,
-    array: Array,
-    filter: pc.Expression | None,
-    progress: Progress | None,
-    client: Client | None,
-) -> Any:
-    return fold(make, store, array, filter=filter, progress=progress, client=client)
 
 
 class _Spread(State):

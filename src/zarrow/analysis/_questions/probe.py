@@ -23,9 +23,8 @@ import pyarrow.compute as pc
 from zarrow._format.layout import ROW
 from zarrow.analysis._numbers.linear import Scatter, Standard, fit_logistic, fit_ridge, predict
 from zarrow.analysis._numbers.regression import regression_scores
-from zarrow.analysis._numbers.scores import BINS, score_keys
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
-from zarrow.analysis._questions.evaluate import Evaluation, Scored, read_numbers, score
+from zarrow.analysis._questions.evaluate import Evaluation, evaluate, read_numbers
 from zarrow.analysis._rows.arguments import read_vectors, require_choice
 from zarrow.analysis._rows.blocks import Block, Progress, choose_array, width_of
 from zarrow.analysis._rows.dataset import Source, source_of
@@ -215,7 +214,7 @@ def probe(
     >>> store = zarrow.testing.example_predictions()
     >>> found = zarrow.analysis.probe(store, "occurs", by="query")
     >>> round(found.overall["auroc"], 2), found.report.num_rows, found.converged
-    (0.82, 10, True)
+    (0.8, 10, True)
     """
     source, client = source_of(store, client)
     chosen = choose_array(source, array)
@@ -400,29 +399,20 @@ def _judge(
     seed: int,
 ) -> tuple[dict[str, Any], pa.Table, dict[Any, Evaluation]]:
     """Return the overall metrics, the report and the evaluations of the test rows."""
-    groups = Groups(table.select(names)) if names else None
-    codes = None if groups is None else groups.codes(table)
     if not classes:
+        groups = Groups(table.select(names)) if names else None
+        codes = None if groups is None else groups.codes(table)
         overall = regression_scores(None, None, target, predictions[:, 0], units, bootstrap, seed)
         report = regression_scores(groups, codes, target, predictions[:, 0], units, bootstrap, seed)
         return overall.to_pylist()[0], report, {}
     evaluations = {}
     for place in [1] if len(classes) == 2 else range(len(classes)):
-        scored = Scored(
-            keys=score_keys(target == place, predictions[:, place]),
-            codes=codes,
-            units=units,
-            rows=len(target),
-            group_rows=np.zeros(0, np.int64) if codes is None else np.bincount(codes),
-        )
-        evaluations[classes[place]] = score(
-            scored,
-            groups,
-            probability=f"probability of {classes[place]!r}",
-            label=label,
-            bootstrap=bootstrap,
-            bins=BINS,
-            seed=seed,
+        columns = [f"probability of {classes[place]!r}", label, "unit"]
+        columns = free_names(columns, names)
+        scored = dict(zip(columns, (predictions[:, place], target == place, units), strict=True))
+        scored = pa.table(dict(zip(names, table.select(names).columns, strict=True)) | scored)
+        evaluations[classes[place]] = evaluate(
+            scored, *columns[:2], by=names, unit=columns[2], bootstrap=bootstrap, seed=seed
         )
     if len(classes) == 2:
         (only,) = evaluations.values()

@@ -40,6 +40,7 @@ __all__ = [
     "block_rows",
     "blocks",
     "choose_array",
+    "part_of",
     "width_of",
 ]
 
@@ -80,6 +81,13 @@ class Block:
         table = self.table.filter(pa.array(chosen)) if self.table.num_columns else self.table
         aside = None if self.aside is None else self.aside[chosen]
         return Block(self.rows[chosen], self.values[chosen], table, aside)
+
+
+def part_of(progress: Progress | None, place: int, parts: int) -> Progress | None:
+    """Return a callback for one of several passes of equal length."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(place * total + done, parts * total)
 
 
 # Arrays

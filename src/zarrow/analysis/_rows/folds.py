@@ -8,7 +8,6 @@ worker is first. `Passes` does so many times over selected rows. Reads only.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
@@ -93,27 +92,49 @@ def fold(
 
     def submitted() -> Iterator[tuple[int, Any]]:
         for span, schema, send in _sources(store, [array.name, *columns], client, filter):
+            piece = make, _of_span, send(), schema, span
             asked = array.name, tuple(columns), filter, span
-            yield span.stop, client.submit(_fold_span, make, send(), schema, *asked, pure=False)
+            yield span.stop, client.submit(_fold_piece, *piece, *asked, pure=False)
 
     return _merged(make, submitted(), client, store.num_rows, progress)
 
 
-def _fold_span(
+def _fold_piece(
     make: Callable[[], S],
+    blocks_of: Callable[..., Iterator[Block]],
     source: Any,
     schema: pa.Schema | None,
-    name: str,
-    columns: Sequence[str],
-    filter: pc.Expression | None,
     span: range,
+    *asked: Any,
 ) -> S:
     """Run on a worker."""
     state = make()
-    rows = received(source, schema, span)
-    for block in blocks(rows, rows[name], columns, filter, span):
+    for block in blocks_of(received(source, schema, span), *asked):
         state.add(block)
     return state
+
+
+def _of_span(
+    rows: Rows, name: str, columns: Sequence[str], filter: pc.Expression | None, span: range
+) -> Iterator[Block]:
+    return blocks(rows, rows[name], columns, filter, span)
+
+
+def _of_rows(
+    rows: Rows, name: str, numbers: npt.NDArray[np.int64], aside: npt.NDArray[Any]
+) -> Iterator[Block]:
+    array = rows[name]
+    size = block_rows(array)
+    for start in range(0, len(numbers), size):
+        here = numbers[start : start + size]
+        first, stop = int(here[0]), int(here[-1]) + 1
+        if stop - first == len(here):
+            values = array.read(first, stop)
+        elif stop - first < 2 * len(here):  # most of them: one read, which is faster from a cold disk, too
+            values = array.read(first, stop)[here - first]
+        else:
+            values = array.take(here)
+        yield Block(here, as_matrix(values), NO_COLUMNS, aside[start : start + size])
 
 
 def _sources(
@@ -187,14 +208,14 @@ class Passes:
     ) -> None:
         self.store, self.array, self.rows, self.aside, self.client = store, array, rows, aside, client
         self._kept: list[Block] | None = None
-        self._sent: list[tuple[int, range, Callable[[], Any], Any, Any]] = []
+        self._sent: list[tuple[int, range, pa.Schema | None, Callable[[], Any], Any, Any]] = []
         if client is not None:
-            for span, _, send in _sources(store, [array.name], client):
+            for span, schema, send in _sources(store, [array.name], client):
                 low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
                 if low < high:
                     # Not under a hash: equal data of another pass may be released at any time.
                     sent = client.scatter([rows[low:high], aside[low:high]], hash=False)
-                    self._sent.append((high, span, send, *sent))
+                    self._sent.append((high, span, schema, send, *sent))
 
     def fold(self, make: Callable[[], S], progress: Progress | None = None) -> S:
         """Return a state to which all of the rows were added."""
@@ -209,9 +230,9 @@ class Passes:
         return state
 
     def _submitted(self, make: Callable[[], State], client: Client) -> Iterator[tuple[int, Any]]:
-        for done, span, send, rows, aside in self._sent:
-            asked = self.array.name, span, rows, aside
-            yield done, client.submit(_fold_rows, make, send(), *asked, pure=False)
+        for done, span, schema, send, *sent in self._sent:
+            piece = make, _of_rows, send(), schema, span
+            yield done, client.submit(_fold_piece, *piece, self.array.name, *sent, pure=False)
 
     def _blocks(self) -> Iterator[Block]:
         if self._kept is not None:
@@ -219,39 +240,15 @@ class Passes:
             return
         size_bytes = len(self.rows) * width_of(self.array) * 8
         kept: list[Block] | None = [] if size_bytes <= KEPT_BYTES else None
-        for block in _with_aside(self.store, self.array.name, self.rows, self.aside):
-            if kept is not None:
-                kept.append(block)
-            yield block
+        for span, at_hand in pieces(self.store, [self.array.name]):
+            low, high = np.searchsorted(self.rows, [span.start, span.stop]).tolist()
+            if low < high:
+                rows = at_hand()
+                for block in _of_rows(rows, self.array.name, self.rows[low:high], self.aside[low:high]):
+                    if kept is not None:
+                        kept.append(block)
+                    yield block
         self._kept = kept
-
-
-def _with_aside(
-    store: Rows, name: str, rows: npt.NDArray[np.int64], aside: npt.NDArray[Any]
-) -> Iterator[Block]:
-    for span, at_hand in pieces(store, [name]):
-        low, high = np.searchsorted(rows, [span.start, span.stop]).tolist()
-        if low == high:
-            continue
-        array = at_hand()[name]
-        for block in _chosen(array, rows[low:high], block_rows(array)):
-            yield dataclasses.replace(block, aside=aside[low : low + len(block.rows)])
-            low += len(block.rows)
-
-
-def _fold_rows(
-    make: Callable[[], S],
-    source: Any,
-    name: str,
-    span: range,
-    rows: npt.NDArray[np.int64],
-    aside: npt.NDArray[Any],
-) -> S:
-    """Run on a worker."""
-    state = make()
-    for block in _with_aside(received(source, pa.schema([]), span), name, rows, aside):
-        state.add(block)
-    return state
 
 
 def _parts(client: Client) -> int:
@@ -265,16 +262,3 @@ def _spans(store: Store, parts: int) -> list[range]:
     per_part = -(-len(segments) // parts) if segments else 1
     groups = [segments[start : start + per_part] for start in range(0, len(segments), per_part)]
     return [range(group[0].start, group[-1].stop) for group in groups]
-
-
-def _chosen(array: Array, rows: npt.NDArray[np.int64], size: int) -> Iterator[Block]:
-    for start in range(0, len(rows), size):
-        here = rows[start : start + size]
-        first, stop = int(here[0]), int(here[-1]) + 1
-        if stop - first == len(here):
-            values = array.read(first, stop)
-        elif stop - first < 2 * len(here):  # most of them: one read, which is faster from a cold disk, too
-            values = array.read(first, stop)[here - first]
-        else:
-            values = array.take(here)
-        yield Block(here, as_matrix(values), NO_COLUMNS)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,23 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Client", "active_client", "compute", "load", "sender"]
 
 
-class Client(Protocol):
-    """The members of a ``distributed.Client`` that are used."""
-
-    def submit(self, function: Callable[..., Any], *arguments: Any, pure: bool) -> Any:
-        """Run a function on a worker, and return its future."""
-
-    def compute(self, collections: Any) -> Any:
-        """Compute a dask collection on the workers, and return its future."""
-
-    def cancel(self, futures: Sequence[Any]) -> Any:
-        """Forget about futures."""
-
-    def scatter(self, data: list[Any], *, hash: bool) -> Any:
-        """Send data to workers, and return their futures."""
-
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
-        """Return a description of the workers."""
+Client: TypeAlias = Any
+"""A ``distributed.Client``."""
 
 
 def active_client() -> Client | None:
@@ -51,10 +36,9 @@ def active_client() -> Client | None:
     if dask.config.get("scheduler", None) not in (None, "dask.distributed", "distributed"):
         return None
     try:
-        found: Client = distributed.default_client()
+        return distributed.default_client()
     except ValueError:
         return None
-    return found
 
 
 def compute(dataset: xr.Dataset, client: Client | None) -> xr.Dataset:
