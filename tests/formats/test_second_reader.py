@@ -9,10 +9,12 @@ import datetime as dt
 import json
 import math
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 STATES = {"ci": 5, "long": 1500}  # of each kind, for each workload
 FEW = {"ci": 2, "long": 300}
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+FLIPS = {"ci": 40, "long": 5_000}
 RUNS, LOOKS = {"ci": 1, "long": 50}, 10
 
 
@@ -198,14 +201,13 @@ def _shared(run: Run) -> None:
         run.done(stream)
 
 
-def _damaged(run: Run) -> None:
+def _damaged(run: Run, names: tuple[str, ...]) -> None:
     writer = run.open()
     for _ in range(5):
         run.append(writer, 40)
     writer.close()
     run.done()
-    for name in ("segments/00000001.json", "embeddings.zarr/y/c/3/0/0"):
-        file = run.path / name
+    for file in [one for name in names for one in run.path.glob(name)]:
         data = bytearray(file.read_bytes())
         data[20] ^= 1
         file.write_bytes(data)
@@ -214,6 +216,12 @@ def _damaged(run: Run) -> None:
 def _repair(run: Run) -> None:
     zarrow.repair(run.path, finalize=True)
 
+
+REPAIRS = {
+    "repair of segments": ("segments/00000001.json", "embeddings.zarr/y/c/3/0/0"),
+    "repair of an open segment": ("open/*/y.rows",),
+    "repair of both": ("table/part-00000000.parquet", "open/*/e.rows"),
+}
 
 CASES = {
     **WORKLOADS,
@@ -224,14 +232,17 @@ CASES = {
         arrays=TWO,
         options=OPTIONS | {"codecs": {"y": "zstd"}},
     ),
-    "repair": Workload("repair", _repair, {0: 200}, _damaged, arrays=TWO, options=OPTIONS),
+    **{
+        name: Workload(name, _repair, {0: 200}, partial(_damaged, names=damaged), arrays=TWO, options=OPTIONS)
+        for name, damaged in REPAIRS.items()
+    },
 }
 
 
 def states(recording: Recording, profile: str, rng: random.Random) -> Iterator[State]:
     """Yield what processes leave that are killed at a call, within one, or in recovery; then some damage."""
     yield from some(kills(recording), STATES[profile], rng)
-    if recording.workload.name != "repair":
+    if recording.workload.name not in REPAIRS:
         point = rng.randrange(len(recording.log))
         yield from some(kills(record_recovery(recording, point)[1]), FEW[profile], rng)
         yield from flips(recording, FEW[profile], rng)
@@ -294,3 +305,26 @@ def test_it_reads_what_killed_processes_leave(reader, name, figures, profile):
     counts = {what: found.count(what) for what in ("shown", "empty", "refused")}
     figures("states of killed processes, read in Node", states=tally.states, **counts, bad=len(tally.bad))
     assert not tally.bad, "\n".join(tally.bad[:20])
+
+
+@pytest.mark.slow
+def test_it_finds_the_damage_that_verify_finds(reader, figures, profile, tmp_path):
+    """A bit flipped anywhere in a complete store is found by both, or by neither because it says the same."""
+    rng = random.Random("flips")
+    path = Path(shutil.copytree(GOLDEN / "compressed", tmp_path / "store"))
+    zarrow.Writer(path, mode="a").finalize()
+    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size]
+    found = []
+    for file in rng.choices(files, k=FLIPS[profile]):
+        data = file.read_bytes()
+        bit = rng.randrange(8 * len(data))
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        theirs = reader.read(path)
+        ok = zarrow.verify(path).ok
+        assert bool(theirs.get("error") or theirs["damage"]) != ok, f"bit {bit} of {file}: {theirs['damage']}"
+        found.append(not ok)
+        file.write_bytes(data)
+    assert reader.read(path)["damage"] == []
+    figures("flipped bits, in Node", flips=len(found), found=sum(found))

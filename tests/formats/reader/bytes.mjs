@@ -80,7 +80,15 @@ export function document(bytes, path) {
   const text = new TextDecoder()
   const tail = /^,"crc32c":"([0-9a-f]{8})"\}\n$/.exec(text.decode(bytes.subarray(-22)))
   believe(tail && crc32c(bytes.subarray(0, -22)) === parseInt(tail[1], 16), path, 'its checksum does not match')
-  return JSON.parse(text.decode(bytes))
+  return json(bytes, path)
+}
+
+export function json(bytes, path) {
+  try {
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+  } catch (error) {
+    throw new Damage(path, error.message)
+  }
 }
 
 /** The checksum of a chunk (section 8.1); null if the one that it ends with is wrong. */

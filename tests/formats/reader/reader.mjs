@@ -7,7 +7,7 @@
 
 import { isDeepStrictEqual } from 'node:util'
 import { createInterface } from 'node:readline'
-import { Damage, Files, believe, chunkCrc, crc32c, document } from './bytes.mjs'
+import { Damage, Files, believe, chunkCrc, crc32c, document, json } from './bytes.mjs'
 import { arrayJson, groupJson, partRows, shardRows } from './decode.mjs'
 import { readIndex } from './key_index.mjs'
 import { OpenSegment, openNames } from './open_segment.mjs'
@@ -70,8 +70,7 @@ class Reader {
     }
     for (const [path, expected] of this.metadata(manifest.rows)) {
       await this.attempt(() => {
-        const same = isDeepStrictEqual(JSON.parse(new TextDecoder().decode(this.files.need(path))), expected)
-        believe(same, path, 'not the metadata of the rows')
+        believe(isDeepStrictEqual(json(this.files.need(path), path), expected), path, 'not the metadata of the rows')
       })
     }
     found.index = await this.attempt(() => readIndex(this.files, this.spec, manifest))
