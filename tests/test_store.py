@@ -18,6 +18,7 @@ import pytest
 
 import zarrow
 from zarrow._format import layout
+from zarrow._read.columns import NarrowColumns
 from zarrow._storage import threads
 from zarrow.errors import (
     CorruptionError,
@@ -924,6 +925,32 @@ class TestLive:
         np.testing.assert_array_equal(store["embed"][:], vectors_of(numbers))
         assert store.refresh() or rows == 0
         assert store.complete
+
+    def test_a_call_sees_one_snapshot(self, tmp_path, monkeypatch):
+        """Columns and vectors of one call are of the same rows, even if another thread refreshes."""
+        path = tmp_path / "s"
+        with (
+            zarrow.Writer(path, segment_rows=1024, shared=True) as first,
+            zarrow.Writer(path, mode="a", shared=True) as second,
+        ):
+            for writer, ids in ((first, range(5)), (second, range(100, 105))):
+                writer.append({"id": list(ids)}, {"e": np.array([[float(one)] for one in ids], np.float32)})
+                writer.flush()
+            store = zarrow.open(path, partial=True)
+            first.append({"id": [5, 6]}, {"e": np.array([[5.0], [6.0]], np.float32)})
+            first.flush()
+            take = NarrowColumns.take
+
+            def slow(columns, *arguments):
+                found = take(columns, *arguments)
+                assert store.refresh()  # rows of `second` have other numbers now
+                monkeypatch.undo()
+                return found
+
+            monkeypatch.setattr(NarrowColumns, "take", slow)
+            table, vectors = store.take(np.arange(10))
+            assert len(store) == 12
+            assert vectors["e"][:, 0].tolist() == table["id"].to_pylist() == [*range(5), *range(100, 105)]
 
     def test_refresh_moves_on(self, tmp_path):
         """A refresh shows newly accepted rows, and finally that the store is complete."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -1213,6 +1214,24 @@ def test_who_holds_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ):
             zarrow.Writer(path, mode="a")
         second.kill()
+
+
+@pytest.mark.parametrize("step", [0, -(10**9)])
+def test_a_clock_that_stands_still_or_runs_backwards(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Rows keep their order, and open segments names of their own, whatever the clock says."""
+    now = itertools.count(1_800_000_000_000_000_000, step)
+    monkeypatch.setattr("time.time_ns", lambda: next(now))
+    for start in (0, 100, 200):  # sessions, each of several segments
+        with zarrow.Writer(path, mode="a", **OPTIONS) as writer:
+            _append(writer, start, start + 100)
+            writer.flush()
+            assert zarrow.open(path, partial=True).table()["id"].to_pylist() == list(range(start + 100))
+            if start == 200:
+                writer.finalize()
+    _check(path, 300)
+    assert zarrow.verify(path).ok
 
 
 def test_a_forgotten_writer_is_closed_at_exit(path: Path) -> None:

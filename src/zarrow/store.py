@@ -16,11 +16,12 @@ of one leaves nothing.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,22 @@ def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
     return Store(path, partial=partial)
 
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _of_one_snapshot(
+    method: Callable[Concatenate[Store, Parameters], Result],
+) -> Callable[Concatenate[Store, Parameters], Result]:
+    """Have a method see one snapshot from its start to its end."""
+
+    @functools.wraps(method)
+    def bound(self: Store, /, *args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        return method(self._pinned(), *args, **options)
+
+    return bound
+
+
 class Store:
     """A snapshot of a store: its rows at the instant when it was opened. See `open`.
 
@@ -106,8 +123,17 @@ class Store:
         self.partial = partial
         self._show(take_view(self.path, partial=partial))
 
+    def _pinned(self) -> Self:
+        """Return this store as it is now: `refresh`, in another thread, does not move it."""
+        pinned = object.__new__(type(self))
+        pinned.__dict__.update(self.__dict__, _maybe_contents=self._contents)
+        return pinned
+
     def _show(self, view: View) -> None:
-        reopen = _reopen, (str(self.path), self.partial, view.spec.uuid, view.rows)
+        reopen = (
+            _reopen,
+            (str(self.path), self.partial, view.guard.identity, origin(view.snapshot), view.rows),
+        )
         self._maybe_contents: Contents | None = Contents(view, reopen)
 
     @property
@@ -225,6 +251,7 @@ class Store:
 
     # Narrow columns
 
+    @_of_one_snapshot
     def table(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None) -> pa.Table:
         """Return narrow columns of the rows that pass a filter, in row order.
 
@@ -259,6 +286,7 @@ class Store:
         """
         return self._columns.table(self._columns.names(columns), self._filter(filter))
 
+    @_of_one_snapshot
     def scan(
         self,
         columns: Sequence[str] | None = None,
@@ -356,6 +384,7 @@ class Store:
 
     # Columns and vectors of the same rows
 
+    @_of_one_snapshot
     def take(
         self,
         rows: Any,
@@ -405,6 +434,7 @@ class Store:
         table = self._columns.take(numbers, names)
         return table, {array.name: array.take(numbers, check=check) for array in chosen}
 
+    @_of_one_snapshot
     def vectors(self, rows: Any, arrays: Sequence[str] | None = None, *, check: Check = None) -> Vectors:
         """Return the vectors of the rows that a query found.
 
@@ -437,6 +467,7 @@ class Store:
         numbers = row_numbers(rows_found(rows), self.num_rows)
         return {array.name: array.take(numbers, check=check) for array in self._chosen(arrays)}
 
+    @_of_one_snapshot
     def locate(self, keys: Any, *, missing: Literal[-1, "raise"] = -1) -> npt.NDArray[np.int64]:
         """Return the rows that have these keys.
 
@@ -506,6 +537,7 @@ class Store:
         """
         return self._contents.index.repeated()
 
+    @_of_one_snapshot
     def join(
         self,
         filter: pc.Expression | None = None,
@@ -631,7 +663,7 @@ class Store:
         Raises
         ------
         StoreChangedError
-            If another store lies at the path now.
+            If another store lies at the path now, or `repair` moved rows of this one.
 
         Examples
         --------
@@ -640,11 +672,12 @@ class Store:
         False
         """
         old = self._view
+        old.guard()
         view = take_view(self.path, partial=self.partial)
-        if view.spec.uuid != old.spec.uuid:
-            raise StoreChangedError(f"{self.path}: this store was replaced by another one: open it again")
-        new = (view.rows, view.snapshot.rows, view.snapshot.complete)
-        if new == (old.rows, old.snapshot.rows, old.snapshot.complete):
+        if view.guard.identity != old.guard.identity:
+            view.guard.fail()
+        new = (view.rows, origin(view.snapshot), view.snapshot.complete)
+        if new == (old.rows, origin(old.snapshot), old.snapshot.complete):
             return False
         self._show(view)
         return True
@@ -678,13 +711,16 @@ class Store:
         return self._contents.reopen
 
 
-def _reopen(path: str, partial: bool, uuid: str, rows: int) -> Store:
+def _reopen(
+    path: str, partial: bool, identity: tuple[int, int], origin_then: dict[str, Any], rows: int
+) -> Store:
     """Unpickle a store: the same rows, or an error."""
     store = Store(path, partial=partial)
-    if store.uuid != uuid or store.num_rows != rows:
+    view = store._view
+    if view.guard.identity != identity or origin(view.snapshot) != origin_then or view.rows != rows:
         raise StoreChangedError(
-            f"{path}: the store changed since it was pickled ({rows} rows then, {store.num_rows} now"
-            f"{', another store' if store.uuid != uuid else ''}): open it again"
+            f"{path}: the store changed since it was pickled, when it had {rows} rows (now {view.rows}): "
+            "open it again"
         )
     return store
 

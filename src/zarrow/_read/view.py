@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -66,25 +66,31 @@ class Guard:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._path = root / layout.STORE_JSON
-        self._identity = self._look()
+        self.identity = self._look()
+        """Of the file that says what the store is, which `repair` replaces before it moves rows."""
 
-    def _look(self) -> tuple[int, ...] | None:
+    def _look(self) -> tuple[int, int] | None:
         try:
             status = os.stat(self._path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return status.st_dev, status.st_ino, status.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
 
     def holds(self) -> bool:
         """Tell whether it still is."""
-        return self._look() == self._identity
+        return self._look() == self.identity
 
     def __call__(self) -> None:
         """Raise `StoreChangedError` if it is not any more."""
         if not self.holds():
-            raise StoreChangedError(
-                f"{self._root}: the store was replaced, moved or removed since it was opened: open it again"
-            )
+            self.fail()
+
+    def fail(self) -> NoReturn:
+        """Raise `StoreChangedError`."""
+        raise StoreChangedError(
+            f"{self._root}: the store was replaced, repaired, moved or removed since it was opened: open it "
+            "again"
+        )
 
 
 @dataclass(frozen=True, slots=True)

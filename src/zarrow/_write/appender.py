@@ -93,6 +93,7 @@ class Appender(Worker[CheckedBatch]):
         self._owner = owner
         self._durability = durability
         self._sequence = 0
+        self._last_slot = ""
         self._segments = 0  # committed, as far as it is known
         self._spec: StoreSpec | None = None
         self._segment: OpenSegment | None = None
@@ -126,6 +127,7 @@ class Appender(Worker[CheckedBatch]):
             if dead:
                 last = dead[-1]
                 self._segment = OpenSegment.adopt(last.rows, self._spec, self._next_owner(), last.lock)
+                self._last_slot = self._segment.slot
                 dead = dead[:-1]
         finally:
             seal.release(dead)
@@ -228,7 +230,9 @@ class Appender(Worker[CheckedBatch]):
     def _create(self) -> OpenSegment:
         assert self._spec is not None
         require_in_place(self._lock)
-        return OpenSegment.create(self._root, self._spec, self._next_owner())
+        segment = OpenSegment.create(self._root, self._spec, self._next_owner(), self._last_slot)
+        self._last_slot = segment.slot
+        return segment
 
     def _next_owner(self) -> Owner:
         owner = replace(self._owner, sequence=self._sequence)

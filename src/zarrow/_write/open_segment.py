@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ class OpenSegment:
         self._frames_bytes = 0
 
     @classmethod
-    def create(cls, root: Path, spec: StoreSpec, owner: Owner) -> OpenSegment:
+    def create(cls, root: Path, spec: StoreSpec, owner: Owner, after: str = "") -> OpenSegment:
         """Claim a new open segment; its directory is durable on return, before any row in it is.
 
         Parameters
@@ -84,13 +85,15 @@ class OpenSegment:
             The store's spec.
         owner : Owner
             The writer that fills it.
+        after : str
+            The name of the writer's last one: the new one's sorts behind it, wherever the clock went.
 
         Returns
         -------
         OpenSegment
             Empty.
         """
-        number = time.time_ns()
+        number = _new_number(after)
         while True:
             path = root / layout.slot_dir(f"{number:016x}")
             try:
@@ -147,7 +150,7 @@ class OpenSegment:
         """
         self.sync()
         files.publish(self.path / layout.OWNER_JSON, owner.encode(), scratch=self.path)
-        number = time.time_ns()
+        number = _new_number()
         while (root / layout.slot_dir(f"{number:016x}")).exists():
             number += 1
         path = root / layout.slot_dir(f"{number:016x}")
@@ -306,6 +309,12 @@ class OpenSegment:
             os.close(fd)
         if not keep_lock:
             self._lock.release()
+
+
+def _new_number(after: str = "") -> int:
+    """Return a number for a name, by the time to 4 microseconds and, since clocks stand still, by chance."""
+    number = time.time_ns() & ~0xFFF | secrets.randbelow(0x1000)
+    return max(number, int(after or "0", 16) + 1)
 
 
 def discard(path: Path) -> None:
