@@ -7,6 +7,7 @@ import errno
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -508,6 +509,57 @@ def test_an_abandoned_replacement_leaves_the_old_store(path: Path) -> None:
         writer.finalize()
     _check(path, 70)
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_store_that_replaces_another_is_as_private(path: Path) -> None:
+    """Who could not read the old store cannot read the new one, at any time, nor a packed copy."""
+    with zarrow.Writer(path, **OPTIONS) as writer:
+        _append(writer, 0, 70)
+        writer.finalize()
+    path.chmod(0o710)
+    modes = []
+    with zarrow.Writer(path, mode="w", **OPTIONS) as writer:
+        modes.append(writer.grows_at.stat().st_mode)
+        _append(writer, 0, 70)
+        writer.finalize()
+    modes.append(path.stat().st_mode)
+    zarrow.pack(path, order="id")
+    zarrow.pack(path, path.with_name("packed"), order="id")
+    modes += [path.stat().st_mode, path.with_name("packed").stat().st_mode]
+    assert [oct(mode & 0o777) for mode in modes] == ["0o710"] * 4
+
+
+def test_a_store_replaced_keeps_what_is_not_its_own(path: Path) -> None:
+    """A user's file, and what repair set aside, outlive the store; a killed run a successor without rows."""
+    for rows in (70, 100):
+        with zarrow.Writer(path, mode="w", **OPTIONS) as writer:
+            _append(writer, 0, rows)
+            writer.finalize()
+        (path / "notes.txt").write_text("mine")
+        (path / "quarantine").mkdir(exist_ok=True)
+    with zarrow.Writer(path, mode="w", **OPTIONS) as killed:
+        _append(killed, 0, 90)
+    zarrow.Writer(path, mode="w", **OPTIONS).close()  # it had no row, so it replaces none
+    assert zarrow.open(killed.grows_at, partial=True).num_rows == 90
+    with zarrow.Writer(path, mode="w", **OPTIONS) as writer:
+        _append(writer, 0, 80)
+        writer.finalize()
+    assert (path / "notes.txt").read_text() == "mine"
+    assert (path / "quarantine").is_dir()
+    (path / "notes.txt").unlink()
+    (path / "quarantine").rmdir()
+    _check(path, 80)
+
+
+def test_a_store_whose_old_one_was_removed_takes_its_place(path: Path) -> None:
+    """A store that was to replace another one is put in place, too, if that one is gone by then."""
+    for mode in ("x", "w"):
+        writer = zarrow.Writer(path, mode=mode, **OPTIONS)  # type: ignore[arg-type]
+        _append(writer, 0, 80)
+        if mode == "w":
+            shutil.rmtree(path)
+        writer.finalize()
+    _check(path, 80)
 
 
 def test_a_store_with_a_writer_at_work_is_not_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,8 @@ def rewrite(
     schema = pa.schema([field for field in store.schema if field.name not in layout.RESERVED_COLUMNS])
     with _old_store_stays(store, target):
         writer = None
+        if not in_place and target.parent.is_dir():
+            files.make_dir_like(target, store.path)
         try:
             writer = Writer(
                 target,

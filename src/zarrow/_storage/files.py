@@ -19,6 +19,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,19 @@ def make_dir(path: Path, *, exist_ok: bool = False, link_ok: bool = False) -> No
             raise
         if path.is_symlink() and not link_ok:
             raise CorruptionError("a symbolic link, which may lead out of the store", path=path) from None
+
+
+def make_dir_like(path: Path, model: Path) -> None:
+    """Make a directory that the same users may read as another one, before anything is in it.
+
+    An owner or group that this process may not give stays its own.
+    """
+    with contextlib.suppress(FileExistsError):
+        calls.mkdir(str(path))
+        access = os.stat(model)
+        with contextlib.suppress(PermissionError):
+            os.chown(path, access.st_uid, access.st_gid)
+        os.chmod(path, stat.S_IMODE(access.st_mode))
 
 
 def link(source: Path, target: Path) -> None:
