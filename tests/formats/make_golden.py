@@ -113,7 +113,7 @@ def _hash(row: dict[str, Any]) -> int:
 
 def complete(path: Path) -> dict[str, Any]:
     """Three segments, the last one short, and an index of keys."""
-    with _writer(path) as writer:
+    with contextlib.closing(_writer(path)) as writer:
         append(writer, range(7), PLAIN)
         append(writer, range(7, 10), PLAIN)
         writer.finalize()
@@ -127,7 +127,7 @@ def complete(path: Path) -> dict[str, Any]:
 def compressed(path: Path) -> dict[str, Any]:
     """A committed segment, and an open one with a complete chunk and a tail."""
     codecs = {"p": ["zstd", "crc32c"], "q": "blosc"}
-    with _writer(path, segment_rows=8, codecs=codecs) as writer:
+    with contextlib.closing(_writer(path, segment_rows=8, codecs=codecs)) as writer:
         for numbers in (range(3), range(3, 8), range(8, 11), range(11, 14)):
             append(writer, numbers, PACKED)
     return expected(list(range(14)), PACKED, committed=8)
@@ -135,7 +135,7 @@ def compressed(path: Path) -> dict[str, Any]:
 
 def torn_tail(path: Path) -> dict[str, Any]:
     """An open segment whose last batch was being written when its writer was killed."""
-    with _writer(path) as writer:
+    with contextlib.closing(_writer(path)) as writer:
         append(writer, range(2), PLAIN)
         writer.flush(durable=True)
         append(writer, range(2, 3), PLAIN)
@@ -164,7 +164,7 @@ def gap_with_claim(path: Path) -> dict[str, Any]:
 
 def durable_damage(path: Path) -> dict[str, Any]:
     """A committed segment, and an open one in which a bit of a durable row has flipped."""
-    with _writer(path) as writer:
+    with contextlib.closing(_writer(path)) as writer:
         append(writer, range(4), PLAIN)
         append(writer, range(4, 6), PLAIN)
         writer.flush(durable=True)
