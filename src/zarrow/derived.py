@@ -27,6 +27,7 @@ from zarrow._read.view import take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow.errors import (
+    CorruptionError,
     InvalidInputError,
     StoreChangedError,
     StoreLockedError,
@@ -93,6 +94,8 @@ def add_array(
     taken = {array.name for array in view.spec.arrays} | set(view.spec.table_schema.names)
     check_derived_name(name, taken, root)
     target = root / layout.DERIVED_DIR / name
+    if target.is_symlink():
+        raise CorruptionError("a symbolic link, which may lead out of the store: remove it", path=target)
     try:
         files.make_dir(root / layout.DERIVED_DIR, exist_ok=True)
         files.sync_dir(root)

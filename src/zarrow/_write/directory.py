@@ -72,7 +72,7 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
     try:
         if root != path:
             files.make_dir_like(root, path)
-        files.make_dir(root, exist_ok=True, link_ok=True)
+        files.make_dir(root, exist_ok=True, link_ok=root == path)
         files.sync_dir(root.parent)
         files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
         if root != path:
