@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -44,6 +45,7 @@ def write(path: Path, *, finalize: bool) -> None:
     with zarrow.Writer(path, keys=["id"], segment_rows=SEGMENT_ROWS, codecs={"z": "zstd"}) as writer:
         for start in range(0, ROWS, 5):
             append(writer, 1000 - np.arange(start, min(start + 5, ROWS)))
+            writer.flush()  # otherwise they might be written together
         if finalize:
             writer.finalize()
 
@@ -54,6 +56,8 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("templates")
     write(directory / "complete.zarrow", finalize=True)
     write(directory / "open.zarrow", finalize=False)
+    with mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", 24):  # two rows
+        write(directory / "chunks.zarrow", finalize=False)
     return directory
 
 
@@ -67,6 +71,12 @@ def store(templates: Path, tmp_path: Path) -> Path:
 def unfinished(templates: Path, tmp_path: Path) -> Path:
     """A store of four segments and an open one."""
     return Path(shutil.copytree(templates / "open.zarrow", tmp_path / "s.zarrow"))
+
+
+@pytest.fixture
+def chunks(templates: Path, tmp_path: Path) -> Path:
+    """A store of four segments, of several chunks each, and an open one."""
+    return Path(shutil.copytree(templates / "chunks.zarrow", tmp_path / "s.zarrow"))
 
 
 def flip(path: Path, byte: int = 20) -> None:
@@ -222,14 +232,82 @@ def test_the_same_number_can_be_damaged_twice(store: Path) -> None:
 
 
 def test_a_damaged_open_segment_goes_aside(unfinished: Path) -> None:
-    """The samples of a damaged open segment are listed; committed rows stay."""
+    """Its damaged rows are listed; what can still be read and checked stays, as do committed rows."""
     flip(slot_of(unfinished) / "e.rows", 0)
     done = zarrow.repair(unfinished)
-    assert list(done.sample_index) == [1000 - row for row in range(36, 31, -1)]
-    assert samples_in(unfinished) == expected(4)
+    assert list(done.sample_index) == [1000 - row for row in (34, 33, 32)]
+    assert samples_in(unfinished) == sorted([*expected(4), 964, 965])
     assert zarrow.verify(unfinished, "full").ok
     resume(unfinished, list(done.sample_index))
     assert samples_in(unfinished) == expected()
+
+
+@pytest.mark.parametrize(("name", "byte", "lost"), [("e", 20, (0, 2)), ("e", 60, (4, 6)), ("z", 0, (0, 2))])
+def test_the_sound_chunks_of_a_damaged_segment_stay(
+    chunks: Path, name: str, byte: int, lost: tuple[int, int]
+) -> None:
+    """Only rows whose chunk is damaged are lost, of plain and of compressed arrays."""
+    flip(chunks / f"embeddings.zarr/{name}/c/1/0", byte)
+    missing = [1000 - 8 - row for row in range(*lost)]
+    plan = zarrow.repair(chunks, dry_run=True)
+    (aside,) = zarrow.repair(chunks, finalize=True).set_aside
+    assert plan.set_aside == (aside,)
+    assert (aside.rows, aside.kept_rows) == ((8, 16), 8 - len(missing))
+    assert list(aside.sample_index) == sorted(missing)
+    assert samples_in(chunks) == sorted({*expected()} - {*missing})
+    assert zarrow.verify(chunks, "full").complete
+
+
+def test_a_plain_shard_needs_no_index(chunks: Path) -> None:
+    """Rows of a shard whose index is damaged are kept; of one that was cut, those before the cut."""
+    flip(shard(chunks, 1), -1)
+    os.truncate(shard(chunks, 2), 3 * 24 + 5)
+    done = zarrow.repair(chunks, finalize=True)
+    assert [one.kept_rows for one in done.set_aside] == [8, 6]
+    assert samples_in(chunks) == sorted({*expected()} - {978, 977})
+    assert zarrow.verify(chunks, "full").complete
+
+
+def test_frames_behind_a_damaged_one_stay(tmp_path: Path) -> None:
+    """Of the journal of plain arrays, only the rows of the damaged frame are lost."""
+    path = tmp_path / "s.zarrow"
+    with zarrow.Writer(path, segment_rows=64) as writer:
+        for start in range(0, 30, 10):
+            append(writer, np.arange(start, start + 10))
+            writer.flush()
+    journal = slot_of(path) / "table.frames"
+    flip(journal, journal.stat().st_size // 2)
+    (aside,) = zarrow.repair(path, finalize=True).set_aside
+    assert (aside.rows, aside.kept_rows) == ((0, 30), 20)
+    assert samples_in(path) == [*range(10), *range(20, 30)]
+    assert zarrow.verify(path, "full").complete
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+def test_an_open_segment_without_an_owner_keeps_its_rows(
+    unfinished: Path, harm: Callable[[Path], Any]
+) -> None:
+    """A damaged owner costs no row: the open segment gets another one."""
+    harm(slot_of(unfinished) / "owner.json")
+    done = zarrow.repair(unfinished)
+    assert (done.sample_index, done.nameless_rows) == ((), 0)
+    assert not any((unfinished / one.to / "open").exists() for one in done.set_aside)
+    assert samples_in(unfinished) == expected()
+    assert zarrow.verify(unfinished, "full").ok
+    assert zarrow.repair(unfinished).nothing_to_do
+
+
+def test_a_manifest_of_another_state_is_distrusted_not_sound_records(store: Path) -> None:
+    """A manifest that was put back from a copy moves no row that can be read and checked."""
+    old = (store / "manifest.json").read_bytes()
+    with zarrow.Writer(store, mode="a") as writer:
+        append(writer, np.arange(900, 920))
+        writer.finalize()
+    (store / "manifest.json").write_bytes(old)
+    done = zarrow.repair(store, finalize=True)
+    assert [one.path for one in done.set_aside] == ["manifest.json"]
+    assert samples_in(store) == sorted([*expected(), *range(900, 920)])
+    assert zarrow.verify(store, "full").complete
 
 
 def test_a_damaged_manifest_goes_aside(store: Path) -> None:
@@ -394,26 +472,26 @@ def check_stock_readers(store: Path) -> None:
         assert rows.any(axis=1).all()
 
 
-def judge(tree: Tree, after: str, originals: set[bytes]) -> None:
+def judge(tree: Tree, after: str, originals: set[bytes], left: list[int]) -> None:
     """Check what a crash in a repair left: no sound row lost or doubled, no damaged file discarded."""
     with scratch() as top:
         tree.put(top)
         store = top / NAME
         check_stock_readers(store)
         if not zarrow.verify(store).counts["damage"]:
-            assert samples_in(store) == expected(0, 2)
+            assert samples_in(store) == left
             if after == "writer":
                 zarrow.Writer(store, mode="a").close()
         zarrow.repair(store)
         report = zarrow.verify(store)
         assert report.ok, report.findings
-        assert samples_in(store) == expected(0, 2)
+        assert samples_in(store) == left
         kept = {path.read_bytes() for path in (store / "quarantine").rglob("*") if path.is_file()}
         assert originals <= kept
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("template", ["complete", "open"])
+@pytest.mark.parametrize("template", ["complete", "open", "chunks"])
 def test_a_crash_in_a_repair_is_harmless(
     templates: Path, template: str, profile: str, figures: Callable[..., None]
 ) -> None:
@@ -423,6 +501,11 @@ def test_a_crash_in_a_repair_is_harmless(
         store = Path(shutil.copytree(templates / f"{template}.zarrow", top / NAME))
         flip(shard(store, 0))
         flip(store / "segments/00000002.json")
+        left = expected(0, 2)
+        if template == "chunks":  # of segment 0, the last six rows are sound; of the open one, the last two
+            left = sorted([*left, *range(993, 999)])
+            left = sorted({*left} - {966, 967, 968})
+            flip(slot_of(store) / "e.rows")
         originals = {path.read_bytes() for path in store.rglob("c/[02]/*") if path.is_file()}
         base = Tree.take(top)
         recorder = Recorder(top)
@@ -440,7 +523,7 @@ def test_a_crash_in_a_repair_is_harmless(
             ):
                 tally.states += 1
                 state = State(f"{label} before call {number}, {call}, then a {after}", tree, {})
-                tally.check(state, lambda state, after=after: judge(state.tree, after, originals))
+                tally.check(state, lambda state, after=after: judge(state.tree, after, originals, left))
         disk.do(call)
     figures("crashes inside repair", calls=len(recorder.log), states=tally.states, bad=len(tally.bad))
     assert not tally.bad, "\n".join(tally.bad[:20])

@@ -15,6 +15,9 @@ recovery (`_write.recovery`), in this order:
    however many follow it.
 5. Zarr's metadata is written again.
 
+Rows of what is set aside that can still be read and checked stay in the store: they are copied to an open
+segment first, which counts from the moment that what it repeats is gone.
+
 **Rows that were moved have new row numbers**; their ``sample_index`` identifies them. The rows that are lost
 are listed by theirs, so that a resumed ``predict`` computes exactly those. Nothing is removed unless there is
 a copy of it, and the store is not completed without `finalize`.
@@ -95,7 +98,7 @@ class Repair:  # its fields are its parameters: numpydoc ignore=PR02
     def nameless_rows(self) -> int:
         """The number of rows that were set aside and whose ``sample_index`` is lost."""
         return sum(
-            one.rows[1] - one.rows[0]
+            one.rows[1] - one.rows[0] - one.kept_rows
             for one in self.set_aside
             if one.rows is not None and one.sample_index is None
         )

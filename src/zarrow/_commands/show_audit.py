@@ -60,7 +60,7 @@ def show_repair(done: Repair) -> None:
             f"  {would}moved: {done.moved_rows:,} sound rows, to new row numbers; "
             "their sample_index stays the same"
         )
-    lost = sum(one.rows[1] - one.rows[0] for one in done.set_aside if one.rows is not None)
+    lost = sum(one.rows[1] - one.rows[0] - one.kept_rows for one in done.set_aside if one.rows is not None)
     if lost:
         known = [f"sample_index {ranges(done.sample_index)}"] if done.sample_index else []
         if done.nameless_rows:

@@ -28,7 +28,17 @@ import pyarrow as pa
 from zarrow._format.checksum import crc32c
 from zarrow.errors import CorruptionError
 
-__all__ = ["ArrayEntry", "Chunk", "Frame", "encode", "is_torn", "parse_payload", "scan", "scan_prefix"]
+__all__ = [
+    "ArrayEntry",
+    "Chunk",
+    "Frame",
+    "encode",
+    "is_torn",
+    "parse_payload",
+    "scan",
+    "scan_prefix",
+    "scan_sound",
+]
 
 MAGIC = b"ZARROWF1"
 _HEAD = struct.Struct("<8sQ16sQQIIQ")
@@ -263,6 +273,20 @@ def scan_prefix(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) 
     For audits, which report on the rest themselves; use `scan` for everything else.
     """
     return _scan(buffer, uuid, arrays, segment_rows)[0]
+
+
+def scan_sound(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) -> Scan:
+    """Return all frames that are sound and follow one another, also behind damaged ones; for repairs."""
+    found, _ = _scan(buffer, uuid, arrays, segment_rows)
+    view, frames = memoryview(buffer), list(found.frames)
+    start = len(view) - found.torn_bytes
+    try:
+        for frame in _resync(buffer, view, start + 1, uuid, arrays):
+            if frame.first_row >= (frames[-1].stop if frames else 0) and frame.stop <= segment_rows:
+                frames.append(frame)
+    except CorruptionError:
+        pass  # frames that contradict themselves end it
+    return Scan(tuple(frames), found.ends, found.torn_bytes)
 
 
 def _scan(

@@ -12,6 +12,7 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `audit_sources`          whether every accepted row counts exactly once
 `audit_segment`          the part and shards of a committed segment, against its record
 `audit_index`            the key index, against the table
+`salvage`                the rows of what is damaged that can still be read and checked
 `repair_plan`            from findings to a plan, and the plan carried out
 `quarantine`             where damaged files are moved
 `external_sort`          the order of rows by some columns, in bounded memory

@@ -58,6 +58,10 @@ class Audited:
         The damaged segments.
     segments : int
         The number of segments there should be: as in the manifest, or up to the last one with a record.
+    doubled : frozenset of int
+        Segments whose rows are in another one, too.
+    slots : dict of str to OpenSegmentFacts
+        The open segments whose owner is known.
     """
 
     report: Report
@@ -65,6 +69,8 @@ class Audited:
     records: dict[int, SegmentRecord]
     damaged: frozenset[int]
     segments: int
+    doubled: frozenset[int]
+    slots: dict[str, OpenSegmentFacts]
 
 
 def audit(root: Path, level: Level, progress: Progress | None = None, *, derived: bool = True) -> Audited:
@@ -84,7 +90,7 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
         message = said_by(root / layout.STORE_JSON, error)
         found.damage(layout.STORE_JSON, f"{message}; nothing else can be checked without it")
         report = Report(path=str(root), level=level, findings=found.sorted())
-        return Audited(report, None, {}, frozenset(), 0)
+        return Audited(report, None, {}, frozenset(), 0, frozenset(), {})
     for _ in range(_ATTEMPTS):
         found = AuditLog(level, progress)
         one = _StoreAudit(Beneath(root), spec, found)
@@ -111,7 +117,9 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
         for finding in report.findings
         if finding.severity == "damage" and finding.segment is not None
     )
-    return Audited(report, spec, one.documents.records, damaged, one.documents.segments)
+    documents = one.documents
+    doubled = frozenset(documents.doubled)
+    return Audited(report, spec, documents.records, damaged, documents.segments, doubled, one.slots)
 
 
 class _StoreAudit:
@@ -124,14 +132,14 @@ class _StoreAudit:
         self.open_rows = 0
         self._names = NamesAudit(files, spec, found)
         self.documents = DocumentsAudit(files, spec, found, self._names)
-        self._slots: dict[str, OpenSegmentFacts] = {}
+        self.slots: dict[str, OpenSegmentFacts] = {}
 
     def run(self) -> None:
         """Check all but committed segments; open ones first, since their rows may be committed meanwhile."""
         self._open()
         self.documents.read()
-        self.open_rows = audit_sources(self.documents, self._slots)
-        reopened = [facts.owner.reopens for facts in self._slots.values()]
+        self.open_rows = audit_sources(self.documents, self.slots)
+        reopened = [facts.owner.reopens for facts in self.slots.values()]
         audit_metadata(self.documents, [one for one in reopened if isinstance(one, int)])
         self._names.audit(self.documents.numbers, self.documents.is_pending)
 
@@ -196,7 +204,7 @@ class _StoreAudit:
             if kind == "directory" and layout.is_slot(name):
                 facts = audit_open_segment(self.files, self.spec, name, self.found)
                 if facts is not None:
-                    self._slots[name] = facts
+                    self.slots[name] = facts
                 self._slot_lock(name)
             elif name == layout.LOCK and kind == "file":
                 self._lock()

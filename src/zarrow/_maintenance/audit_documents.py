@@ -63,6 +63,8 @@ class DocumentsAudit:
         self.damaged_manifest = False
         self.claims: dict[int, Claim | None] = {}  # None: damaged
         self.records: dict[int, SegmentRecord] = {}  # the sound ones
+        self.doubled: set[int] = set()  # whose rows are in another one
+        self._checksums: dict[int, int] = {}
         self.numbers: set[int] = set()  # of all records, sound or not
         self.dense = 0
         self.segments = 0
@@ -73,6 +75,7 @@ class DocumentsAudit:
         """Read the documents, and count the committed segments and rows."""
         self._manifest()
         self._segments_dir()
+        self._check_manifest()
         self._count()
 
     def _manifest(self) -> None:
@@ -115,31 +118,30 @@ class DocumentsAudit:
             if record.segment != number:
                 raise CorruptionError(f"the record of segment {record.segment}")
             check_record(record, self.spec, path)
-            self._against_manifest(record, crc32c(data))
+            self._checksums[number] = crc32c(data)
             self.records[number] = record
         except FileNotFoundError:
             self.numbers.discard(number)  # a writer has just reopened it
         except CorruptionError as error:
             self.damage(number, path, error)
 
-    def _against_manifest(self, record: SegmentRecord, checksum: int) -> None:
-        manifest, number = self.manifest, record.segment
+    def _check_manifest(self) -> None:
+        """Distrust a manifest that contradicts sound records: these are compared with their files, too."""
+        manifest, full = self.manifest, self.spec.segment_rows
         if manifest is None:
             return
-        if number >= manifest.segments:
-            raise CorruptionError("the manifest has no such segment")
-        if manifest.records_crc32c[number] != checksum:
-            raise CorruptionError("not the record that the manifest refers to")
-        rows = min(self.spec.segment_rows, manifest.rows - number * self.spec.segment_rows)
-        if (
-            record.rows != rows
-            or record.part.size_bytes != manifest.part_bytes[number]
-            or any(
-                facts.size_bytes != manifest.shard_bytes[name][number]
-                for name, facts in record.arrays.items()
-            )
-        ):
-            raise CorruptionError("its rows or sizes differ from the manifest's")
+        for number, record in sorted(self.records.items()):
+            if number < manifest.segments and manifest.records_crc32c[number] == self._checksums[number]:
+                rows = min(full, manifest.rows - number * full)
+                sizes = {name: facts.size_bytes for name, facts in record.arrays.items()}
+                stated = {name: manifest.shard_bytes[name][number] for name in sizes}
+                part = manifest.part_bytes[number]
+                if (record.rows, sizes, record.part.size_bytes) == (rows, stated, part):
+                    continue
+            self.manifest, self.damaged_manifest = None, True
+            message = f"contradicts the record of segment {number}: it is of another state of the store"
+            self.found.damage(layout.MANIFEST_JSON, message)
+            return
 
     def _claim(self, number: int) -> None:
         path = layout.claim_path(number)

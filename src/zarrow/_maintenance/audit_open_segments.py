@@ -38,7 +38,7 @@ from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import Beneath, File
 from zarrow.errors import CorruptionError, ZarrowError
 
-__all__ = ["audit_open_segment", "read_frames"]
+__all__ = ["audit_open_segment"]
 
 MAX_OWNER_BYTES = 1 << 16
 _ATTEMPTS = 5
@@ -78,17 +78,6 @@ def audit_open_segment(
     found.checked_files += audit.checked_files
     found.read(audit.checked_bytes)
     return facts
-
-
-def read_frames(files: Beneath, spec: StoreSpec, slot: str) -> Sequence[Frame]:
-    """Return an open segment's frames up to the first damaged one; none if it has no journal."""
-    try:
-        path = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
-        journal = files.read(path, MAX_FRAME_BYTES, drop_hole=True)
-    except (FileNotFoundError, CorruptionError):
-        return ()
-    uuid = bytes.fromhex(spec.uuid)
-    return scan_prefix(pa.py_buffer(journal), uuid, len(spec.arrays), spec.segment_rows).frames
 
 
 def _journal_bytes(files: Beneath, slot: str) -> int:

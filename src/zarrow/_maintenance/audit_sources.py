@@ -46,6 +46,7 @@ class _SourcesAudit:
             for (_, stop, one), (start, _, other) in itertools.pairwise(pieces):
                 if start < stop:
                     path = layout.record_path(other)
+                    self._documents.doubled.add(other)
                     self._documents.damage(other, path, f"rows of {slot} that are also in segment {one}")
         for number, claim in self._documents.claims.items():
             if claim is not None:

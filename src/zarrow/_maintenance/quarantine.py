@@ -47,8 +47,10 @@ class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
         The number of the committed segment, if it was one.
     rows : (int, int) or None
         Its rows, as start and stop: rows of the store, or of the open segment.
+    kept_rows : int
+        How many of these rows stay in the store, because they can still be read and checked.
     sample_index : tuple of int or None
-        The ``sample_index`` values of these rows, in ascending order; None if they are unknown.
+        The ``sample_index`` values of the other ones, in ascending order; None if they are unknown.
     reasons : tuple of str
         What was wrong with it.
     """
@@ -57,13 +59,15 @@ class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
     to: str
     segment: int | None
     rows: tuple[int, int] | None
+    kept_rows: int = 0
     sample_index: tuple[int, ...] | None
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:
         text = f"{self.path} → {self.to}: {'; '.join(self.reasons)}"
         if self.rows is not None:
-            text += f" ({self.rows[1] - self.rows[0]} rows)"
+            kept = f", {self.kept_rows} of them kept" if self.kept_rows else ""
+            text += f" ({self.rows[1] - self.rows[0]} rows{kept})"
         return text
 
 

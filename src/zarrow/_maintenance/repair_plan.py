@@ -3,40 +3,38 @@
 `examine` audits the store and turns the findings into a plan of incidents, each of which becomes a directory
 in quarantine; `carry_out` executes it. See `repair` for the order and its reasons.
 
-All rows of a damaged open segment are set aside, also those before the damage: they are at most one
-segment, and are predicted again. That is easier to trust than a journal cut in half.
+Rows of what is set aside that can still be read and checked (`salvage`) stay in the store: they are copied to
+an open segment that names what it repeats, and so does not count before that is gone (`_read.visible`). Of an
+open segment whose rows are all sound only the owner is written again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from zarrow._format import frames, layout
+from zarrow._format import layout
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
-from zarrow._format.layout import SAMPLE_INDEX
-from zarrow._format.records import Claim, Owner, SegmentRecord
+from zarrow._format.records import Claim, Owner
 from zarrow._format.spec import StoreSpec
-from zarrow._maintenance import audit, build_index
+from zarrow._maintenance import audit, build_index, salvage
 from zarrow._maintenance.audit import Audited
-from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES, read_frames
-from zarrow._maintenance.audit_segment import read_sample_index
+from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
 from zarrow._maintenance.quarantine import Aside, SetAside
+from zarrow._maintenance.salvage import Salvage
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._storage import files
 from zarrow._storage.reading import Beneath
 from zarrow._write import publishing, recovery, seal
 from zarrow._write.directory import claim_store, new_owner
-from zarrow._write.open_segment import OpenSegment
+from zarrow._write.open_segment import OpenSegment, discard
 from zarrow.errors import CorruptionError
 
 __all__ = ["Plan", "carry_out", "examine", "exclusively"]
@@ -59,6 +57,13 @@ class Plan:
         What to set aside, in this order.
     rebuilt : tuple of str
         Derived files to rebuild.
+    copies : dict of int or str to (Salvage, int)
+        By what is set aside, a segment's number or the name of an open segment, the rows to keep, and which
+        of them are committed elsewhere: those before this one.
+    disowned : tuple of str
+        Open segments to give a new owner.
+    stale : tuple of str
+        Copies that an interrupted repair left, and that do not count yet.
     moved_rows : int
         Rows of sound segments that get new row numbers.
     segments : int
@@ -68,6 +73,9 @@ class Plan:
     spec: StoreSpec
     incidents: tuple[Aside, ...]
     rebuilt: tuple[str, ...]
+    copies: dict[int | str, tuple[Salvage, int]]
+    disowned: tuple[str, ...]
+    stale: tuple[str, ...]
     moved_rows: int
     segments: int
 
@@ -151,6 +159,8 @@ class _Planner:
         self._gaps = {layout.record_path(number) for number in put_aside(root)}
         self._by_path: dict[str, list[Finding]] = defaultdict(list)
         self._by_segment: dict[int, list[Finding]] = defaultdict(list)
+        self._copies: dict[int | str, tuple[Salvage, int]] = {}
+        self._disowned: list[str] = []
         for finding in audited.report.findings:
             if finding.severity == "note":
                 continue
@@ -163,7 +173,7 @@ class _Planner:
         segments = [self._segment(number) for number in sorted(self._by_segment)]
         others: list[Aside] = []
         rebuilt: list[str] = []
-        slots: set[str] = set()
+        seen: set[str] = set()
         gone = {path for one in segments for path in one.files}
         for path, findings in self._by_path.items():
             if path in gone:
@@ -181,19 +191,29 @@ class _Planner:
             elif parts[0] == layout.OPEN_DIR and len(parts) > 1 and layout.is_slot(parts[1]):
                 if self._is_cut_short(parts[1]):
                     rebuilt.append(path)
-                elif parts[1] not in slots:
-                    slots.add(parts[1])
-                    others.append(self._slot(parts[1]))
+                elif parts[1] not in seen:
+                    seen.add(parts[1])
+                    others.extend(self._slot(parts[1]))
             elif path.endswith(".claim"):
                 others.append(self._claim(path, findings))
             else:
                 others.append(self._stray(path, findings, len(others)))
-        others.extend(self._claims_of(slots))
+        others.extend(self._claims_of(seen.difference(self._disowned)))
         # The manifest goes first: a store that lacks segments must not pass for complete.
         others.sort(key=lambda one: one.facts.path != layout.MANIFEST_JSON)
         first = [one for one in others if one.facts.path == layout.MANIFEST_JSON]
         incidents = (*first, *segments, *others[len(first) :])
-        return Plan(self._spec, incidents, tuple(rebuilt), self._moved_rows(), self._audited.segments)
+        rebuilt.extend(f"{layout.slot_dir(slot)}/{layout.OWNER_JSON}" for slot in self._disowned)
+        return Plan(
+            self._spec,
+            incidents,
+            tuple(rebuilt),
+            self._copies,
+            tuple(self._disowned),
+            tuple(self._stale_copies()),
+            self._moved_rows(),
+            self._audited.segments,
+        )
 
     def _is_derived(self, path: str) -> bool:
         """Tell whether a file is rebuilt, or a gap closed, by what follows the moves."""
@@ -215,8 +235,8 @@ class _Planner:
         """Return the rows of the sound segments that will fill the gaps."""
         sound = [number for number in sorted(self._audited.records) if number not in self._by_segment]
         moved = [number for number in sound if number >= len(sound)]
-        records = self._audited.records
-        return sum(records[number].rows for number in moved if number in records)
+        kept = sum(left.rows for of, (left, _) in self._copies.items() if isinstance(of, int))
+        return kept + sum(self._audited.records[number].rows for number in moved)
 
     def _incident(
         self,
@@ -227,11 +247,18 @@ class _Planner:
         *,
         segment: int | None = None,
         rows: tuple[int, int] | None = None,
+        kept_rows: int = 0,
         sample_index: tuple[int, ...] | None = None,
     ) -> Aside:
         reasons = tuple(dict.fromkeys(f"{finding.path}: {finding.message}" for finding in findings))
         facts = SetAside(
-            path=path, to="", segment=segment, rows=rows, sample_index=sample_index, reasons=reasons
+            path=path,
+            to="",
+            segment=segment,
+            rows=rows,
+            kept_rows=kept_rows,
+            sample_index=sample_index,
+            reasons=reasons,
         )
         return Aside(self._root, name, moves, facts)
 
@@ -254,6 +281,14 @@ class _Planner:
         stop = first + (record.rows if record is not None else self._spec.segment_rows)
         known = [finding.rows[1] for finding in findings if finding.rows is not None]
         rows = (first, max(known) if record is None and known else stop)
+        samples, kept = None, 0
+        if record is not None:
+            left = salvage.of_segment(self._files, self._spec, record)
+            if number in self._audited.doubled or self._distrusted(findings):
+                left.sound[:] = False
+            samples, kept = left.lost_samples() if left.table_is_sound else None, left.rows
+            if kept:
+                self._copies[number] = left, 0
         return self._incident(
             layout.record_path(number),
             f"{number:08d}",
@@ -261,14 +296,15 @@ class _Planner:
             findings,
             segment=number,
             rows=rows,
-            sample_index=None if record is None else self._samples(record),
+            kept_rows=kept,
+            sample_index=samples,
         )
 
-    def _samples(self, record: SegmentRecord) -> tuple[int, ...] | None:
-        values = read_sample_index(self._files, self._spec, record)
-        return None if values is None else tuple(sorted(values[values >= 0].tolist()))
+    def _distrusted(self, findings: list[Finding]) -> bool:
+        """Tell whether checksums do not help: the content of a part breaks the format, as written."""
+        return any(one.path.startswith(layout.TABLE_DIR) for one in findings)
 
-    def _slot(self, slot: str) -> Aside:
+    def _slot(self, slot: str) -> Iterator[Aside]:
         path = layout.slot_dir(slot)
         findings = [
             finding
@@ -276,19 +312,25 @@ class _Planner:
             if one == path or one.startswith(f"{path}/")
             for finding in found
         ]
-        values: set[int] = set()
-        first = rows = self._committed(slot)
-        for frame in read_frames(self._files, self._spec, slot):
-            rows = max(rows, frame.stop)
-            if frame.rows and frame.stop > first:
-                with contextlib.suppress(CorruptionError):
-                    batch = frames.parse_payload(frame, self._spec.wire_schema)
-                    column: pa.Array = pc.drop_null(
-                        batch.column(SAMPLE_INDEX).slice(max(first - frame.first_row, 0))
-                    )
-                    values.update(column.to_pylist())
-        return self._incident(
-            path, slot, {path: "open"}, findings, rows=(first, rows), sample_index=tuple(sorted(values))
+        first = self._committed(slot)
+        left = salvage.of_open_segment(self._files, self._spec, slot)
+        owner = f"{path}/{layout.OWNER_JSON}"
+        if left.sound.all() and len(left.sound) > first and {one.path for one in findings} <= {path, owner}:
+            self._disowned.append(slot)  # what its rows follow is unknown, or gone
+            if owner in self._by_path:
+                yield self._incident(owner, slot, {owner: layout.OWNER_JSON}, findings)
+            return
+        kept = int(left.sound[first:].sum())
+        if kept:
+            self._copies[slot] = left, first
+        yield self._incident(
+            path,
+            slot,
+            {path: "open"},
+            findings,
+            rows=(first, max(first, len(left.sound))),
+            kept_rows=kept,
+            sample_index=left.lost_samples(first),
         )
 
     def _committed(self, slot: str) -> int:
@@ -310,6 +352,14 @@ class _Planner:
             ),
             default=0,
         )
+
+    def _stale_copies(self) -> Iterator[str]:
+        """Yield open segments that repeat something which is to be set aside, and copied again."""
+        for slot, facts in self._audited.slots.items():
+            of = facts.owner.reopens
+            here = layout.slot_dir(of) if isinstance(of, str) else layout.record_path(of or 0)
+            if of is not None and self._files.exists(here):
+                yield slot
 
     def _claim(self, path: str, findings: list[Finding]) -> Aside:
         return self._incident(path, Path(path).stem, {path: "claim"}, findings)
@@ -382,18 +432,31 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
         Whether to complete the store.
     """
     scratch = root / layout.OPEN_DIR
+    for slot in plan.stale:
+        discard(root / layout.slot_dir(slot))
     damaged = [one.facts.segment for one in plan.incidents if one.facts.segment is not None]
     for one in plan.incidents:
         path = one.facts.path
         if path == layout.MANIFEST_JSON or path.startswith(layout.ARRAYS_DIR):
             one.fill()
-    if any(_takes_rows(one.facts) for one in plan.incidents):
+    if plan.disowned or any(_takes_rows(one.facts) for one in plan.incidents):
         publishing.withdraw_manifest(root)
     if damaged:
         # Zarr readers must not see the zeros that stand for missing shards, wherever a crash ends this.
         publishing.create(root, plan.spec, scratch, segments=min(damaged))
+    for of, (left, start) in plan.copies.items():
+        copy = OpenSegment.build(files.scratch_name(scratch), plan.spec)
+        try:
+            for batch in left.batches(start):
+                copy.append([batch])
+            copy.enter(root, replace(owner, session=uuid.uuid4().hex, reopens=of))
+        finally:
+            copy.close()
     for one in plan.incidents:
         one.fill()
+    for slot in plan.disowned:
+        document = root / layout.slot_dir(slot) / layout.OWNER_JSON
+        files.replace(document, replace(owner, session=uuid.uuid4().hex).encode(), scratch=scratch)
     spec = publishing.create(root, plan.spec, scratch)
     dead = recovery.recover(root, spec, owner)
     try:
