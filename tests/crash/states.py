@@ -127,10 +127,11 @@ class _Then(datetime):
 @contextlib.contextmanager
 def the_same_names() -> Iterator[None]:
     """Replace random names and clocks by counters, so that equal results of two recoveries are one state."""
-    numbers, moments = itertools.count(1), itertools.count(4_000_000_000_000_000_000)
+    numbers, moments = itertools.count(1), itertools.count(4_000_000_000_000_000_000, 0x1000)
     with (
         mock.patch.object(time, "time_ns", moments.__next__),
         mock.patch.object(secrets, "token_hex", lambda size: f"{next(numbers):0{2 * size}x}"),
+        mock.patch.object(secrets, "randbelow", return_value=0),
         mock.patch.object(uuid, "uuid4", (uuid.UUID(int=number) for number in numbers).__next__),
         mock.patch.object(zarrow.writer, "datetime", _Then),
     ):
