@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
 import zarrow
+from zarrow._predict import identity
 from zarrow.errors import BatchError, InvalidInputError, SchemaMismatchError, StoreExistsError
 from zarrow.lightning import MissingRowsSampler, PredictionWriter
 
@@ -174,6 +175,10 @@ def test_stores_that_were_completed_early_go_on(tmp_path, caplog):
     stop(tmp_path / "s", loader, 1)
     with zarrow.Writer(tmp_path / "s", mode="a") as writer:
         writer.finalize(partial=True)
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    with pytest.raises(SchemaMismatchError, match="weights"):
+        run(tmp_path / "s", loader, Model(weight=2.0), resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
     with caplog.at_level("INFO", logger="zarrow.lightning"):
         assert run(tmp_path / "s", loader, resume=True).seen == [[4, 5, 6, 7], [8, 9]]
     assert "4 of 10 rows are taken over from the run that began at 20" in caplog.text
@@ -267,6 +272,18 @@ def test_streams_are_predicted_again_and_stored_once(tmp_path):
     stop(tmp_path / "s", loader, 3)
     run(tmp_path / "s", loader, resume=True)
     assert content(tmp_path / "s")[0]["sample_index"].to_pylist() == list(range(30))
+
+
+def test_the_weights_are_read_once(tmp_path, monkeypatch):
+    """A run reads its model's weights once, resumed or not."""
+    calls = []
+    original = identity._checksum
+    monkeypatch.setattr(identity, "_checksum", lambda named: calls.append(1) or original(named))
+    loader = DataLoader(Numbers(10), batch_size=4)
+    stop(tmp_path / "s", loader, 1)
+    assert len(calls) == 2  # parameters and buffers
+    run(tmp_path / "s", loader, resume=True)
+    assert len(calls) == 4
 
 
 def test_loaders_are_given_back(tmp_path):

@@ -203,6 +203,7 @@ class StreamingPredictionWriter(PredictionWriter):
         if trainer is None or pl_module is None:
             run = self._begin(None)
             run.meet([self], world_size=1)
+            run.go_on(self._resumed, partial(Writer, self.path, mode="a", **self._options))
             if self._resumed is not None:
                 run.log_taken_over(self._resumed)
         else:

@@ -89,11 +89,12 @@ class PredictionWriter(BasePredictionWriter):
     that were still queued, usually the last one to three (50 ms; more on a GPU, at most `queue_bytes`).
 
     Only the run that began a store may resume it. Compared are the model's class, hyperparameters and every
-    byte of its parameters and buffers (unless sharded, as by FSDP), the settings of data module, datasets and
-    collate functions (hyperparameters and public attributes with plain values), length and fingerprint of
-    datasets, precision, versions of the packages that compute, and `provenance`. A fingerprint is what a
-    dataset or data module offers as ``fingerprint`` (or ``_fingerprint``, as those of Hugging Face): a text,
-    a number, or a method that returns one. Ranks, devices, workers and the batch size may change.
+    byte of its parameters and buffers (unless sharded, as by FSDP; read once, in less than a second per GB),
+    settings of data module, datasets and collate functions (hyperparameters and public attributes with plain
+    values), length and fingerprint of datasets, precision, versions of the packages that compute, and
+    `provenance`. A fingerprint is what a dataset or data module offers as ``fingerprint`` (``_fingerprint``
+    in Hugging Face's): a text, a number, or a method that returns one. Ranks, devices, workers and the batch
+    size may change.
 
     On several ranks each writes for itself, and the batches of a single process are distributed among them.
     Samplers that divide the rows themselves are respected. Rank 0 completes the store when all ranks are
@@ -162,14 +163,8 @@ class PredictionWriter(BasePredictionWriter):
     ...         return {"prob": batch.mean(1).sigmoid(), "query_embed": batch * 2}
     >>> path = tempfile.mkdtemp() + "/run.zarrow"
     >>> writer = PredictionWriter(path, identifiers=pa.table({"subject_id": range(10)}), keys=["subject_id"])
-    >>> trainer = Trainer(
-    ...     accelerator="cpu",
-    ...     callbacks=[writer],
-    ...     logger=False,
-    ...     enable_checkpointing=False,
-    ...     enable_progress_bar=False,
-    ...     enable_model_summary=False,
-    ... )
+    >>> quiet = {f"enable_{what}": False for what in ("checkpointing", "progress_bar", "model_summary")}
+    >>> trainer = Trainer(accelerator="cpu", callbacks=[writer], logger=False, **quiet)
     >>> trainer.predict(Model(), DataLoader(torch.ones(10, 4), batch_size=4), return_predictions=False)
     >>> store = zarrow.open(path)
     >>> store.num_rows, store.schema.names, store["query_embed"][9].tolist()
@@ -208,6 +203,7 @@ class PredictionWriter(BasePredictionWriter):
             raise InvalidInputError("resume=True continues a store and mode='w' replaces it: choose one")
         if duplicates not in ("refuse", "drop"):
             raise InvalidInputError(f"duplicates must be 'refuse' or 'drop', got {duplicates!r}")
+        check_expected(expected_rows)
         self.path = os.path.abspath(path)
         if isinstance(sample_index, str) and not isinstance(ignore, str):
             ignore = [*ignore, sample_index]
@@ -218,21 +214,15 @@ class PredictionWriter(BasePredictionWriter):
         self._identifiers_given = identifiers
         self._sample_index = sample_index
         self._drop_duplicates = duplicates == "drop"
-        check_expected(expected_rows)
         self._expected_rows = expected_rows
         self._wait = wait_until_accepted
         self._force = force
         self._provenance = dict(provenance or {})
         self._mode: Mode = "a" if resume else mode
         self._options: dict[str, Any] = {
-            "keys": tuple(keys),
-            "segment_rows": segment_rows,
-            "codecs": codecs,
-            "durability": durability,
-            "queue_bytes": queue_bytes,
-            "provenance": self._provenance,
-            "expected_rows": expected_rows,
-        }
+            "keys": tuple(keys), "segment_rows": segment_rows, "codecs": codecs, "durability": durability,
+            "queue_bytes": queue_bytes, "provenance": self._provenance, "expected_rows": expected_rows,
+        }  # fmt: skip
         self._grows_at = self.path
         self._run: Run | None = None
         self._resumed: Store | None = None
@@ -283,9 +273,8 @@ class PredictionWriter(BasePredictionWriter):
                 writer, (before, self._resumed) = self._open(shared=False), self._look()
             else:
                 join = partial(Writer, mode="a", shared=True, **self._options)
-                writer, (before, self._resumed) = open_together(
-                    trainer, self.path, self._open, self._look, join
-                )
+                opening = open_together(trainer, self.path, self._open, self._look, join)
+                writer, (before, self._resumed) = opening
             self._grows_at = self.path if writer is None else str(writer.grows_at)
             if writer is not None:
                 opened.callback(writer.close)
@@ -309,8 +298,7 @@ class PredictionWriter(BasePredictionWriter):
         return run
 
     def _open(self, *, shared: bool) -> Writer | None:
-        """Return a writer; None if the store to resume is complete and has all rows."""
-        options = {**self._options, "shared": shared}
+        """Return a writer; None if the store to resume is complete, unless ranks are to add missing rows."""
         if shared and self._mode == "w" and self._drop_duplicates and self._sample_index is not None:
             raise InvalidInputError(
                 "mode='w', duplicates='drop' and sample_index= exclude each other on several ranks, which "
@@ -319,10 +307,10 @@ class PredictionWriter(BasePredictionWriter):
         _, store = self._look()
         if store is not None and store.complete:
             expected = store.expected_rows if self._expected_rows is None else self._expected_rows
-            if expected is None or store.num_rows >= expected:
+            if not shared or store.num_rows >= (expected or 0):
                 return None
         try:
-            return Writer(self.path, mode=self._mode, **options)
+            return Writer(self.path, mode=self._mode, **self._options, shared=shared)
         except StoreExistsError as error:
             raise StoreExistsError(
                 f"{self.path}: there is a store already: resume=True continues it if it is incomplete, "
@@ -344,6 +332,7 @@ class PredictionWriter(BasePredictionWriter):
             As Lightning passes them.
         """
         self._meet(trainer, pl_module)
+        self._running().go_on(self._resumed, partial(Writer, self.path, mode="a", **self._options))
         if trainer.predict_loop.return_predictions:
             warnings.warn(
                 "Lightning keeps every prediction in memory until the end, in addition to the store: "
@@ -497,7 +486,7 @@ class PredictionWriter(BasePredictionWriter):
         run.complete(self.path, self._store_without_rows)
 
     def _store_without_rows(self, run: Run) -> None:
-        """Make a complete store without any row; no rank has had a batch, which would have defined it."""
+        """Make a complete store without any row: no rank had a batch, which would have defined it."""
         options = {**self._options, **self._without_rows(run), "expected_rows": run.expected_rows}
         with Writer(self.path, mode="a" if self._mode == "x" else self._mode, **options) as writer:
             writer.finalize()

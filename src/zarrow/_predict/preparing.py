@@ -84,7 +84,7 @@ class Preparing(Worker[PredictedBatch]):
     """
 
     def __init__(self, writer: Writer | None, limit_bytes: int, *, drop_duplicates: bool) -> None:
-        self._writer = writer
+        self.writer = writer
         self._drop_duplicates = drop_duplicates
         super().__init__("zarrow-preparing", limit_bytes)
 
@@ -95,8 +95,8 @@ class Preparing(Worker[PredictedBatch]):
                 self._append(batch)
             except Exception as error:  # noqa: BLE001 - raised again, with the batch named
                 raise named(error, batch.loader, batch.batch_idx) from error.__cause__
-        if self._writer is not None:
-            self._writer.flush()
+        if self.writer is not None:
+            self.writer.flush()
 
     def _append(self, batch: PredictedBatch) -> None:
         """Append the rows of a batch that are not stored."""
@@ -113,8 +113,8 @@ class Preparing(Worker[PredictedBatch]):
             vectors = {name: rows[fresh] for name, rows in vectors.items()}
             sample_index = sample_index[fresh]
         loader.written.add(sample_index)
-        if self._writer is not None:
-            self._writer.append(table, vectors, sample_index, copy=False)
+        if self.writer is not None:
+            self.writer.append(table, vectors, sample_index, copy=False)
         elif len(sample_index):
             raise BatchError(
                 f"the store was completed with {len(loader.before):,} rows of this loader, without "

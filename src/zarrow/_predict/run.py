@@ -233,6 +233,13 @@ class Run:
             return self._expected_rows
         return sum(filter(None, counts))
 
+    def go_on(self, store: Store | None, open_again: Callable[[], Writer]) -> None:
+        """Open a store again that was completed without all rows, now that it is known to be this run's."""
+        if self.writer is None and store is not None:
+            expected = store.expected_rows if self.expected_rows is None else self.expected_rows
+            if store.num_rows < (expected or 0):
+                self.writer = self._preparing.writer = open_again()
+
     def log_taken_over(self, store: Store) -> None:
         """Log how many rows of an earlier run are not predicted again."""
         stored = sum(map(len, self._before.values()))
