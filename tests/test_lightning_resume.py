@@ -366,6 +366,20 @@ def test_settings_and_data_are_part_of_the_run(tmp_path):
         run(tmp_path / "s", Cohort(8), resume=True)
 
 
+def test_other_identifiers_are_refused(tmp_path):
+    """Identifiers in another order would name the new rows otherwise than the stored ones."""
+    loader = DataLoader(Numbers(50), batch_size=4)
+    ids = pa.table({"id": range(50), "name": [float("nan"), *map(float, range(49))]})
+    stop(tmp_path / "s", loader, 2, identifiers=ids)
+    for other in (ids.slice(1).take([*range(49), 0]), ids.set_column(1, "name", [[1.0] * 50])):
+        with pytest.raises(
+            SchemaMismatchError, match=r"identifier '\w+' of sample_index \d: the store has .*, now"
+        ):
+            run(tmp_path / "s", loader, resume=True, identifiers=other)
+    run(tmp_path / "s", loader, resume=True, identifiers=ids)
+    assert content(tmp_path / "s")[0]["id"].to_pylist() == list(range(50))
+
+
 def test_another_schema_is_refused(tmp_path):
     """Predictions that do not fit the store end the run, and the store is unchanged."""
     loader = DataLoader(Numbers(10), batch_size=4)

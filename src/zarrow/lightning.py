@@ -347,6 +347,7 @@ class PredictionWriter(BasePredictionWriter):
         identity = identify(trainer, pl_module, [state.loader for state in run.loaders])
         if self._resumed is not None and not self._force:
             differing = differences(self._resumed.provenance, {**self._provenance, **identity})
+            differing = differing or run.other_identifiers(self._resumed)
             if differing:
                 raise self._started_by_another_run(differing)
         if run.writer is not None:

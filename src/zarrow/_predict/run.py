@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.layout import SAMPLE_INDEX
 from zarrow._format.spec import rows_of_expected
 from zarrow._predict.host_copies import HostCopies
 from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
@@ -33,13 +34,16 @@ from zarrow._predict.loaders import LoaderState, as_sample_index, describe, reco
 from zarrow._predict.preparing import PredictedBatch, Preparing, named
 from zarrow._predict.rules import PredictionRules
 from zarrow._predict.sample_set import SampleSet
-from zarrow._predict.stored_samples import drop_repeated, stored_samples
+from zarrow._predict.stored_samples import DATALOADER_IDX, drop_repeated, stored_samples
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import BatchError, InvalidInputError, ZarrowError
 from zarrow.store import Store
 from zarrow.writer import Writer
 
 __all__ = ["Run", "Shortfall"]
+
+_WINDOWS, _WINDOW_ROWS = 8, 128
+"""Rows whose identifiers are compared when a run is resumed."""
 
 _log = logging.getLogger("zarrow.lightning")
 
@@ -232,6 +236,27 @@ class Run:
         if self._expected_rows is not None or not counts or None in counts:
             return self._expected_rows
         return sum(filter(None, counts))
+
+    def other_identifiers(self, store: Store) -> list[str]:
+        """Return where the identifiers given now are not those of some stored rows, in words."""
+        several, last = len(self.loaders) > 1, max(store.num_rows - _WINDOW_ROWS, 0)
+        for start in np.unique(np.linspace(0, last, _WINDOWS, dtype=np.int64)):
+            rows = np.arange(start, min(start + _WINDOW_ROWS, store.num_rows))
+            table, _ = store.take(rows, arrays=[])
+            of = table[DATALOADER_IDX].to_numpy() if several else np.zeros(len(rows), np.int64)
+            for position, loader in enumerate(self.loaders):
+                if not isinstance(loader.identifiers, Identifiers):
+                    continue
+                stored = table.filter(pa.array(of == position))
+                now = loader.identifiers.take(stored[SAMPLE_INDEX].to_numpy())
+                samples = stored[SAMPLE_INDEX].to_pylist()
+                for name in [name for name in now.column_names if name in stored.column_names]:
+                    values = zip(samples, stored[name].to_pylist(), now[name].to_pylist(), strict=True)
+                    for sample, before, after in values:
+                        if repr(before) != repr(after):  # NaN is NaN
+                            what = f"identifier {name!r} of sample_index {sample}"
+                            return [f"{what}: the store has {before!r}, now {after!r}"]
+        return []
 
     def go_on(self, store: Store | None, open_again: Callable[[], Writer]) -> None:
         """Open a store again that was completed without all rows, now that it is known to be this run's."""
