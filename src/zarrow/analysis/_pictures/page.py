@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,21 +27,12 @@ MAX_TEXT = 200
 _PACKED = {"f4": np.float32, "f8": np.float64, "i4": np.int32, "u4": np.uint32}
 
 
-class Interval(float):
-    """A number with its interval: sorted as the number, shown as both.
+class Interval(NamedTuple):
+    """A number with its interval: sorted as the number, shown as both."""
 
-    >>> print(as_text(Interval(0.5, 0.4, 0.6)))
-    0.500 [0.400, 0.600]
-    """
-
+    value: float
     low: float
     high: float
-
-    def __new__(cls, value: float, low: float, high: float) -> Interval:
-        """Return a number that carries its interval."""
-        self = super().__new__(cls, value)
-        self.low, self.high = low, high
-        return self
 
 
 def as_text(value: object) -> str:
@@ -57,7 +48,7 @@ def as_text(value: object) -> str:
     if isinstance(value, int | np.integer):
         return f"{int(value):,}"
     if isinstance(value, Interval):
-        return f"{float(value):.3f} [{value.low:.3f}, {value.high:.3f}]"
+        return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
     if isinstance(value, float | np.floating):
         number = float(value)
         return f"{number:,.0f}" if 1e3 <= abs(number) < 1e12 else f"{number:.4g}"
@@ -71,6 +62,8 @@ def _sort_value(value: object) -> str | None:
     """Return the number by which the page sorts a cell, empty if unknown; None to sort by its text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, Interval):
+        value = value.value
     return repr(float(value)) if isinstance(value, int | float) else None
 
 

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from zarrow._format.given import as_array
 from zarrow._read.arrays import row_numbers
 from zarrow.analysis._numbers.topk import Metric, TopK
+from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import require_choice
 from zarrow.analysis._rows.blocks import Progress, as_matrix, choose_array, width_of
 from zarrow.analysis._rows.dataset import Array, Rows, Source, source_of
@@ -36,7 +37,7 @@ __all__ = ["Neighbours", "nearest", "read_queries"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
+class Neighbours(Answer):
     """The nearest rows of some queries.
 
     Parameters
@@ -56,9 +57,9 @@ class Neighbours:
 
     array: str
     metric: Metric
-    rows: npt.NDArray[np.int64] = field(repr=False)
-    scores: npt.NDArray[np.float64] = field(repr=False)
-    query_rows: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+    rows: npt.NDArray[np.int64] = field(repr=False, metadata=shown("neighbours", lambda own: own._found()))
+    scores: npt.NDArray[np.float64] = field(repr=False, metadata=HIDDEN)
+    query_rows: npt.NDArray[np.int64] | None = field(default=None, repr=False, metadata=HIDDEN)
 
     def table(self, store: Source, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a table of neighbours: ``query``, ``rank``, ``row``, ``score``, and columns of the row.
@@ -97,28 +98,15 @@ class Neighbours:
         names = free_names(taken.schema.names, found)
         return pa.table({**found, **dict(zip(names, taken.columns, strict=True))})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values.
-
-        Returns
-        -------
-        dict
-            The rows and scores found for each query.
-
-        Examples
-        --------
-        >>> import zarrow.analysis, zarrow.testing
-        >>> found = zarrow.analysis.nearest(zarrow.testing.example_store(), [7], k=3).to_dict()
-        >>> found["neighbours"][0]["rows"][0]
-        7
-        """
-        neighbours = []
+    def _found(self) -> list[dict[str, Any]]:
+        """Return the rows and scores found for each query."""
+        found = []
         for place, (rows, scores) in enumerate(zip(self.rows, self.scores, strict=True)):
             one: dict[str, Any] = {"rows": rows[rows >= 0].tolist(), "scores": scores[rows >= 0].tolist()}
             if self.query_rows is not None:
                 one["query_row"] = int(self.query_rows[place])
-            neighbours.append(one)
-        return {"array": self.array, "metric": self.metric, "neighbours": neighbours}
+            found.append(one)
+        return found
 
 
 def nearest(

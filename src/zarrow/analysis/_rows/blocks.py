@@ -46,7 +46,7 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 8 << 20
 MAX_BLOCK_ROWS = 65_536
 
 
