@@ -520,3 +520,37 @@ def test_embedding_atlas_gets_a_map(tmp_path: Path) -> None:
         export(store.path, tmp_path / "b.parquet", "embedding-atlas")
     export(store.path, tmp_path / "b.parquet", "embedding-atlas", arrays=["second"])
     assert pq.read_table(tmp_path / "b.parquet")["projection_x"][0].as_py() == places[0, 0] + 1
+
+
+class TestSources:
+    """Sources of others — files in natural order, and nothing of theirs is lost without a word."""
+
+    def test_parquet_files_come_in_the_order_of_their_numbers(self, tmp_path: Path) -> None:
+        """The parts of a folder are read as part.2 before part.10, and hidden ones are not."""
+        for number in range(12):
+            pq.write_table(
+                pa.table({"id": [2 * number, 2 * number + 1]}), tmp_path / f"part.{number}.parquet"
+            )
+        pq.write_table(pa.table({"id": [99]}), tmp_path / "_copy.parquet")
+        import_(tmp_path, tmp_path / "s.zarrow", "parquet")
+        assert zarrow.open(tmp_path / "s.zarrow").table(["id"])["id"].to_pylist() == list(range(24))
+
+    def test_a_partitioned_folder_is_refused(self, tmp_path: Path) -> None:
+        """A column that only the names of folders have is not dropped silently."""
+        pq.write_to_dataset(pa.table({"id": [1, 2], "split": ["a", "b"]}), tmp_path / "f", ["split"])
+        with pytest.raises(InvalidInputError, match="partitioned by split"):
+            import_(tmp_path / "f", tmp_path / "s.zarrow", "parquet")
+
+    def test_what_no_array_or_column_is(self, tmp_path: Path) -> None:
+        """An archive of arrays, a column as vectors, and a doubled name are refused with a remedy."""
+        np.savez(tmp_path / "v.npz", v=np.ones((2, 3)))
+        np.save(tmp_path / "v.npy", np.arange(4.0))
+        twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+        pq.write_table(twice, tmp_path / "t.parquet")
+        for name, message in {
+            "v.npz": "save each one as a .npy",
+            "v.npy": r"reshape\(-1, 1\)",
+            "t.parquet": "'a' is there more than once",
+        }.items():
+            with pytest.raises(InvalidInputError, match=message):
+                import_(tmp_path / name, tmp_path / "s.zarrow", "parquet" if "parquet" in name else "npy")

@@ -61,6 +61,8 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
     Nullable integers and booleans become floats with NaN, as elsewhere in xarray, and the attribute
     ``arrow_type`` has their own type; give `fill_values` to keep their dtype. Key columns are never null, so
     they keep theirs. Strings are objects, None where null; timestamps are ``datetime64`` in UTC.
+    With pandas 3, xarray itself makes NaN of None in what it loads through dask. Dask does not know the size
+    of objects: use ``chunks={}``, one chunk per segment, or drop such columns to use ``chunks="auto"``.
 
     Examples
     --------
@@ -107,6 +109,12 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         filename_or_obj: str | os.PathLike[str],
         *,
         drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: object = None,
+        decode_times: object = None,
+        decode_timedelta: object = None,
+        use_cftime: object = None,
+        concat_characters: object = None,
+        decode_coords: object = None,
         partial: bool = False,
         fill_values: Mapping[str, object] | None = None,
         key_index: bool = False,
@@ -119,6 +127,8 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
             The store.
         drop_variables : str or list of str, optional
             Columns and arrays to leave out.
+        mask_and_scale, decode_times, decode_timedelta, use_cftime, concat_characters, decode_coords : object
+            Ignored: options of xarray for formats that encode their values, which a store does not.
         partial : bool
             Whether to open a store that was not finalized; see `zarrow.open`.
         fill_values : dict of str to value, optional
@@ -151,6 +161,7 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         """
         if not isinstance(filename_or_obj, str | os.PathLike):
             raise InvalidInputError(f"filename_or_obj must be the path of a store, got {filename_or_obj!r}")
+        del mask_and_scale, decode_times, decode_timedelta, use_cftime, concat_characters, decode_coords
         store = open(filename_or_obj, partial=partial)
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         dataset = _dataset(store, dropped, fill_values, key_index=key_index)

@@ -221,7 +221,7 @@ def test_bad_input_is_refused(made, tmp_path):
         evaluate(store, "prob", "query")
     with pytest.raises(InvalidInputError, match="'subject_id' has the value 2"):
         evaluate(store, "prob", "subject_id")
-    with pytest.raises(InvalidInputError, match=r"0\.\.1.*'subject_id' has values from 0 to 428"):
+    with pytest.raises(InvalidInputError, match=r"0\.\.1.*'subject_id' has values from 0.0 to 428"):
         evaluate(store, "subject_id", "label")
     with pytest.raises(InvalidInputError, match="must hold numbers"):
         evaluate(store, "query", "label")

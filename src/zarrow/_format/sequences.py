@@ -50,7 +50,7 @@ def as_column(name: str, values: Sequence[Any], kind: pa.DataType | None) -> pa.
         row = next(row for row, value in enumerate(plain) if isinstance(value, float))
         raise BatchError(
             f"column {name!r}: expected {kind}, got {plain[row]!r} in row {row}: declare schema= with "
-            "float64, or round it yourself"
+            "float64; without it, the first batch decides"
         )
     try:
         array = pa.array(plain, type=kind)
@@ -101,6 +101,7 @@ def _reason(values: list[Any], kind: pa.DataType | None, error: Exception) -> st
             expected = "values that Arrow can hold" if kind is None else f"{kind}"
             return (
                 f"expected {expected}, got {value!r} in row {row}: {found}: declare schema= with another type"
+                + ("; without it, the first batch decides" if kind is not None else "")
             )
     return f"its values have no type in common: {error}: declare schema="
 

@@ -307,6 +307,18 @@ class StoreSpec:
                 raise InvalidInputError(
                     f"the name {name!r} is that of more than one column or array: rename one"
                 )
+            if not name or "\0" in name:
+                raise InvalidInputError(
+                    f"the name of a column must not be empty or contain NUL, got {name!r}: query engines "
+                    "cannot name it: rename it"
+                )
+        folded: dict[str, str] = {name: name for name in RESERVED_COLUMNS}
+        for name in names:
+            if (other := folded.setdefault(name.lower(), name)) != name:
+                raise InvalidInputError(
+                    f"the names {other!r} and {name!r} differ only by case, which SQL cannot tell apart: "
+                    "rename one"
+                )
         for key in self.keys:
             if key not in columns:
                 raise InvalidInputError(f"key {key!r} is not a column; the columns are {columns}")

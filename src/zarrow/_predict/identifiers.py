@@ -26,6 +26,7 @@ from zarrow._format.arrow import without_view
 from zarrow._format.given import as_table
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._predict.sample_set import SampleIndex
+from zarrow._storage.reading import parquet_files
 from zarrow.errors import BatchError, InvalidInputError
 
 __all__ = ["CallableIdentifiers", "Identifiers", "open_all", "open_identifiers"]
@@ -76,7 +77,7 @@ class TableIdentifiers(Identifiers):
 
 
 class ParquetIdentifiers(Identifiers):
-    """Identifiers in a Parquet file, or in the files of a directory in the order of their names.
+    """Identifiers in a Parquet file, or in the files of a directory in natural order: part.2 before part.10.
 
     Parameters
     ----------
@@ -85,9 +86,10 @@ class ParquetIdentifiers(Identifiers):
     """
 
     def __init__(self, path: Path) -> None:
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files:
-            raise InvalidInputError(f"identifiers: {path} has no *.parquet file")
+        try:
+            files = parquet_files(path)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"identifiers: {error}") from error
         self._groups: list[tuple[Path, int]] = []
         starts = [0]
         self.schema: pa.Schema | None = None

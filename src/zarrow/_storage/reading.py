@@ -20,9 +20,10 @@ import contextlib
 import errno
 import io
 import os
+import re
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -31,13 +32,15 @@ import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
-from zarrow.errors import CorruptionError
+from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
     "Beneath",
     "File",
+    "in_natural_order",
     "map_file",
     "open_file",
+    "parquet_files",
     "read_file",
     "refuse_odd",
     "require_own_dirs",
@@ -305,3 +308,49 @@ def _kind(entry: os.DirEntry[str]) -> str:
     if entry.is_dir(follow_symlinks=False):
         return "directory"
     return "file" if entry.is_file(follow_symlinks=False) else "other"
+
+
+# Files of others
+
+
+def in_natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Return paths in the order of the numbers in them: ``part.2`` before ``part.10``.
+
+    >>> [path.name for path in in_natural_order(map(Path, ["part.10", "part.2", "part.02"]))]
+    ['part.02', 'part.2', 'part.10']
+    """
+
+    def key(path: Path) -> tuple[list[list[str | int]], str]:
+        split = [re.split(r"([0-9]+)", part) for part in path.parts]
+        return [[int(one) if place % 2 else one for place, one in enumerate(part)] for part in split], str(
+            path
+        )
+
+    return sorted(paths, key=key)
+
+
+def parquet_files(source: Path) -> list[Path]:
+    """Return a Parquet file, or those of a folder in natural order; ``_`` and ``.`` hide files and folders.
+
+    Raises
+    ------
+    InvalidInputError
+        If the folder has none, or is partitioned: what only the names of its folders say would be lost.
+    """
+    if not source.is_dir():
+        return [source]
+    found = []
+    for path in source.glob("**/*.parquet"):
+        names = path.relative_to(source).parts
+        if any(name[0] in "_." for name in names):
+            continue
+        if columns := [name.partition("=")[0] for name in names[:-1] if "=" in name]:
+            raise InvalidInputError(
+                f"{source}: the folder is partitioned by {', '.join(columns)}, whose values only the names "
+                "of its folders have: write it as one Parquet file, as with pyarrow.dataset.dataset(folder, "
+                "partitioning='hive').to_table()"
+            )
+        found.append(path)
+    if not found:
+        raise InvalidInputError(f"{source}: this folder has no *.parquet file")
+    return in_natural_order(found)

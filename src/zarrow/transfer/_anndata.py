@@ -12,7 +12,7 @@ rows are their numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from zarrow.transfer._rows import Incoming, IncomingBatch, Outgoing, batch_rows,
 __all__ = ["read", "write"]
 
 INDEX = "_index"
+MAX_NAME_BYTES = 255
 _EMPTY = ("layers", "obsp", "uns", "varm", "varp")
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _TEXT = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
@@ -108,6 +109,10 @@ class _Column:
         self._number = is_number(kind)
         self._dtype = number_dtype(kind) if self._number else None
         size, name = rows.batch_rows(), field.name
+        if field.name in (".", "..") or len(field.name.encode()) > MAX_NAME_BYTES:
+            raise InvalidInputError(
+                f"AnnData as Zarr has a folder per column, and cannot name one {field.name!r}: leave it out"
+            )
         if field.name == INDEX:
             raise InvalidInputError(
                 f"AnnData reserves {INDEX!r} for the names of the rows: leave the column out"
@@ -167,7 +172,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
         widest = max((int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in arrays.values()), default=0)
         size = batch_rows(widest)
         if not _is_numbering(index, total):
-            columns = {"obs_names": index, **columns}
+            columns = {_free_name("obs_names", columns): index, **columns}
 
         def table(start: int, stop: int) -> pa.RecordBatch:
             found = {
@@ -188,6 +193,13 @@ def read(source: Path, beside: Path | None) -> Incoming:
             batches=batches,
             files=files.pop_all(),
         )
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """Return a name, with trailing underscores while it is taken."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _open(source: Path, files: contextlib.ExitStack) -> Any:

@@ -24,6 +24,8 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     """Write a dataset of one version."""
     del target
     schema, batches = to_arrow(rows, tensor=True)
+    if dotted := [name for name in schema.names if "." in name]:
+        raise InvalidInputError(f"{dotted}: Lance has no dots in the names of columns: leave them out")
     lance.write_dataset(batches, str(scratch), schema=schema)
 
 

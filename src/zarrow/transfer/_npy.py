@@ -3,7 +3,7 @@
 A single file can be mapped with ``numpy.load(…, mmap_mode="r")``
 (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html). The folder is as embedding-reader
 reads it (``file_format="parquet_npy"``): one folder of ``.npy`` files per array, and a folder ``metadata`` of
-Parquet files, paired in the order of their names.
+Parquet files, paired in natural order (``img_2`` before ``img_10``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from zarrow._format.spec import ZARR_DTYPES
 from zarrow._storage import files
+from zarrow._storage.reading import in_natural_order
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
-from zarrow.transfer._parquet import open_parts, write_parquet
+from zarrow.transfer._parquet import open_parquet, write_parquet
 from zarrow.transfer._rows import Incoming, IncomingBatch, Outgoing, batch_rows, from_arrow, without_columns
 
 __all__ = ["read", "write"]
@@ -42,6 +43,10 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             for _, _, vectors in rows.only([]).batches():
                 np.ascontiguousarray(vectors[rows.arrays[0].name]).tofile(file)
         return
+    if METADATA in (array.name for array in rows.arrays):
+        raise InvalidInputError(
+            f"the folder {METADATA!r} holds the columns: leave the array of that name out"
+        )
     files.make_dir(scratch)
     with contextlib.ExitStack() as open_files:
         outputs = {}
@@ -80,7 +85,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
             beside = source / METADATA
         folders = {source.name: source} if any(source.glob("*.npy")) else {}
         folders |= {path.name: path for path in sorted(source.iterdir()) if any(path.glob("*.npy"))}
-        arrays = {name: _Parts(_in_order(folder.glob("*.npy"))) for name, folder in folders.items()}
+        arrays = {name: _Parts(in_natural_order(folder.glob("*.npy"))) for name, folder in folders.items()}
     else:
         arrays = {source.stem: _Parts([source])}
     arrays = {re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]: parts for name, parts in arrays.items()}
@@ -93,8 +98,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
         total = next(iter(totals.values()))
         schema = pa.schema([])
         if beside is not None:
-            paths = _in_order(beside.glob("**/*.parquet")) if beside.is_dir() else [beside]
-            totals[str(beside)], schema, tables = open_parts(paths, beside, opened)
+            totals[str(beside)], schema, tables = open_parquet(beside, opened)
         if len(set(totals.values())) > 1:
             raise InvalidInputError(f"{source}: the files must have the same number of rows, got {totals}")
 
@@ -123,15 +127,6 @@ def read(source: Path, beside: Path | None) -> Incoming:
         )
 
 
-def _in_order(paths: Any) -> list[Path]:
-    """Return paths in the order of their numbers: ``img_2.npy`` before ``img_10.npy``."""
-    return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _split(path)])
-
-
-def _split(path: Path) -> list[str]:
-    return re.split(r"(\d+)", path.name)
-
-
 class _Parts:
     """Mapped ``.npy`` files, one after the other."""
 
@@ -142,13 +137,22 @@ class _Parts:
                 self._maps.append(np.load(path, mmap_mode="r", allow_pickle=False))
             except ValueError as error:
                 raise InvalidInputError(f"{path}: not a .npy file of numbers: {error}") from error
+            if not isinstance(self._maps[-1], np.ndarray):
+                raise InvalidInputError(
+                    f"{path}: an .npz file holds several arrays: save each one as a .npy file"
+                )
+            if self._maps[-1].ndim < 2:
+                raise InvalidInputError(
+                    f"{path}: vectors need at least two axes, got shape {self._maps[-1].shape}: one value "
+                    "per row is a column: put it into a Parquet file, or save it as reshape(-1, 1)"
+                )
         self.row_shape = self._maps[0].shape[1:]
         self.dtype = self._maps[0].dtype.name
         for path, found in zip(paths, self._maps, strict=True):
-            if found.ndim < 2 or found.shape[1:] != self.row_shape or found.dtype.name != self.dtype:
+            if found.shape[1:] != self.row_shape or found.dtype.name != self.dtype:
                 raise InvalidInputError(
-                    f"{path}: expected rows of shape {self.row_shape} and dtype {self.dtype}, with at least "
-                    f"one axis, got an array of shape {found.shape} and dtype {found.dtype}"
+                    f"{path}: expected rows of shape {self.row_shape} and dtype {self.dtype}, "
+                    f"got an array of shape {found.shape} and dtype {found.dtype}"
                 )
         if self.dtype not in ZARR_DTYPES:
             raise InvalidInputError(f"{paths[0]}: a store's arrays hold numbers, got dtype {self.dtype}")

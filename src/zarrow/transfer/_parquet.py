@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zarrow._format.arrow import rebatched
+from zarrow._storage.reading import parquet_files
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, to_arrow
 
@@ -76,17 +77,8 @@ def read(source: Path, beside: Path | None) -> Incoming:
 
 
 def open_parquet(source: Path, files: contextlib.ExitStack) -> tuple[int, pa.Schema, ParquetRows]:
-    """Open a file, or the files of a folder in the order of their names; return rows, schema, batches."""
-    paths = sorted(source.glob("**/*.parquet")) if source.is_dir() else [source]
-    return open_parts(paths, source, files)
-
-
-def open_parts(
-    paths: list[Path], source: Path, files: contextlib.ExitStack
-) -> tuple[int, pa.Schema, ParquetRows]:
-    """Open files in the order given."""
-    if not paths:
-        raise InvalidInputError(f"{source}: this folder has no Parquet file")
+    """Open a file, or the files of a folder in natural order; return rows, schema, batches."""
+    paths = parquet_files(source)
     parts = []
     for path in paths:
         try:
@@ -94,6 +86,9 @@ def open_parts(
         except pa.ArrowInvalid as error:
             raise InvalidInputError(f"{path}: not a Parquet file: {error}") from error
     schema = parts[0].schema_arrow.remove_metadata()
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise InvalidInputError(f"{source}: column {name!r} is there more than once: rename one")
     for path, part in zip(paths, parts, strict=True):
         if part.schema_arrow.remove_metadata() != schema:
             raise InvalidInputError(

@@ -93,6 +93,10 @@ def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
     number = pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind)
     if pa.types.is_boolean(kind):
         return Colour(name=name)
+    if pa.types.is_nested(kind):
+        raise InvalidInputError(
+            f"rows cannot be coloured by column {name!r} of type {kind}: choose one of single values"
+        )
     limit = 2 * most if number else MAX_DISTINCT
     counts: Counter[Any] = Counter()
     for batch in store.scan([name], batch_size=SCAN_ROWS):

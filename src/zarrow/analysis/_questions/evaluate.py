@@ -366,6 +366,6 @@ def read_numbers(column: pa.ChunkedArray | pa.Array, name: str) -> Float:
 def _require_probabilities(values: Float, name: str) -> None:
     if len(values) and not (values.min() >= 0 and values.max() <= 1):
         raise InvalidInputError(
-            f"probabilities must be in 0..1: column {name!r} has values from {values.min():g} to "
-            f"{values.max():g}; apply the sigmoid to logits"
+            f"probabilities must be in 0..1: column {name!r} has values from {float(values.min())} to "
+            f"{float(values.max())}; apply the sigmoid to logits"
         )

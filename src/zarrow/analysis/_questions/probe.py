@@ -430,7 +430,11 @@ def _judge(
         for name, one in zip(evaluations, tables, strict=True)
     )
     if names:
-        report = report.sort_by([(name, "ascending") for name in [*keys, "class"]])
+        numbers = [str(number) for number in range(report.num_columns)]  # a name may begin with a dot
+        ordered = report.rename_columns(numbers).sort_by(
+            [(one, "ascending") for one in numbers[: len(keys) + 1]]
+        )
+        report = ordered.rename_columns(report.column_names)
     return _over_classes(evaluations, target, predictions, units, bootstrap, seed), report, evaluations
 
 

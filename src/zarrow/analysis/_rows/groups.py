@@ -84,7 +84,11 @@ def _distinct(table: pa.Table, by: Sequence[str]) -> pa.Table:
                 f"rows cannot be grouped by column {field.name!r}, of type {field.type}: it must hold "
                 "single values"
             )
-    return table.group_by(list(by)).aggregate([])
+    numbers = [
+        str(number) for number in range(len(by))
+    ]  # Arrow takes a name that begins with a dot for a path
+    found = table.select(list(by)).rename_columns(numbers).group_by(numbers).aggregate([])
+    return found.rename_columns(list(by))
 
 
 class Groups:
