@@ -23,8 +23,8 @@ from zarrow.transfer import export, import_
 NAMES = [
     "dataloader_idx", "batch_idx", "query", "rows", "score", "rank", "group", "count", "column", "n", "o",
     "p", "index", "__index_level_0__", "obs_names", "_index", "metadata", "emb_dim", "predictions",
-    "zarrow_rest", "passes", "incoming", "v0", "filename", "values", "obs", "select", "0", "a.b", "other", ".other",
-    ".", "..", "a/b", "a b", 'a"b', "a'b", "*", "ä", "\U0001f600", "x\ny", "l" * 300,
+    "zarrow_rest", "passes", "incoming", "v0", "filename", "values", "obs", "select", "0", "a.b", "other",
+    ".other", ".", "..", "a/b", "a b", 'a"b', "a'b", "*", "ä", "\U0001f600", "x\ny", "l" * 300,
 ]  # fmt: skip
 COLUMNS = {name: [3 * number + 2, 3 * number, 3 * number + 1] for number, name in enumerate(NAMES)}
 Found = dict[str, list[int]]
@@ -157,6 +157,7 @@ def test_a_name_that_would_be_lost_is_refused(columns: Any, message: str, tmp_pa
         writer.finalize()
 
 
+@pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
 def test_names_of_observations_are_not_lost(tmp_path: Path) -> None:
     """The names of an AnnData's rows are a column, also beside one that is called obs_names."""
     import anndata
