@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,13 @@ from crash.workloads import NAME, calls, scratch
 
 import zarrow
 from zarrow._format.documents import decode_document
-from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError, StoreNotFoundError
+from zarrow.errors import (
+    CorruptionError,
+    IncompleteStoreError,
+    StoreChangedError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
 
 ROWS = 37
 SEGMENT_ROWS = 8
@@ -204,6 +211,37 @@ def test_whatever_is_damaged_of_a_segment_the_rest_of_it_goes_too(
     assert left <= {path.read_bytes() for path in (store / aside.to).iterdir()}
     assert samples_in(store) == expected(1)
     assert zarrow.verify(store, "full").ok
+
+
+@pytest.mark.parametrize("change", ["repair", "pack"])
+def test_a_reader_notices_that_rows_have_other_numbers(store: Path, change: str) -> None:
+    """A store that was open while rows moved says so, as does its pickle; refreshed, it shows them."""
+    reader = zarrow.open(store)
+    reader.take([0])
+    pickled = pickle.dumps(reader), pickle.dumps(reader["e"])
+    if change == "repair":
+        flip(shard(store, 1))
+        zarrow.repair(store)
+        with zarrow.Writer(store, mode="a") as writer:
+            append(writer, 1000 - np.arange(8, 16))
+            writer.finalize()
+    else:
+        zarrow.pack(store, order="id")
+    asked: list[Callable[[], Any]] = [
+        lambda: reader.take(np.arange(ROWS)),
+        lambda: reader["e"][:],
+        reader.table,
+        lambda: list(reader.join()),
+        lambda: pickle.loads(pickled[0]),
+        lambda: pickle.loads(pickled[1]),
+    ]
+    for ask in asked:
+        with pytest.raises(StoreChangedError, match="open it again"):
+            ask()
+    if change == "repair":
+        assert reader.refresh()
+        table, found = reader.take(np.arange(ROWS))
+        assert np.array_equal(found["e"], vectors(table["id"].to_numpy(), 3))
 
 
 def test_what_was_set_aside_says_what_it_was(store: Path) -> None:

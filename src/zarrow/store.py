@@ -130,10 +130,7 @@ class Store:
         return pinned
 
     def _show(self, view: View) -> None:
-        reopen = (
-            _reopen,
-            (str(self.path), self.partial, view.guard.identity, origin(view.snapshot), view.rows),
-        )
+        reopen = _reopen, (str(self.path), self.partial, _facts(view))
         self._maybe_contents: Contents | None = Contents(view, reopen)
 
     @property
@@ -663,7 +660,7 @@ class Store:
         Raises
         ------
         StoreChangedError
-            If another store lies at the path now, or `repair` moved rows of this one.
+            If another store lies at the path now.
 
         Examples
         --------
@@ -672,12 +669,10 @@ class Store:
         False
         """
         old = self._view
-        old.guard()
         view = take_view(self.path, partial=self.partial)
-        if view.guard.identity != old.guard.identity:
-            view.guard.fail()
-        new = (view.rows, origin(view.snapshot), view.snapshot.complete)
-        if new == (old.rows, origin(old.snapshot), old.snapshot.complete):
+        if view.spec.uuid != old.spec.uuid:
+            raise StoreChangedError(f"{self.path}: this store was replaced by another one: open it again")
+        if _facts(view) == _facts(old):
             return False
         self._show(view)
         return True
@@ -711,16 +706,18 @@ class Store:
         return self._contents.reopen
 
 
-def _reopen(
-    path: str, partial: bool, identity: tuple[int, int], origin_then: dict[str, Any], rows: int
-) -> Store:
+def _facts(view: View) -> tuple[Any, ...]:
+    """Return what differs between views of different rows."""
+    return view.guard.identity, origin(view.snapshot), view.rows, view.snapshot.complete
+
+
+def _reopen(path: str, partial: bool, facts: tuple[Any, ...]) -> Store:
     """Unpickle a store: the same rows, or an error."""
     store = Store(path, partial=partial)
-    view = store._view
-    if view.guard.identity != identity or origin(view.snapshot) != origin_then or view.rows != rows:
+    if _facts(store._view) != facts:
         raise StoreChangedError(
-            f"{path}: the store changed since it was pickled, when it had {rows} rows (now {view.rows}): "
-            "open it again"
+            f"{path}: the store changed since it was pickled, when it had {facts[2]} rows (now "
+            f"{store.num_rows}): open it again"
         )
     return store
 

@@ -31,7 +31,7 @@ from zarrow._maintenance.salvage import Salvage
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._storage import files
-from zarrow._storage.reading import Beneath
+from zarrow._storage.reading import Beneath, read_file
 from zarrow._write import publishing, recovery, seal
 from zarrow._write.directory import claim_store, new_owner
 from zarrow._write.open_segment import OpenSegment, discard
@@ -441,6 +441,8 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
             one.fill()
     if plan.disowned or any(_takes_rows(one.facts) for one in plan.incidents):
         publishing.withdraw_manifest(root)
+        # Rows will have other numbers. Readers that have the store open notice by this file (`Guard`).
+        files.replace(root / layout.STORE_JSON, read_file(root, layout.STORE_JSON), scratch=scratch)
     if damaged:
         # Zarr readers must not see the zeros that stand for missing shards, wherever a crash ends this.
         publishing.create(root, plan.spec, scratch, segments=min(damaged))

@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,14 +83,10 @@ class Guard:
     def __call__(self) -> None:
         """Raise `StoreChangedError` if it is not any more."""
         if not self.holds():
-            self.fail()
-
-    def fail(self) -> NoReturn:
-        """Raise `StoreChangedError`."""
-        raise StoreChangedError(
-            f"{self._root}: the store was replaced, repaired, moved or removed since it was opened: open it "
-            "again"
-        )
+            raise StoreChangedError(
+                f"{self._root}: the store was replaced, repaired, moved or removed since it was opened: open "
+                "it again"
+            )
 
 
 @dataclass(frozen=True, slots=True)
