@@ -32,10 +32,11 @@ import pyarrow.compute as pc
 
 from zarrow._format import layout
 from zarrow._format.arrow import number_dtype
+from zarrow._format.given import to_host
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of_expected
 from zarrow._format.zarr_metadata import dimension_names
-from zarrow._read.column_values import ColumnValues, column_values
+from zarrow._read.column_values import ColumnValues, as_keys, column_values
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, open
 
@@ -279,7 +280,11 @@ class KeyIndex(xr.Index):
         except ValueError as error:
             raise InvalidInputError(f"the keys must have as many values each: {error}") from None
         dims, shape = values[0].dims, values[0].shape
-        keys = {name: value.values.reshape(-1) for name, value in zip(named, values, strict=True)}
+        schema = self._handle.store.schema
+        keys = {
+            name: as_keys(value.values.reshape(-1), schema.field(name).type)
+            for name, value in zip(named, values, strict=True)
+        }
         rows = self._handle.store.locate(keys, missing="raise").reshape(shape)
         if not shape:
             return IndexSelResult({ROW: int(rows[()])})
@@ -387,7 +392,7 @@ def _labels(name: Hashable, label: Any) -> xr.DataArray:
         raise InvalidInputError(f"{name!r} cannot be sliced, because keys have no order: give values")
     if isinstance(label, xr.DataArray | xr.Variable):
         return xr.DataArray(label.data, dims=label.dims)
-    values = np.asarray(label)
+    values = np.asarray(to_host(label))
     if values.ndim > 1:
         raise InvalidInputError(f"{name!r} must be one value or a list of values, got shape {values.shape}")
     return xr.DataArray(values, dims=(ROW,) * values.ndim)

@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
+import xarray as xr
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -561,3 +564,61 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     assert (
         peaks[4_000_000] - peaks[1_000_000] < file + 40
     )  # mapped pages count as resident until they are reclaimed
+
+
+MOMENT = datetime.datetime(2020, 1, 1, 1, 2, 3)
+MOMENTS = [MOMENT, MOMENT - datetime.timedelta(days=20_000)]
+ZONED = [moment.replace(tzinfo=datetime.UTC) for moment in MOMENTS]
+DECIMALS = [decimal.Decimal("1.50"), decimal.Decimal("-2.50")]
+KEY_TYPES: list[tuple[pa.DataType, list[Any]]] = [
+    (pa.bool_(), [True, False]),
+    (pa.int8(), [1, -2]),
+    (pa.uint64(), [2**64 - 1, 0]),
+    (pa.float16(), [1.5, -0.0]),
+    (pa.float64(), [0.1, -0.0]),
+    (pa.string(), ["a", ""]),
+    (pa.large_binary(), [b"a", b""]),
+    (pa.binary(3), [b"abc", b"abd"]),
+    (pa.decimal128(4, 2), DECIMALS),
+    (pa.date32(), [moment.date() for moment in MOMENTS]),
+    (pa.date64(), [moment.date() for moment in MOMENTS]),
+    (pa.time64("us"), [MOMENT.time(), datetime.time()]),
+    (pa.timestamp("s"), MOMENTS),
+    (pa.timestamp("ns"), MOMENTS),
+    (pa.timestamp("us", "UTC"), ZONED),
+    (pa.timestamp("us", "America/New_York"), ZONED),
+    (pa.duration("us"), [datetime.timedelta(1), datetime.timedelta(2)]),
+    (pa.dictionary(pa.int32(), pa.string()), ["a", "b"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), KEY_TYPES, ids=lambda one: str(one) if isinstance(one, pa.DataType) else ""
+)
+def test_keys_of_every_type_are_found(kind: pa.DataType, values: list[Any], tmp_path: Path) -> None:
+    """A type that the store takes as a key is found by values, tables, frames, labels, and in SQL."""
+    with zarrow.Writer(tmp_path / "s.zarrow", segment_rows=2, keys=["k"]) as writer:
+        writer.append({"k": pa.array(values, kind)})
+        writer.finalize()
+    store = zarrow.open(tmp_path / "s.zarrow")
+    table = store.table(["k"])
+    for keys in (values, pa.array(values, kind), table, pl.from_arrow(table), table.to_pandas()):
+        assert store.locate(keys).tolist() == [0, 1]
+    dataset = xr.open_dataset(store.path, key_index=True)
+    for place in (0, 1):
+        assert dataset.sel(k=dataset.k.values[[1 - place, place]]).k.values[1] == dataset.k.values[place]
+    zarrow.build_index(store.path)
+    assert zarrow.open(store.path).locate(pa.array(values, kind)).tolist() == [0, 1]
+    for row in (0, 1):
+        query = f"SELECT row FROM predictions WHERE k = (SELECT k FROM predictions WHERE row = {row})"
+        assert store.sql(query).fetchall() == [(row,)]
+
+
+@pytest.mark.parametrize("values", [[[1], [2]], [{"x": 1}, {"x": 2}], [None, None], [1, None]], ids=repr)
+def test_what_is_no_key_is_refused_before_the_first_byte(values: list[Any], tmp_path: Path) -> None:
+    """Lists, structs and nulls are refused as keys by the batch that has them."""
+    with (
+        zarrow.Writer(tmp_path / "s.zarrow", keys=["k"]) as writer,
+        pytest.raises(InvalidInputError, match="'k'"),
+    ):
+        writer.append({"k": values})

@@ -36,10 +36,11 @@ from zarrow._format.arrow import is_text, number_dtype, value_type
 from zarrow._format.layout import SAMPLE_INDEX
 from zarrow.errors import InvalidInputError, unknown_name
 
-__all__ = ["ColumnValues", "column_values"]
+__all__ = ["ColumnValues", "as_keys", "column_values"]
 
 _EXACT = 2**53
 _NO_SAMPLE = -1
+_UNITS = ("s", "ms", "us", "ns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,3 +194,21 @@ def _dtype(kind: pa.DataType, *, may_be_null: bool) -> np.dtype[Any]:
     if types.is_duration(kind):
         return np.dtype(f"timedelta64[{kind.unit}]")
     return np.dtype(object)
+
+
+def as_keys(values: npt.NDArray[Any], kind: pa.DataType) -> Any:
+    """Return values that stand for a key column as keys: moments as days, or as moments in UTC.
+
+    >>> as_keys(np.array(["2020-01-01", "2020-01-01T12"], "datetime64[h]"), pa.date32()).to_pylist()
+    [datetime.date(2020, 1, 1), None]
+    """
+    kind = value_type(kind)
+    if values.dtype.kind != "M":
+        return values
+    if pa.types.is_date(kind):
+        days = values.astype("datetime64[D]")
+        return pa.array(days, pa.date32(), mask=days != values)  # no row has a moment within a day
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        moments = pa.array(values if values.dtype.name[11:-1] in _UNITS else values.astype("datetime64[ns]"))
+        return moments.cast(pa.timestamp(moments.type.unit, "UTC"))
+    return values
