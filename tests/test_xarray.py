@@ -481,7 +481,7 @@ class TestElsewhere:
         pickled = pickle.dumps(xr.open_dataset(path))
         os.rename(path, tmp_path / "old")
         write(path, rows=1000)
-        with pytest.raises(StoreChangedError, match="another store"):
+        with pytest.raises(StoreChangedError, match="changed since it was pickled"):
             pickle.loads(pickled)
 
     def test_worker_processes_compute(self, plain, truth):

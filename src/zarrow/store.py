@@ -707,8 +707,9 @@ class Store:
 
 
 def _facts(view: View) -> tuple[Any, ...]:
-    """Return what differs between views of different rows."""
-    return view.guard.identity, origin(view.snapshot), view.rows, view.snapshot.complete
+    """Return what differs between views of different rows; hashable."""
+    of = tuple(origin(view.snapshot).items())
+    return view.guard.identity, of, view.rows, view.snapshot.complete
 
 
 def _reopen(path: str, partial: bool, facts: tuple[Any, ...]) -> Store:
