@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.documents import decode_document
+from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.records import Claim, Manifest, Owner, PartFacts, SegmentRecord, ShardFacts, Source
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow.errors import CorruptionError
@@ -108,3 +108,11 @@ def test_a_checksum_over_nonsense_vouches_for_nothing(text: bytes) -> None:
     """Bytes with a sound checksum that are no JSON object are refused like damaged ones."""
     with pytest.raises(CorruptionError, match="here"):
         decode_document(text + b',"crc32c":"%08x"}\n' % crc32c(text), "here")
+
+
+def test_a_key_that_no_index_can_hold_is_refused_where_the_store_is_opened() -> None:
+    """A declaration whose key is no scalar breaks the format; nothing deeper has to cope with it."""
+    spec = StoreSpec(uuid="0" * 32, segment_rows=8, schema=pa.schema([("u", pa.uuid())]), arrays=())
+    body = decode_document(spec.encode(), "zarrow.json") | {"keys": ["u"]}
+    with pytest.raises(CorruptionError, match="key 'u': a key must be a scalar type"):
+        StoreSpec.decode(encode_document(body), "zarrow.json")

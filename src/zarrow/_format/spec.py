@@ -322,6 +322,9 @@ class StoreSpec:
         for key in self.keys:
             if key not in columns:
                 raise InvalidInputError(f"key {key!r} is not a column; the columns are {columns}")
+            kind = self.schema.field(key).type
+            if pa.types.is_nested(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType):
+                raise InvalidInputError(f"key {key!r}: a key must be a scalar type, got {kind}")
         for array in self.arrays:
             if self.segment_rows % array.chunk_rows:
                 raise InvalidInputError(

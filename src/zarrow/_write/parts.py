@@ -179,12 +179,6 @@ def check_columns(spec: StoreSpec) -> None:
         It names the column and the type.
     """
     for column in spec.schema:
-        if column.name in spec.keys and (
-            pa.types.is_nested(column.type)
-            or pa.types.is_null(column.type)
-            or isinstance(column.type, pa.BaseExtensionType)
-        ):
-            raise InvalidInputError(f"key {column.name!r}: a key must be a scalar type, got {column.type}")
         if _may_be_null_list(column) and not _reads_null_lists():
             raise InvalidInputError(
                 f"column {column.name!r}: pyarrow {pa.__version__} cannot read a null of {column.type} back "
