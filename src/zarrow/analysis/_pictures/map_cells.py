@@ -1,7 +1,7 @@
 """Map cells — where rows lie on a map: each row as a point, or many rows counted in the cells of a grid.
 
-Cells are counted by DuckDB in one pass, in memory that does not grow with the rows. Each cell has the number
-of its rows, their mean colour or most frequent category, and one example, the first row that fell into it.
+Cells are counted in one pass, in memory that does not grow with the rows. Each cell has the number of its
+rows, their mean colour or most frequent category, and one example, the first row that fell into it.
 
 Colours are columns: booleans and numbers of many values are coloured by value, everything else by category,
 the most frequent ones by name and all others together.
@@ -10,7 +10,7 @@ the most frequent ones by name and all others together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.layout import ROW
-from zarrow.analysis._questions.column_facts import connect
 from zarrow.analysis._questions.map import Map, place_rows
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import plain
@@ -232,7 +231,7 @@ def read_map(
 ) -> Shown:
     """Return what a map shows: points if there are at most so many rows, else cells.
 
-    There are `CELLS` cells along the longer side, and DuckDB counts the rows in them in one pass.
+    There are `CELLS` cells along the longer side, and the rows in them are counted in one pass.
     """
     if store.num_rows <= most:
         xy = np.asarray(coordinates[:], np.float64)
@@ -246,61 +245,56 @@ def read_map(
     side = float((high - low).max()) / CELLS
     shape = np.maximum(np.ceil((high - low) / side), 1).astype(np.int64)
     low, high = (low + high - shape * side) / 2, (low + high + shape * side) / 2
-    names = list(dict.fromkeys([ROW, *(colour.name for colour in colours)]))
-    kinds = [("cell", pa.int64()), (ROW, pa.int64()), ("outside", pa.bool_())]
-    kinds += [(f"c{number}", pa.float64()) for number in range(len(colours))]
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        first = 0
-        for batch in store.scan(names, batch_size=SCAN_ROWS):
-            stop = first + batch.num_rows
-            place = (np.asarray(coordinates[first:stop], np.float64) - low) / side
-            known = np.isfinite(place).all(axis=1)
-            place = place[known]
-            x, y = np.clip(place, 0, shape - 1).astype(np.int64).T
-            outside = ((place < 0) | (place >= shape)).any(axis=1)
-            coded = [colour.codes(batch[colour.name])[known] for colour in colours]
-            columns = [y * shape[0] + x, first + np.flatnonzero(known), outside, *coded]
-            arrays = [pa.array(one, from_pandas=True) for one in columns]
-            yield pa.record_batch(arrays, schema=pa.schema(kinds))
-            first = stop
-            if progress is not None:
-                progress(stop, store.num_rows)
-
-    wanted = ["cell", f"count(*) AS counts, min({ROW}) AS first, count(*) FILTER (outside) AS outside"]
-    for number, colour in enumerate(colours):
-        kept = [f"c{number} = {code}" for code in range(len(colour.labels))]
-        wanted += [f"count(*) FILTER ({one}) AS c{number}_{code}" for code, one in enumerate(kept)]
-        wanted.append(f"avg(c{number}) AS c{number}")
-    connection = connect()
-    connection.execute("SET threads = 1")  # or the means would differ in the last digits
-    connection.register("incoming", pa.RecordBatchReader.from_batches(pa.schema(kinds), batches()))
-    found = connection.sql(f"SELECT {', '.join(wanted)} FROM incoming GROUP BY cell ORDER BY cell")
-    cells = found.to_arrow_table()
-    connection.close()
-    y, x = np.divmod(cells["cell"].to_numpy(), shape[0])
+    cells = int(shape.prod())
+    counts, first = np.zeros(cells, np.int64), np.full(cells, store.num_rows)
+    sums = {colour.name: np.zeros((len(colour.labels) or 2, cells)) for colour in colours}
+    start = outside = 0
+    names = list(dict.fromkeys([ROW, *sums]))
+    for batch in store.scan(names, batch_size=SCAN_ROWS):
+        stop = start + batch.num_rows
+        place = (np.asarray(coordinates[start:stop], np.float64) - low) / side
+        known = np.isfinite(place).all(axis=1)
+        place = place[known]
+        outside += int(((place < 0) | (place >= shape)).any(axis=1).sum())
+        x, y = np.clip(place, 0, shape - 1).astype(np.int64).T
+        cell = y * shape[0] + x
+        counts += np.bincount(cell, minlength=cells)
+        np.minimum.at(first, cell, start + np.flatnonzero(known))
+        for colour in colours:
+            values = colour.codes(batch[colour.name])[known]
+            given = ~np.isnan(values)
+            here, values = cell[given], values[given]
+            if colour.categories:
+                votes = np.bincount(values.astype(np.int64) * cells + here, minlength=sums[colour.name].size)
+                sums[colour.name] += votes.reshape(-1, cells)
+            else:
+                for total, what in zip(sums[colour.name], (values, None), strict=True):
+                    total += np.bincount(here, what, minlength=cells)
+        start = stop
+        if progress is not None:
+            progress(stop, store.num_rows)
+    used = np.flatnonzero(counts)
+    y, x = np.divmod(used, shape[0])
     return Shown(
-        rows=cells["first"].to_numpy(),
+        rows=first[used],
         xy=low + (np.stack([x, y], axis=1) + 0.5) * side,
-        counts=cells["counts"].to_numpy(),
-        colours={one.name: _of_cells(cells, number, one) for number, one in enumerate(colours)},
+        counts=counts[used],
+        colours={one.name: _of_cells(sums[one.name][:, used], one) for one in colours},
         low=low,
         high=high,
         side=side,
-        outside=sum(cells["outside"].to_pylist()),
+        outside=outside,
     )
 
 
-def _of_cells(cells: pa.Table, number: int, colour: Colour) -> Float:
+def _of_cells(sums: Float, colour: Colour) -> Float:
     """Return the mean or the most frequent category of each cell; NaN where no value is known."""
-    mean: Float = cells[f"c{number}"].to_numpy().astype(np.float64)
     if not colour.categories:
-        return mean
-    votes = np.stack([cells[f"c{number}_{code}"].to_numpy() for code in range(len(colour.labels))])
-    found = votes.argmax(axis=0)
+        return np.asarray(np.divide(sums[0], sums[1], out=np.full(len(sums[0]), np.nan), where=sums[1] > 0))
+    found, known = sums.argmax(axis=0), sums.sum(axis=0)
     if colour.others:
-        found = np.where(2 * votes[-1] > votes.sum(axis=0), len(votes) - 1, votes[:-1].argmax(axis=0))
-    return np.where(np.isnan(mean), np.nan, found)
+        found = np.where(2 * sums[-1] > known, len(sums) - 1, sums[:-1].argmax(axis=0))
+    return np.where(known > 0, found, np.nan)
 
 
 def _bounds(coordinates: Coordinates) -> tuple[Float, Float]:
