@@ -187,10 +187,16 @@ def _passes(one: Condition, row: dict[str, Any], *, nan_is_largest: bool) -> Any
 
 
 def _compare(op: str, left: Any, right: Any, nan_is_largest: bool | None) -> bool:
-    """Compare two values; None as `nan_is_largest` means that NaN is NaN, and nothing else."""
+    """Compare two values; None as `nan_is_largest`: NaN is NaN of the same sign, as Arrow's is_in has it."""
     if isinstance(left, float) and nan_is_largest is not False:
-        left, right = ((math.isnan(side), 0.0 if math.isnan(side) else side) for side in (left, right))
+        left, right = (_place(side, signed=nan_is_largest is None) for side in (left, right))
     return bool(COMPARE[op](left, right))
+
+
+def _place(value: float, *, signed: bool) -> tuple[bool, float]:
+    if not math.isnan(value):
+        return False, value
+    return True, math.copysign(1, value) if signed else 0.0
 
 
 # Conditions of each engine

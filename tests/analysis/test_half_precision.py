@@ -97,3 +97,13 @@ def test_a_filter_with_a_float16_literal_says_what_to_write(twins: list[zarrow.S
     """Arrow cannot compare with a float16 literal, and the message says what can be compared."""
     with pytest.raises(zarrow.errors.InvalidInputError, match="Python float"):
         twins[0].table(filter=pc.field("prob") > np.float16(0.5))
+
+
+def test_conditions_of_the_command_line_compare_float16(twins: list[zarrow.Store]) -> None:
+    """``--where`` works for a float16 column, also where its value is no float32 of the same text."""
+    from zarrow._commands.arguments import where_of
+
+    for condition in ("prob>0.5", f"prob={twins[0].table(['prob'])['prob'][3].as_py()}"):
+        half, single = (store.table(["row"], filter=where_of(store, [condition])) for store in twins)
+        assert half.num_rows
+        assert half.equals(single)

@@ -160,13 +160,16 @@ def where_of(store: Store, conditions: Sequence[str] | None) -> pc.Expression | 
     """Return the filter that all conditions of ``--where`` make together; None if there is none."""
     import pyarrow.compute as pc
 
+    from zarrow._format.arrow import computable_type
+
     whole = None
     for text in conditions or ():
         found = _CONDITION.fullmatch(text)
         if found is None:
             raise BadParameter(f"--where must be like query=stroke or prob>0.9, got {text!r}")
         name, sign, value = found.groups()
-        one = _OPERATORS[sign](pc.field(name), _value(store, name, value))
+        wanted = _value(store, name, value)
+        one = _OPERATORS[sign](pc.field(name), wanted.cast(computable_type(wanted.type)))
         whole = one if whole is None else whole & one
     return whole
 
