@@ -17,7 +17,6 @@ same identity on every rank, whatever their number.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -111,14 +110,11 @@ def _versions(parts: Iterable[Any]) -> dict[str, str]:
         try:
             found[root] = str(version) if isinstance(version, str) else metadata.version(root)
         except metadata.PackageNotFoundError:
-            for distribution in _distributions().get(root, ())[:1]:
-                found[root] = metadata.version(distribution)
+            # A look at all that is installed takes a tenth of a second: not for the user's own scripts.
+            if "site-packages" in str(getattr(sys.modules.get(root), "__file__", "")):
+                for distribution in metadata.packages_distributions().get(root, ())[:1]:
+                    found[root] = metadata.version(distribution)
     return found
-
-
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
