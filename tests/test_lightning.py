@@ -695,7 +695,7 @@ def test_files_that_are_no_parquet(tmp_path):
     with pytest.raises(InvalidInputError, match=r"ids\.parquet is not a Parquet file"):
         predict(tmp_path / "s", DataLoader(Numbers(4)), identifiers=tmp_path / "ids.parquet")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInputError, match=r"empty has no \*\.parquet file"):
+    with pytest.raises(InvalidInputError, match=r"empty: this folder has no \*\.parquet file"):
         predict(tmp_path / "s", DataLoader(Numbers(4)), identifiers=tmp_path / "empty")
 
 
