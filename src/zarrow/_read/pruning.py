@@ -7,6 +7,7 @@ rows that were not read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -50,10 +51,17 @@ class KnownRows:
 
     def segments(self, filter: Filter) -> list[int]:
         """Return the segments that may have rows which pass; opens no file."""
-        left = self._dataset.get_fragments(filter.expression)
+        left = self._dataset.get_fragments(None if _names_nan(filter) else filter.expression)
         return [int(PurePath(fragment.path).stem.rpartition("-")[2]) for fragment in left]
 
 
 def may_pass(part: ds.ParquetFileFragment, filter: Filter, schema: pa.Schema) -> bool:
     """Tell whether the statistics of a part leave rows that pass."""
-    return bool(part.subset(filter.expression, schema=with_types(schema, computable_type)).row_groups)
+    return _names_nan(filter) or bool(
+        part.subset(filter.expression, schema=with_types(schema, computable_type)).row_groups
+    )
+
+
+def _names_nan(filter: Filter) -> bool:
+    """Tell whether a filter may compare with NaN, by which Arrow rules out rows that pass."""
+    return re.search(r"\bnan\b", str(filter.expression), re.IGNORECASE) is not None
