@@ -115,17 +115,3 @@ def test_an_empty_selection_is_an_empty_table(made):
     """If no rows pass the filter, the table is empty."""
     store, _ = made
     assert compose(store, by=BY, filter=pc.field("query") == "q9").num_rows == 0
-
-
-@pytest.mark.parametrize("role", ["by", "over", "probability", "label"])
-def test_a_name_with_nul_is_refused_by_name(tmp_path, role):
-    """A column whose name has a NUL is refused by name; the other columns can be composed."""
-    names = {"by": "subject", "over": "query", "probability": "p", "label": "y"}
-    columns = {"by": [1, 1], "over": ["a", "b"], "probability": [0.5, 0.25], "label": [True, False]}
-    odd = names | {role: "od\0d"}
-    store = write(tmp_path / "a.zarrow", pa.table({odd[one]: columns[one] for one in names}))
-    with pytest.raises(InvalidInputError, match=r"must not contain NUL, got 'od\\x00d'"):
-        compose(store, over=odd["over"], by=odd["by"], probability=odd["probability"], label=odd["label"])
-    if role == "label":
-        found = compose(store, over="query", by="subject", probability="p")
-        assert found.to_pylist() == [{"subject": 1, "rows": 2, "p": 0.5}]
