@@ -173,6 +173,14 @@ class TestWhatThereIs:
         }  # fmt: skip
         assert "prob" not in xr.open_dataset(plain, drop_variables="prob")
 
+    @pytest.mark.parametrize(
+        "option", ["decode_times", "mask_and_scale", "decode_coords", "use_cftime", "decode_cf"]
+    )
+    def test_options_that_decode_find_nothing_to_do(self, plain, option):
+        """Options that callers pass for any format change nothing: values are stored as what they are."""
+        with xr.open_dataset(plain) as expected, xr.open_dataset(plain, **{option: False}) as found:
+            assert found.drop_vars("codes").load().identical(expected.drop_vars("codes").load())
+
     def test_a_store_without_rows(self, tmp_path):
         """A store without rows is a dataset without rows, with dask too."""
         schema = pa.schema({"id": pa.int64()})

@@ -368,3 +368,24 @@ def test_the_named_index_of_a_frame_is_a_column(tmp_path: Any) -> None:
         writer.append(frame)
         writer.finalize()
     assert zarrow.open(tmp_path / "s.zarrow").table(["id", "x"]).to_pydict() == {"id": [10, 11], "x": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([1, 2], [1.5], r"column 'c': expected int64, got 1.5 in row 0: declare schema= with float64"),
+        (
+            [decimal.Decimal("1.5")],
+            [decimal.Decimal("10.25")],
+            r"column 'c': expected decimal128\(2, 1\), got Decimal\('10.25'\) in row 0: .*declare schema=",
+        ),
+    ],
+)
+def test_a_refused_value_names_the_remedy(first: Any, second: Any, message: str, tmp_path: Any) -> None:
+    """What does not fit the type that the first batch made is refused with the type to declare."""
+    with zarrow.Writer(tmp_path / "s") as writer:
+        writer.append({"c": first})
+        with pytest.raises(InvalidInputError, match=message):
+            writer.append({"c": second})
+        writer.finalize()
+    assert zarrow.open(tmp_path / "s").table()["c"].to_pylist() == first
