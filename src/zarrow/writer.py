@@ -379,7 +379,6 @@ class Writer:
             if self._appender.error is None:
                 self._appender.flush(durable=True)
         finally:
-            self._appender.stop()
             self._release()
         self._check_failure()
 
@@ -515,11 +514,16 @@ class Writer:
 
     def _release(self, *, remove_lock: bool = False) -> None:
         try:
-            self._lock.release(remove_file=remove_lock)
+            self._appender.stop()
         finally:
-            self._closed = True
-            self._lost.detach()
-            atexit.unregister(self._at_exit)
+            try:
+                # Again, if Ctrl-C interrupted that: locks of open segments are released before the store's.
+                self._appender.stop()
+                self._lock.release(remove_file=remove_lock)
+            finally:
+                self._closed = True
+                self._lost.detach()
+                atexit.unregister(self._at_exit)
 
 
 def _let_go(

@@ -216,7 +216,7 @@ def _manifest_left_while_appending():
 def _manifest_before_the_tails_are_packed():
     def pack(real):
         def late(root, spec, *args, **options):
-            publishing.publish_manifest(root, spec, root / layout.OPEN_DIR)
+            publishing.publish_manifest(root, spec, None, root / layout.OPEN_DIR)
             real(root, spec, *args, **options)
 
         return late

@@ -149,7 +149,10 @@ def _plain(values: pa.Array) -> pa.Array:
     """Return an array without dictionaries, runs and views, which Arrow's casts leave out or get wrong."""
     kind = values.type
     if pa.types.is_dictionary(kind):
-        return _plain(values.dictionary).take(values.indices)
+        found = _plain(values.dictionary)
+        if not len(found):  # within a null, Arrow leaves indices that point to nothing
+            return pa.nulls(len(values), found.type)
+        return found.take(values.indices)
     if _has(kind, "run_end_encoded"):
         import pyarrow.compute as pc
 

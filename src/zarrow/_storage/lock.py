@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import io
 import os
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,9 +57,11 @@ class FileLock:
     def acquire(self) -> bool:
         """Take the lock if it is free; return whether it was.
 
-        On a thread of its own, which no Ctrl-C interrupts: a descriptor that is open and not noted down yet
-        would hold the lock as long as the process lives.
+        The main thread has another one do it, which no Ctrl-C interrupts: a descriptor that is open and not
+        noted down yet would hold the lock as long as the process lives.
         """
+        if threading.current_thread() is not threading.main_thread():
+            return self._acquire()
         with ThreadPoolExecutor(1) as thread:
             return threads.submit(thread, self._acquire).result()
 
