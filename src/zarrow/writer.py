@@ -174,16 +174,16 @@ class Writer:
             self._appender = Appender(self._root, self._lock, self._owner, durability, queue_bytes)
             try:
                 self._recover(shared=shared)
+                self._queued = self._appender.accepted_rows
+                self._at_exit = close_at_exit(weakref.ref(self), self._appender)
+                # What nobody can close any more lets go of the store by itself.
+                self._lost = weakref.finalize(
+                    self, _let_go, self.path, self._owner.pid, self._appender, self._lock, self._at_exit
+                )
+                self._lost.atexit = False
             except BaseException:
                 self._appender.stop()
                 raise
-            self._queued = self._appender.accepted_rows
-            self._at_exit = close_at_exit(weakref.ref(self), self._appender)
-            # What nobody can close any more lets go of the store by itself.
-            self._lost = weakref.finalize(
-                self, _let_go, self.path, self._owner.pid, self._appender, self._lock, self._at_exit
-            )
-            self._lost.atexit = False
         except BaseException:
             self._lock.release()
             raise

@@ -48,11 +48,12 @@ class FileLock:
         The holder's description, which is written into the file.
     """
 
+    _file: io.FileIO | None = None
+
     def __init__(self, path: Path, *, shared: bool = False, holder: bytes = b"") -> None:
         self.path = path
         self.shared = shared
         self._holder = holder
-        self._file: io.FileIO | None = None
 
     def acquire(self) -> bool:
         """Take the lock if it is free; return whether it was.

@@ -178,9 +178,8 @@ def _descend(root: Path, path: str, called: object, flags: int) -> int:
     fd = os.open(root, _DIRECTORY) if parents else -1
     try:
         for parent in parents:
-            below = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-            os.close(fd)
-            fd = below
+            above, fd = fd, os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(above)  # which `finally` must not close again, if Ctrl-C strikes here
         return os.open(name, flags, dir_fd=fd) if parents else os.open(f"{root}/{name}", flags)
     except OSError as error:
         error.filename = str(called)
