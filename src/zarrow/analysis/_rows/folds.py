@@ -8,6 +8,7 @@ worker is first. `Passes` does so many times over selected rows. Reads only.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
@@ -36,16 +37,16 @@ KEPT_BYTES = 128 << 20
 PARTS_PER_WORKER = 4
 
 
-class State:
+class State(ABC):
     """What is known after some blocks; can be merged with what is known after later ones.
 
     Attributes whose names begin without an underscore add up: numbers, arrays and lists, and whatever has
     ``merge``.
     """
 
+    @abstractmethod
     def add(self, block: Block) -> None:
         """Add a block."""
-        raise NotImplementedError
 
     def merge(self, later: Self) -> None:
         """Add the state of later rows."""
