@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
-import json
 import os
-import platform
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -33,10 +30,8 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.given import TableLike
-from zarrow._format.records import this_host
-from zarrow._format.spec import StoreSpec, check_expected, rows_of_expected
+from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
-from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
@@ -47,7 +42,6 @@ from zarrow.errors import (
     BatchError,
     InvalidInputError,
     StoreLockedError,
-    WriteFailedError,
     WriterClosedError,
     ZarrowError,
 )
@@ -140,28 +134,16 @@ class Writer:
         expected_rows: int | None = None,
         shared: bool = False,
     ) -> None:
-        check_expected(expected_rows)
         if mode not in ("x", "w", "a"):
             raise InvalidInputError(f"mode must be 'x', 'w' or 'a', got {mode!r}")
-        if durability in ("segment", "batch"):
-            durability = Durability(batches=1 if durability == "batch" else None)
-        if not isinstance(durability, Durability):
-            raise InvalidInputError(
-                f"durability must be 'segment', 'batch' or Durability, got {durability!r}"
-            )
+        policy = Durability.named(durability)
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
         # Symbolic links are followed: replacing a store must not replace a link to it.
         self.path = Path(os.path.realpath(path))
-        self._provenance = dict(provenance or {})
-        try:
-            json.dumps(self._provenance, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"provenance must be JSON values: {error}") from error
-        if isinstance(keys, str):
-            raise InvalidInputError(f"keys must be a sequence of names, got the string {keys!r}: [{keys!r}]")
-        self._declaration = Declaration(arrays, schema, keys, segment_rows, codecs)
-        self._expected_rows = expected_rows
+        self._declaration = Declaration(
+            arrays, schema, keys, segment_rows, codecs, provenance or {}, expected_rows
+        )
         self._owner = new_owner()
         self._spec: StoreSpec | None = None
         self._checker: BatchChecker | None = None
@@ -171,15 +153,13 @@ class Writer:
         # Rows of a killed run in the way of a new one: they stay until it has its first.
         self._in_the_way = self._root != self.path and (self._root / layout.STORE_JSON).exists()
         try:
-            self._appender = Appender(self._root, self._lock, self._owner, durability, queue_bytes)
+            self._appender = Appender(self.path, self._root, self._lock, self._owner, policy, queue_bytes)
             try:
                 self._recover(shared=shared)
                 self._queued = self._appender.accepted_rows
                 self._at_exit = close_at_exit(weakref.ref(self), self._appender)
                 # What nobody can close any more lets go of the store by itself.
-                self._lost = weakref.finalize(
-                    self, _let_go, self.path, self._owner.pid, self._appender, self._lock, self._at_exit
-                )
+                self._lost = weakref.finalize(self, self._appender.forget, self._at_exit)
                 self._lost.atexit = False
             except BaseException:
                 self._appender.stop()
@@ -222,9 +202,9 @@ class Writer:
     @property
     def expected_rows(self) -> int | None:
         """Rows that the store is to have in the end, if known."""
-        if self._expected_rows is None and self._spec is not None:
+        if self._declaration.expected_rows is None and self._spec is not None:
             return self._spec.expected_rows
-        return self._expected_rows
+        return self._declaration.expected_rows
 
     def describe(self, provenance: Mapping[str, Any], expected_rows: int | None = None) -> None:
         """Add to what is known of a store that the first batch will create.
@@ -237,10 +217,12 @@ class Writer:
         expected_rows : int, optional
             As given to the constructor, if it becomes known only now.
         """
-        check_expected(expected_rows)
-        self._provenance |= provenance
-        if expected_rows is not None:
-            self._expected_rows = expected_rows
+        known = self._declaration
+        self._declaration = replace(
+            known,
+            provenance={**known.provenance, **provenance},
+            expected_rows=known.expected_rows if expected_rows is None else expected_rows,
+        )
 
     # The caller's side
 
@@ -358,7 +340,7 @@ class Writer:
             install(self._root, self.path, owner=self._owner, check=check)
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
-            raise self._failure(error) from error.__cause__
+            raise self._appender.failure(error) from error.__cause__
         finally:
             self._release(remove_lock=not self._lock.shared)
         self._finalized = True
@@ -421,21 +403,7 @@ class Writer:
     def _check_failure(self) -> None:
         """Raise the error of the writing thread, if any."""
         if self._appender.error is not None:
-            raise self._failure(self._appender.error) from self._appender.error
-
-    def _failure(self, error: BaseException) -> Exception:
-        if isinstance(error, ZarrowError):
-            return error
-        if not isinstance(error, OSError):
-            return RuntimeError(f"{self.path}: the writing thread failed: {error!r}")
-        accepted, durable = self.accepted_rows, self.durable_rows
-        return WriteFailedError(
-            error.errno or errno.EIO,
-            f"{self.path}: {error.strerror or error}: the writer refuses more rows; {accepted} rows are "
-            f"accepted, {durable} of them durable: open the store again with mode='a'",
-            accepted_rows=accepted,
-            durable_rows=durable,
-        )
+            raise self._appender.failure(self._appender.error) from self._appender.error
 
     # Opening and defining
 
@@ -443,8 +411,7 @@ class Writer:
         """Create the store, as declared or as the first batch implies."""
         table, arrays, sample_index = batch or (None, {}, None)
         try:
-            provenance = _provenance(self._provenance)
-            spec = self._declaration.infer(table, arrays, provenance, self._expected_rows)
+            spec = self._declaration.infer(table, arrays)
         except BatchError as error:
             raise BatchError(f"batch 0: {error}; nothing of it was written") from error.__cause__
         parts.check_columns(spec)
@@ -458,7 +425,7 @@ class Writer:
                 self._in_the_way = False
             found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._appender.failure(error) from error
         if found.uuid != spec.uuid:
             self._declaration.check(found)
         self._set_spec(found)
@@ -481,9 +448,8 @@ class Writer:
             return
         spec = catalog.read_spec(self._root)
         self._declaration.check(spec)
-        publishing.create(
-            self._root, spec, self._root / layout.OPEN_DIR
-        )  # a crash may have left it unfinished
+        # A crash may have left it unfinished.
+        publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         self._set_spec(spec)
         if self._lock.shared:
             return  # other writers are active; the first one has recovered
@@ -509,7 +475,7 @@ class Writer:
         try:
             self._appender.take_back(reopening.reopen(self._root, self._spec, self._owner))
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._appender.failure(error) from error
         self._reopens = False
 
     def _release(self, *, remove_lock: bool = False) -> None:
@@ -524,34 +490,3 @@ class Writer:
                 self._closed = True
                 self._lost.detach()
                 atexit.unregister(self._at_exit)
-
-
-def _let_go(
-    path: Path, process: int, appender: Appender, lock: FileLock, at_exit: Callable[[], None]
-) -> None:
-    """Finish what a lost writer has queued, and release its store."""
-    if os.getpid() != process:
-        return
-
-    def release() -> None:
-        lock.release()
-        atexit.unregister(at_exit)
-
-    appender.forget(release)
-    warnings.warn(
-        f"{path}: a Writer was lost without close(); the rows that it has queued are written all the same",
-        ResourceWarning,
-        stacklevel=2,
-    )
-
-
-def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
-    from importlib.metadata import version  # slow to import, and only needed to create a store
-
-    return {
-        "zarrow": version("zarrow"),
-        "python": platform.python_version(),
-        "host": this_host(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **given,
-    }

@@ -543,7 +543,7 @@ def test_a_buffer_may_be_used_again_after_append(path: Path) -> None:
 
 def test_an_array_that_is_given_away_is_not_copied() -> None:
     """With copy=False a contiguous array of the store's type is queued as it is."""
-    spec = Declaration(None, None, (), None, None).infer(None, {"e": np.ones((2, 4), np.float32)}, {})
+    spec = Declaration(None, None, (), None, None).infer(None, {"e": np.ones((2, 4), np.float32)})
     reader = BatchChecker(spec)
     rows = np.ones((2, 4), np.float32)
     given, kept = (

@@ -11,8 +11,12 @@ dies.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
+import os
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +31,7 @@ from zarrow._write.batches import CheckedBatch, split
 from zarrow._write.directory import require_in_place
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.worker import Worker
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, WriteFailedError, ZarrowError
 
 __all__ = ["Appender", "Durability"]
 
@@ -65,14 +69,25 @@ class Durability:
             if number is not None and not number > 0:
                 raise InvalidInputError(f"durability: {name} must be positive, got {number}")
 
+    @classmethod
+    def named(cls, policy: object) -> Durability:
+        """Return a policy that may be given by its name, ``"segment"`` or ``"batch"``."""
+        if policy in ("segment", "batch"):
+            return cls(batches=1 if policy == "batch" else None)
+        if not isinstance(policy, cls):
+            raise InvalidInputError(f"durability must be 'segment', 'batch' or Durability, got {policy!r}")
+        return policy
+
 
 class Appender(Worker[CheckedBatch]):
     """The threads of a writer.
 
     Parameters
     ----------
+    path : Path
+        The store, as messages call it.
     root : Path
-        The store.
+        Where it grows, if it is to replace another.
     lock : FileLock
         The store's, held by the writer.
     owner : Owner
@@ -84,10 +99,17 @@ class Appender(Worker[CheckedBatch]):
     """
 
     def __init__(
-        self, root: Path, lock: FileLock, owner: Owner, durability: Durability, queue_bytes: int
+        self,
+        path: Path,
+        root: Path,
+        lock: FileLock,
+        owner: Owner,
+        durability: Durability,
+        queue_bytes: int,
     ) -> None:
         self.accepted_rows = 0
         self.durable_rows = 0
+        self._path = path
         self._root = root
         self._lock = lock
         self._owner = owner
@@ -145,14 +167,31 @@ class Appender(Worker[CheckedBatch]):
         """Wait until every queued batch is accepted, or durable; returns early if a thread failed."""
         self.call(self._make_durable if durable else lambda: None)
 
-    def forget(self, then: Callable[[], None]) -> None:
-        """Have the threads append what is queued, make it durable, and end; for a destructor: does not wait.
+    def failure(self, error: BaseException) -> Exception:
+        """Return what the writer raises for an error of its threads or its own calls: which rows are safe."""
+        if isinstance(error, ZarrowError):
+            return error
+        if not isinstance(error, OSError):
+            return RuntimeError(f"{self._path}: the writing thread failed: {error!r}")
+        accepted, durable = self.accepted_rows, self.durable_rows
+        return WriteFailedError(
+            error.errno or errno.EIO,
+            f"{self._path}: {error.strerror or error}: the writer refuses more rows; {accepted} rows are "
+            f"accepted, {durable} of them durable: open the store again with mode='a'",
+            accepted_rows=accepted,
+            durable_rows=durable,
+        )
+
+    def forget(self, at_exit: Callable[[], None]) -> None:
+        """Finish what a lost writer has queued, and release its store; for a destructor: does not wait.
 
         Parameters
         ----------
-        then : callable
-            Called at the end.
+        at_exit : callable
+            Registered with `atexit`; no longer needed in the end.
         """
+        if os.getpid() != self._owner.pid:
+            return
 
         def finish() -> None:
             try:
@@ -160,9 +199,16 @@ class Appender(Worker[CheckedBatch]):
                     self._make_durable()
             finally:
                 self.end()
-                then()
+                self._lock.release()
+                atexit.unregister(at_exit)
 
         self.end_with(finish)
+        warnings.warn(
+            f"{self._path}: a Writer was lost without close(); the rows that it has queued are written all "
+            "the same",
+            ResourceWarning,
+            stacklevel=2,
+        )
 
     # The appending thread's side
 

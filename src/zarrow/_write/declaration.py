@@ -7,9 +7,12 @@ follow from the size of a row. The schema is the one that Parquet gives back.
 from __future__ import annotations
 
 import contextlib
+import json
+import platform
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,12 @@ import pyarrow as pa
 from zarrow._format import codecs
 from zarrow._format.arrow import as_arrow
 from zarrow._format.given import TableLike, as_array, as_columns, to_host
+from zarrow._format.records import this_host
 from zarrow._format.spec import (
     PLAIN,
     ArraySpec,
     StoreSpec,
+    check_expected,
     default_chunk_rows,
     default_segment_rows,
     is_power_of_two,
@@ -51,6 +56,10 @@ class Declaration:
         Rows of a segment.
     codecs : object
         As `zarrow.Writer` takes it.
+    provenance : mapping
+        JSON values that describe where the rows come from; versions, host and time are added.
+    expected_rows : int, optional
+        Rows that the store is to have in the end.
     """
 
     arrays: Mapping[str, tuple[int | Sequence[int], str]] | None
@@ -58,6 +67,19 @@ class Declaration:
     keys: Sequence[str]
     segment_rows: int | None
     codecs: Any
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    expected_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_expected(self.expected_rows)
+        if isinstance(self.keys, str):
+            raise InvalidInputError(
+                f"keys must be a sequence of names, got the string {self.keys!r}: [{self.keys!r}]"
+            )
+        try:
+            json.dumps(dict(self.provenance), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"provenance must be JSON values: {error}") from error
 
     @property
     def is_whole(self) -> bool:
@@ -66,13 +88,7 @@ class Declaration:
         has_auto = any(isinstance(one, str) and one == AUTO for one in chosen)
         return self.arrays is not None and self.schema is not None and not has_auto
 
-    def infer(
-        self,
-        columns: TableLike,
-        arrays: Mapping[str, Any],
-        provenance: Mapping[str, Any],
-        expected_rows: int | None = None,
-    ) -> StoreSpec:
+    def infer(self, columns: TableLike, arrays: Mapping[str, Any]) -> StoreSpec:
         """Return the spec of a new store.
 
         Parameters
@@ -81,10 +97,6 @@ class Declaration:
             The first batch's columns.
         arrays : mapping of str to array, shapes (rows, *row_shape)
             Its arrays.
-        provenance : mapping
-            Where the rows come from.
-        expected_rows : int, optional
-            Rows that the store is to have.
 
         Returns
         -------
@@ -125,8 +137,8 @@ class Declaration:
                 for spec in specs
             ),
             keys=tuple(self.keys),
-            provenance=dict(provenance),
-            expected_rows=expected_rows,
+            provenance=_of_this_process() | dict(self.provenance),
+            expected_rows=self.expected_rows,
         )
 
     def check(self, spec: StoreSpec) -> None:
@@ -208,6 +220,17 @@ def _schema_of(columns: TableLike) -> pa.Schema:
                 "Arrow array of the type"
             )
     return pa.schema([(name, column.type) for name, column in found.items()])
+
+
+def _of_this_process() -> dict[str, Any]:
+    from importlib.metadata import version  # slow to import, and only needed to create a store
+
+    return {
+        "zarrow": version("zarrow"),
+        "python": platform.python_version(),
+        "host": this_host(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
