@@ -14,7 +14,6 @@ from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
-import zarrow.writer
 from crash.disk import Disk, Recorder, Tree, _apply
 from crash.workloads import (
     NAME,
@@ -26,6 +25,7 @@ from crash.workloads import (
     scratch,
     small_chunks,
 )
+from zarrow._write import declaration
 
 
 class State(NamedTuple):
@@ -133,7 +133,7 @@ def the_same_names() -> Iterator[None]:
         mock.patch.object(secrets, "token_hex", lambda size: f"{next(numbers):0{2 * size}x}"),
         mock.patch.object(secrets, "randbelow", return_value=0),
         mock.patch.object(uuid, "uuid4", (uuid.UUID(int=number) for number in numbers).__next__),
-        mock.patch.object(zarrow.writer, "datetime", _Then),
+        mock.patch.object(declaration, "datetime", _Then),
     ):
         yield
 
