@@ -100,7 +100,7 @@ def resign_index(data: bytes) -> bytes:
 
 def decode_frames(data: bytes) -> None:
     """Scan a journal, and decode the frames that are found valid."""
-    found = frames.scan(pa.py_buffer(data), UUID, 1, SEGMENT_ROWS, "here")
+    found = frames.scan(frames.Journal.of(data), UUID, 1, SEGMENT_ROWS, "here")
     assert sum(frame.rows for frame in found.frames) <= SEGMENT_ROWS
     assert all(end <= len(data) for end in found.ends)
     for frame in found.frames:

@@ -40,7 +40,7 @@ def _journal(counts: list[int], durable: list[int] | None = None) -> tuple[bytes
 
 
 def _scan(data: bytes, arrays: int = 2) -> frames.Scan:
-    return frames.scan(pa.py_buffer(data), UUID, arrays, SEGMENT_ROWS, "the journal")
+    return frames.scan(frames.Journal.of(data), UUID, arrays, SEGMENT_ROWS, "the journal")
 
 
 def _ids(found: tuple[Frame, ...]) -> list[int]:
@@ -190,7 +190,7 @@ def test_garbage_after_the_frames_adds_no_rows(data: st.DataObject) -> None:
 def test_a_frame_of_another_store_does_not_count() -> None:
     """The journal of another store holds no rows of this one."""
     journal, _ = _journal([2, 3])
-    assert frames.scan(pa.py_buffer(journal), bytes(16), 2, SEGMENT_ROWS, "here").frames == ()
+    assert frames.scan(frames.Journal.of(journal), bytes(16), 2, SEGMENT_ROWS, "here").frames == ()
 
 
 def _signed(head: tuple[Any, ...], body: bytes = b"") -> bytes:

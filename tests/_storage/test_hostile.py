@@ -322,6 +322,13 @@ def grow_sparse(name: str) -> Callable[[Path, Path], None]:
     return do
 
 
+def far_byte(store: Path, outside: Path) -> None:
+    """A byte many GiB behind the last frame, and nothing between."""
+    with (slot_of(store) / "table.frames").open("r+b") as file:
+        file.seek(64 << 30)
+        file.write(b"x")
+
+
 def nest(store: Path, outside: Path) -> None:
     """JSON nested deeper than any stack."""
     text = b'{"a":' + b"[" * 1_000_000
@@ -449,6 +456,7 @@ OPEN: dict[str, Harmful] = {
     "payload that inflates": compressed_payload,
     "payload that points elsewhere": wild_offsets,
     "journal of 64 GiB": grow_sparse("open/*/table.frames"),
+    "journal of 64 GiB and a byte": far_byte,
     "rows of 64 GiB": grow_sparse("open/*/e.rows"),
     "owner reopens text": lambda s, o: rewrite(slot_of(s) / "owner.json", reopens="../../x"),
     "owner of text for numbers": lambda s, o: rewrite(slot_of(s) / "owner.json", sequence="x", pid=[]),

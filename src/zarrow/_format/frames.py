@@ -11,6 +11,9 @@ That number decides how a reader treats a frame that does not match its checksum
 * if a later frame says that those rows were durable, the disk has changed them, and that is
   `CorruptionError`.
 
+A journal is read in blocks, and a payload when it is asked for: a journal that only pretends to be large,
+with holes or a damaged end, takes no memory.
+
 ``FORMAT.md`` has the layout. Nothing in a frame is used before its checksum was verified, least of all the
 Arrow payload: a damaged one can crash the process that parses it.
 """
@@ -18,20 +21,21 @@ Arrow payload: a damaged one can crash the process that parses it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.checksum import crc32c
+from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._format.layout import MAX_CHUNKS
 from zarrow.errors import CorruptionError
 
 __all__ = [
     "ArrayEntry",
     "Chunk",
     "Frame",
+    "Journal",
     "encode",
     "is_torn",
     "parse_payload",
@@ -49,7 +53,76 @@ _CHUNK = struct.Struct("<QI4x")
 """per chunk that became full: encoded size, its crc32c; padded to align what follows"""
 _CRC = struct.Struct("<I")
 _ALIGNMENT = 8
-MAX_FRAME_BYTES = 1 << 40
+_MAX_FRAME_BYTES = 1 << 40
+_BLOCK_BYTES = 1 << 20
+_MAX_ATTEMPTS = 16
+"""How often, on average, a byte after the last sound frame is read in search of another."""
+
+
+class Journal:
+    """The bytes of a journal, read in blocks.
+
+    Parameters
+    ----------
+    read : callable of (int, int) to bytes-like
+        Takes an offset and a size, and returns those bytes of the file, fewer at its end.
+    size_bytes : int
+        How many bytes it has.
+    next_data : callable of int to int, optional
+        Returns where, from an offset on, bytes begin that may differ from zero.
+    """
+
+    __slots__ = ("_next_data", "_read", "_window", "size_bytes")
+
+    def __init__(
+        self,
+        read: Callable[[int, int], bytes | memoryview],
+        size_bytes: int,
+        next_data: Callable[[int], int] = int,
+    ) -> None:
+        self.size_bytes = size_bytes
+        self._read = read
+        self._next_data = next_data
+        self._window = (0, memoryview(b""))
+
+    @classmethod
+    def of(cls, data: bytes) -> Journal:
+        """Return a journal of these bytes."""
+        view = memoryview(data)
+        return cls(lambda offset, size_bytes: view[offset : offset + size_bytes], len(view))
+
+    def view(self, offset: int, size_bytes: int) -> memoryview:
+        """Return bytes; fewer at the end."""
+        size_bytes = max(min(size_bytes, self.size_bytes - offset), 0)
+        start, block = self._window
+        if not start <= offset <= offset + size_bytes <= start + len(block):
+            ahead = min(max(size_bytes, _BLOCK_BYTES), self.size_bytes - offset)
+            start, block = self._window = offset, memoryview(self._read(offset, ahead))
+        return block[offset - start :][:size_bytes]
+
+    def blocks(self, offset: int, stop: int) -> Iterator[tuple[int, memoryview]]:
+        """Yield the blocks from `offset` to `stop`, each with its offset, without those of zeros only."""
+        while (offset := max(offset, self._next_data(offset) // _ALIGNMENT * _ALIGNMENT)) < stop:
+            yield offset, self.view(offset, min(_BLOCK_BYTES, stop - offset))
+            offset += _BLOCK_BYTES
+
+    def crc32c(self, offset: int, stop: int) -> int:
+        """Return the crc32c of the bytes from `offset` to `stop`."""
+        checksum = 0
+        for start, block in self.blocks(offset, stop):
+            checksum = _then_zeros(checksum, start - offset)
+            checksum = crc32c(np.frombuffer(block, np.uint8), checksum)
+            offset = start + len(block)
+        return _then_zeros(checksum, stop - offset)
+
+    def has_data(self, offset: int) -> bool:
+        """Tell whether any byte from `offset` on differs from zero."""
+        return any(np.frombuffer(block, np.uint8).any() for _, block in self.blocks(offset, self.size_bytes))
+
+
+def _then_zeros(checksum: int, size_bytes: int) -> int:
+    """Return the crc32c of bytes with this crc32c and zeros behind them."""
+    return combine(checksum, crc32c_of_zeros(size_bytes), size_bytes) if size_bytes else checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +173,31 @@ class Frame:
         Rows of the open segment that were synced when the frame was written.
     arrays : tuple of ArrayEntry
         In the order of the store's spec.
-    payload : bytes-like
-        The table's rows: an encapsulated Arrow record batch message without its schema.
     """
 
     first_row: int
     rows: int
     durable_rows: int
     arrays: tuple[ArrayEntry, ...]
-    payload: pa.Buffer
+    _journal: Journal = field(repr=False, compare=False)
+    _place: tuple[int, int, int, int] = field(repr=False)
 
     @property
     def stop(self) -> int:
         """The row after the batch's last."""
         return self.first_row + self.rows
+
+    @property
+    def payload(self) -> pa.Buffer:
+        """The table's rows: an encapsulated Arrow record batch message without its schema.
+
+        It is read now, so the frame's checksum is verified once more.
+        """
+        offset, end, start, stop = self._place
+        data = self._journal.view(offset, end - offset)
+        if len(data) < end - offset or not _is_sound(self._journal, offset, end):
+            raise CorruptionError("a frame has changed since the journal was scanned")
+        return pa.py_buffer(data[start - offset : stop - offset])
 
 
 def encode(
@@ -152,47 +236,52 @@ def encode(
     return body + _CRC.pack(crc32c(body))
 
 
-def _decode(
-    buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int
-) -> tuple[Frame, int] | None:
+def _is_sound(journal: Journal, offset: int, end: int) -> bool:
+    """Tell whether the bytes of a frame have the checksum at its end."""
+    found = journal.crc32c(offset, end - _CRC.size)
+    return journal.view(end - _CRC.size, _CRC.size) == _CRC.pack(found)
+
+
+def _claimed_bytes(journal: Journal, offset: int, uuid: bytes) -> int:
+    """Return the size of the frame that seems to begin at `offset`; 0 if none does."""
+    head = journal.view(offset, _HEAD.size)
+    if len(head) < _HEAD.size:
+        return 0
+    magic, size, owner, *_ = _HEAD.unpack(head)
+    fits = _HEAD.size < size <= min(journal.size_bytes - offset, _MAX_FRAME_BYTES)
+    return int(size) if magic == MAGIC and owner == uuid and fits else 0
+
+
+def _decode(journal: Journal, offset: int, uuid: bytes, arrays: int) -> tuple[Frame, int] | None:
     """Return the frame at `offset` and its end, or None if there is no sound frame."""
-    if offset + _HEAD.size + _CRC.size > len(view):
-        return None
-    magic, size, owner, first_row, durable_rows, rows, count, payload_size = _HEAD.unpack_from(view, offset)
-    if magic != MAGIC or owner != uuid or not _HEAD.size < size <= min(len(view) - offset, MAX_FRAME_BYTES):
-        return None
-    end = offset + size
-    body = np.frombuffer(view[offset : end - _CRC.size], np.uint8)
-    if _CRC.unpack_from(view, end - _CRC.size)[0] != crc32c(body):
+    end = offset + _claimed_bytes(journal, offset, uuid)
+    if end == offset or not _is_sound(journal, offset, end):
         return None
     # The checksum matches: whatever is inconsistent from here on was written so.
+    *_, first_row, durable_rows, rows, count, payload_bytes = _HEAD.unpack(journal.view(offset, _HEAD.size))
     if count != arrays:
         raise CorruptionError(f"a frame for {count} arrays in a store of {arrays}")
-    position = offset + _HEAD.size
+    start = offset + _HEAD.size
+    room = end - _CRC.size - start - payload_bytes
+    if room < 0:
+        raise CorruptionError("a frame is too short for its payload")
+    view = journal.view(start, min(room, count * _ENTRY.size + MAX_CHUNKS * _CHUNK.size))
+    position = 0
     entries = []
     for _ in range(count):
-        if position + _ENTRY.size > end:
+        if position + _ENTRY.size > len(view):
             raise CorruptionError("a frame is too short for its arrays")
         rows_crc, tail_crc, side, chunks = _ENTRY.unpack_from(view, position)
         position += _ENTRY.size
-        if position + chunks * _CHUNK.size > end:
-            raise CorruptionError("a frame is too short for its chunks")
-        entries.append(
-            ArrayEntry(
-                rows_crc,
-                tail_crc,
-                side,
-                tuple(
-                    Chunk(*_CHUNK.unpack_from(view, position + index * _CHUNK.size))
-                    for index in range(chunks)
-                ),
-            )
-        )
-        position += chunks * _CHUNK.size
-    if position + payload_size > end - _CRC.size:
-        raise CorruptionError("a frame is too short for its payload")
-    frame = Frame(first_row, rows, durable_rows, tuple(entries), buffer.slice(position, payload_size))
-    return frame, end
+        stop = position + chunks * _CHUNK.size
+        if stop > len(view):
+            raise CorruptionError("a frame is too short for its chunks, or has more than a segment may")
+        completed = tuple(Chunk(*facts) for facts in _CHUNK.iter_unpack(view[position:stop]))
+        entries.append(ArrayEntry(rows_crc, tail_crc, side, completed))
+        position = stop
+    start += position
+    place = (offset, end, start, start + payload_bytes)
+    return Frame(first_row, rows, durable_rows, tuple(entries), journal, place), end
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +313,13 @@ class Scan:
         return max((frame.durable_rows for frame in self.frames), default=0)
 
 
-def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: str) -> Scan:
+def scan(journal: Journal, uuid: bytes, arrays: int, segment_rows: int, path: str) -> Scan:
     """Read a journal up to its torn tail.
 
     Parameters
     ----------
-    buffer : pyarrow.Buffer
-        The content of the file.
+    journal : Journal
+        The journal.
     uuid : bytes
         The 16 bytes of the store's uuid.
     arrays : int
@@ -243,20 +332,19 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
     Returns
     -------
     Scan
-        The sound frames; their payloads point into `buffer`.
+        The sound frames; their payloads are read from `journal` when they are asked for.
 
     Raises
     ------
     CorruptionError
         If a frame whose rows were durable is damaged, or if frames contradict each other.
     """
-    found, broken = _scan(buffer, uuid, arrays, segment_rows)
+    found, broken = _scan(journal, uuid, arrays, segment_rows)
     try:
         if broken is not None:
             raise broken
-        view = memoryview(buffer)
-        offset = len(view) - found.torn_bytes
-        for later in _resync(buffer, view, offset + 1, uuid, arrays):
+        offset = journal.size_bytes - found.torn_bytes
+        for later in _resync(journal, offset + 1, uuid, arrays):
             if later.durable_rows > found.rows:
                 raise CorruptionError(
                     f"the frame at byte {offset} (row {found.rows} of the open segment) is damaged, "
@@ -267,21 +355,21 @@ def scan(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int, path: s
     return found
 
 
-def scan_prefix(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) -> Scan:
+def scan_prefix(journal: Journal, uuid: bytes, arrays: int, segment_rows: int) -> Scan:
     """Return the frames before the first that is not sound, whatever follows.
 
     For audits, which report on the rest themselves; use `scan` for everything else.
     """
-    return _scan(buffer, uuid, arrays, segment_rows)[0]
+    return _scan(journal, uuid, arrays, segment_rows)[0]
 
 
-def scan_sound(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) -> Scan:
+def scan_sound(journal: Journal, uuid: bytes, arrays: int, segment_rows: int) -> Scan:
     """Return all frames that are sound and follow one another, also behind damaged ones; for repairs."""
-    found, _ = _scan(buffer, uuid, arrays, segment_rows)
-    view, frames = memoryview(buffer), list(found.frames)
-    start = len(view) - found.torn_bytes
+    found, _ = _scan(journal, uuid, arrays, segment_rows)
+    frames = list(found.frames)
+    start = journal.size_bytes - found.torn_bytes
     try:
-        for frame in _resync(buffer, view, start + 1, uuid, arrays):
+        for frame in _resync(journal, start + 1, uuid, arrays):
             if frame.first_row >= (frames[-1].stop if frames else 0) and frame.stop <= segment_rows:
                 frames.append(frame)
     except CorruptionError:
@@ -290,96 +378,104 @@ def scan_sound(buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int) -
 
 
 def _scan(
-    buffer: pa.Buffer, uuid: bytes, arrays: int, segment_rows: int
+    journal: Journal, uuid: bytes, arrays: int, segment_rows: int
 ) -> tuple[Scan, CorruptionError | None]:
     """Return the frames before the first that is not sound, and an error if that one's checksum matches."""
-    view = memoryview(buffer)
     frames: list[Frame] = []
     ends: list[int] = []
-    offset = rows = 0
+    offset = rows = chunks = 0
     broken = None
     try:
-        while (found := _decode(buffer, view, offset, uuid, arrays)) is not None:
+        while (found := _decode(journal, offset, uuid, arrays)) is not None:
             frame, end = found
+            chunks += sum(len(entry.chunks) for entry in frame.arrays)
             if frame.first_row != rows or frame.stop > segment_rows or frame.durable_rows > rows:
                 raise CorruptionError(
                     f"a frame of rows {frame.first_row} to {frame.stop}, {frame.durable_rows} durable, "
                     f"follows {rows} rows in a segment of {segment_rows}"
+                )
+            if chunks > MAX_CHUNKS:
+                raise CorruptionError(
+                    f"{chunks} chunks are more than the {MAX_CHUNKS} that a segment may have"
                 )
             offset, rows = end, frame.stop
             frames.append(frame)
             ends.append(offset)
     except CorruptionError as error:
         broken = error
-    return Scan(tuple(frames), tuple(ends), len(view) - offset), broken
+    return Scan(tuple(frames), tuple(ends), journal.size_bytes - offset), broken
 
 
-def may_hold_rows(tail: bytes, arrays: int) -> bool:
+def may_hold_rows(tail_bytes: int, arrays: int) -> bool:
     """Tell whether damaged bytes are long enough to contain a frame with rows.
 
-    >>> len(encode(bytes(16), 0, 0, 0, (), b"")), may_hold_rows(bytes(72), 0), may_hold_rows(bytes(80), 0)
+    >>> len(encode(bytes(16), 0, 0, 0, (), b"")), may_hold_rows(72, 0), may_hold_rows(80, 0)
     (72, False, True)
     """
     without_rows = _HEAD.size + arrays * _ENTRY.size + _CRC.size
-    return len(tail) > without_rows + -without_rows % _ALIGNMENT
+    return tail_bytes > without_rows + -without_rows % _ALIGNMENT
 
 
-def is_torn(tail: bytes, uuid: bytes, arrays: int) -> bool:
+def is_torn(journal: Journal, offset: int, uuid: bytes, arrays: int) -> bool:
     """Tell whether the bytes after the last sound frame are the beginning of one that was being written.
 
     They are not if they are a frame that was whole before it was damaged: one that is all there, one that is
     sound but for its size field, or one that sound frames follow.
 
     >>> frame = encode(bytes(16), 0, 1, 0, (), b"x")
-    >>> is_torn(frame[:-1], bytes(16), 0), is_torn(frame[:-1] + b"X", bytes(16), 0)
-    (True, False)
+    >>> [is_torn(Journal.of(data), 0, bytes(16), 0) for data in (frame[:-1], frame[:-1] + b"X")]
+    [True, False]
     """
-    start = (MAGIC + tail[8:16].ljust(8) + uuid)[: len(tail)]
-    if not tail or tail[: len(start)] != start:
+    head, tail_bytes = bytes(journal.view(offset, _HEAD.size)), journal.size_bytes - offset
+    start = (MAGIC + head[8:16].ljust(8) + uuid)[: len(head)]
+    if not head or head[: len(start)] != start:
         return False
-    if len(tail) < 16:
+    if tail_bytes < 16:
         return True
-    size = int.from_bytes(tail[8:16], "little")
-    if size <= len(tail) or size % _ALIGNMENT or size > MAX_FRAME_BYTES:
+    size = int.from_bytes(head[8:16], "little")
+    if size <= tail_bytes or size % _ALIGNMENT or size > _MAX_FRAME_BYTES:
         return False
-    actual = _size_by_content(tail)
-    if actual is not None and actual <= len(tail):
-        mended = tail[:8] + actual.to_bytes(8, "little") + tail[16 : actual - _CRC.size]
-        if _CRC.unpack_from(tail, actual - _CRC.size)[0] == crc32c(mended):
+    actual = _size_by_content(journal, offset)
+    if actual is not None and actual <= tail_bytes:
+        end, mended = offset + actual - _CRC.size, crc32c(head[:8] + actual.to_bytes(8, "little"))
+        found = combine(mended, journal.crc32c(offset + 16, end), actual - _CRC.size - 16)
+        if journal.view(end, _CRC.size) == _CRC.pack(found):
             return False
-    buffer = pa.py_buffer(tail)
     try:
-        return next(_resync(buffer, memoryview(buffer), 1, uuid, arrays), None) is None
+        return next(_resync(journal, offset + 1, uuid, arrays), None) is None
     except CorruptionError:
         return False
 
 
-def _size_by_content(tail: bytes) -> int | None:
+def _size_by_content(journal: Journal, offset: int) -> int | None:
     """Return the size that a frame must have according to its content, if its entries are all there."""
-    if len(tail) < _HEAD.size:
+    if journal.size_bytes - offset < _HEAD.size:
         return None
-    *_, count, payload_size = _HEAD.unpack_from(tail)
+    *_, count, payload_bytes = _HEAD.unpack(journal.view(offset, _HEAD.size))
     position = _HEAD.size
     for _ in range(count):
-        if position + _ENTRY.size > len(tail):
+        entry = journal.view(offset + position, _ENTRY.size)
+        if len(entry) < _ENTRY.size:
             return None
-        position += _ENTRY.size + _ENTRY.unpack_from(tail, position)[3] * _CHUNK.size
-    size = int(position + payload_size + _CRC.size)
+        position += _ENTRY.size + _ENTRY.unpack(entry)[3] * _CHUNK.size
+    size = int(position + payload_bytes + _CRC.size)
     return size + -size % _ALIGNMENT
 
 
-def _resync(buffer: pa.Buffer, view: memoryview, offset: int, uuid: bytes, arrays: int) -> Iterator[Frame]:
+def _resync(journal: Journal, offset: int, uuid: bytes, arrays: int) -> Iterator[Frame]:
     """Yield the sound frames after a damaged one; frames begin at multiples of 8."""
-    if offset + _HEAD.size > len(view):
-        return
-    start = offset + -offset % _ALIGNMENT
-    words: npt.NDArray[np.uint64] = np.frombuffer(
-        view[start : len(view) - (len(view) - start) % _ALIGNMENT], "<u8"
-    )
-    for index in np.flatnonzero(words == np.frombuffer(MAGIC, "<u8")[0]):
-        found = _decode(buffer, view, start + int(index) * _ALIGNMENT, uuid, arrays)
-        if found is not None:
-            yield found[0]
+    magic = np.frombuffer(MAGIC, "<u8")[0]
+    left = _MAX_ATTEMPTS * (journal.size_bytes - offset)
+    for start, block in journal.blocks(offset + -offset % _ALIGNMENT, journal.size_bytes):
+        words = np.frombuffer(block[: len(block) // _ALIGNMENT * _ALIGNMENT], "<u8")
+        for index in np.flatnonzero(words == magic).tolist():
+            place = start + index * _ALIGNMENT
+            left -= _claimed_bytes(journal, place, uuid)
+            if left < 0:
+                raise CorruptionError("more frames begin in the journal than it can have")
+            found = _decode(journal, place, uuid, arrays)
+            if found is not None:
+                yield found[0]
 
 
 def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
@@ -403,7 +499,7 @@ def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
         If their number is not that of the frame, or if they break Arrow's rules: a store may be hostile.
     """
     try:
-        message = pa.ipc.read_message(pa.py_buffer(frame.payload))
+        message = pa.ipc.read_message(frame.payload)
         if message.type != "record batch" or _is_compressed(message.metadata):
             raise CorruptionError("a frame's payload must be an uncompressed record batch")
         batch = pa.ipc.read_record_batch(message, wire_schema)

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.frames import (
-    MAX_FRAME_BYTES,
     Frame,
+    Journal,
     is_torn,
     may_hold_rows,
     parse_payload,
@@ -113,8 +113,16 @@ class _OpenSegmentAudit:
         self.findings.append(Finding(severity="note", path=self._path(name), message=message))
 
     def run(self) -> OpenSegmentFacts | None:
+        journal = Journal.of(b"")
+        frames: Sequence[Frame] = ()
         try:
-            journal = self._read(layout.FRAMES)
+            with self._files.open(self._path(layout.FRAMES)) as file:
+                journal = file.journal()
+                self.checked_files += 1
+                self.checked_bytes += journal.size_bytes
+                frames = self._sound_frames(journal)
+                for frame in frames if self._full else ():
+                    self._table_rows(frame)
         except FileNotFoundError:
             if self._has_row_bytes():  # which are written only once the journal's name is durable
                 self._damage(layout.FRAMES, "missing, so the next writer will discard the rows")
@@ -125,14 +133,9 @@ class _OpenSegmentAudit:
             return None
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
-            journal = b""
         owner = self._owner(journal)
-        frames = self._sound_frames(journal)
         for index, array in enumerate(self._spec.arrays):
             self._rows_of(array, index, frames)
-        if self._full:
-            for frame in frames:
-                self._table_rows(frame)
         rows = frames[-1].stop if frames else 0
         self._missing(rows)
         durable = max((frame.durable_rows for frame in frames), default=0)
@@ -154,18 +157,15 @@ class _OpenSegmentAudit:
             if not self._files.exists(self._path(name)):
                 self._damage(name, "missing", (0, rows))
 
-    def _read(self, name: str, limit_bytes: int = MAX_FRAME_BYTES) -> bytes:
-        data = self._files.read(self._path(name), limit_bytes, drop_hole=name == layout.FRAMES)
-        self.checked_files += 1
-        self.checked_bytes += len(data)
-        return data
-
-    def _owner(self, journal: bytes) -> Owner | None:
+    def _owner(self, journal: Journal) -> Owner | None:
+        path = self._path(layout.OWNER_JSON)
         try:
-            data = self._read(layout.OWNER_JSON, MAX_OWNER_BYTES)
-            return Owner.decode(data, self._path(layout.OWNER_JSON))
+            data = self._files.read(path, MAX_OWNER_BYTES)
+            self.checked_files += 1
+            self.checked_bytes += len(data)
+            return Owner.decode(data, path)
         except FileNotFoundError:
-            if journal or self._has_row_bytes():
+            if journal.size_bytes or self._has_row_bytes():
                 self._damage(layout.OWNER_JSON, "missing, so the next writer will discard the rows")
         except CorruptionError as error:
             self._damage(layout.OWNER_JSON, error)
@@ -173,20 +173,19 @@ class _OpenSegmentAudit:
 
     # The journal
 
-    def _sound_frames(self, journal: bytes) -> Sequence[Frame]:
+    def _sound_frames(self, journal: Journal) -> Sequence[Frame]:
         """Return the sound frames, and report what follows them."""
         spec = self._spec
-        buffer = pa.py_buffer(journal)
         uuid, arrays = bytes.fromhex(spec.uuid), len(spec.arrays)
         path = self._path(layout.FRAMES)
         try:
-            found = scan(buffer, uuid, arrays, spec.segment_rows, path)
+            found = scan(journal, uuid, arrays, spec.segment_rows, path)
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
-            return scan_prefix(buffer, uuid, arrays, spec.segment_rows).frames
-        tail = journal[len(journal) - found.torn_bytes :]
-        after = f"{len(tail)} bytes after the last sound frame"
-        if tail and (is_torn(tail, uuid, arrays) or not any(tail)):
+            return scan_prefix(journal, uuid, arrays, spec.segment_rows).frames
+        tail, start = found.torn_bytes, journal.size_bytes - found.torn_bytes
+        after = f"{tail} bytes after the last sound frame"
+        if tail and (is_torn(journal, start, uuid, arrays) or not journal.has_data(start)):
             self._note(layout.FRAMES, f"{after} are of one that was being written: no accepted rows")
         elif tail and (found.rows == spec.segment_rows or not may_hold_rows(tail, arrays)):
             message = f"{after} are damaged: they held no rows, only the number of durable ones"

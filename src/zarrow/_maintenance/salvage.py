@@ -127,18 +127,18 @@ def of_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> Salvag
 def of_open_segment(files: Beneath, spec: StoreSpec, slot: str) -> Salvage:
     """Return what is left of an open segment."""
     found: Sequence[frames.Frame] = ()
-    with contextlib.suppress(FileNotFoundError, CorruptionError):
-        path = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
-        journal = pa.py_buffer(files.read(path, frames.MAX_FRAME_BYTES, drop_hole=True))
-        scan = frames.scan_prefix if any(not array.is_plain for array in spec.arrays) else frames.scan_sound
-        found = scan(journal, bytes.fromhex(spec.uuid), len(spec.arrays), spec.segment_rows).frames
-    sound = np.zeros(max((frame.stop for frame in found), default=0), np.bool_)
+    sound = np.zeros(0, np.bool_)
     tables = []
-    for frame in found:
-        with contextlib.suppress(CorruptionError):
-            if frame.rows:
-                tables.append((frame.first_row, frames.parse_payload(frame, spec.wire_schema)))
-                sound[frame.first_row : frame.stop] = True
+    path = f"{layout.slot_dir(slot)}/{layout.FRAMES}"
+    with contextlib.suppress(FileNotFoundError, CorruptionError), files.open(path) as file:
+        scan = frames.scan_prefix if any(not array.is_plain for array in spec.arrays) else frames.scan_sound
+        found = scan(file.journal(), bytes.fromhex(spec.uuid), len(spec.arrays), spec.segment_rows).frames
+        sound = np.zeros(max((frame.stop for frame in found), default=0), np.bool_)
+        for frame in found:
+            with contextlib.suppress(CorruptionError):
+                if frame.rows:
+                    tables.append((frame.first_row, frames.parse_payload(frame, spec.wire_schema)))
+                    sound[frame.first_row : frame.stop] = True
     reads = []
     for index, array in enumerate(spec.arrays):
         pieces = [(frame.first_row, frame.rows, frame.arrays[index].rows_crc32c) for frame in found]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.frames import MAX_FRAME_BYTES, Frame, parse_payload, scan
+from zarrow._format.frames import Frame, parse_payload, scan
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read import shard_rows
@@ -152,8 +152,7 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     """
     try:
         owner = Owner.decode(read_file(path, layout.OWNER_JSON), str(path / layout.OWNER_JSON))
-        data = read_file(path, layout.FRAMES, limit_bytes=MAX_FRAME_BYTES, drop_hole=True)
-        journal = pa.py_buffer(data)
+        journal = open_file(path, layout.FRAMES).journal()
     except FileNotFoundError as error:
         # All its files are there, and durably so, before the first byte is written into any of them.
         if any(_has_bytes(path, name) for name in (layout.FRAMES, *row_files(spec))):

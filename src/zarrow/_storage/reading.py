@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
+from zarrow._format.frames import Journal
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
@@ -119,6 +120,24 @@ class File:
                 return self.size_bytes  # a file system that cannot tell
         return end
 
+    def next_data(self, offset: int) -> int:
+        """Return where, from `offset` on, the next bytes are that were written: what is between is a hole."""
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            return self.size_bytes if error.errno == errno.ENXIO else offset
+
+    def journal(self) -> Journal:
+        """Return it as a journal without the hole at its end; a small one is read at once."""
+        size_bytes = self.data_bytes
+        if size_bytes <= BLOCK_BYTES:
+            return Journal.of(self._up_to(0, size_bytes))
+        return Journal(self._up_to, size_bytes, self.next_data)
+
+    def _up_to(self, offset: int, size_bytes: int) -> bytes:
+        """Return bytes, fewer at the file's end."""
+        return b"".join(list(self._blocks(offset, size_bytes, size_bytes)))
+
     def _blocks(self, offset: int, size_bytes: int, block_bytes: int) -> Iterator[bytes]:
         """Yield bytes in blocks, fewer at the file's end."""
         stop = offset + size_bytes
@@ -128,7 +147,7 @@ class File:
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes; `CorruptionError` if the file ends before."""
-        data = b"".join(list(self._blocks(offset, size_bytes, size_bytes)))
+        data = self._up_to(offset, size_bytes)
         if len(data) < size_bytes:
             raise CorruptionError(f"ends at byte {offset + len(data)}", path=self.path)
         return data
@@ -144,17 +163,13 @@ class File:
         """Tell whether bytes are all there and have this crc32c."""
         return offset + size_bytes <= self.size_bytes and self.crc32c(offset, size_bytes) == checksum
 
-    def content(self, limit_bytes: int, *, drop_hole: bool = False) -> bytes:
-        """Return all bytes, with `drop_hole` without the hole at the end.
-
-        `CorruptionError` if they are more than `limit_bytes`.
-        """
-        size_bytes = self.data_bytes if drop_hole else self.size_bytes
-        if size_bytes > limit_bytes:
+    def content(self, limit_bytes: int) -> bytes:
+        """Return all bytes; `CorruptionError` if they are more than `limit_bytes`."""
+        if self.size_bytes > limit_bytes:
             raise CorruptionError(
-                f"must have at most {limit_bytes} bytes, but has {size_bytes}", path=self.path
+                f"must have at most {limit_bytes} bytes, but has {self.size_bytes}", path=self.path
             )
-        return b"".join(list(self._blocks(0, size_bytes, size_bytes)))
+        return self._up_to(0, self.size_bytes)
 
     def stream(self) -> io.BufferedReader:
         """Return a stream of it, for pyarrow."""
@@ -220,12 +235,10 @@ def open_file(root: Path, path: str, *, called: object = None) -> File:
     return File(require_regular(_descend(root, path, called, _FILE), called), called)
 
 
-def read_file(
-    root: Path, path: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES, drop_hole: bool = False
-) -> bytes:
+def read_file(root: Path, path: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
     """Return the content of a small file, which `open_file` opens and `File.content` reads."""
     with open_file(root, path) as file:
-        return file.content(limit_bytes, drop_hole=drop_hole)
+        return file.content(limit_bytes)
 
 
 def map_file(root: Path, path: str) -> npt.NDArray[np.uint8]:
@@ -259,10 +272,10 @@ class Beneath:
             _blame(error, path)
             raise
 
-    def read(self, path: str, limit_bytes: int, *, drop_hole: bool = False) -> bytes:
+    def read(self, path: str, limit_bytes: int) -> bytes:
         """Return the content of a file; `CorruptionError` also if it is larger than `limit_bytes`."""
         with self.open(path) as file:
-            return file.content(limit_bytes, drop_hole=drop_hole)
+            return file.content(limit_bytes)
 
     def exists(self, path: str) -> bool:
         """Tell whether anything has that name; no link is followed."""

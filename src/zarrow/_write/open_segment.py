@@ -290,7 +290,7 @@ class OpenSegment:
         """Return the table's rows, of the wire schema, read from the journal and checked."""
         path = self.path / layout.FRAMES
         found = frames.scan(
-            pa.py_buffer(reading.read_file(self.path, layout.FRAMES, limit_bytes=frames.MAX_FRAME_BYTES)),
+            reading.open_file(self.path, layout.FRAMES).journal(),
             self._uuid,
             len(self.spec.arrays),
             self.spec.segment_rows,
