@@ -220,7 +220,7 @@ def test_an_append_meanwhile(path: Path, places: np.ndarray) -> None:
             writer.append(table.drop_columns(["row", "sample_index"]), vectors, table["sample_index"])
         yield places[3000:]
 
-    with pytest.raises(StoreChangedError, match="compute it again"):
+    with pytest.raises(StoreChangedError, match="written to, packed"):
         zarrow.add_array(path, "pca", blocks())  # type: ignore[arg-type]
     assert os.listdir(path / "derived") == []
 
@@ -296,3 +296,40 @@ def test_of_no_rows(tmp_path: Path) -> None:
         writer.finalize()
     zarrow.add_array(tmp_path / "none.zarrow", "pca", np.zeros((0, 2), np.float32))
     assert zarrow.open(tmp_path / "none.zarrow")["pca"].shape == (0, 2)
+
+
+def test_it_belongs_to_the_rows_of_the_open_store(path: Path) -> None:
+    """An array computed from an open store is refused once a pack has put the rows in another order."""
+    store = zarrow.open(path)
+    values = store["query_embed"][:]
+    zarrow.pack(path, order="sample_index")
+    with pytest.raises(StoreChangedError, match="written to, packed"):
+        zarrow.add_array(store, "same", values)
+    assert zarrow.open(path).derived == {}
+    zarrow.add_array(zarrow.open(path), "same", zarrow.open(path)["query_embed"][:])
+    assert os.listdir(path / "derived") == ["same"]
+
+
+def test_one_added_while_the_store_is_packed_is_kept(path: Path) -> None:
+    """A pack takes along what was added while it ran, in the new order of the rows."""
+
+    def add(step: str, done: int, total: int) -> None:
+        if (step, done) == ("write", total) and not zarrow.open(path).derived:
+            zarrow.add_array(path, "same", zarrow.open(path)["query_embed"][:])
+
+    zarrow.pack(path, order="sample_index", progress=add)
+    store = zarrow.open(path)
+    assert np.array_equal(store["same"], store["query_embed"])
+
+
+def test_one_whose_store_is_packed_meanwhile_is_refused(path: Path, places: np.ndarray) -> None:
+    """An array is refused, in words, if its store was replaced while its blocks arrived."""
+
+    def blocks() -> object:
+        yield places[:3000]
+        zarrow.pack(path, order="sample_index")
+        yield places[3000:]
+
+    with pytest.raises(StoreChangedError, match="written to, packed"):
+        zarrow.add_array(path, "pca", blocks())  # type: ignore[arg-type]
+    assert zarrow.open(path).derived == {}

@@ -225,12 +225,10 @@ def index_of(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     columns: dict[str, Any] = opened.table(["id", "q", "row"]).to_pydict()
     edit(columns)
     schema = pa.schema({"id": pa.int64(), "q": pa.string(), "row": pa.int64()})
-    identity = key_tables.identity_of(
-        catalog.read_spec(store), opened.num_rows, catalog.read_snapshot(store).manifest
-    )
+    of = catalog.read_snapshot(store).manifest.identity, key_tables.keys_of(catalog.read_spec(store))
     with (store / "index/keys.index").open("w+b") as file, tempfile.TemporaryFile() as spill:
         batches = pa.table(columns, schema).to_batches()
-        keys.build(files.write, file.fileno(), spill.fileno(), batches, identity)
+        keys.build(files.write, file.fileno(), spill.fileno(), batches, of)
 
 
 def swap(values: list[Any]) -> None:

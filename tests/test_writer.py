@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -1300,3 +1301,41 @@ def _wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("mode", ["x", "w"])
+def test_one_of_two_that_begin_a_store_at_once_wins_whole(path: Path, mode: Any) -> None:
+    """A writer that waited for another one to make the store is refused, or replaces it."""
+
+    def second() -> None:
+        with zarrow.Writer(path, mode=mode, **OPTIONS) as writer:
+            _append(writer, 100, 120)
+            writer.finalize()
+
+    with ThreadPoolExecutor(1) as thread, zarrow.Writer(path, mode=mode, **OPTIONS) as writer:
+        done = thread.submit(second)
+        time.sleep(0.2)
+        _append(writer, 0, 70)
+        writer.finalize()
+        assert isinstance(done.exception(timeout=60), StoreExistsError if mode == "x" else type(None))
+    assert zarrow.open(path).table(["id"])["id"].to_pylist() == [
+        *(range(70) if mode == "x" else range(100, 120))
+    ]
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_manifest_that_is_older_than_the_records_does_not_count(path: Path) -> None:
+    """Rows behind an old manifest that was put back are seen, and the store can be completed again."""
+    with zarrow.Writer(path, **OPTIONS) as writer:
+        _append(writer, 0, 2 * SEGMENT_ROWS)
+        writer.finalize()
+    old = (path / "manifest.json").read_bytes()
+    with zarrow.Writer(path, mode="a") as writer:
+        _append(writer, 2 * SEGMENT_ROWS, 3 * SEGMENT_ROWS)
+        writer.finalize()
+    (path / "manifest.json").write_bytes(old)
+    with pytest.raises(IncompleteStoreError, match="192 rows"):
+        zarrow.open(path)
+    assert not zarrow.verify(path).ok
+    zarrow.repair(path, finalize=True)
+    assert zarrow.open(path).num_rows == 3 * SEGMENT_ROWS

@@ -22,18 +22,21 @@ import pyarrow as pa
 
 from zarrow._format import layout, spec
 from zarrow._format.given import as_array
-from zarrow._read.origin import DERIVED_FROM, derived_names, origin
-from zarrow._read.view import take_view
+from zarrow._format.records import Identity
+from zarrow._read.derived_arrays import DERIVED_FROM, derived_names
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._write.directory import exclusively, require_rows
 from zarrow.errors import (
     CorruptionError,
+    IncompleteStoreError,
     InvalidInputError,
-    StoreChangedError,
     StoreLockedError,
     UnknownNameError,
     WriteFailedError,
 )
+from zarrow.store import Store
+from zarrow.store import open as open_store
 from zarrow.writer import Writer
 
 __all__ = ["add_array", "remove_array"]
@@ -44,7 +47,7 @@ APPEND_BYTES = 8 * layout.MEBIBYTE
 
 
 def add_array(
-    path: str | os.PathLike[str],
+    store: Store | str | os.PathLike[str],
     name: str,
     values: npt.ArrayLike | Iterable[npt.NDArray[Any]],
     *,
@@ -53,13 +56,14 @@ def add_array(
     """Store an array that was computed from a store's rows: durable and visible on return.
 
     An existing derived array of that name is replaced in one step. Stores that are already open see the new
-    one when they are reopened. It belongs to the rows that the store has now: after an append it is ignored
-    until it is added again.
+    one when they are reopened. It belongs to the rows of `store`: after an append it is ignored until it is
+    added again.
 
     Parameters
     ----------
-    path : path
-        A complete store.
+    store : Store or path
+        A complete store: the one that the values were computed from, or the path of a store that nothing has
+        changed since.
     name : str
         Its name, ``[A-Za-z0-9_-]{1,64}``, which no column or array of the store may have.
     values : array, shape (num_rows, ...), or iterable of such blocks
@@ -74,9 +78,9 @@ def add_array(
     InvalidInputError
         If the name cannot be used, or the blocks are not one array with a row for each of the store's.
     StoreLockedError
-        If another process is storing an array of that name.
+        If another process is storing an array of that name, or writing the store.
     StoreChangedError
-        If rows were appended to the store while the array was added.
+        If the store has other rows by now than those that the array belongs to.
     WriteFailedError
         If it cannot be written; the store is as it was.
 
@@ -84,15 +88,30 @@ def add_array(
     --------
     >>> import tempfile, zarrow, zarrow.testing
     >>> store = zarrow.testing.example_store(tempfile.mkdtemp() + "/example.zarrow")
-    >>> zarrow.add_array(store.path, "doubled", (block["query_embed"] * 2 for _, block in store.join()))
+    >>> zarrow.add_array(store, "doubled", (block["query_embed"] * 2 for _, block in store.join()))
     >>> store = zarrow.open(store.path)
     >>> store["doubled"], list(store.derived)
     (<zarrow.StoreArray 'doubled' (5000, 8) float32 [bytes]>, ['doubled'])
     """
-    root = Path(os.path.realpath(path))
-    view = take_view(root, partial=False)
-    taken = {array.name for array in view.spec.arrays} | set(view.spec.table_schema.names)
-    check_derived_name(name, taken, root)
+    if not isinstance(store, Store):
+        with open_store(store) as opened:
+            return store_array(opened, name, values, provenance)
+    return store_array(store, name, values, provenance)
+
+
+def store_array(
+    store: Store,
+    name: str,
+    values: npt.ArrayLike | Iterable[npt.NDArray[Any]],
+    provenance: Mapping[str, Any] | None,
+    *,
+    locked: bool = False,
+) -> None:
+    """Do what `add_array` does; `locked` if the caller holds the store's lock."""
+    root, identity = Path(os.path.realpath(store.path)), store.identity
+    if not store.complete:
+        raise IncompleteStoreError(f"{root}: only a complete store has derived arrays: finalize it first")
+    check_derived_name(name, {*store.arrays, *store.schema.names}, root)
     target = root / layout.DERIVED_DIR / name
     if target.is_symlink():
         raise CorruptionError("a symbolic link, which may lead out of the store: remove it", path=target)
@@ -118,20 +137,18 @@ def add_array(
             arrays={name: (first.shape[1:], str(first.dtype))},
             schema=pa.schema([]),
             segment_rows=SEGMENT_ROWS if few else None,
-            provenance={**(provenance or {}), DERIVED_FROM: origin(view.snapshot)},
+            provenance={**(provenance or {}), DERIVED_FROM: identity},
         )
         try:
             with writer:
-                _append(writer, name, first, blocks, view.rows)
-                now = take_view(root, partial=True)
-                if origin(now.snapshot) != origin(view.snapshot) or not now.snapshot.complete:
-                    raise StoreChangedError(
-                        f"{root}: the store changed while {name!r} was computed from it: compute it again"
-                    )
-                writer.finalize()
-        except BaseException:
-            with contextlib.suppress(OSError):
-                files.remove_tree(writer.grows_at)  # readers would ignore it
+                _append(writer, name, first, blocks, store.num_rows)
+                # Under the lock: a pack that begins later takes the array along.
+                with contextlib.nullcontext() if locked else exclusively(root, Identity(**identity)):
+                    writer.finalize()
+        except BaseException as error:
+            writer.discard()
+            if isinstance(error, WriteFailedError):
+                require_rows(root, Identity(**identity))  # or that is why
             raise
 
 
@@ -151,6 +168,8 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
         If there is no store.
     UnknownNameError
         If the store has no derived array of that name.
+    StoreLockedError
+        If a writer is active.
 
     Examples
     --------
@@ -162,22 +181,21 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
     []
     """
     root = Path(os.path.realpath(path))
-    take_view(root, partial=True)
-    there = derived_names(root)
-    if name not in there:
-        known = f"it has {', '.join(there)}" if there else "it has none"
-        raise UnknownNameError(f"{root}: no derived array {name!r}: {known}")
-    target = root / layout.DERIVED_DIR / name
-    try:
-        files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
-        scratch = files.scratch_name(root / layout.OPEN_DIR)
-        files.rename(target, scratch)  # gone in one step; a crash after it leaves a scratch directory
-        files.sync_dir(root / layout.DERIVED_DIR)
-        files.remove_tree(scratch)
-    except OSError as error:
-        raise WriteFailedError(
-            error.errno or 0, f"{target}: the derived array cannot be removed: {error.strerror}"
-        ) from error
+    with exclusively(root):  # or a pack would take the array along
+        there = derived_names(root)
+        if name not in there:
+            known = f"it has {', '.join(there)}" if there else "it has none"
+            raise UnknownNameError(f"{root}: no derived array {name!r}: {known}")
+        target = root / layout.DERIVED_DIR / name
+        try:
+            scratch = files.scratch_name(root / layout.OPEN_DIR)
+            files.rename(target, scratch)  # gone in one step; a crash after it leaves a scratch directory
+            files.sync_dir(root / layout.DERIVED_DIR)
+            files.remove_tree(scratch)
+        except OSError as error:
+            raise WriteFailedError(
+                error.errno or 0, f"{target}: the derived array cannot be removed: {error.strerror}"
+            ) from error
 
 
 def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:

@@ -162,12 +162,13 @@ def repair(
     if level not in ("checksums", "full"):
         raise InvalidInputError(f"level must be checksums or full, got {level!r}")
     from zarrow._maintenance import repair_plan  # which imports Parquet; `import zarrow` does not
+    from zarrow._write.directory import exclusively
 
     root = Path(os.path.abspath(path))
     if dry_run:
         report, plan = repair_plan.examine(root, level, progress)
         return _result(path, report, plan, dry_run=True, finalize=finalize)
-    with repair_plan.exclusively(root) as owner:
+    with exclusively(root) as owner:
         report, plan = repair_plan.examine(root, level, progress)
         done = _result(path, report, plan, dry_run=False, finalize=finalize)
         if not done.nothing_to_do:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
@@ -34,7 +35,6 @@ from zarrow._read.columns import NarrowColumns
 from zarrow._read.contents import Contents
 from zarrow._read.filters import Filter, read_filter
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
-from zarrow._read.origin import origin
 from zarrow._read.view import View, take_view
 from zarrow.errors import InvalidInputError, StoreChangedError
 
@@ -186,8 +186,8 @@ class Store:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells the committed rows from any others: JSON values, for whatever is derived from them."""
-        return origin(self._view.snapshot)
+        """What tells the rows from any others: JSON values, for whatever is derived from them."""
+        return asdict(self._view.identity)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -672,7 +672,7 @@ class Store:
         view = take_view(self.path, partial=self.partial)
         if view.spec.uuid != old.spec.uuid:
             raise StoreChangedError(f"{self.path}: this store was replaced by another one: open it again")
-        if _facts(view) == _facts(old):
+        if _facts(view) == _facts(old) and old.guard.holds():
             return False
         self._show(view)
         return True
@@ -708,8 +708,8 @@ class Store:
 
 def _facts(view: View) -> tuple[Any, ...]:
     """Return what differs between views of different rows; hashable."""
-    of = tuple(origin(view.snapshot).items())
-    return view.guard.identity, of, view.rows, view.snapshot.complete
+    complete = view.snapshot.complete
+    return view.identity, complete, None if complete else view.guard.identity
 
 
 def _reopen(path: str, partial: bool, facts: tuple[Any, ...]) -> Store:
@@ -717,7 +717,7 @@ def _reopen(path: str, partial: bool, facts: tuple[Any, ...]) -> Store:
     store = Store(path, partial=partial)
     if _facts(store._view) != facts:
         raise StoreChangedError(
-            f"{path}: the store changed since it was pickled, when it had {facts[2]} rows (now "
+            f"{path}: the store changed since it was pickled, when it had {facts[0].rows} rows (now "
             f"{store.num_rows}): open it again"
         )
     return store

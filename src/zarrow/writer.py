@@ -32,6 +32,8 @@ from zarrow._format import layout
 from zarrow._format.given import TableLike
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
+from zarrow._storage import files
+from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
@@ -151,7 +153,8 @@ class Writer:
         self._closed = self._finalizing = self._finalized = self._reopens = False
         self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
         # Rows of a killed run in the way of a new one: they stay until it has its first.
-        self._in_the_way = self._root != self.path and (self._root / layout.STORE_JSON).exists()
+        begun = (self._root / layout.STORE_JSON).exists()
+        self._in_the_way = self._root != self.path and begun
         try:
             self._appender = Appender(self.path, self._root, self._lock, self._owner, policy, queue_bytes)
             try:
@@ -165,6 +168,15 @@ class Writer:
                 self._appender.stop()
                 raise
         except BaseException:
+            fresh = not begun and not self._lock.shared
+            with contextlib.suppress(OSError):
+                if fresh:
+                    empty(self._root)  # of what was begun just now
+                self._lock.release(remove_file=fresh)
+                if fresh:
+                    files.remove_empty_dir(self._root / layout.OPEN_DIR)
+                if fresh and self._root != self.path:
+                    files.remove_empty_dir(self._root)
             self._lock.release()
             raise
 
@@ -363,6 +375,21 @@ class Writer:
         finally:
             self._release()
         self._check_failure()
+
+    def discard(self) -> None:
+        """Close the writer, and remove its rows if they were to replace another store's, or to be a new one.
+
+        Not if the store is finalized, or if another writer goes on with it by now. Errors are ignored: what
+        stays is an incomplete store.
+        """
+        with contextlib.suppress(ZarrowError, OSError):
+            self.close()
+        lock = FileLock(self._root / layout.OPEN_DIR / layout.LOCK)
+        with contextlib.suppress(ZarrowError, OSError):
+            if not self._finalized and self._spec is not None and lock.acquire():
+                with lock:
+                    if catalog.read_spec(self._root).uuid == self._spec.uuid:
+                        files.remove_tree(self._root)
 
     def __enter__(self) -> Self:
         return self

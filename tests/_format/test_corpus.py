@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from zarrow._format import frames, key_tables, shard_index
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import encode_document
-from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord
+from zarrow._format.records import Claim, Identity, Manifest, Owner, SegmentRecord
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow.errors import ZarrowError
 
@@ -72,7 +72,7 @@ INDEXES = (
 )
 TABLES = tuple(
     key_tables.encode_tables(
-        key_tables.Identity(uuid="0" * 32, rows=rows, records_crc32c=1, keys=(("id", "int64"),)),
+        Identity(uuid="0" * 32, rows=rows, records_crc32c=1), (("id", "int64"),),
         24 * rows, 0, [0] * blocks, [0] * blocks, [],
     )
     for rows, blocks in ((0, 0), (1, 1), (300, 2))

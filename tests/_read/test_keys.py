@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import zarrow
 from zarrow._format import key_words, layout
-from zarrow._format.key_tables import Identity
+from zarrow._format.records import Identity
 from zarrow._read import keys as key_file
 from zarrow._storage import files
 from zarrow.errors import (
@@ -84,9 +84,9 @@ def index_of(rows, columns, *, weak=None):
         )
         for start in range(0, rows, 500)
     ]
-    identity = Identity(uuid="0" * 32, rows=rows, records_crc32c=0, keys=())
+    identity = Identity(uuid="0" * 32, rows=rows, records_crc32c=0)
     with open_temporary() as file, open_temporary() as spill:
-        key_file.build(files.write, file.fileno(), spill.fileno(), batches, identity)
+        key_file.build(files.write, file.fileno(), spill.fileno(), batches, (identity, ()))
         return key_file.IndexFile(key_file.map_file(file.fileno(), "test"), kinds, "test")
 
 

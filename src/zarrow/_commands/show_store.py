@@ -15,7 +15,7 @@ from rich.table import Table
 
 from zarrow._commands.terminal import cell, counted, grid_of, out, say
 from zarrow._format.spec import rows_of_expected
-from zarrow._read.origin import derived_names
+from zarrow._read.derived_arrays import derived_names
 from zarrow.errors import ZarrowError
 from zarrow.store import Store, StoreArray
 from zarrow.store import open as open_store

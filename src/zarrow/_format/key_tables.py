@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,11 @@ from zarrow._format import key_words
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.key_words import Bytes, Words
-from zarrow._format.records import Manifest
+from zarrow._format.records import Identity
 from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError
 
-__all__ = ["Identity", "Tables", "damaged", "encode_tables", "identity_of", "read_tables"]
+__all__ = ["KeyColumns", "Tables", "damaged", "encode_tables", "keys_of", "read_tables"]
 
 MAGIC = b"ZARROWK1"
 BLOCK_ENTRIES = 256
@@ -30,27 +30,8 @@ HEAP_BLOCK_BYTES = 4096
 ENTRY_HASH, ENTRY_ROW, ENTRY_WORDS = 0, 1, 2
 """An entry's columns."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """The rows that an index was made of.
-
-    Parameters
-    ----------
-    uuid : str
-        The store's.
-    rows : int
-        Their number.
-    records_crc32c : int
-        The crc32c of the manifest's ``records_crc32c``, each as u32: it changes with any file of the rows.
-    keys : tuple of (str, str)
-        Name and type of every key column.
-    """
-
-    uuid: str
-    rows: int
-    records_crc32c: int
-    keys: tuple[tuple[str, str], ...]
+KeyColumns = tuple[tuple[str, str], ...]
+"""Name and type of every key column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +42,8 @@ class Tables:
     ----------
     identity : Identity
         The rows that it was made of.
+    keys : tuple of (str, str)
+        Name and type of every key column.
     width : int
         Words per entry.
     entries_bytes, heap_bytes : int
@@ -72,6 +55,7 @@ class Tables:
     """
 
     identity: Identity
+    keys: KeyColumns
     width: int
     entries_bytes: int
     heap_bytes: int
@@ -80,14 +64,9 @@ class Tables:
     heap_sums: npt.NDArray[np.uint32]
 
 
-def identity_of(spec: StoreSpec, rows: int, manifest: Manifest | None) -> Identity:
-    """Return the identity of an index of the first `rows` rows of a store, complete if it has a manifest."""
-    return Identity(
-        uuid=spec.uuid,
-        rows=rows,
-        records_crc32c=0 if manifest is None else manifest.fingerprint,
-        keys=tuple((key, str(spec.schema.field(key).type)) for key in spec.keys),
-    )
+def keys_of(spec: StoreSpec) -> KeyColumns:
+    """Return name and type of every key column."""
+    return tuple((key, str(spec.schema.field(key).type)) for key in spec.keys)
 
 
 def damaged(name: str, what: str) -> CorruptionError:
@@ -99,6 +78,7 @@ def damaged(name: str, what: str) -> CorruptionError:
 
 def encode_tables(
     identity: Identity,
+    keys: KeyColumns,
     entries_bytes: int,
     heap_bytes: int,
     fences: array[int],
@@ -112,10 +92,8 @@ def encode_tables(
     )
     footer = encode_document(
         {
-            "uuid": identity.uuid,
-            "rows": identity.rows,
-            "records_crc32c": identity.records_crc32c,
-            "keys": [list(key) for key in identity.keys],
+            **asdict(identity),
+            "keys": [list(key) for key in keys],
             "entries_bytes": entries_bytes,
             "heap_bytes": heap_bytes,
             "tables_crc32c": crc32c(tables),
@@ -160,8 +138,8 @@ def read_tables(
             uuid=str(body["uuid"]),
             rows=int(body["rows"]),
             records_crc32c=int(body["records_crc32c"]),
-            keys=tuple((str(column), str(kind)) for column, kind in body["keys"]),
         )
+        keys = tuple((str(column), str(kind)) for column, kind in body["keys"])
         entries_bytes, heap_bytes = int(body["entries_bytes"]), int(body["heap_bytes"])
         tables_crc32c = int(body["tables_crc32c"])
     except (KeyError, TypeError, ValueError) as error:
@@ -182,11 +160,12 @@ def read_tables(
         raise damaged(name, "its fences or checksums are damaged")
     expected = ENTRY_WORDS + key_words.word_count(kinds)
     width = entries_bytes // 8 // rows if rows else expected
-    if width != expected and [kind for _, kind in identity.keys] == [str(kind) for kind in kinds]:
+    if width != expected and [kind for _, kind in keys] == [str(kind) for kind in kinds]:
         raise damaged(name, "its entries do not have the size of the store's keys")
     ends = [padding, padding + 8 * blocks, padding + 12 * blocks]
     return Tables(
         identity=identity,
+        keys=keys,
         width=width,
         entries_bytes=entries_bytes,
         heap_bytes=heap_bytes,

@@ -22,6 +22,7 @@ from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
     "Claim",
+    "Identity",
     "Manifest",
     "Owner",
     "PartFacts",
@@ -271,6 +272,27 @@ def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What tells the rows of a store from any others: whatever is derived from rows names theirs.
+
+    Parameters
+    ----------
+    uuid : str
+        The store's.
+    rows : int
+        Their number.
+    records_crc32c : int
+        The crc32c of the manifest's ``records_crc32c``, each as a u32: it changes with any file of the rows.
+        Of an incomplete store, whose rows can still change, a number that tells the rows of one instant from
+        those of another.
+    """
+
+    uuid: str
+    rows: int
+    records_crc32c: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a complete store consists of.
 
@@ -312,9 +334,10 @@ class Manifest:
         return len(self.records_crc32c)
 
     @property
-    def fingerprint(self) -> int:
-        """The crc32c of all records' checksums, each as a u32: it changes with any file of the rows."""
-        return crc32c(struct.pack(f"<{self.segments}I", *self.records_crc32c))
+    def identity(self) -> Identity:
+        """What tells the store's rows from any others."""
+        checksum = crc32c(struct.pack(f"<{self.segments}I", *self.records_crc32c))
+        return Identity(uuid=self.uuid, rows=self.rows, records_crc32c=checksum)
 
     def encode(self) -> bytes:
         """Return the content of ``manifest.json``."""

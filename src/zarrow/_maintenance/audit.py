@@ -31,8 +31,7 @@ from zarrow._maintenance.audit_segment import audit_segment, record_bytes
 from zarrow._maintenance.audit_sources import audit_sources
 from zarrow._maintenance.findings import AuditLog, Finding, Level, Progress, Report, said_by
 from zarrow._read import catalog
-from zarrow._read.catalog import Snapshot
-from zarrow._read.origin import derived_names, origin, said_origin
+from zarrow._read.derived_arrays import derived_names, is_of
 from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError, InvalidInputError, NotFoundError
@@ -183,11 +182,8 @@ class _StoreAudit:
         self.found.read(one.report.checked_bytes)
         if one.spec is not None and not one.report.complete:
             self.found.note(path, "an unfinished derived array; readers ignore it")
-        elif one.spec is not None and (manifest := self.documents.manifest) is not None:
-            rows, segments = self.documents.rows, self.documents.segments
-            mine = origin(Snapshot(self.files.root, self.spec, rows, segments, manifest))
-            if said_origin(one.spec) != mine:
-                self.found.note(path, "derived from other rows than the store has now; readers ignore it")
+        elif one.spec is not None and (now := self.documents.manifest) and not is_of(one.spec, now.identity):
+            self.found.note(path, "derived from other rows than the store has now; readers ignore it")
 
     def pulse(self) -> object:
         """Return a value that changes when a writer commits or opens a segment."""

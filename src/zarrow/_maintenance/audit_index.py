@@ -26,7 +26,7 @@ from zarrow._format.key_tables import (
     HEAP_BLOCK_BYTES,
     Tables,
     damaged,
-    identity_of,
+    keys_of,
     read_tables,
 )
 from zarrow._format.key_words import Bytes, Words
@@ -96,8 +96,7 @@ class _IndexAudit:
         if not self._spec.keys:
             raise CorruptionError("a key index, but the store has no keys: remove it")
         tables = read_tables(self._read, self._file.size_bytes, self._kinds, KEY_INDEX)
-        expected = None if manifest is None else identity_of(self._spec, manifest.rows, manifest)
-        if tables.identity != expected:
+        if manifest is None or (tables.identity, tables.keys) != (manifest.identity, keys_of(self._spec)):
             self._found.note(KEY_INDEX, "built of other rows than the store has now, so readers ignore it")
             return
         if self._found.checksums:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 from zarrow._format import layout
 from zarrow._read import keys
 from zarrow._read.columns import NarrowColumns
-from zarrow._read.key_index import SCRATCH_PREFIX, identity, key_batches, key_schema
+from zarrow._read.key_index import SCRATCH_PREFIX, indexed_rows, key_batches, key_schema
 from zarrow._read.view import take_view
 from zarrow._storage import files
-from zarrow.errors import WriteFailedError
+from zarrow._write.directory import exclusively
+from zarrow.errors import WriteFailedError, ZarrowError
 
 __all__ = ["build_index"]
 
@@ -37,6 +39,10 @@ def build_index(path: str | os.PathLike[str]) -> None:
         If the store has no keys.
     CorruptionError
         If the table is damaged.
+    StoreLockedError
+        If a writer is active.
+    StoreChangedError
+        If the store was changed meanwhile.
     WriteFailedError
         If the index cannot be written; the store is as it was.
 
@@ -48,9 +54,13 @@ def build_index(path: str | os.PathLike[str]) -> None:
     >>> store.locate({"subject_id": [3], "query": ["code//7"]})
     array([37])
     """
+    write_index(Path(os.path.abspath(path)))
+
+
+def write_index(root: Path, *, locked: bool = False) -> None:
+    """Do what `build_index` does; `locked` if the caller holds the store's lock."""
     import tempfile
 
-    root = Path(os.path.abspath(path))
     view = take_view(root, partial=False)
     columns = NarrowColumns(view)
     key_schema(view)
@@ -62,15 +72,17 @@ def build_index(path: str | os.PathLike[str]) -> None:
         fd = files.create(scratch)
         try:
             with tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=root / layout.OPEN_DIR) as spill:
-                keys.build(files.write, fd, spill.fileno(), key_batches(view, columns), identity(view))
+                keys.build(files.write, fd, spill.fileno(), key_batches(view, columns), indexed_rows(view))
             # The crash that the order prevents: a name whose bytes a power cut takes.
             files.sync(fd)
-            view.guard()
-            files.rename(scratch, root / layout.KEY_INDEX)
+            with contextlib.nullcontext() if locked else exclusively(root, view.identity):
+                files.rename(scratch, root / layout.KEY_INDEX)
         finally:
             os.close(fd)
             files.remove(scratch)
         files.sync_dir(root / layout.INDEX_DIR)
+    except ZarrowError:
+        raise
     except OSError as error:
         raise WriteFailedError(
             error.errno or errno.EIO,

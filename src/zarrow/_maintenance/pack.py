@@ -33,13 +33,11 @@ from zarrow._format.spec import rows_of
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._storage import files
-from zarrow.derived import add_array
+from zarrow.derived import store_array
 from zarrow.errors import (
-    ConflictError,
     CorruptionError,
     IncompleteStoreError,
     InvalidInputError,
-    NotFoundError,
     StoreChangedError,
     StoreExistsError,
     WriteFailedError,
@@ -195,12 +193,10 @@ def rewrite(
 ) -> None:
     """Write rows of a store into a new one, verify it, and put it in its place."""
     in_place = target == store.path
-    grows_at = target.with_name(target.name + layout.INCOMING_SUFFIX) if in_place else target
     schema = pa.schema([field for field in store.schema if field.name not in layout.RESERVED_COLUMNS])
     with _old_store_stays(store, target):
         writer = None
-        if not in_place and target.parent.is_dir():
-            files.make_dir_like(target, store.path)
+        made = not in_place and target.parent.is_dir() and files.make_dir_like(target, store.path)
         try:
             writer = Writer(
                 target,
@@ -218,8 +214,7 @@ def rewrite(
                 for block in blocks:
                     columns = {name: block.table[name] for name in schema.names}
                     writer.append(columns, block.vectors, block.table[SAMPLE_INDEX], copy=False)
-                    if store.derived:
-                        numbers.write(np.ascontiguousarray(block.rows).data)
+                    numbers.write(np.ascontiguousarray(block.rows).data)
                     say("write", writer.queued_rows, rows)
                 assert writer.queued_rows == rows
 
@@ -231,20 +226,16 @@ def rewrite(
                         {"damage", "defect"},
                         remedy,
                     )
-                    _copy_derived(store, numbers, new)
                     if in_place:
-                        _check_unchanged(store)
+                        _check_unchanged(store)  # its lock is held by now
+                    _copy_derived(store, numbers, new)
 
                 writer.finalize(partial=True, check=check)
-        except BaseException as error:
-            with contextlib.suppress(ZarrowError, OSError):  # the first error is the one to report
-                if writer is not None:
-                    writer.close()
-            if writer is not None or not isinstance(
-                error, ConflictError | NotFoundError
-            ):  # else it is not ours
-                with contextlib.suppress(OSError):
-                    files.remove_tree(grows_at)
+        except BaseException:
+            if writer is not None:
+                writer.discard()
+            elif made:
+                files.remove_empty_dir(target)
             raise
 
 
@@ -273,7 +264,10 @@ def _check_unchanged(store: Store) -> None:
 
 
 def _copy_derived(store: Store, numbers: IO[bytes], new: Path) -> None:
-    """Add the derived arrays of the old store to the new one, in the new order of the rows."""
+    """Add the derived arrays of the old store to the new one, in the new order of the rows.
+
+    They are looked up only now: one may have been added meanwhile.
+    """
     numbers.flush()
     for name, array in store.derived.items():
         if not len(array):
@@ -284,7 +278,8 @@ def _copy_derived(store: Store, numbers: IO[bytes], new: Path) -> None:
         gather = _gatherer(array, new.parent)
         step = block_rows([array])
         blocks = (gather(np.asarray(rows[at : at + step])) for at in range(0, len(rows), step))
-        add_array(new, name, blocks, provenance=provenance)
+        with open_store(new) as packed:
+            store_array(packed, name, blocks, provenance, locked=True)
 
 
 @dataclass(frozen=True, slots=True)

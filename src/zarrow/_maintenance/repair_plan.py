@@ -10,7 +10,6 @@ open segment whose rows are all sound only the owner is written again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import uuid
 from collections import defaultdict
@@ -28,16 +27,14 @@ from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
 from zarrow._maintenance.quarantine import Aside, SetAside
 from zarrow._maintenance.salvage import Salvage
-from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._storage import files
 from zarrow._storage.reading import Beneath, read_file
 from zarrow._write import publishing, recovery, seal
-from zarrow._write.directory import claim_store, new_owner
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow.errors import CorruptionError
 
-__all__ = ["Plan", "carry_out", "examine", "exclusively"]
+__all__ = ["Plan", "carry_out", "examine"]
 
 
 _LOCK = f"{layout.OPEN_DIR}/{layout.LOCK}"
@@ -78,22 +75,6 @@ class Plan:
     stale: tuple[str, ...]
     moved_rows: int
     segments: int
-
-
-@contextlib.contextmanager
-def exclusively(root: Path) -> Iterator[Owner]:
-    """Hold the lock of a store, once it is known to be one."""
-    try:
-        catalog.read_spec(root)
-    except CorruptionError as error:
-        raise CorruptionError(f"{error}; {_RESTORE}") from error
-    owner = new_owner()
-    _, lock = claim_store(root, "a", shared=False, owner=owner)
-    try:
-        yield owner
-    finally:
-        complete = (root / layout.MANIFEST_JSON).exists()
-        lock.release(remove_file=complete)
 
 
 # The plan
@@ -398,7 +379,7 @@ def _whole(path: str) -> str:
 def _rebuild_index(root: Path, spec: StoreSpec) -> None:
     """Build the index again if the store can have one, else remove it."""
     if spec.keys and (root / layout.MANIFEST_JSON).exists():
-        build_index.build_index(root)
+        build_index.write_index(root, locked=True)
     else:
         files.remove(root / layout.KEY_INDEX)
         files.sync_dir(root / layout.INDEX_DIR)

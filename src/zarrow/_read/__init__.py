@@ -9,7 +9,6 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `visible`               which records and open rows count: one rule for readers, recovery and audits
 `view`                  both together: which rows a reader sees at one instant
 `contents`              what a store hands out of one view, made on first use and kept
-`origin`                which rows something was derived from
 `columns`               the table: scans, filters, rows
 `filters`               a caller's filter: checked, and which columns it needs
 `pruning`               which parts a filter need not read

@@ -148,12 +148,13 @@ def read_spec(root: Path) -> StoreSpec:
 
 
 def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
-    """Return the manifest if the store is complete."""
+    """Return the manifest if the store is complete; one that is older than the records does not count."""
     try:
         data = reading.read_file(root, layout.MANIFEST_JSON)
     except FileNotFoundError:
         return None
-    return decode_manifest(data, spec, str(root / layout.MANIFEST_JSON))
+    manifest = decode_manifest(data, spec, str(root / layout.MANIFEST_JSON))
+    return None if has_record(root, manifest.segments) else manifest
 
 
 def decode_manifest(data: bytes, spec: StoreSpec, path: str) -> Manifest:

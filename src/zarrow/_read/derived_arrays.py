@@ -1,7 +1,7 @@
 """Derived arrays — those computed from a complete store's rows, where they belong to the rows of a view.
 
 A derived array (a projection, a score) lies in ``derived/NAME/``: a complete store of its own that holds
-the one array *NAME*, row by row, and whose provenance says of which rows it is (`origin`). Atomic commits,
+the one array *NAME*, row by row, and whose provenance says of which rows it is (`Identity`). Atomic commits,
 checksums, memory mapping and stock readers come with that.
 
 It is used only if those rows are exactly the ones of the view. After an append it is outdated and ignored,
@@ -10,17 +10,37 @@ and so is what a killed derivation left. A damaged one never keeps the store fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from zarrow._format import layout
+from zarrow._format.records import Identity
+from zarrow._format.spec import StoreSpec
 from zarrow._read.arrays import StoreArray
-from zarrow._read.origin import derived_names, origin, said_origin
 from zarrow._read.view import View, take_view
+from zarrow._storage.reading import Beneath
 from zarrow.errors import CorruptionError, IncompleteStoreError, NotFoundError, ZarrowError
 
-__all__ = ["DerivedArrays", "find_derived"]
+__all__ = ["DERIVED_FROM", "DerivedArrays", "derived_names", "find_derived", "is_of"]
+
+DERIVED_FROM = "derived_from"
+"""The member of a derived store's provenance that holds the identity of the rows."""
+
+
+def derived_names(root: Path) -> list[str]:
+    """Return the names that may be those of derived arrays: of directories in the store, not links."""
+    try:
+        found = Beneath(root).list(layout.DERIVED_DIR)
+    except CorruptionError:
+        return []
+    return sorted(name for name, kind in found.items() if kind == "directory" and layout.is_name(name))
+
+
+def is_of(spec: StoreSpec, identity: Identity) -> bool:
+    """Tell whether a derived store says that it was made of these rows."""
+    return bool(spec.provenance.get(DERIVED_FROM) == asdict(identity))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +97,7 @@ def _open(view: View, name: str) -> View:
         raise IncompleteStoreError(
             f"{path}: making the derived array {name!r} was not finished: make it again"
         ) from error
-    mine: Mapping[str, Any] = origin(view.snapshot)
-    if not view.snapshot.complete or said_origin(one.spec) != mine:
+    if not view.snapshot.complete or not is_of(one.spec, view.identity):
         raise IncompleteStoreError(
             f"{path}: the derived array {name!r} was made of other rows than the store has now (it was "
             "appended to or reopened): make it again"

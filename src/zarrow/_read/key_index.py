@@ -21,16 +21,16 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.key_tables import Identity, identity_of
+from zarrow._format.key_tables import keys_of
 from zarrow._format.layout import ROW
 from zarrow._read import keys
 from zarrow._read.columns import NarrowColumns
-from zarrow._read.keys import IndexFile
+from zarrow._read.keys import IndexedRows, IndexFile
 from zarrow._read.view import View
 from zarrow._storage import reading
 from zarrow.errors import InvalidInputError
 
-__all__ = ["SCRATCH_PREFIX", "find_index", "identity", "key_batches", "key_schema"]
+__all__ = ["SCRATCH_PREFIX", "find_index", "indexed_rows", "key_batches", "key_schema"]
 
 SCRATCH_PREFIX = "zarrow-keys-"
 
@@ -54,7 +54,7 @@ def find_index(view: View, columns: NarrowColumns) -> IndexFile:
             data = np.empty(0, np.uint8)
         else:
             index = IndexFile(np.asarray(data), schema.types, str(path))
-            if index.identity == identity(view):
+            if index.of == indexed_rows(view):
                 return index
     import tempfile
 
@@ -62,7 +62,7 @@ def find_index(view: View, columns: NarrowColumns) -> IndexFile:
         tempfile.TemporaryFile(prefix=SCRATCH_PREFIX) as file,
         tempfile.TemporaryFile(prefix=SCRATCH_PREFIX) as spill,
     ):
-        keys.build(_write, file.fileno(), spill.fileno(), key_batches(view, columns), identity(view))
+        keys.build(_write, file.fileno(), spill.fileno(), key_batches(view, columns), indexed_rows(view))
         name = f"{view.snapshot.root}: the temporary index of its keys"
         return IndexFile(keys.map_file(file.fileno(), name), schema.types, name)
 
@@ -90,5 +90,5 @@ def key_batches(view: View, columns: NarrowColumns) -> Iterator[pa.RecordBatch]:
     return columns.batches([*view.spec.keys, ROW])
 
 
-def identity(view: View) -> Identity:
-    return identity_of(view.spec, view.rows, view.snapshot.manifest)
+def indexed_rows(view: View) -> IndexedRows:
+    return view.identity, keys_of(view.spec)

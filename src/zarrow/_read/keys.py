@@ -19,7 +19,7 @@ read whole for its checksum when it is opened; comparing keys with the table's p
 
 Invariant: damage is never taken for an answer. Footer, fences and checksums are checked at opening, each
 block of entries or bytes when it is first touched. Whether the file belongs to the rows of a view is for
-`key_index` to ask, of `IndexFile.identity`. Files are written through a function that the caller gives.
+`key_index` to ask, of `IndexFile.of`. Files are written through a function that the caller gives.
 """
 
 from __future__ import annotations
@@ -43,22 +43,24 @@ from zarrow._format.key_tables import (
     ENTRY_ROW,
     ENTRY_WORDS,
     HEAP_BLOCK_BYTES,
-    Identity,
+    KeyColumns,
     damaged,
     encode_tables,
     read_tables,
 )
 from zarrow._format.key_words import Bytes, Keys, Words
+from zarrow._format.records import Identity
 from zarrow._format.spec import rows_of
 from zarrow.errors import CorruptionError
 
-__all__ = ["Identity", "IndexFile", "build"]
+__all__ = ["IndexFile", "IndexedRows", "build"]
 
 RUN_BYTES = 16 << 20
 _WRITE_BYTES = 1 << 20
 _QUERY_KEYS = 65_536
 
 Write = Callable[[int, Any, int], None]
+IndexedRows = tuple[Identity, KeyColumns]
 
 
 def map_file(fd: int, name: str) -> Bytes:
@@ -101,9 +103,7 @@ class _Blocks:
         del self._pending[:size_bytes]
 
 
-def build(
-    write: Write, fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], identity: Identity
-) -> None:
+def build(write: Write, fd: int, spill_fd: int, batches: Iterable[pa.RecordBatch], of: IndexedRows) -> None:
     """Write the index of rows into an empty file: not durable on return.
 
     Parameters
@@ -116,14 +116,15 @@ def build(
         Another empty file, for the entries that do not fit into memory.
     batches : iterable of pyarrow.RecordBatch
         All rows in order: the key columns, then ``row``.
-    identity : Identity
-        Of the rows.
+    of : (Identity, key columns)
+        What tells the rows from any others, and name and type of every key column.
 
     Raises
     ------
     CorruptionError
         If the batches are not those rows, or a key is null.
     """
+    identity, columns = of
     entry_bytes = 0
     heap: _Blocks | None = None
     runs: list[int] = [0]  # where each begins, in entries
@@ -168,7 +169,7 @@ def build(
         output.write(entries)
     output.finish()
     tables = encode_tables(
-        identity, output.size_bytes, heap.size_bytes, fences, output.checksums, heap.checksums
+        identity, columns, output.size_bytes, heap.size_bytes, fences, output.checksums, heap.checksums
     )
     write(fd, tables, output.size_bytes + heap.size_bytes)
 
@@ -247,7 +248,7 @@ class IndexFile:
         self._name = name
         self._kinds = tuple(kinds)
         tables = read_tables(lambda start, size: data[start : start + size], len(data), kinds, name)
-        self.identity = tables.identity
+        self.of: IndexedRows = tables.identity, tables.keys
         self._entries: Words = (
             data[: tables.entries_bytes].view("<u8").reshape(tables.identity.rows, tables.width)
         )

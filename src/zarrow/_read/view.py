@@ -38,7 +38,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.records import Claim, SegmentRecord
+from zarrow._format.records import Claim, Identity, SegmentRecord
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
@@ -149,6 +149,17 @@ class View:
     def rows(self) -> int:
         """Rows, live ones included."""
         return self.snapshot.rows + sum(map(len, self.live_ranges()))
+
+    @property
+    def identity(self) -> Identity:
+        """What tells these rows from any others."""
+        if self.snapshot.manifest is not None:
+            return self.snapshot.manifest.identity
+        # Records before the last one change only by a repair, which the guard notices.
+        last = [self.record(self.snapshot.segments - 1)] if self.snapshot.segments else []
+        live = [(piece.rows.slot, piece.start, piece.stop) for piece in self.open_pieces]
+        told = b"".join(record.encode() for record in (*last, *self.behind_gap)) + repr(live).encode()
+        return Identity(uuid=self.spec.uuid, rows=self.rows, records_crc32c=crc32c(told))
 
     def live_ranges(self) -> list[range]:
         """Return the (provisional) rows of each segment behind the gap and of each open piece."""

@@ -32,8 +32,10 @@ __all__ = [
     "calls",
     "create",
     "exchange",
+    "give_access",
     "link",
     "make_dir",
+    "make_dir_like",
     "publish",
     "remove",
     "remove_empty_dir",
@@ -197,17 +199,35 @@ def make_dir(path: Path, *, exist_ok: bool = False, link_ok: bool = False) -> No
             raise CorruptionError("a symbolic link, which may lead out of the store", path=path) from None
 
 
-def make_dir_like(path: Path, model: Path) -> None:
+def make_dir_like(path: Path, model: Path) -> bool:
     """Make a directory that the same users may read as another one, before anything is in it.
 
-    An owner or group that this process may not give stays its own.
+    Returns whether it was made: False if the name was taken.
     """
-    with contextlib.suppress(FileExistsError):
+    try:
         calls.mkdir(str(path))
-        access = os.stat(model)
-        with contextlib.suppress(PermissionError):
-            os.chown(path, access.st_uid, access.st_gid)
-        os.chmod(path, stat.S_IMODE(access.st_mode))
+    except FileExistsError:
+        return False
+    give_access(path, model)
+    return True
+
+
+def give_access(path: Path, model: Path) -> None:
+    """Let the users of a directory read another one, or a file.
+
+    An owner or group that this process may not give stays its own; a group that is not that of the model gets
+    no access.
+    """
+    access, own = os.stat(model), os.stat(path)
+    mode = stat.S_IMODE(access.st_mode) & (0o7777 if stat.S_ISDIR(own.st_mode) else 0o666)
+    try:
+        os.chown(path, access.st_uid, access.st_gid)
+    except PermissionError:
+        try:
+            os.chown(path, -1, access.st_gid)
+        except PermissionError:
+            mode &= ~0o070
+    os.chmod(path, mode)
 
 
 def link(source: Path, target: Path) -> None:

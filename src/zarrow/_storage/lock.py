@@ -86,7 +86,7 @@ class FileLock:
                         files.truncate(file.fileno(), 0)
                         files.write(file.fileno(), self._holder, 0)
                 except BaseException:
-                    self.release()
+                    self.release(remove_file=True)
                     raise
                 return True
             self.release()

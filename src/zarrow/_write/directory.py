@@ -6,23 +6,35 @@ one next to it or in it, where the next writer removes it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from zarrow._format import layout
-from zarrow._format.records import Owner, this_host
+from zarrow._format.records import Identity, Owner, this_host
 from zarrow._read.catalog import read_spec
+from zarrow._read.view import take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock, is_running
-from zarrow.errors import NotAStoreError, StoreExistsError, StoreLockedError, WriteFailedError, ZarrowError
+from zarrow.errors import (
+    CorruptionError,
+    IncompleteStoreError,
+    NotAStoreError,
+    NotFoundError,
+    StoreChangedError,
+    StoreExistsError,
+    StoreLockedError,
+    WriteFailedError,
+    ZarrowError,
+)
 
-__all__ = ["Mode", "claim_store", "empty", "install", "new_owner", "require_in_place"]
+__all__ = ["Mode", "claim_store", "empty", "exclusively", "install", "new_owner", "require_in_place"]
 
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
@@ -40,7 +52,9 @@ def new_owner() -> Owner:
     )
 
 
-def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[Path, FileLock]:
+def claim_store(
+    path: Path, mode: Mode, *, shared: bool, owner: Owner, attempts: int = 5
+) -> tuple[Path, FileLock]:
     """Return the directory to write in, created if necessary, and the lock that this writer holds on it.
 
     If ``mode="w"`` replaces a store, the directory may hold the rows of a run that was killed before: they
@@ -60,8 +74,8 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
         raise StoreExistsError(
             f"{path}: there is a store already: mode='a' resumes it or appends to it, mode='w' replaces it"
         )
-    if mode == "a" and state == "store" and (unknown := read_spec(path).writer_features):
-        raise NotAStoreError(f"{path}: this zarrow cannot write stores with {list(unknown)}: upgrade zarrow")
+    if mode == "a" and state == "store":
+        _require_known(path)
     if mode == "w" and state == "store":
         root = path.with_name(path.name + layout.INCOMING_SUFFIX)
         if _state(root) == "other":
@@ -69,23 +83,88 @@ def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner) -> tuple[
                 f"{root}: the new store would grow here, but there is something that is not a zarrow store: "
                 "move it away"
             )
+    with _refused(root):
+        try:
+            if root != path:
+                files.make_dir_like(root, path)
+            files.make_dir(root, exist_ok=True, link_ok=root == path)
+            files.sync_dir(root.parent)
+            files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
+            if root != path:
+                _lock_old(path, owner=owner).release(remove_file=True)
+            # Exclusive, because the directory may be emptied.
+            lock = _lock_store(root, shared=shared and mode != "w", owner=owner)
+        except FileNotFoundError:
+            if attempts and path.parent.is_dir():  # another writer has just put its store into place
+                return claim_store(path, mode, shared=shared, owner=owner, attempts=attempts - 1)
+            raise
+        except OSError:
+            if root != path:
+                for made in (root / layout.OPEN_DIR, root):
+                    files.remove_empty_dir(made)
+            raise
+    if mode != "a" and not shared and state == "nothing" and _state(path) == "store":
+        lock.release()  # while this writer waited for the lock, another one has made a store
+        return claim_store(path, mode, shared=shared, owner=owner)
+    return root, lock
+
+
+def _require_known(path: Path) -> None:
     try:
-        if root != path:
-            files.make_dir_like(root, path)
-        files.make_dir(root, exist_ok=True, link_ok=root == path)
-        files.sync_dir(root.parent)
-        files.make_dir(root / layout.OPEN_DIR, exist_ok=True)
-        if root != path:
-            _lock_old(path, owner=owner).release(remove_file=True)
-        # Exclusive, because the directory may be emptied.
-        lock = _lock_store(root, shared=shared and mode != "w", owner=owner)
+        unknown = read_spec(path).writer_features
+    except CorruptionError as error:
+        raise CorruptionError(f"{error}; restore it from a copy, since it never changes") from error
+    if unknown:
+        raise NotAStoreError(f"{path}: this zarrow cannot write stores with {list(unknown)}: upgrade zarrow")
+
+
+@contextlib.contextmanager
+def _refused(root: Path) -> Iterator[None]:
+    """Turn an error of the operating system into ours."""
+    try:
+        yield
     except ZarrowError:
         raise
     except OSError as error:
         raise WriteFailedError(
             error.errno or errno.EIO, f"{root}: cannot write a store here: {error.strerror}"
         ) from error
-    return root, lock
+
+
+@contextlib.contextmanager
+def exclusively(root: Path, of: Identity | None = None) -> Iterator[Owner]:
+    """Hold the lock of a store, so that nothing else changes it; if given, its rows must be those `of`.
+
+    Raises
+    ------
+    StoreLockedError
+        If a writer is active.
+    StoreChangedError
+        If the store has other rows by now.
+    """
+    owner = new_owner()
+    _require_known(root)
+    with _refused(root):
+        lock = _lock_old(root, owner=owner)
+    try:
+        if of is not None:
+            require_rows(root, of)
+        yield owner
+    finally:
+        lock.release(remove_file=(root / layout.MANIFEST_JSON).exists())
+
+
+def require_rows(root: Path, of: Identity) -> None:
+    """Raise `StoreChangedError` unless a store is complete and has exactly these rows."""
+    try:
+        if take_view(root, partial=False).identity == of:
+            return
+    except (IncompleteStoreError, NotFoundError):
+        pass
+    raise StoreChangedError(
+        f"{root}: the store was written to, packed, repaired or removed since these rows were read: open it "
+        "again, and compute what was computed from them again"
+    )
 
 
 def require_in_place(lock: FileLock) -> None:

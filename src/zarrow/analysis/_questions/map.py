@@ -150,7 +150,7 @@ def map_rows(
         store, chosen.name, method, by=by, sample_rows=sample_rows, seed=seed, progress=progress, stage=stage
     )
     made = replace(made, name=wanted)
-    add_array(store.path, wanted, (xy for _, xy in places), provenance={"map": made.to_dict()})
+    add_array(store, wanted, (xy for _, xy in places), provenance={"map": made.to_dict()})
     return made
 
 

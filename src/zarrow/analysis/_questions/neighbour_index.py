@@ -29,7 +29,9 @@ import pyarrow.compute as pc
 from zarrow._format import documents, layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW
+from zarrow._format.records import Identity
 from zarrow._storage import files, reading
+from zarrow._write.directory import exclusively
 from zarrow.analysis._numbers.moments import unit_rows
 from zarrow.analysis._numbers.topk import Metric, TopK
 from zarrow.analysis._questions.answer import Answer
@@ -42,6 +44,7 @@ from zarrow.errors import (
     MissingExtraError,
     NotFoundError,
     WriteFailedError,
+    ZarrowError,
 )
 from zarrow.store import Store, StoreArray
 
@@ -230,12 +233,13 @@ def _write(store: Store, path: Path, data: npt.NDArray[np.uint8], facts: dict[st
     )
     scratch = store.path / layout.OPEN_DIR
     try:
-        for folder in (path.parent, scratch):
-            files.make_dir(folder, exist_ok=True)
-        files.sync_dir(store.path)
-        store.require_unchanged()
         whole = b"".join([data.tobytes(), document, len(document).to_bytes(8, "little"), MAGIC])
-        files.replace(path, whole, scratch=scratch)
+        with exclusively(store.path, Identity(**store.identity)):
+            files.make_dir(path.parent, exist_ok=True)
+            files.sync_dir(store.path)
+            files.replace(path, whole, scratch=scratch)
+    except ZarrowError:
+        raise
     except OSError as error:
         raise WriteFailedError(
             error.errno or errno.EIO, f"{path}: cannot be written: {error}; the store is unchanged"
