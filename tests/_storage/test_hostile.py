@@ -271,6 +271,23 @@ def wild_offsets(store: Path, outside: Path) -> None:
     repay(store, payload.replace(offsets, np.arange(1 << 30, (1 << 30) + 6, dtype="<i4").tobytes()), 5)
 
 
+def pad(name: str, extra: bytes) -> Callable[[Path, Path], None]:
+    """Give a document a member more."""
+
+    def do(store: Path, outside: Path) -> None:
+        path = next(iter(store.glob(name)))
+        text = path.read_bytes()[: -len(b',"crc32c":"00000000"}\n')] + b',"more":' + extra
+        path.write_bytes(text + b',"crc32c":"%08x"}\n' % crc32c(text))
+
+    return do
+
+
+LISTS = b"[" + b"[]," * (2 << 20) + b"[]]"
+OBJECTS = b"[" + b'{"":0},' * (1 << 20) + b"0]"
+NUMBERS = b"[" + b"1000," * (12 << 20) + b"0]"
+TWICE = b'1,"more":2'
+
+
 class Harm:
     """An object that creates a directory when it is unpickled."""
 
@@ -395,6 +412,15 @@ COMPLETE: dict[str, Harmful] = {
     "schema is garbage": lambda s, o: rewrite_spec(s, lambda body: body.update(arrow_schema="AAAA" * 99)),
     "keys are numbers": lambda s, o: rewrite_spec(s, lambda body: body.update(keys=[7])),
     "nested JSON": nest,
+    "zarrow.json of lists": pad("zarrow.json", LISTS),
+    "zarrow.json of objects": pad("zarrow.json", OBJECTS),
+    "zarrow.json of 60 MiB": pad("zarrow.json", NUMBERS),
+    "zarrow.json says something twice": pad("zarrow.json", TWICE),
+    "zarrow.json says NaN": pad("zarrow.json", b"NaN"),
+    "manifest of lists": pad("manifest.json", LISTS),
+    "manifest of 60 MiB": pad("manifest.json", NUMBERS),
+    "record of lists": pad("segments/00000001.json", LISTS),
+    "record of 60 MiB": pad("segments/00000001.json", NUMBERS),
     "zarrow.json of 64 GiB": grow_sparse("zarrow.json"),
     "manifest of 64 GiB": grow_sparse("manifest.json"),
     "record of 64 GiB": grow_sparse("segments/00000001.json"),
@@ -459,6 +485,7 @@ OPEN: dict[str, Harmful] = {
     "journal of 64 GiB and a byte": far_byte,
     "rows of 64 GiB": grow_sparse("open/*/e.rows"),
     "owner reopens text": lambda s, o: rewrite(slot_of(s) / "owner.json", reopens="../../x"),
+    "owner of lists": pad("open/*/owner.json", LISTS),
     "owner of text for numbers": lambda s, o: rewrite(slot_of(s) / "owner.json", sequence="x", pid=[]),
     "claim leads out": lambda s, o: (
         (s / "segments/00000001.claim").write_bytes(

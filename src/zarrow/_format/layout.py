@@ -55,7 +55,7 @@ MAX_SEGMENT_ROWS = 1 << 31
 MAX_ROW_AXES = 16
 MAX_CHUNK_BYTES = 256 * MEBIBYTE
 MAX_SEGMENT_BYTES = 1 << 40
-MAX_CHUNKS = 1 << 20
+MAX_CHUNKS = 1 << 18
 """Of all arrays of a segment together. Like the other limits a bound, far above any use, on the memory that a
 hostile store can make a reader allocate."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from zarrow._format.checksum import crc32c
-from zarrow._format.documents import decode_document, encode_document
+from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.layout import MAX_SEGMENTS, is_slot
 from zarrow._format.shard_index import index_bytes
 from zarrow._format.spec import StoreSpec, check_expected
@@ -30,10 +30,12 @@ __all__ = [
     "ShardFacts",
     "Source",
     "check_record",
+    "max_manifest_bytes",
     "this_host",
 ]
 
 
+_MAX_DIGITS = 22
 _U32 = 2**32
 _U63 = 2**63
 
@@ -367,6 +369,11 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(f"breaks the format: {error}", path=path) from error
+
+
+def max_manifest_bytes(spec: StoreSpec, segments: int) -> int:
+    """Return the most bytes that the manifest of a store with this number of records may have."""
+    return MAX_DOCUMENT_BYTES + segments * (len(spec.arrays) + 2) * _MAX_DIGITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

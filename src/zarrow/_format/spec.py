@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from base64 import b64decode, b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -297,13 +298,14 @@ class StoreSpec:
         self._check_bounds()
         columns = self.schema.names
         names = [*columns, *(array.name for array in self.arrays)]
-        for name in names:
+        counts = Counter(names)
+        for name in counts:
             if name in RESERVED_COLUMNS:
                 raise InvalidInputError(
                     f"column or array {name!r}: {' and '.join(RESERVED_COLUMNS)} are reserved names: "
                     "rename it, or pass the dataset's index as sample_index="
                 )
-            if names.count(name) > 1:
+            if counts[name] > 1:
                 raise InvalidInputError(
                     f"the name {name!r} is that of more than one column or array: rename one"
                 )
@@ -313,7 +315,7 @@ class StoreSpec:
                     "cannot name it: rename it"
                 )
         folded: dict[str, str] = {name: name for name in RESERVED_COLUMNS}
-        for name in names:
+        for name in counts:
             if (other := folded.setdefault(name.lower(), name)) != name:
                 raise InvalidInputError(
                     f"the names {other!r} and {name!r} differ only by case, which SQL cannot tell apart: "

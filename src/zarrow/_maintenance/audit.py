@@ -21,12 +21,13 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
+from zarrow._format.documents import MAX_OWNER_BYTES
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_documents import DocumentsAudit, audit_metadata, read_document
 from zarrow._maintenance.audit_index import audit_index, index_size
 from zarrow._maintenance.audit_names import NamesAudit
-from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES, audit_open_segment
+from zarrow._maintenance.audit_open_segments import audit_open_segment
 from zarrow._maintenance.audit_segment import audit_segment, record_bytes
 from zarrow._maintenance.audit_sources import audit_sources
 from zarrow._maintenance.findings import AuditLog, Finding, Level, Progress, Report, said_by

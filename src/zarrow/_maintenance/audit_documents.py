@@ -17,7 +17,7 @@ from functools import partial
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
-from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
+from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record, max_manifest_bytes
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_names import MAX_STRAYS, NamesAudit
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
@@ -81,7 +81,8 @@ class DocumentsAudit:
     def _manifest(self) -> None:
         path = layout.MANIFEST_JSON
         try:
-            data = read_document(self.files, self.found, path, MAX_DOCUMENT_BYTES)
+            records = len(self.files.names(layout.SEGMENTS_DIR))
+            data = read_document(self.files, self.found, path, max_manifest_bytes(self.spec, records))
             self.manifest = catalog.decode_manifest(data, self.spec, path)
         except FileNotFoundError:
             return

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.documents import MAX_OWNER_BYTES
 from zarrow._format.frames import (
     Frame,
     Journal,
@@ -40,7 +41,6 @@ from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["audit_open_segment"]
 
-MAX_OWNER_BYTES = 1 << 16
 _ATTEMPTS = 5
 
 

@@ -18,12 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zarrow._format import layout
-from zarrow._format.documents import MAX_DOCUMENT_BYTES
+from zarrow._format.documents import MAX_DOCUMENT_BYTES, MAX_OWNER_BYTES
 from zarrow._format.records import Claim, Owner
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance import audit, build_index, salvage
 from zarrow._maintenance.audit import Audited
-from zarrow._maintenance.audit_open_segments import MAX_OWNER_BYTES
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
 from zarrow._maintenance.quarantine import Aside, SetAside
 from zarrow._maintenance.salvage import Salvage

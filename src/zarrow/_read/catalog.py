@@ -23,7 +23,7 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record
+from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record, max_manifest_bytes
 from zarrow._format.spec import StoreSpec
 from zarrow._read.visible import missing_records
 from zarrow._storage import reading
@@ -150,7 +150,9 @@ def read_spec(root: Path) -> StoreSpec:
 def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
     """Return the manifest if the store is complete; one that is older than the records does not count."""
     try:
-        data = reading.read_file(root, layout.MANIFEST_JSON)
+        with reading.open_file(root, layout.MANIFEST_JSON) as file:
+            segments = 0 if file.size_bytes <= max_manifest_bytes(spec, 0) else len(segment_numbers(root))
+            data = file.content(max_manifest_bytes(spec, segments))
     except FileNotFoundError:
         return None
     manifest = decode_manifest(data, spec, str(root / layout.MANIFEST_JSON))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.documents import MAX_OWNER_BYTES
 from zarrow._format.frames import Frame, parse_payload, scan
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
@@ -151,7 +152,8 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
         If rows that were durable are damaged, or a file is missing that an open segment with rows has.
     """
     try:
-        owner = Owner.decode(read_file(path, layout.OWNER_JSON), str(path / layout.OWNER_JSON))
+        data = read_file(path, layout.OWNER_JSON, limit_bytes=MAX_OWNER_BYTES)
+        owner = Owner.decode(data, str(path / layout.OWNER_JSON))
         journal = open_file(path, layout.FRAMES).journal()
     except FileNotFoundError as error:
         # All its files are there, and durably so, before the first byte is written into any of them.

@@ -15,6 +15,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from zarrow._format.documents import MAX_OWNER_BYTES
 from zarrow._storage import files, reading, threads
 
 __all__ = ["FileLock", "is_running"]
@@ -120,7 +121,7 @@ class FileLock:
     def holder(self) -> bytes:
         """Return the description that the last exclusive holder wrote into the file."""
         try:
-            return reading.read_file(self.path.parent, self.path.name)
+            return reading.read_file(self.path.parent, self.path.name, limit_bytes=MAX_OWNER_BYTES)
         except FileNotFoundError:
             return b""
 

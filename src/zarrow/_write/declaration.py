@@ -7,7 +7,6 @@ follow from the size of a row. The schema is the one that Parquet gives back.
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from zarrow._format import codecs
 from zarrow._format.arrow import as_arrow
+from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.given import TableLike, as_array, as_columns, to_host
 from zarrow._format.records import this_host
 from zarrow._format.spec import (
@@ -32,7 +32,7 @@ from zarrow._format.spec import (
     is_power_of_two,
 )
 from zarrow._format.types import check_type, holds_null_type, kept_type
-from zarrow.errors import BatchError, InvalidInputError, SchemaMismatchError
+from zarrow.errors import BatchError, CorruptionError, InvalidInputError, SchemaMismatchError
 
 __all__ = ["Declaration", "kept_schema"]
 
@@ -77,9 +77,9 @@ class Declaration:
                 f"keys must be a sequence of names, got the string {self.keys!r}: [{self.keys!r}]"
             )
         try:
-            json.dumps(dict(self.provenance), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"provenance must be JSON values: {error}") from error
+            decode_document(encode_document(dict(self.provenance)), "provenance")
+        except (CorruptionError, RecursionError, TypeError, ValueError) as error:
+            raise InvalidInputError(f"provenance must be JSON values: {error.__cause__ or error}") from error
 
     @property
     def is_whole(self) -> bool:
@@ -124,7 +124,7 @@ class Declaration:
             segment_rows = default_segment_rows(max((spec.row_bytes for spec in specs), default=None))
         if not is_power_of_two(segment_rows):
             raise InvalidInputError(f"segment_rows must be a power of two, got {segment_rows!r}")
-        return StoreSpec(
+        spec = StoreSpec(
             uuid=uuid.uuid4().hex,
             segment_rows=segment_rows,
             schema=kept_schema(schema, self.keys),
@@ -140,6 +140,12 @@ class Declaration:
             provenance=_of_this_process() | dict(self.provenance),
             expected_rows=self.expected_rows,
         )
+        if (size_bytes := len(spec.encode())) > MAX_DOCUMENT_BYTES:
+            raise InvalidInputError(
+                f"columns, arrays and provenance must fit into {MAX_DOCUMENT_BYTES} bytes of JSON, got "
+                f"{size_bytes}: shorten the provenance, or store fewer columns"
+            )
+        return spec
 
     def check(self, spec: StoreSpec) -> None:
         """Raise `SchemaMismatchError` if a store is not what was declared."""
