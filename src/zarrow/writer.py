@@ -32,13 +32,11 @@ from zarrow._format import layout
 from zarrow._format.given import TableLike
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
-from zarrow._storage import files
-from zarrow._storage.lock import FileLock
 from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
 from zarrow._write.declaration import Declaration
-from zarrow._write.directory import Mode, claim_store, empty, install, new_owner, require_in_place
+from zarrow._write.directory import Mode, claim_store, empty, install, new_owner, require_in_place, unmake
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
     BatchError,
@@ -168,16 +166,7 @@ class Writer:
                 self._appender.stop()
                 raise
         except BaseException:
-            fresh = not begun and not self._lock.shared
-            with contextlib.suppress(OSError):
-                if fresh:
-                    empty(self._root)  # of what was begun just now
-                self._lock.release(remove_file=fresh)
-                if fresh:
-                    files.remove_empty_dir(self._root / layout.OPEN_DIR)
-                if fresh and self._root != self.path:
-                    files.remove_empty_dir(self._root)
-            self._lock.release()
+            unmake(self._root, self.path, self._lock, begun=begun)
             raise
 
     # State
@@ -375,21 +364,6 @@ class Writer:
         finally:
             self._release()
         self._check_failure()
-
-    def discard(self) -> None:
-        """Close the writer, and remove its rows if they were to replace another store's, or to be a new one.
-
-        Not if the store is finalized, or if another writer goes on with it by now. Errors are ignored: what
-        stays is an incomplete store.
-        """
-        with contextlib.suppress(ZarrowError, OSError):
-            self.close()
-        lock = FileLock(self._root / layout.OPEN_DIR / layout.LOCK)
-        with contextlib.suppress(ZarrowError, OSError):
-            if not self._finalized and self._spec is not None and lock.acquire():
-                with lock:
-                    if catalog.read_spec(self._root).uuid == self._spec.uuid:
-                        files.remove_tree(self._root)
 
     def __enter__(self) -> Self:
         return self

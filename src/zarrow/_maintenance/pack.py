@@ -33,6 +33,7 @@ from zarrow._format.spec import rows_of
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._storage import files
+from zarrow._write.directory import discard
 from zarrow.derived import store_array
 from zarrow.errors import (
     CorruptionError,
@@ -232,8 +233,10 @@ def rewrite(
 
                 writer.finalize(partial=True, check=check)
         except BaseException:
-            if writer is not None:
-                writer.discard()
+            if writer is not None and writer.spec is not None:
+                with contextlib.suppress(ZarrowError, OSError):  # the first error is the one to report
+                    writer.close()
+                discard(writer.grows_at, writer.spec.uuid)
             elif made:
                 files.remove_empty_dir(target)
             raise
@@ -248,9 +251,12 @@ def _old_store_stays(store: Store, target: Path) -> Iterator[None]:
         failed = isinstance(error, WriteFailedError)  # whose remedy, to go on writing, does not apply here
         if isinstance(error, ZarrowError) and not failed:
             raise
-        number = error.errno or errno.EIO
-        reason = os.strerror(number) if failed else error.strerror or error
-        raise WriteFailedError(number, f"{target.parent}: {reason}: {store.path} is as it was") from error
+        with contextlib.suppress(StoreChangedError):
+            store.require_unchanged()  # or the new store is in place, and the error says what else there is
+            number = error.errno or errno.EIO
+            reason = os.strerror(number) if failed else error.strerror or error
+            raise WriteFailedError(number, f"{target.parent}: {reason}: {store.path} is as it was") from error
+        raise
 
 
 def _check_unchanged(store: Store) -> None:

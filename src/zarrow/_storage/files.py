@@ -331,5 +331,9 @@ def exchange(one: Path, other: Path) -> None:
         return
     aside = other.with_name(f"{other.name}.{secrets.token_hex(4)}")
     rename(other, aside)
-    rename(one, other)
+    try:
+        rename(one, other)
+    except BaseException:
+        rename(aside, other)
+        raise
     rename(aside, one)

@@ -34,7 +34,18 @@ from zarrow.errors import (
     ZarrowError,
 )
 
-__all__ = ["Mode", "claim_store", "empty", "exclusively", "install", "new_owner", "require_in_place"]
+__all__ = [
+    "Mode",
+    "claim_store",
+    "discard",
+    "empty",
+    "exclusively",
+    "install",
+    "new_owner",
+    "require_in_place",
+    "require_rows",
+    "unmake",
+]
 
 Mode = Literal["x", "w", "a"]
 LOCK_TIMEOUT_S = 10.0
@@ -242,6 +253,29 @@ def empty(root: Path) -> None:
     files.remove(root / layout.STORE_JSON)
 
 
+def unmake(root: Path, path: Path, lock: FileLock, *, begun: bool) -> None:
+    """Let go of a store whose writer could not be opened; what was not `begun` before is removed."""
+    try:
+        if not begun and not lock.shared:
+            with contextlib.suppress(OSError):
+                empty(root)
+                lock.release(remove_file=True)
+                for made in (root / layout.OPEN_DIR, *([root] if root != path else [])):
+                    files.remove_empty_dir(made)
+    finally:
+        lock.release()
+
+
+def discard(root: Path, uuid: str) -> None:
+    """Remove the store of this uuid, unless another writer goes on with it by now; errors leave it there."""
+    lock = FileLock(root / layout.OPEN_DIR / layout.LOCK)
+    with contextlib.suppress(ZarrowError, OSError):
+        if lock.acquire():
+            with lock:
+                if read_spec(root).uuid == uuid:
+                    files.remove_tree(root)
+
+
 def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], None] | None = None) -> None:
     """Replace the old store by the new, complete one, unless `check` raises; then remove the old one.
 
@@ -270,16 +304,27 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
     except BaseException:
         lock.release(remove_file=True)  # the old store is as before
         raise
+    aside = files.scratch_name(path / layout.OPEN_DIR)
     try:
         files.exchange(root, path)
+    except BaseException:
+        lock.release(remove_file=True)
+        raise
+    try:
         files.sync_dir(path.parent)
         for name in set(os.listdir(root)) - layout.STORE_NAMES:
             files.rename(root / name, path / name)
         files.sync_dir(path)
-        aside = files.scratch_name(path / layout.OPEN_DIR)
         files.rename(root, aside)
         files.sync_dir(path.parent)
         files.remove_tree(aside)
+    except OSError as error:
+        old = root if os.path.lexists(root) else aside
+        raise WriteFailedError(
+            error.errno or errno.EIO,
+            f"{path}: the new store is in place, but what is left of the old one is at {old}: "
+            f"{error.strerror}: remove it yourself",
+        ) from error
     finally:
         lock.release()
 
