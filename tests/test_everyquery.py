@@ -39,7 +39,7 @@ from zarrow.errors import (
     InvalidInputError,
     StoreLockedError,
 )
-from zarrow.everyquery import StreamingPredictionWriter, export_predictions, identifiers, main, preset
+from zarrow.everyquery import StreamingPredictionWriter, export_predictions, identifiers, preset
 from zarrow.lightning import PredictionWriter
 from zarrow.transfer import _rows
 
@@ -538,35 +538,6 @@ def test_overwriting_without_a_batch(tmp_path: Path) -> None:
         )
     assert writer._offset == 0
     assert zarrow.open(tmp_path / "predictions.zarrow").num_rows == 30
-
-
-@pytest.mark.parametrize(
-    ("arguments", "overwrite"),
-    [
-        ([], False),
-        (["overwrite=true"], True),
-        (["overwrite=True"], True),
-        (["++overwrite=1"], True),
-        (["overwrite=false"], False),
-        (["overwrite=true", "overwrite=false"], False),
-        (["overwrite=null", "output_parquet=overwrite=true"], False),
-    ],
-)
-def test_the_command_knows_whether_to_overwrite(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], overwrite: bool
-) -> None:
-    """The argument is read as EveryQuery's command reads it."""
-    seen: list[bool] = []
-    fake = types.ModuleType("every_query.predict.predict")
-    fake._StreamingPredictionWriter = fake._check_single_process_trainer = None  # type: ignore[attr-defined]
-    fake.main = lambda: seen.append(  # type: ignore[attr-defined]
-        fake._StreamingPredictionWriter.keywords["overwrite"]
-    )
-    for name in ("every_query", "every_query.predict", fake.__name__):
-        monkeypatch.setitem(sys.modules, name, fake)
-    monkeypatch.setattr(sys, "argv", ["EQ_predict", *arguments])
-    main()
-    assert seen == [overwrite]
 
 
 class Cut(Rows):

@@ -675,8 +675,8 @@ def test_identifiers_longer_than_a_stream(tmp_path):
         ("nowhere.parquet", "nowhere.parquet does not exist"),
         (pa.table({"row": range(4)}), "'row' is reserved"),
         (
-            pa.table({"number": range(4)}),
-            r"'number' is in the identifiers and in the prediction",
+            pa.table({"number": range(1, 5)}),
+            r"'number' is in the identifiers and in the prediction, .* for sample_index 0 they have 1 and 0",
         ),
         (17, "identifiers must be a pyarrow Table"),
         (lambda batch, indices: pa.table({"id": [1]}), "one row per prediction, 2, got 1"),
@@ -687,6 +687,12 @@ def test_identifiers_that_break_a_rule(tmp_path, identifiers, message):
     """Identifiers that do not fit are refused with their name and the rule."""
     with pytest.raises(InvalidInputError, match=message):
         predict(tmp_path / "s", DataLoader(Numbers(4), batch_size=2), identifiers=identifiers)
+
+
+def test_a_column_in_both_is_compared(tmp_path):
+    """A column that the identifiers and the prediction both have is stored once if it is the same in both."""
+    predict(tmp_path / "s", DataLoader(Numbers(4), batch_size=2), identifiers=pa.table({"number": range(4)}))
+    assert stored(tmp_path / "s")[0]["number"] == [0, 1, 2, 3]
 
 
 def test_files_that_are_no_parquet(tmp_path):

@@ -256,7 +256,7 @@ class TestRoundTrips:
         again = pq.read_table(tmp_path / "again.parquet")
         theirs = pq.read_table(tmp_path / "p.parquet")
         assert again.select(theirs.column_names).to_pydict() == theirs.to_pydict()
-        beside = pq.read_table(tmp_path / "again_embeddings.parquet")
+        beside = pq.read_table(tmp_path / "again.embeddings.parquet")
         assert beside["embedding"].to_pylist() == vectors.to_pylist()
 
 

@@ -35,11 +35,13 @@ from zarrow._write.directory import Mode
 from zarrow.errors import (
     InvalidInputError,
     MissingExtraError,
+    NotFoundError,
     SchemaMismatchError,
     StoreExistsError,
     ZarrowError,
 )
 from zarrow.store import Store
+from zarrow.store import open as open_store
 from zarrow.writer import DEFAULT_QUEUE_BYTES, Durability, Writer
 
 try:
@@ -171,6 +173,8 @@ class PredictionWriter(BasePredictionWriter):
     (10, ['subject_id', 'prob', 'row', 'sample_index'], [2.0, 2.0, 2.0, 2.0])
     """
 
+    _again = "predict again with resume=True"
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -237,6 +241,14 @@ class PredictionWriter(BasePredictionWriter):
             return store is not None and store.complete
         return self._complete
 
+    def _stored_rows(self) -> int:
+        """Return how many rows of the run are in the store, or in the one that is to replace it."""
+        try:
+            with open_store(self.path if self.complete else self._grows_at, partial=True) as store:
+                return store.num_rows
+        except NotFoundError:
+            return 0
+
     # Lightning's hooks, in the order in which they run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -276,6 +288,7 @@ class PredictionWriter(BasePredictionWriter):
                 opening = open_together(trainer, self.path, self._open, self._look, join)
                 writer, (before, self._resumed) = opening
             self._grows_at = self.path if writer is None else str(writer.grows_at)
+            self._before = before.get(0, SampleSet())
             if writer is not None:
                 opened.callback(writer.close)
             run = Run(
@@ -429,6 +442,7 @@ class PredictionWriter(BasePredictionWriter):
         run = self._let_go()
         if run is not None:
             run.close()
+            run.log_stored(self._grows_at, self._stored_rows(), self._how_to_go_on())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Complete the store if every expected row is in it; else warn, and leave it to be resumed.
@@ -466,6 +480,9 @@ class PredictionWriter(BasePredictionWriter):
         if missing is not None:
             remedy = missing.remedy(self.path, self._grows_at)
             warnings.warn(f"{self._grows_at} is left incomplete: {missing}: {remedy}", stacklevel=3)
+
+    def _how_to_go_on(self) -> str:
+        return f"{self._again}, which {'predicts the rest' if self._mode == 'a' else 'starts over'}"
 
     def _running(self) -> Run:
         if self._run is None:

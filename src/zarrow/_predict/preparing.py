@@ -146,13 +146,24 @@ def _identify(batch: PredictedBatch, sample_index: SampleIndex, columns: dict[st
         found = loader.identifiers.take(sample_index)
     if found is not None:
         table |= zip(found.column_names, found.columns, strict=True)
-    for name in columns:
-        if name in table:
+    for name in columns.keys() & table.keys():
+        _check_same(name, table[name], columns[name], sample_index)
+    return table | {name: values for name, values in columns.items() if name not in table}
+
+
+def _check_same(name: str, known: Any, predicted: Any, sample_index: SampleIndex) -> None:
+    """Raise if a column that the identifiers and the prediction both have is not the same in both."""
+    pairs = zip(
+        known.to_pylist(), predicted.tolist() if hasattr(predicted, "tolist") else predicted, strict=True
+    )
+    for sample, (identifier, value) in zip(sample_index.tolist(), pairs, strict=True):
+        if identifier != value:
             raise BatchError(
-                f"column {name!r} is in the identifiers and in the prediction: leave one out "
-                f"(ignore=[{name!r}]), or rename one (columns={{'predicted_{name}': {name!r}}})"
+                f"column {name!r} is in the identifiers and in the prediction, and differs: for sample_index "
+                f"{sample} they have {identifier!r} and {value!r}: give the identifiers in the dataset's "
+                f"order; or if they are two things, leave one out (ignore=[{name!r}]), or rename one "
+                f"(columns={{'predicted_{name}': {name!r}}})"
             )
-    return table | columns
 
 
 def named(error: Exception, loader: LoaderState, batch_idx: int) -> Exception:

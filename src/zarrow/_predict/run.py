@@ -265,6 +265,10 @@ class Run:
             if store.num_rows < (expected or 0):
                 self.writer = self._preparing.writer = open_again()
 
+    def log_stored(self, path: str, rows: int, how_to_go_on: str) -> None:
+        """Log what a run that ended early has stored."""
+        _log.warning("%s: %s are stored: %s", path, rows_of_expected(rows, self.expected_rows), how_to_go_on)
+
     def log_taken_over(self, store: Store) -> None:
         """Log how many rows of an earlier run are not predicted again."""
         stored = sum(map(len, self._before.values()))

@@ -1,9 +1,9 @@
 """EveryQuery's pair of Parquet files — predictions, and embeddings in a second file, out of a store and back.
 
-The columns of the predictions, their types and their order are those of EveryQuery's PredictionSchema; the
-embeddings have the identifiers, the label and one fixed-size list per row. `export_predictions` streams both
-files out of a store in the order of the dataset that was predicted, a row group at a time; `read` streams a
-pair back, comparing the identifiers of the two files.
+The columns of the predictions, their types and their order are those of EveryQuery's own files, of which
+there are two kinds (`Pipeline`); the embeddings have the identifiers, the label and one fixed-size list per
+row. `export_predictions` streams both files out of a store in the order of the dataset that was predicted, a
+row group at a time; `read` streams a pair back, comparing the identifiers of the two files.
 
 Both files get their names only when both are durable. A crash leaves files ``.<name>.exporting``, which the
 next export replaces, and at the targets only whole files.
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,101 @@ from zarrow.transfer._parquet import open_parquet, write_parquet
 from zarrow.transfer._place import in_place
 from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow
 
-__all__ = ["export_predictions", "read", "write"]
+__all__ = [
+    "MULTITASK",
+    "SINGLE",
+    "Pipeline",
+    "embeddings_path",
+    "export_predictions",
+    "pipeline_of",
+    "read",
+    "write",
+]
 
-KEYS = ("subject_id", "prediction_time", "query", "duration_days")
-LABEL = "boolean_value"
-PROBABILITIES = ("censor_prob", "occurs_prob")
 ARRAY = "query_embed"
 EMBEDDING = "embedding"
 
-TYPES = {
-    "subject_id": pa.int64(),
-    "prediction_time": pa.timestamp("us"),
-    "query": pa.large_string(),
-    "duration_days": pa.float32(),
-    LABEL: pa.bool_(),
-    "censor_prob": pa.float32(),
-    "occurs_prob": pa.float32(),
-}
 
-_PREDICTION_ORDER = ("subject_id", "prediction_time", LABEL, "query", "duration_days", *PROBABILITIES)
-_EMBEDDING_ORDER = (*KEYS, LABEL)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pipeline:
+    """The files of one of EveryQuery's two pipelines.
+
+    Parameters
+    ----------
+    command : str
+        What writes the predictions.
+    types : dict of str to DataType
+        Their columns, in order.
+    keys : tuple of str
+        Columns that name a row.
+    label : str
+        Column of the label.
+    probabilities : tuple of str
+        Columns that the model predicts.
+    embeddings : tuple of str
+        Columns of the embeddings, in order, without the vectors.
+    compression : str
+        Codec of the Parquet files.
+    """
+
+    command: str
+    types: dict[str, pa.DataType]
+    keys: tuple[str, ...]
+    label: str
+    probabilities: tuple[str, ...]
+    embeddings: tuple[str, ...]
+    compression: str
+
+
+_TEXT, _TEXTS = pa.large_string(), pa.large_list(pa.large_string())
+_NUMBERS, _ANSWERS = pa.large_list(pa.float32()), pa.large_list(pa.bool_())
+_SUBJECT = {"subject_id": pa.int64(), "prediction_time": pa.timestamp("us")}
+_SINGLE_KEYS = (*_SUBJECT, "query", "duration_days")
+_WINDOWS = {
+    "queries": _TEXTS,
+    "start_durations": _NUMBERS,
+    "start_events": _TEXTS,
+    "durations": _NUMBERS,
+    "bound_events": _TEXTS,
+    "answers": _ANSWERS,
+    "forced_answers": _ANSWERS,
+}
+_ANSWERED = {**_SUBJECT, **_WINDOWS, "target_code": _TEXT, "label": pa.bool_()}
+
+SINGLE = Pipeline(
+    command="EQ_predict",
+    types={
+        **_SUBJECT,
+        "boolean_value": pa.bool_(),
+        "query": _TEXT,
+        "duration_days": pa.float32(),
+        "censor_prob": pa.float32(),
+        "occurs_prob": pa.float32(),
+    },
+    keys=_SINGLE_KEYS,
+    label="boolean_value",
+    probabilities=("censor_prob", "occurs_prob"),
+    embeddings=(*_SINGLE_KEYS, "boolean_value"),
+    compression="snappy",
+)
+MULTITASK = Pipeline(
+    command="EQ_predict_multitask",
+    types={**_ANSWERED, "prob": pa.float32()},
+    keys=(*_SUBJECT, "target_code"),
+    label="label",
+    probabilities=("prob",),
+    embeddings=tuple(_ANSWERED),
+    compression="zstd",
+)
+
+
+def pipeline_of(names: Iterable[str]) -> Pipeline:
+    """Return the pipeline whose tasks or predictions have these columns.
+
+    >>> pipeline_of(["subject_id", "queries"]).command
+    'EQ_predict_multitask'
+    """
+    return MULTITASK if "queries" in names else SINGLE
 
 
 # Out
@@ -60,24 +136,28 @@ def export_predictions(
     embeddings: str | os.PathLike[str] | None = None,
     *,
     array: str = ARRAY,
+    row_group_rows: int | None = None,
     partial: bool = False,
 ) -> int:
     """Write EveryQuery's Parquet files from a store: whole and durable on return.
 
-    Rows come in the order of the dataset that was predicted. A row group has about 16 MiB of vectors, or
-    65,536 rows, whatever the batches of the run were, and memory is that of one row group.
+    Rows come in the order of the dataset that was predicted, and memory is that of one row group.
 
     Parameters
     ----------
     store : Store or path
-        A store with the columns of the PredictionSchema, as `zarrow.everyquery.StreamingPredictionWriter`
-        writes it, or `zarrow.lightning.PredictionWriter` with `zarrow.everyquery.preset`.
+        A store of ``EQ_predict``'s or ``EQ_predict_multitask``'s columns, as
+        `zarrow.everyquery.StreamingPredictionWriter` writes it, or `zarrow.lightning.PredictionWriter` with
+        `zarrow.everyquery.preset`.
     predictions : path
-        Target of the predictions: the identifiers, the label if the store has it, both probabilities.
+        Target of the predictions: the identifiers, the label if the store has it, the probabilities.
     embeddings : path, optional
         Target of the embeddings, with the identifiers and the label.
     array : str
         The array with the embeddings.
+    row_group_rows : int, optional
+        Rows of a row group; that of EveryQuery's own files is a batch. By default about 16 MiB of vectors, or
+        65,536 rows without vectors.
     partial : bool
         Whether to accept an incomplete store, if `store` is a path.
 
@@ -89,7 +169,7 @@ def export_predictions(
     Raises
     ------
     InvalidInputError
-        If the store has other columns, or the array another shape.
+        If the store has other columns, the array another shape, or `row_group_rows` is below 1.
     UnknownNameError
         If the store has no such array.
     IncompleteStoreError
@@ -121,27 +201,45 @@ def export_predictions(
     """
     if not isinstance(store, Store):
         with open_store(store, partial=partial) as opened:
-            return export_predictions(opened, predictions, embeddings, array=array)
-    _check_columns(store)
+            return export_predictions(
+                opened, predictions, embeddings, array=array, row_group_rows=row_group_rows
+            )
+    if row_group_rows is not None and row_group_rows < 1:
+        raise InvalidInputError(f"row_group_rows must be at least 1, got {row_group_rows}")
+    pipeline = _pipeline(store)
     vectors = None if embeddings is None else _vectors(store, array)
     order = _order(store)
     targets = [Path(predictions), *([] if embeddings is None else [Path(embeddings)])]
     with in_place(*targets) as scratch:
-        _write_file(scratch[0], store, order, None)
+        _write_file(scratch[0], store, pipeline, order, None, row_group_rows)
         if vectors is not None:
-            _write_file(scratch[1], store, order, vectors)
+            _write_file(scratch[1], store, pipeline, order, vectors, row_group_rows)
     return store.num_rows
 
 
-def _check_columns(store: Store) -> None:
+def embeddings_path(predictions: Path) -> Path:
+    """Return where EveryQuery has the embeddings that belong to a file of predictions.
+
+    >>> embeddings_path(Path("run/p.parquet")).name
+    'p.embeddings.parquet'
+    """
+    return predictions.with_suffix(f".embeddings{predictions.suffix}")
+
+
+def _pipeline(store: Store) -> Pipeline:
+    """Return whose predictions a store has; raise if it has not all of their columns."""
     schema = store.schema
-    for name in (*KEYS, *PROBABILITIES, *([LABEL] if LABEL in schema.names else [])):
-        if name not in schema.names or schema.field(name).type != TYPES[name]:
+    pipeline = pipeline_of(schema.names)
+    for name, kind in pipeline.types.items():
+        if name not in schema.names and name == pipeline.label:
+            continue
+        if name not in schema.names or schema.field(name).type != kind:
             got = f"got {schema.field(name).type}" if name in schema.names else f"got {schema.names}"
             raise InvalidInputError(
-                f"{store.path}: a store of EveryQuery's predictions must have the column {name!r} of type "
-                f"{TYPES[name]}, {got}: write it with zarrow.everyquery's writer or preset"
+                f"{store.path}: a store of {pipeline.command}'s predictions must have the column {name!r} of "
+                f"type {kind}, {got}: write it with zarrow.everyquery's writer or preset"
             )
+    return pipeline
 
 
 def _vectors(store: Store, name: str) -> StoreArray:
@@ -168,21 +266,26 @@ def _order(store: Store) -> Any:
     return None
 
 
-def _write_file(path: Path, store: Store, order: Any, vectors: StoreArray | None) -> None:
+def _write_file(
+    path: Path,
+    store: Store,
+    pipeline: Pipeline,
+    order: Any,
+    vectors: StoreArray | None,
+    row_group_rows: int | None,
+) -> None:
     """Write the predictions, or with `vectors` the embeddings."""
-    wanted = _PREDICTION_ORDER if vectors is None else _EMBEDDING_ORDER
+    wanted = pipeline.types if vectors is None else pipeline.embeddings
     names = [name for name in wanted if name in store.schema.names]
-    fields = [pa.field(name, TYPES[name]) for name in names]
+    fields = [pa.field(name, pipeline.types[name]) for name in names]
     if vectors is not None:
         fields.append(pa.field(EMBEDDING, pa.list_(pa.float32(), vectors.row_shape[0])))
     schema = pa.schema(fields)
+    size = row_group_rows or batch_rows(0 if vectors is None else 4 * vectors.row_shape[0])
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch, found in store.join(
-            columns=names,
-            arrays=[] if vectors is None else [vectors.name],
-            batch_size=batch_rows(0 if vectors is None else 4 * vectors.row_shape[0]),
-            order=order,
+            columns=names, arrays=[] if vectors is None else [vectors.name], batch_size=size, order=order
         ):
             columns = list(batch.columns)
             if vectors is not None:
@@ -190,7 +293,18 @@ def _write_file(path: Path, store: Store, order: Any, vectors: StoreArray | None
                 columns.append(pa.FixedSizeListArray.from_arrays(values, type=schema[-1].type))
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
-    write_parquet(path, schema, batches(), names, compression="snappy", dictionary=KEYS)
+    leaves = {
+        name: f"{name}.list.element" if pa.types.is_large_list(schema.field(name).type) else name
+        for name in names
+    }
+    write_parquet(
+        path,
+        schema,
+        batches(),
+        list(leaves.values()),
+        compression=pipeline.compression,
+        dictionary=[leaves[name] for name in names if name not in (*pipeline.probabilities, pipeline.label)],
+    )
 
 
 def write(rows: Outgoing, target: Path, *, overwrite: bool) -> None:
@@ -200,7 +314,7 @@ def write(rows: Outgoing, target: Path, *, overwrite: bool) -> None:
         raise InvalidInputError(f"EveryQuery keeps one embedding per row, the store has {names}: choose one")
     if rows.explicit:
         raise InvalidInputError("the columns of EveryQuery's files are fixed: do not choose columns")
-    embeddings = target.with_name(f"{target.stem}_embeddings.parquet") if rows.arrays else None
+    embeddings = embeddings_path(target) if rows.arrays else None
     if embeddings is not None and embeddings.exists() and not overwrite:
         raise ConflictError(f"{embeddings} exists already: choose another target, or overwrite it")
     array = rows.arrays[0].name if rows.arrays else ARRAY
@@ -213,18 +327,21 @@ def write(rows: Outgoing, target: Path, *, overwrite: bool) -> None:
 
 
 def read(source: Path, beside: Path | None) -> Incoming:
-    """Return the rows of a pair of files, or of the predictions alone."""
+    """Return the rows of a pair of files, or of the predictions alone if there is no second one."""
     with contextlib.ExitStack() as files:
         total, schema, predictions = open_parquet(source, files)
-        lacks = [name for name in KEYS if name not in schema.names]
+        keys = pipeline_of(schema.names).keys
+        lacks = [name for name in keys if name not in schema.names]
         if lacks:
-            raise InvalidInputError(f"{source}: EveryQuery's predictions have {list(KEYS)}, missing {lacks}")
+            raise InvalidInputError(f"{source}: EveryQuery's predictions have {list(keys)}, missing {lacks}")
+        if beside is None and embeddings_path(source).exists():
+            beside = embeddings_path(source)
         if beside is None:
             empty = pa.RecordBatch.from_pylist([], schema=schema)
             found = from_arrow(total, empty, lambda: predictions(batch_rows(0)), source)
         else:
             count, kinds, embeddings = open_parquet(beside, files)
-            lacks = [name for name in (*KEYS, EMBEDDING) if name not in kinds.names]
+            lacks = [name for name in (*keys, EMBEDDING) if name not in kinds.names]
             if lacks or count != total:
                 raise InvalidInputError(
                     f"{beside}: not the embeddings of {source}: "
@@ -236,7 +353,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
             def pairs() -> Iterator[pa.RecordBatch]:
                 done = 0
                 for ours, theirs in zip(predictions(size), embeddings(size), strict=True):
-                    for name in KEYS:
+                    for name in keys:
                         if not ours[name].equals(theirs[name]):
                             raise InvalidInputError(
                                 f"{beside}: {name} differs from {source} in rows {done} to "
@@ -250,6 +367,6 @@ def read(source: Path, beside: Path | None) -> Incoming:
                 fields = [*schema, pa.field(ARRAY, kinds.field(EMBEDDING).type)]
                 first = pa.RecordBatch.from_pylist([], schema=pa.schema(fields))
             found = from_arrow(total, first, pairs, source)
-        found.keys = KEYS
+        found.keys = keys
         found.files = files.pop_all()
         return found

@@ -1,9 +1,10 @@
 """EveryQuery's predictions — `PredictionWriter` with a preset, and EveryQuery's own files at its end.
 
 `StreamingPredictionWriter` takes the place of the writer in EveryQuery's ``EQ_predict``: same constructor,
-same hooks, the same two Parquet files in the end. In between the rows go into a store next to the files, so
-that a killed run loses nothing: the same command again predicts only what is missing, on as many ranks as
-it likes. What it adds to `zarrow.lightning.PredictionWriter`:
+same hooks, the same two Parquet files in the end. It also does what ``EQ_predict_multitask`` does without a
+writer, in memory. In between the rows go into a store next to the files, so that a killed run loses nothing:
+the same command again predicts only what is missing, on as many ranks as it likes. What it adds to
+`zarrow.lightning.PredictionWriter`:
 
 1. the preset (`_predict.everyquery_tasks`): identifiers and label from EveryQuery's frame of tasks, the names
    and types of the columns;
@@ -12,8 +13,8 @@ it likes. What it adds to `zarrow.lightning.PredictionWriter`:
 3. when every row is stored and the store is complete, the export of the files
    (`zarrow.transfer` has their format).
 
-``python -m zarrow.everyquery model_run_dir=... tasks_dir=... output_parquet=...`` is ``EQ_predict`` with
-this writer in it; nothing else of EveryQuery is imported.
+``python -m zarrow.everyquery`` (`zarrow.everyquery.__main__`) is ``EQ_predict`` with this writer in it, and
+``python -m zarrow.everyquery multitask`` is ``EQ_predict_multitask``.
 
 The invariant it owns: the files exist only if all their rows do. A crash leaves an incomplete store that the
 next run resumes, or a complete one that it exports.
@@ -22,10 +23,7 @@ next run resumes, or a complete one that it exports.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import re
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,19 +32,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from zarrow._predict.everyquery_tasks import ENTRIES, identifiers, preset, tasks_crc32c
+from zarrow._predict.everyquery_tasks import entries, frame_pipeline, identifiers, preset, tasks_crc32c
 from zarrow._predict.identity import differences
-from zarrow.errors import (
-    ConflictError,
-    InvalidInputError,
-    MissingExtraError,
-    NotFoundError,
-    ZarrowError,
-)
+from zarrow.errors import ConflictError, InvalidInputError, NotFoundError, ZarrowError
 from zarrow.lightning import PredictionWriter
 from zarrow.store import Store
 from zarrow.store import open as open_store
-from zarrow.transfer._everyquery import ARRAY, PROBABILITIES, TYPES, export_predictions
+from zarrow.transfer._everyquery import ARRAY, export_predictions
 from zarrow.writer import Durability, Writer
 
 if TYPE_CHECKING:
@@ -54,23 +46,18 @@ if TYPE_CHECKING:
 
     from zarrow._predict.run import Run, Shortfall
 
-__all__ = ["StreamingPredictionWriter", "export_predictions", "identifiers", "main", "preset"]
+__all__ = ["StreamingPredictionWriter", "export_predictions", "identifiers", "preset"]
 
-_TASKS = "tasks_crc32c"
+_TASKS = "everyquery"
 _TMP = ".tmp"
-_OVERWRITE = re.compile(r"\+*overwrite=")
-"""The argument of EveryQuery's command, as Hydra reads it: the last one counts."""
-
-
-# The callback
 
 
 class StreamingPredictionWriter(PredictionWriter):
-    """Takes the place of the streaming writer in EveryQuery's ``EQ_predict``.
+    """Takes the place of the streaming writer in EveryQuery's ``EQ_predict``, and serves its multitask model.
 
     The rows go into a store; when all of them are there, the store is completed and the Parquet files are
     written from it, the same in columns, types, order and values as EveryQuery's own; only their row groups
-    have a fixed size instead of that of a batch. If the run ends early, by whatever means, there are no
+    have another size (`row_group_rows`). If the run ends early, by whatever means, there are no
     files, and the store has every finished batch: the same run again predicts the rest and drops nothing.
     Batches are those of the undisturbed run, so that padding, and with it every bit, is the same.
 
@@ -87,7 +74,8 @@ class StreamingPredictionWriter(PredictionWriter):
     output_parquet : path
         Target of the predictions. ``EQ_predict`` passes a name that ends in ``.tmp`` and renames the file.
     schema_df : polars.DataFrame
-        The tasks, in the dataset's order (or a pyarrow Table). Kept, not copied.
+        The tasks, in the dataset's order (or a pyarrow Table): one question per row, as ``EQ_predict`` has
+        them, or a sequence of questions, as ``EQ_predict_multitask`` has them. Kept, not copied.
     embeddings_output_parquet : path, optional
         Target of the embeddings; without it none are stored.
     hidden_size : int, optional
@@ -100,6 +88,14 @@ class StreamingPredictionWriter(PredictionWriter):
         final name: ``EQ_predict`` goes on from there only with ``overwrite=true``.
     durability : Durability, "segment" or "batch"
         As in `zarrow.Writer`.
+    codecs : optional
+        As in `zarrow.Writer`.
+    dtypes : mapping of str to str, optional
+        ``{"query_embed": "float16"}`` stores embeddings in half the bytes; the file has float32 in any case.
+    row_group_rows : int, optional
+        Rows of a row group of the files, e.g. those of a batch; by default as in `export_predictions`.
+    code_to_index : mapping of str to int, optional
+        As in `preset`.
 
     Raises
     ------
@@ -129,6 +125,8 @@ class StreamingPredictionWriter(PredictionWriter):
     [0.75, 0.125]
     """
 
+    _anew, _again = "overwrite=True", "run the same again"
+
     def __init__(
         self,
         output_parquet: str | os.PathLike[str],
@@ -139,27 +137,44 @@ class StreamingPredictionWriter(PredictionWriter):
         store: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         durability: Durability | Literal["segment", "batch"] = "segment",
+        codecs: Any = None,
+        dtypes: Mapping[str, str] | None = None,
+        row_group_rows: int | None = None,
+        code_to_index: Mapping[str, int] | None = None,
     ) -> None:
         if embeddings_output_parquet is not None and (hidden_size is None or hidden_size < 1):
             raise InvalidInputError(
                 "embeddings_output_parquet requires hidden_size, the width of query_embed, "
                 f"got {hidden_size}: pass model.config.hidden_size"
             )
+        if dtypes and dtypes.keys() - {ARRAY}:
+            raise InvalidInputError(
+                f"dtypes can only say how {ARRAY!r} is stored, got {dict(dtypes)}: EveryQuery's files have "
+                "float32 probabilities"
+            )
         self._output = Path(output_parquet)
         self._embeddings = None if embeddings_output_parquet is None else Path(embeddings_output_parquet)
         self._frame = schema_df
+        self._row_group_rows = row_group_rows
         outputs = list(filter(None, (self._output, self._embeddings)))
         finals = [path.with_suffix("") for path in outputs if path.suffix == _TMP]
         overwrite = overwrite or any(path.exists() for path in finals)
+        settings = preset(schema_df, embeddings=self._embeddings is not None, code_to_index=code_to_index)
+        settings["dtypes"] |= dtypes or {}
         super().__init__(
             (finals or outputs)[0].with_suffix(".zarrow") if store is None else store,
             mode="w" if overwrite else "x",
             resume=not overwrite,
-            expected_rows=len(schema_df) if hasattr(schema_df, "__len__") else None,
+            expected_rows=len(schema_df),
             durability=durability,
-            **preset(schema_df, embeddings=self._embeddings is not None),
+            codecs=codecs,
+            **settings,
         )
-        self._options["arrays"] = {} if self._embeddings is None else {ARRAY: ((hidden_size,), "float32")}
+        self._pipeline = frame_pipeline(schema_df)
+        self._entries = {*settings["columns"].values(), *settings["arrays"].values()}
+        self._options["arrays"] = {
+            name: ((hidden_size,), settings["dtypes"][name]) for name in settings["arrays"]
+        }
 
     @property
     def store_path(self) -> Path:
@@ -169,11 +184,7 @@ class StreamingPredictionWriter(PredictionWriter):
     @property
     def _offset(self) -> int:
         """Rows that the run has stored; the name is EveryQuery's, whose main reads it after the run."""
-        try:
-            with open_store(self.path if self.complete else self._grows_at, partial=True) as store:
-                return store.num_rows
-        except NotFoundError:
-            return 0
+        return self._stored_rows()
 
     def setup(self, trainer: Trainer | None, pl_module: LightningModule | None, stage: str) -> None:
         """Open the store, and leave out the batches that it has.
@@ -194,12 +205,18 @@ class StreamingPredictionWriter(PredictionWriter):
             If there is a store of other tasks or another model, and it may not be replaced.
         StoreLockedError
             If another run is writing the store.
+        InvalidInputError
+            If not every rank has the same tasks.
         """
         if stage != "predict":
             return
         for path in filter(None, (self._output, self._embeddings)):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._provenance[_TASKS] = tasks_crc32c(self._frame)
+        self._provenance[_TASKS] = tasks = {
+            "pipeline": self._pipeline.command,
+            "tasks": len(self._frame),
+            "tasks_crc32c": tasks_crc32c(self._frame),
+        }
         if trainer is None or pl_module is None:
             run = self._begin(None)
             run.meet([self], world_size=1)
@@ -207,6 +224,13 @@ class StreamingPredictionWriter(PredictionWriter):
             if self._resumed is not None:
                 run.log_taken_over(self._resumed)
         else:
+            if trainer.world_size > 1:
+                first = trainer.strategy.broadcast(tasks)
+                if not trainer.strategy.reduce_boolean_decision(first == tasks):
+                    raise InvalidInputError(
+                        f"every rank must have the same tasks; rank 0 has {first}, rank "
+                        f"{trainer.global_rank} has {tasks}: let tasks_dir be the same files on all of them"
+                    )
             super().setup(trainer, pl_module, stage)
 
     def _open(self, *, shared: bool) -> Writer | None:
@@ -219,9 +243,11 @@ class StreamingPredictionWriter(PredictionWriter):
 
     def _differing(self, store: Store) -> list[str]:
         """Return in what a store is not that of this run, as far as is known before the model is ready."""
-        if _TASKS not in store.provenance:
+        if not isinstance(theirs := store.provenance.get(_TASKS), dict):
             return ["it does not say which tasks it is of"]
         found = differences(store.provenance, self._provenance)
+        if theirs.get("tasks_crc32c") != self._provenance[_TASKS]["tasks_crc32c"]:
+            found.append("tasks were added, removed, changed or reordered since")
         arrays = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
         if arrays != self._options["arrays"]:
             found.append(f"arrays: the store has {arrays}, now {self._options['arrays']}")
@@ -230,7 +256,7 @@ class StreamingPredictionWriter(PredictionWriter):
     def _started_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
         return ConflictError(
             f"{self.path}: the store was started by another run: {'; '.join(differing)}: remove it, choose "
-            "another output_parquet, or predict anew with overwrite=True"
+            f"another output_parquet, or predict anew with {self._anew}"
         )
 
     def write_on_batch_end(
@@ -250,8 +276,9 @@ class StreamingPredictionWriter(PredictionWriter):
         trainer, pl_module : Trainer, LightningModule, or None
             As in `setup`.
         prediction : mapping of str to tensor
-            ``censor_probs`` and ``occurs_probs``, shape (rows,), and ``query_embed``, shape
-            (rows, hidden_size), of any floating-point type, on any device. Other entries are not stored.
+            ``censor_probs`` and ``occurs_probs``, or ``probs`` of the multitask model, shape (rows,), and
+            ``query_embed``, shape (rows, hidden_size), of any floating-point type, on any device. Other
+            entries are not stored.
         batch_indices, batch, batch_idx, dataloader_idx : list of int, object, int, int
             As in `PredictionWriter`.
 
@@ -261,8 +288,8 @@ class StreamingPredictionWriter(PredictionWriter):
             As in `PredictionWriter`.
         """
         if isinstance(prediction, Mapping):
-            stored = {entry: prediction[entry] for entry in ENTRIES.values() if entry in prediction}
-            for entry in (ENTRIES[name] for name in PROBABILITIES):
+            stored = {entry: prediction[entry] for entry in self._entries if entry in prediction}
+            for entry in entries(self._pipeline, embeddings=False).values():
                 if entry in stored:
                     stored[entry] = stored[entry].reshape(-1)
             prediction = stored
@@ -320,72 +347,14 @@ class StreamingPredictionWriter(PredictionWriter):
 
     def _conclude(self, missing: Shortfall | None) -> None:
         if missing is None:
-            export_predictions(self.path, self._output, self._embeddings)
+            export_predictions(self.path, self._output, self._embeddings, row_group_rows=self._row_group_rows)
             return
         warnings.warn(
-            f"{self._output} is not written: {self._grows_at}: {missing}: run the same again"
-            f"{' to predict them' if self._mode == 'a' else ', which predicts all rows anew'}",
+            f"{self._output} is not written: {self._grows_at}: {missing}: {self._how_to_go_on()}",
             stacklevel=3,
         )
 
     def _without_rows(self, run: Run) -> dict[str, Any]:
         empty = run.table_without_rows()
-        probabilities = [pa.field(name, TYPES[name]) for name in PROBABILITIES]
+        probabilities = [pa.field(name, self._pipeline.types[name]) for name in self._pipeline.probabilities]
         return {"schema": pa.schema([*empty.schema, *probabilities])}
-
-
-# The command
-
-
-class _InEQPredict(StreamingPredictionWriter):
-    """The writer in ``EQ_predict``, whose main was made for one process and runs in every rank."""
-
-    _leave = False
-
-    def teardown(self, trainer: Trainer | None, pl_module: LightningModule | None, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._leave = trainer is not None and not trainer.is_global_zero
-
-    def close(self) -> None:
-        super().close()
-        if self._leave:
-            # Main goes on to rename the files, which is rank 0's to do, once.
-            raise SystemExit(0 if self.complete else 1)
-
-
-def main() -> None:
-    """Run EveryQuery's ``EQ_predict``, with its arguments, and `StreamingPredictionWriter` in it.
-
-    Several ranks, which ``EQ_predict`` refuses, work: set ``trainer.devices`` and ``trainer.strategy`` in the
-    ``resolved_config.yaml`` of the run.
-
-    Raises
-    ------
-    MissingExtraError
-        If EveryQuery is not installed.
-    InvalidInputError
-        If this version of it has no such writer.
-    """
-    try:
-        predict = importlib.import_module("every_query.predict.predict")
-    except ImportError as error:
-        raise MissingExtraError(
-            "python -m zarrow.everyquery needs EveryQuery: pip install everyquery", name=error.name
-        ) from error
-    # Where there is no output yet, main does not say whether it was told to overwrite.
-    said = [argument.partition("=")[2] for argument in sys.argv[1:] if _OVERWRITE.match(argument)]
-    overwrite = bool(said) and said[-1].strip("'\"").lower() not in ("", "false", "0", "null")
-    for name, ours in (
-        ("_StreamingPredictionWriter", partial(_InEQPredict, overwrite=overwrite)),
-        ("_check_single_process_trainer", type),  # a callable of the trainer that finds nothing wrong
-    ):
-        if not hasattr(predict, name):
-            raise InvalidInputError(
-                f"{predict.__name__} has no {name} to replace: install everyquery 0.7.0, which has one"
-            )
-        setattr(predict, name, ours)
-    predict.main()
-
-
-if __name__ == "__main__":
-    main()
