@@ -353,8 +353,18 @@ def test_durability_by_time(path: Path) -> None:
         {"queue_bytes": 0},
         {"provenance": {"path": Path("x")}},
         {"provenance": {"loss": float("nan")}},
+        {"provenance": {1: 2, "1": 3}},
+        {"provenance": {"name": "\ud800"}},
     ],
-    ids=["mode", "durability", "queue", "provenance type", "provenance value"],
+    ids=[
+        "mode",
+        "durability",
+        "queue",
+        "provenance type",
+        "provenance value",
+        "provenance name",
+        "provenance text",
+    ],
 )
 def test_options_are_checked_at_once(options: dict[str, Any], path: Path) -> None:
     """An invalid option is refused before anything is created."""

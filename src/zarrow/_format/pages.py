@@ -2,9 +2,8 @@
 
 A page's header declares the page's stored and its decompressed size, its number of values, and the crc32 of
 its stored bytes (https://parquet.apache.org/docs/file-format/data-pages/). Decoders trust it: a few KiB may
-decompress to GiB. So `check_pages` walks over the headers, which takes no decompression, and refuses pages
-that zarrow never writes. It does so for `verify` and `repair`, and when a writer reopens a segment; plain
-reads trust the store (``FORMAT.md``, section 7).
+decompress to GiB. So `check_pages` walks over the headers, which takes no decompression, and refuses columns
+that expand more than zarrow lets them when it writes (``FORMAT.md``, section 7).
 
 The headers are Thrift structs in the compact protocol
 (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md); the fields that are not
@@ -13,23 +12,25 @@ needed are skipped, within bounds.
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from zarrow.errors import CorruptionError
 
-__all__ = ["Page", "check_pages", "read_footer", "read_pages"]
+__all__ = ["Page", "check_pages", "read_footer"]
 
 Read = Callable[[int, int], bytes]
 
-MAX_HEADER_BYTES = 1 << 20
-SMALL_BYTES = 64 << 20
-"""A size that every machine can spare: pages up to it may have any ratio."""
+_HEADER_BYTES, MAX_HEADER_BYTES = 128, 1 << 20
+SMALL_BYTES = 16 << 20
+"""A size that every machine can spare: columns up to it may have any ratio."""
 MAX_RATIO = 1000
-"""zstd compresses even large constant columns less than that."""
-VALUE_BYTES = 8
+"""Only constants are compressed more than that by zstd, and nothing by LZ4."""
+MAX_VALUES = 8 << 20
+"""Of a page: nulls and repeated values take no bytes."""
 _MAX_DEPTH = 8
 _END_BYTES = 8
 
@@ -78,6 +79,10 @@ class _Thrift:
         return self._data[self.position - 1]  # IndexError: the header ends too early
 
     def _varint(self) -> int:
+        value = self._data[self.position]
+        if value < 0x80:  # almost always
+            self.position += 1
+            return value
         value = shift = 0
         while True:
             byte = self._byte()
@@ -103,7 +108,8 @@ class _Thrift:
         number = 0
         while (head := self._byte()) & 0x0F:
             number = number + (head >> 4) if head >> 4 else self._integer()
-            value = self._value(head & 0x0F, depth + 1, in_struct=True)
+            kind = head & 0x0F
+            value = self._integer() if kind == 5 else self._value(kind, depth + 1, in_struct=True)
             if value is not None:
                 fields[number] = value
         return fields
@@ -142,9 +148,12 @@ class _Thrift:
 
 
 def _page(read: Read, offset: int, stop: int) -> Page:
-    header = read(offset, min(stop - offset, MAX_HEADER_BYTES))
-    thrift = _Thrift(header)
-    fields = thrift.struct()
+    try:
+        thrift = _Thrift(read(offset, min(stop - offset, _HEADER_BYTES)))
+        fields = thrift.struct()
+    except IndexError:
+        thrift = _Thrift(read(offset, min(stop - offset, MAX_HEADER_BYTES)))
+        fields = thrift.struct()
     inflated, stored, crc = fields[2], fields[3], fields.get(4)
     values = next((fields[kind][1] for kind in (5, 7, 8) if kind in fields), 0)
     data_offset = offset + thrift.position
@@ -153,8 +162,27 @@ def _page(read: Read, offset: int, stop: int) -> Page:
     return Page(data_offset, stored, inflated, values, None if crc is None else crc & 0xFFFFFFFF)
 
 
-def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
-    """Yield the facts in the page headers of a Parquet file.
+def _pages(column: Any, read: Read, path: str) -> Iterator[Page]:
+    """Yield the facts in the page headers of a column chunk, which must fill it as the footer says."""
+    offset = column.data_page_offset
+    if column.has_dictionary_page and (not offset or column.dictionary_page_offset < offset):
+        offset = column.dictionary_page_offset  # no rows, no data page: 0
+    stop = offset + column.total_compressed_size
+    try:
+        while offset < stop:
+            page = _page(read, offset, stop)
+            yield page
+            offset = page.data_offset + page.stored_bytes
+    except (LookupError, TypeError, ValueError) as error:
+        raise CorruptionError(
+            f"column {column.path_in_schema!r} has no valid page at byte {offset}: {error}", path=path
+        ) from error
+
+
+def check_pages(
+    metadata: Any, read: Read, path: str, *, columns: Collection[str] | None = None, checksums: bool = False
+) -> int:
+    """Raise unless every column can be decompressed without harm.
 
     Parameters
     ----------
@@ -164,46 +192,8 @@ def read_pages(metadata: Any, read: Read, path: str) -> Iterator[Page]:
         Takes an offset and a size, and returns those bytes of the file.
     path : str
         For messages.
-
-    Yields
-    ------
-    Page
-        Column by column.
-
-    Raises
-    ------
-    CorruptionError
-        If the pages do not fill the columns as the footer says.
-    """
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
-            offset = column.data_page_offset
-            if column.has_dictionary_page and (not offset or column.dictionary_page_offset < offset):
-                offset = column.dictionary_page_offset  # no rows, no data page: 0
-            stop = offset + column.total_compressed_size
-            try:
-                while offset < stop:
-                    page = _page(read, offset, stop)
-                    yield page
-                    offset = page.data_offset + page.stored_bytes
-            except (LookupError, TypeError, ValueError) as error:
-                raise CorruptionError(
-                    f"column {column.path_in_schema!r} has no valid page at byte {offset}: {error}", path=path
-                ) from error
-
-
-def check_pages(metadata: Any, read: Read, path: str, *, checksums: bool = False) -> int:
-    """Raise unless every page can be decompressed without harm.
-
-    Parameters
-    ----------
-    metadata : pyarrow.parquet.FileMetaData
-        The file's metadata.
-    read : callable of (int, int) to bytes
-        Takes an offset and a size, and returns those bytes of the file.
-    path : str
-        For messages.
+    columns : collection of str, optional
+        The columns to check; all by default.
     checksums : bool
         Whether to verify the pages' own checksums too.
 
@@ -215,21 +205,29 @@ def check_pages(metadata: Any, read: Read, path: str, *, checksums: bool = False
     Raises
     ------
     CorruptionError
-        If a page is harmful or damaged; the error names it.
+        If a column is harmful or damaged; the error names it, and the page.
     """
     unchecked = 0
-    for page in read_pages(metadata, read, path):
-        largest = max(page.inflated_bytes, page.values * VALUE_BYTES)
-        if largest > SMALL_BYTES and largest > MAX_RATIO * page.stored_bytes:
-            raise CorruptionError(
-                f"the page at byte {page.data_offset} declares {page.values} values and "
-                f"{page.inflated_bytes} bytes, but only {page.stored_bytes} bytes are stored",
-                path=path,
-            )
-        if page.crc32 is None:
-            unchecked += 1
-        elif checksums and zlib.crc32(read(page.data_offset, page.stored_bytes)) != page.crc32:
-            raise CorruptionError(
-                f"the checksum of the page at byte {page.data_offset} does not match", path=path
-            )
+    wanted = None if columns is None else tuple(f"{name}." for name in columns)
+    for group, index in itertools.product(range(metadata.num_row_groups), range(metadata.num_columns)):
+        column = metadata.row_group(group).column(index)
+        if wanted is not None and not f"{column.path_in_schema}.".startswith(wanted):
+            continue
+        inflated = stored = 0
+        for page in _pages(column, read, path):
+            inflated, stored = inflated + page.inflated_bytes, stored + page.stored_bytes
+            if inflated > max(SMALL_BYTES, MAX_RATIO * stored) or (
+                page.values > max(MAX_VALUES, MAX_RATIO * page.stored_bytes)
+            ):
+                raise CorruptionError(
+                    f"column {column.path_in_schema!r} declares {inflated} bytes, and {page.values} values "
+                    f"in the page at byte {page.data_offset}, but only {stored} bytes are stored",
+                    path=path,
+                )
+            if page.crc32 is None:
+                unchecked += 1
+            elif checksums and zlib.crc32(read(page.data_offset, page.stored_bytes)) != page.crc32:
+                raise CorruptionError(
+                    f"the checksum of the page at byte {page.data_offset} does not match", path=path
+                )
     return unchecked

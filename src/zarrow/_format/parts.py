@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from zarrow._format.arrow import numbers_as_arrow
 from zarrow._format.layout import SAMPLE_INDEX
-from zarrow._format.pages import check_pages
+from zarrow._format.pages import Read, check_pages
 from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError
 
@@ -59,14 +59,14 @@ def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int)
     return pa.Table.from_arrays([*columns, rows, wire[SAMPLE_INDEX]], schema=spec.table_schema)
 
 
-def to_wire(spec: StoreSpec, part: bytes, path: str) -> pa.Table:
+def to_wire(spec: StoreSpec, part: Any, read: Read, path: str) -> pa.Table:
     """Return the table of a part, whose checksum was verified, as its frames had it.
 
     `CorruptionError` if it is not a part all the same, or would take more memory than a part may: a store may
     be hostile.
     """
     try:
-        file = parquet().ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
+        file = parquet().ParquetFile(part, page_checksum_verification=True, pre_buffer=False)
         if not file.schema_arrow.remove_metadata().equals(_stored_schema(spec)):
             raise CorruptionError(
                 f"its columns are not those of the store: {file.schema_arrow.names}", path=path
@@ -75,7 +75,7 @@ def to_wire(spec: StoreSpec, part: bytes, path: str) -> pa.Table:
             raise CorruptionError(
                 f"{file.metadata.num_rows} rows in segments of {spec.segment_rows}", path=path
             )
-        check_pages(file.metadata, lambda offset, size: part[offset : offset + size], path)
+        check_pages(file.metadata, read, path)
         table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise CorruptionError(

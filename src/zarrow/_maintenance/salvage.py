@@ -106,8 +106,8 @@ def of_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> Salvag
     tables: list[tuple[int, pa.RecordBatch]] = []
     path = layout.part_path(record.segment)
     try:
-        with files.open(path) as file, open_part(file, spec, record):
-            table = to_wire(spec, file.content(record.part.size_bytes), path)
+        with files.open(path) as file, open_part(file, spec, record), file.stream() as stream:
+            table = to_wire(spec, stream, file.read, path)
         tables = [(0, batch) for batch in table.to_batches()]
     except (ZarrowError, FileNotFoundError):
         sound[:] = False

@@ -32,7 +32,7 @@ from zarrow._format.arrow import numbers_as_arrow, rebatched
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.parts import to_table
 from zarrow._read.filters import Filter
-from zarrow._read.part_files import PartFiles
+from zarrow._read.part_files import PartFiles, committed_table
 from zarrow._read.pruning import KnownRows
 from zarrow._read.view import View
 from zarrow._storage import threads
@@ -144,18 +144,12 @@ class NarrowColumns:
     @cached_property
     def live(self) -> pa.Table:
         """The live rows, with provisional row numbers."""
-        import pyarrow.parquet as pq
-
         view, spec = self._view, self._view.spec
         tables = [self._empty(self.schema.names)]
         ranges = view.live_ranges()
         for record, rows in zip(view.behind_gap, ranges, strict=False):
-            part = pq.read_table(
-                self._part_files.path(record.segment), schema=self.schema, page_checksum_verification=True
-            )
-            numbers = numbers_as_arrow(np.arange(rows.start, rows.stop))
-            place = self.schema.get_field_index(ROW)
-            tables.append(part.set_column(place, self.schema.field(ROW), numbers))
+            part = committed_table(view.snapshot.root, spec, record)
+            tables.append(to_table(spec, part.to_batches(), rows.start))
         for piece, rows in zip(view.open_pieces, ranges[len(view.behind_gap) :], strict=True):
             tables.append(to_table(spec, piece.batches(spec), rows.start))
         return pa.concat_tables(tables).unify_dictionaries()

@@ -5,32 +5,47 @@ A part is opened once for all three:
 1. its footer is compared with the segment's record, because statistics that are not the committed ones
    would leave out rows unnoticed;
 2. if there is a filter, the footer's statistics may rule the part out (`pruning`);
-3. the columns are decoded with the footer that was parsed already. Pages have checksums, which are
-   verified.
+3. the headers of the columns' pages are checked, once: a few KiB may decompress to GiB;
+4. the columns are decoded with the footer that was parsed already. Pages have checksums, which are verified.
 
 If anything fails, the whole file is compared with its record, so that the error says what is wrong.
 
-Reads only, and remembers which footers were checked. What pyarrow has besides its core is loaded with the
-first part.
+Reads only, and remembers which footers and columns were checked. What pyarrow has besides its core is loaded
+with the first part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.pages import read_footer
+from zarrow._format.pages import check_pages, read_footer
+from zarrow._format.parts import to_wire
+from zarrow._format.records import SegmentRecord
+from zarrow._format.spec import StoreSpec
 from zarrow._read.filters import Filter
 from zarrow._read.pruning import may_pass
 from zarrow._read.view import View
 from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError
 
-__all__ = ["PartFiles"]
+__all__ = ["PartFiles", "committed_table"]
+
+
+def committed_table(root: Path, spec: StoreSpec, record: SegmentRecord) -> pa.Table:
+    """Return a whole part as its frames had it (`to_wire`), compared with the segment's record."""
+    with open_file(root, layout.part_path(record.segment)) as file:
+        if file.size_bytes != record.part.size_bytes or not file.holds(
+            0, record.part.size_bytes, record.part.crc32c
+        ):
+            raise CorruptionError("not the bytes that were committed", path=file.path)
+        with file.stream() as stream:
+            return to_wire(spec, stream, file.read, file.path)
 
 
 class PartFiles:
@@ -46,6 +61,7 @@ class PartFiles:
         self._view = view
         self._schema = view.spec.table_schema
         self._sound: set[int] = set()  # parts whose footers were checked
+        self._harmless: set[tuple[int, str]] = set()  # columns of parts whose page headers were
 
     def path(self, segment: int) -> Path:
         """Return where a segment's part is."""
@@ -91,11 +107,8 @@ class PartFiles:
                 with pq.ParquetFile(
                     source, metadata=metadata, page_checksum_verification=True, pre_buffer=False
                 ) as file:
+                    self._check_pages(number, names, file.metadata, part)
                     table = file.read(columns=list(names), use_threads=len(names) > 1)
-            if table.num_rows != self._view.snapshot.segment_rows(number):
-                raise CorruptionError(
-                    f"{table.num_rows} rows are not what was committed", path=self.path(number)
-                )
             if set(table.column_names) != set(names):
                 raise CorruptionError("its columns are not what was committed", path=self.path(number))
         except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
@@ -119,6 +132,14 @@ class PartFiles:
             if crc32c(footer) != self._view.record(number).part.footer_crc32c:
                 raise OSError("its footer is not what was committed")
             self._sound.add(number)
+
+    def _check_pages(self, number: int, names: Sequence[str], metadata: Any, part: File) -> None:
+        """Raise unless a part has the committed rows and its columns can be decompressed without harm."""
+        if metadata.num_rows != self._view.snapshot.segment_rows(number):
+            raise CorruptionError(f"{metadata.num_rows} rows are not what was committed", path=part.path)
+        new = [name for name in names if (number, name) not in self._harmless]
+        check_pages(metadata, part.read, part.path, columns=new)
+        self._harmless.update((number, name) for name in new)
 
     # What went wrong
 

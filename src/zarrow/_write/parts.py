@@ -3,7 +3,8 @@
 A part has the user's columns, then ``row`` and ``sample_index``
 (https://parquet.apache.org/docs/file-format/). It is written for stock readers: zstd, statistics, page index,
 page checksums, bloom filters on the keys where pyarrow can write them, and a dictionary for strings only
-(random floats grow by half in one).
+(random floats grow by half in one). A part whose columns zstd shrinks so much that a reader would take them
+for an attack (`check_pages`), which happens to large constants, is written again with LZ4.
 
 pyarrow ignores short writes of Python files, and its own files bypass `_storage.files`. So it writes to
 `_Sink`, which passes every byte to `_storage.files` and computes the checksum on the way. A crash leaves a
@@ -25,12 +26,13 @@ import pyarrow as pa
 from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import RESERVED_COLUMNS
-from zarrow._format.pages import read_footer
+from zarrow._format.pages import check_pages, read_footer
 from zarrow._format.parts import POOL, parquet
 from zarrow._format.records import PartFacts
 from zarrow._format.spec import StoreSpec
 from zarrow._storage import files
-from zarrow.errors import InvalidInputError
+from zarrow._storage.reading import open_file
+from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = ["check_columns", "write_part"]
 
@@ -147,21 +149,28 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     PartFacts
         For the record.
     """
+    options = _writer_options(spec, table)
+    facts = _write_with(options, path, spec, table)
+    try:
+        with open_file(path.parent, path.name) as file, file.stream() as stream:
+            check_pages(parquet().read_metadata(stream), file.read, str(path))
+    except CorruptionError:
+        files.remove(path)
+        facts = _write_with(options | {"compression": "lz4"}, path, spec, table)
+    return facts
+
+
+def _write_with(options: dict[str, Any], path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     sink = _Sink(path)
     try:
         with pa.PythonFile(sink, mode="w") as file:
-            with parquet().ParquetWriter(file, spec.table_schema, **_writer_options(spec, table)) as writer:
+            with parquet().ParquetWriter(file, spec.table_schema, **options) as writer:
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
             sink.sync()
     finally:
         sink.close()
-    with path.open("rb") as part:
-
-        def read(offset: int, size_bytes: int) -> bytes:
-            part.seek(offset)
-            return part.read(size_bytes)
-
-        footer = read_footer(read, sink.size_bytes)
+    with open_file(path.parent, path.name) as part:
+        footer = read_footer(part.read, sink.size_bytes)
     return PartFacts(size_bytes=sink.size_bytes, crc32c=sink.crc32c, footer_crc32c=crc32c(footer))
 
 

@@ -22,19 +22,18 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format import layout
-from zarrow._format.checksum import crc32c
-from zarrow._format.parts import to_wire
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog, shard_rows
 from zarrow._read.open_rows import read
+from zarrow._read.part_files import committed_table
 from zarrow._storage import files, reading
 from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
 from zarrow._write.batches import CheckedBatch
 from zarrow._write.open_segment import OpenSegment
 from zarrow._write.seal import Dead
-from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow.errors import StoreLockedError
 
 __all__ = ["enter_again", "remove_segment_files", "reopen", "segment_files"]
 
@@ -112,11 +111,7 @@ def segment_files(root: Path, spec: StoreSpec, number: int) -> Iterator[Path]:
 
 def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[CheckedBatch]:
     """Yield a committed segment's rows as they were appended, checked against its record."""
-    path = root / layout.part_path(record.segment)
-    data = reading.read_file(root, layout.part_path(record.segment), limit_bytes=record.part.size_bytes)
-    if len(data) != record.part.size_bytes or crc32c(data) != record.part.crc32c:
-        raise CorruptionError("not the bytes that were committed", path=path)
-    table = to_wire(spec, data, str(path))
+    table = committed_table(root, spec, record)
     blocks = [shard_rows.committed_rows(root, array, spec.segment_rows, record) for array in spec.arrays]
     step = min((array.chunk_rows for array in spec.arrays), default=spec.segment_rows)
     readers = [_rechunk(block, step) for block in blocks]
