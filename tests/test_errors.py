@@ -78,3 +78,12 @@ def test_errors_cross_processes(name: str) -> None:
     assert type(back) is kind
     assert str(back) == str(error)
     assert vars(back) == vars(error)
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_no_error_acts_on_a_terminal(name: str) -> None:
+    """What a hostile store brings into a message cannot clear the screen, or pretend to be another line."""
+    kind = getattr(errors, name)
+    text = "a \x1b[2J \r\n \x9b \u202e \udcff é"
+    error = kind(errno.EIO, text) if name == "WriteFailedError" else kind(text)
+    assert str(error).endswith(r"a \x1b[2J \r\n \x9b \u202e \udcff é")

@@ -12,12 +12,11 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from rich.markup import escape
 from typer import Exit, Option, Typer
 from typer.core import TyperGroup
 
 from zarrow._commands import analyse, draw, keep, look, move, run
-from zarrow._commands.terminal import err, out, say
+from zarrow._commands.terminal import err, escape, out, say
 from zarrow.errors import NotFoundError, ZarrowError
 
 __all__ = ["app", "main"]

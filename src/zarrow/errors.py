@@ -27,6 +27,7 @@ the value that broke it, and the remedy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -51,14 +52,29 @@ __all__ = [
 ]
 
 
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""Return a text without what acts on a terminal, such as escape sequences: a store may be hostile.
+
+    >>> printable("a\nb \x1b[2J é")
+    'a\\nb \\x1b[2J é'
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
 class ZarrowError(Exception):
-    """Root of everything that zarrow raises on purpose.
+    """Root of everything that zarrow raises on purpose; its text can be printed (`printable`).
 
     Examples
     --------
     >>> issubclass(CorruptionError, ZarrowError)
     True
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InvalidInputError(ZarrowError, ValueError):
@@ -80,6 +96,8 @@ class NotFoundError(ZarrowError, LookupError):
 class StoreNotFoundError(FileNotFoundError, NotFoundError):  # this order: its `__new__` must be OSError's
     """Nothing is at the path."""
 
+    __str__ = ZarrowError.__str__
+
 
 class NotAStoreError(NotFoundError):
     """Something is at the path, but it is not a zarrow store."""
@@ -89,7 +107,7 @@ class _PlainKeyError(NotFoundError, KeyError):
     """A KeyError whose message is not shown in quotes."""
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+        return printable(self.args[0]) if self.args else ""
 
 
 class UnknownNameError(_PlainKeyError):
@@ -151,7 +169,7 @@ class CorruptionError(ZarrowError, RuntimeError):
         return str(self.args[0])
 
     def __str__(self) -> str:
-        return self.reason if self.path is None else f"{self.path}: {self.reason}"
+        return printable(self.reason if self.path is None else f"{self.path}: {self.reason}")
 
 
 class WriteFailedError(ZarrowError, OSError):

@@ -117,7 +117,7 @@ def test_default_segment_of_the_usual_widths(hidden: int, rows: int) -> None:
         ({"dtype": "bfloat16"}, "dtype must be one of"),
         ({"chunk_rows": 3}, "chunk_rows must be a power of two, got 3"),
         ({"chunk_rows": 0}, "chunk_rows must be a power of two, got 0"),
-        ({"codecs": ()}, "codecs must not be empty"),
+        ({"codecs": ()}, "codecs must be objects with a name, at least one"),
     ],
 )
 def test_an_array_spec_checks_itself(change: dict[str, Any], message: str) -> None:

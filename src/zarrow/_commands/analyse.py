@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.filesize import decimal
-from rich.markup import escape
 from typer import Argument, BadParameter, Option, Typer
 
 from zarrow._commands.arguments import (
@@ -38,6 +37,7 @@ from zarrow._commands.terminal import (
     SHOWN_ROWS,
     cell,
     err,
+    escape,
     grid_of,
     out,
     print_json,

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
 from typer import Argument, BadParameter, Option
 
-from zarrow._commands.terminal import err, say
+from zarrow._commands.terminal import err, escape, say
 from zarrow._format.spec import rows_of_expected
 from zarrow.errors import IncompleteStoreError, InvalidInputError, unknown_name
 

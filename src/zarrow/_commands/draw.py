@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rich.filesize import decimal
-from rich.markup import escape
 from typer import Option, Typer
 
 from zarrow._commands.arguments import (
@@ -26,7 +25,7 @@ from zarrow._commands.arguments import (
     comma_list,
     open_store,
 )
-from zarrow._commands.terminal import print_json, progress_bar, say
+from zarrow._commands.terminal import escape, print_json, progress_bar, say
 from zarrow.errors import InvalidInputError
 
 __all__ = ["app"]

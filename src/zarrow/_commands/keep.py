@@ -11,13 +11,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rich.markup import escape
 from typer import Argument, BadParameter, Exit, Option, Typer
 
 from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, open_store
 from zarrow._commands.show_audit import show_repair, show_report
 from zarrow._commands.show_store import facts_of, show_info
-from zarrow._commands.terminal import err, print_json, progress_bar, say
+from zarrow._commands.terminal import err, escape, print_json, progress_bar, say
 from zarrow._format.spec import rows_of_expected
 
 __all__ = ["app"]

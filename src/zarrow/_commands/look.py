@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any
 
-from rich.markup import escape
 from typer import Option, Typer
 
 from zarrow._commands.arguments import AsJson, Columns, StorePath, open_store
 from zarrow._commands.show_store import facts_of, show_head, show_info
-from zarrow._commands.terminal import counted, out, print_json
+from zarrow._commands.terminal import counted, escape, out, print_json
 from zarrow._commands.watching import Watch
 
 __all__ = ["app"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
 from typer import Argument, Option, Typer
 
 from zarrow._commands.arguments import Arrays, Columns, Names, StorePath, comma_list, open_store
-from zarrow._commands.terminal import progress_bar, say
+from zarrow._commands.terminal import escape, progress_bar, say
 
 __all__ = ["app"]
 

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.markup import escape
 from typer import BadParameter, Context, Option, Typer
 
 from zarrow._commands.show_store import facts_of, show_info
-from zarrow._commands.terminal import out, say
+from zarrow._commands.terminal import escape, out, say
 from zarrow.errors import IncompleteStoreError, MissingExtraError, StoreExistsError
 
 if TYPE_CHECKING:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
-
-from zarrow._commands.terminal import counted, say
+from zarrow._commands.terminal import counted, escape, say
 from zarrow.repair import Repair, SetAside
 from zarrow.verify import Finding, Report
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
-from zarrow._commands.terminal import cell, counted, grid_of, out, say
+from zarrow._commands.terminal import cell, counted, escape, grid_of, out, say
 from zarrow._format.spec import rows_of_expected
 from zarrow._read.derived_arrays import derived_names
 from zarrow.errors import ZarrowError
@@ -100,7 +99,7 @@ def show_info(facts: dict[str, Any]) -> None:
             escape(name),
             _shape(array["shape"]),
             array["dtype"],
-            ", ".join(array["codecs"]),
+            escape(", ".join(map(str, array["codecs"]))),
             decimal(array["stored_bytes"]),
             "–" if ratio is None else f"{ratio:.2f}",
         )

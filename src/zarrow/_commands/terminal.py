@@ -3,6 +3,8 @@
 Answers go to standard output (`out`), warnings and progress to standard error (`err`), so that ``--json``
 leaves standard output to programs. A terminal is filled as wide as it is; into a pipe or a file nothing is
 wrapped or cut, for ``grep`` and ``less -S``, unless the environment variable ``COLUMNS`` sets a width.
+
+No text of a store acts on the terminal: `escape` makes it harmless, and `_Harmless` what was forgotten.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import markup
 from rich.cells import cell_len
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import (
     BarColumn,
     Progress,
@@ -25,7 +27,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
+
+from zarrow.errors import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +41,7 @@ __all__ = [
     "cell",
     "counted",
     "err",
+    "escape",
     "grid_of",
     "out",
     "print_json",
@@ -50,11 +56,34 @@ CELL_CHARACTERS = 28
 GAP = 2
 UNBOUNDED = 10_000
 
+
+class _Harmless(RenderHook):
+    """Prints without what acts on a terminal, but for what rich itself adds."""
+
+    def __init__(self, renderable: ConsoleRenderable | None = None) -> None:
+        self._renderable = renderable
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Harmless(one) for one in renderables]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        assert self._renderable is not None
+        for text, style, control in console.render(self._renderable, options):
+            lines = text if control else "\n".join(map(printable, text.split("\n")))
+            yield Segment(lines, style, control)
+
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 for _console in (out, err):
+    _console.push_render_hook(_Harmless())
     if not _console.is_terminal and "COLUMNS" not in os.environ:
         _console.width = UNBOUNDED
+
+
+def escape(text: str) -> str:
+    """Return a text that is printed as it is: neither rich nor the terminal finds instructions in it."""
+    return markup.escape(printable(text))
 
 
 def say(text: str, console: Console = out) -> None:
@@ -65,7 +94,7 @@ def say(text: str, console: Console = out) -> None:
 def print_json(facts: Any, *, one_line: bool = False) -> None:
     """Print standard JSON: NaN and infinity, which it does not have, become null."""
     text = json.dumps(_finite(facts), indent=None if one_line else 2, default=str, allow_nan=False)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
     sys.stdout.flush()
 
 

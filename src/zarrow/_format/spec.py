@@ -129,8 +129,10 @@ class ArraySpec:
                 f"array {self.name!r}: a row may have {MAX_ROW_AXES} axes, and {self.chunk_rows} rows "
                 f"{MAX_CHUNK_BYTES} bytes, got shape {self.row_shape} of {self.row_bytes} bytes: split it"
             )
-        if not self.codecs:
-            raise InvalidInputError(f"array {self.name!r}: codecs must not be empty; plain bytes is None")
+        if not self.codecs or not all(isinstance(codec.get("name"), str) for codec in self.codecs):
+            raise InvalidInputError(
+                f"array {self.name!r}: codecs must be objects with a name, at least one; plain bytes is None"
+            )
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:

@@ -36,7 +36,7 @@ from zarrow._predict.rules import PredictionRules
 from zarrow._predict.sample_set import SampleSet
 from zarrow._predict.stored_samples import DATALOADER_IDX, drop_repeated, stored_samples
 from zarrow._write.worker import close_at_exit
-from zarrow.errors import BatchError, InvalidInputError, ZarrowError
+from zarrow.errors import BatchError, InvalidInputError, ZarrowError, printable
 from zarrow.store import Store
 from zarrow.writer import Writer
 
@@ -276,8 +276,8 @@ class Run:
             "%s: %s are taken over from the run that began at %s on %s, and not predicted again",
             store.path,
             rows_of_expected(stored, self.expected_rows),
-            store.provenance.get("created"),
-            store.provenance.get("host"),
+            printable(store.provenance.get("created")),
+            printable(store.provenance.get("host")),
         )
 
     def shortfall(self, limit: int | float | None) -> Shortfall | None:

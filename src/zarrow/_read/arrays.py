@@ -20,7 +20,7 @@ from zarrow._format.spec import ArraySpec
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.mapping import JoinedRows
 from zarrow._read.view import View
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, printable
 
 if TYPE_CHECKING:
     import zarr
@@ -132,7 +132,7 @@ class StoreArray:
         return self._view.rows
 
     def __repr__(self) -> str:
-        codecs = ", ".join(codec["name"] for codec in self.codecs)
+        codecs = printable(", ".join(codec["name"] for codec in self.codecs))
         return f"<zarrow.StoreArray {self.name!r} {self.shape} {self.dtype.name} [{codecs}]>"
 
     def __reduce__(self) -> tuple[Any, ...]:
