@@ -1,6 +1,8 @@
 """Export and import — what other tools read of a store, and stores made from their files."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -260,6 +262,160 @@ class TestRoundTrips:
         assert beside["embedding"].to_pylist() == vectors.to_pylist()
 
 
+def tree(path):
+    """Return everything at a path: names, and what files hold."""
+    found = [path, *sorted(path.rglob("*"))]
+    return {one.relative_to(path): one.read_bytes() if one.is_file() else None for one in found}
+
+
+FOLDERS = ["npy", "anndata", "lance"]
+
+
+class TestTargets:
+    """What an export must not write to, or remove."""
+
+    def test_the_store_and_what_contains_it(self, store, tmp_path):
+        """Neither the store nor a folder around it is a target, by whatever link it is named."""
+        (tmp_path / "link").symlink_to(store.path)
+        for target in (store.path, store.path / "x.npy", tmp_path / "link", store.path.parent):
+            with pytest.raises((InvalidInputError, ConflictError), match=r"within|contains|exists"):
+                export(store, target, "npy", columns=[])
+            with pytest.raises(InvalidInputError, match=r"within the exported|contains the exported"):
+                export(store, target, "npy", overwrite=True)
+        assert zarrow.verify(store.path).ok
+
+    @pytest.mark.parametrize("format", ["parquet", *FOLDERS])
+    def test_a_folder_with_other_files(self, store, tmp_path, format):
+        """A folder that holds anything else than an export in this format is not overwritten."""
+        for number, name in enumerate(("notes.txt", "data/raw.csv", "obs/notes", "e/e_1.npy", "zarrow.json")):
+            target = tmp_path / f"out-{number}"
+            if format in FOLDERS:
+                export(store, target, format)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_text("mine")
+            before = tree(target)
+            with pytest.raises(ConflictError, match=f"would remove '{name}'"):
+                export(store, target, format, overwrite=True)
+            assert tree(target) == before
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked/e").symlink_to(tmp_path)
+        with pytest.raises(ConflictError, match="would remove 'e'"):
+            export(store, tmp_path / "linked", format, overwrite=True)
+
+    @pytest.mark.parametrize("format", ["parquet", *FOLDERS])
+    def test_an_earlier_export_and_a_link_to_it(self, store, tmp_path, format):
+        """An export in the same format is overwritten; a link to it stays a link."""
+        export(store, tmp_path / "out", format, columns=["id"])
+        before = tree(tmp_path / "out")
+        (tmp_path / "link").symlink_to("out")
+        export(store, tmp_path / "link", format, overwrite=True)
+        assert os.readlink(tmp_path / "link") == "out"
+        assert tree(tmp_path / "out") != before
+        assert sorted(os.listdir(tmp_path)) == ["link", "out"]
+
+    def test_what_is_neither_file_nor_folder(self, store, tmp_path):
+        """A pipe or device is not replaced."""
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ConflictError, match="neither a file nor a folder"):
+            export(store, tmp_path / "pipe", "parquet", overwrite=True)
+        assert (tmp_path / "pipe").is_fifo()
+
+    def test_two_at_once(self, store, tmp_path):
+        """The second export to a target is refused; the first one is whole."""
+
+        def second(done, total):
+            if done < total:
+                with pytest.raises(ConflictError, match="another process is exporting to it"):
+                    export(store, tmp_path / "out.parquet", overwrite=True)
+
+        export(store, tmp_path / "out.parquet", progress=second)
+        assert pq.read_table(tmp_path / "out.parquet").num_rows == ROWS
+        assert os.listdir(tmp_path) == ["out.parquet"]
+
+    def test_a_killed_one_is_tidied_up(self, store, tmp_path):
+        """The next export to the target removes what a killed one left, and nothing else."""
+        code = (
+            "import os, sys, zarrow.transfer as t\n"
+            "t.export(sys.argv[1], sys.argv[2], progress=lambda *_: os.kill(os.getpid(), 9))\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(zarrow.__file__).parents[1])}
+        words = [sys.executable, "-c", code, store.path, tmp_path / "out.parquet"]
+        assert subprocess.run(words, env=environment, check=False).returncode == -9
+        assert len(os.listdir(tmp_path)) == 2
+        (tmp_path / ".out.parquet.0123456789abcdef.exporting").write_text("mine")
+        export(store, tmp_path / "out.parquet")
+        assert sorted(os.listdir(tmp_path)) == [".out.parquet.0123456789abcdef.exporting", "out.parquet"]
+
+    @pytest.mark.parametrize("kind", ["file", "folder", "link"])
+    def test_a_name_that_is_somebody_elses(self, store, tmp_path, kind):
+        """Where the name of the lock is taken, the export is refused in words."""
+        name = tmp_path / ".out.parquet.exporting"
+        if kind == "folder":
+            name.mkdir()
+        else:
+            (name if kind == "file" else tmp_path / "mine").write_text("mine")
+            if kind == "link":
+                name.symlink_to("mine")
+        before = tree(tmp_path)
+        with pytest.raises(ConflictError, match="needs this name: move it away"):
+            export(store, tmp_path / "out.parquet")
+        assert tree(tmp_path) == before
+
+    def test_a_file_that_appears_meanwhile(self, store, tmp_path):
+        """A file that somebody else makes at the target meanwhile stays."""
+
+        def make(done, total):
+            (tmp_path / "out.parquet").write_text("mine")
+
+        with pytest.raises(ConflictError, match="exists"):
+            export(store, tmp_path / "out.parquet", progress=make)
+        assert (tmp_path / "out.parquet").read_text() == "mine"
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+    @pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "lance", "safetensors"])
+    def test_what_is_private_stays_private(self, store, tmp_path, format):
+        """What another user may not read in the store, he may not read in the export, nor while it grows."""
+        store = zarrow.open(shutil.copytree(store.path, tmp_path / "private.zarrow"))
+        os.chown(store.path, 1234, 2345)
+        os.chmod(store.path, 0o750)
+        tmp_path.chmod(0o755)
+        (tmp_path / "public").touch()
+        code = (
+            "import os, sys\n"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            "for folder, folders, files in os.walk('.'):\n"
+            "    for name in files:\n"
+            "        path = os.path.join(folder, name)\n"
+            "        if not name.endswith('.exporting') and os.access(path, os.R_OK): print(path)\n"
+        )
+
+        def readable(*_):
+            words = [sys.executable, "-I", "-c", code]
+            found = subprocess.run(words, cwd=tmp_path, capture_output=True, check=True)
+            assert found.stdout == b"./public\n"
+
+        seen = []  # the first time takes long enough
+        columns = ["id"] if format == "safetensors" else None
+        export(
+            store,
+            tmp_path / "out",
+            format,
+            columns=columns,
+            progress=lambda *_: seen or seen.append(readable()),
+        )
+        readable()
+        for path in (tmp_path / "out", *(tmp_path / "out").rglob("*")):
+            status = path.stat()
+            assert (status.st_uid, status.st_gid) == (1234, 2345), path
+            assert status.st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
+
+    def test_an_import_of_a_part_of_the_target(self, store):
+        """A store is not replaced by what lies in it."""
+        with pytest.raises(InvalidInputError, match="which is imported"):
+            import_(store.path / "table", store.path, "parquet", overwrite=True)
+        assert zarrow.verify(store.path).ok
+
+
 class TestRules:
     @pytest.mark.parametrize("format", ["npy", "parquet", "anndata", "lance", "safetensors"])
     def test_a_store_without_rows(self, tmp_path, format):
@@ -292,8 +448,8 @@ class TestRules:
     def test_an_export_that_fails_leaves_nothing(self, store, tmp_path, format, monkeypatch):
         """If reading rows fails, the old target is still there, and nothing else."""
         target = tmp_path / "out"
-        target.mkdir()
-        (target / "mine").touch()
+        export(store, target, format, columns=["id"])
+        before = tree(target)
         join = zarrow.Store.join
 
         def broken(self, *args, **kwargs):
@@ -306,7 +462,7 @@ class TestRules:
         with pytest.raises((OSError, RuntimeError), match="the disk is gone"):
             export(store, target, format, columns=["id"], overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        assert [path.name for path in target.iterdir()] == ["mine"]
+        assert tree(target) == before
 
     def test_progress(self, store, tmp_path):
         """The progress function is called for every batch, and at the end."""

@@ -219,7 +219,9 @@ def give_access(path: Path, model: Path) -> None:
     no access.
     """
     access, own = os.stat(model), os.stat(path)
-    mode = stat.S_IMODE(access.st_mode) & (0o7777 if stat.S_ISDIR(own.st_mode) else 0o666)
+    # Its owner can go on with it, even if the model may only be read.
+    mode = stat.S_IMODE(access.st_mode) | 0o700
+    mode &= 0o7777 if stat.S_ISDIR(own.st_mode) else 0o666
     try:
         os.chown(path, access.st_uid, access.st_gid)
     except PermissionError:

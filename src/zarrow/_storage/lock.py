@@ -84,8 +84,7 @@ class FileLock:
                 _held.add(self)
                 try:
                     if self._holder:
-                        files.truncate(file.fileno(), 0)
-                        files.write(file.fileno(), self._holder, 0)
+                        self.describe(self._holder)
                 except BaseException:
                     self.release(remove_file=True)
                     raise
@@ -117,6 +116,12 @@ class FileLock:
             return False
         self.shared = shared
         return True
+
+    def describe(self, holder: bytes) -> None:
+        """Write a description into the file of a held lock."""
+        assert self._file is not None
+        files.truncate(self._file.fileno(), 0)
+        files.write(self._file.fileno(), holder, 0)
 
     def holder(self) -> bytes:
         """Return the description that the last exclusive holder wrote into the file."""

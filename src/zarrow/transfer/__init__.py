@@ -7,8 +7,9 @@ target)`` or ``read(source, beside)`` or both. To add one: write the module, and
 `ImportFormat`. What the formats share is in `_rows` (the rows on their way) and `_place` (how a finished file
 gets its name).
 
-A crash of an export leaves ``.<name>.exporting`` next to the target, which the next export replaces, and
-never half a target; a crash of an import leaves an incomplete store, which the next import replaces.
+A crash of an export leaves scratch files next to the target (``.<name>.exporting``), which the next export to
+it removes, and never half a target; a crash of an import leaves an incomplete store, which the next import
+replaces.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Literal, get_args
 from zarrow.errors import ConflictError, InvalidInputError, StoreExistsError
 from zarrow.store import Store
 from zarrow.store import open as open_store
-from zarrow.transfer._place import in_place
+from zarrow.transfer._place import NO_FILES, in_place
 from zarrow.transfer._rows import Outgoing, Progress
 from zarrow.writer import Writer
 
@@ -57,7 +58,8 @@ def export(
 ) -> int:
     """Write a store's rows, in row order, in another format: whole and durable on return.
 
-    Until then the target is what it was before. The formats:
+    Until then the target is what it was before. Only who may read the store's directory may read what is
+    exported. The formats:
 
     * ``"npy"``: a folder with ``<array>/<array>_0.npy`` per array and ``metadata/metadata_0.parquet``, as
       embedding-reader (and so autofaiss) and clip-retrieval read it; or, if the target ends in ``.npy``,
@@ -86,7 +88,7 @@ def export(
     arrays : list of str, optional
         The arrays, which may include derived ones; by default all but derived ones.
     overwrite : bool
-        Whether to replace an existing target, in one step.
+        Whether to replace an existing target, in one step; not a folder with files of other origin.
     progress : callable of (int, int), optional
         Called with the number of rows written so far and in all.
 
@@ -98,13 +100,15 @@ def export(
     Raises
     ------
     InvalidInputError
-        If the format is unknown, or cannot hold these columns or arrays.
+        If the format is unknown, or cannot hold these columns or arrays, or if the target lies in the store
+        or contains it.
     UnknownNameError
         If there is no such column or array.
     IncompleteStoreError
         If the store at a path was not finalized.
     ConflictError
-        If the target exists and `overwrite` is False.
+        If the target exists and `overwrite` is False, or is a folder with other files, or if another process
+        is exporting to it.
     MissingExtraError
         If the format's library is not installed.
     OSError
@@ -121,21 +125,20 @@ def export(
     """
     path = Path(os.path.abspath(target))
     chosen = _format(format, path, EXPORTS, "export")
+    if os.path.lexists(path) and not overwrite:
+        raise ConflictError(f"{path} exists already: choose another target, or overwrite it")
     if not isinstance(store, Store):
         with open_store(store) as opened:
             return export(
                 opened, path, chosen, columns=columns, arrays=arrays, overwrite=overwrite, progress=progress
             )
-    if path == store.path or store.path in path.parents:
-        raise InvalidInputError(f"{path}: lies within the exported store: choose another target")
-    if os.path.lexists(path) and not overwrite:
-        raise ConflictError(f"{path} exists already: choose another target, or overwrite it")
     rows = Outgoing.of(store, columns, arrays, progress)
     module = _module(chosen)
     if chosen == "everyquery":
         module.write(rows, path, overwrite=overwrite)  # two files, which it puts into place itself
     else:
-        with in_place(path) as (scratch,):
+        known = getattr(module, "FILES", NO_FILES)
+        with in_place(path, store=store.path, overwrite=overwrite, known=known) as (scratch,):
             module.write(rows, scratch, path)
     return store.num_rows
 
@@ -217,6 +220,9 @@ def import_(
         raise FileNotFoundError(f"{origin}: no such file or directory to import")
     if os.path.lexists(goal) and not overwrite:
         raise StoreExistsError(f"{goal} exists already: choose another path, or overwrite it")
+    for one in (origin, beside):
+        if one is not None and Path(os.path.realpath(goal)) in Path(os.path.realpath(one)).parents:
+            raise InvalidInputError(f"{goal}: contains {one}, which is imported: choose another path")
     rows = _module(chosen).read(origin, None if beside is None else Path(os.path.abspath(beside)))
     with (
         rows,

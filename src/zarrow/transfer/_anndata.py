@@ -12,6 +12,7 @@ rows are their numbers.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ __all__ = ["read", "write"]
 
 INDEX = "_index"
 MAX_NAME_BYTES = 255
+FILES = re.compile(r"(?s)((obs|var|obsm|layers|obsp|uns|varm|varp)/(.+/)?)?(\.z[a-z]+|\d+(\.\d+)*)")
+"""The files that `write` makes."""
 _EMPTY = ("layers", "obsp", "uns", "varm", "varp")
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _TEXT = {"encoding-type": "string-array", "encoding-version": "0.2.0"}

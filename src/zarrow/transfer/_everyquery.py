@@ -5,8 +5,8 @@ there are two kinds (`Pipeline`); the embeddings have the identifiers, the label
 row. `export_predictions` streams both files out of a store in the order of the dataset that was predicted, a
 row group at a time; `read` streams a pair back, comparing the identifiers of the two files.
 
-Both files get their names only when both are durable. A crash leaves files ``.<name>.exporting``, which the
-next export replaces, and at the targets only whole files.
+Both files get their names only when both are durable; a crash never leaves a file of one export next to one
+of another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from zarrow._format.arrow import numbers_as_arrow
 from zarrow._format.layout import SAMPLE_INDEX
-from zarrow.errors import ConflictError, InvalidInputError
+from zarrow.errors import InvalidInputError
 from zarrow.store import Store, StoreArray
 from zarrow.store import open as open_store
 from zarrow.transfer._parquet import open_parquet, write_parquet
@@ -206,11 +206,17 @@ def export_predictions(
             )
     if row_group_rows is not None and row_group_rows < 1:
         raise InvalidInputError(f"row_group_rows must be at least 1, got {row_group_rows}")
-    pipeline = _pipeline(store)
-    vectors = None if embeddings is None else _vectors(store, array)
-    order = _order(store)
     targets = [Path(predictions), *([] if embeddings is None else [Path(embeddings)])]
-    with in_place(*targets) as scratch:
+    return _write_pair(store, targets, array, row_group_rows, overwrite=True)
+
+
+def _write_pair(
+    store: Store, targets: list[Path], array: str, row_group_rows: int | None = None, *, overwrite: bool
+) -> int:
+    pipeline = _pipeline(store)
+    vectors = None if len(targets) == 1 else _vectors(store, array)
+    order = _order(store)
+    with in_place(*targets, store=store.path, overwrite=overwrite) as scratch:
         _write_file(scratch[0], store, pipeline, order, None, row_group_rows)
         if vectors is not None:
             _write_file(scratch[1], store, pipeline, order, vectors, row_group_rows)
@@ -314,11 +320,9 @@ def write(rows: Outgoing, target: Path, *, overwrite: bool) -> None:
         raise InvalidInputError(f"EveryQuery keeps one embedding per row, the store has {names}: choose one")
     if rows.explicit:
         raise InvalidInputError("the columns of EveryQuery's files are fixed: do not choose columns")
-    embeddings = embeddings_path(target) if rows.arrays else None
-    if embeddings is not None and embeddings.exists() and not overwrite:
-        raise ConflictError(f"{embeddings} exists already: choose another target, or overwrite it")
+    beside = [embeddings_path(target)] if rows.arrays else []
     array = rows.arrays[0].name if rows.arrays else ARRAY
-    done = export_predictions(rows.store, target, embeddings, array=array)
+    done = _write_pair(rows.store, [target, *beside], array, overwrite=overwrite)
     if rows.progress is not None:
         rows.progress(done, rows.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ except ImportError as error:
 __all__ = ["read", "write"]
 
 BATCH_ROWS = 4096
+FILES = re.compile(r"data/[^/]+\.lance|_versions/[^/]+|_transactions/[^/]+\.txn|_(indices|deletions|refs)/.+")
+"""The files of a dataset."""
 
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:

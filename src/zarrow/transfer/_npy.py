@@ -29,6 +29,8 @@ from zarrow.transfer._rows import Incoming, IncomingBatch, Outgoing, batch_rows,
 __all__ = ["read", "write"]
 
 METADATA = "metadata"
+FILES = re.compile(r"([^/]+)/\1_0\.npy|metadata/metadata_0\.parquet")
+"""The files of a folder that `write` makes."""
 
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:

@@ -1,42 +1,159 @@
 """Putting finished files into place — a target gets its name in one step, when it is whole and durable.
 
-Each file or folder grows next to its target as ``.<name>.exporting``. Of several targets none is touched
-before all of them are durable, so that a failed export leaves no new file next to an old one. A crash leaves
-these scratch names, which the next export to the same targets removes, and at every target either what was
-there before or the whole new file.
+1. ``.<name>.exporting`` next to the target is locked: of two exports to one target, the second is refused.
+   Files of somebody else's at that name are left alone.
+2. Files grow in a directory of a random name, ``.<name>.<random>.exporting``, which only this user may enter.
+   The lock's file says which: the next export to the target removes it if this one is killed.
+3. They get the store's owner, group and mode, are made durable, and moved to the targets. Of several targets
+   the later ones are cleared first: a crash leaves some of the old files, or of the new, never both.
+
+A target that a file of somebody else's would be lost with is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from zarrow._storage import files
+from zarrow._storage.lock import FileLock
+from zarrow.errors import ConflictError, CorruptionError, InvalidInputError
 
-__all__ = ["in_place"]
+__all__ = ["NO_FILES", "in_place"]
+
+NO_FILES = re.compile(r"(?!)")
 
 
-@contextmanager
-def in_place(*targets: Path) -> Iterator[list[Path]]:
-    """Yield a scratch path per target, and move what was written there to the targets, replacing them."""
-    scratch = [target.with_name(f".{target.name}.exporting") for target in targets]
-    for path in scratch:
-        _remove(path)
+@contextlib.contextmanager
+def in_place(
+    *targets: Path, store: Path, overwrite: bool, known: re.Pattern[str] = NO_FILES
+) -> Iterator[list[Path]]:
+    """Yield a scratch path per target, and move what was written there to the targets.
+
+    Parameters
+    ----------
+    *targets : Path
+        Where the files are to be. Links are followed.
+    store : Path
+        The exported store. Who may not read it may not read what is exported.
+    overwrite : bool
+        Whether to replace what is at the targets.
+    known : re.Pattern
+        Matches the files of a folder that an export may replace.
+
+    Raises
+    ------
+    InvalidInputError
+        If a target lies in the store, or the store in a target.
+    ConflictError
+        If a target exists and must not be replaced, or another process exports to it.
+    """
+    goals = [Path(os.path.realpath(target)) for target in targets]
+    _check(goals, store, overwrite, known)
+    with contextlib.ExitStack() as stack:
+        scratch = [stack.enter_context(_scratch(goal)) for goal in goals]
+        made = [path / goal.name for path, goal in zip(scratch, goals, strict=True)]
+        yield made
+        for path in made:
+            _finish(path, store)
+        _check(goals, store, overwrite, known)
+        for path, goal in zip(scratch[1:], goals[1:], strict=True):
+            if os.path.lexists(goal):
+                files.rename(goal, path / f"{goal.name}.old")
+        for path, goal in zip(made, goals, strict=True):
+            _move(path, goal, overwrite=overwrite)
+
+
+def _check(goals: list[Path], store: Path, overwrite: bool, known: re.Pattern[str]) -> None:
+    here = Path(os.path.realpath(store))
+    for goal in goals:
+        if here == goal or here in goal.parents:
+            raise InvalidInputError(f"{goal}: lies within the exported store: choose another target")
+        if goal in here.parents:
+            raise InvalidInputError(f"{goal}: contains the exported store: choose another target")
+        if not os.path.lexists(goal):
+            continue
+        if not overwrite:
+            raise ConflictError(f"{goal} exists already: choose another target, or overwrite it")
+        kind = goal.lstat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise ConflictError(f"{goal}: neither a file nor a folder: choose another target")
+        for path in _files(goal) if stat.S_ISDIR(kind) else ():
+            if not known.fullmatch(found := str(path.relative_to(goal))):
+                raise ConflictError(
+                    f"{goal}: overwriting this folder would remove {found!r}, which is not of an export in "
+                    "this format: choose another target, or remove it yourself"
+                )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and in those in it, other than folders; links are not followed."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+        else:
+            yield path
+
+
+@contextlib.contextmanager
+def _scratch(goal: Path) -> Iterator[Path]:
+    """Make a directory of this process, next to a target that no other one exports to."""
+    lock = FileLock(goal.with_name(f".{goal.name}.exporting"))
+
+    def scratch(name: str) -> Path:
+        return goal.with_name(f".{goal.name}.{name}.exporting")
+
     try:
-        yield scratch
-        for path in scratch:
-            _sync(path)
-        for path, target in zip(scratch, targets, strict=True):
-            if os.path.lexists(target) and (target.is_dir() or path.is_dir()):
-                files.exchange(path, target)
-            else:
-                files.rename(path, target)
-            files.sync_dir(target.parent)
+        acquired = lock.acquire()
+        before = lock.holder().decode("ascii", "replace") if acquired else ""
+    except CorruptionError as error:
+        raise ConflictError(f"{error}: an export to {goal} needs this name: move it away") from error
+    if not acquired:
+        raise ConflictError(f"{goal}: another process is exporting to it: wait, or choose another target")
+    try:
+        if before and not re.fullmatch("[0-9a-f]{16}", before):
+            lock.release()
+            raise ConflictError(f"{lock.path}: an export to {goal} needs this name: move it away")
+        if before:
+            _remove(scratch(before))  # of an export that was killed
+        name = secrets.token_hex(8)
+        lock.describe(name.encode())
+        files.make_dir(scratch(name))
+        try:
+            os.chmod(scratch(name), 0o700)
+            yield scratch(name)
+        finally:
+            _remove(scratch(name))
     finally:
-        for path in scratch:
-            _remove(path)  # after an exchange this is what was at the target
+        lock.release(remove_file=True)
+
+
+def _move(path: Path, goal: Path, *, overwrite: bool) -> None:
+    try:
+        if not overwrite and not path.is_dir():
+            _link(path, goal)
+        elif os.path.lexists(goal) and (goal.is_dir() or path.is_dir()):
+            files.exchange(path, goal)
+        else:
+            files.rename(path, goal)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConflictError(f"{goal} exists by now: choose another target, or overwrite it") from error
+    files.sync_dir(goal.parent)
+
+
+def _link(path: Path, goal: Path) -> None:
+    """Give a file its name, which must be free."""
+    try:
+        files.link(path, goal)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        files.rename(path, goal)
 
 
 def _remove(path: Path) -> None:
@@ -46,15 +163,17 @@ def _remove(path: Path) -> None:
         files.remove(path)
 
 
-def _sync(path: Path) -> None:
-    """Make a file, or a folder and everything in it, durable."""
-    if not path.is_dir():
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            files.sync(fd)
-        finally:
-            os.close(fd)
+def _finish(path: Path, store: Path) -> None:
+    """Give a file, or a folder and everything in it, the store's access, and make it durable."""
+    if path.is_dir():
+        for entry in sorted(path.iterdir()):
+            _finish(entry, store)
+        files.give_access(path, store)
+        files.sync_dir(path)
         return
-    for entry in sorted(path.iterdir()):
-        _sync(entry)
-    files.sync_dir(path)
+    files.give_access(path, store)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        files.sync(fd)
+    finally:
+        os.close(fd)
