@@ -334,9 +334,10 @@ def test_repair_json_is_one_object(store: Path) -> None:
 
 @pytest.mark.slow
 def test_predict_runs_a_users_own_module(tmp_path: Path) -> None:
-    """`predict` finds a module in the working directory, takes a config file, and writes a complete store."""
+    """`predict` finds a module in the working directory and writes a complete store, where --store says."""
     (tmp_path / "mine.py").write_text(USER_MODULE)
-    config = "model: {class_path: mine.Model, init_args: {hidden: 16}}\nwriter: {keys: [prob]}\n"
+    config = "model: {class_path: mine.Model, init_args: {hidden: 16}}\n"
+    config += "writer: {keys: [prob], path: other.zarrow}\n"
     (tmp_path / "config.yaml").write_text(config + "trainer: {accelerator: cpu}\n")
     done = python(
         *("predict", "--store", "run.zarrow", "--config", "config.yaml", "--data", "mine.Data"),

@@ -1203,6 +1203,34 @@ def test_a_killed_replacement_leaves_the_old_store(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_writer_without_a_batch_leaves_nothing(path: Path, exists: bool) -> None:
+    """A store that never began leaves what was at its path, so that the next try finds nothing in its way."""
+    if exists:
+        path.mkdir()
+    with pytest.raises(zarrow.InvalidInputError, match="typo"), zarrow.Writer(path, keys=["typo"]) as writer:
+        writer.append({"id": [1]}, {"e": np.ones((1, 2), np.float32)})
+    assert (list(path.iterdir()) if exists else path.exists()) == ([] if exists else False)
+
+
+@pytest.mark.parametrize("mode", ["x", "w", "a"])
+def test_what_a_writer_has_begun_can_be_discarded(path: Path, mode: str) -> None:
+    """Discarding removes what the writer began, not a store that was there before."""
+    batch = {"id": [1]}, {"e": np.ones((1, 2), np.float32)}
+    if mode != "x":
+        with zarrow.Writer(path) as writer:
+            writer.append(*batch)
+            writer.finalize()
+    writer = zarrow.Writer(path, mode=mode)
+    writer.append(*batch)
+    with pytest.raises(zarrow.InvalidInputError, match="stays") if mode == "a" else contextlib.nullcontext():
+        writer.discard()
+    writer.discard()
+    assert [one.name for one in path.parent.iterdir()] == ([] if mode == "x" else [path.name])
+    if mode != "x":
+        assert zarrow.open(path, partial=True).num_rows == (2 if mode == "a" else 1)
+
+
 def test_a_run_killed_before_its_first_batch_left_nothing(path: Path) -> None:
     """A writer killed before its first batch does not block others, in any mode."""
     with _holder(path, "alone") as process:

@@ -1,6 +1,7 @@
 """xarray backend — compared with the same dataset in memory."""
 
 import datetime
+import json
 import os
 import pickle
 import subprocess
@@ -130,11 +131,19 @@ class TestWhatThereIs:
         assert not dataset.xindexes
         assert "row" not in dataset.variables
 
+    def test_a_dataset_is_written_as_netcdf(self, plain, tmp_path):
+        """What is opened is written as netCDF, also by the engine that xarray has without another library."""
+        rows = xr.open_dataset(plain)[["embed", "time"]].reset_coords(drop=True).isel(row=slice(5)).load()
+        rows.to_netcdf(tmp_path / "rows.nc", engine="scipy")
+        again = xr.open_dataset(tmp_path / "rows.nc", engine="scipy")
+        assert again.attrs == rows.attrs
+        assert np.array_equal(again.embed, rows.embed)
+
     def test_attributes_say_where_the_rows_come_from(self, plain):
         """The store's identity, keys and provenance are attributes, and so is a time zone."""
         dataset, store = xr.open_dataset(plain), zarrow.open(plain)
         assert dataset.attrs["zarrow_uuid"] == store.uuid
-        assert dataset.attrs["zarrow_keys"] == KEYS
+        assert json.loads(dataset.attrs["zarrow_keys"]) == KEYS
         assert store.provenance["zarrow"] in dataset.attrs["provenance"]
         assert dataset.time.attrs == {"timezone": "UTC"}
 

@@ -9,6 +9,7 @@ line on standard error, never a traceback.
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -34,8 +35,26 @@ class _Group(TyperGroup):
         except (ZarrowError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            say(f"[bold red]error:[/] {escape(str(error))}", err)
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            say(f"[bold red]error:[/] {escape(_in_options(str(error), command))}", err)
             raise Exit(WRONG_USAGE if isinstance(error, NotFoundError) else FAILED) from error
+
+
+def _in_options(message: str, command: Any) -> str:
+    """Return a message that names arguments as Python does with the options of a command instead."""
+
+    def option(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0]
+        flag, value = f"--{found[1]}", found[2].strip("'")
+        if command is not None and command.name == "predict":  # LightningCLI's, for the callback
+            return f"--writer.{found[1]} {value.lower()}"
+        if command is None or not any(flag in parameter.opts for parameter in command.params):
+            return found[0]
+        return flag if value == "True" else f"{flag} {value}"
+
+    # Calls are left as they are.
+    return re.sub(r"\w\([^()]*\)|(?<!\w)(\w+)=(True|'\w+')", option, message)
 
 
 app = Typer(

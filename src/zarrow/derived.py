@@ -26,7 +26,7 @@ from zarrow._format.records import Identity
 from zarrow._read.derived_arrays import DERIVED_FROM, derived_names
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._write.directory import discard, exclusively, require_rows
+from zarrow._write.directory import exclusively, require_rows
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -146,8 +146,7 @@ def store_array(
                 with contextlib.nullcontext() if locked else exclusively(root, Identity(**identity)):
                     writer.finalize()
         except BaseException as error:
-            if writer.spec is not None:
-                discard(writer.grows_at, writer.spec.uuid)
+            writer.discard()
             if isinstance(error, WriteFailedError):
                 require_rows(root, Identity(**identity))  # or that is why
             raise

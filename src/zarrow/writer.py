@@ -36,7 +36,15 @@ from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability
 from zarrow._write.batches import BatchChecker
 from zarrow._write.declaration import Declaration
-from zarrow._write.directory import Mode, claim_store, empty, install, new_owner, require_in_place, unmake
+from zarrow._write.directory import (
+    Mode,
+    claim_store,
+    discard,
+    empty,
+    install,
+    new_owner,
+    require_in_place,
+)
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
     BatchError,
@@ -149,10 +157,12 @@ class Writer:
         self._checker: BatchChecker | None = None
         self._batches = 0
         self._closed = self._finalizing = self._finalized = self._reopens = False
-        self._root, self._lock = claim_store(self.path, mode, shared=shared, owner=self._owner)
+        self._claim = claim_store(self.path, mode, shared=shared, owner=self._owner)
+        self._root, self._lock = self._claim.root, self._claim.lock
         # Rows of a killed run in the way of a new one: they stay until it has its first.
-        begun = (self._root / layout.STORE_JSON).exists()
-        self._in_the_way = self._root != self.path and begun
+        is_store = (self._root / layout.STORE_JSON).exists()
+        self._in_the_way = self._root != self.path and is_store
+        self._is_own = not shared and (self._in_the_way or not is_store)
         try:
             self._appender = Appender(self.path, self._root, self._lock, self._owner, policy, queue_bytes)
             try:
@@ -166,7 +176,10 @@ class Writer:
                 self._appender.stop()
                 raise
         except BaseException:
-            unmake(self._root, self.path, self._lock, begun=begun)
+            if self._is_own and not self._in_the_way:
+                with contextlib.suppress(OSError):
+                    empty(self._root)
+            self._unlock()
             raise
 
     # State
@@ -286,7 +299,7 @@ class Writer:
         """
         self._check_usable()
         self._appender.flush(durable=durable)
-        self._check_failure()
+        self._appender.check()
 
     def finalize(self, *, partial: bool = False, check: Callable[[Path], None] | None = None) -> None:
         """Complete the store: all rows are visible and durable on return, and the writer is closed.
@@ -328,7 +341,7 @@ class Writer:
         self._finalizing = True
         try:
             self._appender.stop()
-            self._check_failure()
+            self._appender.check()
             if self._lock.shared and not self._lock.convert(shared=False):
                 raise StoreLockedError(
                     f"{self.path}: other writers are still active: the last one to call finalize(), or "
@@ -363,7 +376,25 @@ class Writer:
                 self._appender.flush(durable=True)
         finally:
             self._release()
-        self._check_failure()
+        self._appender.check()
+
+    def discard(self) -> None:
+        """Close, and remove a store that this writer has begun and not finalized: all or nothing.
+
+        Raises
+        ------
+        InvalidInputError
+            If the store was there before, or other writers have rows in it (`shared`); it is only closed.
+        """
+        if self._finalized or self._is_forked:
+            return
+        if not self._is_own:
+            self.close()
+            raise InvalidInputError(f"{self.path}: the store has rows of other writers, so it stays")
+        if not self._closed:
+            self._release()
+        if self._spec is not None:
+            discard(self._root, self._spec.uuid)
 
     def __enter__(self) -> Self:
         return self
@@ -396,15 +427,10 @@ class Writer:
                 f"{self.path}: a writer cannot be used in a process forked from its own, {self._owner.pid}: "
                 "pass the rows to that one, or open a writer in each process with shared=True"
             )
-        self._check_failure()
+        self._appender.check()
         if self._closed:
             state = "finalized" if self._finalized else "closed"
             raise WriterClosedError(f"{self.path}: the writer was {state}: open another one with mode='a'")
-
-    def _check_failure(self) -> None:
-        """Raise the error of the writing thread, if any."""
-        if self._appender.error is not None:
-            raise self._appender.failure(self._appender.error) from self._appender.error
 
     # Opening and defining
 
@@ -486,8 +512,14 @@ class Writer:
             try:
                 # Again, if Ctrl-C interrupted that: locks of open segments are released before the store's.
                 self._appender.stop()
-                self._lock.release(remove_file=remove_lock)
+                self._unlock(remove_file=remove_lock)
             finally:
                 self._closed = True
                 self._lost.detach()
                 atexit.unregister(self._at_exit)
+
+    def _unlock(self, *, remove_file: bool = False) -> None:
+        if self._lock.shared or (self._root / layout.STORE_JSON).exists():
+            self._lock.release(remove_file=remove_file)
+        else:  # no batch was stored: nothing stays that would be in the way of another try
+            self._claim.drop()

@@ -197,7 +197,7 @@ def _dataset(
     coords = xr.Coordinates(keys, indexes={} if index is None else dict.fromkeys(keys, index))
     attributes: dict[str, Any] = {
         "zarrow_uuid": store.uuid,
-        "zarrow_keys": list(store.keys),
+        "zarrow_keys": json.dumps(store.keys),  # attributes of netCDF-3 are texts and numbers
         "provenance": json.dumps(store.provenance),
     }
     if not store.complete:
@@ -270,9 +270,10 @@ class KeyIndex(xr.Index):
         if method is not None or tolerance is not None:
             raise InvalidInputError("keys are equal or not: sel takes no method or tolerance for them")
         if missing := [name for name in self._names if name not in labels]:
+            name, label = next(iter(labels.items()))
             raise InvalidInputError(
                 f"sel needs all of the keys {', '.join(map(str, self._names))}, missing {missing}: to select "
-                "by some of them, use a mask, as in dataset.isel(row=dataset.query.values == 'stroke')"
+                f"by some of them, use a mask, as in dataset.isel(row=dataset[{name!r}].values == {label!r})"
             )
         named = {self._names[name]: _labels(name, label) for name, label in labels.items()}
         try:

@@ -62,6 +62,17 @@ class TestTransfer:
         assert run("import", tmp_path / "out", tmp_path / "b.zarrow", "--from", "npy").exit_code == 0
         assert zarrow.open(tmp_path / "b.zarrow").num_rows == 1500
 
+    def test_a_failed_import_is_not_in_the_way_of_the_next(self, store, tmp_path):
+        """A wrong name leaves nothing behind; what is there is replaced only if asked to."""
+        table, goal = tmp_path / "t.parquet", tmp_path / "b.zarrow"
+        assert run("export", store, table).exit_code == 0
+        assert run("import", table, goal, "--keys", "typo").exit_code == 1
+        assert not goal.exists()
+        assert run("import", table, goal, "--keys", "id").exit_code == 0
+        refused = run("import", table, goal)
+        assert refused.exit_code == 1
+        assert "exists already: choose another path, or replace it with --overwrite" in refused.output
+
     def test_errors_are_one_line(self, store, tmp_path):
         """A refusal is one line and an exit code."""
         for arguments, code, words in [
@@ -74,7 +85,6 @@ class TestTransfer:
                 1,
                 "no such file or directory to import",
             ),
-            (("import", store, store, "--from", "parquet"), 1, "exists already"),
         ]:
             result = run(*arguments)
             assert (result.exit_code, result.output.count("\n")) == (code, 1), result.output

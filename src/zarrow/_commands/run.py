@@ -11,7 +11,7 @@ from typer import BadParameter, Context, Option, Typer
 
 from zarrow._commands.show_store import facts_of, show_info
 from zarrow._commands.terminal import escape, out, say
-from zarrow.errors import IncompleteStoreError, MissingExtraError, StoreExistsError
+from zarrow.errors import IncompleteStoreError, MissingExtraError
 
 if TYPE_CHECKING:
     from zarrow.demo import Summary
@@ -89,20 +89,17 @@ def predict(
 
         def before_instantiate_classes(self) -> None:
             self.config.predict.return_predictions = False
+            self.config.predict.writer.path = str(store)  # whatever a config file says
 
+    if any(argument.startswith("--writer.path") for argument in context.args):
+        raise BadParameter("--writer.path: the store is named by --store")
     sys.path.insert(0, os.getcwd())  # as "python -m" does: the user's module is here, not next to our script
     sys.argv = ["zarrow", "predict", *context.args]  # LightningCLI warns if given arguments another way
-    try:
-        cli = PredictCLI(
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={"logger": False, "enable_checkpointing": False},
-        )
-    except StoreExistsError as error:
-        raise StoreExistsError(
-            f"{store}: there is a store already: --writer.resume true continues its run if it is incomplete, "
-            "--writer.mode w replaces it"
-        ) from error
+    cli = PredictCLI(
+        save_config_callback=None,
+        seed_everything_default=0,
+        trainer_defaults={"logger": False, "enable_checkpointing": False},
+    )
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PredictionWriter) and not callback.complete:
             raise IncompleteStoreError(

@@ -33,7 +33,6 @@ from zarrow._format.spec import rows_of
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._storage import files
-from zarrow._write.directory import discard
 from zarrow.derived import store_array
 from zarrow.errors import (
     CorruptionError,
@@ -234,9 +233,7 @@ def rewrite(
                 writer.finalize(partial=True, check=check)
         except BaseException:
             if writer is not None and writer.spec is not None:
-                with contextlib.suppress(ZarrowError, OSError):  # the first error is the one to report
-                    writer.close()
-                discard(writer.grows_at, writer.spec.uuid)
+                writer.discard()
             elif made:
                 files.remove_empty_dir(target)
             raise

@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import logging
 import os
+import shlex
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Shortfall:
             again, kept = "mode='w', which starts over", f"; {path} is as it was"
         if not self.stored:
             return f"predict again{kept}"
-        as_it_is = f"zarrow.Writer({grows_at!r}, mode='a').finalize(partial=True) completes it as it is{kept}"
+        as_it_is = f"'zarrow finalize --partial {shlex.quote(grows_at)}' completes it as it is{kept}"
         if self.no_others:
             return (
                 "the loaders yielded no others, so the same run again adds none: let their samplers yield "

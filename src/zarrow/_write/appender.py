@@ -167,6 +167,11 @@ class Appender(Worker[CheckedBatch]):
         """Wait until every queued batch is accepted, or durable; returns early if a thread failed."""
         self.call(self._make_durable if durable else lambda: None)
 
+    def check(self) -> None:
+        """Raise the error of the threads, if any."""
+        if self.error is not None:
+            raise self.failure(self.error) from self.error
+
     def failure(self, error: BaseException) -> Exception:
         """Return what the writer raises for an error of its threads or its own calls: which rows are safe."""
         if isinstance(error, ZarrowError):

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from zarrow._format import layout
 from zarrow._format.records import Identity, Owner, this_host
@@ -35,6 +35,7 @@ from zarrow.errors import (
 )
 
 __all__ = [
+    "Claim",
     "Mode",
     "claim_store",
     "discard",
@@ -44,7 +45,6 @@ __all__ = [
     "new_owner",
     "require_in_place",
     "require_rows",
-    "unmake",
 ]
 
 Mode = Literal["x", "w", "a"]
@@ -63,14 +63,35 @@ def new_owner() -> Owner:
     )
 
 
-def claim_store(
-    path: Path, mode: Mode, *, shared: bool, owner: Owner, attempts: int = 5
-) -> tuple[Path, FileLock]:
-    """Return the directory to write in, created if necessary, and the lock that this writer holds on it.
+class Claim(NamedTuple):
+    """A directory that a writer may write in.
 
-    If ``mode="w"`` replaces a store, the directory may hold the rows of a run that was killed before: they
-    are `empty`'s to remove, when there are new ones.
+    Parameters
+    ----------
+    root : Path
+        The directory: the store's, or one next to it if ``mode="w"`` replaces a store. That may hold the rows
+        of a run that was killed before: they are `empty`'s to remove, when there are new ones.
+    lock : FileLock
+        Held on it.
+    is_new : bool
+        Whether the directory was made for this writer.
     """
+
+    root: Path
+    lock: FileLock
+    is_new: bool
+
+    def drop(self) -> None:
+        """Release the lock of a store that never began, and remove what the claim has made."""
+        with contextlib.suppress(OSError):  # the next writer takes it for nothing, too
+            self.lock.release(remove_file=True)
+            files.remove_empty_dir(self.root / layout.OPEN_DIR)
+            if self.is_new:
+                files.remove_empty_dir(self.root)
+
+
+def claim_store(path: Path, mode: Mode, *, shared: bool, owner: Owner, attempts: int = 5) -> Claim:
+    """Claim a store's directory for a writer, and create it if necessary."""
     if not path.parent.is_dir():
         raise WriteFailedError(
             errno.ENOENT, f"{path.parent}: no such directory: create it, then write the store"
@@ -94,6 +115,7 @@ def claim_store(
                 f"{root}: the new store would grow here, but there is something that is not a zarrow store: "
                 "move it away"
             )
+    is_new = not os.path.lexists(root)
     with _refused(root):
         try:
             if root != path:
@@ -106,7 +128,7 @@ def claim_store(
             # Exclusive, because the directory may be emptied.
             lock = _lock_store(root, shared=shared and mode != "w", owner=owner)
         except FileNotFoundError:
-            if attempts and path.parent.is_dir():  # another writer has just put its store into place
+            if attempts and path.parent.is_dir():  # another writer has replaced or dropped it meanwhile
                 return claim_store(path, mode, shared=shared, owner=owner, attempts=attempts - 1)
             raise
         except OSError:
@@ -117,7 +139,7 @@ def claim_store(
     if mode != "a" and not shared and state == "nothing" and _state(path) == "store":
         lock.release()  # while this writer waited for the lock, another one has made a store
         return claim_store(path, mode, shared=shared, owner=owner)
-    return root, lock
+    return Claim(root, lock, is_new)
 
 
 def _require_known(path: Path) -> None:
@@ -251,19 +273,6 @@ def empty(root: Path) -> None:
     for folder in (root, root / layout.OPEN_DIR):
         files.sync_dir(folder)
     files.remove(root / layout.STORE_JSON)
-
-
-def unmake(root: Path, path: Path, lock: FileLock, *, begun: bool) -> None:
-    """Let go of a store whose writer could not be opened; what was not `begun` before is removed."""
-    try:
-        if not begun and not lock.shared:
-            with contextlib.suppress(OSError):
-                empty(root)
-                lock.release(remove_file=True)
-                for made in (root / layout.OPEN_DIR, *([root] if root != path else [])):
-                    files.remove_empty_dir(made)
-    finally:
-        lock.release()
 
 
 def discard(root: Path, uuid: str) -> None:

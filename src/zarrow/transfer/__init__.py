@@ -14,13 +14,14 @@ replaces.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from zarrow.errors import ConflictError, InvalidInputError, StoreExistsError
+from zarrow.errors import ConflictError, InvalidInputError, StoreExistsError, WriteFailedError
 from zarrow.store import Store
 from zarrow.store import open as open_store
 from zarrow.transfer._place import NO_FILES, in_place
@@ -126,7 +127,9 @@ def export(
     path = Path(os.path.abspath(target))
     chosen = _format(format, path, EXPORTS, "export")
     if os.path.lexists(path) and not overwrite:
-        raise ConflictError(f"{path} exists already: choose another target, or overwrite it")
+        raise ConflictError(
+            f"{path} exists already: choose another target, or replace it with overwrite=True"
+        )
     if not isinstance(store, Store):
         with open_store(store) as opened:
             return export(
@@ -218,31 +221,38 @@ def import_(
     chosen = _format(format, origin, IMPORTS, "import")
     if not origin.exists():
         raise FileNotFoundError(f"{origin}: no such file or directory to import")
-    if os.path.lexists(goal) and not overwrite:
-        raise StoreExistsError(f"{goal} exists already: choose another path, or overwrite it")
     for one in (origin, beside):
         if one is not None and Path(os.path.realpath(goal)) in Path(os.path.realpath(one)).parents:
             raise InvalidInputError(f"{goal}: contains {one}, which is imported: choose another path")
-    rows = _module(chosen).read(origin, None if beside is None else Path(os.path.abspath(beside)))
-    with (
-        rows,
-        Writer(
-            goal,
-            schema=rows.schema,
-            arrays=rows.arrays,
-            keys=keys or rows.keys,
-            mode="w",
-            codecs=codecs,
-            provenance={"imported_from": str(origin), "imported_as": chosen},
-        ) as writer,
-    ):
+    with _module(chosen).read(origin, None if beside is None else Path(os.path.abspath(beside))) as rows:
+        try:
+            writer = Writer(
+                goal,
+                schema=rows.schema,
+                arrays=rows.arrays,
+                keys=keys or rows.keys,
+                mode="w" if overwrite else "x",
+                codecs=codecs,
+                provenance={"imported_from": str(origin), "imported_as": chosen},
+            )
+        except StoreExistsError as error:
+            raise StoreExistsError(
+                f"{goal} exists already: choose another path, or replace it with overwrite=True"
+            ) from error
         done = 0
-        for columns, vectors, sample_index in rows.batches():
-            writer.append(columns, vectors, sample_index, copy=True)
-            done += columns.num_rows
-            if progress is not None:
-                progress(done, max(rows.total, done))
-        writer.finalize()
+        try:
+            for columns, vectors, sample_index in rows.batches():
+                writer.append(columns, vectors, sample_index, copy=True)
+                done += columns.num_rows
+                if progress is not None:
+                    progress(done, max(rows.total, done))
+            writer.finalize()
+        except BaseException as error:
+            writer.discard()
+            if isinstance(error, WriteFailedError):  # it says which rows are safe
+                why = os.strerror(error.errno or errno.EIO)
+                raise OSError(error.errno, f"{goal}: {why}: nothing was imported") from error
+            raise
     return done
 
 

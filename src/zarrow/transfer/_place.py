@@ -79,7 +79,9 @@ def _check(goals: list[Path], store: Path, overwrite: bool, known: re.Pattern[st
         if not os.path.lexists(goal):
             continue
         if not overwrite:
-            raise ConflictError(f"{goal} exists already: choose another target, or overwrite it")
+            raise ConflictError(
+                f"{goal} exists already: choose another target, or replace it with overwrite=True"
+            )
         kind = goal.lstat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
             raise ConflictError(f"{goal}: neither a file nor a folder: choose another target")
@@ -142,7 +144,9 @@ def _move(path: Path, goal: Path, *, overwrite: bool) -> None:
         else:
             files.rename(path, goal)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConflictError(f"{goal} exists by now: choose another target, or overwrite it") from error
+        raise ConflictError(
+            f"{goal} exists by now: choose another target, or replace it with overwrite=True"
+        ) from error
     files.sync_dir(goal.parent)
 
 

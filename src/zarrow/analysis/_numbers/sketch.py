@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Sketch"]
+__all__ = ["Sketch", "bin_edges"]
 
 ACCURACY = 0.005
 GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
@@ -77,13 +77,24 @@ class Sketch:
 
         No bin is narrower than the accuracy of the sketch.
         """
-        low, high = self.lowest, self.highest
-        if not self.count or high <= low:
-            middle = high if self.count else 0.0
-            return np.array([middle * (1 - ACCURACY), middle * (1 + ACCURACY) or 1.0]), np.array([self.count])
+        low, high = (self.lowest, self.highest) if self.count else (0.0, 0.0)
+        if high - low <= 2 * ACCURACY * high:
+            edges = bin_edges(low, high, bins)
+            return edges, np.histogram([high], edges)[0] * self.count
         bins = int(np.clip((high - low) / (2 * ACCURACY * high), 1, bins))
-        edges = np.linspace(low, high, bins + 1)
+        edges = bin_edges(low, high, bins)
         ends = GAMMA ** (np.arange(BINS) + float(LOWEST))
         below = np.interp(edges, np.clip(ends, low, high), self.zeros + np.cumsum(self.counts))
         below[0], below[-1] = 0, self.count
         return edges, np.diff(np.round(below)).astype(np.int64)
+
+
+def bin_edges(low: float, high: float, bins: int) -> npt.NDArray[np.float64]:
+    """Return the edges of bins of equal width, with some room around numbers that hardly differ.
+
+    >>> bin_edges(1.0, 2.0, 2).tolist(), bin_edges(1.0, 1.0, 2).tolist(), bin_edges(0.0, 0.0, 2).tolist()
+    ([1.0, 1.5, 2.0], [0.9, 1.0, 1.1], [0.0, 0.5, 1.0])
+    """
+    if high - low <= 2 * ACCURACY * high:
+        low, high = 0.9 * high, 1.1 * high or 1.0
+    return np.linspace(low, high, bins + 1)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from zarrow.analysis._numbers.sketch import bin_edges
 from zarrow.analysis._pictures.curves import group_name
 from zarrow.analysis._pictures.figure import INK, PALETTE, draw, short, write_title
 from zarrow.analysis._rows.blocks import Progress, blocks, choose_array
@@ -87,10 +88,7 @@ def norms(
         ]
     # With few rows, narrow bins would show only noise.
     bins = int(np.clip(np.sqrt(min(len(values) for _, values in lines)), FEWEST_BINS, NORM_BINS))
-    edges = np.histogram_bin_edges(found[known], bins)
-    if edges[-1] - edges[0] < 1e-5 * max(abs(edges[-1]), 1e-9):  # vectors of one length
-        middle = float(np.mean(edges))
-        edges = np.linspace(middle * 0.9 if middle else -1, middle * 1.1 if middle else 1, bins + 1)
+    edges = bin_edges(float(found[known].min()), float(found[known].max()), bins)
 
     few = f"{len(found):,} of " * (len(found) < total)
     note = f"{few}{total:,} rows"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -166,7 +167,11 @@ class DatasetRows:
     @property
     def keys(self) -> tuple[str, ...]:
         """Columns that name a row; empty if the Dataset is not of a store."""
-        return tuple(name for name in self._attributes.get("zarrow_keys", ()) if name in self.schema.names)
+        return tuple(
+            name
+            for name in json.loads(self._attributes.get("zarrow_keys", "[]"))
+            if name in self.schema.names
+        )
 
     def _samples(self, name: str) -> Iterator[npt.NDArray[Any]]:
         for span in self.spans([name]):
