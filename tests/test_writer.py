@@ -1208,7 +1208,7 @@ def test_a_writer_without_a_batch_leaves_nothing(path: Path, exists: bool) -> No
     """A store that never began leaves what was at its path, so that the next try finds nothing in its way."""
     if exists:
         path.mkdir()
-    with pytest.raises(zarrow.InvalidInputError, match="typo"), zarrow.Writer(path, keys=["typo"]) as writer:
+    with pytest.raises(InvalidInputError, match="typo"), zarrow.Writer(path, keys=["typo"]) as writer:
         writer.append({"id": [1]}, {"e": np.ones((1, 2), np.float32)})
     assert (list(path.iterdir()) if exists else path.exists()) == ([] if exists else False)
 
@@ -1223,7 +1223,7 @@ def test_what_a_writer_has_begun_can_be_discarded(path: Path, mode: str) -> None
             writer.finalize()
     writer = zarrow.Writer(path, mode=mode)
     writer.append(*batch)
-    with pytest.raises(zarrow.InvalidInputError, match="stays") if mode == "a" else contextlib.nullcontext():
+    with pytest.raises(InvalidInputError, match="stays") if mode == "a" else contextlib.nullcontext():
         writer.discard()
     writer.discard()
     assert [one.name for one in path.parent.iterdir()] == ([] if mode == "x" else [path.name])
