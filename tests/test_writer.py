@@ -1257,7 +1257,9 @@ def test_a_lost_writer_lets_go(path: Path) -> None:
         assert writer.durable_rows == 100
         writer.finalize()
     _check(path, 100)
-    assert not any(thread.is_alive() for thread in ours)
+    for thread in ours:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_a_writer_lost_in_its_own_thread_or_in_a_forked_child(path: Path) -> None:

@@ -386,7 +386,7 @@ class Writer:
         InvalidInputError
             If the store was there before, or other writers have rows in it (`shared`); it is only closed.
         """
-        if self._finalized or self._is_forked:
+        if self._finalized or self._is_forked or (self._closed and not self._is_own):
             return
         if not self._is_own:
             self.close()
