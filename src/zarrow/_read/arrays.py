@@ -20,7 +20,7 @@ from zarrow._format.spec import ArraySpec
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.mapping import JoinedRows
 from zarrow._read.view import View
-from zarrow.errors import InvalidInputError, printable
+from zarrow.errors import CorruptionError, InvalidInputError, printable
 
 if TYPE_CHECKING:
     import zarr
@@ -146,6 +146,11 @@ class StoreArray:
         zarr.Array
             Opened for reading.
 
+        Raises
+        ------
+        CorruptionError
+            If zarr-python cannot read the array's metadata.
+
         Examples
         --------
         >>> import zarrow.testing
@@ -154,7 +159,14 @@ class StoreArray:
         """
         import zarr
 
-        found = zarr.open_array(self._view.snapshot.root / layout.array_dir(self.name), mode="r")
+        path = self._view.snapshot.root / layout.array_dir(self.name)
+        try:
+            found = zarr.open_array(path, mode="r")
+        except (LookupError, OSError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+            raise CorruptionError(
+                f"zarr-python cannot read it ({error}): 'zarrow repair' writes it anew",
+                path=path / "zarr.json",
+            ) from error
         self._view.guard()
         return found
 
