@@ -353,6 +353,19 @@ class StoreArray:
             low, high = max(start, extent.start), min(stop, extent.stop)
             extent.rows.prefetch(low + extent.shift, high + extent.shift)
 
+    def release(self) -> None:
+        """Tell the kernel that the memory of rows that were read can be used for something else.
+
+        Views of mapped files stay valid: what they show is read again when it is used.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store()["query_embed"].release()
+        """
+        for extent in self._made or ():
+            extent.rows.release()
+
     # Extents
 
     def _take(

@@ -117,3 +117,6 @@ class EncodedRows:
 
     def prefetch(self, start: int, stop: int) -> None:
         """Do nothing: decoding takes longer than reading."""
+
+    def release(self) -> None:
+        """Do nothing: no file is mapped."""

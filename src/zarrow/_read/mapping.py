@@ -383,6 +383,10 @@ class JoinedRows(_MappedRows):
         if not (self._is_resident(start) and self._is_resident(stop - 1)):
             self._will_need(start * self.row_bytes, stop * self.row_bytes)
 
+    def release(self) -> None:
+        """Let go of the pages of rows that were read; the page cache keeps them as long as it likes."""
+        _libc.madvise(self._region.address, self._region.size_bytes, mmap.MADV_DONTNEED)
+
 
 class RowsPerFile(_MappedRows):
     """An array whose files are mapped one by one, those used last at a time. Use `map_rows`."""
@@ -434,6 +438,11 @@ class RowsPerFile(_MappedRows):
 
     def prefetch(self, start: int, stop: int) -> None:
         """Do nothing: the kernel's own read-ahead will do."""
+
+    def release(self) -> None:
+        """Unmap the files."""
+        with self._lock:
+            self._maps.clear()
 
 
 def map_rows(

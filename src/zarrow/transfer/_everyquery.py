@@ -298,6 +298,8 @@ def _write_file(
                 values = numbers_as_arrow(np.float32(found[vectors.name]).reshape(-1))
                 columns.append(pa.FixedSizeListArray.from_arrays(values, type=schema[-1].type))
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
+            if vectors is not None:
+                vectors.release()
 
     leaves = {
         name: f"{name}.list.element" if pa.types.is_large_list(schema.field(name).type) else name

@@ -113,6 +113,8 @@ class Outgoing:
         ):
             yield start, batch, vectors
             start += batch.num_rows
+            for array in self.arrays:
+                array.release()
             if self.progress is not None:
                 self.progress(start, self.rows)
 
