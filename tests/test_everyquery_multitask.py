@@ -6,6 +6,7 @@ in for them. ``examples/everyquery`` runs the real ones.
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -279,10 +280,16 @@ def test_scored_states(tmp_path: Path, command: Any) -> None:
     check_file(tmp_path / "p.parquet", frame)
     states = state(torch.arange(30)).numpy()
     store = zarrow.open(tmp_path / "p.zarrow")
-    assert store.keys == ("subject_id", "prediction_time", "target_code")
+    assert store.keys == ("subject_id", "prediction_time", "task")
     assert [codec["name"] for codec in store["query_embed"].codecs][-1] == "zstd"
     assert np.array_equal(store["query_embed"][:], states)
     assert store.table(["scored_code"])["scored_code"].to_pylist()[:3] == [3, 8, 5]
+    task = json.loads(store.table(["task"])["task"][2].as_py())
+    assert {name: task[name] for name in ("queries", "start_events", "prior_answers")} == {
+        "queries": ["MEDS_DEATH", "HR", "TEMP"],
+        "start_events": [None, "HR", None],
+        "prior_answers": [True, False],
+    }
     file = pq.ParquetFile(tmp_path / "p.embeddings.parquet")
     assert file.schema_arrow.names == [*COLUMNS[:-1], "embedding"]
     assert [file.metadata.row_group(i).num_rows for i in range(4)] == [8, 8, 8, 6]

@@ -20,7 +20,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._predict.identifiers import Identifiers, TableIdentifiers
 from zarrow._predict.sample_set import SampleIndex
 from zarrow.errors import BatchError, InvalidInputError
-from zarrow.transfer._everyquery import ARRAY, MULTITASK, SINGLE, Pipeline, pipeline_of
+from zarrow.transfer._everyquery import ARRAY, MULTITASK, SINGLE, TASK, Pipeline, pipeline_of, task_of
 
 __all__ = ["entries", "frame_pipeline", "identifiers", "preset", "tasks_crc32c"]
 
@@ -55,7 +55,8 @@ def identifiers(frame: Any, code_to_index: Mapping[str, int] | None = None) -> p
     pyarrow.Table
         ``subject_id``, ``prediction_time``, ``query``, ``duration_days`` and, if the frame has both
         ``boolean_value`` (censored) and ``occurs``, ``boolean_value``: null where censored. Or, if the frame
-        has ``queries``, the columns of ``EQ_predict_multitask``'s file but ``prob``.
+        has ``queries``, the columns of ``EQ_predict_multitask``'s file but ``prob``, and ``task``, a text of
+        all that was asked.
 
     Raises
     ------
@@ -117,7 +118,7 @@ def _sequences(frame: Any, names: list[str], code_to_index: Mapping[str, int] | 
                 values = values.fill_null(0)
             columns[name] = pa.LargeListArray.from_arrays(offsets, values).cast(kind)
     columns["target_code"], columns["label"] = map(_last, (queries, columns["answers"]))
-    found = {name: columns[name] for name in types if name in columns}
+    found = {name: columns[name] for name in types if name in columns} | {TASK: task_of(columns)}
     if code_to_index is not None:
         codes = columns["target_code"].dictionary_encode()
         of_each = pa.array([code_to_index[code] for code in codes.dictionary.to_pylist()], pa.int64())

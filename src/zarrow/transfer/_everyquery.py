@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zarrow._format.arrow import numbers_as_arrow
 from zarrow._format.layout import SAMPLE_INDEX
@@ -33,15 +34,19 @@ from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow
 __all__ = [
     "MULTITASK",
     "SINGLE",
+    "TASK",
     "Pipeline",
     "embeddings_path",
     "export_predictions",
+    "in_sample_order",
     "pipeline_of",
     "read",
+    "task_of",
     "write",
 ]
 
 ARRAY = "query_embed"
+TASK = "task"
 EMBEDDING = "embedding"
 
 
@@ -55,12 +60,12 @@ class Pipeline:
         What writes the predictions.
     types : dict of str to DataType
         Their columns, in order.
-    keys : tuple of str
-        Columns that name a row.
+    task : tuple of str
+        Columns of a store that say what was asked; with subject and time they name a row.
     label : str
         Column of the label.
     probabilities : tuple of str
-        Columns that the model predicts.
+        Columns that the model predicts, that of the answer last.
     embeddings : tuple of str
         Columns of the embeddings, in order, without the vectors.
     compression : str
@@ -69,17 +74,21 @@ class Pipeline:
 
     command: str
     types: dict[str, pa.DataType]
-    keys: tuple[str, ...]
+    task: tuple[str, ...]
     label: str
     probabilities: tuple[str, ...]
     embeddings: tuple[str, ...]
     compression: str
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Columns of a store that name a row."""
+        return (*_SUBJECT, *self.task)
+
 
 _TEXT, _TEXTS = pa.large_string(), pa.large_list(pa.large_string())
 _NUMBERS, _ANSWERS = pa.large_list(pa.float32()), pa.large_list(pa.bool_())
 _SUBJECT = {"subject_id": pa.int64(), "prediction_time": pa.timestamp("us")}
-_SINGLE_KEYS = (*_SUBJECT, "query", "duration_days")
 _WINDOWS = {
     "queries": _TEXTS,
     "start_durations": _NUMBERS,
@@ -89,6 +98,7 @@ _WINDOWS = {
     "answers": _ANSWERS,
     "forced_answers": _ANSWERS,
 }
+_TASK_KEY = ("queries", "durations", "start_durations", "start_events", "bound_events", "forced_answers")
 _ANSWERED = {**_SUBJECT, **_WINDOWS, "target_code": _TEXT, "label": pa.bool_()}
 
 SINGLE = Pipeline(
@@ -101,16 +111,16 @@ SINGLE = Pipeline(
         "censor_prob": pa.float32(),
         "occurs_prob": pa.float32(),
     },
-    keys=_SINGLE_KEYS,
+    task=("query", "duration_days"),
     label="boolean_value",
     probabilities=("censor_prob", "occurs_prob"),
-    embeddings=(*_SINGLE_KEYS, "boolean_value"),
+    embeddings=(*_SUBJECT, "query", "duration_days", "boolean_value"),
     compression="snappy",
 )
 MULTITASK = Pipeline(
     command="EQ_predict_multitask",
     types={**_ANSWERED, "prob": pa.float32()},
-    keys=(*_SUBJECT, "target_code"),
+    task=(TASK,),
     label="label",
     probabilities=("prob",),
     embeddings=tuple(_ANSWERED),
@@ -125,6 +135,49 @@ def pipeline_of(names: Iterable[str]) -> Pipeline:
     'EQ_predict_multitask'
     """
     return MULTITASK if "queries" in names else SINGLE
+
+
+def task_of(columns: Mapping[str, Any]) -> pa.Array:
+    """Return what was asked in each row, as one text: the columns that EveryQuery's evaluation groups by.
+
+    These are the windows and the answers that the scored query was conditioned on, in the order of its key.
+
+    >>> lists = {name: pa.array([[]], kind) for name, kind in _WINDOWS.items()}
+    >>> lists |= {"queries": pa.array([["HR", "MAP"]]), "answers": pa.array([[True, False]])}
+    >>> task_of(lists)[0].as_py()[:40], task_of(lists)[0].as_py()[-24:]
+    ('{"queries": ["HR","MAP"], "durations": [', '"prior_answers": [true]}')
+    """
+    answers = columns["answers"]
+    offsets = answers.offsets.to_numpy()
+    earlier = np.ones(offsets[-1] - offsets[0], bool)
+    earlier[offsets[1:] - 1 - offsets[0]] = False
+    prior = answers.values.slice(offsets[0], len(earlier)).filter(pa.array(earlier))
+    starts = pa.array(offsets - offsets[0] - np.arange(len(offsets)))
+    parts = {name: columns[name] for name in _TASK_KEY} | {
+        "prior_answers": pa.LargeListArray.from_arrays(starts.cast(pa.int64()), prior)
+    }
+    comma = pa.scalar(",", _TEXT)
+    texts = [
+        _joined(f'"{name}": [', pc.binary_join(_as_json(lists), comma), "]") for name, lists in parts.items()
+    ]
+    return _joined("{", pc.binary_join_element_wise(*texts, pa.scalar(", ", _TEXT)), "}")
+
+
+def _joined(before: str, texts: pa.Array, after: str) -> pa.Array:
+    start, end, nothing = (pa.scalar(one, _TEXT) for one in (before, after, ""))
+    return pc.binary_join_element_wise(start, texts, end, nothing)
+
+
+def _as_json(lists: pa.Array) -> pa.Array:
+    """Return lists of the same values as texts."""
+    values = lists.flatten()
+    texts = values.cast(_TEXT)
+    if pa.types.is_large_string(values.type) or pa.types.is_string(values.type):
+        for special in ("\\", '"'):
+            texts = pc.replace_substring(texts, special, f"\\{special}")
+        texts = _joined('"', texts, '"')
+    starts = pc.subtract(lists.offsets, lists.offsets[0]).cast(pa.int64())
+    return pa.LargeListArray.from_arrays(starts, texts.fill_null("null"))
 
 
 # Out
@@ -215,7 +268,7 @@ def _write_pair(
 ) -> int:
     pipeline = _pipeline(store)
     vectors = None if len(targets) == 1 else _vectors(store, array)
-    order = _order(store)
+    order = in_sample_order(store)
     with in_place(*targets, store=store.path, overwrite=overwrite) as scratch:
         _write_file(scratch[0], store, pipeline, order, None, row_group_rows)
         if vectors is not None:
@@ -258,7 +311,7 @@ def _vectors(store: Store, name: str) -> StoreArray:
     return array
 
 
-def _order(store: Store) -> Any:
+def in_sample_order(store: Store) -> Any:
     """Return the order to ask `Store.join` for: by sample index, which takes memory, only where needed."""
     last = -1
     for batch in store.scan([SAMPLE_INDEX]):
@@ -336,7 +389,8 @@ def read(source: Path, beside: Path | None) -> Incoming:
     """Return the rows of a pair of files, or of the predictions alone if there is no second one."""
     with contextlib.ExitStack() as files:
         total, schema, predictions = open_parquet(source, files)
-        keys = pipeline_of(schema.names).keys
+        pipeline = pipeline_of(schema.names)
+        keys = [name for name in pipeline.embeddings if name != pipeline.label]
         lacks = [name for name in keys if name not in schema.names]
         if lacks:
             raise InvalidInputError(f"{source}: EveryQuery's predictions have {list(keys)}, missing {lacks}")
@@ -344,7 +398,9 @@ def read(source: Path, beside: Path | None) -> Incoming:
             beside = embeddings_path(source)
         if beside is None:
             empty = pa.RecordBatch.from_pylist([], schema=schema)
-            found = from_arrow(total, empty, lambda: predictions(batch_rows(0)), source)
+            found = from_arrow(
+                total, _with_task(empty), lambda: map(_with_task, predictions(batch_rows(0))), source
+            )
         else:
             count, kinds, embeddings = open_parquet(beside, files)
             lacks = [name for name in (*keys, EMBEDDING) if name not in kinds.names]
@@ -365,14 +421,22 @@ def read(source: Path, beside: Path | None) -> Incoming:
                                 f"{beside}: {name} differs from {source} in rows {done} to "
                                 f"{done + ours.num_rows}: the files are of different runs, or orders"
                             )
-                    yield ours.append_column(ARRAY, theirs[EMBEDDING])
+                    yield _with_task(ours).append_column(ARRAY, theirs[EMBEDDING])
                     done += ours.num_rows
 
             first = next(pairs(), None)
             if first is None:
                 fields = [*schema, pa.field(ARRAY, kinds.field(EMBEDDING).type)]
-                first = pa.RecordBatch.from_pylist([], schema=pa.schema(fields))
+                first = _with_task(pa.RecordBatch.from_pylist([], schema=pa.schema(fields)))
             found = from_arrow(total, first, pairs, source)
-        found.keys = keys
+        found.keys = pipeline.keys
         found.files = files.pop_all()
         return found
+
+
+def _with_task(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch of predictions with the columns that name their task in a store."""
+    if pipeline_of(batch.schema.names) is SINGLE:
+        return batch
+    lists = {name: batch[name].cast(kind) for name, kind in _WINDOWS.items()}
+    return batch.append_column(TASK, task_of(lists))
