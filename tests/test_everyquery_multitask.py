@@ -489,6 +489,67 @@ def test_single_timing_and_options(tmp_path: Path, command: Any, arguments: list
     assert np.array_equal(found.reshape(30, HIDDEN), state(torch.arange(30)).numpy())
 
 
+# MEDS evaluation
+
+
+def test_meds(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task gets a file of its own with its labelled rows, in the dataset's order."""
+    monkeypatch.setattr("zarrow.transfer._meds._OPEN_FILES", 4)
+    monkeypatch.setattr("zarrow.transfer._meds._HELD_ROWS", 8)
+    frame = sequences(60)
+    command(multitask, frame=frame)
+    assert export(tmp_path / "p.zarrow", tmp_path / "meds", "meds") == 60
+    tasks = json.loads((tmp_path / "meds" / "tasks.json").read_text())
+    assert sum(task["rows"] for task in tasks) == 60
+    whole = pl.from_arrow(zarrow.open(tmp_path / "p.zarrow").table())
+    for task in tasks:
+        found = pl.read_parquet(tmp_path / "meds" / task["file"])
+        rows = whole.filter(pl.col("task") == task["task"])
+        assert found.columns[:2] == ["subject_id", "prediction_time"]
+        assert found.columns[2:] == [
+            "boolean_value", "predicted_boolean_value", "predicted_boolean_probability"
+        ]  # fmt: skip
+        assert found["predicted_boolean_probability"].equals(rows["prob"])
+        assert found["boolean_value"].equals(rows["label"])
+        assert found["predicted_boolean_value"].equals(rows["prob"] > 0.5)
+        assert found.height == task["rows"]
+
+
+def test_meds_leaves_out_rows_without_a_label(tmp_path: Path) -> None:
+    """Censored rows are counted, and a task of nothing else has no file; other stores are refused."""
+    columns = {
+        "subject_id": [1, 2, 3, 4],
+        "prediction_time": pa.array([0, 1, 2, 3], pa.timestamp("us")),
+        "query": pa.array(["A/1", "A/1", "A/1", "B"], pa.large_string()),
+        "duration_days": np.float32([7, 7, 7, 7]),
+        "boolean_value": [True, None, False, None],
+        "occurs_prob": np.float32([0.75, 0.5, np.nan, 0.5]),
+    }
+    for name, dropped in (("s", []), ("t", ["query"])):
+        with zarrow.Writer(tmp_path / f"{name}.zarrow") as writer:
+            writer.append({key: value for key, value in columns.items() if key not in dropped})
+            writer.finalize()
+    export(tmp_path / "s.zarrow", tmp_path / "meds", "meds")
+    assert json.loads((tmp_path / "meds" / "tasks.json").read_text()) == [
+        {"file": "00000-A_1-7.0.parquet", "query": "A/1", "duration_days": 7.0, "rows": 1, "left_out": 2},
+        {"file": None, "query": "B", "duration_days": 7.0, "rows": 0, "left_out": 1},
+    ]
+    assert pq.read_table(tmp_path / "meds" / "00000-A_1-7.0.parquet").to_pylist() == [
+        {
+            "subject_id": 1,
+            "prediction_time": datetime(1970, 1, 1),
+            "boolean_value": True,
+            "predicted_boolean_value": True,
+            "predicted_boolean_probability": 0.75,
+        }
+    ]
+    with pytest.raises(InvalidInputError, match=r"needs the columns .* missing \['query'\]"):
+        export(tmp_path / "t.zarrow", tmp_path / "no", "meds")
+    with pytest.raises(InvalidInputError, match="do not choose columns"):
+        export(tmp_path / "s.zarrow", tmp_path / "no", "meds", columns=["query"])
+    assert not (tmp_path / "no").exists()
+
+
 # Several ranks
 
 

@@ -24,7 +24,11 @@ def export_store(
     target: Annotated[Path, Argument(metavar="TARGET", help="File or folder to write.", show_default=False)],
     format: Annotated[
         str,
-        Option("--to", help=f"{FORMATS}, safetensors or embedding-atlas.", show_default="by TARGET's suffix"),
+        Option(
+            "--to",
+            help=f"{FORMATS}, meds, safetensors or embedding-atlas.",
+            show_default="by TARGET's suffix",
+        ),
     ] = "",
     columns: Columns = (),
     arrays: Arrays = (),

@@ -30,7 +30,9 @@ from zarrow.writer import Writer
 
 __all__ = ["EXPORTS", "IMPORTS", "ExportFormat", "ImportFormat", "export", "import_"]
 
-ExportFormat = Literal["npy", "parquet", "embedding-atlas", "anndata", "lance", "safetensors", "everyquery"]
+ExportFormat = Literal[
+    "npy", "parquet", "embedding-atlas", "anndata", "lance", "safetensors", "everyquery", "meds"
+]
 ImportFormat = Literal["npy", "parquet", "anndata", "lance", "everyquery"]
 EXPORTS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 """What `export` can write."""
@@ -74,7 +76,9 @@ def export(
     * ``"lance"``: a Lance dataset. Needs ``pip install pylance``.
     * ``"safetensors"``: one file with a tensor per array and per numeric column.
     * ``"everyquery"``: EveryQuery's predictions, and next to them their embeddings in a file whose name ends
-      in ``_embeddings.parquet``.
+      in ``.embeddings.parquet``.
+    * ``"meds"``: a folder with the predictions of each of EveryQuery's tasks in a file of its own, as
+      meds-evaluation reads them, and ``tasks.json``, which lists them. Rows without a label are left out.
 
     Parameters
     ----------
@@ -168,8 +172,8 @@ def import_(
     * ``"anndata"``: a Zarr group or ``.h5ad`` file; ``obs`` becomes columns, ``obsm`` and a dense ``X``
       arrays. ``.h5ad`` needs ``pip install h5py``.
     * ``"lance"``: a dataset. Needs ``pip install pylance``.
-    * ``"everyquery"``: the predictions, and the embeddings in the file `beside`, whose identifiers are
-      compared.
+    * ``"everyquery"``: the predictions, and the embeddings in the file `beside`, by default the one that
+      EveryQuery wrote with them, whose identifiers are compared.
 
     A column ``sample_index`` of integers becomes the store's.
 
