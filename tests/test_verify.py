@@ -378,7 +378,7 @@ def test_a_part_of_other_columns_is_found(store: Path) -> None:
 
 def test_rows_of_two_segments_from_one_place_are_found(store: Path) -> None:
     """The same accepted rows in two segments are damage."""
-    source = Source(slot="0" * 16, start=0, stop=8)
+    source = Source(slot="0" * 16, start=0, stop=8, session="a", sequence=0)
     for number in (0, 1):
         rewrite_record(store, number, sources=(source,))
     assert "rows of 0000000000000000 that are also in segment 0" in messages(zarrow.verify(store))
@@ -474,14 +474,16 @@ def test_a_journal_that_is_lost_is_damage(unfinished: Path) -> None:
 
 def test_a_claim_of_rows_that_are_gone_is_damage(unfinished: Path) -> None:
     """A claim without its sources can never be committed."""
-    claim = Claim(segment=2, sources=(Source(slot="0" * 16, start=0, stop=8),))
+    claim = Claim(segment=2, sources=(Source(slot="0" * 16, start=0, stop=8, session="a", sequence=0),))
     (unfinished / "segments/00000002.claim").write_bytes(claim.encode())
     assert "claims rows that are missing" in messages(zarrow.verify(unfinished))
 
 
 def test_a_claim_whose_rows_are_there_is_a_note(unfinished: Path) -> None:
     """A segment about to be committed is not damage."""
-    claim = Claim(segment=2, sources=(Source(slot=slot_of(unfinished).name, start=0, stop=5),))
+    claim = Claim(
+        segment=2, sources=(Source(slot=slot_of(unfinished).name, start=0, stop=5, session="a", sequence=0),)
+    )
     (unfinished / "segments/00000002.claim").write_bytes(claim.encode())
     report = zarrow.verify(unfinished)
     assert report.ok

@@ -51,11 +51,12 @@ FRAMES = (
 DOCUMENTS = tuple(
     encode_document(body)
     for body in (
-        {"segment": 1, "sources": [["0" * 16, 0, 5]]},
+        {"segment": 1, "sources": [["0" * 16, 0, 5, "a", 0]]},
         {"segment": 0, "rows": 1, "arrays": {"e": {"size_bytes": 4, "index_crc32c": 1, "chunks_crc32c": [1]}},
          "part": {"size_bytes": 1, "crc32c": 2}, "sources": []},
         {"uuid": "0" * 32, "rows": 3, "shard_bytes": {"e": [1]}, "part_bytes": [2], "records_crc32c": [3]},
-        {"session": "0" * 32, "sequence": 0, "host": "h", "pid": 1, "since": "now", "reopens": None},
+        {"session": "0" * 32, "sequence": 0, "host": "h", "pid": 1, "since": "now",
+         "from_segment": 0, "reopens": [3, 5]},
         {"zarrow_format": 1, "uuid": "0" * 32, "segment_rows": 1024, "arrays": [], "arrow_schema": "AAAA",
          "columns": [], "keys": [], "provenance": {}},
         {"zarrow_format": 1, "uuid": [], "segment_rows": -1, "arrays": [{"name": "../x"}], "keys": {}},

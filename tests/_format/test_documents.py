@@ -16,7 +16,7 @@ from zarrow._format.records import Claim, Manifest, Owner, PartFacts, SegmentRec
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow.errors import CorruptionError
 
-SOURCE = Source(slot="0123456789abcdef", start=3, stop=40)
+SOURCE = Source(slot="0123456789abcdef", start=3, stop=40, session="ab" * 16, sequence=2)
 ARRAY = ArraySpec(name="query_embed", row_shape=(2, 4), dtype="float16", chunk_rows=8)
 SPEC = StoreSpec(
     uuid="ab" * 16,
@@ -52,7 +52,7 @@ DOCUMENTS: dict[str, Any] = {
         part_bytes=(7, 8),
         records_crc32c=(1, 2),
     ),
-    "owner": Owner(session="cd" * 16, sequence=1, host="h", pid=4, since="2026-01-01T00:00:00", reopens=3),
+    "owner": Owner(session="cd" * 16, sequence=1, host="h", pid=4, since="2026-01-01T00:00", reopens=(3, 5)),
 }
 documents = pytest.mark.parametrize("name", DOCUMENTS)
 

@@ -26,9 +26,9 @@ def test_a_source_cannot_point_elsewhere(place: tuple[str, int, int]) -> None:
     """A claim cannot name rows that are not of an open segment of the store."""
     slot, start, stop = place
     with pytest.raises(InvalidInputError, match="not a source"):
-        Source(slot=slot, start=start, stop=stop)
+        Source(slot=slot, start=start, stop=stop, session="a", sequence=0)
     with pytest.raises(CorruptionError, match="not a source"):
-        Claim.decode(encode_document({"segment": 0, "sources": [place]}), "here")
+        Claim.decode(encode_document({"segment": 0, "sources": [[*place, "a", 0]]}), "here")
 
 
 def test_an_owner_introduces_itself() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import zarrow
 from zarrow._format import layout
-from zarrow._format.records import Claim, Owner, Source
+from zarrow._format.records import Claim, Owner, PartFacts, SegmentRecord, Source
 from zarrow._read import catalog, open_rows
 from zarrow._read.visible import OpenSegmentFacts, missing_records, visible_rows
 from zarrow._storage.lock import FileLock
@@ -31,10 +31,22 @@ def facts(name: int, rows: int, durable: int = 0, **owner: Any) -> OpenSegmentFa
     return OpenSegmentFacts(f"{name:016x}", Owner(**made), rows, durable)
 
 
-def left(*slots: OpenSegmentFacts, records: tuple[int, ...] = (), sources: tuple[Source, ...] = ()) -> Any:
-    """Return the rows that count, by open segment."""
-    found = visible_rows(slots, records, sources, FULL)
-    assert not found.lost
+def record(number: int, *sources: Source) -> tuple[SegmentRecord, int]:
+    """Return a record of these sources, and a checksum."""
+    part, rows = PartFacts(size_bytes=1, crc32c=1, footer_crc32c=1), sum(one.rows for one in sources)
+    return SegmentRecord(segment=number, rows=rows, arrays={}, part=part, sources=sources), 70 + number
+
+
+def source(name: int, start: int, stop: int, session: str = "a") -> Source:
+    """Return rows of the open segment that `facts` describes."""
+    return Source(slot=f"{name:016x}", start=start, stop=stop, session=session, sequence=name)
+
+
+def left(*slots: OpenSegmentFacts, records: tuple[tuple[SegmentRecord, int], ...] = ()) -> Any:
+    """Return the rows that count, by open segment, or what is damaged."""
+    found = visible_rows(slots, [one.segment for one, _ in records], records, FULL)
+    if found.damage:
+        return {int(name, 16): message for name, message in found.damage.items()}
     return {
         int(name, 16): [(rows.start, rows.stop) for rows in ranges] for name, ranges in found.ranges.items()
     }
@@ -42,31 +54,56 @@ def left(*slots: OpenSegmentFacts, records: tuple[int, ...] = (), sources: tuple
 
 def test_rows_behind_an_open_segment_that_is_not_full_do_not_count() -> None:
     """The order is that of `sequence`, an empty segment is not full either, and other sessions go on."""
-    assert left(facts(1, FULL), facts(2, 3)) == {1: [(0, FULL)], 2: [(0, 3)]}
-    assert left(facts(1, 0), facts(2, FULL), facts(3, 3)) == {1: []}
-    assert left(facts(1, 5, sequence=7), facts(2, FULL, sequence=6)) == {1: [(0, 5)], 2: [(0, FULL)]}
-    assert left(facts(1, 5), facts(2, 3, session="b")) == {1: [(0, 5)], 2: [(0, 3)]}
-    found = visible_rows([facts(1, 5), facts(2, 3, durable=1)], (), (), FULL)
-    assert (found.lost, found.behind[f"{2:016x}"].slot) == ((f"{2:016x}",), f"{1:016x}")
+    assert left(facts(0, FULL), facts(1, 3)) == {0: [(0, FULL)], 1: [(0, 3)]}
+    assert left(facts(0, 0), facts(1, FULL), facts(2, 3)) == {0: []}
+    assert left(facts(1, 5, sequence=1), facts(2, FULL, sequence=0)) == {1: [(0, 5)], 2: [(0, FULL)]}
+    assert left(facts(0, 5), facts(1, 3, session="b", sequence=0)) == {0: [(0, 5)], 1: [(0, 3)]}
+    found = visible_rows([facts(0, 5), facts(1, 3, durable=1)], (), (), FULL)
+    assert (list(found.damage), found.behind[f"{1:016x}"].slot) == ([f"{1:016x}"], f"{0:016x}")
     with pytest.raises(CorruptionError, match="only 5 rows are left"):
         found.check(Path("run.zarrow"))
 
 
 def test_rows_that_are_committed_do_not_count_twice() -> None:
     """Sources of records are left out, wherever they lie, and so are copies of what still counts."""
-    sources = (Source(slot=f"{1:016x}", start=2, stop=4), Source(slot=f"{2:016x}", start=0, stop=FULL))
-    assert left(facts(1, 6), facts(2, FULL, session="b"), sources=sources) == {1: [(0, 2), (4, 6)], 2: []}
-    copy = facts(2, 3, session="b", reopens=5)
-    assert left(facts(1, 6), copy, records=(0, 5)) == {1: [(0, 6)]}
-    assert left(facts(1, 6), copy, records=(0,)) == {1: [(0, 6)], 2: [(0, 3)]}
-    assert left(facts(1, 6), replace(copy, owner=replace(copy.owner, reopens=f"{1:016x}"))) == {1: [(0, 6)]}
+    records = (record(0, source(0, 2, 4), source(5, 0, FULL, "b")),)
+    assert left(facts(0, 6), facts(5, FULL, session="b", sequence=0), records=records) == {
+        0: [(0, 2), (4, 6)], 5: []
+    }  # fmt: skip
+    copy = facts(5, 3, session="b", sequence=0, reopens=(5, 75))
+    last = record(5, source(9, 0, 3))
+    assert left(facts(0, 6), copy, records=(last,)) == {0: [(0, 6)]}
+    assert left(facts(0, 6), copy) == {0: [(0, 6)], 5: [(0, 3)]}
+    other = (last[0], 76)
+    assert left(facts(0, 6), copy, records=(other,)) == {0: [(0, 6)], 5: [(0, 3)]}
+    assert left(facts(0, 6), replace(copy, owner=replace(copy.owner, reopens=f"{0:016x}"))) == {0: [(0, 6)]}
+    assert "and more rows" in left(replace(copy, rows=4), records=(last,))[5]
 
 
-def test_a_number_below_a_record_has_a_record_or_a_reason() -> None:
-    """A claim and a directory in quarantine are reasons."""
-    assert missing_records([], [], []) == []
-    assert missing_records([0, 1, 2], [], []) == []
-    assert missing_records([1, 4], [2], [3]) == [0]
+def test_rows_follow_those_before_them() -> None:
+    """An open segment with rows follows one that is there, or of which records have all rows."""
+    assert "the rows before its own are missing" in left(facts(1, 3))[1]
+    assert left(facts(1, 0)) == {1: []}
+    assert left(facts(1, 3), records=(record(0, source(0, 0, FULL)),)) == {1: [(0, 3)]}
+    assert left(facts(1, 3), records=(record(0, source(0, 0, 5)), record(1, source(0, 5, FULL)))) == {
+        1: [(0, 3)]
+    }  # fmt: skip
+    assert "missing" in left(facts(1, 3), records=(record(0, source(0, 0, 5)),))[1]
+    assert "missing" in left(facts(1, 3), records=(record(0, source(0, 0, FULL, "b")),))[1]
+    # It was copied before it was full, and is committed: those behind it follow a record.
+    early = left(facts(0, 5), facts(1, 3), records=(record(0, source(0, 0, FULL)),))
+    assert early == {0: [], 1: [(0, 3)]}
+
+
+def test_a_number_below_a_record_or_with_a_part_has_a_record_or_a_reason() -> None:
+    """A claim and a directory in quarantine are reasons, and for the last part, that it was taken back."""
+    assert missing_records([]) == []
+    assert missing_records([0, 1, 2], [0, 1, 2]) == []
+    assert missing_records([1, 4], claims=[2], aside=[3]) == [0]
+    assert missing_records([0, 1], [0, 1, 2, 3, 4], claims=[3], aside=[4]) == [2]
+    owner = facts(0, 3, reopens=(2, 5)).owner
+    assert missing_records([0, 1], [0, 1, 2], owners=[owner]) == []
+    assert missing_records([99_999_999])[:3] == [0, 1, 2]
 
 
 def write(path: Path, rows: int) -> None:
@@ -179,19 +216,21 @@ def test_a_missing_file_is_damage(store: Path, name: str) -> None:
 def test_rows_that_were_claimed_are_there(store: Path) -> None:
     """A claim of rows that an open segment has not is damage; one of rows that it has, is not."""
     slot = open_rows.slots(store)[1].name
-    claim = Claim(segment=1, sources=(Source(slot=slot, start=0, stop=5),))
+    claim = Claim(segment=1, sources=(Source(slot=slot, start=0, stop=5, session="b" * 32, sequence=1),))
     (store / layout.claim_path(1)).write_bytes(claim.encode())
     assert ids_read(store) == list(range(21))
-    claim = replace(claim, sources=(Source(slot=slot, start=0, stop=6),))
+    claim = replace(claim, sources=(replace(claim.sources[0], stop=6),))
     (store / layout.claim_path(1)).write_bytes(claim.encode())
     assert_all_refuse(store, f"claims 6 rows of {slot}, 5 are left")
 
 
 def test_a_record_that_is_lost_is_damage(tmp_path: Path) -> None:
-    """Rows after those of a record that is missing are not shown as if nothing were."""
-    write(tmp_path / "run.zarrow", 30)
-    (tmp_path / "run.zarrow" / layout.record_path(1)).unlink()
-    assert_all_refuse(tmp_path / "run.zarrow", "the record is missing")
+    """Rows after those of a missing record are not shown, and the last record is missed, too."""
+    for number in (1, 2):
+        path = tmp_path / f"{number}.zarrow"
+        write(path, 24)
+        (path / layout.record_path(number)).unlink()
+        assert_all_refuse(path, "the record is missing")
 
 
 def test_a_repair_that_was_killed_hides_and_doubles_no_row(tmp_path: Path) -> None:

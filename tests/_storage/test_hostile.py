@@ -386,7 +386,9 @@ COMPLETE: dict[str, Harmful] = {
         s / "segments/00000000.json",
         arrays={"../../outside/x": {"size_bytes": 1, "index_crc32c": 0, "chunks_crc32c": [0]}},
     ),
-    "sources lead out": lambda s, o: rewrite(s / "segments/00000001.json", sources=[["../../outside", 0, 5]]),
+    "sources lead out": lambda s, o: rewrite(
+        s / "segments/00000001.json", sources=[["../../x", 0, 5, "a", 0]]
+    ),
     "rows of 2**62 bytes": lambda s, o: rewrite_array(s, "e", row_shape=[2**31 - 1, 2**31 - 1]),
     "rows of many axes": lambda s, o: rewrite_array(s, "e", row_shape=[1] * 1000),
     "chunks of 2**40 rows": lambda s, o: rewrite_spec(
@@ -489,13 +491,13 @@ OPEN: dict[str, Harmful] = {
     "owner of text for numbers": lambda s, o: rewrite(slot_of(s) / "owner.json", sequence="x", pid=[]),
     "claim leads out": lambda s, o: (
         (s / "segments/00000001.claim").write_bytes(
-            encode_document({"segment": 1, "sources": [["../../outside/xxx", 0, 5]]})
+            encode_document({"segment": 1, "sources": [["../../outside/xxx", 0, 5, "a", 0]]})
         )
         and None
     ),
     "claim of many rows": lambda s, o: (
         (s / "segments/00000001.claim").write_bytes(
-            encode_document({"segment": 1, "sources": [[slot_of(s).name, 0, 10**15]]})
+            encode_document({"segment": 1, "sources": [[slot_of(s).name, 0, 10**15, "a", 0]]})
         )
         and None
     ),

@@ -193,10 +193,10 @@ def _open_segment_gone_before_its_record():
 @contextlib.contextmanager
 def _segment_taken_back_before_its_copy_is_there():
     def enter(real):
-        def late(self, root, owner):
+        def late(self, root):
             publishing.withdraw_manifest(root)
-            publishing.uncommit(root, self.spec, owner.reopens, root / layout.OPEN_DIR)
-            real(self, root, owner)
+            publishing.uncommit(root, self.spec, self.owner.reopens[0], root / layout.OPEN_DIR)
+            real(self, root)
 
         return late
 
@@ -274,7 +274,7 @@ def _frames_not_checked():
 @contextlib.contextmanager
 def _rows_after_a_gap_kept():
     def blind(real):
-        return lambda *args: replace(real(*args), behind={}, lost=())
+        return lambda *args: replace(real(*args), behind={}, damage={})
 
     with patched(recovery, "visible_rows", blind):
         yield
@@ -286,9 +286,14 @@ def _copy_of_a_committed_segment_counted():
     with patched(
         OpenSegment,
         "enter",
-        lambda real: lambda self, root, owner: real(self, root, replace(owner, reopens=None)),
+        lambda real: (
+            lambda self, root: (
+                setattr(self, "owner", replace(self.owner, reopens=None)),
+                real(self, root),
+            )
+        ),
     ):
-        yield  # fmt: skip
+        yield
 
 
 @mutant("compressed")

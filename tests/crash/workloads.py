@@ -383,11 +383,12 @@ def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | Non
 
 
 def _uncommitted(path: Path) -> list[str]:
-    """Return the open segments that count: those with an owner that do not reopen a committed one."""
+    """Return the open segments that count: those with an owner that are no copy of a committed one."""
     owners = {
         file.parent.name: json.loads(file.read_bytes()) for file in path.glob("open/[0-9a-f]*/owner.json")
     }
-    return [slot for slot, owner in owners.items() if owner["reopens"] is None]
+    records = [[int(one.stem), google_crc32c.value(one.read_bytes())] for one in path.glob("segments/*.json")]
+    return [slot for slot, owner in owners.items() if owner["reopens"] not in records]
 
 
 def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -> int:

@@ -173,7 +173,7 @@ class MiniReader:
                 owner = document(path / "owner.json")
                 sources = [source for record in self.records for source in record["sources"]]
                 believe(owner["reopens"] is None, "not in these tests")
-                believe(path.name not in {slot for slot, _, _ in sources}, "not in these tests")
+                believe(path.name not in {slot for slot, *_ in sources}, "not in these tests")
                 found.append(self._open_segment(path))
         return found
 

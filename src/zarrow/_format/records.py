@@ -51,17 +51,21 @@ def _require(what: str, *numbers: object, limit: int = _U63) -> None:
 class Source:
     """Rows `start` to `stop` of an open segment that become, or became, rows of a committed one.
 
-    >>> Source(slot="0" * 16, start=0, stop=512).rows
+    Its `session` and `sequence` are those of the open segment's owner: they say which rows these follow.
+
+    >>> Source(slot="0" * 16, start=0, stop=512, session="a" * 32, sequence=0).rows
     512
     """
 
     slot: str
     start: int
     stop: int
+    session: str
+    sequence: int
 
     def __post_init__(self) -> None:
-        _require("not a source: its rows", self.start, self.stop)
-        if not is_slot(self.slot) or self.start > self.stop:
+        _require("not a source: its rows", self.start, self.stop, self.sequence)
+        if not is_slot(self.slot) or self.start > self.stop or type(self.session) is not str:
             raise InvalidInputError(f"not a source: {self.slot!r}[{self.start}:{self.stop}]")
 
     @property
@@ -104,11 +108,12 @@ class Claim:
 
 
 def _sources_to_json(sources: Sequence[Source]) -> list[list[str | int]]:
-    return [[source.slot, source.start, source.stop] for source in sources]
+    return [[one.slot, one.start, one.stop, one.session, one.sequence] for one in sources]
 
 
 def _sources_from_json(body: Any) -> tuple[Source, ...]:
-    return tuple(Source(slot=slot, start=start, stop=stop) for slot, start, stop in body)
+    names = [field.name for field in fields(Source)]
+    return tuple(Source(**dict(zip(names, one, strict=True))) for one in body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,9 +394,11 @@ class Owner:
         an earlier one.
     host, pid, since : str, int, str
         For messages: where the writer runs, and since when (ISO 8601, UTC).
-    reopens : int, str or None
-        The committed segment, or the damaged open segment, whose rows this one repeats; while that has a
-        record, or exists, this one does not count.
+    from_segment : int
+        No record of a lower number has rows of this open segment, nor of the one before it in the session.
+    reopens : (int, int), str or None
+        What this one began as a copy of: a committed segment, by its number and the crc32c of its record, or
+        a damaged open segment. While that stands, this one does not count.
     """
 
     session: str
@@ -399,12 +406,18 @@ class Owner:
     host: str
     pid: int
     since: str
-    reopens: int | str | None = None
+    from_segment: int = 0
+    reopens: tuple[int, int] | str | None = None
 
     def __post_init__(self) -> None:
         _require("a sequence or process number", self.sequence, self.pid)
-        if self.reopens is not None and not (isinstance(self.reopens, str) and is_slot(self.reopens)):
-            _require("a segment", self.reopens, limit=MAX_SEGMENTS)
+        _require("a segment", self.from_segment, limit=MAX_SEGMENTS)
+        if isinstance(self.reopens, tuple):
+            number, checksum = self.reopens
+            _require("a segment", number, limit=MAX_SEGMENTS)
+            _require("a crc32c", checksum, limit=_U32)
+        elif self.reopens is not None and not is_slot(str(self.reopens)):
+            raise InvalidInputError(f"neither a segment nor an open one: {str(self.reopens)[:40]}")
         if not all(isinstance(text, str) for text in (self.session, self.host, self.since)):
             raise InvalidInputError("session, host and since must be text")
 
@@ -417,6 +430,7 @@ class Owner:
                 "host": self.host,
                 "pid": self.pid,
                 "since": self.since,
+                "from_segment": self.from_segment,
                 "reopens": self.reopens,
             }
         )
@@ -426,9 +440,16 @@ class Owner:
         """Return the owner in a file; `CorruptionError` if it is damaged."""
         body = decode_document(data, path)
         try:
-            return cls(**{field.name: body[field.name] for field in fields(cls)})
+            values = {field.name: body[field.name] for field in fields(cls)}
+            if isinstance(values["reopens"], list):
+                values["reopens"] = tuple(values["reopens"])
+            return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"breaks the format: {error}", path=path) from error
+
+    def source(self, slot: str, start: int, stop: int) -> Source:
+        """Return rows of its open segment of this name, as a claim lists them."""
+        return Source(slot=slot, start=start, stop=stop, session=self.session, sequence=self.sequence)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"

@@ -56,8 +56,8 @@ class Audited:
         The sound records.
     damaged : frozenset of int
         The damaged segments.
-    segments : int
-        The number of segments there should be: as in the manifest, or up to the last one with a record.
+    checksums : dict of int to int
+        The crc32c of their files.
     doubled : frozenset of int
         Segments whose rows are in another one, too.
     slots : dict of str to OpenSegmentFacts
@@ -67,8 +67,8 @@ class Audited:
     report: Report
     spec: StoreSpec | None
     records: dict[int, SegmentRecord]
+    checksums: dict[int, int]
     damaged: frozenset[int]
-    segments: int
     doubled: frozenset[int]
     slots: dict[str, OpenSegmentFacts]
 
@@ -90,7 +90,7 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
         message = said_by(root / layout.STORE_JSON, error)
         found.damage(layout.STORE_JSON, f"{message}; nothing else can be checked without it")
         report = Report(path=str(root), level=level, findings=found.sorted())
-        return Audited(report, None, {}, frozenset(), 0, frozenset(), {})
+        return Audited(report, None, {}, {}, frozenset(), frozenset(), {})
     for _ in range(_ATTEMPTS):
         found = AuditLog(level, progress)
         one = _StoreAudit(Beneath(root), spec, found)
@@ -119,7 +119,15 @@ def audit(root: Path, level: Level, progress: Progress | None = None, *, derived
     )
     documents = one.documents
     doubled = frozenset(documents.doubled)
-    return Audited(report, spec, documents.records, damaged, documents.segments, doubled, one.slots)
+    return Audited(
+        report,
+        spec,
+        documents.records,
+        documents.checksums,
+        damaged,
+        doubled,
+        one.slots,
+    )
 
 
 class _StoreAudit:
@@ -136,11 +144,12 @@ class _StoreAudit:
 
     def run(self) -> None:
         """Check all but committed segments; open ones first, since their rows may be committed meanwhile."""
+        parts = catalog.part_numbers(self.files.root)
         self._open()
-        self.documents.read()
+        owners = [facts.owner for facts in self.slots.values()]
+        self.documents.read(parts, owners)
         self.open_rows = audit_sources(self.documents, self.slots)
-        reopened = [facts.owner.reopens for facts in self.slots.values()]
-        audit_metadata(self.documents, [one for one in reopened if isinstance(one, int)])
+        audit_metadata(self.documents, owners)
         self._names.audit(self.documents.numbers, self.documents.is_pending)
 
     def run_segments(self) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
-from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record, max_manifest_bytes
+from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, check_record, max_manifest_bytes
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_names import MAX_STRAYS, NamesAudit
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
@@ -64,19 +64,27 @@ class DocumentsAudit:
         self.claims: dict[int, Claim | None] = {}  # None: damaged
         self.records: dict[int, SegmentRecord] = {}  # the sound ones
         self.doubled: set[int] = set()  # whose rows are in another one
-        self._checksums: dict[int, int] = {}
+        self.checksums: dict[int, int] = {}
         self.numbers: set[int] = set()  # of all records, sound or not
         self.dense = 0
         self.segments = 0
         self.rows = 0
         self._names = names
 
-    def read(self) -> None:
-        """Read the documents, and count the committed segments and rows."""
+    def read(self, parts: Collection[int], owners: Collection[Owner]) -> None:
+        """Read the documents, and count the committed segments and rows.
+
+        Parameters
+        ----------
+        parts : collection of int
+            The numbers of parts, listed before.
+        owners : collection of Owner
+            Of the open segments.
+        """
         self._manifest()
         self._segments_dir()
         self._check_manifest()
-        self._count()
+        self._count(parts, owners)
 
     def _manifest(self) -> None:
         path = layout.MANIFEST_JSON
@@ -119,7 +127,7 @@ class DocumentsAudit:
             if record.segment != number:
                 raise CorruptionError(f"the record of segment {record.segment}")
             check_record(record, self.spec, path)
-            self._checksums[number] = crc32c(data)
+            self.checksums[number] = crc32c(data)
             self.records[number] = record
         except FileNotFoundError:
             self.numbers.discard(number)  # a writer has just reopened it
@@ -132,7 +140,7 @@ class DocumentsAudit:
         if manifest is None:
             return
         for number, record in sorted(self.records.items()):
-            if number < manifest.segments and manifest.records_crc32c[number] == self._checksums[number]:
+            if number < manifest.segments and manifest.records_crc32c[number] == self.checksums[number]:
                 rows = min(full, manifest.rows - number * full)
                 sizes = {name: facts.size_bytes for name, facts in record.arrays.items()}
                 stated = {name: manifest.shard_bytes[name][number] for name in sizes}
@@ -165,7 +173,7 @@ class DocumentsAudit:
         message = said_by(path, error)
         self.found.add(Finding(severity="damage", path=path, message=message, segment=number, rows=rows))
 
-    def _count(self) -> None:
+    def _count(self, parts: Collection[int], owners: Collection[Owner]) -> None:
         """Find the dense prefix, and which records are missing from it."""
         self.dense = next(
             (index for index, number in enumerate(sorted(self.numbers)) if index != number),
@@ -174,14 +182,14 @@ class DocumentsAudit:
         expected = self.dense if self.manifest is None else self.manifest.segments
         last = max([*self.numbers, expected - 1], default=-1)
         aside = put_aside(self.files.root)
-        self.segments = last + 1
         if self.manifest is None:
-            missing = missing_records(self.numbers, self.claims, aside)
+            missing = missing_records(self.numbers, parts, self.claims, aside, owners)
             for number in (aside - self.numbers).intersection(range(self.dense, last)):
                 message = "set aside by an interrupted repair, so that later rows have no final number yet"
                 self.found.defect(layout.record_path(number), message)
         else:
             missing = [number for number in range(self.dense, last + 1) if number not in self.numbers]
+        self.segments = last + 1
         for number in missing[:MAX_STRAYS]:
             self.damage(number, layout.record_path(number), "missing")
         if len(missing) > MAX_STRAYS:
@@ -210,8 +218,9 @@ class DocumentsAudit:
 # Zarr's metadata
 
 
-def audit_metadata(documents: DocumentsAudit, reopened: list[int]) -> None:
-    """Compare Zarr's metadata with the records; open segments hold copies of the segments `reopened`."""
+def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
+    """Compare Zarr's metadata with the records; some open segments are copies of committed ones."""
+    reopened = [one.reopens[0] for one in owners if isinstance(one.reopens, tuple)]
     spec = documents.spec
     settled = max(documents.records, default=-1) + 1 == documents.dense and not documents.damaged_manifest
     stale = set() if documents.manifest is not None else _stale_rows(documents, reopened)

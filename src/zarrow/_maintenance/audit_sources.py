@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable
 
 from zarrow._format import layout
-from zarrow._format.records import Claim, Source
+from zarrow._format.records import Claim
 from zarrow._maintenance.audit_documents import DocumentsAudit
 from zarrow._read.visible import OpenSegmentFacts, lacking, visible_rows
 
@@ -51,7 +50,7 @@ class _SourcesAudit:
         for number, claim in self._documents.claims.items():
             if claim is not None:
                 self._check_claim(number, claim)
-        self._check_open(source for record in self._documents.records.values() for source in record.sources)
+        self._check_open()
 
     def _check_claim(self, number: int, claim: Claim) -> None:
         path = layout.claim_path(number)
@@ -69,13 +68,18 @@ class _SourcesAudit:
         else:
             self._found.note(path, f"{claim.rows} rows are about to be committed", segment=number)
 
-    def _check_open(self, sources: Iterable[Source]) -> None:
-        full = self._documents.spec.segment_rows
-        found = visible_rows(self._slots.values(), self._documents.numbers, sources, full)
+    def _check_open(self) -> None:
+        documents = self._documents
+        records = [(record, documents.checksums[number]) for number, record in documents.records.items()]
+        full = documents.spec.segment_rows
+        found = visible_rows(self._slots.values(), documents.numbers, records, full)
         for slot in found.copies:
-            reopens = self._slots[slot].owner.reopens
-            what = f"segment {reopens}, which is still committed" if isinstance(reopens, int) else reopens
+            of = self._slots[slot].owner.reopens
+            what = f"segment {of[0]}, which is still committed" if isinstance(of, tuple) else of
             self._found.note(layout.slot_dir(slot), f"a copy of {what}")
+        for slot, message in found.damage.items():
+            if slot not in found.behind:
+                self._found.damage(layout.slot_dir(slot), message)
         for slot, before in found.behind.items():
             if rows := self._slots[slot].rows:
                 self._found.damage(

@@ -11,14 +11,14 @@ open segment whose rows are all sound only the owner is written again.
 from __future__ import annotations
 
 import os
-import uuid
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from zarrow._format import layout
-from zarrow._format.documents import MAX_DOCUMENT_BYTES, MAX_OWNER_BYTES
+from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Claim, Owner
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance import audit, build_index, salvage
@@ -26,10 +26,13 @@ from zarrow._maintenance.audit import Audited
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
 from zarrow._maintenance.quarantine import Aside, SetAside
 from zarrow._maintenance.salvage import Salvage
+from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
+from zarrow._read.visible import lacking
 from zarrow._storage import files
 from zarrow._storage.reading import Beneath, read_file
 from zarrow._write import publishing, recovery, seal
+from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow.errors import CorruptionError
 
@@ -62,8 +65,6 @@ class Plan:
         Copies that an interrupted repair left, and that do not count yet.
     moved_rows : int
         Rows of sound segments that get new row numbers.
-    segments : int
-        The number of segments there are, or should be.
     """
 
     spec: StoreSpec
@@ -73,7 +74,6 @@ class Plan:
     disowned: tuple[str, ...]
     stale: tuple[str, ...]
     moved_rows: int
-    segments: int
 
 
 # The plan
@@ -133,7 +133,7 @@ def _require_readable(root: Path, report: Report) -> None:
 class _Planner:
     def __init__(self, root: Path, audited: Audited, spec: StoreSpec) -> None:
         self._root = root
-        self._audited = audited
+        self._audited, self._records, self._slots = audited, audited.records, audited.slots
         self._spec = spec
         self._files = Beneath(root)
         self._gaps = {layout.record_path(number) for number in put_aside(root)}
@@ -178,7 +178,12 @@ class _Planner:
                 others.append(self._claim(path, findings))
             else:
                 others.append(self._stray(path, findings, len(others)))
+        # These only repeat what stands, or is to be set aside and copied again.
+        stale = [
+            slot for slot, facts in self._slots.items() if self._repeated_rows(slot) >= (facts.rows or 1)
+        ]
         others.extend(self._claims_of(seen.difference(self._disowned)))
+        self._disowned.extend(self._bereft(seen, {*seen, *stale}))
         # The manifest goes first: a store that lacks segments must not pass for complete.
         others.sort(key=lambda one: one.facts.path != layout.MANIFEST_JSON)
         first = [one for one in others if one.facts.path == layout.MANIFEST_JSON]
@@ -190,9 +195,8 @@ class _Planner:
             tuple(rebuilt),
             self._copies,
             tuple(self._disowned),
-            tuple(self._stale_copies()),
+            tuple(stale),
             self._moved_rows(),
-            self._audited.segments,
         )
 
     def _is_derived(self, path: str) -> bool:
@@ -213,10 +217,10 @@ class _Planner:
 
     def _moved_rows(self) -> int:
         """Return the rows of the sound segments that will fill the gaps."""
-        sound = [number for number in sorted(self._audited.records) if number not in self._by_segment]
+        sound = [number for number in sorted(self._records) if number not in self._by_segment]
         moved = [number for number in sound if number >= len(sound)]
         kept = sum(left.rows for of, (left, _) in self._copies.items() if isinstance(of, int))
-        return kept + sum(self._audited.records[number].rows for number in moved)
+        return kept + sum(self._records[number].rows for number in moved)
 
     def _incident(
         self,
@@ -257,7 +261,7 @@ class _Planner:
         moves[layout.part_path(number)] = layout.PART
         moves[layout.record_path(number)] = "record.json"  # the last: see `repair`
         first = number * self._spec.segment_rows
-        record = self._audited.records.get(number)
+        record = self._records.get(number)
         stop = first + (record.rows if record is not None else self._spec.segment_rows)
         known = [finding.rows[1] for finding in findings if finding.rows is not None]
         rows = (first, max(known) if record is None and known else stop)
@@ -266,8 +270,11 @@ class _Planner:
             left = salvage.of_segment(self._files, self._spec, record)
             if number in self._audited.doubled or self._distrusted(findings):
                 left.sound[:] = False
+            open_too = salvage.in_open_segments(record, self._sound_slots())
+            left.sound[:] |= open_too
             samples, kept = left.lost_samples() if left.table_is_sound else None, left.rows
-            if kept:
+            left.sound[:] &= ~open_too
+            if left.rows:
                 self._copies[number] = left, 0
         return self._incident(
             layout.record_path(number),
@@ -279,6 +286,11 @@ class _Planner:
             kept_rows=kept,
             sample_index=samples,
         )
+
+    def _sound_slots(self) -> dict[str, int]:
+        """Return the rows of the open segments of which nothing is damaged."""
+        hit = {path.split("/")[1] for path in self._by_path if path.startswith(f"{layout.OPEN_DIR}/")}
+        return {slot: facts.rows for slot, facts in self._slots.items() if slot not in hit}
 
     def _distrusted(self, findings: list[Finding]) -> bool:
         """Tell whether checksums do not help: the content of a part breaks the format, as written."""
@@ -295,7 +307,8 @@ class _Planner:
         first = self._committed(slot)
         left = salvage.of_open_segment(self._files, self._spec, slot)
         owner = f"{path}/{layout.OWNER_JSON}"
-        if left.sound.all() and len(left.sound) > first and {one.path for one in findings} <= {path, owner}:
+        harmless = {one.path for one in findings} <= {path, owner} and not self._repeated_rows(slot)
+        if harmless and left.sound.all() and len(left.sound) > first:
             self._disowned.append(slot)  # what its rows follow is unknown, or gone
             if owner in self._by_path:
                 yield self._incident(owner, slot, {owner: layout.OWNER_JSON}, findings)
@@ -315,45 +328,44 @@ class _Planner:
 
     def _committed(self, slot: str) -> int:
         """Return how many of an open segment's first rows are committed, and so not lost with it."""
-        path = f"{layout.slot_dir(slot)}/{layout.OWNER_JSON}"
-        try:
-            owner = Owner.decode(self._files.read(path, MAX_OWNER_BYTES), path)
-        except (FileNotFoundError, CorruptionError):
-            pass
-        else:
-            if isinstance(owner.reopens, int) and self._files.exists(layout.record_path(owner.reopens)):
-                return self._spec.segment_rows  # a copy of that segment, which is still committed
-        return max(
-            (
-                source.stop
-                for record in self._audited.records.values()
-                for source in record.sources
-                if source.slot == slot
-            ),
-            default=0,
-        )
+        sources = (one for record in self._records.values() for one in record.sources if one.slot == slot)
+        return max([self._repeated_rows(slot), *(source.stop for source in sources)])
 
-    def _stale_copies(self) -> Iterator[str]:
-        """Yield open segments that repeat something which is to be set aside, and copied again."""
-        for slot, facts in self._audited.slots.items():
-            of = facts.owner.reopens
-            here = layout.slot_dir(of) if isinstance(of, str) else layout.record_path(of or 0)
-            if of is not None and self._files.exists(here):
+    def _repeated_rows(self, slot: str) -> int:
+        """Return how many of an open segment's first rows repeat what still stands."""
+        of, full = self._slots[slot].owner.reopens if slot in self._slots else None, self._spec.segment_rows
+        if isinstance(of, str):
+            return full if self._files.exists(layout.slot_dir(of)) else 0
+        if of is None or not self._files.exists(layout.record_path(of[0])):
+            return 0
+        if of[0] not in self._records:
+            return full
+        return self._records[of[0]].rows if self._audited.checksums[of[0]] == of[1] else 0
+
+    def _bereft(self, hit: set[str], but: set[str]) -> Iterator[str]:
+        """Yield open segments, `but` these, of sessions of which something is set aside or disowned."""
+        gone = [self._records[number] for number in self._by_segment if number in self._records]
+        sessions = {source.session for record in gone for source in record.sources}
+        sessions |= {self._slots[slot].owner.session for slot in hit & self._slots.keys()}
+        for slot, facts in self._slots.items():
+            if slot not in but and facts.owner.session in sessions:
                 yield slot
 
     def _claim(self, path: str, findings: list[Finding]) -> Aside:
         return self._incident(path, Path(path).stem, {path: "claim"}, findings)
 
     def _claims_of(self, slots: set[str]) -> Iterator[Aside]:
-        """Yield the claims that cannot be fulfilled once these open segments have been set aside."""
+        """Yield the claims that cannot be fulfilled once all else, these open segments too, is set aside."""
+        rows = {slot: facts.rows for slot, facts in self._slots.items() if slot not in slots}
         for name in self._files.names(layout.SEGMENTS_DIR):
             path = f"{layout.SEGMENTS_DIR}/{name}"
             if not name.endswith(".claim") or path in self._by_path:
                 continue
             claim = Claim.decode(self._files.read(path, MAX_DOCUMENT_BYTES), path)
-            lost = [source.slot for source in claim.sources if source.slot in slots]
-            if lost and not self._files.exists(layout.record_path(claim.segment)):
-                message = f"claims rows of {', '.join(lost)}, which is damaged"
+            lost = [source.slot for source in lacking(claim, rows)]
+            stays = self._files.exists(layout.record_path(claim.segment))
+            if lost and not (stays and claim.segment not in self._by_segment):
+                message = f"claims rows of {', '.join(lost)}, which are damaged or missing"
                 finding = Finding(severity="damage", path=path, message=message, segment=claim.segment)
                 yield self._claim(path, [finding])
 
@@ -386,9 +398,11 @@ def _rebuild_index(root: Path, spec: StoreSpec) -> None:
 
 def _remove_empty_dirs(root: Path, plan: Plan) -> None:
     """Remove the directories of shards that were moved, if no other shard took their place."""
-    for number in range(plan.segments):
-        for array in plan.spec.arrays:
-            shard = root / layout.shard_path(array.name, number, len(array.row_shape))
+    for array in plan.spec.arrays:
+        for name in os.listdir(root / layout.array_dir(array.name) / "c"):
+            if not re.fullmatch(r"0|[1-9]\d{0,7}", name):
+                continue
+            shard = root / layout.shard_path(array.name, int(name), len(array.row_shape))
             for parent in shard.parents[: len(array.row_shape)]:
                 files.remove_empty_dir(parent)
 
@@ -427,18 +441,25 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
         # Zarr readers must not see the zeros that stand for missing shards, wherever a crash ends this.
         publishing.create(root, plan.spec, scratch, segments=min(damaged))
     for of, (left, start) in plan.copies.items():
-        copy = OpenSegment.build(files.scratch_name(scratch), plan.spec)
+        reopens = of if isinstance(of, str) else (of, catalog.read_record(root, of, plan.spec)[1])
+        alone = in_own_session(owner, reopens=reopens)
+        copy = OpenSegment.build(files.scratch_name(scratch), plan.spec, alone)
         try:
             for batch in left.batches(start):
                 copy.append([batch])
-            copy.enter(root, replace(owner, session=uuid.uuid4().hex, reopens=of))
+            copy.enter(root)
         finally:
             copy.close()
-    for one in plan.incidents:
-        one.fill()
-    for slot in plan.disowned:
-        document = root / layout.slot_dir(slot) / layout.OWNER_JSON
-        files.replace(document, replace(owner, session=uuid.uuid4().hex).encode(), scratch=scratch)
+    # Before the rows that they follow are gone, but for those whose owner is set aside itself.
+    damaged_owners = {path for one in plan.incidents for path in one.files}
+    for last in (False, True):
+        for slot in plan.disowned:
+            path = f"{layout.slot_dir(slot)}/{layout.OWNER_JSON}"
+            if (path in damaged_owners) == last:
+                alone = in_own_session(owner, reopens=None)
+                files.replace(root / path, alone.encode(), scratch=scratch)
+        for one in plan.incidents if not last else ():
+            one.fill()
     spec = publishing.create(root, plan.spec, scratch)
     dead = recovery.recover(root, spec, owner)
     try:

@@ -13,7 +13,7 @@ Memory: the narrow columns of the segment, and a chunk of each array.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,7 +33,7 @@ from zarrow._storage.reading import Beneath, File
 from zarrow._write.batches import CheckedBatch
 from zarrow.errors import CorruptionError, ZarrowError
 
-__all__ = ["Salvage", "of_open_segment", "of_segment"]
+__all__ = ["Salvage", "in_open_segments", "of_open_segment", "of_segment"]
 
 _STEP_ROWS = 4096
 _Mask = npt.NDArray[np.bool_]
@@ -122,6 +122,18 @@ def of_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> Salvag
 
         reads.append(_array(files, path, array, sound, pieces, stored))
     return _salvage(spec, sound, tables, reads)
+
+
+def in_open_segments(record: SegmentRecord, rows: Mapping[str, int]) -> _Mask:
+    """Tell which rows of a segment are in open segments, too, of so many rows: they count without its record.
+
+    A writer was about to remove these, or the store was copied while it was written.
+    """
+    found, start = np.zeros(record.rows, np.bool_), 0
+    for source in record.sources:
+        found[start : start + max(0, min(source.stop, rows.get(source.slot, 0)) - source.start)] = True
+        start += source.rows
+    return found
 
 
 def of_open_segment(files: Beneath, spec: StoreSpec, slot: str) -> Salvage:

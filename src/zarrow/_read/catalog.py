@@ -17,13 +17,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.records import Claim, Manifest, SegmentRecord, check_record, max_manifest_bytes
+from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, check_record, max_manifest_bytes
 from zarrow._format.spec import StoreSpec
 from zarrow._read.visible import missing_records
 from zarrow._storage import reading
@@ -35,10 +35,12 @@ __all__ = [
     "check_records",
     "decode_manifest",
     "has_record",
+    "part_numbers",
     "put_aside",
     "read_claims",
     "read_manifest",
     "read_record",
+    "read_records_for",
     "read_snapshot",
     "read_spec",
 ]
@@ -256,20 +258,44 @@ def has_record(root: Path, segment: int) -> bool:
     return (root / layout.record_path(segment)).exists()
 
 
-def check_records(root: Path, records: Collection[int]) -> None:
-    """Raise `CorruptionError` if a record is missing below one of these."""
-    if missing_records(records, (), ()):
-        # Claims are listed after the records: one that was released by now has a record.
-        missing = missing_records(records, _numbers(root, "claim"), put_aside(root))
-        for number in missing:
+def part_numbers(root: Path) -> list[int]:
+    """Return the numbers of all parts, of committed segments or not."""
+    try:
+        names = os.listdir(root / layout.TABLE_DIR)
+    except FileNotFoundError:
+        return []
+    return [int(match[1]) for match in map(_PART.match, names) if match]
+
+
+def check_records(
+    root: Path, records: Collection[int], parts: Collection[int], owners: Collection[Owner]
+) -> None:
+    """Raise `CorruptionError` if a record is missing (`visible.missing_records`)."""
+    if missing_records(records, parts):
+        # Claims are listed after parts and records: one that was released by now has a record.
+        claims, aside = _numbers(root, "claim"), put_aside(root)
+        for number in missing_records(records, parts, claims, aside, owners):
             if not has_record(root, number):
                 raise CorruptionError(
-                    "the record is missing, though there are later ones: "
+                    "the record is missing, though there are later ones, or files of its segment: "
                     "'zarrow repair' sets what is left of the segment aside",
                     path=root / layout.record_path(number),
                 )
 
 
+def read_records_for(
+    root: Path, spec: StoreSpec, numbers: Iterable[int], owners: Iterable[Owner]
+) -> list[tuple[SegmentRecord, int]]:
+    """Return the records that may have rows of these owners' open segments, each with its crc32c.
+
+    Once a repair has set segments aside, rows move to lower numbers, so that each record may.
+    """
+    first = min((one.from_segment for one in owners), default=layout.MAX_SEGMENTS)
+    first = 0 if put_aside(root) else first
+    return [read_record(root, number, spec) for number in numbers if number >= first]
+
+
+_PART = re.compile(r"part-(\d{8})\.parquet\Z")
 _PUT_ASIDE = re.compile(r"(\d{8})-\d+\Z")
 
 

@@ -39,7 +39,11 @@ __all__ = ["PartFiles", "committed_table"]
 
 def committed_table(root: Path, spec: StoreSpec, record: SegmentRecord) -> pa.Table:
     """Return a whole part as its frames had it (`to_wire`), compared with the segment's record."""
-    with open_file(root, layout.part_path(record.segment)) as file:
+    try:
+        opened = open_file(root, layout.part_path(record.segment))
+    except FileNotFoundError as error:
+        raise CorruptionError("missing, though its segment is committed", path=error.filename) from error
+    with opened as file:
         if file.size_bytes != record.part.size_bytes or not file.holds(
             0, record.part.size_bytes, record.part.crc32c
         ):

@@ -284,6 +284,7 @@ def _look(root: Path, seen: dict[str, OpenPiece]) -> View | None:
     behind_gap: tuple[SegmentRecord, ...] = ()
     pieces: tuple[OpenPiece, ...] = ()
     if not snapshot.complete:
+        parts = catalog.part_numbers(root)
         before = catalog.segment_numbers(root)
         paths = open_rows.slots(root)
         for path in reversed(paths):  # the latest of each writer first
@@ -296,16 +297,15 @@ def _look(root: Path, seen: dict[str, OpenPiece]) -> View | None:
         numbers = catalog.segment_numbers(root)
         if not set(before) <= set(numbers):
             return None  # the rows of a segment were taken back into an open one
-        catalog.check_records(root, numbers)
+        owners = [slot.rows.owner for slot in slots]
+        catalog.check_records(root, numbers, parts, owners)
         _check_claims(root, snapshot.spec, claims, slots)
         behind_gap = tuple(
             catalog.read_record(root, number, snapshot.spec)[0]
             for number in numbers
             if number >= snapshot.segments
         )
-        # For an instant, a claim may coexist with another writer's record of that number: the record counts.
-        claimed = [claim.segment for claim in claims if claim.segment < snapshot.segments]
-        records = [*behind_gap, *(catalog.read_record(root, one, snapshot.spec)[0] for one in claimed)]
+        records = catalog.read_records_for(root, snapshot.spec, numbers, owners)
         pieces = tuple(_pieces(root, slots, numbers, records, snapshot.spec.segment_rows))
     if (last_files and not _still_last(snapshot)) or not guard.holds():
         return None
@@ -325,11 +325,14 @@ def _check_claims(root: Path, spec: StoreSpec, claims: list[Claim], slots: list[
 
 
 def _pieces(
-    root: Path, slots: list[OpenPiece], numbers: list[int], records: list[SegmentRecord], full: int
+    root: Path,
+    slots: list[OpenPiece],
+    numbers: list[int],
+    records: list[tuple[SegmentRecord, int]],
+    full: int,
 ) -> Iterable[OpenPiece]:
     """Yield the rows of open segments that count."""
-    sources = [source for record in records for source in record.sources]
-    found = visible_rows([slot.rows.facts for slot in slots], numbers, sources, full)
+    found = visible_rows([slot.rows.facts for slot in slots], numbers, records, full)
     found.check(root)
     by_name = {slot.rows.slot: slot for slot in slots}
     for name, ranges in found.ranges.items():

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from zarrow._format.records import Owner
 from zarrow._format.spec import StoreSpec
+from zarrow._read.catalog import dense_segments
 from zarrow._storage import threads
 from zarrow._storage.lock import FileLock
 from zarrow._write import seal
@@ -117,6 +118,7 @@ class Appender(Worker[CheckedBatch]):
         self._sequence = 0
         self._last_slot = ""
         self._segments = 0  # committed, as far as it is known
+        self._from_segment = 0  # and when the last open segment was begun
         self._spec: StoreSpec | None = None
         self._segment: OpenSegment | None = None
         self._spare: Future[OpenSegment] | None = None
@@ -145,6 +147,7 @@ class Appender(Worker[CheckedBatch]):
         assert self._spec is not None
         self.accepted_rows = committed_rows + sum(one.rows.rows for one in dead)
         self.durable_rows = committed_rows + sum(one.rows.durable_rows for one in dead)
+        self._segments = self._from_segment = committed_rows // self._spec.segment_rows
         try:
             if dead:
                 last = dead[-1]
@@ -281,13 +284,16 @@ class Appender(Worker[CheckedBatch]):
     def _create(self) -> OpenSegment:
         assert self._spec is not None
         require_in_place(self._lock)
+        if not self._sequence:
+            self._segments = self._from_segment = dense_segments(self._root)
         segment = OpenSegment.create(self._root, self._spec, self._next_owner(), self._last_slot)
         self._last_slot = segment.slot
         return segment
 
     def _next_owner(self) -> Owner:
-        owner = replace(self._owner, sequence=self._sequence)
+        owner = replace(self._owner, sequence=self._sequence, from_segment=self._from_segment)
         self._sequence += 1
+        self._from_segment = self._segments  # the next one's record and this one's have no lower number
         return owner
 
     def _roll(self) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -41,6 +42,7 @@ __all__ = [
     "discard",
     "empty",
     "exclusively",
+    "in_own_session",
     "install",
     "new_owner",
     "require_in_place",
@@ -61,6 +63,12 @@ def new_owner() -> Owner:
         pid=os.getpid(),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def in_own_session(owner: Owner, *, from_segment: int = 0, reopens: tuple[int, int] | str | None) -> Owner:
+    """Return an owner like another one, for an open segment that follows none."""
+    session = uuid.uuid4().hex
+    return replace(owner, session=session, sequence=0, from_segment=from_segment, reopens=reopens)
 
 
 class Claim(NamedTuple):

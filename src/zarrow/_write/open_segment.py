@@ -20,6 +20,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,15 @@ class OpenSegment:
         The store.
     lock : FileLock
         Held.
+    owner : Owner
+        The writer that fills it.
     create : bool
         Whether its files must not be there yet.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, lock: FileLock, *, create: bool) -> None:
+    def __init__(self, path: Path, spec: StoreSpec, lock: FileLock, owner: Owner, *, create: bool) -> None:
         self.path = path
+        self.owner = owner
         self.spec = spec
         self.durable_rows = 0
         self._lock = lock
@@ -105,7 +109,7 @@ class OpenSegment:
         if not lock.acquire():
             raise StoreLockedError(f"{path}: another writer removed this open segment while it was created")
         try:
-            segment = cls(path, spec, lock, create=True)
+            segment = cls(path, spec, lock, owner, create=True)
         except BaseException:
             lock.release()
             raise
@@ -118,7 +122,7 @@ class OpenSegment:
         return segment
 
     @classmethod
-    def build(cls, scratch: Path, spec: StoreSpec) -> OpenSegment:
+    def build(cls, scratch: Path, spec: StoreSpec, owner: Owner) -> OpenSegment:
         """Create an open segment that is invisible until `enter` gives it its name.
 
         Parameters
@@ -127,6 +131,8 @@ class OpenSegment:
             Its directory until then, which does not exist yet.
         spec : StoreSpec
             The store's spec.
+        owner : Owner
+            The writer that fills it.
 
         Returns
         -------
@@ -136,27 +142,19 @@ class OpenSegment:
         files.make_dir(scratch)
         lock = FileLock(scratch / layout.LOCK)
         lock.acquire()
-        return cls(scratch, spec, lock, create=True)
+        return cls(scratch, spec, lock, owner, create=True)
 
-    def enter(self, root: Path, owner: Owner) -> None:
-        """Add an open segment that was built aside to the store, with all its rows: durable on return.
-
-        Parameters
-        ----------
-        root : Path
-            The store.
-        owner : Owner
-            The writer that fills it.
-        """
+    def enter(self, root: Path) -> None:
+        """Add an open segment that was built aside to the store, with all its rows: durable on return."""
         self.sync()
-        files.publish(self.path / layout.OWNER_JSON, owner.encode(), scratch=self.path)
+        files.publish(self.path / layout.OWNER_JSON, self.owner.encode(), scratch=self.path)
         number = _new_number()
         while (root / layout.slot_dir(f"{number:016x}")).exists():
             number += 1
         path = root / layout.slot_dir(f"{number:016x}")
         files.rename(self.path, path)
         files.sync_dir(path.parent)
-        self.path = path
+        self.path, self._lock.path = path, path / layout.LOCK
 
     @classmethod
     def adopt(cls, found: OpenRows, spec: StoreSpec, owner: Owner, lock: FileLock) -> OpenSegment:
@@ -178,7 +176,8 @@ class OpenSegment:
         OpenSegment
             With the rows of `found`; bytes after them are cut off.
         """
-        segment = cls(found.path, spec, lock, create=False)
+        owner = replace(owner, reopens=found.owner.reopens)
+        segment = cls(found.path, spec, lock, owner, create=False)
         try:
             counts = [frame.rows for frame in found.frames]
             for index, shard in enumerate(segment._shards):
@@ -299,6 +298,11 @@ class OpenSegment:
         if found.rows != self._rows:
             raise CorruptionError(f"{self._rows} rows were appended, {found.rows} were read back", path=path)
         return [frames.parse_payload(frame, self.spec.wire_schema) for frame in found.frames if frame.rows]
+
+    def let_go(self) -> FileLock:
+        """Close the files and return the lock, held; the rows stay."""
+        self.close(keep_lock=True)
+        return self._lock
 
     def close(self, *, keep_lock: bool = False) -> None:
         """Close the files and, unless it is kept, release the lock; the rows stay."""

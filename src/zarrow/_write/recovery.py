@@ -22,12 +22,11 @@ store's lock is held exclusively: no other writer is alive.
 from __future__ import annotations
 
 import os
-import uuid
 from dataclasses import replace
 from pathlib import Path
 
 from zarrow._format import layout
-from zarrow._format.records import Claim, Manifest, Owner, Source
+from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, Source
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
@@ -36,10 +35,11 @@ from zarrow._read.visible import lacking, lacking_error, visible_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
+from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.reopening import enter_again, remove_segment_files, reopen, segment_files
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
-from zarrow.errors import IncompleteStoreError, StoreLockedError
+from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError
 
 __all__ = ["finalize", "recover", "require_expected"]
 
@@ -72,15 +72,21 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     files.sync_dir(root / layout.OPEN_DIR)
     for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
         _remove_any(path)
-    catalog.check_records(root, catalog.segment_numbers(root))
     _remove_what_was_set_aside(root, spec)
     dead = _lock_all(root, spec)
     try:
-        _drop_what_does_not_count(root, spec, owner, dead)
+        _drop_what_does_not_count(root, spec, dead)
         for claim in catalog.read_claims(root):
             if not catalog.has_record(root, claim.segment):
                 _finish(root, spec, claim, dead)
-        _clean_claims(root, spec, dead)
+        _drop_committed(root, spec, dead)
+        for one in dead.values():
+            if one.rows.rows > one.start and (root / layout.MANIFEST_JSON).exists():
+                raise CorruptionError(
+                    f"has {one.rows.rows} rows, though the store is complete, with the manifest of another "
+                    "state: 'zarrow repair' keeps the rows",
+                    path=one.rows.path,
+                )
         if any(one.start for one in dead.values()):
             _pack(root, spec, dead)  # it was interrupted
         for slot, one in list(dead.items()):
@@ -91,21 +97,27 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
                 del dead[slot]
                 one.lock.release()
                 discard(one.rows.path)
-        dead = _close_gaps(root, spec, owner) | dead
+        dead = _close_gaps(root, spec, owner, dead) | dead
     except BaseException:
         release(dead.values())
         raise
     return list(dead.values())
 
 
-def _close_gaps(root: Path, spec: StoreSpec, owner: Owner) -> dict[str, Dead]:
+def _close_gaps(root: Path, spec: StoreSpec, owner: Owner, dead: dict[str, Dead]) -> dict[str, Dead]:
     """Move the rows of the last segments to the numbers of damaged ones that were put aside.
 
     Each becomes an open segment again (`enter_again`), which is sealed under the lowest free number. The
     last, short one comes first and stays open, so that no short one lands in between. A crash leaves fewer
-    gaps, or a full open segment, which recovery seals.
+    gaps, or a full open segment, which recovery seals. The open segments `dead` get sessions of their own
+    first, since the records that they follow are about to be replaced by others.
     """
     short: dict[str, Dead] = {}
+    if catalog.dense_segments(root) < len(catalog.segment_numbers(root)):
+        for one in dead.values():
+            alone = in_own_session(owner, reopens=one.rows.owner.reopens)
+            files.replace(one.rows.path / layout.OWNER_JSON, alone.encode(), scratch=root / layout.OPEN_DIR)
+            one.rows = replace(one.rows, owner=alone)
     try:
         while catalog.dense_segments(root) < len(numbers := catalog.segment_numbers(root)):
             one = enter_again(root, spec, owner, numbers[-1])
@@ -185,25 +197,23 @@ def _lock_all(root: Path, spec: StoreSpec) -> dict[str, Dead]:
     return dead
 
 
-def _drop_what_does_not_count(root: Path, spec: StoreSpec, owner: Owner, dead: dict[str, Dead]) -> None:
+def _drop_what_does_not_count(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     """Discard copies of what still counts, and rows whose predecessors a power cut took.
 
     None of the latter was durable: an open segment is synced before rows of the next one are.
     """
-    records = set(catalog.segment_numbers(root))
-    found = visible_rows((one.rows.facts for one in dead.values()), records, (), spec.segment_rows)
+    numbers, owners = catalog.segment_numbers(root), [one.rows.owner for one in dead.values()]
+    catalog.check_records(root, numbers, catalog.part_numbers(root), owners)
+    records = catalog.read_records_for(root, spec, numbers, owners)
+    found = visible_rows((one.rows.facts for one in dead.values()), numbers, records, spec.segment_rows)
     found.check(root)
     for slot in (*found.copies, *found.behind):
         dead.pop(slot).lock.release()
         discard(root / layout.slot_dir(slot))
     for one in dead.values():
         reopens = one.rows.owner.reopens
-        if reopens is not None:  # a crash came after the copy began to count
-            if isinstance(reopens, int):
-                remove_segment_files(root, spec, reopens)
-            taken_over = replace(owner, session=uuid.uuid4().hex)
-            path = one.rows.path
-            files.replace(path / layout.OWNER_JSON, taken_over.encode(), scratch=path.parent)
+        if isinstance(reopens, tuple) and reopens[0] not in numbers:
+            remove_segment_files(root, spec, reopens[0])  # a crash may have come before that
 
 
 def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead]) -> None:
@@ -224,24 +234,34 @@ def _finish(root: Path, spec: StoreSpec, claim: Claim, dead: dict[str, Dead]) ->
     commit_copy(root, spec, claim, {slot: one.rows for slot, one in dead.items()})
 
 
-def _clean_claims(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
-    """Remove open segments whose rows are all committed, then the claims that say so."""
-    claims = catalog.read_claims(root)
-    covered: dict[str, int] = {}
-    for claim in claims:
-        record, _ = catalog.read_record(root, claim.segment, spec)
-        if record.sources == claim.sources:
-            for source in claim.sources:
-                covered[source.slot] = max(covered.get(source.slot, 0), source.stop)
-    for slot, stop in covered.items():
-        if slot in dead and stop >= dead[slot].rows.rows:
+def _drop_committed(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
+    """Remove open segments whose rows are all committed, then the claims."""
+    claims, numbers = catalog.read_claims(root), catalog.segment_numbers(root)
+    owners = [one.rows.owner for one in dead.values()]
+    for record, _ in catalog.read_records_for(root, spec, numbers, owners):
+        for source in record.sources:
+            if source.slot in dead:
+                _require_files(root, spec, record, source)
+                dead[source.slot].start = max(dead[source.slot].start, source.stop)
+    for slot, one in list(dead.items()):
+        if one.start and one.start >= one.rows.rows:
             dead.pop(slot).lock.release()
             discard(root / layout.slot_dir(slot))
-        elif slot in dead:
-            dead[slot].start = stop
     for claim in claims:
         if not any(source.slot in dead for source in claim.sources):
             publishing.release_claim(root, claim)
+
+
+def _require_files(root: Path, spec: StoreSpec, record: SegmentRecord, source: Source) -> None:
+    """Raise unless a segment has its files: else the open segment may be the only place that has its rows."""
+    sizes = [*(record.arrays[array.name].size_bytes for array in spec.arrays), record.part.size_bytes]
+    for path, size_bytes in zip(segment_files(root, spec, record.segment), sizes, strict=True):
+        if size_bytes and (not path.is_file() or path.stat().st_size != size_bytes):
+            raise CorruptionError(
+                f"not the file of {size_bytes} bytes that was committed; open segment {source.slot} has its "
+                "rows, too: 'zarrow repair' keeps them",
+                path=path,
+            )
 
 
 # The end
@@ -279,7 +299,6 @@ def finalize(
     """
     manifest = catalog.read_manifest(root, spec)
     dead = {one.rows.slot: one for one in recover(root, spec, owner)}
-    assert manifest is None or not dead, "a complete store has no open rows"
     try:
         if not partial:
             rows = catalog.read_snapshot(root).rows + sum(one.rows.rows - one.start for one in dead.values())
@@ -326,7 +345,7 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
         start = one.start
         while start < one.rows.rows:
             stop = min(one.rows.rows, start + room)
-            pieces[-1].append(Source(slot=slot, start=start, stop=stop))
+            pieces[-1].append(one.rows.owner.source(slot, start, stop))
             room -= stop - start
             start = stop
             if not room:
@@ -335,5 +354,5 @@ def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     found = {slot: one.rows for slot, one in dead.items()}
     for sources in filter(None, pieces):
         commit_copy(root, spec, publishing.claim(root, sources, root / layout.OPEN_DIR), found)
-    _clean_claims(root, spec, dead)
+    _drop_committed(root, spec, dead)
     assert not dead

@@ -5,16 +5,14 @@ damaged one (`recovery`). The segment is copied aside as an open segment, checke
 withdrawn.
 
 A crash in between leaves either the segment or the open segment in force, never both: the open one names the
-segment whose rows it has, and counts only once that record is gone.
+record whose rows it has, and counts only once that is gone.
 
 Both functions assume that the store's lock is held exclusively: no other writer is alive.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,11 @@ from zarrow._read import catalog, shard_rows
 from zarrow._read.open_rows import read
 from zarrow._read.part_files import committed_table
 from zarrow._storage import files, reading
-from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
 from zarrow._write.batches import CheckedBatch
+from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment
 from zarrow._write.seal import Dead
-from zarrow.errors import StoreLockedError
 
 __all__ = ["enter_again", "remove_segment_files", "reopen", "segment_files"]
 
@@ -68,27 +65,24 @@ def _last_is_short(root: Path, spec: StoreSpec) -> bool:
 
 def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
     """Make the segment of the last record an open one, in a session of its own, since no rows follow it."""
-    owner = replace(owner, session=uuid.uuid4().hex)
-    record, _ = catalog.read_record(root, number, spec)
-    segment = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec)
+    record, checksum = catalog.read_record(root, number, spec)
+    lowest = min(number, catalog.dense_segments(root))  # a repair may have left a gap
+    owner = in_own_session(owner, from_segment=lowest, reopens=(number, checksum))
+    segment = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec, owner)
     try:
         for batch in _committed_batches(root, spec, record):
             segment.append([batch])
-        segment.enter(root, replace(owner, reopens=number))
-        path = segment.path
-    finally:
+        segment.enter(root)
+        publishing.withdraw_manifest(root)
+        publishing.uncommit(root, spec, number, root / layout.OPEN_DIR)
+        remove_segment_files(root, spec, number)
+        found = read(segment.path, spec)
+        assert found is not None
+        assert found.rows == record.rows
+        return Dead(found, segment.let_go())
+    except BaseException:
         segment.close()
-    publishing.withdraw_manifest(root)
-    publishing.uncommit(root, spec, number, root / layout.OPEN_DIR)
-    remove_segment_files(root, spec, number)
-    files.replace(path / layout.OWNER_JSON, owner.encode(), scratch=path.parent)
-    lock = FileLock(path / layout.LOCK)
-    if not lock.acquire():
-        raise StoreLockedError(f"{path}: another writer fills this open segment")
-    found = read(path, spec)
-    assert found is not None
-    assert found.rows == record.rows
-    return Dead(found, lock)
+        raise
 
 
 def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:

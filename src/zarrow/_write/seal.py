@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.parts import to_table
-from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
+from zarrow._format.records import Claim, SegmentRecord, ShardFacts
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files
@@ -64,7 +64,7 @@ def seal(
     shards = segment.seal_shards()
     if lock is not None:
         require_in_place(lock)
-    source = Source(slot=segment.slot, start=0, stop=segment.rows)
+    source = segment.owner.source(segment.slot, 0, segment.rows)
     claim = publishing.claim(root, [source], segment.path.parent, known)
     dense = commit_claim(root, spec, claim, segment.path, shards, segment.batches(), known, lock)
     segment.close()

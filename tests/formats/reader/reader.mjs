@@ -92,8 +92,14 @@ class Reader {
     return new Set(names.filter(match => match?.[2] === suffix).map(match => Number(match[1])))
   }
 
+  parts() {
+    const names = this.files.list('table').map(name => /^part-(\d{8})\.parquet$/.exec(name))
+    return names.filter(match => match).map(match => Number(match[1]))
+  }
+
   /** Sections 1.2, 1.4 and 1.7. */
   async incomplete(found) {
+    const parts = this.parts()
     const before = this.numbers('json')
     let dense = 0
     while (before.has(dense)) dense++
@@ -111,7 +117,9 @@ class Reader {
     this.changed ||= [...before].some(number => !records.has(number))
     const last = Math.max(-1, ...records)
     const aside = new Set(this.files.list('quarantine').map(name => /^(\d{8})-\d+$/.exec(name)?.[1]))
+    const isTaken = number => open.some(({ owner }) => owner?.reopens?.[0] === number)
     const missing = Array.from({ length: last + 1 }, (_, number) => number)
+      .concat(parts.filter(number => number > last && !isTaken(number)))
       .filter(number => !records.has(number) && !claims.some(([claimed]) => claimed === number))
       .filter(number => !aside.has(digits(number)) && !this.files.exists(recordPath(number)))
     missing.forEach(number => this.report(recordPath(number), 'missing'))
@@ -122,10 +130,11 @@ class Reader {
     this.changed ||= short && !isDeepStrictEqual(this.files.read(recordPath(dense - 1)), this.last)
   }
 
-  /** The rows of committed segments; returns what their records list as sources. */
+  /** The rows of committed segments; returns what their records list as sources, and fills `this.checksums`. */
   async committed(found, records, dense, denseOnly) {
     const full = this.spec.segment_rows
     const sources = []
+    this.checksums = new Map()
     for (const number of [...records].sort((one, other) => one - other)) {
       if (number >= dense && denseOnly) break
       const record = await this.attempt(() => this.record(number))
@@ -133,6 +142,7 @@ class Reader {
       found.committed_rows += record?.rows ?? 0
       if (!record) continue
       sources.push(...record.sources)
+      this.checksums.set(number, [crc32c(this.files.need(recordPath(number))), record.rows])
       const short = record.rows < full && number < Math.max(...records)
       if (short) this.report(recordPath(number), 'short, but not the last')
       await this.attempt(() => this.segment(record, number < dense ? number * full : this.next()))
@@ -208,14 +218,30 @@ class Reader {
 
   /** Sections 1.4 and 1.5: the rows of the open segments that count. */
   async live(sources, records, open) {
-    const isCopy = ({ owner }) => records.has(owner?.reopens) || open.some(one => one.slot === owner?.reopens)
+    const full = this.spec.segment_rows
+    const isCopy = ({ owner }) => Array.isArray(owner?.reopens)
+      ? records.has(owner.reopens[0]) && (this.checksums.get(owner.reopens[0])?.[0] ?? owner.reopens[1]) === owner.reopens[1]
+      : open.some(one => one.slot === owner?.reopens)
+    const listed = isOne => sources.filter(isOne).reduce((sum, [, start, stop]) => sum + stop - start, 0)
+    for (const one of open.filter(isCopy)) {
+      const rows = this.checksums.get(one.owner.reopens[0])?.[1] ?? full
+      if (one.rows > rows) this.report(one.path, 'a copy with more rows than what it is a copy of')
+    }
+    const counted = []
     for (const one of open.filter(one => one.isSound && !isCopy(one))) {
       const { session, sequence } = one.owner
       const isHole = other => other.owner?.session === session && other.owner.sequence < sequence
-        && other.rows < this.spec.segment_rows && !isCopy(other)
+        && other.rows < full && !isCopy(other) && listed(([slot]) => slot === other.slot) < full
       const hole = open.some(isHole)
       if (hole && one.durable) this.report(one.path, 'durable rows that follow a hole')
       if (hole) continue
+      const before = open.some(({ owner }) => owner?.session === session && owner.sequence === sequence - 1)
+        || listed(([, , , of, number]) => of === session && number === sequence - 1) >= full
+      if (one.rows && sequence && !before) this.report(one.path, 'the rows before its own are missing')
+      counted.push(one)
+    }
+    const bad = new Set(open.filter(one => this.damage.some(({ path }) => path === one.path)).map(one => one.owner?.session))
+    for (const one of counted.filter(one => !bad.has(one.owner.session))) {
       const gone = sources.filter(([slot]) => slot === one.slot)
       const kept = place => !gone.some(([, start, stop]) => start <= place && place < stop)
       const places = Array.from({ length: one.rows }, (_, place) => place).filter(kept)
