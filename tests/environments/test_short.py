@@ -38,6 +38,7 @@ PACKAGES = [
         "polars",
     ),
     *("duckdb", "xarray", "dask", "torch", "lightning", "jsonargparse", "everyquery"),
+    *("scikit-learn", "scipy", "matplotlib", "faiss-cpu", "h5py", "pylance"),
 ]
 ROWS, WIDTH, BATCH = 1000, 8, 50
 
@@ -198,13 +199,30 @@ def test_xarray_opens_the_store(store: zarrow.Store) -> None:
         assert float(dataset["query_embed"].mean()) == pytest.approx((ROWS - 1) / 2)
 
 
-@pytest.mark.parametrize("target", ["parquet", "npy"])
-def test_export_and_import(store: zarrow.Store, tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "library"), [("parquet", ""), ("npy", ""), ("anndata", "h5py"), ("lance", "lance")]
+)
+def test_export_and_import(store: zarrow.Store, tmp_path: Path, target: str, library: str) -> None:
     """What is exported can be imported, and holds the same rows."""
+    if library:
+        pytest.importorskip(library)
     out = tmp_path / f"out.{target}" if target == "parquet" else tmp_path / "out"
     export(store, out, target)
     import_(out, tmp_path / "again.zarrow", target, keys=["subject_id", "query"])
     _check_rows(zarrow.open(tmp_path / "again.zarrow"))
+
+
+def test_analysis(store: zarrow.Store) -> None:
+    """Vectors are described, and near ones found: all compared, and through the index."""
+    for library in ("sklearn", "scipy", "duckdb"):
+        pytest.importorskip(library)
+    from zarrow import analysis
+
+    assert analysis.describe(store).arrays["query_embed"].rows == ROWS
+    assert analysis.nearest(store, [500], k=3, metric="l2").rows[0, 0] == 500
+    pytest.importorskip("faiss")
+    analysis.build_neighbours(store, metric="l2")
+    assert analysis.nearest(store, [500], k=3, metric="l2", approximate=True).rows[0, 0] == 500
 
 
 def test_maintenance(store: zarrow.Store, tmp_path: Path) -> None:
