@@ -256,3 +256,91 @@ def test_the_interval_of_a_small_calibration_error_holds_it(rows):
     prob = rng.random(rows)
     found = evaluate(pa.table({"p": prob, "y": rng.random(rows) < prob}), "p", "y").overall
     assert 0 <= found["ece_low"] < found["ece"] < found["ece_high"]
+
+
+def test_units_weighted_equally(made, monkeypatch):
+    """With equal_units=True rows weigh as one part of their unit, in metrics and in draws of whole units."""
+    monkeypatch.setattr(scores, "CHUNK", 700)
+    monkeypatch.setattr(scores, "DRAWN_ROWS", 500)
+    store, prob, label, censored, _ = made
+    rows = np.flatnonzero(~censored)
+    unit = (rows // 50) % 7 * (rows % 3)  # units of different size
+    table = store.take(rows, arrays=[])[0].append_column("unit", pa.array(unit))
+    weight = 1 / np.bincount(unit)[unit]
+    found = evaluate(table, "prob", "label", unit="unit", equal_units=True, bootstrap=100).overall
+    labels, scored = label[rows], prob[rows].astype(np.float64)
+    weighted = {"sample_weight": weight}
+    assert found["auroc"] == pytest.approx(metrics.roc_auc_score(labels, scored, **weighted), abs=1e-12)
+    assert found["brier"] == pytest.approx(metrics.brier_score_loss(labels, scored, **weighted), abs=1e-12)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, scored > 0.5, **weighted))
+    assert found["labelled"] == len(rows)
+    assert found["auroc_low"] < found["auroc"] < found["auroc_high"]
+    plain = evaluate(table, "prob", "label", unit="unit", bootstrap=100).overall
+    assert plain["auroc"] == pytest.approx(metrics.roc_auc_score(labels, scored), abs=1e-12) != found["auroc"]
+
+
+def test_censoring(made):
+    """The AUROC of censoring is over all rows, whether they have a label or not; null where all are alike."""
+    store, prob, _, censored, query = made
+    found = evaluate(store, "prob", "label", by="query", censoring="prob", bootstrap=0)
+    expected = metrics.roc_auc_score(censored, prob)
+    assert found.overall["censor_auroc"] == pytest.approx(expected, abs=1e-12)
+    here = query == "q1"
+    of_each = dict(zip(*(found.table[name].to_pylist() for name in ("query", "censor_auroc")), strict=True))
+    assert of_each["q1"] == pytest.approx(metrics.roc_auc_score(censored[here], prob[here]), abs=1e-12)
+    assert of_each["q4"] is None
+
+
+def everyquery_interval(label, score, rng):
+    """What EQ_evaluate_multitask of EveryQuery 0.7.0 computes."""
+    values, place = np.unique(score, return_inverse=True)
+    cells = np.concatenate([np.bincount(place[one], minlength=len(values)) for one in (label, ~label)])
+    counts = rng.multinomial(len(label), cells / len(label), size=1000)
+    yes, no = counts[:, : len(values)], counts[:, len(values) :]
+    tied = yes + no
+    midrank = np.cumsum(tied, axis=1) - tied + (tied + 1.0) / 2.0
+    n_yes, n_no = yes.sum(axis=1), no.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = ((yes * midrank).sum(axis=1) - n_yes * (n_yes + 1.0) / 2.0) / (n_yes * n_no)
+    tail = (1.0 - 0.95) / 2.0 * 100.0
+    return tuple(np.nanpercentile(found, [tail, 100.0 - tail]).tolist())
+
+
+def test_intervals_of_everyquery(monkeypatch):
+    """With draws="cells" intervals equal EQ_evaluate_multitask's to the last bit, in its order of tasks."""
+    monkeypatch.setattr(scores, "DRAWN", 5000)
+    rng = np.random.default_rng(3)
+    tasks = [
+        f'{{"durations": [{days}], "prior_answers": [{prior}]}}'
+        for days in (30, 7)
+        for prior in ("null", "true")
+    ]
+    rows = 400
+    of = np.arange(rows) % 4
+    label, prob = rng.random(rows) < 0.4, (rng.integers(0, 50, rows) / 50).astype(np.float32)
+    label[of == 1] = True
+    table = pa.table({"task": [tasks[one] for one in of], "prob": prob, "label": label})
+    found = evaluate(table, "prob", "label", by="task", bootstrap=1000, draws="cells").table.to_pylist()
+    generator = np.random.default_rng(0)
+    for number in (2, 3, 0):  # 7 days before 30, null before true; of one class there is no draw
+        one = next(line for line in found if line["task"] == tasks[number])
+        here = of == number
+        expected = everyquery_interval(label[here], prob[here].astype(np.float64), generator)
+        assert (one["auroc_low"], one["auroc_high"]) == expected
+        assert one["brier_low"] is None
+    assert next(line for line in found if line["task"] == tasks[1])["auroc_low"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"equal_units": True}, "name their column with unit="),
+        ({"draws": "cells", "unit": "subject_id"}, "choose one"),
+        ({"draws": "cell"}, "'rows' or 'cells'"),
+        ({"censoring": "censor"}, "censor"),
+    ],
+)
+def test_options_that_do_not_fit(made, options, message):
+    """Options that need another, or exclude each other, are refused with the rule."""
+    with pytest.raises((InvalidInputError, UnknownNameError), match=message):
+        evaluate(made[0], "prob", "label", **options)

@@ -303,6 +303,16 @@ def evaluate(
         str | None,
         Option(help="Column whose values the bootstrap draws, e.g. subject_id.", show_default="rows"),
     ] = None,
+    equal_units: Annotated[
+        bool, Option("--equal-units", help="Count every value of --unit once, however many rows it has.")
+    ] = False,
+    censoring: Annotated[
+        str | None,
+        Option(help="Column of the probability that a row has no label.", show_default="none"),
+    ] = None,
+    draws: Annotated[
+        Literal["rows", "cells"], Option(help="cells: the intervals of EQ_evaluate_multitask.")
+    ] = "rows",
     bootstrap: Draws = 200,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -312,6 +322,7 @@ def evaluate(
     zarrow evaluate run.zarrow --label boolean_value --by query,duration_days
     """
     options = {"unit": unit, "bootstrap": bootstrap, "seed": seed}
+    options |= {"equal_units": equal_units, "censoring": censoring, "draws": draws}
     found = _ask("evaluate", path, probability, label, by=by, where=where, **options)
     if as_json:
         print_json(found.to_dict())

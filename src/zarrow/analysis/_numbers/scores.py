@@ -24,7 +24,7 @@ pieces of them, so that once they are sorted nothing else grows with the rows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,8 @@ class Scores:
         The unit of each row, for the bootstrap: small numbers, not negative.
     bins : int
         Number of bins of equal width for the calibration.
+    equal_units : bool
+        Whether every unit counts once in `metrics` and `intervals`, however many rows it has.
 
     Examples
     --------
@@ -69,7 +71,12 @@ class Scores:
     """
 
     def __init__(
-        self, keys: Keys, units: npt.NDArray[np.integer[Any]] | None = None, bins: int = BINS
+        self,
+        keys: Keys,
+        units: npt.NDArray[np.integer[Any]] | None = None,
+        bins: int = BINS,
+        *,
+        equal_units: bool = False,
     ) -> None:
         self.bins = bins
         # Bins are open at the left, as scikit-learn's are: 0.2 of five bins is in the first.
@@ -85,6 +92,9 @@ class Scores:
             )  # numbers the units that occur, from 0
             self._units = numbers[units[order]]
         self._keys = keys
+        self._weights: Float | None = None
+        if equal_units and self._units is not None:
+            self._weights = 1 / np.bincount(self._units)[self._units]
 
     @classmethod
     def of(
@@ -149,8 +159,9 @@ class Scores:
     def metrics(self) -> dict[str, float | None]:
         """Return each metric, None where it is not defined."""
         sums = _Sums(1, self._edges)
-        for values, counts, positive in self.runs():
-            sums.add(values, counts[None], positive[None])
+        weights = itertools.repeat(np.ones((1, CHUNK), np.int64))
+        for run in self.runs(self._weighted(weights, CHUNK)):
+            sums.add(*run)
         found = {name: float(values[0]) for name, values in sums.metrics().items()}
         return {name: None if np.isnan(value) else value for name, value in found.items()}
 
@@ -175,12 +186,53 @@ class Scores:
             else:
                 weights = draw_units(generator, here, units, self._units, rows)
             sums = _Sums(here, self._edges)
-            for run in self.runs(weights, rows):
+            for run in self.runs(self._weighted(weights, rows), rows):
                 sums.add(*run)
             found.append(sums.metrics())
         drawn = {name: np.concatenate([one[name] for one in found]) for name in METRICS}
         drawn["ece"] = np.maximum(drawn["ece"] - drawn["ece"].mean() + self.metrics()["ece"], 0)
         return {name: interval(values) for name, values in drawn.items()}
+
+    def _weighted(self, drawn: Iterable[Counts], rows: int) -> Iterator[Any]:
+        """Yield how often rows count, with the weights of their units, in pieces."""
+        for piece, here in zip(drawn, pieces_of(len(self), rows), strict=False):
+            yield piece if self._weights is None else piece[:, : here.stop - here.start] * self._weights[here]
+
+    def cell_interval(self, generator: np.random.Generator, draws: int) -> tuple[float, float] | None:
+        """Return the interval of the AUROC as EveryQuery's ``EQ_evaluate_multitask`` computes it.
+
+        Rows are drawn by one multinomial draw over the cells of equal probability and label, which is
+        distributed as drawing them one by one, and depends on the state of the generator.
+
+        Examples
+        --------
+        >>> scores = Scores.of(np.array([True, False, True, False]), np.array([0.9, 0.5, 0.5, 0.1]))
+        >>> scores.cell_interval(np.random.default_rng(0), 1000)
+        (0.5, 1.0)
+        """
+        runs = list(self.runs())
+        if not runs:
+            return None
+        counts, positive = (np.concatenate([run[part] for run in runs])[::-1] for part in (1, 2))
+        cells = np.concatenate([positive, counts - positive])
+        if not 0 < positive.sum() < len(self):
+            return None
+        found = []
+        step = max(DRAWN // len(cells), 1)
+        for start in range(0, draws, step):
+            drawn = generator.multinomial(len(self), cells / len(self), size=min(step, draws - start))
+            yes, no = drawn[:, : len(counts)], drawn[:, len(counts) :]
+            midranks = np.cumsum(yes + no, axis=1) - (yes + no) + (yes + no + 1.0) / 2.0
+            of_yes, of_no = yes.sum(axis=1), no.sum(axis=1)
+            above = (yes * midranks).sum(axis=1) - of_yes * (of_yes + 1.0) / 2.0
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found.append(np.where((of_yes > 0) & (of_no > 0), above / (of_yes * of_no), np.nan))
+        drawn_auroc = np.concatenate(found)
+        if np.isnan(drawn_auroc).all():
+            return None
+        tail = (1.0 - 0.95) / 2.0 * 100.0  # not exactly 2.5, as EveryQuery has it
+        low, high = np.nanpercentile(drawn_auroc, [tail, 100.0 - tail]).tolist()
+        return low, high
 
     def roc_curve(self, max_points: int | None = None) -> tuple[Float, Float, Float]:
         """Return false and true positive rates and thresholds, from (0, 0) to (1, 1)."""
@@ -284,9 +336,17 @@ def grouped_scores(
     bootstrap: int,
     seed: int,
     progress: Any = None,
+    order: Sequence[int] | None = None,
 ) -> pa.Table:
-    """Return a table with a row per group: its key, counts, metrics and their intervals."""
+    """Return a table with a row per group: its key, counts, metrics and their intervals.
+
+    With an order of the groups there are only the `Scores.cell_interval` of all of them, from one generator.
+    """
     lines = []
+    drawn: dict[int, tuple[float, float] | None] = {}
+    generator = np.random.default_rng(seed)
+    for number in order or ():
+        drawn[number] = scores[number].cell_interval(generator, bootstrap) if bootstrap else None
     for number, one in enumerate(scores):
         labelled, positives = len(one), one.positives
         line: dict[str, float | None] = {
@@ -295,7 +355,8 @@ def grouped_scores(
             "positives": positives,
         }
         line["prevalence"] = positives / labelled if labelled else None
-        intervals = one.intervals(bootstrap, seed)
+        intervals = one.intervals(0 if drawn else bootstrap, seed)
+        intervals["auroc"] = drawn.get(number, intervals["auroc"])
         for name, value in one.metrics().items():
             line[name] = value
             line[f"{name}_low"], line[f"{name}_high"] = intervals[name] or (None, None)

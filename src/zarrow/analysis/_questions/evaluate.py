@@ -10,9 +10,10 @@ are sorted by group and with their units. Vectors are not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import require_store
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import Groups, names_of, plain
-from zarrow.analysis._rows.roles import choose_label, choose_probability
+from zarrow.analysis._rows.roles import choose_label, choose_probability, order_of_tasks
 from zarrow.errors import InvalidInputError, unknown_name
 from zarrow.store import Store
 
@@ -47,7 +48,8 @@ class Evaluation(Answer):
     overall : dict of str to number or None
         Of all rows: the columns of `table` except the keys. ``labelled`` rows have a label and a
         probability; ``auroc``, ``auprc``, ``brier``, ``ece`` and ``accuracy`` come with their 95 % intervals,
-        from ``_low`` to ``_high``. A metric that is not defined, such as the AUROC of one class, is None.
+        from ``_low`` to ``_high``. ``censor_auroc`` is that of censoring, if it was asked for. A metric that
+        is not defined, such as the AUROC of one class, is None.
     table : pyarrow.Table
         The same per group, ordered by key; a key column named like a metric gets a trailing underscore.
     missing_labels, missing_probabilities : int
@@ -148,6 +150,9 @@ def evaluate(
     filter: pc.Expression | None = None,
     bootstrap: int = 200,
     unit: str | None = None,
+    equal_units: bool = False,
+    censoring: str | None = None,
+    draws: Literal["rows", "cells"] = "rows",
     bins: int = BINS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -176,6 +181,14 @@ def evaluate(
         Number of draws for the 95 % intervals; 0 for no intervals.
     unit : str, optional
         The column whose values are drawn as a whole, such as ``subject_id``. By default single rows are.
+    equal_units : bool
+        Whether every unit counts once in each metric, however many rows it has: subjects weighted equally.
+    censoring : str, optional
+        A column of the probability that a row is censored, that is, has no label. Its AUROC over all rows
+        is ``censor_auroc``, as EveryQuery's ``EQ_evaluate`` has it.
+    draws : {"rows", "cells"}
+        ``"cells"`` draws as ``EQ_evaluate_multitask`` does: with 1,000 of them, by ``"task"``, the intervals
+        of AUROC are the same to the last bit. There are none of the other metrics then.
     bins : int
         Number of bins of equal width for the calibration.
     seed : int
@@ -207,13 +220,19 @@ def evaluate(
     """
     if bootstrap < 0 or bins < 1:
         raise InvalidInputError(f"bootstrap must be >= 0 and bins >= 1, got {bootstrap} and {bins}")
+    if draws not in ("rows", "cells"):
+        raise InvalidInputError(f"draws must be 'rows' or 'cells', got {draws!r}")
+    if equal_units and unit is None:
+        raise InvalidInputError("equal_units=True weighs units equally: name their column with unit=")
+    if draws == "cells" and unit is not None:
+        raise InvalidInputError("draws='cells' draws single rows, and unit= whole units: choose one")
     names = names_of(by)
     if not isinstance(store, pa.Table):
         require_store(store)
         probability, label = choose_probability(store, probability), choose_label(store, label)
     elif probability is None or label is None:
         raise InvalidInputError("name the columns of a table that hold the probabilities and the labels")
-    columns = dict.fromkeys([probability, label, *names, *([unit] if unit else [])])
+    columns = dict.fromkeys(one for one in (probability, label, *names, unit, censoring) if one)
     if isinstance(store, pa.Table):
         for name in columns:
             if name not in store.column_names:
@@ -221,30 +240,52 @@ def evaluate(
         table = (store if filter is None else store.filter(filter)).select(list(columns))
         groups = Groups(table.select(names)) if names else None
         units = None if unit is None else Groups(table.select([unit]))
-        batches, most = iter(table.to_batches(BATCH_ROWS)), table.num_rows
-        empty = table.schema.empty_table()
+        most, empty = table.num_rows, table.schema.empty_table()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            return iter(table.to_batches(BATCH_ROWS))
+
     else:
         groups = Groups.of_store(store, names, filter) if names else None
         units = None if unit is None else Groups.of_store(store, [unit], filter)
-        reader = store.scan(list(columns), filter, BATCH_ROWS)
-        batches, most, empty = iter(reader), store.num_rows, reader.schema.empty_table()
-    scored = _gather(batches, most, empty, probability, label, groups, units)
-    scores, table = [], None
-    if groups is not None and scored.codes is not None:
-        scores = _group_scores(scored.keys, scored.codes, scored.units, groups.count, bins)
-        table = grouped_scores(groups, scores, scored.group_rows, bootstrap, seed, progress)
-    everything = Scores(scored.keys, scored.units, bins)
-    overall = grouped_scores(None, [everything], np.array([scored.rows]), bootstrap, seed)
+        most, empty = store.num_rows, store.scan(list(columns)).schema.empty_table()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            return iter(store.scan(list(columns), filter, BATCH_ROWS))
+
+    def score(
+        probability: str, *, censored: bool, bootstrap: int
+    ) -> tuple[_Scored, list[Scores], list[pa.Table]]:
+        """Return the rows to score, the scores of groups and of all rows, and tables of their metrics."""
+        make = partial(Scores, bins=bins, equal_units=equal_units)
+        scored = _gather(batches(), most, empty, probability, label, groups, units, censored=censored)
+        scores, tables = [], []
+        if groups is not None and scored.codes is not None:
+            scores = _group_scores(scored.keys, scored.codes, scored.units, groups.count, make)
+            order = order_of_tasks(groups.keys) if draws == "cells" else None
+            tables = [grouped_scores(groups, scores, scored.group_rows, bootstrap, seed, progress, order)]
+        everything, order = make(scored.keys, scored.units), [0] if draws == "cells" else None
+        rows = np.array([scored.rows])
+        tables.append(grouped_scores(None, [everything], rows, bootstrap, seed, order=order))
+        return scored, [*scores, everything], tables
+
+    scored, scores, tables = score(probability, censored=False, bootstrap=bootstrap)
+    if censoring is not None:
+        _, _, of_censoring = score(censoring, censored=True, bootstrap=0)
+        tables = [
+            table.append_column("censor_auroc", one["auroc"])
+            for table, one in zip(tables, of_censoring, strict=True)
+        ]
     return Evaluation(
         probability=probability,
         label=label,
         by=tuple(names),
-        overall=overall.to_pylist()[0],
-        table=overall if table is None else table,
+        overall=tables[-1].to_pylist()[0],
+        table=tables[0],
         missing_labels=scored.missing_labels,
         missing_probabilities=scored.missing_probabilities,
         groups=groups,
-        scores=[*scores, everything],
+        scores=scores,
     )
 
 
@@ -269,8 +310,13 @@ def _gather(
     label: str,
     groups: Groups | None,
     units: Groups | None,
+    *,
+    censored: bool,
 ) -> _Scored:
-    """Return the rows, at most `most`, that have a label and a probability."""
+    """Return the rows, at most `most`, that have a label and a probability.
+
+    If `censored`, the label of a row is whether it has none.
+    """
     single = empty.schema.field(probability).type in (pa.float16(), pa.float32())
     read_binary(empty[label], label)  # raises if a type is wrong, even if there are no rows
     read_numbers(empty[probability], probability)
@@ -281,6 +327,8 @@ def _gather(
     filled = rows = missing_labels = missing_probabilities = 0
     for batch in batches:
         labels, known = read_binary(batch[label], label)
+        if censored:
+            labels, known = ~known, np.ones(len(known), bool)
         probabilities = read_numbers(batch[probability], probability)
         scored = ~np.isnan(probabilities)
         _require_probabilities(probabilities[scored], probability)
@@ -314,12 +362,12 @@ def _group_scores(
     codes: npt.NDArray[np.integer[Any]],
     units: npt.NDArray[np.integer[Any]] | None,
     groups: int,
-    bins: int,
+    make: Callable[..., Scores],
 ) -> list[Scores]:
     order = np.argsort(codes, kind="stable")
     ends = np.cumsum(np.bincount(codes, minlength=groups))
     rows = np.split(order, ends)[:-1]
-    return [Scores(keys[here], None if units is None else units[here], bins) for here in rows]
+    return [make(keys[here], None if units is None else units[here]) for here in rows]
 
 
 def read_binary(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

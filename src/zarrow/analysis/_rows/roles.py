@@ -12,6 +12,7 @@ defaults.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,15 @@ from zarrow.analysis._rows.dataset import Rows
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
 
-__all__ = ["EVERYQUERY", "Roles", "choose_label", "choose_probability", "subject_of", "tasks_of"]
+__all__ = [
+    "EVERYQUERY",
+    "Roles",
+    "choose_label",
+    "choose_probability",
+    "order_of_tasks",
+    "subject_of",
+    "tasks_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,4 +109,20 @@ def subject_of(source: Rows) -> str | None:
 
 def tasks_of(store: Store) -> list[str]:
     """Return the columns that say what was asked; empty if there are none."""
-    return [name for name in EVERYQUERY.task if name in store.schema.names]
+    return [name for name in (*EVERYQUERY.task, "task") if name in store.schema.names]
+
+
+def order_of_tasks(keys: pa.Table) -> list[int]:
+    """Return the order in which EveryQuery evaluates groups: by the lists of a multitask row, nulls first.
+
+    >>> order_of_tasks(pa.table({"task": ['{"durations": [30]}', '{"durations": [7]}']}))
+    [1, 0]
+    """
+    if keys.column_names != ["task"]:
+        return list(range(keys.num_rows))
+
+    def lists(number: int) -> list[list[tuple[bool, object]]]:
+        task = json.loads(keys["task"][number].as_py())
+        return [[(value is not None, value) for value in values] for values in task.values()]
+
+    return sorted(range(keys.num_rows), key=lists)
