@@ -333,3 +333,13 @@ def test_one_whose_store_is_packed_meanwhile_is_refused(path: Path, places: np.n
     with pytest.raises(StoreChangedError, match="written to, packed"):
         zarrow.add_array(path, "pca", blocks())  # type: ignore[arg-type]
     assert zarrow.open(path).derived == {}
+
+
+def test_a_pickled_one_that_was_computed_again(path: Path, places: np.ndarray) -> None:
+    """A pickled array says so if another one has its name by now."""
+    zarrow.add_array(path, "pca", places)
+    pickled = pickle.dumps(zarrow.open(path)["pca"])
+    assert np.array_equal(pickle.loads(pickled)[:], places)
+    zarrow.add_array(path, "pca", places + 1)
+    with pytest.raises(StoreChangedError, match="'pca' was computed again"):
+        pickle.loads(pickled)

@@ -226,6 +226,9 @@ def test_what_is_refused(store, tmp_path):
         zarrow.pack(store, segment_rows=100)
     with pytest.raises(InvalidInputError, match="there is no array 'embd'"):
         zarrow.pack(store, codecs={"embd": "zstd"})
+    for out in (store / "packed", store.parent):
+        with pytest.raises(InvalidInputError, match="or around it"):
+            zarrow.pack(store, out)
     with pytest.raises(StoreExistsError, match="a store exists here already: pack to another path"):
         zarrow.pack(store, make(tmp_path / "t.zarrow", 50))
     with zarrow.Writer(tmp_path / "open.zarrow") as writer:

@@ -127,6 +127,8 @@ def pack(
     with open_store(root) as store:
         by = _checked_order(store, order)
         target = root if out is None else Path(os.path.realpath(out))
+        if root in target.parents or target in root.parents:
+            raise InvalidInputError(f"{target}: lies in {root}, or around it: pack to another path")
         if target != root and (target / layout.STORE_JSON).exists():
             raise StoreExistsError(f"{target}: a store exists here already: pack to another path")
         with _old_store_stays(store, target):

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from zarrow._format import layout
 from zarrow._format.given import as_index
+from zarrow._format.records import Identity
 from zarrow._format.spec import ArraySpec
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.mapping import JoinedRows
 from zarrow._read.view import View
-from zarrow.errors import CorruptionError, InvalidInputError, printable
+from zarrow.errors import CorruptionError, InvalidInputError, StoreChangedError, printable
 
 if TYPE_CHECKING:
     import zarr
@@ -136,7 +137,7 @@ class StoreArray:
         return f"<zarrow.StoreArray {self.name!r} {self.shape} {self.dtype.name} [{codecs}]>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return operator.getitem, (_Reopened(*self._reopen), self.name)
+        return operator.getitem, (_Reopened(*self._reopen, self._view.identity), self.name)
 
     def zarr(self) -> zarr.Array[Any]:
         """Return the committed rows as zarr-python's array.
@@ -463,9 +464,13 @@ def _check_option(check: object) -> None:
 class _Reopened:
     """A store in a pickled array, which is opened when the array is unpickled."""
 
-    def __init__(self, opener: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, opener: Callable[..., Any], arguments: tuple[Any, ...], identity: Identity) -> None:
         self._opener = opener
         self._arguments = arguments
+        self._identity = identity
 
     def __getitem__(self, name: str) -> Any:
-        return self._opener(*self._arguments)[name]
+        found = self._opener(*self._arguments)[name]
+        if found._view.identity != self._identity:  # a derived array, which is a store of its own
+            raise StoreChangedError(f"{name!r} was computed again since it was pickled: open the store again")
+        return found

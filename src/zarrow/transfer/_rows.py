@@ -75,6 +75,7 @@ class Outgoing:
         progress: Progress | None,
     ) -> Self:
         """Return the rows of a store; raise if a name is unknown or not unique."""
+        store = store._pinned()  # several passes over it see the same rows
         users = [name for name in store.schema.names if name not in RESERVED_COLUMNS]
         store.join(columns=columns, arrays=arrays)  # reads nothing, but checks the names
         names = users if columns is None else list(dict.fromkeys(columns))
