@@ -93,3 +93,13 @@ def test_the_root_is_small() -> None:
 def test_the_root_has_the_way_in_and_the_way_out(name: str) -> None:
     """The names that the README uses are in the root."""
     assert name in zarrow.__all__
+
+
+def test_modules_are_reachable_from_the_package() -> None:
+    """Public modules are attributes of the package, loaded on first use; others are named as unknown."""
+    code = "import sys, zarrow; assert 'scipy' not in sys.modules; zarrow.analysis.describe; zarrow.testing"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        zarrow.nothing  # noqa: B018
+    done = subprocess.run([sys.executable, "-m", "zarrow", "--version"], check=True, capture_output=True)
+    assert done.stdout.decode() == f"zarrow {zarrow.__version__}\n"

@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 
 import zarrow
+import zarrow.testing
 from zarrow._format import layout
 from zarrow._read.columns import NarrowColumns
 from zarrow._storage import threads
@@ -1161,3 +1162,21 @@ def test_a_flipped_bit_in_a_footer_hides_no_row(tmp_path):
     assert refused > 200
     part.write_bytes(data)
     assert zarrow.open(path).table(["id"], filter=pc.field("id") == 20).num_rows == 1
+
+
+def test_what_a_session_guesses() -> None:
+    """Names of arrays and columns are in a store, completed and shown; a few rows and frames are at hand."""
+    store = zarrow.testing.example_store()
+    assert "query_embed" in store
+    assert "subject_id" in store
+    assert "no" not in store
+    assert 3 not in store
+    assert store.columns == store.schema.names
+    assert "query_embed" in store._ipython_key_completions_()
+    assert store.head(3).num_rows == 3
+    assert store.head(10**9).num_rows == len(store)
+    frame = store.to_pandas(["query", "row"], pc.field("row") < 4)
+    assert frame["row"].tolist() == [0, 1, 2, 3]
+    html = store._repr_html_()
+    assert "query_embed" in html
+    assert "5,000 rows, complete" in html

@@ -11,6 +11,8 @@ to a committed segment), `_maintenance` (verifying, repairing, rewriting), `_pre
 the contracts.
 """
 
+from typing import Any
+
 from zarrow._maintenance.build_index import build_index
 from zarrow._maintenance.pack import pack
 from zarrow.derived import add_array, remove_array
@@ -31,3 +33,22 @@ __all__ = [
     "repair",
     "verify",
 ]
+
+_LATER = {"analysis", "everyquery", "lightning", "testing", "torch", "transfer", "xarray"}
+"""Modules that are imported when they are first used, since they load what an extra brings."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from importlib import import_module
+
+        return import_module(f"zarrow.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("zarrow")
+    raise AttributeError(f"module 'zarrow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATER, "__version__"]

@@ -60,7 +60,7 @@ def _in_options(message: str, command: Any) -> str:
 app = Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Predictions on disk: narrow columns as Parquet, vectors as sharded Zarr, joined by row.",
 )

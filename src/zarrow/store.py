@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.spec import rows_of_expected
+from zarrow._read.appearance import as_html, as_line
 from zarrow._read.arrays import Check, StoreArray, row_numbers
 from zarrow._read.asked_keys import read_keys
 from zarrow._read.columns import NarrowColumns
@@ -36,10 +36,11 @@ from zarrow._read.contents import Contents
 from zarrow._read.filters import Filter, read_filter
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
 from zarrow._read.view import View, take_view
-from zarrow.errors import InvalidInputError, StoreChangedError
+from zarrow.errors import InvalidInputError, MissingExtraError, StoreChangedError
 
 if TYPE_CHECKING:
     import duckdb
+    import pandas as pd
     import polars as pl
     import pyarrow.compute as pc
 
@@ -175,6 +176,11 @@ class Store:
         return self._columns.schema
 
     @property
+    def columns(self) -> list[str]:
+        """Names of the table's columns."""
+        return list(self.schema.names)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The key columns, which name a row."""
         return self._view.spec.keys
@@ -236,15 +242,18 @@ class Store:
     def __bool__(self) -> bool:
         return True
 
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is an array or a column of that name."""
+        return name in self.arrays or name in self.derived or name in self.columns
+
     def __repr__(self) -> str:
-        if self._maybe_contents is None:
-            return f"<zarrow.Store {str(self.path)!r}, closed>"
-        arrays = ", ".join(f"{name} {array.row_shape}" for name, array in self.arrays.items())
-        rows = rows_of_expected(self.num_rows, self.expected_rows)
-        state = "complete" if self.complete else f"incomplete, {self.committed_rows:,} committed"
-        if self.complete and self.num_rows < (self.expected_rows or 0):
-            state = "finalized without the others"
-        return f"<zarrow.Store {str(self.path)!r}: {rows}, {state}; {arrays or 'no arrays'}>"
+        return as_line(self.path, self._maybe_contents)
+
+    def _repr_html_(self) -> str | None:
+        return None if self._maybe_contents is None else as_html(self.path, self._maybe_contents)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [*self.arrays, *self.derived]
 
     # Narrow columns
 
@@ -323,6 +332,60 @@ class Store:
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Export all narrow columns as an Arrow stream."""
         return self.scan().__arrow_c_stream__(requested_schema)
+
+    def head(self, rows: int = 10, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return narrow columns of the first rows.
+
+        Parameters
+        ----------
+        rows : int
+            How many.
+        columns : list of str, optional
+            As in `table`.
+
+        Returns
+        -------
+        pyarrow.Table
+            The rows.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store().head(2, ["subject_id"]).to_pydict()
+        {'subject_id': [0, 0]}
+        """
+        return self.take(range(min(rows, self.num_rows)), columns, [])[0]
+
+    def to_pandas(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
+    ) -> pd.DataFrame:
+        """Return narrow columns of the rows that pass a filter as a pandas frame.
+
+        Parameters
+        ----------
+        columns, filter : optional
+            As in `table`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The rows that pass, in memory.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+
+        Examples
+        --------
+        >>> import zarrow.testing
+        >>> zarrow.testing.example_store().to_pandas(["subject_id"]).shape
+        (5000, 1)
+        """
+        try:
+            return self.table(columns, filter).to_pandas()
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(f"to_pandas needs {error.name}: pip install pandas") from error
 
     def to_polars(self) -> pl.LazyFrame:
         """Return the narrow columns as a Polars lazy frame, which reads only what a query needs.

@@ -25,5 +25,6 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `derived_arrays`        derived arrays that belong to the rows of a view
 `column_values`         the numpy values that stand for an Arrow column (xarray, torch)
 `engines`               the table for Polars and DuckDB
+`appearance`            what a store looks like in a session or a notebook
 ======================  ===============================================================================
 """

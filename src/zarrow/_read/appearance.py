@@ -1,0 +1,50 @@
+"""Appearance — what a store looks like where it is shown: a line in a session, a table in a notebook."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from zarrow._format.spec import rows_of_expected
+from zarrow._read.contents import Contents
+from zarrow.errors import printable
+
+__all__ = ["as_html", "as_line"]
+
+
+def as_line(path: Path, contents: Contents | None) -> str:
+    """Return the store's repr; its contents are None once it is closed."""
+    if contents is None:
+        return f"<zarrow.Store {str(path)!r}, closed>"
+    arrays = ", ".join(f"{printable(name)} {array.row_shape}" for name, array in contents.arrays.items())
+    return f"<zarrow.Store {str(path)!r}: {_state(contents)}; {arrays or 'no arrays'}>"
+
+
+def as_html(path: Path, contents: Contents) -> str:
+    """Return what a notebook shows of an open store: its arrays and columns, with shapes and types."""
+    keys = contents.view.spec.keys
+    lines = [
+        *(
+            (name, f"array {' × '.join(f'{n:,}' for n in array.shape)}", array.dtype.name)
+            for name, array in (*contents.arrays.items(), *contents.derived.arrays.items())
+        ),
+        *(
+            (one.name, "key" if one.name in keys else "column", str(one.type))
+            for one in contents.columns.schema
+        ),
+    ]
+    cells = "".join(
+        f"<tr>{''.join(f'<td style=text-align:left>{escape(printable(cell))}</td>' for cell in line)}</tr>"
+        for line in lines
+    )
+    title = f"{escape(printable(path.name))}: {_state(contents)}"
+    return f"<div><b>zarrow.Store</b> {title}<table>{cells}</table></div>"
+
+
+def _state(contents: Contents) -> str:
+    view = contents.view
+    expected, committed = view.snapshot.expected_rows, view.snapshot.rows
+    state = "complete" if view.snapshot.complete else f"incomplete, {committed:,} committed"
+    if view.snapshot.complete and view.rows < (expected or 0):
+        state = "finalized without the others"
+    return f"{rows_of_expected(view.rows, expected)}, {state}"
