@@ -33,7 +33,7 @@ from zarrow._format.given import TableLike
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
 from zarrow._write import parts, publishing, recovery, reopening, seal
-from zarrow._write.appender import Appender, Durability
+from zarrow._write.appender import Appender, Durability, durability_of
 from zarrow._write.batches import BatchChecker
 from zarrow._write.declaration import Declaration
 from zarrow._write.directory import (
@@ -144,7 +144,7 @@ class Writer:
     ) -> None:
         if mode not in ("x", "w", "a"):
             raise InvalidInputError(f"mode must be 'x', 'w' or 'a', got {mode!r}")
-        policy = Durability.named(durability)
+        policy = durability_of(durability)
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
         # Symbolic links are followed: replacing a store must not replace a link to it.

@@ -34,7 +34,7 @@ from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.worker import Worker
 from zarrow.errors import InvalidInputError, WriteFailedError, ZarrowError
 
-__all__ = ["Appender", "Durability"]
+__all__ = ["Appender", "Durability", "durability_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +70,14 @@ class Durability:
             if number is not None and not number > 0:
                 raise InvalidInputError(f"durability: {name} must be positive, got {number}")
 
-    @classmethod
-    def named(cls, policy: object) -> Durability:
-        """Return a policy that may be given by its name, ``"segment"`` or ``"batch"``."""
-        if policy in ("segment", "batch"):
-            return cls(batches=1 if policy == "batch" else None)
-        if not isinstance(policy, cls):
-            raise InvalidInputError(f"durability must be 'segment', 'batch' or Durability, got {policy!r}")
-        return policy
+
+def durability_of(policy: object) -> Durability:
+    """Return a policy that may be given by its name, ``"segment"`` or ``"batch"``."""
+    if policy in ("segment", "batch"):
+        return Durability(batches=1 if policy == "batch" else None)
+    if not isinstance(policy, Durability):
+        raise InvalidInputError(f"durability must be 'segment', 'batch' or Durability, got {policy!r}")
+    return policy
 
 
 class Appender(Worker[CheckedBatch]):
