@@ -30,6 +30,7 @@ from zarrow.errors import (
     StoreNotFoundError,
     UnknownNameError,
 )
+from zarrow.testing import example_store
 
 ROWS = 5000
 SEGMENT_ROWS = 1024
@@ -1180,3 +1181,23 @@ def test_what_a_session_guesses() -> None:
     html = store._repr_html_()
     assert "query_embed" in html
     assert "5,000 rows, complete" in html
+
+
+@pytest.mark.parametrize("engine", ["sql", "polars", "table"])
+def test_vectors_of_rows_that_a_query_found_in_a_packed_store(tmp_path, engine):
+    """A query that was made before a pack, and run after it, does not lead to vectors of other rows."""
+    example_store(tmp_path / "run.zarrow")
+    store = zarrow.open(tmp_path / "run.zarrow")
+    assert store.vectors([0])["query_embed"].shape == (1, 8)  # mapped: it stays readable
+    queries = {
+        "sql": lambda: store.sql("SELECT row FROM predictions LIMIT 3"),
+        "polars": lambda: store.to_polars().select("row").head(3).collect(),
+        "table": lambda: store.table(["row"]),
+    }
+    found = queries[engine]()
+    zarrow.pack(store.path, order="sample_index")
+    with pytest.raises(StoreChangedError):
+        store.vectors(found)
+    with pytest.raises(StoreChangedError):
+        store.sql("SELECT row FROM predictions")
+    assert store.vectors([0])["query_embed"].shape == (1, 8)

@@ -440,6 +440,7 @@ class Store:
         >>> store.vectors(best)["query_embed"].shape
         (3, 8)
         """
+        self._view.guard()
         return self._contents.sql.sql(query)
 
     # Columns and vectors of the same rows
@@ -516,6 +517,8 @@ class Store:
             If a row is out of range.
         UnknownNameError
             If there is no such array, or the table has no column ``row``.
+        StoreChangedError
+            If a table is given, and rows have other numbers by now.
 
         Examples
         --------
@@ -524,7 +527,10 @@ class Store:
         >>> store.vectors(store.table(["row"]).slice(10, 5))["query_embed"].shape
         (5, 8)
         """
-        numbers = row_numbers(rows_found(rows), self.num_rows)
+        found = rows_found(rows)
+        if found is not rows:  # an engine read the files that are at the path now
+            self._view.guard()
+        numbers = row_numbers(found, self.num_rows)
         return {array.name: array.take(numbers, check=check) for array in self._chosen(arrays)}
 
     @_of_one_snapshot

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import itertools
 import json
 import os
 import random
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +21,7 @@ import pyarrow.parquet as pq
 
 import zarrow
 from zarrow import transfer
+from zarrow._storage import files
 from zarrow._write import directory
 from zarrow.errors import CorruptionError, StoreChangedError, ZarrowError
 
@@ -80,6 +84,33 @@ def make(top: Path, base: str) -> None:
 
 def doubled(store: zarrow.Store) -> np.ndarray:
     return 2 * store.table(["id"])["id"].to_numpy()[:, None]
+
+
+class Stopping(files.Calls):
+    """Stops this process at one of its calls, so that another command has its turn."""
+
+    def __init__(self, stop_at: int) -> None:
+        self._counter = itertools.count(1)
+        self.number = 0
+        self.stop_at = stop_at
+
+    def step(self) -> None:
+        self.number = number = next(self._counter)  # in several threads
+        if number == self.stop_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _wrap(name: str, real: Any) -> None:
+    def method(self: Stopping, *args: Any) -> Any:
+        self.step()
+        return real(self, *args)
+
+    setattr(Stopping, name, method)
+
+
+for _name, _real in inspect.getmembers(files.Calls, inspect.isfunction):
+    if not _name.startswith("_"):
+        _wrap(_name, _real)
 
 
 # The commands
@@ -220,14 +251,15 @@ def predict(top: Path, fails_at: int = -1) -> None:
     trainer.predict(Model(), DataLoader(torch.arange(ROWS), batch_size=8), return_predictions=False)
 
 
-def run(top: Path, name: str, number: int, seed: int, kind: str) -> None:
+def run(top: Path, name: str, number: int, seed: int, kind: str, stop_at: int) -> None:
     """Run a command and write down how it ended."""
     command = Command(top, number, seed)
     command.say(began=time.monotonic(), kind=kind)
+    files.calls = calls = Stopping(stop_at)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         getattr(command, name)()
-        command.say(ended=time.monotonic())
+        command.say(ended=time.monotonic(), calls=calls.number)
     except ZarrowError as error:
         damage = isinstance(error, CorruptionError)
         command.say(refused=f"{type(error).__name__}: {error}", damage=[str(error)] if damage else [])
@@ -244,7 +276,7 @@ def serve(templates: Path, predicts: str) -> None:
     from zarrow.transfer import _anndata, _npy, _parquet  # noqa: F401
 
     warnings.simplefilter("ignore")
-    directory.LOCK_TIMEOUT_S = 5.0
+    directory.LOCK_TIMEOUT_S = 1.0
 
     def forked(work: Any) -> int:
         child = os.fork()
@@ -267,8 +299,9 @@ def serve(templates: Path, predicts: str) -> None:
     for line in sys.stdin:
         what, *given = line.split()
         if what == "wait":
-            print(os.waitpid(int(given[0]), 0)[1], flush=True)
+            status = os.waitpid(int(given[0]), os.WUNTRACED)[1]
+            print("stopped" if os.WIFSTOPPED(status) else status, flush=True)
         else:
             top, number, seed, kind = Path(given[0]), int(given[1]), int(given[2]), given[3]
-            args = (top, what, number, seed, kind)
+            args = (top, what, number, seed, kind, int(given[4]))
             print(forked(lambda args=args: run(*args)), flush=True)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ class Server:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def ask(self, *words: object) -> int:
+    def ask(self, *words: object) -> str:
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return self.process.stdout.readline().strip()
 
 
 def content(store: zarrow.Store) -> np.ndarray:
@@ -245,20 +246,48 @@ class Trial:
         assert (self.path / "notes.txt").exists()
 
 
-def run_both(
-    server: Server, trial: Trial, kill: int | None, length_s: dict[str, float], rng: random.Random
-) -> None:
-    """Start two commands at some distance, and kill one at some moment, or neither."""
-    children = []
-    for number, name in enumerate(trial.names):
-        children.append(server.ask(name, trial.top, number, rng.getrandbits(30), trial.kind))
-        if not number:
-            time.sleep(rng.random() * length_s[name] * rng.choice([0, 0.3, 1]))
-    if kill is not None:
-        time.sleep(rng.random() * 1.2 * length_s[trial.names[kill]])
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(children[kill], signal.SIGKILL)
-    trial.killed = [server.ask("wait", child) == signal.SIGKILL for child in children]
+class Pairs:
+    """Starts two commands at once, and learns how long they take."""
+
+    def __init__(self, server: Server, rng: random.Random) -> None:
+        self.server, self.rng = server, rng
+        self.length_s: dict[str, float] = defaultdict(lambda: 0.2)
+        self.calls: dict[str, int] = defaultdict(lambda: 100)
+
+    def start(self, trial: Trial, number: int, stop_at: int = -1) -> int:
+        words = (trial.names[number], trial.top, number, self.rng.getrandbits(30), trial.kind, stop_at)
+        return int(self.server.ask(*words))
+
+    def run(self, trial: Trial, kill: int | None) -> None:
+        """Run both at once, or one while the other is stopped at one of its calls; kill one or none."""
+        apart = self.rng.random() < 0.5 and kill != 1
+        first, *_ = trial.names
+        stop_at = self.rng.randint(1, int(1.1 * self.calls[first]) + 1) if apart else -1
+        children = [self.start(trial, 0, stop_at)]
+        ends = ["stopped", "stopped"]
+        if apart:
+            ends[0] = self.server.ask("wait", children[0])
+        else:
+            time.sleep(self.rng.random() * self.length_s[first] * self.rng.choice([0, 0.3, 1]))
+        children.append(self.start(trial, 1))
+        if apart:
+            ends[1] = self.server.ask("wait", children[1])
+        elif kill is not None:
+            time.sleep(self.rng.random() * 1.2 * self.length_s[trial.names[kill]])
+        for number, child in enumerate(children):
+            with contextlib.suppress(ProcessLookupError):
+                if ends[number] == "stopped":
+                    os.kill(child, signal.SIGKILL if number == kill else signal.SIGCONT)
+        for number, child in enumerate(children):
+            if ends[number] == "stopped":
+                ends[number] = self.server.ask("wait", child)
+        trial.killed = [int(end) == signal.SIGKILL for end in ends]
+
+    def learn(self, trial: Trial) -> None:
+        for name, said in zip(trial.names, trial.said, strict=True):
+            if "ended" in said:
+                self.calls[name] = said["calls"]
+                self.length_s[name] += 0.2 * (min(said["ended"] - said["began"], 3) - self.length_s[name])
 
 
 def test_any_two_commands_at_once_leave_a_whole_store(figures, profile):
@@ -274,16 +303,16 @@ def test_any_two_commands_at_once_leave_a_whole_store(figures, profile):
     rng.shuffle(runs)
     tally = Tally()
     kills = 0
-    length_s = dict.fromkeys(names, 0.2)
     with scratch() as templates, scratch() as place:
         server = Server(templates, predicts=profile == "long")
+        both = Pairs(server, rng)
         with server.process:
             for pair, kill in runs if profile == "long" else runs[:14]:
                 bases = ["predict"] if "predict" in pair else ["complete", "complete", "open", "damaged"]
                 names = pair if rng.random() < 0.5 else pair[::-1]
                 trial = Trial(place / str(tally.states), rng.choice(bases), names, rng.choice(list(EXPORTS)))
                 shutil.copytree(templates / trial.base, trial.top)
-                run_both(server, trial, kill, length_s, rng)
+                both.run(trial, kill)
                 tally.states += 1
                 kills += any(trial.killed)
                 try:
@@ -292,9 +321,7 @@ def test_any_two_commands_at_once_leave_a_whole_store(figures, profile):
                     killed = [name for name, dead in zip(names, trial.killed, strict=True) if dead]
                     what = f"{names} on {trial.base}, killed: {killed}"
                     tally.bad.append(f"{what}: {type(error).__name__}: {error}")
-                for name, said in zip(names, trial.said, strict=True):
-                    if "ended" in said:
-                        length_s[name] += 0.2 * (min(said["ended"] - said["began"], 3) - length_s[name])
+                both.learn(trial)
                 shutil.rmtree(trial.top)
             server.process.stdin.close()
     figures("pairs of commands at once", runs=tally.states, kills=kills, bad=len(tally.bad))

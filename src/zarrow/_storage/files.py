@@ -216,7 +216,7 @@ def give_access(path: Path, model: Path) -> None:
     """Let the users of a directory read another one, or a file.
 
     An owner or group that this process may not give stays its own; a group that is not that of the model gets
-    no access.
+    no access. A file system that keeps neither owners nor modes does what it does.
     """
     access, own = os.stat(model), os.stat(path)
     # Its owner can go on with it, even if the model may only be read.
@@ -224,12 +224,13 @@ def give_access(path: Path, model: Path) -> None:
     mode &= 0o7777 if stat.S_ISDIR(own.st_mode) else 0o666
     try:
         os.chown(path, access.st_uid, access.st_gid)
-    except PermissionError:
+    except OSError:  # EPERM, or in a container EINVAL
         try:
             os.chown(path, -1, access.st_gid)
-        except PermissionError:
+        except OSError:
             mode &= ~0o070
-    os.chmod(path, mode)
+    with contextlib.suppress(OSError):
+        os.chmod(path, mode)
 
 
 def link(source: Path, target: Path) -> None:

@@ -127,7 +127,8 @@ def _scratch(goal: Path) -> Iterator[Path]:
         lock.describe(name.encode())
         files.make_dir(scratch(name))
         try:
-            os.chmod(scratch(name), 0o700)
+            with contextlib.suppress(OSError):  # a file system without modes
+                os.chmod(scratch(name), 0o700)
             yield scratch(name)
         finally:
             _remove(scratch(name))
