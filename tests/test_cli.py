@@ -371,3 +371,15 @@ def test_predict_of_an_unknown_model_is_a_usage_error(tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert "nobody" in wrong.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt(), RuntimeError("Query interrupted")])
+def test_ctrl_c_is_one_line(store: Path, monkeypatch: pytest.MonkeyPatch, how: BaseException) -> None:
+    """Ctrl-C ends a command with one line and exit code 130, also in the middle of a query of DuckDB."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise how
+
+    monkeypatch.setattr(zarrow, "open", interrupted)
+    result = run("describe", store)
+    assert (result.exit_code, result.output) == (130, "interrupted\n")

@@ -3,8 +3,8 @@
 The commands are in `_commands`, one file per panel of ``zarrow --help``. Anything heavy or optional is
 imported by the command that needs it, so that ``zarrow info`` answers at once and runs without torch.
 
-Exit codes: 0 done; 1 refused or failed; 2 wrong usage, or there is no store. An error of zarrow's own is one
-line on standard error, never a traceback.
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage, or there is no store; 130 interrupted. An error
+of zarrow's own is one line on standard error, never a traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zarrow.errors import NotFoundError, ZarrowError
 
 __all__ = ["app", "main"]
 
-FAILED, WRONG_USAGE = 1, 2
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
 class _Group(TyperGroup):
@@ -38,6 +38,11 @@ class _Group(TyperGroup):
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             say(f"[bold red]error:[/] {escape(_in_options(str(error), command))}", err)
             raise Exit(WRONG_USAGE if isinstance(error, NotFoundError) else FAILED) from error
+        except (KeyboardInterrupt, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and str(error) != "Query interrupted":  # so DuckDB says Ctrl-C
+                raise
+            say("[yellow]interrupted[/]", err)
+            raise Exit(INTERRUPTED) from None
 
 
 def _in_options(message: str, command: Any) -> str:

@@ -99,9 +99,9 @@ def show_info(facts: dict[str, Any]) -> None:
             escape(name),
             _shape(array["shape"]),
             array["dtype"],
-            escape(", ".join(map(str, array["codecs"]))),
+            escape(", ".join(map(str, array["codecs"]))) if array["codecs"] != ["bytes"] else "none",
             decimal(array["stored_bytes"]),
-            "–" if ratio is None else f"{ratio:.2f}",
+            "–" if ratio is None or array["codecs"] == ["bytes"] else f"{ratio:.2f}",
         )
     table = _shape([facts["rows"], len(facts["columns"])])
     grid.add_row("table", table, "", "zstd", decimal(facts["table_bytes"]), "")
