@@ -199,10 +199,17 @@ def commit(store: Path) -> None:
         record, _ = catalog.read_record(store, number, spec)
         arrays = {}
         for array in spec.arrays:
-            data = (store / layout.shard_path(array.name, number, 1)).read_bytes()
+            data = small(store / layout.shard_path(array.name, number, 1))
             arrays[array.name] = facts_of(record.arrays[array.name], data, plain=array.is_plain)
-        part = (store / layout.part_path(number)).read_bytes()
+        part = small(store / layout.part_path(number))
         recommit(store, number, part=part_facts(part), arrays=arrays)
+
+
+def small(path: Path) -> bytes:
+    """Return the content of a file that is neither a pipe nor huge."""
+    if not path.is_file() or path.stat().st_size > 1 << 24:
+        raise ValueError(path)
+    return path.read_bytes()
 
 
 def facts_of(facts: ShardFacts, data: bytes, *, plain: bool) -> ShardFacts:

@@ -99,6 +99,16 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
+def require_utf8(path: object) -> None:
+    """Raise `InvalidInputError` if other programs cannot be told a path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{path}: other programs take paths in UTF-8 only, and this one is not: rename it"
+        ) from error
+
+
 def is_name(name: str) -> bool:
     """Tell whether an array may have this name."""
     return bool(_NAME.match(name))

@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.nn.parameter import is_lazy
 
 from zarrow._format.checksum import crc32c
-from zarrow._predict.settings import plain, settings, tensor_crc32c, tensors_in
+from zarrow._predict.settings import plain, settings, tensor_crc32c, tensors_in, text_of
 
 __all__ = ["differences", "identify"]
 
@@ -66,7 +66,7 @@ def identify(trainer: Trainer, module: LightningModule, loaders: Sequence[Any]) 
             "hparams": plain(module.hparams),
             "weights": _checksum(_weights(module)) if whole else None,
             "buffers": _checksum(module.named_buffers()) if whole else None,
-            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "checkpoint": None if trainer.ckpt_path is None else text_of(trainer.ckpt_path),
             "data": None if data is None else settings(data),
             "datasets": [
                 settings(dataset) | ({} if collate is None else {"collate_fn": plain(collate)})

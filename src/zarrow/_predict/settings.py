@@ -160,6 +160,11 @@ def _plain(value: Any, *, named: bool = False, depth: int = 0) -> Any:
         return type(value).__qualname__
 
 
+def text_of(value: object) -> str:
+    """Return a text, such as a path, that JSON can hold."""
+    return str(value).encode(errors="backslashreplace").decode()
+
+
 _AS_TEXT = (date, timedelta, range, complex, bytes, torch.dtype, np.dtype)
 
 
@@ -181,8 +186,8 @@ def _scalar(value: Any) -> Any:
         return _scalar(value.item()) if _is_scalar(value.item()) else str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, os.PathLike):
-        return str(os.fspath(value))
+    if isinstance(value, os.PathLike | str):
+        return text_of(os.fspath(value))
     if isinstance(value, type) or inspect.isroutine(value):
         return value.__qualname__
     if isinstance(value, np.ndarray | torch.Tensor):

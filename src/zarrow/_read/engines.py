@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from zarrow._format.arrow import with_children, with_types
+from zarrow._format.layout import require_utf8
 from zarrow.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
     behind = pl.DataFrame(pl.from_arrow(with_types(rest, _type_in_polars))).lazy()
     if not paths:
         return behind
-    _require_utf8(paths)
+    require_utf8(paths[0])
     files = pl.scan_parquet(paths, glob=False)
     return pl.concat([files, behind], how="vertical_relaxed") if rest.num_rows else files
 
@@ -76,7 +77,7 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
     connection.register("zarrow_rest", with_types(rest, type_in_duckdb))
     query = "SELECT * FROM zarrow_rest"
     if paths:
-        _require_utf8(paths)
+        require_utf8(paths[0])
         quoted = ", ".join(map(_quoted, paths))
         query = f"SELECT * FROM read_parquet([{quoted}], hive_partitioning=false) UNION ALL {query}"
     connection.execute(f"CREATE VIEW predictions AS {query}")
@@ -86,16 +87,6 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
 def _quoted(path: str) -> str:
     """Return a path as DuckDB's SQL has it, which takes paths for patterns."""
     return "'" + re.sub(r"[*?\[]", r"[\g<0>]", path).replace("'", "''") + "'"
-
-
-def _require_utf8(paths: list[str]) -> None:
-    try:
-        paths[0].encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"{paths[0]!r}: a query engine takes paths in UTF-8 only: rename the store, or read it with "
-            "table() or scan()"
-        ) from error
 
 
 def for_duckdb(reader: pa.RecordBatchReader, names: list[str] | None = None) -> pa.RecordBatchReader:

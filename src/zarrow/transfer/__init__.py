@@ -21,7 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from zarrow.errors import ConflictError, InvalidInputError, StoreExistsError, WriteFailedError
+from zarrow._format.layout import require_utf8
+from zarrow.errors import (
+    ConflictError,
+    InvalidInputError,
+    StoreExistsError,
+    WriteFailedError,
+)
 from zarrow.store import Store
 from zarrow.store import open as open_store
 from zarrow.transfer._place import NO_FILES, in_place
@@ -129,6 +135,7 @@ def export(
     FixedSizeListType(fixed_size_list<element: float not null>[8])
     """
     path = Path(os.path.abspath(target))
+    require_utf8(path)
     chosen = _format(format, path, EXPORTS, "export")
     if os.path.lexists(path) and not overwrite:
         raise ConflictError(
@@ -222,6 +229,7 @@ def import_(
     5000
     """
     origin, goal = Path(os.path.abspath(source)), Path(os.path.abspath(path))
+    require_utf8(origin)
     chosen = _format(format, origin, IMPORTS, "import")
     if not origin.exists():
         raise FileNotFoundError(f"{origin}: no such file or directory to import")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, printable
 from zarrow.transfer._rows import Incoming, Outgoing, from_arrow, missing, to_arrow
 
 try:
@@ -25,7 +25,8 @@ FILES = re.compile(r"data/[^/]+\.lance|_versions/[^/]+|_transactions/[^/]+\.txn|
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     """Write a dataset of one version."""
-    del target
+    if printable(target) != str(target):
+        raise InvalidInputError(f"{target}: Lance takes no control characters in a path: rename it")
     schema, batches = to_arrow(rows, tensor=True)
     if dotted := [name for name in schema.names if "." in name]:
         raise InvalidInputError(f"{dotted}: Lance has no dots in the names of columns: leave them out")
