@@ -364,6 +364,65 @@ def test_a_full_disk_leaves_the_old_store(store, monkeypatch, writes):
     assert os.listdir(store.parent) == ["s.zarrow"]
 
 
+class Broken(files.Calls):
+    """Has a disk that breaks at the exchange, or at a call after it."""
+
+    def __init__(self, left, *, atomic):
+        self.left, self.atomic, self.begun = left, atomic, False
+
+    def _step(self):
+        if self.begun:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def exchange(self, one, other):
+        self.begun = True
+        self._step()
+        return super().exchange(one, other) if self.atomic else False
+
+    def rename(self, source, target):
+        self._step()
+        super().rename(source, target)
+
+    def fsync_dir(self, path):
+        self._step()
+        super().fsync_dir(path)
+
+    def unlink(self, path):
+        self._step()
+        super().unlink(path)
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["at once", "three renames"])
+def test_a_message_after_a_failed_exchange_is_true(tmp_path, monkeypatch, atomic):
+    """Wherever the disk breaks, the error says whether the old store is at the path, or where it is."""
+    monkeypatch.setattr(files, "scratch_name", lambda folder: folder / "tmp-0123456789abcdef")
+    said = set()
+    for left in range(12):
+        store = make(tmp_path / f"{left}.zarrow", 60)
+        uuid = zarrow.open(store).uuid
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "calls", Broken(left, atomic=atomic))
+            with pytest.raises(WriteFailedError) as failed:
+                zarrow.pack(store, codecs="zstd")
+        message = str(failed.value)
+        places = [store, store.with_name(store.name + ".incoming"), *tmp_path.glob(f"{left}.zarrow.????????")]
+        places += [*(store / "open").glob("tmp-*")]
+        old = [one for one in places if one.exists() and zarrow.open(one, partial=True).uuid == uuid]
+        if "is as it was" in message:
+            said.add("old")
+            assert old == [store], message
+            continue
+        said.add("new")
+        new = next(one for one in places if one.exists() and one not in old)
+        assert zarrow.open(new).complete
+        assert str(new) in message, message
+        for one in old:
+            assert str(one) in message, message
+    assert said == {"old", "new"}
+
+
 def judge(state):
     """Check that the path holds all old rows or all new ones, and can be packed again."""
     with scratch() as top:

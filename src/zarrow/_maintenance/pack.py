@@ -235,7 +235,8 @@ def rewrite(
                 writer.finalize(partial=True, check=check)
         except BaseException:
             if writer is not None and writer.spec is not None:
-                writer.discard()
+                if os.path.lexists(target):  # or the exchange failed, and the new store may be needed
+                    writer.discard()
             elif made:
                 files.remove_empty_dir(target)
             raise

@@ -335,8 +335,14 @@ def exchange(one: Path, other: Path) -> None:
     aside = other.with_name(f"{other.name}.{secrets.token_hex(4)}")
     rename(other, aside)
     try:
-        rename(one, other)
-    except BaseException:
-        rename(aside, other)
-        raise
-    rename(aside, one)
+        try:
+            rename(one, other)
+        except BaseException:
+            rename(aside, other)
+            raise
+        rename(aside, one)
+    except OSError as error:
+        if not os.path.lexists(aside):
+            raise
+        where = f"{error.strerror}; what was at {other} is at {aside}"
+        raise OSError(error.errno, where) from error

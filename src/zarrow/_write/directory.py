@@ -324,9 +324,16 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
     aside = files.scratch_name(path / layout.OPEN_DIR)
     try:
         files.exchange(root, path)
-    except BaseException:
-        lock.release(remove_file=True)
-        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            lock.release(remove_file=True)
+        if not isinstance(error, OSError):
+            raise
+        raise WriteFailedError(
+            error.errno or errno.EIO,
+            f"{path}: the new store, at {root if os.path.lexists(root) else path}, is complete, but the "
+            f"exchange failed: {error.strerror}",
+        ) from error
     try:
         files.sync_dir(path.parent)
         for name in set(os.listdir(root)) - layout.STORE_NAMES:
