@@ -17,7 +17,7 @@ from zarrow import transfer
 from zarrow.cli import app
 from zarrow.errors import InvalidInputError
 
-NAMES = ["a[1]*? b'c\"d", "100%25#x?y=1&z{a,b}\\$HOME;|ä", "-dash", "~", "file:x", "s3:x", "x=1", "new\nline"]
+NAMES = ["a[1]*? b'c\"d", "100%25#x{a,b}\\$HOME;|ä", "-dash", "~", "file:x", "s3:x", "x=1", "new\nline"]
 WHOLE = list(range(20))
 Use = Callable[[str], object]
 
@@ -93,7 +93,7 @@ COMMANDS = (
 @pytest.mark.parametrize(
     ("name", "absolute"),
     [
-        pytest.param(name, absolute, marks=[pytest.mark.slow] * (absolute != (number < 2) or number > 4))
+        pytest.param(name, absolute, marks=[pytest.mark.slow] * (absolute != (number < 2) or number > 2))
         for number, name in enumerate(NAMES)
         for absolute in (False, True)
     ],
@@ -116,6 +116,15 @@ def test_a_store_of_any_name_is_the_one_that_is_used(
     for words in COMMANDS:
         assert command(*words, "--", path) == 0, words
     assert all(found.startswith((name, "a1bb")) for found in os.listdir())
+
+
+def test_a_path_that_duckdb_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    """DuckDB would take a backslash for a slash, in a path that is a pattern."""
+    path = f"{tmp_path}/a\\b?.zarrow"
+    write(path)
+    with pytest.raises(InvalidInputError, match="DuckDB finds no file whose path has a backslash"):
+        USES["sql"](path)
+    assert USES["polars"](path) == WHOLE
 
 
 def test_a_path_that_is_not_utf8_works_or_is_refused(tmp_path: Path) -> None:

@@ -85,7 +85,12 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
 
 
 def _quoted(path: str) -> str:
-    """Return a path as DuckDB's SQL has it, which takes paths for patterns."""
+    """Return a path as DuckDB's SQL has it: a pattern, in which a backslash is a slash."""
+    if "\\" in path and re.search(r"[*?\[]", path):
+        raise InvalidInputError(
+            f"{path}: DuckDB finds no file whose path has a backslash and one of *, ? and [: rename the "
+            "store, or read it with table() or scan()"
+        )
     return "'" + re.sub(r"[*?\[]", r"[\g<0>]", path).replace("'", "''") + "'"
 
 
