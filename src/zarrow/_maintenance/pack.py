@@ -130,7 +130,10 @@ def pack(
         if root in target.parents or target in root.parents:
             raise InvalidInputError(f"{target}: lies in {root}, or around it: pack to another path")
         if target != root and (target / layout.STORE_JSON).exists():
-            raise StoreExistsError(f"{target}: a store exists here already: pack to another path")
+            killed = (
+                "" if (target / layout.MANIFEST_JSON).exists() else ", or remove it if a killed pack left it"
+            )
+            raise StoreExistsError(f"{target}: a store exists here already: pack to another path{killed}")
         with _old_store_stays(store, target):
             blocks = _sorted(store, by, target.parent, say) if by else None
         same = isinstance(codecs, str) and codecs == "keep" and segment_rows in (None, store.segment_rows)
