@@ -211,16 +211,38 @@ def test_commands(tmp_path: Path) -> None:
 
 def test_many_rare_categories_do_not_hide_the_frequent_one(tmp_path: Path) -> None:
     """A cell has the colour of its most frequent category even if all rare ones together are more."""
-    names = ["often"] * 40 + [f"rare {number % 20}" for number in range(60)]
+    names = ["often"] * 40 + [f"rare {number}" for number in range(60)]
     with zarrow.Writer(tmp_path / "a.zarrow") as writer:
         writer.append({"name": names}, {"e": np.zeros((100, 2), np.float32)})
         writer.finalize()
     store = zarrow.open(tmp_path / "a.zarrow")
     for rows, wanted in ((slice(None), "often"), (slice(40, None), "other")):
-        colour = read_colour(store, "name")
+        colour = read_colour(store, "name", 1000)
         with zarrow.Writer(tmp_path / f"{wanted}.zarrow") as writer:
             writer.append({"name": names[rows]}, {"e": np.zeros((len(names[rows]), 2), np.float32)})
             writer.finalize()
         some = zarrow.open(tmp_path / f"{wanted}.zarrow")
         (code,) = read_map(some, some["e"], [colour], 0).colours["name"]
         assert colour.labels[int(code)] == wanted
+
+
+def test_categories_have_a_colour_each(tmp_path: Path) -> None:
+    """Up to twenty values have a colour of their own, booleans included; more numbers are a scale."""
+    rows = np.arange(100)
+    columns = {"digit": rows % 10, "score": rows, "yes": rows % 2 == 0}
+    store = written(tmp_path / "a.zarrow", columns, np.ones((100, 2), np.float32))
+    assert read_colour(store, "digit", 1000).labels == [str(digit) for digit in range(10)]
+    assert read_colour(store, "yes", 1000).labels == ["False", "True"]
+    assert read_colour(store, "score", 1000).labels == []
+    figure = plot.map(store, colour="digit")
+    handles = figure.axes[0].get_legend().legend_handles
+    assert len({handle.get_color() for handle in handles}) == 10
+
+
+def test_vectors_of_one_length_are_drawn(tmp_path: Path) -> None:
+    """Normalized vectors, whose lengths differ by rounding only, are one bar on a readable axis."""
+    vectors = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = written(tmp_path / "a.zarrow", {"x": np.arange(500)}, vectors)
+    low, high = plot.norms(store).axes[0].get_xlim()
+    assert 0.8 < low < 0.95 < 1.05 < high < 1.2

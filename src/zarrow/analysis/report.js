@@ -47,7 +47,7 @@
     const dark = matchMedia("(prefers-color-scheme: dark)");
     const cells = data.kind === "cells", total = xs.length;
     const ramp = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
-    const palette = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a900", "#8c8c8c"];
+    const palette = data.palette, others = palette[palette.length - 1];
     const most = counts.reduce((one, two) => Math.max(one, two), 1);
     let view = { zoom: 1, x: 0, y: 0 }, selected = -1, scale = 1, frame = 0;
     let low = [Infinity, Infinity], high = [-Infinity, -Infinity];
@@ -80,7 +80,7 @@
       }
       const value = colour.values[i];
       if (Number.isNaN(value)) return dark.matches ? "#5b6068" : "#c4c7cc";
-      if (colour.labels) return value >= colour.named ? palette[7] : palette[value];
+      if (colour.labels) return value >= colour.named ? others : palette[value];
       return rampColour(colour.high > colour.low ? (value - colour.low) / (colour.high - colour.low) : 0.5);
     }
 
@@ -139,7 +139,7 @@
           const item = element("li", list);
           const swatch = element("span", item);
           swatch.className = "swatch";
-          swatch.style.background = i >= colour.named ? palette[7] : palette[i];
+          swatch.style.background = i >= colour.named ? others : palette[i];
           element("span", item, label);
         });
       } else if (colour || cells) {

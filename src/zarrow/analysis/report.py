@@ -24,7 +24,7 @@ from rich.filesize import decimal
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.spec import rows_of_expected
-from zarrow.analysis._pictures.figure import PALETTE, draw, to_markup
+from zarrow.analysis._pictures.figure import CATEGORY_COLOURS, PALETTE, draw, to_markup
 from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_colour, read_map
 from zarrow.analysis._pictures.norms import draw_histogram
 from zarrow.analysis._pictures.output import in_one_step, require_writable
@@ -123,7 +123,7 @@ def report(
     require_writable(target)
     write_page = page_writer()
     say_stage = stage or (lambda _: None)
-    chosen = [read_colour(store, name) for name in colours] if colours is not None else None
+    chosen = [read_colour(store, name, MAX_POINTS) for name in colours] if colours is not None else None
     say_stage("describing")
     described = describe(store, progress=progress)
     say_stage("evaluating")
@@ -330,7 +330,7 @@ def _colours(store: Store, evaluated: Evaluation | None, described: Description)
             numbers.append(one["column"])
         elif (one["distinct"] or 0) in range(2, 41) and not pa.types.is_timestamp(kind):
             few.append(one["column"])
-    return [read_colour(store, name) for name in [*names, *few, *numbers][:MAX_COLOURS]]
+    return [read_colour(store, name, MAX_POINTS) for name in [*names, *few, *numbers][:MAX_COLOURS]]
 
 
 def _map(
@@ -349,6 +349,7 @@ def _map(
         "kind": "cells" if shown.side else "points",
         "hint": HINT,
         "side": shown.side,
+        "palette": [*CATEGORY_COLOURS, PALETTE[-1]],
         "x": pack(shown.xy[:, 0], "f4"),
         "y": pack(shown.xy[:, 1], "f4"),
         "row": pack(shown.rows, "f8"),

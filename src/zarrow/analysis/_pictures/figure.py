@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "CATEGORY_COLOURS",
     "FAINT",
     "INK",
     "PALETTE",
@@ -42,6 +43,12 @@ __all__ = [
 NOTE_CHARACTERS = 74
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A900", "#8C8C8C")
 """Okabe and Ito, *Color Universal Design* (2008), with a darker yellow for white paper and a grey."""
+CATEGORY_COLOURS = (
+    *PALETTE[:-1],
+    "#8E5BC7", "#A0522D", "#E7298A", "#5FB233", "#00B3A4", "#F08080", "#6470E0",
+    "#8A7F2D", "#C2185B", "#4F8A6B", "#B39DDB", "#D2B48C", "#6D8EA0",
+)  # fmt: skip
+"""For up to 20 categories: the palette, and more that stand out on white and on black."""
 INK, FAINT, GRID, EDGE = "#222222", "#5c5c5c", "#e3e3e3", "#9a9a9a"
 PAGE_COLOURS = {
     INK: "var(--ink)",

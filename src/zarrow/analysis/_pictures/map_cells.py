@@ -34,7 +34,8 @@ Coordinates = StoreArray | npt.NDArray[np.float32]
 SCAN_ROWS = 65_536
 SAMPLE_ROWS, OUTERMOST = 100_000, 0.0003
 CELLS = 200
-CATEGORIES = 7
+CATEGORIES = 20
+"""As many as there are colours that can be told apart."""
 MAX_DISTINCT = 10_000
 OTHER = "other"
 
@@ -78,8 +79,8 @@ def _label(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
-    """Return the colour that a column gives.
+def read_colour(store: Store, name: str, max_points: int) -> Colour:
+    """Return the colour that a column gives; booleans are categories, but shares in the cells of many rows.
 
     Raises
     ------
@@ -90,13 +91,13 @@ def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
         store.table([name])  # raises, and lists the columns
     kind = store.schema.field(name).type
     number = pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind)
-    if pa.types.is_boolean(kind):
-        return Colour(name=name)
     if pa.types.is_nested(kind):
         raise InvalidInputError(
             f"rows cannot be coloured by column {name!r} of type {kind}: choose one of single values"
         )
-    limit = 2 * most if number else MAX_DISTINCT
+    if pa.types.is_boolean(kind) and store.num_rows > max_points:
+        return Colour(name=name)
+    limit = CATEGORIES if number else MAX_DISTINCT
     counts: Counter[Any] = Counter()
     for batch in store.scan([name], batch_size=SCAN_ROWS):
         for one in pc.value_counts(batch[name]).to_pylist():
@@ -111,8 +112,8 @@ def read_colour(store: Store, name: str, most: int = CATEGORIES) -> Colour:
             "number or by a column with fewer values"
         )
     ranked = sorted(counts.items(), key=lambda item: (-item[1], _label(item[0])))
-    named = sorted((value for value, _ in ranked[:most]), key=_place)
-    return Colour(name=name, categories=tuple(named), others=len(ranked) > most)
+    named = sorted((value for value, _ in ranked[:CATEGORIES]), key=_place)
+    return Colour(name=name, categories=tuple(named), others=len(ranked) > CATEGORIES)
 
 
 def _place(value: object) -> tuple[bool, Any]:

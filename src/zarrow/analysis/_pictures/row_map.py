@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zarrow.analysis._pictures.figure import FAINT, PALETTE, draw, short, write_title
+from zarrow.analysis._pictures.figure import CATEGORY_COLOURS, FAINT, PALETTE, draw, short, write_title
 from zarrow.analysis._pictures.map_cells import (
     Colour,
     Shown,
@@ -71,7 +71,7 @@ def map(
     >>> figure.axes[0].get_xlabel()
     'principal component 1 (13 %)'
     """
-    by = None if colour is None else read_colour(store, colour)
+    by = None if colour is None else read_colour(store, colour, MAX_POINTS)
     what, coordinates = choose_map(store, map, progress)
     shown = read_map(store, coordinates, [] if by is None else [by], MAX_POINTS, progress)
     width, height = shown.high - shown.low
@@ -153,7 +153,7 @@ def _draw_cells(figure: Figure, cells: Shown, what: Map, colour: Colour | None) 
 
 def _colours(colour: Colour) -> list[str]:
     last = [PALETTE[-1]] if colour.others else []
-    return [*PALETTE[: len(colour.categories)], *last]
+    return [*CATEGORY_COLOURS[: len(colour.categories)], *last]
 
 
 def _category_legend(axes: Axes, colour: Colour) -> None:
