@@ -808,7 +808,7 @@ def everyquery_python(pytestconfig: pytest.Config) -> str:
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         venv.create(folder, with_pip=True, clear=True)
-        packages = ["-e", str(ROOT), "everyquery==0.7.0", "meds-testing-helpers"]
+        packages = ["-e", str(ROOT), "everyquery==0.7.0", "meds-testing-helpers", "meds-evaluation"]
         install = [str(python), "-m", "pip", "install", "--quiet", *packages]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -825,10 +825,13 @@ def test_the_real_everyquery(everyquery_python: str, tmp_path: Path) -> None:
     arguments = [everyquery_python, str(script), "--out", str(tmp_path), "--subjects", "100"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["differences"] == {"zarrow": [], "resumed": [], "ranks": []}
-    assert report["files after SIGKILL"] == []
-    assert 0 < report["rows after SIGKILL"] < report["rows"]
-    assert report["same metrics"]
-    store = zarrow.open(tmp_path / "resumed" / "predictions.zarrow")
-    assert (store.num_rows, store.complete) == (report["rows"], True)
+    reports = json.loads((tmp_path / "report.json").read_text())
+    for report, folder in zip(reports.values(), (tmp_path, tmp_path / "multitask"), strict=True):
+        assert report["differences"] == {"zarrow": [], "resumed": [], "ranks": []}
+        assert report["files after SIGKILL"] == []
+        assert 0 < report["rows after SIGKILL"] < report["rows"]
+        assert report["same metrics"]
+        assert report["meds"]["differ"] == []
+        store = zarrow.open(folder / "resumed" / "predictions.zarrow")
+        assert (store.num_rows, store.complete) == (report["rows"], True)
+    assert reports["EQ_predict"]["meds"]["left out"] > 0

@@ -1,15 +1,16 @@
-"""EveryQuery's own EQ_predict, whole, killed and resumed, with zarrow's writer in it: are the files the same?
+"""EveryQuery's own commands, whole, killed and resumed, with zarrow's writer in them: are the files the same?
 
-Makes a small MEDS dataset of generated subjects, trains EveryQuery's demo model on it for one epoch, and
-lets ``EQ_predict`` predict a grid of tasks:
+Makes a small MEDS dataset of generated subjects, trains EveryQuery's two demo models on it for one epoch, and
+lets ``EQ_predict`` and ``EQ_predict_multitask`` predict a grid of tasks (of the first one some are censored):
 
-1. with its own writer;
-2. with zarrow's (``python -m zarrow.everyquery``);
+1. with EveryQuery's own writer, or loop;
+2. with zarrow's writer (``python -m zarrow.everyquery``);
 3. with zarrow's again, SIGKILLed in the middle and started a second time;
-4. with zarrow's on two ranks, which ``EQ_predict`` by itself refuses.
+4. with zarrow's on two ranks, which both commands by themselves refuse.
 
-Then it compares the files, schemas and every value, and runs ``EQ_evaluate`` on all of them. Nothing is
-downloaded: the model's configuration is written here, its weights are trained here.
+Then it compares the files, schemas and every value, runs ``EQ_evaluate`` or ``EQ_evaluate_multitask`` on all
+of them, and, if it is installed, ``meds-evaluation-cli`` on exports of the store and of EveryQuery's own file.
+Nothing is downloaded: the model's configuration is written here, its weights are trained here.
 
 Run it with the Python of an environment that has EveryQuery; see README.md.
 """
@@ -27,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow.parquet as pq
 import yaml
 
@@ -121,6 +123,43 @@ def prepare(folder: Path, log: Path, subjects: int) -> None:
         "min_context_per_subject=2",
         "prediction_times_per_subject=5",
     )
+    for path in (folder / "evaluation" / "eval" / "held_out").glob("*.parquet"):
+        # The generated subjects are never lost to follow-up: every seventh label becomes unknown.
+        tasks = pl.read_parquet(path).with_row_index()
+        label = pl.when(pl.col("index") % 7 != 3).then("boolean_value").alias("boolean_value")
+        tasks.with_columns(label).drop("index").write_parquet(path)
+    for split in ("train", "tuning"):
+        call(
+            log,
+            "EQ_generate_multitask_sequences",
+            f"data_dir={intermediate}",
+            f"out_dir={folder / 'labels'}",
+            f"query_codes={cohort}",
+            f"split={split}",
+            "num_training_examples=200",
+            "num_bounds=3",
+            "min_prediction_times_per_subject=2",
+        )
+    call(
+        log,
+        "EQ_train",
+        "--config-name=_demo_train_conditional_multitask_ar",
+        f"output_dir={folder / 'multitask-run'}",
+        f"datamodule.config.task_labels_dir={folder / 'labels'}",
+        f"datamodule.config.tensorized_cohort_dir={cohort}",
+    )
+    call(
+        log,
+        "EQ_generate_evaluation_query_sequences",
+        f"data_dir={intermediate}",
+        f"out_dir={folder / 'grid'}",
+        f"query_codes={cohort}",
+        "split=held_out",
+        "prediction_times_per_subject=10",
+        "min_context_per_subject=2",
+        "num_evaluation_sequences=32",
+        "min_task_positives=null",
+    )
     done.touch()
 
 
@@ -136,15 +175,19 @@ def run_on_two_ranks(folder: Path) -> None:
 
 
 def arguments(folder: Path, output: Path, batch_size: int, num_workers: int) -> list[str]:
-    """Return the arguments of EQ_predict."""
+    """Return the arguments of EQ_predict, or of EQ_predict_multitask."""
     output.mkdir(parents=True, exist_ok=True)
+    given = [f"output_parquet={output / FILES[0]}", f"batch_size={batch_size}", f"num_workers={num_workers}"]
+    if output.parent.name == "multitask":
+        given += [f"model_run_dir={folder / 'multitask-run'}", f"tasks_dir={folder / 'grid' / 'eval'}"]
+        given += ["device=cpu", "precision=32-true", "enable_progress_bar=false"]
+        own = [] if output.name == "own" else ["save_embeddings=true"]
+        return [*given, *own, *(["devices=2"] if output.name == "ranks" else [])]
     return [
+        *given,
         f"model_run_dir={folder / ('run-on-two-ranks' if output.name == 'ranks' else 'run')}",
         f"tasks_dir={folder / 'evaluation' / 'eval' / 'held_out'}",
-        f"output_parquet={output / FILES[0]}",
         "save_embeddings=true",
-        f"batch_size={batch_size}",
-        f"num_workers={num_workers}",
     ]
 
 
@@ -177,16 +220,103 @@ def stored_rows(path: Path) -> int:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Return what differs between the files of two runs: schemas to the byte, every value."""
+    """Return what differs between the files of two runs: schemas, and every value."""
     found = []
     for name in FILES:
-        with pq.ParquetFile(one / name) as a, pq.ParquetFile(other / name) as b:
-            # The footer's own copy of the Arrow schema, and Parquet's schema.
-            if a.metadata.metadata != b.metadata.metadata or not a.schema.equals(b.schema):
-                found.append(f"{name}: schema")
-            left, right = a.read(), b.read()
-            found += [f"{name}: {column}" for column in left.column_names if left[column] != right[column]]
+        if not (one / name).exists():  # EQ_predict_multitask has no embeddings
+            continue
+        left, right = pq.read_table(one / name), pq.read_table(other / name)
+        if left.schema.remove_metadata() != right.schema.remove_metadata():
+            found.append(f"{name}: schema")
+        found += [f"{name}: {column}" for column in left.column_names if left[column] != right[column]]
     return found
+
+
+def evaluate(log: Path, folder: Path, *, multitask: bool) -> pl.DataFrame:
+    """Run EveryQuery's evaluation, and return its table in an order of its own."""
+    predictions, metrics = f"predictions_parquet={folder / FILES[0]}", folder / "metrics.parquet"
+    if multitask:
+        call(log, "EQ_evaluate_multitask", predictions, f"metrics_stem={folder / 'metrics'}")
+        return pl.read_parquet(folder / "metrics.by_task.parquet")
+    call(log, "EQ_evaluate", predictions, f"metrics_parquet={metrics}")
+    return pl.read_parquet(metrics).sort("query", "duration_days")
+
+
+def evaluate_as_meds(log: Path, folder: Path, own: Path) -> dict[str, Any]:
+    """Run meds-evaluation-cli on exports of a store, and of EveryQuery's own file; return what differs."""
+    module = [sys.executable, "-c", "from zarrow.cli import main; main()"]
+    shutil.rmtree(folder / "meds", ignore_errors=True)
+    (folder / "meds").mkdir()
+    imported = folder / "meds" / "own.zarrow"
+    call(log, *module, "import", str(own / FILES[0]), str(imported), "--from", "everyquery")
+    stores = {"store": folder / "predictions.zarrow", "own": imported}
+    for name, store in stores.items():
+        call(log, *module, "export", str(store), str(folder / "meds" / name), "--to", "meds")
+    tasks = json.loads((folder / "meds" / "store" / "tasks.json").read_text())
+    files = [task["file"] for task in tasks if task["file"]]
+    differing = [
+        file
+        for file in files
+        if not pq.read_table(folder / "meds" / "store" / file).equals(
+            pq.read_table(folder / "meds" / "own" / file)
+        )
+    ]
+    report = {"tasks": len(files), "left out": sum(task["left_out"] for task in tasks), "differ": differing}
+    if shutil.which("meds-evaluation-cli", path=ENVIRONMENT["PATH"]) is None:
+        return report
+    both = [
+        file
+        for file in files
+        if len(set(pq.read_table(folder / "meds" / "store" / file)[2].to_pylist())) == 2
+    ]
+    for file in both[:2]:
+        found = []
+        for name in stores:
+            output = folder / "meds" / f"{name}.json"
+            path = folder / "meds" / name / file
+            call(log, "meds-evaluation-cli", f"predictions_path='{path}'", f"output_file={output}")
+            found.append(output.read_text())
+        if found[0] != found[1]:
+            differing.append(f"{file}: meds-evaluation")
+    return report | {"by meds-evaluation": both[:2]}
+
+
+def run(log: Path, folder: Path, command: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one of the commands in every way, and return a report."""
+    multitask = command == "EQ_predict_multitask"
+    base = folder / "multitask" if multitask else folder
+    runs = {name: base / name for name in ("own", "zarrow", "resumed", "ranks")}
+    for path in runs.values():
+        shutil.rmtree(path, ignore_errors=True)
+    own, ours, resumed, ranks = (
+        arguments(folder, path, options.batch_size, options.num_workers) for path in runs.values()
+    )
+    module = [sys.executable, "-m", "zarrow.everyquery", *(["multitask"] if multitask else [])]
+    report: dict[str, Any] = {"seconds": {}}
+    seconds = report["seconds"]
+    seconds["own"] = call(log, command, *own)
+    seconds["zarrow's writer"] = call(log, *module, *ours)
+    report["rows"] = pq.read_metadata(runs["own"] / FILES[0]).num_rows
+
+    store = runs["resumed"] / "predictions.zarrow"
+    report["rows after SIGKILL"] = kill_midway(log, [*module, *resumed], store, report["rows"] // 3)
+    report["files after SIGKILL"] = [name for name in FILES if (runs["resumed"] / name).exists()]
+    seconds["zarrow's writer, the rest"] = call(log, *module, *resumed)
+    seconds["zarrow's writer on two ranks"] = call(log, *module, *ranks)
+    report["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+
+    report["differences"] = {
+        name: differences(runs["own"], path) + differences(runs["zarrow"], path)
+        for name, path in runs.items()
+        if name != "own"
+    }
+    metrics = {name: evaluate(log, path, multitask=multitask) for name, path in runs.items()}
+    report["tasks evaluated"] = metrics["own"].height
+    report["same metrics"] = all(table.equals(metrics["own"]) for table in metrics.values())
+    report["meds"] = evaluate_as_meds(log, runs["zarrow"], runs["own"])
+    with zarrow.open(store) as opened:
+        report["store"] = repr(opened)
+    return report
 
 
 def main() -> None:
@@ -201,48 +331,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     prepare(folder, log, options.subjects)
-    runs = {name: folder / name for name in ("own", "zarrow", "resumed", "ranks")}
-    for path in runs.values():
-        shutil.rmtree(path, ignore_errors=True)
     run_on_two_ranks(folder)
-    own, ours, resumed, ranks = (
-        arguments(folder, path, options.batch_size, options.num_workers) for path in runs.values()
-    )
-    module = [sys.executable, "-m", "zarrow.everyquery"]
-
-    report: dict[str, Any] = {"seconds": {}}
-    report["seconds"]["own writer"] = call(log, "EQ_predict", *own)
-    report["seconds"]["zarrow's writer"] = call(log, *module, *ours)
-    report["rows"] = pq.read_metadata(runs["own"] / FILES[0]).num_rows
-
-    store = runs["resumed"] / "predictions.zarrow"
-    report["rows after SIGKILL"] = kill_midway(log, [*module, *resumed], store, report["rows"] // 3)
-    report["files after SIGKILL"] = [name for name in FILES if (runs["resumed"] / name).exists()]
-    report["seconds"]["zarrow's writer, the rest"] = call(log, *module, *resumed)
-
-    report["seconds"]["zarrow's writer on two ranks"] = call(log, *module, *ranks)
-
-    report["differences"] = {
-        name: differences(runs["own"], path) for name, path in runs.items() if name != "own"
+    report = {
+        command: run(log, folder, command, options) for command in ("EQ_predict", "EQ_predict_multitask")
     }
-    for path in runs.values():
-        call(
-            log,
-            "EQ_evaluate",
-            f"predictions_parquet={path / FILES[0]}",
-            f"metrics_parquet={path / 'metrics.parquet'}",
-        )
-    by = [("query", "ascending"), ("duration_days", "ascending")]
-    metrics = {name: pq.read_table(path / "metrics.parquet").sort_by(by) for name, path in runs.items()}
-    report["tasks evaluated"] = metrics["own"].num_rows
-    report["same metrics"] = all(table.equals(metrics["own"]) for table in metrics.values())
-    with zarrow.open(store) as opened:
-        report["store"] = repr(opened)
-    report["seconds"] = {name: round(seconds, 1) for name, seconds in report["seconds"].items()}
     print(json.dumps(report, indent=2))
     (folder / "report.json").write_text(json.dumps(report, indent=2))
-    if any(report["differences"].values()) or report["files after SIGKILL"] or not report["same metrics"]:
-        raise SystemExit("the files differ")
+    for one in report.values():
+        wrong = any(one["differences"].values()) or one["files after SIGKILL"] or one["meds"]["differ"]
+        if wrong or not one["same metrics"]:
+            raise SystemExit("the files differ")
     print("the files are the same")
 
 
