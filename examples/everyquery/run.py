@@ -9,8 +9,8 @@ lets ``EQ_predict`` and ``EQ_predict_multitask`` predict a grid of tasks (of the
 4. with zarrow's on two ranks, which both commands by themselves refuse.
 
 Then it compares the files, schemas and every value, runs ``EQ_evaluate`` or ``EQ_evaluate_multitask`` on all
-of them, and, if it is installed, ``meds-evaluation-cli`` on exports of the store and of EveryQuery's own file.
-Nothing is downloaded: the model's configuration is written here, its weights are trained here.
+of them, and, if it is installed, ``meds-evaluation-cli`` on exports of the store and of EveryQuery's own
+file. Nothing is downloaded: the model's configuration is written here, its weights are trained here.
 
 Run it with the Python of an environment that has EveryQuery; see README.md.
 """
