@@ -31,7 +31,7 @@ _REQUIRED = {
     MULTITASK: ("subject_id", "prediction_time", "queries", "durations", "answers"),
 }
 _IGNORED = {SINGLE: (_OCCURS, "censor", "query", "duration_days"), MULTITASK: ("labels", "scored_codes")}
-_WINDOW_ROWS = 1 << 16
+_WINDOW_ROWS = 1 << 13
 
 
 def identifiers(frame: Any, code_to_index: Mapping[str, int] | None = None) -> pa.Table:

@@ -47,6 +47,7 @@ __all__ = [
 
 ARRAY = "query_embed"
 TASK = "task"
+_ROW_BYTES = 1024  # of the lists of a multitask row
 EMBEDDING = "embedding"
 
 
@@ -340,7 +341,8 @@ def _write_file(
     if vectors is not None:
         fields.append(pa.field(EMBEDDING, pa.list_(pa.float32(), vectors.row_shape[0])))
     schema = pa.schema(fields)
-    size = row_group_rows or batch_rows(0 if vectors is None else 4 * vectors.row_shape[0])
+    row_bytes = _ROW_BYTES if pipeline is MULTITASK else 0
+    size = row_group_rows or batch_rows(max(row_bytes, 0 if vectors is None else 4 * vectors.row_shape[0]))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch, found in store.join(
