@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xarray as xr
+import zarr
 
 import zarrow
 from zarrow._format import key_tables, layout, zarr_metadata
@@ -575,3 +578,40 @@ def test_verify_needs_no_writer_and_no_reader() -> None:
     package = str(Path(zarrow.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, package], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == ""
+
+
+def test_attributes_of_other_zarr_tools_are_kept(tmp_path: Path) -> None:
+    """Attributes that zarr-python sets survive later rows, repairs and packing, and are no defect."""
+    path = tmp_path / "run.zarrow"
+    for mode, finalize in (("x", False), ("a", False), ("a", True)):
+        with zarrow.Writer(path, mode=mode, segment_rows=8) as writer:
+            vectors = np.ones((12, 3), np.float32)
+            writer.append({"id": np.arange(12)}, {"e": vectors, "z": vectors})
+            writer.finalize() if finalize else writer.close()
+        if mode == "x":
+            group = zarr.open_group(path / "embeddings.zarr", mode="a")
+            group.attrs["mine"] = {"a": [1]}
+            group["z"].attrs["units"] = "m"
+        assert zarrow.verify(path).findings == ()
+    (path / layout.part_path(2)).write_bytes(b"x")
+    zarrow.repair(path)
+    zarrow.Writer(path, mode="a").finalize(partial=True)
+    zarrow.pack(path, codecs="zstd")
+    assert zarrow.verify(path).ok
+    group = zarr.open_group(path / "embeddings.zarr", mode="r")
+    assert (group.attrs["mine"], group["z"].attrs["units"]) == ({"a": [1]}, "m")
+    assert xr.open_zarr(path / "embeddings.zarr")["z"].attrs == {"units": "m"}
+
+
+def test_a_shape_that_another_zarr_tool_changed_is_told(store: Path) -> None:
+    """The shape is not for others to change: verify names it, `zarr()` refuses it, repair writes it anew."""
+    rows = len(zarrow.open(store))
+    name = next(iter(zarrow.open(store).arrays))
+    array = zarr.open_array(store / "embeddings.zarr" / name, mode="a")
+    array.resize((rows + 8, *array.shape[1:]))
+    (found,) = zarrow.verify(store).findings
+    assert re.search(rf"it says shape \[{rows + 8}, .*another program may have changed it", str(found))
+    with pytest.raises(CorruptionError, match="another program has changed it"):
+        zarrow.open(store)[name].zarr()
+    zarrow.repair(store)
+    assert zarrow.open(store)[name].zarr().shape[0] == rows

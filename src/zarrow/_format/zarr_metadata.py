@@ -2,7 +2,8 @@
 
 They are derived from a store's spec and its number of rows
 (https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html), replaced whenever a segment is committed,
-and read back by nothing of zarrow but audits.
+and read back by nothing of zarrow but audits. Only the attributes that other programs give to the group and
+its arrays are kept (`attributes_in`).
 
 The group carries the metadata of its arrays too (consolidated), so that one atomic rename gives all arrays of
 a store their new shape, and xarray never sees one array longer than another.
@@ -11,12 +12,17 @@ a store their new shape, and xarray never sees one array longer than another.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from zarrow._format.layout import FORMAT_VERSION, ROW
 from zarrow._format.spec import ArraySpec, StoreSpec
 
-__all__ = ["array_json", "dimension_names", "group_json"]
+__all__ = ["array_json", "attributes_in", "comparable", "dimension_names", "group_json"]
+
+Attributes = Mapping[str, Any]
+NONE: Attributes = MappingProxyType({})
 
 
 def dimension_names(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -30,7 +36,7 @@ def dimension_names(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
     return (ROW, *(f"{name}_dim{axis}" for axis in range(len(row_shape))))
 
 
-def _array_metadata(spec: StoreSpec, array: ArraySpec, rows: int) -> dict[str, Any]:
+def _array_metadata(spec: StoreSpec, array: ArraySpec, rows: int, attributes: Attributes) -> dict[str, Any]:
     fill_value: bool | int | float = 0
     if array.dtype == "bool":
         fill_value = False
@@ -61,7 +67,7 @@ def _array_metadata(spec: StoreSpec, array: ArraySpec, rows: int) -> dict[str, A
                 },
             }
         ],
-        "attributes": {},
+        "attributes": dict(attributes),
         "dimension_names": list(dimension_names(array.name, array.row_shape)),
         "storage_transformers": [],
     }
@@ -71,22 +77,60 @@ def _encode(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def array_json(spec: StoreSpec, array: ArraySpec, rows: int) -> bytes:
-    """Return the ``zarr.json`` of an array of `rows` rows."""
-    return _encode(_array_metadata(spec, array, rows))
+def array_json(spec: StoreSpec, array: ArraySpec, rows: int, attributes: Attributes = NONE) -> bytes:
+    """Return the ``zarr.json`` of an array of `rows` rows, with attributes that others gave it."""
+    return _encode(_array_metadata(spec, array, rows, attributes))
 
 
-def group_json(spec: StoreSpec, rows: int) -> bytes:
-    """Return the ``zarr.json`` of the group whose arrays have `rows` rows."""
+def group_json(
+    spec: StoreSpec, rows: int, attributes: Attributes = NONE, of_arrays: Mapping[str, Attributes] = NONE
+) -> bytes:
+    """Return the ``zarr.json`` of the group whose arrays have `rows` rows, with attributes of others."""
     return _encode(
         {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": {"zarrow": {"format": FORMAT_VERSION, "uuid": spec.uuid}},
+            "attributes": {**attributes, "zarrow": {"format": FORMAT_VERSION, "uuid": spec.uuid}},
             "consolidated_metadata": {
                 "kind": "inline",
                 "must_understand": False,
-                "metadata": {array.name: _array_metadata(spec, array, rows) for array in spec.arrays},
+                "metadata": {
+                    array.name: _array_metadata(spec, array, rows, of_arrays.get(array.name, {}))
+                    for array in spec.arrays
+                },
             },
         }
     )
+
+
+def attributes_in(data: bytes) -> dict[str, Any]:
+    """Return the attributes in a ``zarr.json`` that are not zarrow's; none if it is damaged.
+
+    >>> attributes_in(b'{"attributes": {"zarrow": {}, "units": "m"}}'), attributes_in(b"[")
+    ({'units': 'm'}, {})
+    """
+    try:
+        found = json.loads(data)
+        json.dumps(found, allow_nan=False)
+        return {name: value for name, value in found["attributes"].items() if name != "zarrow"}
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return {}
+
+
+def comparable(data: bytes) -> Any:
+    """Return a ``zarr.json`` without what others may change; `ValueError` if it is damaged.
+
+    Those are attributes, and whether the group carries the metadata of its arrays.
+    """
+    try:
+        found = json.loads(data)
+        attributes = found.get("attributes") or {}
+        found["attributes"] = {name: attributes[name] for name in attributes if name == "zarrow"}
+        found.setdefault("storage_transformers", [])
+        group = found.pop("consolidated_metadata", None) or {"metadata": {}}
+        for one in group["metadata"].values():
+            one["attributes"] = {}
+            one.setdefault("storage_transformers", [])
+    except (AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise ValueError("not Zarr metadata") from error
+    return found, group["metadata"]

@@ -9,7 +9,6 @@ write, or left when it was killed between a record and its documents.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
@@ -19,6 +18,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, check_record, max_manifest_bytes
 from zarrow._format.spec import StoreSpec
+from zarrow._format.zarr_metadata import comparable
 from zarrow._maintenance.audit_names import MAX_STRAYS, NamesAudit
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._read import catalog
@@ -235,9 +235,8 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
         ),
     ]
     for path, make in derived:
-        expected = make(documents.rows)
         try:
-            data = read_document(documents.files, documents.found, path, len(expected) + (1 << 16))
+            data = read_document(documents.files, documents.found, path, MAX_DOCUMENT_BYTES)
         except FileNotFoundError:
             documents.found.defect(path, "missing: Zarr readers find no array")
             continue
@@ -245,17 +244,29 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
             documents.found.defect(path, error)
             continue
         try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
+            found, consolidated = comparable(data)
+        except ValueError:
             documents.found.defect(path, "damaged: not JSON")
             continue
-        if found == json.loads(expected):
+
+        fits = {
+            rows: found == expected and consolidated in ({}, arrays)
+            for rows in (documents.rows, *stale)
+            for expected, arrays in (comparable(make(rows)),)
+        }
+        if fits[documents.rows]:
             continue
-        if any(found == json.loads(make(rows)) for rows in stale):
+        if any(fits.values()):
             documents.found.note(path, "without the last segment: its writer was about to add it")
         else:
             rule = "" if settled else ", as far as damaged records show"
-            documents.found.defect(path, f"not the metadata of the committed rows{rule}")
+            shapes = {str(one.get("shape")) for one in (found, *consolidated.values()) if "shape" in one}
+            seen = f": it says shape {' and '.join(sorted(shapes))}"[:200] if shapes else ""
+            documents.found.defect(
+                path,
+                f"not the metadata of the {documents.rows:,} committed rows{rule}{seen}: another program may "
+                "have changed it, and 'zarrow repair' writes it anew",
+            )
 
 
 def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:

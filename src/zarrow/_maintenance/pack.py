@@ -32,7 +32,9 @@ from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.spec import rows_of
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
+from zarrow._read.catalog import read_spec
 from zarrow._storage import files
+from zarrow._write.publishing import publish_shape
 from zarrow.derived import store_array
 from zarrow.errors import (
     CorruptionError,
@@ -224,6 +226,8 @@ def rewrite(
                 assert writer.queued_rows == rows
 
                 def check(new: Path) -> None:
+                    spec = read_spec(new)
+                    publish_shape(new, spec, new / layout.OPEN_DIR, attributes_of=store.path)
                     remedy = "the disk does not keep what is written to it; the old store is as it was"
                     _verify(
                         new,

@@ -169,6 +169,13 @@ class StoreArray:
                 path=path / "zarr.json",
             ) from error
         self._view.guard()
+        snapshot = self._view.snapshot
+        if snapshot.complete and found.shape != (snapshot.rows, *self.row_shape):
+            raise CorruptionError(
+                f"says shape {found.shape}, but the store has {snapshot.rows} rows: another program has "
+                "changed it: 'zarrow repair' writes it anew",
+                path=path / "zarr.json",
+            )
         return found
 
     # Reading

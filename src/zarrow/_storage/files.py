@@ -235,7 +235,17 @@ def give_access(path: Path, model: Path) -> None:
 
 def link(source: Path, target: Path) -> None:
     """Give a file a second name; `FileExistsError` if that name is taken."""
-    calls.link(str(source), str(target))
+    try:
+        calls.link(str(source), str(target))
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: hard links, by which rows become visible, are not possible here: write "
+                "to another file system (ext4, XFS, NFS, tmpfs), and copy the complete store",
+                str(target),
+            ) from error
+        raise
 
 
 def rename(source: Path, target: Path) -> None:

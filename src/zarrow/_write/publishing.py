@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.records import Claim, Manifest, SegmentRecord, Source
 from zarrow._format.spec import StoreSpec
 from zarrow._read.catalog import dense_segments, has_record, read_record, read_spec, segment_numbers
 from zarrow._storage import files
+from zarrow._storage.reading import read_file
 from zarrow.errors import CorruptionError
 
 __all__ = [
@@ -132,7 +135,13 @@ def release_claim(root: Path, claim: Claim) -> None:
 
 
 def publish_shape(
-    root: Path, spec: StoreSpec, scratch: Path, *, known: int = 0, segments: int | None = None
+    root: Path,
+    spec: StoreSpec,
+    scratch: Path,
+    *,
+    known: int = 0,
+    segments: int | None = None,
+    attributes_of: Path | None = None,
 ) -> int:
     """Show Zarr readers the committed rows: the dense prefix of the records.
 
@@ -147,6 +156,8 @@ def publish_shape(
         Number of segments, from the first on, that are known to be committed.
     segments : int, optional
         Fewer segments, before the others are withdrawn.
+    attributes_of : Path, optional
+        Another store, whose attributes Zarr readers are to see; by default, what is there is kept.
 
     Returns
     -------
@@ -155,20 +166,33 @@ def publish_shape(
     """
     while True:
         dense = dense_segments(root, known) if segments is None else segments
-        rows = 0
+        names, rows = [array.name for array in spec.arrays], 0
         if dense:
             rows = (dense - 1) * spec.segment_rows + read_record(root, dense - 1, spec)[0].rows
+        kept = {name: _attributes(attributes_of or root, layout.array_dir(name)) for name in names}
         documents = [
-            (root / layout.array_dir(array.name) / "zarr.json", zarr_metadata.array_json(spec, array, rows))
+            (
+                root / layout.array_dir(array.name) / "zarr.json",
+                zarr_metadata.array_json(spec, array, rows, kept[array.name]),
+            )
             for array in spec.arrays
         ]
-        documents.append((root / layout.ARRAYS_DIR / "zarr.json", zarr_metadata.group_json(spec, rows)))
+        of_group = _attributes(attributes_of or root, layout.ARRAYS_DIR)
+        group = zarr_metadata.group_json(spec, rows, of_group, kept)
+        documents.append((root / layout.ARRAYS_DIR / "zarr.json", group))
         if segments is not None:
             documents.reverse()  # shrinking: the group goes first, since xarray relies on it
         for path, data in documents:
             files.replace(path, data, scratch=scratch)
         if segments is not None or dense_segments(root, known) == dense:
             return dense
+
+
+def _attributes(root: Path, directory: str) -> dict[str, Any]:
+    """Return the attributes that other programs gave to an array, or to the group."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, CorruptionError):
+        return zarr_metadata.attributes_in(read_file(root, f"{directory}/zarr.json"))
+    return {}
 
 
 def publish_manifest(root: Path, spec: StoreSpec, expected_rows: int | None, scratch: Path) -> Manifest:
