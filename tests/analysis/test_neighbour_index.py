@@ -6,6 +6,8 @@ import pyarrow.compute as pc
 import pytest
 
 import zarrow
+from zarrow._format.checksum import crc32c
+from zarrow._format.documents import decode_document, encode_document
 from zarrow.analysis import build_neighbours, nearest
 from zarrow.errors import CorruptionError, IncompleteStoreError, InvalidInputError, NotFoundError
 
@@ -123,3 +125,23 @@ def test_few_rows_are_no_reason_to_warn(tmp_path, capfd):
         writer.finalize()
     assert build_neighbours(zarrow.open(tmp_path / "a.zarrow")).rows == 4
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("harm", ["faiss", "rows", "probes", "members"])
+def test_an_index_of_a_hostile_store_is_refused(harm, tmp_path):
+    """What is signed, but no index of these rows, is damage to zarrow, not an error of faiss."""
+    vectors = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    store = write(tmp_path / "a.zarrow", vectors)
+    path = build_neighbours(store).path
+    data = path.read_bytes()
+    size = int.from_bytes(data[-16:-8], "little")
+    facts = decode_document(data[-16 - size : -16], "")
+    index = b"IwFl" + bytes(500) if harm == "faiss" else data[: -16 - size]
+    facts |= {"index_bytes": len(index), "index_crc32c": crc32c(index)}
+    facts |= {"rows": {"rows": "7"}, "probes": {"probes": "\x1b[2J"}}.get(harm, {})
+    if harm == "members":
+        del facts["recall"]
+    document = encode_document(facts)
+    path.write_bytes(index + document + len(document).to_bytes(8, "little") + data[-8:])
+    with pytest.raises(CorruptionError, match="zarrow neighbours"):
+        nearest(store, [0], approximate=True)

@@ -264,26 +264,30 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
         raise NotFoundError(f"{path}: there is no index of neighbours; {advice}") from None
     tail = data[-TAIL_BYTES:].tobytes()
     size = int.from_bytes(tail[:8], "little")
-    if len(tail) < TAIL_BYTES or tail[8:] != MAGIC or size > data.size - TAIL_BYTES:
+    most = min(data.size - TAIL_BYTES, documents.MAX_OWNER_BYTES)
+    if len(tail) < TAIL_BYTES or tail[8:] != MAGIC or size > most:
         raise CorruptionError(f"{path}: not an index of neighbours; {advice}")
     facts = documents.decode_document(data[-TAIL_BYTES - size : -TAIL_BYTES].tobytes(), str(path))
-    if facts["of"] != store.identity:
+    if facts.get("of") != store.identity:
         raise NotFoundError(f"{path}: the index is of other rows than the store has; {advice}")
-    if facts["array"] != array.name or facts["metric"] != metric:
+    if facts.get("array") != array.name or facts.get("metric") != metric:
         raise CorruptionError(
-            f"{path}: holds the index of array {facts['array']!r} for {facts['metric']}; {advice}"
+            f"{path}: holds the index of array {facts.get('array')!r} for {facts.get('metric')}; {advice}"
         )
     index = data[: -TAIL_BYTES - size]
-    if index.size != facts["index_bytes"] or crc32c(index) != facts["index_crc32c"]:
+    if index.size != facts.get("index_bytes") or crc32c(index) != facts.get("index_crc32c"):
         raise CorruptionError(f"{path}: damaged; {advice}")
+    rows, probes, recall = facts.get("rows"), facts.get("probes"), facts.get("recall")
+    if type(rows) is not int or type(probes) is not int or not isinstance(recall, int | float):
+        raise CorruptionError(f"{path}: breaks the format; {advice}")
     return index, NeighbourIndex(
         path=path,
         array=array.name,
         metric=metric,
-        rows=facts["rows"],
+        rows=rows,
         size_bytes=os.path.getsize(path),
-        probes=facts["probes"],
-        recall=facts["recall"],
+        probes=probes,
+        recall=recall,
     )
 
 
@@ -310,7 +314,14 @@ def search(
     """
     faiss = _faiss()
     data, facts = _read(store, array, metric)
-    index = faiss.deserialize_index(data)
+    try:
+        index = faiss.deserialize_index(data)
+        parameters = faiss.SearchParametersIVF(nprobe=facts.probes)
+        index.search(np.zeros((1, queries.shape[1]), np.float32), 1, params=parameters)
+    except (AssertionError, AttributeError, MemoryError, RuntimeError, TypeError) as error:
+        raise CorruptionError(
+            f"{facts.path}: faiss cannot read it ({error}): build it again: zarrow neighbours"
+        ) from error
     allowed = None if filter is None else store.table([ROW], filter)[ROW].to_numpy()
     return _search(array, index, facts.probes, queries, k, metric, allowed, excluded)
 
@@ -336,7 +347,7 @@ def _search(
     for start in range(0, len(queries), step):
         asked = _ready(queries[start : start + step], metric)
         rows = index.search(asked, max(CANDIDATES * k, 100), params=parameters)[1]
-        number, place = np.nonzero(rows >= 0)
+        number, place = np.nonzero((rows >= 0) & (rows < len(array)))
         if len(number):
             used, places = np.unique(rows[number, place], return_inverse=True)
             best.offer(number + start, used, as_matrix(array.take(used)), places)
