@@ -24,7 +24,7 @@ from crash.workloads import scratch
 import zarrow
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.records import Claim, ShardFacts, Source
+from zarrow._format.records import Claim, Owner, ShardFacts, Source
 from zarrow._read import catalog
 
 MEMORY_BYTES = 256 << 20
@@ -65,8 +65,10 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     zarrow.add_array(directory / "complete.zarrow", "m", np.ones((13, 2), np.float32))
     write(directory / "open.zarrow", finalize=False)
     shutil.copytree(directory / "open.zarrow", directory / "claimed.zarrow")
-    slot = slot_of(directory / "claimed.zarrow").name
-    claim = Claim(segment=1, sources=(Source(slot=slot, start=0, stop=5),))
+    slot = slot_of(directory / "claimed.zarrow")
+    owner = Owner.decode((slot / layout.OWNER_JSON).read_bytes(), "")
+    source = Source(slot=slot.name, start=0, stop=5, session=owner.session, sequence=owner.sequence)
+    claim = Claim(segment=1, sources=(source,))
     (directory / "claimed.zarrow" / layout.claim_path(1)).write_bytes(claim.encode())
     return directory
 
