@@ -256,7 +256,7 @@ def evaluate(
     def score(
         probability: str, *, censored: bool, bootstrap: int
     ) -> tuple[_Scored, list[Scores], list[pa.Table]]:
-        """Return the rows to score, the scores of groups and of all rows, and tables of their metrics."""
+        # The rows to score, the scores of groups and of all rows, and tables of their metrics.
         make = partial(Scores, bins=bins, equal_units=equal_units)
         scored = _gather(batches(), most, empty, probability, label, groups, units, censored=censored)
         scores, tables = [], []
