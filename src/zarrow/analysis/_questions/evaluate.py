@@ -253,10 +253,10 @@ def evaluate(
         def batches() -> Iterator[pa.RecordBatch]:
             return iter(store.scan(list(columns), filter, BATCH_ROWS))
 
-    def score(
+    def _score(
         probability: str, *, censored: bool, bootstrap: int
     ) -> tuple[_Scored, list[Scores], list[pa.Table]]:
-        # The rows to score, the scores of groups and of all rows, and tables of their metrics.
+        """Return the rows to score, the scores of groups and of all rows, and tables of their metrics."""
         make = partial(Scores, bins=bins, equal_units=equal_units)
         scored = _gather(batches(), most, empty, probability, label, groups, units, censored=censored)
         scores, tables = [], []
@@ -269,9 +269,9 @@ def evaluate(
         tables.append(grouped_scores(None, [everything], rows, bootstrap, seed, order=order))
         return scored, [*scores, everything], tables
 
-    scored, scores, tables = score(probability, censored=False, bootstrap=bootstrap)
+    scored, scores, tables = _score(probability, censored=False, bootstrap=bootstrap)
     if censoring is not None:
-        _, _, of_censoring = score(censoring, censored=True, bootstrap=0)
+        _, _, of_censoring = _score(censoring, censored=True, bootstrap=0)
         tables = [
             table.append_column("censor_auroc", one["auroc"])
             for table, one in zip(tables, of_censoring, strict=True)
