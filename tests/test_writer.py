@@ -1374,9 +1374,46 @@ def test_a_manifest_that_is_older_than_the_records_does_not_count(path: Path) ->
         _append(writer, 2 * SEGMENT_ROWS, 3 * SEGMENT_ROWS)
         writer.finalize()
     (path / "manifest.json").write_bytes(old)
+    with pytest.raises(IncompleteStoreError, match="192 rows"):
+        zarrow.open(path)
+    assert not zarrow.verify(path).ok
+    zarrow.repair(path, finalize=True)
+    assert zarrow.open(path).num_rows == 3 * SEGMENT_ROWS
+
+
+def test_files_of_the_user_are_in_place_whenever_a_replacement_dies(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notes and folders in a store's directory are there right after the exchange, links as links."""
+
+    class Dies(files.Calls):
+        def exchange(self, one: str, other: str) -> bool:
+            assert super().exchange(one, other)
+            raise KeyboardInterrupt
+
+    for mode in ("x", "w"):
+        writer = zarrow.Writer(path, mode=mode, **OPTIONS)  # type: ignore[arg-type]
+        _append(writer, 0, 10)
+        if mode == "x":
+            writer.finalize()
+            (path / "quarantine/stray-0").mkdir(parents=True)
+            (path / "quarantine/stray-0/file").write_text("only copy")
+            (path / "notes").symlink_to("nowhere")
+        else:
+            monkeypatch.setattr(files, "calls", Dies())
+            with pytest.raises(KeyboardInterrupt):
+                writer.finalize()
+    monkeypatch.undo()
+    assert (path / "quarantine/stray-0/file").read_text() == "only copy"
+    assert os.readlink(path / "notes") == "nowhere"
+    assert zarrow.open(path).complete
+
+
+def test_a_file_system_without_hard_links(path: Path, calls: Faulty) -> None:
+    """Where files cannot have two names, a writer says so, and leaves nothing."""
+    calls.broken["link"] = errno.EPERM
     writer = zarrow.Writer(path)
-    writer.append({"id": [1]})
     with pytest.raises(WriteFailedError, match=r"hard links.*are not possible here: write to another file"):
-        writer.finalize()
+        writer.append({"id": [1]})
     writer.close()
     assert not path.exists()

@@ -355,7 +355,7 @@ class Writer:
             self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
         except OSError as error:
             with contextlib.suppress(OSError):  # the first error is the one to report
-                self._release()
+                self._release(remove_lock=not self._lock.shared)
             raise self._appender.failure(error) from error.__cause__
         finally:
             self._release(remove_lock=not self._lock.shared)

@@ -180,6 +180,9 @@ class _StoreAudit:
         except NotFoundError:
             self.found.note(path, "an unfinished derived array; readers ignore it")
             return
+        if one.spec is not None and not self.files.exists(f"{path}/{layout.MANIFEST_JSON}"):
+            self.found.note(path, "an unfinished derived array; readers ignore it")
+            return
         for finding in one.report.findings:
             self.found.add(
                 Finding(
@@ -190,9 +193,7 @@ class _StoreAudit:
             )
         self.found.checked_files += one.report.checked_files
         self.found.read(one.report.checked_bytes)
-        if one.spec is not None and not one.report.complete:
-            self.found.note(path, "an unfinished derived array; readers ignore it")
-        elif one.spec is not None and (now := self.documents.manifest) and not is_of(one.spec, now.identity):
+        if one.spec is not None and (now := self.documents.manifest) and not is_of(one.spec, now.identity):
             self.found.note(path, "derived from other rows than the store has now; readers ignore it")
 
     def pulse(self) -> object:

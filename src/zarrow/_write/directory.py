@@ -299,7 +299,7 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
     The old store is moved into the new one before it is removed. This prevents a crash that leaves half of it
     next to the new one, where no writer would touch it; inside, it is scratch that the next writer removes.
     What lies in the old one's directory and is not a store's, such as a user's notes or what `repair` put
-    aside, moves to the new one.
+    aside, is in the new one too before that takes its place.
     """
     check = check or (lambda _root: None)
     if root == path:
@@ -323,6 +323,9 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
         raise
     aside = files.scratch_name(path / layout.OPEN_DIR)
     try:
+        foreign = set(os.listdir(path)) - layout.STORE_NAMES
+        left = [name for name in foreign if not _take_along(path / name, root / name)]
+        files.sync_dir(root)
         files.exchange(root, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -336,7 +339,7 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
         ) from error
     try:
         files.sync_dir(path.parent)
-        for name in set(os.listdir(root)) - layout.STORE_NAMES:
+        for name in left:
             files.rename(root / name, path / name)
         files.sync_dir(path)
         files.rename(root, aside)
@@ -351,6 +354,22 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
         ) from error
     finally:
         lock.release()
+
+
+def _take_along(source: Path, target: Path) -> bool:
+    """Give a file, or all files of a directory, a second name; False if that may not be done."""
+    try:
+        if source.is_dir() and not source.is_symlink():
+            files.make_dir_like(target, source)
+            done = [_take_along(path, target / path.name) for path in source.iterdir()]
+            files.sync_dir(target)
+            return all(done)
+        if not (os.path.lexists(target) and os.path.samestat(source.lstat(), target.lstat())):
+            files.remove(target)
+            files.link(source, target)
+    except OSError:  # somebody else's file, for example
+        return False
+    return True
 
 
 def _lock_old(path: Path, *, owner: Owner) -> FileLock:
