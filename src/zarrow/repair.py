@@ -1,6 +1,6 @@
 """Repair — a damaged store made sound again, without what was damaged.
 
-`repair` audits a store, sets aside what is damaged (`_maintenance.quarantine`), and leaves the rest to
+`repair` audits a store, sets aside what is damaged (`_write.quarantine`), and leaves the rest to
 recovery (`_write.recovery`), in this order:
 
 1. The manifest is removed: the store is incomplete now, and must not pass for complete. Zarr's metadata
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from zarrow._maintenance.findings import Progress, Report
-from zarrow._maintenance.quarantine import SetAside
+from zarrow._write.quarantine import SetAside
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:

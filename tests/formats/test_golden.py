@@ -76,5 +76,5 @@ def test_the_frames_of_the_document_are_those_of_the_store():
     start = text.index("```hex\n") + 7
     lines = text[start : text.index("```", start)].splitlines()
     shown = bytes.fromhex("".join(line.split(maxsplit=1)[1] for line in lines))
-    assert len(shown) == 456 + 88
+    assert len(shown) == 88 + 456 + 88
     assert shown == frames.read_bytes()[: len(shown)]

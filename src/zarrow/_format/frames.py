@@ -42,6 +42,7 @@ __all__ = [
     "scan",
     "scan_prefix",
     "scan_sound",
+    "torn_rows",
 ]
 
 MAGIC = b"ZARROWF1"
@@ -445,6 +446,13 @@ def is_torn(journal: Journal, offset: int, uuid: bytes, arrays: int) -> bool:
         return next(_resync(journal, offset + 1, uuid, arrays), None) is None
     except CorruptionError:
         return False
+
+
+def torn_rows(journal: Journal, offset: int) -> int | None:
+    """Return how many rows a torn frame was to have, as its beginning says; None if that is not there."""
+    if journal.size_bytes - offset < _HEAD.size or journal.view(offset, len(MAGIC)) != MAGIC:
+        return None
+    return int(_HEAD.unpack(journal.view(offset, _HEAD.size))[5])
 
 
 def _size_by_content(journal: Journal, offset: int) -> int | None:

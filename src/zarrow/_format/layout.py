@@ -55,6 +55,10 @@ MAX_SEGMENT_ROWS = 1 << 31
 MAX_ROW_AXES = 16
 MAX_CHUNK_BYTES = 256 * MEBIBYTE
 MAX_SEGMENT_BYTES = 1 << 40
+MAX_FRAME_ROW_BYTES = 4 * MEBIBYTE
+MAX_FRAME_ROWS = 1024
+"""Of all arrays, unless a frame has one row: a killed writer leaves no more than these without a frame."""
+
 MAX_CHUNKS = 1 << 18
 """Of all arrays of a segment together. Like the other limits a bound, far above any use, on the memory that a
 hostile store can make a reader allocate."""

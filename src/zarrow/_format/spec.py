@@ -24,6 +24,8 @@ from zarrow._format.layout import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
     MAX_DEFAULT_SEGMENT_ROWS,
+    MAX_FRAME_ROW_BYTES,
+    MAX_FRAME_ROWS,
     MAX_ROW_AXES,
     MAX_SEGMENT_BYTES,
     MAX_SEGMENT_ROWS,
@@ -354,6 +356,11 @@ class StoreSpec:
     def array(self, name: str) -> ArraySpec:
         """Return the array of that name."""
         return next(array for array in self.arrays if array.name == name)
+
+    @property
+    def frame_rows(self) -> int:
+        """The most rows of one frame."""
+        return min(MAX_FRAME_ROWS, rows_of(MAX_FRAME_ROW_BYTES, sum(one.row_bytes for one in self.arrays)))
 
     @property
     def table_schema(self) -> pa.Schema:

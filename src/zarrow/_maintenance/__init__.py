@@ -14,7 +14,6 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `audit_index`            the key index, against the table
 `salvage`                the rows of what is damaged that can still be read and checked
 `repair_plan`            from findings to a plan, and the plan carried out
-`quarantine`             where damaged files are moved
 `external_sort`          the order of rows by some columns, in bounded memory
 `pack`                   rewriting a store: codecs, segments, order of rows
 `build_index`            writing the key index into a store

@@ -7,7 +7,8 @@ last sound frame, it distinguishes:
 * the beginning of a frame that was being written, or zeros, which a power cut leaves: a note;
 * anything else, such as a whole frame with a wrong checksum: damage.
 
-Row bytes that a sound frame vouches for must be there, durable or not.
+Row bytes that a sound frame vouches for must be there, durable or not; and after them there are no more than
+one frame can have.
 
 The segment's writer may be active. Damage is reported only if the journal has not grown, and the segment has
 not been removed, while it was checked.
@@ -15,6 +16,7 @@ not been removed, while it was checked.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -29,12 +31,13 @@ from zarrow._format.frames import (
     parse_payload,
     scan,
     scan_prefix,
+    torn_rows,
 )
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
-from zarrow._read.open_rows import row_files
-from zarrow._read.shard_rows import StoredChunks
+from zarrow._read.open_rows import NO_FRAME, row_files
+from zarrow._read.shard_rows import StoredChunks, is_unvouched
 from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import Beneath, File
 from zarrow.errors import CorruptionError, ZarrowError
@@ -100,6 +103,8 @@ class _OpenSegmentAudit:
         self._slot = slot
         self._checksums = checksums
         self._full = full
+        self._lost_rows = spec.frame_rows  # of a frame that was being written, at most
+        self._sizes: dict[str, int] = {}
 
     def _path(self, name: str) -> str:
         return f"{layout.slot_dir(self._slot)}/{name}"
@@ -115,6 +120,10 @@ class _OpenSegmentAudit:
     def run(self) -> OpenSegmentFacts | None:
         journal = Journal.of(b"")
         frames: Sequence[Frame] = ()
+        for name in row_files(self._spec):  # before the journal, since a writer may go on
+            missing = contextlib.suppress(FileNotFoundError, CorruptionError)
+            with missing, self._files.open(self._path(name)) as file:
+                self._sizes[name] = file.size_bytes
         try:
             with self._files.open(self._path(layout.FRAMES)) as file:
                 journal = file.journal()
@@ -124,7 +133,7 @@ class _OpenSegmentAudit:
                 for frame in frames if self._full else ():
                     self._table_rows(frame)
         except FileNotFoundError:
-            if self._has_row_bytes():  # which are written only once the journal's name is durable
+            if any(self._sizes.values()):  # which are written only once the journal's name is durable
                 self._damage(layout.FRAMES, "missing, so the next writer will discard the rows")
             else:
                 self._note(
@@ -134,22 +143,14 @@ class _OpenSegmentAudit:
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
         owner = self._owner(journal)
+        if owner is not None and not frames and all(one.severity == "note" for one in self.findings):
+            self._damage(layout.FRAMES, NO_FRAME)
         for index, array in enumerate(self._spec.arrays):
             self._rows_of(array, index, frames)
         rows = frames[-1].stop if frames else 0
         self._missing(rows)
         durable = max((frame.durable_rows for frame in frames), default=0)
         return None if owner is None else OpenSegmentFacts(self._slot, owner, rows, durable)
-
-    def _has_row_bytes(self) -> bool:
-        for name in row_files(self._spec):
-            try:
-                with self._files.open(self._path(name)) as file:
-                    if file.size_bytes:
-                        return True
-            except (FileNotFoundError, CorruptionError):
-                pass
-        return False
 
     def _missing(self, rows: int) -> None:
         """Report files that are missing: they are there before the first row is accepted."""
@@ -165,7 +166,7 @@ class _OpenSegmentAudit:
             self.checked_bytes += len(data)
             return Owner.decode(data, path)
         except FileNotFoundError:
-            if journal.size_bytes or self._has_row_bytes():
+            if may_hold_rows(journal.size_bytes, len(self._spec.arrays)) or any(self._sizes.values()):
                 self._damage(layout.OWNER_JSON, "missing, so the next writer will discard the rows")
         except CorruptionError as error:
             self._damage(layout.OWNER_JSON, error)
@@ -185,6 +186,8 @@ class _OpenSegmentAudit:
             return scan_prefix(journal, uuid, arrays, spec.segment_rows).frames
         tail, start = found.torn_bytes, journal.size_bytes - found.torn_bytes
         after = f"{tail} bytes after the last sound frame"
+        stated = torn_rows(journal, start)
+        self._lost_rows = self._lost_rows if stated is None else min(self._lost_rows, stated)
         if tail and (is_torn(journal, start, uuid, arrays) or not journal.has_data(start)):
             self._note(layout.FRAMES, f"{after} are of one that was being written: no accepted rows")
         elif tail and (found.rows == spec.segment_rows or not may_hold_rows(tail, arrays)):
@@ -222,8 +225,13 @@ class _OpenSegmentAudit:
                 used = self._plain(array, index, frames, file) if array.is_plain else 0
                 if not array.is_plain:
                     used = self._encoded(array, index, frames, file)
-                if file.size_bytes > used:
-                    self._note(name, f"{file.size_bytes - used} bytes that belong to no frame")
+                rows, full = frames[-1].stop if frames else 0, self._spec.segment_rows
+                size_bytes = min(self._sizes.get(name, 0), file.size_bytes)
+                what = f"{file.size_bytes - used} bytes that belong to no frame"
+                if rows < full and is_unvouched(file, size_bytes, array, rows, used, self._lost_rows, full):
+                    self._damage(name, f"{what}, more than one can have: the journal has lost frames")
+                elif file.size_bytes > used:
+                    self._note(name, what)
         except FileNotFoundError:
             pass  # see `_missing`
         except ZarrowError as error:

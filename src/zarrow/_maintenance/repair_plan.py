@@ -24,7 +24,6 @@ from zarrow._format.spec import StoreSpec
 from zarrow._maintenance import audit, build_index, salvage
 from zarrow._maintenance.audit import Audited
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
-from zarrow._maintenance.quarantine import Aside, SetAside
 from zarrow._maintenance.salvage import Salvage
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
@@ -34,6 +33,7 @@ from zarrow._storage.reading import Beneath, read_file
 from zarrow._write import publishing, recovery, seal
 from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.quarantine import Aside, SetAside
 from zarrow.errors import CorruptionError
 
 __all__ = ["Plan", "carry_out", "examine"]

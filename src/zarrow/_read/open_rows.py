@@ -8,7 +8,7 @@ durable: then it is damage. The same rows are found by a writer that recovers th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.documents import MAX_OWNER_BYTES
-from zarrow._format.frames import Frame, parse_payload, scan
+from zarrow._format.frames import Frame, may_hold_rows, parse_payload, scan, torn_rows
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read import shard_rows
@@ -28,7 +28,9 @@ from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import map_file, open_file, read_file
 from zarrow.errors import CorruptionError
 
-__all__ = ["OpenRows", "read", "row_files", "slots"]
+__all__ = ["NO_FRAME", "OpenRows", "read", "row_files", "slots"]
+
+NO_FRAME = "begins with no sound frame, though the first one was durable: it was emptied or overwritten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,15 @@ class OpenRows:
         The accepted frames.
     size_bytes : int
         Where the last of them ends.
+    unvouched : bool
+        Whether there is more after their rows than one frame can be: lost in a power cut, or damage.
     """
 
     path: Path
     owner: Owner
     frames: tuple[Frame, ...]
     size_bytes: int
+    unvouched: bool = False
 
     @property
     def slot(self) -> str:
@@ -157,7 +162,9 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
         journal = open_file(path, layout.FRAMES).journal()
     except FileNotFoundError as error:
         # All its files are there, and durably so, before the first byte is written into any of them.
-        if any(_has_bytes(path, name) for name in (layout.FRAMES, *row_files(spec))):
+        if may_hold_rows(_bytes_of(path, layout.FRAMES), len(spec.arrays)) or any(
+            _bytes_of(path, name) for name in row_files(spec)
+        ):
             raise _missing(path, error.filename) from None
         return None
     found = scan(
@@ -185,7 +192,27 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
             f"though {found.durable_rows} rows were durable",
             path=path,
         )
-    return OpenRows(path, owner, found.frames[:sound], found.ends[sound - 1] if sound else 0)
+    if not found.frames:
+        raise CorruptionError(NO_FRAME, path=path / layout.FRAMES)
+    lost = torn_rows(journal, found.ends[-1]) if sound == len(found.frames) else None
+    unvouched = rows < spec.segment_rows and any(
+        _goes_on(path, spec, index, found.frames[:sound], lost) for index in range(len(spec.arrays))
+    )
+    return OpenRows(path, owner, found.frames[:sound], found.ends[sound - 1] if sound else 0, unvouched)
+
+
+def _goes_on(path: Path, spec: StoreSpec, index: int, sound: Sequence[Frame], lost: int | None) -> bool:
+    """Tell whether an array's file goes on after the rows of the sound frames (`shard_rows.is_unvouched`)."""
+    array, rows = spec.arrays[index], sound[-1].stop if sound else 0
+    end = rows * array.row_bytes
+    if not array.is_plain:
+        end = sum(chunk.size_bytes for frame in sound for chunk in frame.arrays[index].chunks)
+    name = layout.rows_name(array.name)
+    if _bytes_of(path, name) <= end:
+        return False
+    limit = spec.frame_rows if lost is None else min(lost, spec.frame_rows)
+    with open_file(path, name) as file:
+        return shard_rows.is_unvouched(file, file.size_bytes, array, rows, end, limit, spec.segment_rows)
 
 
 def row_files(spec: StoreSpec) -> Iterator[str]:
@@ -196,11 +223,11 @@ def row_files(spec: StoreSpec) -> Iterator[str]:
             yield from (layout.tail_name(array.name, side) for side in (0, 1))
 
 
-def _has_bytes(path: Path, name: str) -> bool:
+def _bytes_of(path: Path, name: str) -> int:
     try:
-        return os.stat(path / name, follow_symlinks=False).st_size > 0
+        return os.stat(path / name, follow_symlinks=False).st_size
     except FileNotFoundError:
-        return False
+        return 0
 
 
 def _missing(path: Path, name: str | Path) -> CorruptionError:

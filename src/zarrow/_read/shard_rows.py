@@ -35,6 +35,7 @@ __all__ = [
     "StoredChunks",
     "committed_rows",
     "damaged_chunk",
+    "is_unvouched",
     "is_written",
     "read_tail",
     "sound_frames",
@@ -102,6 +103,39 @@ class StoredChunks:
             return self._codec.decode(data)
         except CorruptionError as error:
             raise damaged_chunk(self.file.path, number, rows, error.reason) from error
+
+
+def is_unvouched(
+    file: File, size_bytes: int, array: ArraySpec, rows: int, end: int, lost_rows: int, segment_rows: int
+) -> bool:
+    """Tell whether a file of an open segment goes on after its rows further than a killed writer leaves it.
+
+    It leaves rows of one frame, which it had not written yet, or what it added to seal the segment: zeros up
+    to the end of the chunk, and the shard's index.
+
+    Parameters
+    ----------
+    file : File
+        The file.
+    size_bytes : int
+        Its size before the journal was read: writers may be active.
+    array : ArraySpec
+        Its array.
+    rows, end : int
+        The rows that frames vouch for, and where they, or the chunks of them, end in the file.
+    lost_rows : int
+        The most rows of a frame that was never written.
+    segment_rows : int
+        Rows of a full segment.
+    """
+    index = index_bytes(array, segment_rows)
+    if not array.is_plain:
+        chunks = lost_rows // array.chunk_rows + 2
+        return size_bytes > end + chunks * array.max_stored_bytes + index
+    if size_bytes <= end + lost_rows * array.row_bytes:
+        return False
+    padded = -(-rows // array.chunk_rows) * array.chunk_bytes
+    return size_bytes > padded + index or any(file.read(end, min(padded, size_bytes) - end))
 
 
 class CommittedShard(StoredChunks):

@@ -15,6 +15,7 @@ in which a batch passes them:
 `parts`                 the Parquet part of a segment
 `publishing`            claims, commit records, Zarr shapes, manifest: *visible*
 `reopening`             a committed segment becomes an open one again
+`quarantine`            where damaged files, and what no frame vouches for, are moved
 `recovery`              finishing what dead writers left; finalizing
 ======================  ===============================================================================
 """

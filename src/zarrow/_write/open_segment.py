@@ -32,7 +32,7 @@ from zarrow._format.spec import StoreSpec
 from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files, reading
 from zarrow._storage.lock import FileLock
-from zarrow._write.batches import CheckedBatch, payload
+from zarrow._write.batches import CheckedBatch, payload, split
 from zarrow._write.shards import Shard, open_shard
 from zarrow.errors import CorruptionError, StoreLockedError
 
@@ -72,10 +72,14 @@ class OpenSegment:
             for array in spec.arrays:
                 self._shards.append(open_shard(path, array, spec.segment_rows, create=create))
             self._frames_fd = files.create(path / layout.FRAMES, exist_ok=not create)
+            self._frames_bytes = 0
+            if create:
+                # Durable before the owner is: a journal that begins with no sound frame was damaged.
+                self._write_mark()
+                files.sync(self._frames_fd)
         except BaseException:
             self.close()
             raise
-        self._frames_bytes = 0
 
     @classmethod
     def create(cls, root: Path, spec: StoreSpec, owner: Owner, after: str = "") -> OpenSegment:
@@ -212,7 +216,7 @@ class OpenSegment:
         return self.spec.segment_rows - self._rows
 
     def append(self, batches: Sequence[CheckedBatch]) -> None:
-        """Append rows, in one frame: accepted on return.
+        """Append rows, in frames of `StoreSpec.frame_rows` rows at most: accepted on return.
 
         Parameters
         ----------
@@ -224,8 +228,13 @@ class OpenSegment:
         OSError
             If the operating system refuses; the segment must not be appended to again.
         """
+        assert sum(batch.rows for batch in batches) <= self.room
+        while batches:
+            now, batches = split(batches, self.spec.frame_rows)
+            self._append(now)
+
+    def _append(self, batches: Sequence[CheckedBatch]) -> None:
         rows = sum(batch.rows for batch in batches)
-        assert rows <= self.room
         if any(shard.needs_sync(rows) for shard in self._shards):
             self.sync()
         entries = [
@@ -268,6 +277,10 @@ class OpenSegment:
         self.durable_rows = self._rows
         for shard in self._shards:
             shard.frames_synced()
+        self._write_mark()
+
+    def _write_mark(self) -> None:
+        """Write a frame without rows."""
         nothing = [
             shard.append(np.empty((0, *shard.array.row_shape), shard.array.numpy_dtype))
             for shard in self._shards

@@ -22,21 +22,26 @@ store's lock is held exclusively: no other writer is alive.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from zarrow._format import layout
 from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, Source
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
-from zarrow._read.open_rows import read, slots
+from zarrow._read.open_rows import OpenRows, read, slots
 from zarrow._read.visible import lacking, lacking_error, visible_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
+from zarrow._write.batches import CheckedBatch
 from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.quarantine import Aside, SetAside
 from zarrow._write.reopening import enter_again, remove_segment_files, reopen, segment_files
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError
@@ -87,6 +92,10 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
                     "state: 'zarrow repair' keeps the rows",
                     path=one.rows.path,
                 )
+        for slot, one in [*dead.items()]:
+            if one.rows.unvouched:
+                del dead[slot]
+                dead |= _put_aside(root, spec, owner, one)
         if any(one.start for one in dead.values()):
             _pack(root, spec, dead)  # it was interrupted
         for slot, one in list(dead.items()):
@@ -250,6 +259,53 @@ def _drop_committed(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
     for claim in claims:
         if not any(source.slot in dead for source in claim.sources):
             publishing.release_claim(root, claim)
+
+
+def _put_aside(root: Path, spec: StoreSpec, owner: Owner, one: Dead) -> dict[str, Dead]:
+    """Move an open segment with bytes that no frame vouches for to quarantine; return a copy of its rows.
+
+    A writer that filled it further would overwrite the bytes, which are the rows of lost frames.
+    """
+    found = {}
+    path, rows = f"{layout.OPEN_DIR}/{one.rows.slot}", one.rows.rows
+    copy = None
+    try:
+        if rows:
+            alone = in_own_session(owner, reopens=one.rows.slot)
+            copy = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec, alone)
+            for batch in _batches(one.rows, spec):
+                copy.append([batch])
+            copy.enter(root)
+        facts = SetAside(
+            path=path,
+            to="",
+            segment=None,
+            rows=None,
+            sample_index=None,
+            reasons=(f"after its {rows} rows, more bytes than one frame has: the journal has lost frames",),
+        )
+        Aside(root, one.rows.slot, {path: "open"}, facts).fill()
+        if copy is not None:
+            copied = read(copy.path, spec)
+            assert copied is not None
+            assert copied.rows == rows
+            found[copied.slot] = Dead(copied, copy.let_go())
+    finally:
+        one.lock.release()
+        if copy is not None and not found:
+            copy.close()
+    return found
+
+
+def _batches(found: OpenRows, spec: StoreSpec) -> Iterator[CheckedBatch]:
+    """Yield an open segment's rows as they were appended."""
+    for frame in found.frames:
+        for batch in found.batches(spec, frame.first_row, frame.stop):
+            arrays = tuple(
+                np.concatenate([*found.vectors(spec, place, frame.first_row, frame.stop)])
+                for place in range(len(spec.arrays))
+            )
+            yield CheckedBatch(batch.num_rows, tuple(batch.columns), spec.wire_schema, arrays)
 
 
 def _require_files(root: Path, spec: StoreSpec, record: SegmentRecord, source: Source) -> None:

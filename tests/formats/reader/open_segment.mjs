@@ -25,7 +25,8 @@ export class OpenSegment {
     for (const name of ['owner.json', 'table.frames', ...rowFiles]) this.bytes[name] = files.read(`${this.path}/${name}`)
     this.isComplete = this.bytes['owner.json'] !== null && this.bytes['table.frames'] !== null
     if (!this.isComplete) {
-      const some = ['table.frames', ...rowFiles].some(name => this.bytes[name]?.length)
+      const first = Math.ceil((68 + 16 * spec.arrays.length) / 8) * 8 // a frame without rows
+      const some = rowFiles.some(name => this.bytes[name]?.length) || this.bytes['table.frames']?.length > first
       believe(!some, this.path, 'without owner.json or table.frames, though there are bytes')
       return
     }
@@ -46,6 +47,7 @@ export class OpenSegment {
   /** Section 9.4. */
   prefix(rowFiles) {
     const { frames, durable } = readFrames(this.bytes['table.frames'], this.spec, `${this.path}/table.frames`)
+    believe(frames.length, `${this.path}/table.frames`, 'begins with no sound frame')
     const lost = frames.some(frame => frame.rows) && rowFiles.find(name => this.bytes[name] === null)
     believe(!lost, `${this.path}/${lost}`, 'missing')
     let kept = frames.length
