@@ -14,6 +14,7 @@ the contracts.
 from typing import Any
 
 from zarrow._maintenance.build_index import build_index
+from zarrow._maintenance.copy import copy
 from zarrow._maintenance.pack import pack
 from zarrow.derived import add_array, remove_array
 from zarrow.repair import repair
@@ -27,6 +28,7 @@ __all__ = [
     "Writer",
     "add_array",
     "build_index",
+    "copy",
     "open",
     "pack",
     "remove_array",

@@ -1,14 +1,15 @@
-"""Move — ``zarrow export`` and ``import``: a store as files of other tools, and their files as a store."""
+"""Move — ``zarrow export``, ``import`` and ``copy``: a store from and to other tools' files, or a copy."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from zarrow._commands.arguments import Arrays, Columns, Names, StorePath, comma_list, open_store
-from zarrow._commands.terminal import escape, progress_bar, say
+from zarrow._commands.arguments import Arrays, AsJson, Columns, Names, StorePath, comma_list, open_store
+from zarrow._commands.terminal import escape, print_json, progress_bar, say
 
 __all__ = ["app"]
 
@@ -52,6 +53,25 @@ def export_store(
             progress=bar,
         )
     say(f"[green]written:[/] {escape(str(target))} has {rows:,} rows")
+
+
+@app.command("copy", rich_help_panel="Move")
+def copy_store(
+    path: StorePath,
+    target: Annotated[Path, Argument(metavar="TARGET", help="Where the copy goes.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a store, also while it is written: the rows committed so far, compared with their checksums."""
+    import zarrow
+
+    with progress_bar("copy") as bar:
+        done = zarrow.copy(path, target, progress=bar)
+    if as_json:
+        print_json(json.loads(done.to_json()), one_line=True)
+        return
+    left = f"; {done.left_rows:,} that are not committed yet are not in it" if done.left_rows else ""
+    state = "" if done.complete else ", incomplete as the store was"
+    say(f"[green]copied:[/] {escape(str(target))} has {done.rows:,} rows{state}{left}")
 
 
 @app.command("import", rich_help_panel="Move")

@@ -16,6 +16,7 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `repair_plan`            from findings to a plan, and the plan carried out
 `external_sort`          the order of rows by some columns, in bounded memory
 `pack`                   rewriting a store: codecs, segments, order of rows
+`copy`                   the committed rows of a store, also of a live one, as another store
 `build_index`            writing the key index into a store
 =======================  ==============================================================================
 """

@@ -143,7 +143,7 @@ class _OpenSegmentAudit:
         except CorruptionError as error:
             self._damage(layout.FRAMES, error)
         owner = self._owner(journal)
-        if owner is not None and not frames and all(one.severity == "note" for one in self.findings):
+        if owner is not None and not frames and all(one.severity != "damage" for one in self.findings):
             self._damage(layout.FRAMES, NO_FRAME)
         for index, array in enumerate(self._spec.arrays):
             self._rows_of(array, index, frames)
