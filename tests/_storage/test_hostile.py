@@ -153,13 +153,14 @@ def slot_of(store: Path) -> Path:
 
 
 def reframe(store: Path, change: Callable[[bytearray], None]) -> None:
-    """Change the first frame of the journal and its checksum, and drop the other frames."""
+    """Change the first frame with rows of the journal and its checksum, and drop the frames after it."""
     path = slot_of(store) / "table.frames"
     data = path.read_bytes()
-    size = int.from_bytes(data[8:16], "little")
-    frame = bytearray(data[: size - 4])
+    start = data.index(b"ZARROWF1", 8)
+    size = int.from_bytes(data[start + 8 : start + 16], "little")
+    frame = bytearray(data[start : start + size - 4])
     change(frame)
-    path.write_bytes(bytes(frame) + crc32c(bytes(frame)).to_bytes(4, "little"))
+    path.write_bytes(data[:start] + frame + crc32c(bytes(frame)).to_bytes(4, "little"))
 
 
 def repay(store: Path, payload: bytes, rows: int) -> None:
