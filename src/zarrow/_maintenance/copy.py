@@ -206,7 +206,8 @@ class _Copy:
             view.guard()
             raise CorruptionError("missing, though the store has rows of it", path=error.filename) from error
         view.guard()
-        publishing.publish_shape(self._incoming, spec, self._scratch)  # the source's may be ahead by now
+        # The source's may be ahead by now.
+        publishing.publish_shape(self._incoming, spec, self._scratch, attributes_of=self._root)
         if view.snapshot.manifest is not None:
             self._put(layout.MANIFEST_JSON, view.snapshot.manifest.encode())
         self._put(layout.STORE_JSON, declaration)
