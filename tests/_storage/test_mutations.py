@@ -274,3 +274,18 @@ def test_any_mutant_is_read_or_refused(templates: Path, profile: str, figures: C
     reader.close()
     figures("mutated stores", tried=len(seeds), bad=len(bad))
     assert not bad
+
+
+@pytest.mark.parametrize("template", ["complete", "open"])
+def test_what_is_no_directory_is_told(templates: Path, template: str, tmp_path: Path) -> None:
+    """A pipe where a store has a directory is read as damage on every surface, not as an empty directory."""
+    reader = Reader()
+    for name in ("segments", "table", "embeddings.zarr", *(["open"] * (template == "open"))):
+        store = Path(shutil.copytree(templates / f"{template}.zarrow", tmp_path / f"{name}.zarrow"))
+        shutil.rmtree(store / name)
+        os.mkfifo(store / name)
+        ended = reader.read(store)
+        assert not {way: end for way, end in ended.items() if str(end).startswith("BAD")}
+        assert "read" not in (ended["open"], ended["partial"])
+        assert ended["verify"] == "found"
+    reader.close()

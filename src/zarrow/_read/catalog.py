@@ -262,7 +262,7 @@ def part_numbers(root: Path) -> list[int]:
     """Return the numbers of all parts, of committed segments or not."""
     try:
         names = os.listdir(root / layout.TABLE_DIR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [int(match[1]) for match in map(_PART.match, names) if match]
 
@@ -303,6 +303,6 @@ def put_aside(root: Path) -> set[int]:
     """Return the numbers of all segments that were ever put aside."""
     try:
         names = os.listdir(root / layout.QUARANTINE_DIR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
     return {int(match[1]) for name in names if (match := _PUT_ASIDE.match(name))}

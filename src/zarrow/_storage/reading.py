@@ -76,12 +76,16 @@ def require_regular(fd: int, path: object) -> int:
 
 
 def require_own_dirs(root: Path, path: Path) -> None:
-    """Raise `CorruptionError` if a directory from `root` to `path` is a link, perhaps to the outside."""
+    """Raise `CorruptionError` if what is there from `root` to `path` is a link, or no directory."""
     for parent in path.parents:
         if parent == root:
             return
-        if parent.is_symlink():
-            raise CorruptionError("a symbolic link, which may lead out of the store", path=parent)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # the latter: see its own parent
+            mode = os.lstat(parent).st_mode
+            if stat.S_ISLNK(mode):
+                raise CorruptionError("a symbolic link, which may lead out of the store", path=parent)
+            if not stat.S_ISDIR(mode):
+                raise CorruptionError("not a directory", path=parent)
 
 
 class File:
