@@ -6,6 +6,7 @@ of zarrow's, print nothing that acts on a terminal, and take little memory.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -120,12 +121,12 @@ def change_document(rng: random.Random, path: Path) -> str:
         inside = body
         for step in above:
             inside = inside[step]
-        value = rng.choice(VALUES)
+        value = copy.deepcopy(rng.choice(VALUES))  # which a later change may reach into
         what = f"{path.name}: {[*above, name]} = {str(value)[:40]!r}"
         kind = rng.randrange(8)
         if kind == 0:
             del inside[name]
-        elif kind == 1 and isinstance(inside, list):
+        elif kind == 1 and isinstance(inside, list) and not isinstance(inside[name], list | dict):
             inside.extend([inside[name]] * rng.choice([1, 10, 10_000]))
         elif kind == 2 and isinstance(inside, dict):
             inside[rng.choice(["\x1b[2J", "", "a\nb", "__class__"])] = value
