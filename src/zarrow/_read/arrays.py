@@ -21,6 +21,7 @@ from zarrow._format.spec import ArraySpec
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.mapping import JoinedRows
 from zarrow._read.view import View
+from zarrow._storage import reading
 from zarrow.errors import CorruptionError, InvalidInputError, StoreChangedError, printable
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class StoreArray:
         import zarr
 
         path = self._view.snapshot.root / layout.array_dir(self.name)
+        reading.read_file(path, "zarr.json")  # which zarr-python would take for a file, however large it is
         try:
             found = zarr.open_array(path, mode="r")
         except (LookupError, OSError, RecursionError, RuntimeError, TypeError, ValueError) as error:

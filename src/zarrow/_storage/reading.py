@@ -77,10 +77,10 @@ def require_regular(fd: int, path: object) -> int:
 
 def require_own_dirs(root: Path, path: Path) -> None:
     """Raise `CorruptionError` if what is there from `root` to `path` is a link, or no directory."""
-    for parent in path.parents:
-        if parent == root:
-            return
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # the latter: see its own parent
+    names = path.relative_to(root).parts[:-1]
+    for depth in range(1, len(names) + 1):  # from the root on, so that no link is followed
+        parent = root.joinpath(*names[:depth])
+        with contextlib.suppress(FileNotFoundError):
             mode = os.lstat(parent).st_mode
             if stat.S_ISLNK(mode):
                 raise CorruptionError("a symbolic link, which may lead out of the store", path=parent)
