@@ -162,10 +162,12 @@ class StoreArray:
         import zarr
 
         path = self._view.snapshot.root / layout.array_dir(self.name)
-        reading.read_file(path, "zarr.json")  # which zarr-python would take for a file, however large it is
         try:
+            reading.read_file(path, "zarr.json")  # zarr-python waits for pipes, and reads files of any size
             found = zarr.open_array(path, mode="r")
-        except (LookupError, OSError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        except CorruptionError:
+            raise
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise CorruptionError(
                 f"zarr-python cannot read it ({error}): 'zarrow repair' writes it anew",
                 path=path / "zarr.json",

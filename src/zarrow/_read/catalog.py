@@ -261,8 +261,9 @@ def has_record(root: Path, segment: int) -> bool:
 def part_numbers(root: Path) -> list[int]:
     """Return the numbers of all parts, of committed segments or not."""
     try:
+        reading.require_own_dirs(root, root / layout.TABLE_DIR / "x")
         names = os.listdir(root / layout.TABLE_DIR)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, CorruptionError):  # which `read_snapshot` and audits report
         return []
     return [int(match[1]) for match in map(_PART.match, names) if match]
 

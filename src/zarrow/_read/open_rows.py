@@ -160,6 +160,8 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
         data = read_file(path, layout.OWNER_JSON, limit_bytes=MAX_OWNER_BYTES)
         owner = Owner.decode(data, str(path / layout.OWNER_JSON))
         journal = open_file(path, layout.FRAMES).journal()
+    except NotADirectoryError as error:
+        raise CorruptionError("not a directory", path=path) from error
     except FileNotFoundError as error:
         # All its files are there, and durably so, before the first byte is written into any of them.
         if may_hold_rows(_bytes_of(path, layout.FRAMES), len(spec.arrays)) or any(

@@ -71,7 +71,7 @@ class Guard:
 
     def _look(self) -> tuple[int, int] | None:
         try:
-            status = os.stat(self._path)
+            status = os.stat(self._path, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return status.st_ino, status.st_mtime_ns
