@@ -127,10 +127,10 @@ def comparable(data: bytes) -> Any:
         attributes = found.get("attributes") or {}
         found["attributes"] = {name: attributes[name] for name in attributes if name == "zarrow"}
         found.setdefault("storage_transformers", [])
-        group = found.pop("consolidated_metadata", None) or {"metadata": {}}
-        for one in group["metadata"].values():
+        consolidated = found.pop("consolidated_metadata", None) or {}
+        for one in consolidated["metadata"].values() if consolidated else ():
             one["attributes"] = {}
             one.setdefault("storage_transformers", [])
     except (AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError("not Zarr metadata") from error
-    return found, group["metadata"]
+    return found, consolidated

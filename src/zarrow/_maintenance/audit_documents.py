@@ -260,7 +260,11 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
             documents.found.note(path, "without the last segment: its writer was about to add it")
         else:
             rule = "" if settled else ", as far as damaged records show"
-            shapes = {str(one.get("shape")) for one in (found, *consolidated.values()) if "shape" in one}
+            shapes = {
+                str(one.get("shape"))
+                for one in (found, *consolidated.get("metadata", {}).values())
+                if "shape" in one
+            }
             seen = f": it says shape {' and '.join(sorted(shapes))}"[:200] if shapes else ""
             documents.found.defect(
                 path,
