@@ -285,7 +285,7 @@ class TestTable:
         store = zarrow.open(path)
         assert store.table()["id"].to_pylist() == list(range(8))
         for ask in (lambda: store.sql("SELECT 1 FROM predictions"), store.to_polars):
-            with pytest.raises(InvalidInputError, match="UTF-8 only: rename the store"):
+            with pytest.raises(InvalidInputError, match="in UTF-8 only, and this one is not: rename it"):
                 ask()
 
     def test_sql_counts_every_row(self, store):
