@@ -89,7 +89,7 @@ if __name__ == "__main__":
     parser.add_argument("store", nargs="?", default="digits.zarrow")
     parser.add_argument("--scheduler", help="address of a running cluster")
     arguments = parser.parse_args()
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     here = None if arguments.scheduler else LocalCluster(**options)
     with Client(arguments.scheduler or here) as client:
         main(arguments.store, client)
