@@ -95,8 +95,9 @@ def add_array(
     """
     if not isinstance(store, Store):
         with open_store(store) as opened:
-            return store_array(opened, name, values, provenance)
-    return store_array(store, name, values, provenance)
+            store_array(opened, name, values, provenance)
+    else:
+        store_array(store, name, values, provenance)
 
 
 def store_array(
@@ -107,7 +108,15 @@ def store_array(
     *,
     locked: bool = False,
 ) -> None:
-    """Do what `add_array` does; `locked` if the caller holds the store's lock."""
+    """Do what `add_array` does.
+
+    Parameters
+    ----------
+    store, name, values, provenance : object
+        As in `add_array`.
+    locked : bool
+        Whether the caller holds the store's lock.
+    """
     root, identity = Path(os.path.realpath(store.path)), store.identity
     if not store.complete:
         raise IncompleteStoreError(f"{root}: only a complete store has derived arrays: finalize it first")

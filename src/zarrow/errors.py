@@ -58,6 +58,13 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2
 def printable(text: object) -> str:
     r"""Return a text without what acts on a terminal, such as escape sequences: a store may be hostile.
 
+    Parameters
+    ----------
+    text : object
+        The text.
+
+    Examples
+    --------
     >>> printable("a\nb \x1b[2J é")
     'a\\nb \\x1b[2J é'
     """
