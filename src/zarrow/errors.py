@@ -63,6 +63,11 @@ def printable(text: object) -> str:
     text : object
         The text.
 
+    Returns
+    -------
+    str
+        The text, with escapes such as ``\x1b`` instead.
+
     Examples
     --------
     >>> printable("a\nb \x1b[2J é")
