@@ -14,6 +14,7 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `given`                 columns, vectors, tables and indices in every form that callers have
 `sequences`             plain Python values, converted without changing any
 `codecs`                encoding and decoding one inner chunk
+`journal`               the bytes of an open segment's journal, read in blocks
 `frames`                one batch in the journal of an open segment
 `shard_index`           offset and size of every chunk of a shard
 `zarr_metadata`         the ``zarr.json`` documents that Zarr readers see

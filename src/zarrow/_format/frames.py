@@ -11,8 +11,7 @@ That number decides how a reader treats a frame that does not match its checksum
 * if a later frame says that those rows were durable, the disk has changed them, and that is
   `CorruptionError`.
 
-A journal is read in blocks, and a payload when it is asked for: a journal that only pretends to be large,
-with holes or a damaged end, takes no memory.
+A payload is read when it is asked for.
 
 ``FORMAT.md`` has the layout. Nothing in a frame is used before its checksum was verified, least of all the
 Arrow payload: a damaged one can crash the process that parses it.
@@ -21,13 +20,14 @@ Arrow payload: a damaged one can crash the process that parses it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
+from zarrow._format.checksum import combine, crc32c
+from zarrow._format.journal import Journal
 from zarrow._format.layout import MAX_CHUNKS
 from zarrow.errors import CorruptionError
 
@@ -35,7 +35,6 @@ __all__ = [
     "ArrayEntry",
     "Chunk",
     "Frame",
-    "Journal",
     "encode",
     "is_torn",
     "parse_payload",
@@ -55,75 +54,8 @@ _CHUNK = struct.Struct("<QI4x")
 _CRC = struct.Struct("<I")
 _ALIGNMENT = 8
 _MAX_FRAME_BYTES = 1 << 40
-_BLOCK_BYTES = 1 << 20
 _MAX_ATTEMPTS = 16
 """How often, on average, a byte after the last sound frame is read in search of another."""
-
-
-class Journal:
-    """The bytes of a journal, read in blocks.
-
-    Parameters
-    ----------
-    read : callable of (int, int) to bytes-like
-        Takes an offset and a size, and returns those bytes of the file, fewer at its end.
-    size_bytes : int
-        How many bytes it has.
-    next_data : callable of int to int, optional
-        Returns where, from an offset on, bytes begin that may differ from zero.
-    """
-
-    __slots__ = ("_next_data", "_read", "_window", "size_bytes")
-
-    def __init__(
-        self,
-        read: Callable[[int, int], bytes | memoryview],
-        size_bytes: int,
-        next_data: Callable[[int], int] = int,
-    ) -> None:
-        self.size_bytes = size_bytes
-        self._read = read
-        self._next_data = next_data
-        self._window = (0, memoryview(b""))
-
-    @classmethod
-    def of(cls, data: bytes) -> Journal:
-        """Return a journal of these bytes."""
-        view = memoryview(data)
-        return cls(lambda offset, size_bytes: view[offset : offset + size_bytes], len(view))
-
-    def view(self, offset: int, size_bytes: int) -> memoryview:
-        """Return bytes; fewer at the end."""
-        size_bytes = max(min(size_bytes, self.size_bytes - offset), 0)
-        start, block = self._window
-        if not start <= offset <= offset + size_bytes <= start + len(block):
-            ahead = min(max(size_bytes, _BLOCK_BYTES), self.size_bytes - offset)
-            start, block = self._window = offset, memoryview(self._read(offset, ahead))
-        return block[offset - start :][:size_bytes]
-
-    def blocks(self, offset: int, stop: int) -> Iterator[tuple[int, memoryview]]:
-        """Yield the blocks from `offset` to `stop`, each with its offset, without those of zeros only."""
-        while (offset := max(offset, self._next_data(offset) // _ALIGNMENT * _ALIGNMENT)) < stop:
-            yield offset, self.view(offset, min(_BLOCK_BYTES, stop - offset))
-            offset += _BLOCK_BYTES
-
-    def crc32c(self, offset: int, stop: int) -> int:
-        """Return the crc32c of the bytes from `offset` to `stop`."""
-        checksum = 0
-        for start, block in self.blocks(offset, stop):
-            checksum = _then_zeros(checksum, start - offset)
-            checksum = crc32c(np.frombuffer(block, np.uint8), checksum)
-            offset = start + len(block)
-        return _then_zeros(checksum, stop - offset)
-
-    def has_data(self, offset: int) -> bool:
-        """Tell whether any byte from `offset` on differs from zero."""
-        return any(np.frombuffer(block, np.uint8).any() for _, block in self.blocks(offset, self.size_bytes))
-
-
-def _then_zeros(checksum: int, size_bytes: int) -> int:
-    """Return the crc32c of bytes with this crc32c and zeros behind them."""
-    return combine(checksum, crc32c_of_zeros(size_bytes), size_bytes) if size_bytes else checksum
 
 
 @dataclass(frozen=True, slots=True)

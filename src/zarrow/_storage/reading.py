@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
-from zarrow._format.frames import Journal
+from zarrow._format.journal import Journal
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
