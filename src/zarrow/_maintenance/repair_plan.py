@@ -237,7 +237,6 @@ class _Planner:
         reasons = tuple(dict.fromkeys(f"{finding.path}: {finding.message}" for finding in findings))
         facts = SetAside(
             path=path,
-            to="",
             segment=segment,
             rows=rows,
             kept_rows=kept_rows,

@@ -56,11 +56,11 @@ class SetAside:  # its fields are its parameters: numpydoc ignore=PR02
     """
 
     path: str
-    to: str
-    segment: int | None
-    rows: tuple[int, int] | None
+    to: str = ""
+    segment: int | None = None
+    rows: tuple[int, int] | None = None
     kept_rows: int = 0
-    sample_index: tuple[int, ...] | None
+    sample_index: tuple[int, ...] | None = None
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:

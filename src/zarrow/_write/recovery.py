@@ -278,10 +278,6 @@ def _put_aside(root: Path, spec: StoreSpec, owner: Owner, one: Dead) -> dict[str
             copy.enter(root)
         facts = SetAside(
             path=path,
-            to="",
-            segment=None,
-            rows=None,
-            sample_index=None,
             reasons=(f"after its {rows} rows, more bytes than one frame has: the journal has lost frames",),
         )
         Aside(root, one.rows.slot, {path: "open"}, facts).fill()
