@@ -29,11 +29,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._read.appearance import as_html, as_line
-from zarrow._read.arrays import Check, StoreArray, row_numbers
+from zarrow._read.arrays import StoreArray
 from zarrow._read.asked_keys import read_keys
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.contents import Contents
 from zarrow._read.filters import Filter, read_filter
+from zarrow._read.indexing import Check, row_numbers
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
 from zarrow._read.view import View, take_view
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreChangedError

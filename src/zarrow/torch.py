@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.layout import ROW
-from zarrow._read.arrays import row_numbers
 from zarrow._read.column_values import ColumnValues, column_values
+from zarrow._read.indexing import row_numbers
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, open
 

@@ -13,7 +13,8 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `filters`               a caller's filter: checked, and which columns it needs
 `pruning`               which parts a filter need not read
 `part_files`            one Parquet part: opened, checked, decoded
-`arrays`                an array as users hold it, like numpy's
+`indexing`              rows indexed as numpy's arrays are
+`arrays`                an array as users hold it
 `extents`               runs of rows of an array that one object reads, and their checksums
 `mapping`               plain shards, mapped one behind the other as one ndarray
 `chunks`                compressed shards, decoded chunk by chunk

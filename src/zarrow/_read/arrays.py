@@ -9,30 +9,28 @@ from __future__ import annotations
 import bisect
 import operator
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zarrow._format import layout
-from zarrow._format.given import as_index
 from zarrow._format.records import Identity
 from zarrow._format.spec import ArraySpec
 from zarrow._read.extents import Extent, find_extents
+from zarrow._read.indexing import Check, Indexed, check_option
 from zarrow._read.mapping import JoinedRows
 from zarrow._read.view import View
 from zarrow._storage import reading
-from zarrow.errors import CorruptionError, InvalidInputError, StoreChangedError, printable
+from zarrow.errors import CorruptionError, StoreChangedError, printable
 
 if TYPE_CHECKING:
     import zarr
 
 __all__ = ["StoreArray"]
 
-Check = Literal["crc"] | None
 
-
-class StoreArray:
+class StoreArray(Indexed):
     """One array of a store, read as it is indexed.
 
     From ``store[name]`` or ``store.arrays``; shows the rows of the store's snapshot.
@@ -66,34 +64,14 @@ class StoreArray:
         return self._array.name
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows, then the shape of one row."""
-        return (self._view.rows, *self._array.row_shape)
-
-    @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of one row."""
         return self._array.row_shape
 
     @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return 1 + len(self._array.row_shape)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return len(self) * int(np.prod(self._array.row_shape))
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         """The data type."""
         return self._array.numpy_dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all rows, uncompressed."""
-        return len(self) * self._array.row_bytes
 
     @property
     def stored_bytes(self) -> int:
@@ -198,64 +176,6 @@ class StoreArray:
             return found.astype(dtype)
         return found.copy() if copy and free else found
 
-    def __getitem__(self, key: Any) -> Any:
-        if type(key) is tuple:
-            return self._index(key)
-        key = as_index(key)
-        if isinstance(key, slice):
-            return self._slice(key)
-        if type(key) is int:
-            row = self._in_range(key)
-            return np.asarray(self.read(row, row + 1)[0])
-        if isinstance(key, np.ndarray) and key.ndim == 1:
-            return self._take(self._row_numbers(key))
-        return self._index((key,))
-
-    def _slice(self, rows: slice) -> npt.NDArray[Any]:
-        start, stop, step = rows.indices(len(self))
-        if step == 1:
-            return self.read(start, max(start, stop))
-        if self.is_plain and len(self._extents()) == 1:
-            return np.asarray(self.read(0, len(self))[rows])
-        return self._take(np.arange(start, stop, step))
-
-    def _index(self, keys: tuple[Any, ...]) -> Any:
-        """Index as numpy does: the rows are read, and numpy indexes them, which then are all there is."""
-        keys = tuple(map(as_index, keys))
-        if any(np.ndim(key) == 0 and np.asarray(key).dtype.kind not in "iO" for key in keys):
-            raise IndexError(
-                "only integers, slices (`:`), ellipsis (`...`), None and integer or boolean arrays are valid "
-                f"indices, got {keys!r}"
-            )
-        masks = {place: key for place, key in enumerate(keys) if getattr(key, "dtype", None) == np.bool_}
-        used = sum(masks[place].ndim if place in masks else key is not None for place, key in enumerate(keys))
-        used -= sum(key is Ellipsis for key in keys)
-        if used > self.ndim:
-            raise IndexError(
-                f"too many indices for array: array is {self.ndim}-dimensional, but {used} were indexed"
-            )
-        passed = (None, Ellipsis) if used == self.ndim else (None,)  # then an ellipsis stands for no axis
-        first = next((place for place, key in enumerate(keys) if not any(key is one for one in passed)), None)
-        if first is None or keys[first] is Ellipsis:
-            return self.read(0, len(self))[keys]
-        rows = keys[first]
-        if isinstance(rows, slice):
-            return self._slice(rows)[(*keys[:first], slice(None), *keys[first + 1 :])]
-        if isinstance(rows, int):
-            row = self._in_range(rows)
-            return self.read(row, row + 1)[(*keys[:first], 0, *keys[first + 1 :])]
-        within: list[Any] = []
-        if rows.dtype == np.bool_:
-            if rows.shape != self.shape[: rows.ndim]:
-                raise IndexError(
-                    f"boolean index did not match indexed array; its shape is {rows.shape}, the array's "
-                    f"{self.shape}"
-                )
-            rows, *within = rows.nonzero()
-        numbers = self._row_numbers(rows.reshape(-1))
-        places = np.arange(len(numbers)).reshape(rows.shape)
-        return self._take(numbers)[(*keys[:first], places, *within, *keys[first + 1 :])]
-
     def read(
         self, start: int, stop: int, *, out: npt.NDArray[Any] | None = None, check: Check = None
     ) -> npt.NDArray[Any]:
@@ -292,7 +212,7 @@ class StoreArray:
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start} to {stop} are out of bounds for {len(self)} rows")
-        _check_option(check)
+        check_option(check)
         pieces = []
         for extent in self._between(start, stop):
             low, high = max(start, extent.start), min(stop, extent.stop)
@@ -309,44 +229,6 @@ class StoreArray:
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty((0, *self.row_shape), self.dtype)
-
-    def take(
-        self, rows: npt.ArrayLike, *, out: npt.NDArray[Any] | None = None, check: Check = None
-    ) -> npt.NDArray[Any]:
-        """Return these rows, in the order given.
-
-        Parameters
-        ----------
-        rows : int or bool array, shape (n,) or (rows,)
-            Row numbers, negative ones counted from the end, or a mask.
-        out : array, shape (n, *row_shape), optional
-            Where to put them.
-        check : {"crc"}, optional
-            As in `read`.
-
-        Returns
-        -------
-        array, shape (n, *row_shape)
-            `out`, or a new one.
-
-        Raises
-        ------
-        IndexError
-            If a row is out of range.
-        CorruptionError
-            If a file or a checked chunk of theirs is damaged; other rows stay readable.
-
-        Examples
-        --------
-        >>> import zarrow.testing
-        >>> zarrow.testing.example_store()["query_embed"].take([4000, 7, 7]).shape
-        (3, 8)
-        """
-        _check_option(check)
-        numbers = self._row_numbers(rows)
-        if out is not None:
-            self._check_out(out, len(numbers))
-        return self._take(numbers, out, check)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Tell the kernel that rows will be needed soon.
@@ -380,6 +262,9 @@ class StoreArray:
 
     # Extents
 
+    def _is_one_piece(self) -> bool:
+        return self.is_plain and len(self._extents()) == 1
+
     def _take(
         self, rows: npt.NDArray[Any], out: npt.NDArray[Any] | None = None, check: Check = None
     ) -> npt.NDArray[Any]:
@@ -401,22 +286,6 @@ class StoreArray:
                 out[places] = extent.rows.take(rows[places] + extent.shift)
         return out
 
-    def _in_range(self, row: int) -> int:
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"index {row} is out of bounds for axis 0 with size {len(self)}")
-        return row + len(self) if row < 0 else row
-
-    def _row_numbers(self, rows: Any) -> npt.NDArray[np.int64]:
-        return row_numbers(rows, len(self))
-
-    def _check_out(self, out: npt.NDArray[Any], count: int) -> None:
-        shape = (count, *self.row_shape)
-        if out.shape != shape or out.dtype != self.dtype:
-            raise InvalidInputError(
-                f"out must be an array of shape {shape} and dtype {self.dtype}, "
-                f"got {out.shape} and {out.dtype}"
-            )
-
     def _between(self, start: int, stop: int) -> Iterator[Extent]:
         extents = self._extents()
         if start >= stop:
@@ -431,45 +300,6 @@ class StoreArray:
         if self._made is None:
             self._made = find_extents(self._view, self._array)
         return self._made
-
-
-def row_numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
-    """Return row numbers in 0..count-1 from row numbers or a mask, by numpy's rules.
-
-    >>> row_numbers([-1, 0], 5), row_numbers([True, False, True], 3), row_numbers(slice(1, 3), 5)
-    (array([4, 0]), array([0, 2]), array([1, 2]))
-    """
-    given: Any = as_index(rows)
-    if isinstance(given, slice):
-        start, stop, step = given.indices(count)
-        return np.arange(start, stop, step)
-    if np.ndim(given) != 1:
-        raise IndexError(
-            f"rows must be a slice, a 1-D array of row numbers or a mask, got {rows!r}"
-            + (f" of shape {given.shape}" if hasattr(given, "shape") else "")
-        )
-    if given.dtype == np.bool_:
-        if len(given) != count:
-            raise IndexError(
-                f"boolean index did not match indexed array along axis 0; size of axis is {count} "
-                f"but size of corresponding boolean axis is {len(given)}"
-            )
-        return np.flatnonzero(given)
-    if not len(given):
-        return np.empty(0, np.int64)
-    if given.dtype.kind not in "iu":
-        raise IndexError(f"rows must be integers or a boolean mask, got dtype {given.dtype}")
-    low, high = int(given.min()), int(given.max())
-    if low < -count or high >= count:
-        bad = low if low < -count else high
-        raise IndexError(f"index {bad} is out of bounds for axis 0 with size {count}")
-    numbers: npt.NDArray[np.int64] = given.astype(np.int64, copy=False)
-    return np.where(numbers < 0, numbers + count, numbers) if low < 0 else numbers
-
-
-def _check_option(check: object) -> None:
-    if check not in (None, "crc"):
-        raise InvalidInputError(f"check must be None or 'crc', got {check!r}")
 
 
 class _Reopened:

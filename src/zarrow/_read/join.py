@@ -21,9 +21,10 @@ from zarrow._format import layout
 from zarrow._format.given import as_columns
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of
-from zarrow._read.arrays import Check, StoreArray
+from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.filters import Filter
+from zarrow._read.indexing import Check
 from zarrow.errors import unknown_name
 
 __all__ = ["Join", "Joined", "Vectors", "batch_rows", "rows_found"]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format.given import as_array
-from zarrow._read.arrays import row_numbers
+from zarrow._read.indexing import row_numbers
 from zarrow.analysis._numbers.topk import Metric, TopK
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import require_choice
