@@ -18,6 +18,7 @@ from zarrow._maintenance.copy import copy
 from zarrow._maintenance.pack import pack
 from zarrow.derived import add_array, remove_array
 from zarrow.repair import repair
+from zarrow.several import union
 from zarrow.store import Store, open
 from zarrow.verify import verify
 from zarrow.writer import Durability, Writer
@@ -33,6 +34,7 @@ __all__ = [
     "pack",
     "remove_array",
     "repair",
+    "union",
     "verify",
 ]
 

@@ -9,6 +9,7 @@ command that needs it. This room may import everything but `cli`. First the pane
 `keep`                  finalize, pack, verify, repair, index
 `move`                  export, import
 `analyse`               questions about vectors and probabilities
+`compare`               one of these questions: two models or more
 `draw`                  map, plot, report
 `arguments`             the options that commands share, and what their texts mean
 `watching`              how far a run is, and how fast

@@ -1,4 +1,4 @@
-"""Analyse — questions about vectors and probabilities, from ``zarrow describe`` to ``zarrow compare``.
+"""Analyse — questions about vectors and probabilities, from ``zarrow describe`` to ``zarrow compose``.
 
 Each command calls the function of that name in `zarrow.analysis` and prints its answer. Only ``neighbours``
 writes to the store; a command that is interrupted leaves the store and the file of ``--out`` as they were.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.filesize import decimal
-from typer import Argument, BadParameter, Option, Typer
+from typer import BadParameter, Option, Typer
 
 from zarrow._commands.arguments import (
     Array,
@@ -25,10 +25,12 @@ from zarrow._commands.arguments import (
     Probability,
     Seed,
     StorePath,
+    StorePaths,
     Where,
     comma_list,
     key_of,
     open_store,
+    open_stores,
     row_numbers,
     where_of,
 )
@@ -61,11 +63,18 @@ Draws = Annotated[
 ]
 
 
-def _ask(question: str, path: Path, *more: Any, where: Sequence[str] | None = None, **options: Any) -> Any:
+def _ask(
+    question: str,
+    paths: Path | Sequence[Path],
+    *more: Any,
+    where: Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
     """Return the answer of the function of `zarrow.analysis` that is called as the question."""
     from zarrow import analysis
 
-    with open_store(path, partial=True) as store, progress_bar() as bar:
+    listed = [paths] if isinstance(paths, Path) else paths
+    with open_stores(listed, partial=True) as store, progress_bar() as bar:
         if where:
             options["filter"] = where_of(store, where)
         return getattr(analysis, question)(store, *more, progress=bar, **options)
@@ -73,14 +82,14 @@ def _ask(question: str, path: Path, *more: Any, where: Sequence[str] | None = No
 
 @app.command(rich_help_panel="Analyse")
 def describe(
-    path: StorePath,
+    paths: StorePaths,
     arrays: Arrays = (),
     columns: Columns = (),
     by: By = (),
     as_json: AsJson = False,
 ) -> None:
     """Summarize vectors and columns: norms, effective rank, NaNs, quantiles; per group."""
-    found = _ask("describe", path, arrays or None, columns or None, by)
+    found = _ask("describe", paths, arrays or None, columns or None, by)
     if as_json:
         print_json(found.to_dict())
         return
@@ -294,7 +303,7 @@ def probe(
 
 @app.command(rich_help_panel="Analyse")
 def evaluate(
-    path: StorePath,
+    paths: StorePaths,
     probability: Probability = None,
     label: Label = None,
     by: By = (),
@@ -320,10 +329,14 @@ def evaluate(
     """Score stored probabilities against labels: AUROC, AUPRC, Brier, calibration error; per group.
 
     zarrow evaluate run.zarrow --label boolean_value --by query,duration_days
+
+    zarrow evaluate small.zarrow large.zarrow --by model,query
     """
+    if len(paths) > 1 and "model" not in by:
+        by = ["model", *by]
     options = {"unit": unit, "bootstrap": bootstrap, "seed": seed}
     options |= {"equal_units": equal_units, "censoring": censoring, "draws": draws}
-    found = _ask("evaluate", path, probability, label, by=by, where=where, **options)
+    found = _ask("evaluate", paths, probability, label, by=by, where=where, **options)
     if as_json:
         print_json(found.to_dict())
         return
@@ -376,72 +389,6 @@ def compose(
     else:
         show_table(table)
         _show_written(out_file)
-
-
-@app.command(rich_help_panel="Analyse")
-def compare(
-    path: StorePath,
-    other: Annotated[Path, Argument(metavar="OTHER", help="Another store.", show_default=False)],
-    on: Annotated[
-        Names, comma_list("Columns that match rows, comma-separated, e.g. sample_index.", default="the keys")
-    ] = (),
-    array: Array = None,
-    other_array: Annotated[str | None, Option(help="Array of OTHER.", show_default="the same name")] = None,
-    by: By = (),
-    probability: Annotated[str | None, Option(help="Column of numbers to compare too.")] = None,
-    sample: Annotated[int, Option(min=0, help="Rows whose neighbours are compared.")] = 1000,
-    k: Neighbours = 10,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Compare the vectors of the same rows in two stores, e.g. of two checkpoints."""
-    from zarrow.analysis import compare as run
-
-    with open_store(path) as store, open_store(other) as second, progress_bar() as bar:
-        found = run(
-            store,
-            second,
-            on=on or None,
-            array=(array, other_array or array),
-            by=by,
-            probability=probability,
-            sample=sample,
-            k=k,
-            seed=seed,
-            progress=bar,
-        )
-    if as_json:
-        print_json(found.to_dict())
-        return
-    one_sided = len(found.only_a), len(found.only_b)
-    say(
-        f"{found.matched:,} rows in both; {one_sided[0]:,} only in {escape(str(path))}, {one_sided[1]:,} "
-        f"only in {escape(str(other))}"
-    )
-    show_left_out({"NaN or infinity in a vector": found.nonfinite_rows})
-    cosines = f"{cell(found.cosine_mean)} ± {cell(found.cosine_std)}, at least {cell(found.cosine_min)}"
-    shared = f"{found.neighbour_overlap:.1%}" if found.neighbour_overlap is not None else "–"
-    facts = {
-        "linear CKA": f"{cell(found.cka)}  (1: the same up to rotation and scale)",
-        "Procrustes": f"{cell(found.procrustes)}  (0: the same up to rotation and scale)",
-        "cosine of a row": cosines if found.cosine_mean is not None else "–",
-        "shared neighbours": f"{shared} of the {found.k} nearest, over {found.sampled:,} rows",
-    }
-    if found.probability is not None:
-        p = found.probability
-        facts[probability or ""] = (
-            f"{cell(p['mean_a'])} → {cell(p['mean_b'])}, "
-            f"mean |change| {cell(p['mean_absolute_difference'])}, "
-            f"KS {cell(p['ks'])}, correlation {cell(p['correlation'])}"
-        )
-    show_facts(facts)
-    if found.groups is not None:
-        show_table(found.groups, keys=len(by))
-    if found.dimensions is not None:
-        out.print("\ndimensions that moved most")
-        drift = [abs(value or 0) for value in found.dimensions["drift"].to_pylist()]
-        most = sorted(range(len(drift)), key=lambda place: -drift[place])[:5]
-        show_table(found.dimensions.take(most))
 
 
 def _show_written(file: Path | None) -> None:

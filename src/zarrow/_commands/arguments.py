@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from zarrow.several import Union
     from zarrow.store import Store
 
 __all__ = [
@@ -37,10 +38,12 @@ __all__ = [
     "Probability",
     "Seed",
     "StorePath",
+    "StorePaths",
     "Where",
     "comma_list",
     "key_of",
     "open_store",
+    "open_stores",
     "row_numbers",
     "where_of",
 ]
@@ -76,6 +79,10 @@ def comma_list(help: str, *flags: str, default: str | bool = False, metavar: str
 
 
 StorePath = Annotated[Path, Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)]
+StorePaths = Annotated[
+    list[Path],
+    Argument(metavar="STORE...", help="A store, or those of several models.", show_default=False),
+]
 Arrays = Annotated[Names, comma_list("Arrays, comma-separated.", default="all")]
 Columns = Annotated[Names, comma_list("Columns, comma-separated.", default="all")]
 Array = Annotated[
@@ -133,6 +140,21 @@ def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:
     return store
 
 
+def open_stores(paths: Sequence[Path], *, partial: bool = False) -> Store | Union:
+    """Open a store, or those of several models as one view with a column ``model``."""
+    from zarrow.several import model_names, union
+
+    if len(paths) == 1:
+        return open_store(paths[0], partial=partial)
+    names = model_names([path.absolute() for path in paths])
+    stores = [open_store(path, partial=partial) for path in paths]
+    try:
+        return union(dict(zip(names, stores, strict=True)))
+    finally:  # the view has opened them itself
+        for store in stores:
+            store.close()
+
+
 def row_numbers(given: Names, count: int) -> list[int]:
     """Return the row numbers of ``--rows``; negative ones count from the end."""
     try:
@@ -155,7 +177,7 @@ def key_of(store: Store, given: Sequence[str]) -> dict[str, pa.Array]:
     return {name.strip(): pa.array([_value(store, name.strip(), text.strip())]) for name, _, text in pairs}
 
 
-def where_of(store: Store, conditions: Sequence[str] | None) -> pc.Expression | None:
+def where_of(store: Store | Union, conditions: Sequence[str] | None) -> pc.Expression | None:
     """Return the filter that all conditions of ``--where`` make together; None if there is none."""
     import pyarrow.compute as pc
 
@@ -173,7 +195,7 @@ def where_of(store: Store, conditions: Sequence[str] | None) -> pc.Expression | 
     return whole
 
 
-def _value(store: Store, name: str, text: str) -> pa.Scalar:
+def _value(store: Store | Union, name: str, text: str) -> pa.Scalar:
     """Return a value of a column's type."""
     import pyarrow as pa
 

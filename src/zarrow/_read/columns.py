@@ -21,7 +21,7 @@ is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -39,7 +39,7 @@ from zarrow._storage import threads
 from zarrow._storage.cache import Cache
 from zarrow.errors import InvalidInputError, unknown_name
 
-__all__ = ["NarrowColumns"]
+__all__ = ["NarrowColumns", "by_sample"]
 
 CACHE_BYTES = 64 << 20
 _KEPT_BYTES = 16 << 20
@@ -251,16 +251,21 @@ class NarrowColumns:
         InvalidInputError
             If rows have none.
         """
-        rows, samples = [], []
-        for batch in self.batches([ROW, SAMPLE_INDEX], filter):
-            if batch[SAMPLE_INDEX].null_count:
-                raise InvalidInputError(
-                    "sample order needs all rows to have been appended with sample_index=, and some were "
-                    "not: read them in row order"
-                )
-            rows.append(batch[ROW].to_numpy())
-            samples.append(batch[SAMPLE_INDEX].to_numpy())
-        if not rows:
-            return np.empty(0, np.int64)
-        order = np.argsort(np.concatenate(samples), kind="stable")
-        return np.concatenate(rows)[order]
+        return by_sample(self.batches([ROW, SAMPLE_INDEX], filter))
+
+
+def by_sample(batches: Iterable[pa.RecordBatch]) -> npt.NDArray[np.int64]:
+    """Return the rows of batches by sample index, then row; `InvalidInputError` if some have none."""
+    rows, samples = [], []
+    for batch in batches:
+        if batch[SAMPLE_INDEX].null_count:
+            raise InvalidInputError(
+                "sample order needs all rows to have been appended with sample_index=, and some were "
+                "not: read them in row order"
+            )
+        rows.append(batch[ROW].to_numpy())
+        samples.append(batch[SAMPLE_INDEX].to_numpy())
+    if not rows:
+        return np.empty(0, np.int64)
+    order = np.argsort(np.concatenate(samples), kind="stable")
+    return np.concatenate(rows)[order]

@@ -8,19 +8,20 @@ engine is loaded when it is first used.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from zarrow._format.arrow import with_children, with_types
-from zarrow._format.layout import require_utf8
+from zarrow._format.layout import ROW, require_utf8
 from zarrow.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
-__all__ = ["duckdb_connection", "for_duckdb", "polars_frame", "type_in_duckdb"]
+__all__ = ["duckdb_connection", "duckdb_union", "for_duckdb", "polars_frame", "quoted", "type_in_duckdb"]
 
 
 _MAX_PRECISION = 38
@@ -69,19 +70,64 @@ def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
 
 def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnection:
     """Return a connection with a view ``predictions`` of Parquet files and the rows that follow them."""
+    connection = _connect()
+    connection.execute(f"CREATE VIEW predictions AS {_rows_of(connection, 'zarrow_rest', paths, rest)}")
+    return connection
+
+
+def duckdb_union(
+    stores: Sequence[tuple[list[str], pa.Table]],
+    names: Sequence[str],
+    starts: Sequence[int],
+    columns: Sequence[str],
+    column: str,
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection with a view ``predictions`` of several stores.
+
+    Parameters
+    ----------
+    stores : list of (list of str, pyarrow.Table)
+        As for `duckdb_connection`, of each store.
+    names, starts : list
+        The name of each store, and what to add to its row numbers.
+    columns : list of str
+        The columns of the view.
+    column : str
+        That of the names.
+    """
+    connection = _connect()
+    queries = []
+    for number, ((paths, rest), name, start) in enumerate(zip(stores, names, starts, strict=True)):
+        made = {ROW: f"{quoted(ROW)} + {start}", column: "'" + name.replace("'", "''") + "'"}
+        chosen = ", ".join(f"{made.get(one, quoted(one))} AS {quoted(one)}" for one in columns)
+        rows = _rows_of(connection, f"zarrow_rest_{number}", paths, rest)
+        queries.append(f"SELECT {chosen} FROM ({rows})")
+    connection.execute(f"CREATE VIEW predictions AS {' UNION ALL '.join(queries)}")
+    return connection
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
     try:
         import duckdb
     except ImportError as error:
         raise MissingExtraError("sql needs DuckDB: pip install duckdb") from error
-    connection = duckdb.connect()
-    connection.register("zarrow_rest", with_types(rest, type_in_duckdb))
-    query = "SELECT * FROM zarrow_rest"
+    return duckdb.connect()
+
+
+def _rows_of(connection: duckdb.DuckDBPyConnection, name: str, paths: list[str], rest: pa.Table) -> str:
+    """Return a query of Parquet files and the rows that follow them, which are registered under a name."""
+    connection.register(name, with_types(rest, type_in_duckdb))
+    query = f"SELECT * FROM {name}"
     if paths:
         require_utf8(paths[0])
-        quoted = ", ".join(map(_quoted, paths))
-        query = f"SELECT * FROM read_parquet([{quoted}], hive_partitioning=false) UNION ALL {query}"
-    connection.execute(f"CREATE VIEW predictions AS {query}")
-    return connection
+        files = ", ".join(map(_quoted, paths))
+        query = f"SELECT * FROM read_parquet([{files}], hive_partitioning=false) UNION ALL {query}"
+    return query
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _quoted(path: str) -> str:

@@ -25,6 +25,7 @@ from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.filters import Filter
 from zarrow._read.indexing import Check
+from zarrow._read.stacked import StackedColumns, UnionArray
 from zarrow.errors import unknown_name
 
 __all__ = ["Join", "Joined", "Vectors", "batch_rows", "rows_found"]
@@ -36,7 +37,7 @@ _BATCH_BYTES = 32 * layout.MEBIBYTE
 _MAX_BATCH_ROWS = 65_536
 
 
-def batch_rows(arrays: Sequence[StoreArray]) -> int:
+def batch_rows(arrays: Sequence[StoreArray | UnionArray]) -> int:
     """Return the rows of a batch by default: those of 32 MiB of vectors, at most 65,536."""
     row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
     return min(rows_of(_BATCH_BYTES, row_bytes), _MAX_BATCH_ROWS)
@@ -48,11 +49,11 @@ class Join:
 
     Parameters
     ----------
-    columns : NarrowColumns
+    columns : NarrowColumns or StackedColumns
         The narrow columns.
     names : list of str
         Which of them.
-    arrays : list of StoreArray
+    arrays : list of StoreArray or UnionArray
         The arrays.
     size : int
         Rows of every batch but the last.
@@ -60,9 +61,9 @@ class Join:
         Whether to compare the vectors with their checksums.
     """
 
-    columns: NarrowColumns
+    columns: NarrowColumns | StackedColumns
     names: list[str]
-    arrays: list[StoreArray]
+    arrays: Sequence[StoreArray | UnionArray]
     size: int
     check: Check
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from zarrow._format import layout
 from zarrow._format.arrow import computable_type, with_types
 from zarrow._format.layout import ROW
 from zarrow._read.filters import Filter
 
 if TYPE_CHECKING:
+    import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-__all__ = ["KnownRows", "may_pass"]
+__all__ = ["KnownRows", "may_pass", "possible_places"]
 
 
 class KnownRows:
@@ -38,21 +37,61 @@ class KnownRows:
 
     def __init__(self, rows: Sequence[range], schema: pa.Schema) -> None:
         import pyarrow.dataset as ds
-        from pyarrow.fs import LocalFileSystem
 
         row = ds.field(ROW)
-        self._dataset = ds.FileSystemDataset.from_paths(
-            [layout.part_path(segment) for segment in range(len(rows))],
-            schema=with_types(schema, computable_type),
-            format=ds.ParquetFileFormat(),
-            filesystem=LocalFileSystem(),
-            partitions=[(row >= here.start) & (row < here.stop) for here in rows],
-        )
+        self._places = _places([(row >= here.start) & (row < here.stop) for here in rows], schema)
 
     def segments(self, filter: Filter) -> list[int]:
         """Return the segments that may have rows which pass; opens no file."""
-        left = self._dataset.get_fragments(None if _names_nan(filter) else filter.expression)
-        return [int(PurePath(fragment.path).stem.rpartition("-")[2]) for fragment in left]
+        return _left(self._places, filter)
+
+
+def possible_places(known: Sequence[pc.Expression], filter: Filter, schema: pa.Schema) -> list[int]:
+    """Return the places of those conditions that rows can meet which pass a filter, too.
+
+    Parameters
+    ----------
+    known : list of pyarrow.compute.Expression
+        What holds for all rows of each place.
+    filter : Filter
+        The filter.
+    schema : pyarrow.Schema
+        The columns of both.
+
+    Returns
+    -------
+    list of int
+        Ascending.
+
+    Examples
+    --------
+    >>> import pyarrow.compute as pc
+    >>> from zarrow._read.filters import read_filter
+    >>> schema = pa.schema({"model": pa.string()})
+    >>> known = [pc.field("model") == "a", pc.field("model") == "b"]
+    >>> possible_places(known, read_filter(pc.field("model") == "b", schema), schema)
+    [1]
+    """
+    return _left(_places(known, schema), filter)
+
+
+def _places(known: Sequence[pc.Expression], schema: pa.Schema) -> ds.FileSystemDataset:
+    """Return a dataset whose partitions are the conditions; its files need not exist."""
+    import pyarrow.dataset as ds
+    from pyarrow.fs import LocalFileSystem
+
+    return ds.FileSystemDataset.from_paths(
+        [str(place) for place in range(len(known))],
+        schema=with_types(schema, computable_type),
+        format=ds.ParquetFileFormat(),
+        filesystem=LocalFileSystem(),
+        partitions=list(known),
+    )
+
+
+def _left(places: ds.FileSystemDataset, filter: Filter) -> list[int]:
+    left = places.get_fragments(None if _names_nan(filter) else filter.expression)
+    return [int(fragment.path) for fragment in left]
 
 
 def may_pass(part: ds.ParquetFileFragment, filter: Filter, schema: pa.Schema) -> bool:

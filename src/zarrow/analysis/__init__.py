@@ -11,6 +11,7 @@ Behind the functions below and the doors `zarrow.analysis.plot` and `zarrow.anal
 """
 
 from zarrow.analysis._questions.compare import Comparison, compare
+from zarrow.analysis._questions.compare_all import ModelComparison, compare_all
 from zarrow.analysis._questions.compose import compose
 from zarrow.analysis._questions.describe import ArrayDescription, Description, describe
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
@@ -27,12 +28,14 @@ __all__ = [
     "Description",
     "Evaluation",
     "Map",
+    "ModelComparison",
     "NeighbourIndex",
     "Neighbours",
     "Pca",
     "Probe",
     "build_neighbours",
     "compare",
+    "compare_all",
     "compose",
     "describe",
     "embed_texts",

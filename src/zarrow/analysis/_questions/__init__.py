@@ -15,6 +15,7 @@ or of its own, and returns a frozen dataclass:
 `compose`               probabilities of several tasks joined into one
 `probe`                 what a linear model can read off the vectors
 `compare`               how two models' vectors of the same rows differ
+`compare_all`           those of several models, pair by pair
 `answer`                the result of each of them as JSON values
 ======================  ===============================================================================
 """

@@ -21,6 +21,7 @@ from zarrow.analysis._rows.arguments import require_choice, require_store
 from zarrow.analysis._rows.groups import free_names, names_of
 from zarrow.analysis._rows.roles import EVERYQUERY, choose_probability
 from zarrow.errors import InvalidInputError
+from zarrow.several import Union
 from zarrow.store import Store
 
 __all__ = ["compose"]
@@ -30,7 +31,7 @@ AGGREGATES: dict[How, str] = {"max": "max(p)", "or": "1 - product(1 - p)", "sum"
 
 
 def compose(
-    store: Store,
+    store: Store | Union,
     how: How = "max",
     over: str | None = None,
     by: str | Sequence[str] | None = None,
@@ -43,7 +44,7 @@ def compose(
 
     Parameters
     ----------
-    store : Store
+    store : Store or Union
         The store.
     how : {"max", "or", "sum", "mean"}
         How to join them; see the module's docstring.
@@ -83,8 +84,10 @@ def compose(
     (['subject_id', 'prediction_time', 'rows', 'occurs_prob', 'occurs'], 500)
     """
     require_choice("how", how, How)
-    require_store(store)
-    names = _usual(store, "by", (EVERYQUERY.subject, EVERYQUERY.time)) if by is None else names_of(by)
+    require_store(store, or_union=True)
+    models = [store.column] if isinstance(store, Union) else []
+    usual = (*models, EVERYQUERY.subject, EVERYQUERY.time)
+    names = _usual(store, "by", usual) if by is None else names_of(by)
     over = _usual(store, "over", EVERYQUERY.task[:1])[0] if over is None else over
     if not names:
         raise InvalidInputError("by must name at least one column, such as subject_id")
@@ -137,7 +140,7 @@ def compose(
     return pa.table(grouped | found)
 
 
-def _usual(store: Store, argument: str, names: Sequence[str]) -> list[str]:
+def _usual(store: Store | Union, argument: str, names: Sequence[str]) -> list[str]:
     lacks = [name for name in names if name not in store.schema.names]
     if lacks:
         raise InvalidInputError(

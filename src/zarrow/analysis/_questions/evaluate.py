@@ -27,6 +27,7 @@ from zarrow.analysis._rows.blocks import Progress
 from zarrow.analysis._rows.groups import Groups, names_of, plain
 from zarrow.analysis._rows.roles import choose_label, choose_probability, order_of_tasks
 from zarrow.errors import InvalidInputError, unknown_name
+from zarrow.several import Union
 from zarrow.store import Store
 
 __all__ = ["Evaluation", "evaluate", "read_binary", "read_numbers"]
@@ -142,7 +143,7 @@ class Evaluation(Answer):
 
 
 def evaluate(
-    store: Store | pa.Table,
+    store: Store | Union | pa.Table,
     probability: str | None = None,
     label: str | None = None,
     *,
@@ -165,8 +166,8 @@ def evaluate(
 
     Parameters
     ----------
-    store : Store or pyarrow.Table
-        The store, or a table such as `compose` makes.
+    store : Store, Union or pyarrow.Table
+        The store, the view of several (with ``by="model"``, say), or a table such as `compose` makes.
     probability : str, optional
         A column of probabilities, in 0..1; of a store, by default the one that looks like it. Rows where it
         is null or NaN are left out and counted.
@@ -228,7 +229,7 @@ def evaluate(
         raise InvalidInputError("draws='cells' draws single rows, and unit= whole units: choose one")
     names = names_of(by)
     if not isinstance(store, pa.Table):
-        require_store(store)
+        require_store(store, or_union=True)
         probability, label = choose_probability(store, probability), choose_label(store, label)
     elif probability is None or label is None:
         raise InvalidInputError("name the columns of a table that hold the probabilities and the labels")

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from zarrow._format.given import as_array
 from zarrow.analysis._rows.blocks import as_matrix
 from zarrow.errors import InvalidInputError
+from zarrow.several import Union
 from zarrow.store import Store
 
 __all__ = ["read_vectors", "require_choice", "require_store"]
@@ -26,14 +27,14 @@ def require_choice(name: str, value: object, words: Any) -> None:
         raise InvalidInputError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def require_store(given: object) -> None:
-    """Raise `InvalidInputError` unless an argument is a store.
+def require_store(given: object, *, or_union: bool = False) -> None:
+    """Raise `InvalidInputError` unless an argument is a store, or perhaps a union of stores.
 
     >>> require_store("run.zarrow")
     Traceback (most recent call last):
     zarrow.errors.InvalidInputError: expected a store, as returned by zarrow.open(path), got str
     """
-    if not isinstance(given, Store):
+    if not isinstance(given, Store | Union if or_union else Store):
         raise InvalidInputError(
             f"expected a store, as returned by zarrow.open(path), got {type(given).__name__}"
         )

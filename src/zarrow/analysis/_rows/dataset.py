@@ -1,6 +1,7 @@
 """Datasets — an xarray Dataset, read as a store is.
 
-`source_of` takes the first argument of an analysis and returns what the analysis reads: a `Store` as it is, a
+`source_of` takes the first argument of an analysis and returns what the analysis reads: a `Store`, or a
+`Union` of several, as it is, a
 Dataset (or DataArray) as `DatasetRows`, which has those members of a store that an analysis uses. In a
 Dataset
 
@@ -37,6 +38,7 @@ from zarrow._read.filters import read_filter
 from zarrow.analysis._rows.dataset_columns import arrow_type, arrow_values
 from zarrow.analysis._rows.workers import Client, active_client, compute, load, sender
 from zarrow.errors import InvalidInputError, unknown_name
+from zarrow.several import Union, UnionArray
 from zarrow.store import Store, StoreArray
 
 if TYPE_CHECKING:
@@ -55,9 +57,9 @@ __all__ = [
 
 PIECE_BYTES = 16 << 20
 
-Source: TypeAlias = "Store | xr.Dataset | xr.DataArray"
-Rows: TypeAlias = "Store | DatasetRows"
-Array: TypeAlias = "StoreArray | DatasetArray"
+Source: TypeAlias = "Store | Union | xr.Dataset | xr.DataArray"
+Rows: TypeAlias = "Store | Union | DatasetRows"
+Array: TypeAlias = "StoreArray | UnionArray | DatasetArray"
 
 
 def source_of(given: Source | DatasetRows, client: Client | None = None) -> tuple[Rows, Client | None]:
@@ -67,7 +69,7 @@ def source_of(given: Source | DatasetRows, client: Client | None = None) -> tupl
     own default client by default. `InvalidInputError` if it is neither a store nor a Dataset with
     the dimension ``row``.
     """
-    if isinstance(given, Store | DatasetRows):
+    if isinstance(given, Store | Union | DatasetRows):
         return given, client
     xarray = sys.modules.get("xarray")
     if xarray is not None and isinstance(given, xarray.DataArray):
@@ -95,7 +97,7 @@ def pieces(
     `names` are the arrays and columns to be read, without those of the filter. A store is one range that
     needs no loading.
     """
-    if isinstance(source, Store):
+    if isinstance(source, Store | Union):
         return [(range(source.num_rows), lambda: source)]
     if source.at_hand:
         return [(source.span, lambda: source)]
@@ -105,7 +107,7 @@ def pieces(
 
 def received(sent: Any, schema: pa.Schema | None, span: range) -> Rows:
     """Return, on a worker, the rows that it was sent: a store, or a piece sent by `DatasetRows.senders`."""
-    return sent if isinstance(sent, Store) else DatasetRows(load(sent), None, span, schema)
+    return sent if isinstance(sent, Store | Union) else DatasetRows(load(sent), None, span, schema)
 
 
 class DatasetRows:

@@ -29,6 +29,7 @@ from zarrow.analysis._rows.blocks import (
 )
 from zarrow.analysis._rows.dataset import Array, DatasetRows, Rows, pieces, received
 from zarrow.analysis._rows.workers import Client
+from zarrow.several import Union
 from zarrow.store import Store
 
 __all__ = ["Passes", "State", "fold"]
@@ -257,7 +258,7 @@ def _parts(client: Client) -> int:
     return PARTS_PER_WORKER * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
 
 
-def _spans(store: Store, parts: int) -> list[range]:
+def _spans(store: Store | Union, parts: int) -> list[range]:
     """Cut the rows into about `parts` ranges of whole segments."""
     segments = [rows for rows in store.segments if len(rows)]
     per_part = -(-len(segments) // parts) if segments else 1

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from zarrow.analysis._rows.dataset import Rows
 from zarrow.errors import InvalidInputError
+from zarrow.several import Union
 from zarrow.store import Store
 
 __all__ = [
@@ -64,19 +65,19 @@ EVERYQUERY = Roles(
 """The names of EveryQuery's predictions, which for subject, time and label are those of MEDS."""
 
 
-def choose_probability(store: Store, name: str | None) -> str:
+def choose_probability(store: Store | Union, name: str | None) -> str:
     """Return the column of probabilities: the one named, or the one that looks like it."""
     usual = (*EVERYQUERY.probability, "probability", "prob")
     return _choose(store, name, usual, pa.types.is_floating, "probability", "prob")
 
 
-def choose_label(store: Store, name: str | None) -> str:
+def choose_label(store: Store | Union, name: str | None) -> str:
     """Return the column of labels: the one named, or the one that looks like it."""
     return _choose(store, name, (*EVERYQUERY.label, "label"), pa.types.is_boolean, "label", "")
 
 
 def _choose(
-    store: Store,
+    store: Store | Union,
     name: str | None,
     usual: Sequence[str],
     fits: Callable[[pa.DataType], bool],
@@ -107,7 +108,7 @@ def subject_of(source: Rows) -> str | None:
     return next(iter(source.keys), None)
 
 
-def tasks_of(store: Store) -> list[str]:
+def tasks_of(store: Store | Union) -> list[str]:
     """Return the columns that say what was asked; empty if there are none."""
     return [name for name in (*EVERYQUERY.task, "task") if name in store.schema.names]
 
