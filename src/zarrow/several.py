@@ -92,7 +92,13 @@ class Union:
 
     Parameters
     ----------
-    stores, columns, column, partial
+    stores : list of Store or path, or dict of str to Store or path
+        As in `union`.
+    columns : list of str, optional
+        As in `union`.
+    column : str
+        As in `union`.
+    partial : bool
         As in `union`.
 
     Attributes
@@ -461,11 +467,13 @@ class Union:
 
         Parameters
         ----------
-        filter, columns, arrays, batch_size, check : optional
+        filter, columns, arrays, batch_size : optional
             As in `Store.join`.
         order : {"sample_index"}, optional
             Return rows in the order of the dataset that was predicted: each sample's rows of all models
             follow each other.
+        check : {"crc"}, optional
+            As in `Store.take`.
 
         Returns
         -------
