@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import random
@@ -21,6 +22,7 @@ from crash.workloads import NAME, calls, scratch
 
 import zarrow
 from zarrow._format.documents import decode_document
+from zarrow._format.records import Owner
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -566,3 +568,28 @@ def test_a_crash_in_a_repair_is_harmless(
     figures("crashes inside repair", calls=len(recorder.log), states=tally.states, bad=len(tally.bad))
     assert not tally.bad, "\n".join(tally.bad[:20])
     assert len(recorder.log) > 50
+
+
+@pytest.mark.parametrize("damaged", ["rows", "what they follow"])
+def test_what_is_left_of_a_segment_taken_back_goes_with_its_rows(tmp_path: Path, damaged: str) -> None:
+    """A part that only the owner of an open segment explains is no missing segment once it is new."""
+    path, kept = tmp_path / NAME, tmp_path / "kept"
+    write(path, finalize=True)
+    last = ROWS // SEGMENT_ROWS
+    shutil.copytree(path, kept)
+    with zarrow.Writer(path, mode="a") as writer:
+        append(writer, np.arange(2))
+    for name in (f"table/part-{last:08d}.parquet", f"embeddings.zarr/e/c/{last}/0"):
+        shutil.copy(kept / name, path / name)  # as a copy of a live store may have them
+    (slot,) = (one for one in (path / "open").iterdir() if one.is_dir())
+    if damaged == "rows":
+        (slot / "e.rows").unlink()
+    else:
+        owner = Owner.decode((slot / "owner.json").read_bytes(), "owner")
+        (slot / "owner.json").write_bytes(dataclasses.replace(owner, sequence=1).encode())
+    assert not zarrow.verify(path).ok
+    zarrow.repair(path)
+    assert zarrow.verify(path).ok
+    with zarrow.open(path, partial=True) as store:
+        assert len(store) == (last * SEGMENT_ROWS if damaged == "rows" else ROWS + 2)
+    zarrow.Writer(path, mode="a").finalize()

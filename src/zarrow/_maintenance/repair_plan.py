@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from zarrow._write import publishing, recovery, seal
 from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.quarantine import Aside, SetAside
+from zarrow._write.reopening import remove_segment_files
 from zarrow.errors import CorruptionError
 
 __all__ = ["Plan", "carry_out", "examine"]
@@ -63,6 +64,8 @@ class Plan:
         Open segments to give a new owner.
     stale : tuple of str
         Copies that an interrupted repair left, and that do not count yet.
+    remains : tuple of int
+        Segments that were taken back, of whose files only the owners of `disowned` say so.
     moved_rows : int
         Rows of sound segments that get new row numbers.
     """
@@ -73,6 +76,7 @@ class Plan:
     copies: dict[int | str, tuple[Salvage, int]]
     disowned: tuple[str, ...]
     stale: tuple[str, ...]
+    remains: tuple[int, ...]
     moved_rows: int
 
 
@@ -196,6 +200,7 @@ class _Planner:
             self._copies,
             tuple(self._disowned),
             tuple(stale),
+            tuple(self._remains(self._disowned)),
             self._moved_rows(),
         )
 
@@ -247,17 +252,7 @@ class _Planner:
 
     def _segment(self, number: int) -> Aside:
         findings = self._by_segment[number]
-        moves = {
-            layout.shard_path(array.name, number, len(array.row_shape)): f"{array.name}.shard"
-            for array in self._spec.arrays
-        }
-        for path in list(moves):
-            # A symbolic link on the way is moved itself.
-            for parent in Path(path).parents:
-                if (self._root / parent).is_symlink():
-                    moves[str(parent)] = moves.pop(path)
-                    break
-        moves[layout.part_path(number)] = layout.PART
+        moves = self._files_of(number)
         moves[layout.record_path(number)] = "record.json"  # the last: see `repair`
         first = number * self._spec.segment_rows
         record = self._records.get(number)
@@ -285,6 +280,27 @@ class _Planner:
             kept_rows=kept,
             sample_index=samples,
         )
+
+    def _files_of(self, number: int) -> dict[str, str]:
+        """Return where the shards and the part of a segment are moved to."""
+        moves = {
+            layout.shard_path(array.name, number, len(array.row_shape)): f"{array.name}.shard"
+            for array in self._spec.arrays
+        }
+        for path in list(moves):
+            # A symbolic link on the way is moved itself.
+            for parent in Path(path).parents:
+                if (self._root / parent).is_symlink():
+                    moves[str(parent)] = moves.pop(path)
+                    break
+        return {**moves, layout.part_path(number): layout.PART}
+
+    def _remains(self, slots: Iterable[str]) -> Iterator[int]:
+        """Yield the segments that became these open segments, and whose files may still be there."""
+        for slot in slots:
+            of = self._slots[slot].owner.reopens if slot in self._slots else None
+            if isinstance(of, tuple) and not self._files.exists(layout.record_path(of[0])):
+                yield of[0]
 
     def _sound_slots(self) -> dict[str, int]:
         """Return the rows of the open segments of which nothing is damaged."""
@@ -318,7 +334,8 @@ class _Planner:
         yield self._incident(
             path,
             slot,
-            {path: "open"},
+            {old: new for number in self._remains([slot]) for old, new in self._files_of(number).items()}
+            | {path: "open"},
             findings,
             rows=(first, max(first, len(left.sound))),
             kept_rows=kept,
@@ -449,6 +466,8 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
             copy.enter(root)
         finally:
             copy.close()
+    for number in plan.remains:
+        remove_segment_files(root, plan.spec, number)
     # Before the rows that they follow are gone, but for those whose owner is set aside itself.
     damaged_owners = {path for one in plan.incidents for path in one.files}
     for last in (False, True):
