@@ -140,6 +140,7 @@ def test_an_array_spec_checks_itself(change: dict[str, Any], message: str) -> No
             "'a' is that of more than one column",
         ),
         ({"keys": ("no",)}, "key 'no' is not a column; the columns are .*'id'"),
+        ({"keys": ("id", "id")}, "key 'id' is named twice in keys="),
     ],
 )
 def test_a_store_spec_checks_itself(change: dict[str, Any], message: str) -> None:

@@ -325,7 +325,9 @@ class StoreSpec:
                     f"the names {other!r} and {name!r} differ only by case, which SQL cannot tell apart: "
                     "rename one"
                 )
-        for key in self.keys:
+        for place, key in enumerate(self.keys):
+            if key in self.keys[:place]:
+                raise InvalidInputError(f"key {key!r} is named twice in keys={list(self.keys)}: name it once")
             if key not in columns:
                 raise InvalidInputError(f"key {key!r} is not a column; the columns are {columns}")
             kind = self.schema.field(key).type
