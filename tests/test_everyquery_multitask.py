@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import types
@@ -559,14 +560,22 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import test_everyquery_multitask as t
 
-folder, rows, devices, differ = Path(sys.argv[1]), *map(int, sys.argv[3:])
-import os
+folder, rows, devices, differ, kill = Path(sys.argv[1]), *map(int, sys.argv[3:])
+import os, signal, time
+
+class Model(t.Model):
+    def predict_step(self, batch):
+        if kill and os.environ.get("LOCAL_RANK", "0") == "1" and int(batch.rows.max()) >= kill:
+            time.sleep(0.3)  # until what was predicted before is stored
+            os.killpg(0, signal.SIGKILL)
+        return super().predict_step(batch)
+
 frame = t.sequences(rows)
 if differ and os.environ.get("LOCAL_RANK", "0") != "0":
     frame = frame.reverse()
 writer = t.StreamingPredictionWriter(folder / "p.parquet", frame, code_to_index=t.CODES)
 trainer = t.trainer(writer, devices=devices, strategy="ddp")
-trainer.predict(t.Model(frame), datamodule=t.Data(frame), return_predictions=False)
+trainer.predict(Model(frame), datamodule=t.Data(frame), return_predictions=False)
 """
 
 
@@ -575,12 +584,7 @@ trainer.predict(t.Model(frame), datamodule=t.Data(frame), return_predictions=Fal
 @pytest.mark.parametrize("differ", [0, 1])
 def test_ranks(tmp_path: Path, differ: int) -> None:
     """Two ranks write the file of one; if they have different tasks, nothing is stored."""
-    script = tmp_path / "script.py"
-    script.write_text(RANKS)
-    arguments = [tmp_path / "out", Path(__file__).parent, 60, 2, differ]
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    done = run_ranks(tmp_path, 60, 2, differ)
     if differ:
         assert done.returncode
         assert "every rank must have the same tasks; rank 0 has" in done.stderr
@@ -588,6 +592,30 @@ def test_ranks(tmp_path: Path, differ: int) -> None:
     else:
         assert done.returncode == 0, done.stderr
         check_file(tmp_path / "out" / "p.parquet", sequences(60))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ranks_killed(tmp_path: Path) -> None:
+    """Two ranks that are killed in the middle leave no file, and two others go on to the same file."""
+    assert run_ranks(tmp_path, 120, 2, kill=70).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "p.parquet").exists()
+    with zarrow.open(tmp_path / "out" / "p.zarrow", partial=True) as store:
+        assert 0 < len(store) < 120
+    done = run_ranks(tmp_path, 120, 2)
+    assert done.returncode == 0, done.stderr
+    check_file(tmp_path / "out" / "p.parquet", sequences(120))
+
+
+def run_ranks(
+    folder: Path, rows: int, ranks: int, differ: int = 0, kill: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run several ranks, with unlike tasks or killed at a row if that is wanted."""
+    script = folder / "script.py"
+    script.write_text(RANKS)
+    given = [folder / "out", Path(__file__).parent, rows, ranks, differ, kill]
+    command = [sys.executable, str(script), *map(str, given)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
 
 
 # The preset, and frames
