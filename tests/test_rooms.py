@@ -57,7 +57,17 @@ def test_test_folders_mirror_rooms() -> None:
 def test_test_files_mirror_doors(file: Path) -> None:
     """A test file outside the folders is named after a door, or after what it tests of the project."""
     doors = {one.stem for one in SOURCE.iterdir() if not one.name.startswith("_")}
-    project = {"benchmarks", "contracts", "docstrings", "examples", "import", "readme", "rooms"}
+    project = {
+        "benchmarks",
+        "contracts",
+        "docstrings",
+        "examples",
+        "guides",
+        "import",
+        "notebooks",
+        "readme",
+        "rooms",
+    }
     assert file.stem.split("_")[1] in project | doors
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from typer import Exit, Option, Typer
 from typer.core import TyperGroup
 
-from zarrow._commands import analyse, compare, draw, keep, look, move, run
+from zarrow._commands import analyse, compare, draw, guides, keep, look, move, run
 from zarrow._commands.terminal import err, escape, out, say
 from zarrow.errors import NotFoundError, ZarrowError
 
@@ -69,7 +69,7 @@ app = Typer(
     pretty_exceptions_enable=False,
     help="Predictions on disk: narrow columns as Parquet, vectors as sharded Zarr, joined by row.",
 )
-for _panel in (run, look, keep, move, analyse, compare, draw):
+for _panel in (run, look, guides, keep, move, analyse, compare, draw):
     app.add_typer(_panel.app)
 
 

@@ -11,6 +11,7 @@ command that needs it. This room may import everything but `cli`. First the pane
 `analyse`               questions about vectors and probabilities
 `compare`               one of these questions: two models or more
 `draw`                  map, plot, report
+`guides`                docs
 `arguments`             the options that commands share, and what their texts mean
 `watching`              how far a run is, and how fast
 `show_store`            a store, in a terminal
