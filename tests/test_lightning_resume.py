@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 import zarrow
 from zarrow._predict import identity
@@ -140,7 +140,7 @@ def test_many_deaths(tmp_path):
 
 def test_batches_that_a_crash_cut_are_predicted_whole(tmp_path):
     """If a batch spans two segments and one is lost, only the missing rows are stored again."""
-    with zarrow.Writer(tmp_path / "s") as writer:
+    with zarrow.Writer(tmp_path / "s", provenance={"predict": {}}) as writer:
         writer.append(
             {"number": np.arange(4, dtype="f4"), "together": np.float32([3, 3, 3, 12])},
             {"query_embed": np.float32([[0, 3], [1, 3], [2, 3], [3, 12]])},
@@ -531,3 +531,39 @@ def test_a_resume_after_a_repair_predicts_what_was_damaged_and_nothing_else(
     assert done.nameless_rows == (16 if "part" in what else 0)
     assert_equal(tmp_path / "whole", tmp_path / "damaged")
     assert zarrow.verify(tmp_path / "damaged", "full").ok
+
+
+def test_a_plain_writers_store_is_not_resumed(tmp_path):
+    """Rows that no predict wrote count as another run's: they are taken over only with force=True."""
+    path = tmp_path / "run.zarrow"
+    for finalize in (False, True):
+        with zarrow.Writer(path, mode="w") as writer:
+            writer.append(
+                {"prob": np.zeros(4, np.float32)}, {"query_embed": np.zeros((4, 4), np.float32)}, range(4)
+            )
+            if finalize:
+                writer.finalize()
+        with pytest.raises(
+            SchemaMismatchError, match=r"not written by a predict.*predict anew \(mode='w'\), or take"
+        ):
+            plain_predict(path)
+        assert len(zarrow.open(path, partial=True)) == 4
+    plain_predict(path, force=True)
+    assert len(zarrow.open(path)) == 10
+
+
+def plain_predict(path, **options):
+    class Plain(LightningModule):
+        def predict_step(self, batch, batch_idx):
+            return {"prob": batch[0].mean(1), "query_embed": batch[0]}
+
+    data = TensorDataset(torch.arange(40.0).reshape(10, 4))
+    writer = PredictionWriter(path, columns=["prob"], arrays=["query_embed"], resume=True, **options)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[writer],
+    )
+    trainer.predict(Plain(), DataLoader(data, batch_size=2), return_predictions=False)

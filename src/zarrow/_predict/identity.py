@@ -128,7 +128,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Returns
     -------
     list of str
-        One text per difference.
+        One text per difference. A store of which nothing can be compared, such as a plain `Writer` makes,
+        differs.
 
     Examples
     --------
@@ -138,6 +139,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences(stored, now)
     ['data.hparams.max_len: the store has 256, now 8']
     """
+    if not stored.keys() & now.keys():
+        return ["it was not written by a predict, so that nothing says which model its rows are from"]
     old, new = stored.get(PREDICT, {}), now.get(PREDICT, {})
     pairs = [(name, old.get(name), new.get(name), name in _LENIENT) for name in _COMPARED]
     pairs += [(name, stored.get(name), value, False) for name, value in now.items() if name != PREDICT]
