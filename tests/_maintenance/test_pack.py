@@ -229,7 +229,7 @@ def test_what_is_refused(store, tmp_path):
     for out in (store / "packed", store.parent):
         with pytest.raises(InvalidInputError, match="or around it"):
             zarrow.pack(store, out)
-    with pytest.raises(StoreExistsError, match="a store exists here already: pack to another path"):
+    with pytest.raises(StoreExistsError, match="there is a store already: pack to another path"):
         zarrow.pack(store, make(tmp_path / "t.zarrow", 50))
     with zarrow.Writer(tmp_path / "open.zarrow") as writer:
         writer.append({"x": [1]})
@@ -458,3 +458,39 @@ def test_the_store_is_whole_at_every_instant(figures):
     tally.check(State("at the end", disk.now(), {"new": True}), judge)
     figures("packing a store", calls=len(recorder.log), states=tally.states, bad=len(tally.bad))
     assert not tally.bad, "\n".join(tally.bad[:20])
+
+
+def test_what_a_killed_pack_left_is_taken_over(store, tmp_path):
+    """A pack to another path that was killed leaves nothing there, and the next one succeeds."""
+    out = tmp_path / "out.zarrow"
+    child = os.fork()
+    if not child:
+
+        def die(step: str, done: int, _total: int) -> None:
+            if step == "write" and done > 100:
+                os._exit(9)
+
+        zarrow.pack(store, out, codecs="zstd", progress=die)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert sorted(os.listdir(tmp_path)) == sorted({store.name, "out.zarrow.incoming"})
+    zarrow.pack(store, out, codecs="zstd")
+    assert sorted(os.listdir(tmp_path)) == sorted({store.name, "out.zarrow"})
+    assert zarrow.open(out).table().num_rows == ROWS
+    with pytest.raises(StoreExistsError, match="there is a store already: pack to another path"):
+        zarrow.pack(store, out, codecs="zstd")
+
+
+def test_a_file_system_without_hard_links_is_named(store, tmp_path, monkeypatch):
+    """Where no file can have a second name, the message says so, and the old store stays."""
+
+    def link(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), target)
+
+    monkeypatch.setattr(files.calls, "link", link)
+    said = r"hard links, .* are not possible here: write to another file system .* is as it was"
+    for out in (None, tmp_path / "out.zarrow"):
+        with pytest.raises(WriteFailedError, match=said):
+            zarrow.pack(store, out, codecs="zstd")
+    monkeypatch.undo()
+    assert zarrow.open(store).num_rows == ROWS

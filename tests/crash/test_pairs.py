@@ -158,6 +158,8 @@ class Trial:
         for number, name in enumerate(self.names):
             if self.killed[number] and name in SCRATCH:
                 left.discard("run.zarrow.incoming")
+            if self.killed[number] and name == "pack_out":
+                left.discard("packed.zarrow.incoming")
             if self.killed[number] and name == "export":
                 left = {one for one in left if not one.endswith(".exporting")}
         assert not left, f"left behind: {left}"

@@ -6,8 +6,8 @@
    row. Compressed vectors are first written out uncompressed, or a chunk would be decoded for each row of it.
 4. The new store is verified, gets the derived arrays of the old one, and then takes its place in one step.
 
-A crash leaves the old store as it was and, next to it, an unfinished new one, ``NAME.incoming``, which the
-next `pack` or ``Writer(mode="w")`` removes.
+A crash leaves the old store as it was and, next to where the new one was to be, an unfinished new one,
+``NAME.incoming``, which the next `pack` to there removes, and so does ``Writer(mode="w")``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._read.catalog import read_spec
 from zarrow._storage import files
+from zarrow._write.directory import empty, exclusively
 from zarrow._write.publishing import publish_shape
 from zarrow.derived import store_array
 from zarrow.errors import (
@@ -131,11 +132,8 @@ def pack(
         target = root if out is None else Path(os.path.realpath(out))
         if root in target.parents or target in root.parents:
             raise InvalidInputError(f"{target}: lies in {root}, or around it: pack to another path")
-        if target != root and (target / layout.STORE_JSON).exists():
-            killed = (
-                "" if (target / layout.MANIFEST_JSON).exists() else ", or remove it if a killed pack left it"
-            )
-            raise StoreExistsError(f"{target}: a store exists here already: pack to another path{killed}")
+        if target != root:
+            _check_free(target)
         with _old_store_stays(store, target):
             blocks = _sorted(store, by, target.parent, say) if by else None
         same = isinstance(codecs, str) and codecs == "keep" and segment_rows in (None, store.segment_rows)
@@ -143,15 +141,34 @@ def pack(
             return
         remedy = "run 'zarrow repair', which sets damaged rows aside, then pack the rest"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
-        rewrite(
-            store,
-            blocks or _as_is(store),
-            store.num_rows,
-            target,
-            chosen_codecs(store, codecs),
-            segment_rows,
-            say,
-        )
+        given = chosen_codecs(store, codecs), segment_rows, say
+        if target == root:
+            rewrite(store, blocks or _as_is(store), store.num_rows, root, *given)
+            return
+        incoming = target.with_name(target.name + layout.INCOMING_SUFFIX)
+        with _old_store_stays(store, target):
+            _remove_unfinished(incoming)
+            rewrite(store, blocks or _as_is(store), store.num_rows, incoming, *given)
+            try:
+                files.rename(incoming, target)
+            except OSError as error:
+                raise StoreExistsError(
+                    f"{target}: something was put here meanwhile: the packed store is {incoming}"
+                ) from error
+            files.sync_dir(target.parent)
+
+
+def _check_free(target: Path) -> None:
+    if os.path.lexists(target) and not (target.is_dir() and not os.listdir(target)):
+        what = "a store" if (target / layout.STORE_JSON).exists() else "something else"
+        raise StoreExistsError(f"{target}: there is {what} already: pack to another path, or move it away")
+
+
+def _remove_unfinished(incoming: Path) -> None:
+    """Remove what a killed pack left where the new store is to grow, unless another one is at work there."""
+    if (incoming / layout.STORE_JSON).exists():
+        with exclusively(incoming):
+            empty(incoming)
 
 
 def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]:
@@ -261,7 +278,9 @@ def _old_store_stays(store: Store, target: Path) -> Iterator[None]:
         with contextlib.suppress(StoreChangedError):
             store.require_unchanged()  # or the new store is in place, and the error says what else there is
             number = error.errno or errno.EIO
-            reason = os.strerror(number) if failed else error.strerror or error
+            # That of a failed write is the system's, without what a writer could do.
+            cause = error.__cause__ if failed else error
+            reason = getattr(cause, "strerror", None) or (os.strerror(number) if failed else error)
             raise WriteFailedError(number, f"{target.parent}: {reason}: {store.path} is as it was") from error
         raise
 
