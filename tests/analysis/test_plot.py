@@ -137,6 +137,14 @@ def test_many_rows_become_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(plot.map(store, colour="query").axes[0].get_images()) == 1
 
 
+def test_a_notebook_shows_a_figure() -> None:
+    """A figure gives a notebook its picture, and the size to show it in."""
+    figure = plot.norms(example_predictions())
+    png, size = figure._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    assert size["width"] == round(figure.get_size_inches()[0] * 100)
+
+
 def test_a_stored_map_is_drawn(tmp_path: Path) -> None:
     """A stored map is drawn."""
     store = example_store(tmp_path / "run.zarrow")

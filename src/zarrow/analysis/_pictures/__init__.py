@@ -11,6 +11,7 @@ what they are drawn from and with:
 `map_cells`             the points or cells of a map, and its colours
 `curves`                calibration along the probability, and the largest groups
 `figure`                what every picture is drawn on, and how it becomes a file or part of a page
+`notebook_figure`       a figure that a notebook shows
 `page`                  the report's page: from figures and tables to HTML
 `output`                a file that appears whole or not at all
 ======================  ===============================================================================

@@ -90,13 +90,14 @@ def draw(content: Callable[[Figure], None], size: tuple[float, float] = (7.2, 5.
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+
+        from zarrow.analysis._pictures.notebook_figure import NotebookFigure
     except ImportError as error:
         raise MissingExtraError(
             f"pictures need {error.name}: pip install 'zarrow[analysis]'", name=error.name
         ) from error
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        figure = NotebookFigure(figsize=size, dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         content(figure)
     return figure

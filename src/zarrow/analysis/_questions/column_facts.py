@@ -41,7 +41,10 @@ def connect() -> duckdb.DuckDBPyConnection:
     except ImportError as error:
         raise MissingExtraError(f"this needs {error.name}: pip install 'zarrow[analysis]'") from error
     connection = duckdb.connect()
-    connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
+    connection.execute("SET TimeZone = 'UTC'")
+    # Only if it is on: in Jupyter without ipywidgets DuckDB refuses even to switch the bar off.
+    if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        connection.execute("SET enable_progress_bar = false")
     return connection
 
 
