@@ -296,16 +296,17 @@ def as_integers(values: Any, what: str) -> pa.Array | npt.NDArray[Any]:
     """Return integers, one per row and perhaps null, in whatever form they are handed over."""
     if isinstance(values, range):
         return np.arange(values.start, values.stop, values.step)
-    if type(values) is not np.ndarray or values.dtype.kind not in "iu":
-        given, values = values, as_column(what, values, None)
-        if (
-            isinstance(values, pa.Array)
-            and values.null_count
-            and not isinstance(given, pa.Array | pa.ChunkedArray)
-        ):
-            raise BatchError(
-                f"{what} must be one integer per row, got null: only Arrow arrays may have nulls here"
-            )
+    if type(values) is np.ndarray and values.dtype.kind in "iu":
+        return values
+    given, values = values, as_column(what, values, None)
+    if (
+        isinstance(values, pa.Array)
+        and values.null_count
+        and not isinstance(given, pa.Array | pa.ChunkedArray)
+    ):
+        raise BatchError(
+            f"{what} must be one integer per row, got null: only Arrow arrays may have nulls here"
+        )
     kind = pa.from_numpy_dtype(values.dtype) if isinstance(values, np.ndarray) else values.type
     if len(values) and not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise BatchError(f"{what} must be one integer per row, got {kind}")

@@ -56,7 +56,7 @@ MAX_ROW_AXES = 16
 MAX_CHUNK_BYTES = 256 * MEBIBYTE
 MAX_SEGMENT_BYTES = 1 << 40
 MAX_FRAME_ROW_BYTES = 4 * MEBIBYTE
-MAX_FRAME_ROWS = 2048
+MAX_FRAME_ROWS = 16_384
 """Of all arrays, unless a frame has one row: a killed writer leaves no more than these without a frame."""
 
 MAX_CHUNKS = 1 << 18

@@ -120,6 +120,8 @@ class BatchChecker:
                 wire.type,
                 _numpy_dtype(wire.type),
                 column,
+                # As Arrow has it, unless any value will do.
+                column.with_type(wire.type) if not column.nullable or pa.types.is_nested(wire.type) else None,
                 column.name in spec.keys and pa.types.is_floating(wire.type),
             )
             for column, wire in zip(spec.schema, self._wire, strict=False)
@@ -205,7 +207,7 @@ class BatchChecker:
                 f"columns must be {self._spec.schema.names}; missing {missing}, unknown {unknown}"
             )
         values: list[Values] = []
-        for name, kind, dtype, column, finite in self._columns:
+        for name, kind, dtype, column, strict, finite in self._columns:
             data: Any = table[name]
             if type(data) is np.ndarray:
                 if data.dtype == dtype and not finite:
@@ -214,7 +216,7 @@ class BatchChecker:
                 data = numbers_as_arrow(data)
             if data.type != kind or pa.types.is_nested(kind):
                 data = _represented(data, kind, column)
-            row = row_of_null(data, column.with_type(kind))
+            row = None if strict is None else row_of_null(data, strict)
             if row is not None:
                 what = (
                     f"key {name!r}" if name in self._spec.keys else f"column {name!r}, declared not nullable"
