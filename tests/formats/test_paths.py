@@ -26,7 +26,9 @@ def write(path: str) -> None:
     """Write 20 rows."""
     with zarrow.Writer(path, keys=["id"], segment_rows=8) as writer:
         vectors = np.random.default_rng(0).random((20, 8)).astype("f4")
-        writer.append({"id": np.arange(20), "q": [f"q{row % 3}" for row in range(20)]}, {"e": vectors})
+        columns = {"id": np.arange(20), "q": [f"q{row % 3}" for row in range(20)]}
+        columns |= {"prob": np.linspace(0, 1, 20), "occurs": np.arange(20) % 3 == 0}
+        writer.append(columns, {"e": vectors})
         writer.finalize()
 
 
@@ -87,7 +89,14 @@ COMMANDS = (
     ["repair", "--dry-run"],
     ["describe"],
     ["map"],
+    ["pca"],
+    ["nearest", "--rows", "3"],
+    ["evaluate", "--bootstrap", "5"],
+    ["probe", "--label", "occurs", "--group", "", "--bootstrap", "5"],
+    ["compose", "--by", "id", "--over", "q"],
+    ["neighbours"],
 )
+DRAWINGS = ((".png", ["plot"]), (".svg", ["plot", "--kind", "roc"]), (".html", ["report"]))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +124,12 @@ def test_a_store_of_any_name_is_the_one_that_is_used(
             assert use(path) == WHOLE, what
     for words in COMMANDS:
         assert command(*words, "--", path) == 0, words
+    for suffix, words in DRAWINGS:
+        assert command(*words, f"--output={path}{suffix}", "--", path) == 0, words
+        assert Path(f"{path}{suffix}").stat().st_size
+    assert ids(path) == zarrow.union([path]).table(["id"])["id"].to_pylist()
+    assert command("copy", "--", path, f"{path}.copy") == 0
+    assert ids(f"{path}.copy") == WHOLE
     assert all(found.startswith((name, "a1bb")) for found in os.listdir())
 
 
