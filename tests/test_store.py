@@ -646,6 +646,14 @@ class TestBadInput:
         with pytest.raises(IncompleteStoreError, match=r"5,000 rows are safe.*partial=True"):
             zarrow.open(tmp_path / "s")
 
+    def test_a_store_with_fewer_rows_than_expected(self, tmp_path):
+        """The message names the command that completes it, which plain `finalize` would refuse."""
+        with zarrow.Writer(tmp_path / "s", expected_rows=3) as writer:
+            writer.append({"id": [1]}, {"v": np.ones((1, 2), np.float32)})
+            writer.close()
+        with pytest.raises(IncompleteStoreError, match=r"1 of 3 rows are safe.*'zarrow finalize --partial'"):
+            zarrow.open(tmp_path / "s")
+
     def test_a_closed_store(self, plain):
         """A closed store says so; arrays obtained from it remain valid."""
         with zarrow.open(plain) as store:

@@ -67,5 +67,5 @@ def _show_list() -> None:
         if line.startswith("## "):
             say(f"\n[bold]{line[3:]}[/]")
         elif entry := _ENTRY.match(line):
-            say(f"  [cyan]{entry[1]:<18}[/] {entry[2]}")
+            say(f"  [cyan]{entry[1]:<22}[/] {entry[2]}")
     say("\nzarrow docs TOPIC shows a page.")

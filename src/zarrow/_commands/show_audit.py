@@ -69,7 +69,9 @@ def show_repair(done: Repair) -> None:
     if done.dry_run:
         say(f"to do this: zarrow repair {name}")
     elif lost and not done.finalized:
-        say(f"resume the run, which predicts only these rows, or do without them: zarrow finalize {name}")
+        say(
+            f"resume the run, which predicts only these rows, or do without: zarrow finalize --partial {name}"
+        )
     elif not done.before.complete and not done.finalized:
         say(f"the store is incomplete: resume its run, or complete it as it is: zarrow finalize {name}")
 

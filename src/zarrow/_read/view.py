@@ -258,10 +258,12 @@ def take_view(root: Path, *, partial: bool) -> View:
         if view is None:
             continue
         if not view.snapshot.complete and not partial:
-            rows = rows_of_expected(view.rows, view.snapshot.expected_rows)
+            expected = view.snapshot.expected_rows
+            rows = rows_of_expected(view.rows, expected)
+            finalize = "zarrow finalize --partial" if (expected or 0) > view.rows else "zarrow finalize"
             raise IncompleteStoreError(
                 f"{root}: the store is incomplete: {rows} are safe: resume its run (mode='a', resume=True), "
-                "complete it with 'zarrow finalize', or open it with partial=True"
+                f"complete it with '{finalize}', or open it with partial=True"
             )
         return view
     raise StoreChangedError(f"{root}: the store changes faster than it can be read: try again")
