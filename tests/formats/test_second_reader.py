@@ -328,3 +328,20 @@ def test_it_finds_the_damage_that_verify_finds(reader, figures, profile, tmp_pat
         file.write_bytes(data)
     assert reader.read(path)["damage"] == []
     figures("flipped bits, in Node", flips=len(found), found=sum(found))
+
+
+def test_a_manifest_older_than_the_records_does_not_count(reader, tmp_path):
+    """With a record that it does not list, a store is incomplete, for both readers."""
+    path = tmp_path / "s.zarrow"
+    with zarrow.Writer(path, segment_rows=8) as writer:
+        writer.append({"id": np.arange(16)}, {"e": np.zeros((16, 2), np.float32)})
+        writer.finalize()
+    manifest = (path / "manifest.json").read_bytes()
+    with zarrow.Writer(path, mode="a") as writer:
+        writer.append({"id": np.arange(16, 24)}, {"e": np.zeros((8, 2), np.float32)})
+    (path / "manifest.json").write_bytes(manifest)  # as a copy of a live store may have it
+    assert not zarrow.open(path, partial=True).complete
+    assert len(zarrow.open(path, partial=True)) == 24
+    found = reader.read(path)
+    assert not found["complete"]
+    assert found["committed_rows"] == 24

@@ -48,8 +48,10 @@ class Reader {
     if (this.spec.reader_features?.length) return { error: `features ${this.spec.reader_features}` }
     const identity = this.files.identity('zarrow.json')
     const manifest = this.files.read('manifest.json')
-    const found = { complete: manifest !== null, committed_rows: 0 }
-    if (manifest) await this.complete(document(manifest, 'manifest.json'), found)
+    const listed = manifest && document(manifest, 'manifest.json')
+    const complete = listed !== null && !this.numbers('json').has(listed.part_bytes.length) // else it is older
+    const found = { complete, committed_rows: 0 }
+    if (complete) await this.complete(listed, found)
     else await this.incomplete(found)
     this.changed ||= this.files.identity('zarrow.json') !== identity
       || (manifest !== null && !isDeepStrictEqual(this.files.read('manifest.json'), manifest))
