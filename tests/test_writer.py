@@ -30,7 +30,7 @@ import zarr
 
 import zarrow
 from zarrow._storage import files
-from zarrow._write import directory
+from zarrow._write import directory, publishing
 from zarrow.errors import (
     BatchError,
     IncompleteStoreError,
@@ -1417,3 +1417,26 @@ def test_a_file_system_without_hard_links(path: Path, calls: Faulty) -> None:
         writer.append({"id": [1]})
     writer.close()
     assert not path.exists()
+
+
+def test_too_many_open_segments_for_one_record_are_refused(tmp_path, monkeypatch):
+    """Rows of more writers than a record can name are not packed into a segment that no reader would take."""
+    path = tmp_path / "s.zarrow"
+    with contextlib.ExitStack() as stack:
+        for number in range(9):
+            writer = zarrow.Writer(path, mode="a", shared=True, segment_rows=64)
+            stack.callback(writer.close)
+            writer.append({"id": [number]})
+            writer.flush()
+    monkeypatch.setattr(publishing, "MAX_CLAIM_BYTES", 500)
+    said = "of rows from 9 open segments does not fit"
+    with (
+        contextlib.closing(zarrow.Writer(path, mode="a")) as writer,
+        pytest.raises(InvalidInputError, match=said),
+    ):
+        writer.finalize()
+    assert len(zarrow.open(path, partial=True)) == 9
+    monkeypatch.undo()
+    with zarrow.Writer(path, mode="a") as writer:
+        writer.finalize()
+    assert len(zarrow.open(path)) == 9

@@ -14,7 +14,7 @@ from zarrow._format.spec import StoreSpec
 from zarrow._read.catalog import dense_segments, has_record, read_record, read_spec, segment_numbers
 from zarrow._storage import files
 from zarrow._storage.reading import read_file
-from zarrow.errors import CorruptionError
+from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
     "claim",
@@ -26,6 +26,9 @@ __all__ = [
     "uncommit",
     "withdraw_manifest",
 ]
+
+MAX_CLAIM_BYTES = 4 << 20
+"""Half of what a record may have; the checksums of the most chunks take the other half."""
 
 
 def create(root: Path, spec: StoreSpec, scratch: Path, *, segments: int | None = None) -> StoreSpec:
@@ -88,6 +91,11 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) 
     -------
     Claim
         It exists until `release_claim`.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are so many sources that no reader would take the record.
     """
     rows = tuple(sources)
     for number in itertools.count(dense_segments(root, known)):
@@ -95,8 +103,14 @@ def claim(root: Path, sources: Iterable[Source], scratch: Path, known: int = 0) 
         if has_record(root, number) or (root / layout.claim_path(number)).exists():
             continue
         wanted = Claim(segment=number, sources=rows)
+        document = wanted.encode()
+        if len(document) > MAX_CLAIM_BYTES:  # the record has the same sources, and the chunks' checksums
+            raise InvalidInputError(
+                f"{root}: a segment of rows from {len(rows)} open segments does not fit in its record: read "
+                "the rows with partial=True, and write them into a new store by fewer writers"
+            )
         try:
-            files.publish(root / layout.claim_path(number), wanted.encode(), scratch=scratch)
+            files.publish(root / layout.claim_path(number), document, scratch=scratch)
         except FileExistsError:
             pass  # another writer was first: try the next number
         else:
