@@ -26,6 +26,7 @@ from zarrow._format.records import Identity
 from zarrow._read.derived_arrays import DERIVED_FROM, derived_names
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._storage.objects import on_disk
 from zarrow._write.directory import exclusively, require_rows
 from zarrow.errors import (
     CorruptionError,
@@ -189,7 +190,7 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
     >>> list(zarrow.open(store.path).derived)
     []
     """
-    root = Path(os.path.realpath(path))
+    root = Path(os.path.realpath(on_disk(path)))
     with exclusively(root):  # or a pack would take the array along
         there = derived_names(root)
         if name not in there:

@@ -31,6 +31,7 @@ from zarrow._predict.identifiers import open_all
 from zarrow._predict.rules import EntryNames, PredictionRules
 from zarrow._predict.sample_set import SampleSet
 from zarrow._predict.stored_samples import stored_samples
+from zarrow._storage.objects import on_disk
 from zarrow._write.directory import Mode
 from zarrow.errors import (
     InvalidInputError,
@@ -208,7 +209,7 @@ class PredictionWriter(BasePredictionWriter):
         if duplicates not in ("refuse", "drop"):
             raise InvalidInputError(f"duplicates must be 'refuse' or 'drop', got {duplicates!r}")
         check_expected(expected_rows)
-        self.path = os.path.abspath(path)
+        self.path = os.path.abspath(on_disk(path))
         if isinstance(sample_index, str) and not isinstance(ignore, str):
             ignore = [*ignore, sample_index]
         self._naming = (columns, arrays, ignore)

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from zarrow._maintenance.findings import Progress, Report
+from zarrow._storage.objects import on_disk
 from zarrow._write.quarantine import SetAside
 from zarrow.errors import InvalidInputError
 
@@ -164,7 +165,7 @@ def repair(
     from zarrow._maintenance import repair_plan  # which imports Parquet; `import zarrow` does not
     from zarrow._write.directory import exclusively
 
-    root = Path(os.path.abspath(path))
+    root = Path(os.path.abspath(on_disk(path)))
     if dry_run:
         report, plan = repair_plan.examine(root, level, progress)
         return _result(path, report, plan, dry_run=True, finalize=finalize)

@@ -20,7 +20,6 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
@@ -37,6 +36,7 @@ from zarrow._read.filters import Filter, read_filter
 from zarrow._read.indexing import Check, row_numbers
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
 from zarrow._read.view import View, take_view
+from zarrow._storage.objects import located
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreChangedError
 
 if TYPE_CHECKING:
@@ -48,16 +48,25 @@ if TYPE_CHECKING:
 __all__ = ["Store", "StoreArray", "open"]
 
 
-def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
+def open(
+    path: str | os.PathLike[str],
+    *,
+    partial: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Store:
     """Open a store for reading.
 
     Parameters
     ----------
-    path : path
-        The store.
+    path : path, URL or obstore store
+        The store: on a disk, or in a bucket (``s3://``, ``gs://``, ``az://``, ``https://``; extra ``cloud``).
     partial : bool
         Whether to open a store that was not finalized. If so, it shows the rows that its writers have
         accepted so far: those of open segments come after the committed ones, with provisional row numbers.
+    storage_options : dict of str, optional
+        For a URL: the configuration of its client, with obstore's names (``endpoint``, ``region``,
+        ``access_key_id``, ``secret_access_key``, ``skip_signature``, ``allow_http``). What is missing comes
+        from the environment (``AWS_ACCESS_KEY_ID``, …). Pickles of the store contain them.
 
     Returns
     -------
@@ -80,7 +89,7 @@ def open(path: str | os.PathLike[str], *, partial: bool = False) -> Store:
     ...     store.num_rows
     5000
     """
-    return Store(path, partial=partial)
+    return Store(path, partial=partial, storage_options=storage_options)
 
 
 Parameters = ParamSpec("Parameters")
@@ -106,9 +115,11 @@ class Store:
 
     Parameters
     ----------
-    path : path
+    path : path, URL or obstore store
         The store.
     partial : bool
+        As in `open`.
+    storage_options : dict of str, optional
         As in `open`.
 
     Examples
@@ -120,8 +131,15 @@ class Store:
     50 (50, 8)
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, partial: bool = False) -> None:
-        self.path = Path(os.path.abspath(path))
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        partial: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path: Any = located(path, storage_options)
+        """Where it is: a `Path`, or for a URL what takes its place."""
         self.partial = partial
         self._show(take_view(self.path, partial=partial))
 
@@ -132,7 +150,7 @@ class Store:
         return pinned
 
     def _show(self, view: View) -> None:
-        reopen = _reopen, (str(self.path), self.partial, _facts(view))
+        reopen = _reopen, (self.path, self.partial, _facts(view))
         self._maybe_contents: Contents | None = Contents(view, reopen)
 
     @property
@@ -782,7 +800,7 @@ def _facts(view: View) -> tuple[Any, ...]:
     return view.identity, complete, None if complete else view.guard.identity
 
 
-def _reopen(path: str, partial: bool, facts: tuple[Any, ...]) -> Store:
+def _reopen(path: Any, partial: bool, facts: tuple[Any, ...]) -> Store:
     """Unpickle a store: the same rows, or an error."""
     store = Store(path, partial=partial)
     if _facts(store._view) != facts:

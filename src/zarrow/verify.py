@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from zarrow._maintenance.findings import LEVELS, Finding, Level, Progress, Report, Severity
+from zarrow._storage.objects import on_disk
 from zarrow.errors import InvalidInputError
 
 __all__ = ["Finding", "Level", "Progress", "Report", "Severity", "verify"]
@@ -57,4 +58,4 @@ def verify(
         raise InvalidInputError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     from zarrow._maintenance import audit  # which imports Parquet; `import zarrow` does not
 
-    return audit.audit(Path(path), level, progress).report
+    return audit.audit(Path(on_disk(path)), level, progress).report

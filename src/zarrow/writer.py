@@ -32,6 +32,7 @@ from zarrow._format import layout
 from zarrow._format.given import TableLike
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
+from zarrow._storage.objects import on_disk
 from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability, durability_of
 from zarrow._write.batches import BatchChecker
@@ -148,7 +149,7 @@ class Writer:
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
         # Symbolic links are followed: replacing a store must not replace a link to it.
-        self.path = Path(os.path.realpath(path))
+        self.path = Path(os.path.realpath(on_disk(path)))
         self._declaration = Declaration(
             arrays, schema, keys, segment_rows, codecs, provenance or {}, expected_rows
         )

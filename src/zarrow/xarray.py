@@ -37,6 +37,7 @@ from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of_expected
 from zarrow._format.zarr_metadata import dimension_names
 from zarrow._read.column_values import ColumnValues, as_keys, column_values
+from zarrow._storage.objects import ObjectPath
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, open
 
@@ -100,6 +101,8 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         """
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
+        if isinstance(filename_or_obj, ObjectPath):
+            return True
         path = os.fspath(filename_or_obj)
         if not isinstance(path, str):
             return False
@@ -119,12 +122,13 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         partial: bool = False,
         fill_values: Mapping[str, object] | None = None,
         key_index: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
         """Open a store as a lazy dataset; call `xarray.open_dataset` instead.
 
         Parameters
         ----------
-        filename_or_obj : path
+        filename_or_obj : path or URL
             The store.
         drop_variables : str or list of str, optional
             Columns and arrays to leave out.
@@ -136,6 +140,8 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
             The value that replaces null, by column, which then keeps its dtype; −1 in ``sample_index``.
         key_index : bool
             Whether ``dataset.sel`` finds rows by key; see `KeyIndex`.
+        storage_options : dict of str, optional
+            For the URL of a store in a bucket; see `zarrow.open`.
 
         Returns
         -------
@@ -163,7 +169,7 @@ class ZarrowBackendEntrypoint(BackendEntrypoint):
         if not isinstance(filename_or_obj, str | os.PathLike):
             raise InvalidInputError(f"filename_or_obj must be the path of a store, got {filename_or_obj!r}")
         del mask_and_scale, decode_times, decode_timedelta, use_cftime, concat_characters, decode_coords
-        store = open(filename_or_obj, partial=partial)
+        store = open(filename_or_obj, partial=partial, storage_options=storage_options)
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         dataset = _dataset(store, dropped, fill_values, key_index=key_index)
         dataset.set_close(store.close)

@@ -38,7 +38,7 @@ PACKAGES = [
         "polars",
     ),
     *("duckdb", "xarray", "dask", "torch", "lightning", "jsonargparse", "everyquery"),
-    *("scikit-learn", "scipy", "matplotlib", "faiss-cpu", "h5py", "pylance"),
+    *("scikit-learn", "scipy", "matplotlib", "faiss-cpu", "h5py", "pylance", "obstore"),
 ]
 ROWS, WIDTH, BATCH = 1000, 8, 50
 
@@ -238,6 +238,16 @@ def test_maintenance(store: zarrow.Store, tmp_path: Path) -> None:
     assert not zarrow.verify(path).ok
     assert len(zarrow.repair(path).set_aside) == 1
     assert zarrow.open(path, partial=True).num_rows == ROWS - 256
+
+
+def test_a_bucket(store: zarrow.Store, tmp_path: Path) -> None:
+    """A copy in a bucket, here one in memory, has the rows, and a copy of it on a disk is sound."""
+    pytest.importorskip("obstore")
+    url = f"memory://bucket{tmp_path}/run.zarrow"
+    zarrow.copy(store.path, url)
+    _check_rows(zarrow.open(url))
+    zarrow.copy(url, tmp_path / "back.zarrow")
+    assert zarrow.verify(tmp_path / "back.zarrow").ok
 
 
 def test_types(tmp_path: Path) -> None:

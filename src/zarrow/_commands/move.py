@@ -71,7 +71,7 @@ def copy_store(
         return
     left = f"; {done.left_rows:,} that are not committed yet are not in it" if done.left_rows else ""
     state = "" if done.complete else ", incomplete as the store was"
-    say(f"[green]copied:[/] {escape(str(target))} has {done.rows:,} rows{state}{left}")
+    say(f"[green]copied:[/] {escape(done.path)} has {done.rows:,} rows{state}{left}")
 
 
 @app.command("import", rich_help_panel="Move")

@@ -21,6 +21,7 @@ from zarrow._format import layout
 from zarrow._format.records import Owner, this_host
 from zarrow._read.view import View, take_view
 from zarrow._storage.lock import is_running
+from zarrow._storage.objects import on_disk
 from zarrow.errors import NotAStoreError
 
 __all__ = ["Watch"]
@@ -40,7 +41,7 @@ class Watch:
     """
 
     def __init__(self, path: str | os.PathLike[str], total: int | None = None) -> None:
-        self._path = Path(os.path.abspath(path))
+        self._path = Path(os.path.abspath(on_disk(path)))
         self._total = total
         self._owners: dict[str, Owner] = {}
         self._slots: dict[str, int] = {}

@@ -17,6 +17,7 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `external_sort`          the order of rows by some columns, in bounded memory
 `pack`                   rewriting a store: codecs, segments, order of rows
 `copy`                   the committed rows of a store, also of a live one, as another store
+`upload`                 a complete store, put into a bucket
 `build_index`            writing the key index into a store
 =======================  ==============================================================================
 """

@@ -13,6 +13,7 @@ from zarrow._read.columns import NarrowColumns
 from zarrow._read.key_index import SCRATCH_PREFIX, indexed_rows, key_batches, key_schema
 from zarrow._read.view import take_view
 from zarrow._storage import files
+from zarrow._storage.objects import on_disk
 from zarrow._write.directory import exclusively
 from zarrow.errors import WriteFailedError, ZarrowError
 
@@ -54,7 +55,7 @@ def build_index(path: str | os.PathLike[str]) -> None:
     >>> store.locate({"subject_id": [3], "query": ["code//7"]})
     array([37])
     """
-    write_index(Path(os.path.abspath(path)))
+    write_index(Path(os.path.abspath(on_disk(path))))
 
 
 def write_index(root: Path, *, locked: bool = False) -> None:

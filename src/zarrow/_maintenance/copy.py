@@ -18,17 +18,20 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from zarrow._format import layout
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.audit_segment import record_bytes
+from zarrow._maintenance.upload import files_below, upload
 from zarrow._read.view import View, take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._storage.reading import Beneath, File, open_file, read_file
+from zarrow._storage.objects import ObjectPath, is_remote, located
+from zarrow._storage.reading import File, Place, open_file, read_file
 from zarrow._write import publishing
 from zarrow.errors import (
     CorruptionError,
@@ -80,7 +83,11 @@ class Copied:  # its fields are its parameters: numpydoc ignore=PR02
 
 
 def copy(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, progress: Progress | None = None
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Copied:
     """Copy the committed rows of a store, with its index and derived arrays if it is complete.
 
@@ -91,10 +98,13 @@ def copy(
 
     Parameters
     ----------
-    source : path
-        The store.
-    target : path
+    source : path or URL
+        The store; in a bucket only a complete one.
+    target : path or URL
         Where the copy goes: nothing, or an empty directory. It gets the mode, owner and group of the source.
+        In a bucket the copy must be complete, and its last object makes it a store.
+    storage_options : dict of str, optional
+        For URLs; see `zarrow.open`.
     progress : callable of (int, int), optional
         Called with the bytes copied so far and the total.
 
@@ -127,13 +137,18 @@ def copy(
     >>> zarrow.copy(store.path, tempfile.mkdtemp() + "/copy.zarrow").rows
     5000
     """
-    root, goal = Path(os.path.realpath(source)), Path(os.path.realpath(target))
-    view = take_view(root, partial=True)
+    root, place = (located(one, storage_options if is_remote(one) else None) for one in (source, target))
+    if isinstance(root, Path):
+        root = Path(os.path.realpath(root))
+    if isinstance(place, ObjectPath):
+        return _to_bucket(root, place, progress)
+    goal = Path(os.path.realpath(place))
+    view = take_view(root, partial=isinstance(root, Path))
     _check_target(root, goal)
     incoming = goal.with_name(goal.name + layout.INCOMING_SUFFIX)
     try:
-        files.make_dir_like(incoming, root)
-        files.make_dir_like(incoming / layout.OPEN_DIR, root / layout.OPEN_DIR)
+        _make_dir(incoming, root)
+        _make_dir(incoming / layout.OPEN_DIR, root / layout.OPEN_DIR)
         lock = FileLock(incoming / layout.OPEN_DIR / layout.LOCK)
         if not lock.acquire():
             raise StoreLockedError(f"{incoming}: another process is making this copy: wait for it")
@@ -163,8 +178,40 @@ def copy(
     )
 
 
-def _check_target(root: Path, goal: Path) -> None:
-    if root == goal or root in goal.parents or goal in root.parents:
+def _to_bucket(root: Place, goal: ObjectPath, progress: Progress | None) -> Copied:
+    view = take_view(root, partial=False)
+    try:
+        size_bytes = upload(view, root, goal, progress)
+    except ZarrowError:
+        raise
+    except OSError as error:
+        message = f"{goal}: the copy cannot be written: {error.strerror}; to go on, copy again"
+        raise WriteFailedError(error.errno or errno.EIO, message) from error
+    snapshot = view.snapshot
+    return Copied(
+        path=str(goal),
+        complete=True,
+        rows=snapshot.rows,
+        segments=snapshot.segments,
+        left_rows=0,
+        size_bytes=size_bytes,
+    )
+
+
+def _make_dir(path: Path, model: Any) -> None:
+    """Make a directory if it is not there, for the users of its model, if that is on a disk."""
+    if isinstance(model, Path):
+        files.make_dir_like(path, model)
+    else:
+        files.make_dir(path, exist_ok=True)
+
+
+def _check_target(root: Place, goal: Path) -> None:
+    if not isinstance(root, Path):
+        inside = False
+    else:
+        inside = root == goal or root in goal.parents or goal in root.parents
+    if inside:
         raise InvalidInputError(
             f"the copy must lie outside of the store, and not contain it: got {goal} for a copy of {root}"
         )
@@ -178,7 +225,7 @@ def _check_target(root: Path, goal: Path) -> None:
 class _Copy:
     """One copy, and how far it has come."""
 
-    def __init__(self, view: View, root: Path, incoming: Path, progress: Progress | None) -> None:
+    def __init__(self, view: View, root: Place, incoming: Path, progress: Progress | None) -> None:
         self._view = view
         self._root = root
         self._incoming = incoming
@@ -194,7 +241,7 @@ class _Copy:
         self._begin(declaration)
         try:
             for name in (layout.ARRAYS_DIR, layout.TABLE_DIR, layout.SEGMENTS_DIR):
-                files.make_dir_like(self._incoming / name, self._root / name)
+                _make_dir(self._incoming / name, self._root / name)
             for number in reversed(range(view.snapshot.segments)):  # the last one may be taken back
                 self._segment(number)
             for path in [*self._others()] if complete else []:
@@ -207,7 +254,8 @@ class _Copy:
             raise CorruptionError("missing, though the store has rows of it", path=error.filename) from error
         view.guard()
         # The source's may be ahead by now.
-        publishing.publish_shape(self._incoming, spec, self._scratch, attributes_of=self._root)
+        model = self._root if isinstance(self._root, Path) else None
+        publishing.publish_shape(self._incoming, spec, self._scratch, attributes_of=model)
         if view.snapshot.manifest is not None:
             self._put(layout.MANIFEST_JSON, view.snapshot.manifest.encode())
         self._put(layout.STORE_JSON, declaration)
@@ -258,21 +306,12 @@ class _Copy:
 
     def _others(self) -> Iterator[str]:
         """Yield the other files of a complete store: indexes and derived arrays."""
-        beneath = Beneath(self._root)
-        stack = [layout.INDEX_DIR, layout.DERIVED_DIR]
-        while stack:
-            folder = stack.pop()
-            for name, kind in beneath.list(folder).items():
-                path = f"{folder}/{name}"
-                if kind == "directory" and not name.endswith(layout.INCOMING_SUFFIX):
-                    stack.append(path)
-                elif kind == "file" and not name.endswith(layout.LOCK_SUFFIX):
-                    yield path
+        yield from files_below(self._root, layout.INDEX_DIR, layout.DERIVED_DIR)
 
     def _dirs(self, path: str) -> None:
         """Make the directories of a path, each like that of the source."""
         for parent in reversed(Path(path).parents[:-1]):
-            files.make_dir_like(self._incoming / parent, self._root / parent)
+            _make_dir(self._incoming / parent, self._root / str(parent))
 
     def _file(self, path: str, opened: File | None = None) -> None:
         """Copy a file: durable on return."""
@@ -281,7 +320,8 @@ class _Copy:
         scratch = files.scratch_name(self._scratch)
         fd = files.create(scratch)
         try:
-            files.give_access(scratch, self._root / path if opened is None else self._root)
+            if isinstance(self._root, Path):
+                files.give_access(scratch, self._root / path if opened is None else self._root)
             for start in range(0, file.size_bytes, _BLOCK_BYTES):
                 block = file.read(start, min(_BLOCK_BYTES, file.size_bytes - start))
                 files.write(fd, block, start)
@@ -295,7 +335,8 @@ class _Copy:
     def _put(self, path: str, data: bytes) -> None:
         """Write a document: durable on return."""
         files.replace(self._incoming / path, data, scratch=self._scratch)
-        files.give_access(self._incoming / path, self._root / layout.STORE_JSON)
+        if isinstance(self._root, Path):
+            files.give_access(self._incoming / path, self._root / layout.STORE_JSON)
 
     def _advance(self, size_bytes: int) -> None:
         self._done_bytes += size_bytes

@@ -34,6 +34,7 @@ from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._read.catalog import read_spec
 from zarrow._storage import files
+from zarrow._storage.objects import on_disk
 from zarrow._write.directory import empty, exclusively
 from zarrow._write.publishing import publish_shape
 from zarrow.derived import store_array
@@ -126,10 +127,10 @@ def pack(
     array([0, 1, 2])
     """
     say = progress or (lambda _what, _done, _total: None)
-    root = Path(os.path.realpath(path))
+    root = Path(os.path.realpath(on_disk(path)))
     with open_store(root) as store:
         by = _checked_order(store, order)
-        target = root if out is None else Path(os.path.realpath(out))
+        target = root if out is None else Path(os.path.realpath(on_disk(out)))
         if root in target.parents or target in root.parents:
             raise InvalidInputError(f"{target}: lies in {root}, or around it: pack to another path")
         if target != root:

@@ -17,6 +17,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `arrays`                an array as users hold it
 `extents`               runs of rows of an array that one object reads, and their checksums
 `mapping`               plain shards, mapped one behind the other as one ndarray
+`ranged`                plain shards in a bucket, read by ranges
 `chunks`                compressed shards, decoded chunk by chunk
 `shard_rows`            rows of one shard file, compared with their checksums
 `stacked`               columns and arrays of several stores, one behind the other

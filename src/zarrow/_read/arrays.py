@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import operator
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,10 +140,15 @@ class StoreArray(Indexed):
         """
         import zarr
 
-        path = self._view.snapshot.root / layout.array_dir(self.name)
+        root = self._view.snapshot.root
+        path = root / layout.array_dir(self.name)
         try:
             reading.read_file(path, "zarr.json")  # zarr-python waits for pipes, and reads files of any size
-            found = zarr.open_array(path, mode="r")
+            if isinstance(root, Path):
+                found = zarr.open_array(path, mode="r")
+            else:
+                objects = zarr.storage.ObjectStore(root.client, read_only=True)
+                found = zarr.open_array(objects, path=layout.array_dir(self.name), mode="r")
         except CorruptionError:
             raise
         except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:

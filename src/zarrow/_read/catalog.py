@@ -28,6 +28,7 @@ from zarrow._format.spec import StoreSpec
 from zarrow._read.visible import missing_records
 from zarrow._storage import reading
 from zarrow._storage.cache import Cache
+from zarrow._storage.reading import Place
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
 
 __all__ = [
@@ -58,7 +59,7 @@ class Snapshot:
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store.
     spec : StoreSpec
         What the store is.
@@ -70,7 +71,7 @@ class Snapshot:
         None if the store is incomplete.
     """
 
-    root: Path
+    root: Place
     spec: StoreSpec
     rows: int
     segments: int
@@ -114,7 +115,7 @@ class Snapshot:
         return record
 
 
-def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:
+def read_record(root: Place, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:
     """Return a segment's commit record and the crc32c of its file."""
     path = root / layout.record_path(segment)
     data = reading.read_file(root, layout.record_path(segment))
@@ -125,7 +126,7 @@ def read_record(root: Path, segment: int, spec: StoreSpec) -> tuple[SegmentRecor
     return record, crc32c(data)
 
 
-def read_spec(root: Path) -> StoreSpec:
+def read_spec(root: Place) -> StoreSpec:
     """Return what the store at `root` is.
 
     Raises
@@ -138,7 +139,7 @@ def read_spec(root: Path) -> StoreSpec:
     try:
         data = reading.read_file(root, layout.STORE_JSON)
     except FileNotFoundError:
-        if os.path.lexists(root):
+        if isinstance(root, Path) and os.path.lexists(root):
             raise NotAStoreError(
                 f"{root}: not a zarrow store: it has no {layout.STORE_JSON} (nor has a run that was killed "
                 "before its first batch: give the path to a writer, or remove it)"
@@ -149,10 +150,10 @@ def read_spec(root: Path) -> StoreSpec:
     return StoreSpec.decode(data, str(root / layout.STORE_JSON))
 
 
-def read_manifest(root: Path, spec: StoreSpec) -> Manifest | None:
+def read_manifest(root: Place, spec: StoreSpec) -> Manifest | None:
     """Return the manifest if the store is complete; one that is older than the records does not count."""
     try:
-        with reading.open_file(root, layout.MANIFEST_JSON) as file:
+        with reading.open_file(root, layout.MANIFEST_JSON, whole=True) as file:
             segments = 0 if file.size_bytes <= max_manifest_bytes(spec, 0) else len(segment_numbers(root))
             data = file.content(max_manifest_bytes(spec, segments))
     except FileNotFoundError:
@@ -177,22 +178,18 @@ def decode_manifest(data: bytes, spec: StoreSpec, path: str) -> Manifest:
     return manifest
 
 
-def _numbers(root: Path, suffix: str) -> list[int]:
+def _numbers(root: Place, suffix: str) -> list[int]:
     """Return the numbers of all records or claims, in order."""
-    try:
-        names = os.listdir(root / layout.SEGMENTS_DIR)
-    except FileNotFoundError:
-        return []
-    found = (_RECORD.match(name) for name in names)
+    found = (_RECORD.match(name) for name in reading.names_in(root, layout.SEGMENTS_DIR))
     return sorted(int(match[1]) for match in found if match and match[2] == suffix)
 
 
-def segment_numbers(root: Path) -> list[int]:
+def segment_numbers(root: Place) -> list[int]:
     """Return the numbers of all records, in order."""
     return _numbers(root, "json")
 
 
-def dense_segments(root: Path, known: int = 0) -> int:
+def dense_segments(root: Place, known: int = 0) -> int:
     """Return the number of records before the first gap.
 
     A writer gives the number that it knows of: listing all names for every segment would take ever longer.
@@ -203,12 +200,12 @@ def dense_segments(root: Path, known: int = 0) -> int:
     return next((index for index, number in enumerate(numbers) if index != number), len(numbers))
 
 
-def read_snapshot(root: Path) -> Snapshot:
+def read_snapshot(root: Place) -> Snapshot:
     """Return the committed segments of this instant.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store.
 
     Returns
@@ -223,9 +220,9 @@ def read_snapshot(root: Path) -> Snapshot:
     """
     spec = read_spec(root)
     for name in (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR):
-        reading.require_own_dirs(root, root / name / "x")
+        reading.require_own_dirs(root, f"{name}/x")
     for array in spec.arrays:
-        reading.require_own_dirs(root, root / layout.array_dir(array.name) / "c" / "x")
+        reading.require_own_dirs(root, f"{layout.array_dir(array.name)}/c/x")
     manifest = read_manifest(root, spec)
     if manifest is not None:
         return Snapshot(root, spec, manifest.rows, manifest.segments, manifest)
@@ -241,7 +238,7 @@ def read_snapshot(root: Path) -> Snapshot:
         return Snapshot(root, spec, rows, segments, None, {segments - 1: last})
 
 
-def read_claims(root: Path) -> list[Claim]:
+def read_claims(root: Place) -> list[Claim]:
     """Return the claims that exist, by segment."""
     claims = []
     for number in _numbers(root, "claim"):
@@ -253,23 +250,23 @@ def read_claims(root: Path) -> list[Claim]:
     return claims
 
 
-def has_record(root: Path, segment: int) -> bool:
+def has_record(root: Place, segment: int) -> bool:
     """Tell whether a segment is committed."""
-    return (root / layout.record_path(segment)).exists()
+    return bool((root / layout.record_path(segment)).exists())
 
 
-def part_numbers(root: Path) -> list[int]:
+def part_numbers(root: Place) -> list[int]:
     """Return the numbers of all parts, of committed segments or not."""
     try:
-        reading.require_own_dirs(root, root / layout.TABLE_DIR / "x")
-        names = os.listdir(root / layout.TABLE_DIR)
-    except (FileNotFoundError, CorruptionError):  # which `read_snapshot` and audits report
+        reading.require_own_dirs(root, f"{layout.TABLE_DIR}/x")
+        names = reading.names_in(root, layout.TABLE_DIR)
+    except CorruptionError:  # which `read_snapshot` and audits report
         return []
     return [int(match[1]) for match in map(_PART.match, names) if match]
 
 
 def check_records(
-    root: Path, records: Collection[int], parts: Collection[int], owners: Collection[Owner]
+    root: Place, records: Collection[int], parts: Collection[int], owners: Collection[Owner]
 ) -> None:
     """Raise `CorruptionError` if a record is missing (`visible.missing_records`)."""
     if missing_records(records, parts):
@@ -285,7 +282,7 @@ def check_records(
 
 
 def read_records_for(
-    root: Path, spec: StoreSpec, numbers: Iterable[int], owners: Iterable[Owner]
+    root: Place, spec: StoreSpec, numbers: Iterable[int], owners: Iterable[Owner]
 ) -> list[tuple[SegmentRecord, int]]:
     """Return the records that may have rows of these owners' open segments, each with its crc32c.
 
@@ -300,10 +297,10 @@ _PART = re.compile(r"part-(\d{8})\.parquet\Z")
 _PUT_ASIDE = re.compile(r"(\d{8})-\d+\Z")
 
 
-def put_aside(root: Path) -> set[int]:
+def put_aside(root: Place) -> set[int]:
     """Return the numbers of all segments that were ever put aside."""
     try:
-        names = os.listdir(root / layout.QUARANTINE_DIR)
-    except (FileNotFoundError, NotADirectoryError):
+        names = reading.names_in(root, layout.QUARANTINE_DIR)
+    except NotADirectoryError:
         return set()
     return {int(match[1]) for name in names if (match := _PUT_ASIDE.match(name))}

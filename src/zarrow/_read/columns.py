@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -157,12 +158,16 @@ class NarrowColumns:
     def full_parts(self) -> tuple[list[str], pa.Table]:
         """Return the files of full segments, which never change, and the rows that are in none of them.
 
+        In a bucket, where an engine would need the credentials, that is all rows, in memory.
+
         Raises
         ------
         CorruptionError
             If one of them is missing, cut short or no file.
         """
         view = self._view
+        if not isinstance(view.snapshot.root, Path):
+            return [], self.table(self.schema.names, None)
         numbers = range(view.snapshot.segments)
         paths = [self._part_files.whole_path(number) for number in numbers if not view.is_short_last(number)]
         rest = [self.live]

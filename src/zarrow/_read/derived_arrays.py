@@ -20,8 +20,8 @@ from zarrow._format.records import Identity
 from zarrow._format.spec import StoreSpec
 from zarrow._read.arrays import StoreArray
 from zarrow._read.view import View, take_view
-from zarrow._storage.reading import Beneath
-from zarrow.errors import CorruptionError, IncompleteStoreError, NotFoundError, ZarrowError
+from zarrow._storage.reading import Beneath, Place
+from zarrow.errors import CorruptionError, IncompleteStoreError, InvalidInputError, NotFoundError, ZarrowError
 
 __all__ = ["DERIVED_FROM", "DerivedArrays", "derived_names", "find_derived", "is_of"]
 
@@ -29,11 +29,11 @@ DERIVED_FROM = "derived_from"
 """The member of a derived store's provenance that holds the identity of the rows."""
 
 
-def derived_names(root: Path) -> list[str]:
+def derived_names(root: Place) -> list[str]:
     """Return the names that may be those of derived arrays: of directories in the store, not links."""
     try:
-        found = Beneath(root).list(layout.DERIVED_DIR)
-    except CorruptionError:
+        found = (Beneath(root) if isinstance(root, Path) else root).list(layout.DERIVED_DIR)
+    except (CorruptionError, InvalidInputError):
         return []
     return sorted(name for name, kind in found.items() if kind == "directory" and layout.is_name(name))
 

@@ -1,15 +1,16 @@
 """Extents — runs of rows of an array, each read through one object, and their checksums.
 
 All committed rows are one extent, and so is each segment behind a gap and each run of live rows (`view`).
-Plain rows are mapped (`mapping`), others decoded chunk by chunk (`chunks`). `Extent.verify` compares chunks
-of plain bytes with the checksums in their segment's record, and live rows with their frames. No file is
-opened before its rows are read.
+Plain rows are mapped (`mapping`), or read by ranges from a bucket (`ranged`), others decoded chunk by chunk
+(`chunks`). `Extent.verify` compares chunks of plain bytes with the checksums in their segment's record, and
+live rows with their frames. No file is opened before its rows are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -19,13 +20,14 @@ from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import ArraySpec
 from zarrow._read.chunks import EncodedRows
 from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read.ranged import RangedRows
 from zarrow._read.shard_rows import CommittedShard, StoredChunks, damaged_chunk, is_written
 from zarrow._read.view import OpenPiece, View
 from zarrow.errors import CorruptionError
 
 __all__ = ["Extent", "find_extents"]
 
-RowReader = JoinedRows | RowsPerFile | EncodedRows
+RowReader = JoinedRows | RowsPerFile | RangedRows | EncodedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Extent:
     ----------
     start, stop : int
         Rows `start` to `stop` of the array.
-    rows : JoinedRows, RowsPerFile or EncodedRows
+    rows : JoinedRows, RowsPerFile, RangedRows or EncodedRows
         Reads them, as its rows ``start + shift`` to ``stop + shift``.
     shift : int
         See `rows`.
@@ -81,7 +83,16 @@ def _find(view: View, array: ArraySpec) -> Iterator[Extent]:
 
 def _map(
     view: View, array: ArraySpec, count: int, locate: Callable[[int], ShardFile], first_row: int
-) -> JoinedRows | RowsPerFile:
+) -> JoinedRows | RowsPerFile | RangedRows:
+    if not isinstance(view.snapshot.root, Path):
+        return RangedRows(
+            rows=count,
+            file_rows=view.spec.segment_rows,
+            row_shape=array.row_shape,
+            dtype=array.numpy_dtype,
+            locate=locate,
+            guard=view.guard,
+        )
     return map_rows(
         rows=count,
         file_rows=view.spec.segment_rows,

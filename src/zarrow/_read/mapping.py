@@ -28,7 +28,7 @@ import resource
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._storage import threads
-from zarrow._storage.reading import File, open_file
+from zarrow._storage.reading import File, Place, open_file
 from zarrow.errors import CorruptionError, ZarrowError
 
-__all__ = ["JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
+__all__ = ["Guard", "JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
 
 Guard = Callable[[], None]
 
@@ -76,7 +76,7 @@ class ShardFile:
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store, or another directory that is trusted.
     path : str
         Where it is in there.
@@ -86,13 +86,13 @@ class ShardFile:
         If it was opened already, so that it does not matter what becomes of the path.
     """
 
-    root: Path
+    root: Place
     path: str
     size_bytes: int | None
     file: File | None = None
 
     @property
-    def where(self) -> Path:
+    def where(self) -> Any:
         """The whole path."""
         return self.root / self.path
 
@@ -121,8 +121,7 @@ class ShardFile:
         try:
             file = self.file or open_file(self.root, self.path)
         except (FileNotFoundError, NotADirectoryError) as error:
-            guard()
-            raise CorruptionError(f"the file of {rows} is missing", path=self.where) from error
+            raise self._missing(guard, rows) from error
         if self.file is None:
             guard()
         wanted = needed_bytes if self.size_bytes is None else self.size_bytes
@@ -133,6 +132,36 @@ class ShardFile:
                 path=self.where,
             )
         return file
+
+    def ranges(self, guard: Guard, rows: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return ranges of it, which lies in a bucket.
+
+        Parameters
+        ----------
+        guard, rows
+            As in `open`.
+        ranges : list of (int, int)
+            Where each starts and stops.
+
+        Returns
+        -------
+        list of memoryview
+            Their bytes.
+
+        Raises
+        ------
+        CorruptionError
+            If it is missing or too short.
+        """
+        assert not isinstance(self.root, Path)
+        try:
+            return self.root.ranges(self.path, ranges)
+        except FileNotFoundError as error:
+            raise self._missing(guard, rows) from error
+
+    def _missing(self, guard: Guard, rows: str) -> CorruptionError:
+        guard()
+        return CorruptionError(f"the file of {rows} is missing", path=self.where)
 
 
 class _Region:

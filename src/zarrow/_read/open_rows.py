@@ -25,7 +25,7 @@ from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read import shard_rows
 from zarrow._read.shard_rows import StoredChunks
 from zarrow._read.visible import OpenSegmentFacts
-from zarrow._storage.reading import map_file, open_file, read_file
+from zarrow._storage.reading import Place, map_file, open_file, read_file
 from zarrow.errors import CorruptionError
 
 __all__ = ["NO_FRAME", "OpenRows", "read", "row_files", "slots"]
@@ -122,8 +122,10 @@ def _blocks(rows: npt.NDArray[Any], start: int, stop: int, size: int) -> Iterato
         yield rows[low : min(low + size, stop)]
 
 
-def slots(root: Path) -> list[Path]:
-    """Return the directories of the open segments, oldest first."""
+def slots(root: Place) -> list[Path]:
+    """Return the directories of the open segments, oldest first; on a disk only."""
+    if not isinstance(root, Path):
+        return []
     try:
         with os.scandir(root / layout.OPEN_DIR) as entries:
             names = [

@@ -17,7 +17,6 @@ with the first part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,13 +30,13 @@ from zarrow._format.spec import StoreSpec
 from zarrow._read.filters import Filter
 from zarrow._read.pruning import may_pass
 from zarrow._read.view import View
-from zarrow._storage.reading import File, open_file
+from zarrow._storage.reading import File, Place, open_file
 from zarrow.errors import CorruptionError
 
 __all__ = ["PartFiles", "committed_table"]
 
 
-def committed_table(root: Path, spec: StoreSpec, record: SegmentRecord) -> pa.Table:
+def committed_table(root: Place, spec: StoreSpec, record: SegmentRecord) -> pa.Table:
     """Return a whole part as its frames had it (`to_wire`), compared with the segment's record."""
     try:
         opened = open_file(root, layout.part_path(record.segment))
@@ -67,7 +66,7 @@ class PartFiles:
         self._sound: set[int] = set()  # parts whose footers were checked
         self._harmless: set[tuple[int, str]] = set()  # columns of parts whose page headers were
 
-    def path(self, segment: int) -> Path:
+    def path(self, segment: int) -> Any:
         """Return where a segment's part is."""
         return self._view.snapshot.root / layout.part_path(segment)
 
@@ -98,7 +97,7 @@ class PartFiles:
         metadata = None
         try:
             part = self._open(number)
-            with pa.OSFile(part.name) as source:
+            with part.source() as source:
                 self._check_footer(number, source)
                 if filter is not None:
                     import pyarrow.dataset as ds
@@ -123,7 +122,7 @@ class PartFiles:
     def _open(self, number: int) -> File:
         """Open a part; a short last one, which a writer may take back, was opened with the view."""
         last = self._view.last_files.get("") if self._view.is_short_last(number) else None
-        return open_file(self._view.snapshot.root, layout.part_path(number)) if last is None else last
+        return last or open_file(self._view.snapshot.root, layout.part_path(number), whole=True)
 
     def _check_footer(self, number: int, source: pa.NativeFile) -> None:
         """Compare a part's footer with its record, once; raise `OSError` if they differ.
@@ -188,7 +187,7 @@ class PartFiles:
         import pyarrow.parquet as pq
 
         try:
-            with pa.OSFile(part.name) as source, pq.ParquetFile(source) as file:
+            with part.source() as source, pq.ParquetFile(source) as file:
                 self._sound.discard(number)
                 self._check_footer(number, source)
                 sound = file.metadata.num_rows == self._view.snapshot.segment_rows(number)

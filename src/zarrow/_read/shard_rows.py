@@ -27,7 +27,7 @@ from zarrow._format.layout import rows_name, shard_path, tail_name
 from zarrow._format.records import SegmentRecord
 from zarrow._format.shard_index import decode_index, index_bytes, index_crc32c
 from zarrow._format.spec import ArraySpec
-from zarrow._storage.reading import File, open_file
+from zarrow._storage.reading import File, Place, open_file
 from zarrow.errors import CorruptionError
 
 __all__ = [
@@ -200,13 +200,13 @@ def damaged_chunk(
 
 
 def committed_rows(
-    root: Path, array: ArraySpec, segment_rows: int, record: SegmentRecord
+    root: Place, array: ArraySpec, segment_rows: int, record: SegmentRecord
 ) -> Iterator[npt.NDArray[Any]]:
     """Yield a committed segment's rows of one array, chunk by chunk, checked against its record.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store.
     array : ArraySpec
         The array.

@@ -25,7 +25,6 @@ whole store was replaced. Never writes, never locks.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -44,7 +43,7 @@ from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
 from zarrow._read.open_rows import OpenRows
 from zarrow._read.visible import lacking, lacking_error, visible_rows
-from zarrow._storage.reading import File, open_file
+from zarrow._storage.reading import File, Place, open_file, stamp_of
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
 
 __all__ = ["Guard", "OpenPiece", "View", "take_view"]
@@ -59,26 +58,18 @@ class Guard:
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self._root = root
-        self._path = root / layout.STORE_JSON
-        self.identity = self._look()
+        self.identity = stamp_of(root, layout.STORE_JSON, keep=True)
         """Of the file that says what the store is, which `repair` replaces before it moves rows."""
-
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._path, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return status.st_ino, status.st_mtime_ns
 
     def holds(self) -> bool:
         """Tell whether it still is."""
-        return self._look() == self.identity
+        return stamp_of(self._root, layout.STORE_JSON) == self.identity
 
     def __call__(self) -> None:
         """Raise `StoreChangedError` if it is not any more."""
@@ -205,12 +196,12 @@ class View:
         return segment == self.snapshot.segments - 1 and bool(self.last_files)
 
 
-def take_view(root: Path, *, partial: bool) -> View:
+def take_view(root: Place, *, partial: bool) -> View:
     """Return the rows of this instant.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store.
     partial : bool
         Whether to accept an incomplete store.
@@ -269,7 +260,7 @@ def take_view(root: Path, *, partial: bool) -> View:
     raise StoreChangedError(f"{root}: the store changes faster than it can be read: try again")
 
 
-def _is_damage(root: Path, error: FileNotFoundError) -> bool:
+def _is_damage(root: Place, error: FileNotFoundError) -> bool:
     """Tell whether a missing file means damage: of a complete store, the manifest is removed first."""
     return error.filename is not None and (root / layout.MANIFEST_JSON).exists()
 
@@ -278,7 +269,7 @@ class _GoneError(Exception):
     """An open segment vanished while it was read."""
 
 
-def _look(root: Path, seen: dict[str, OpenPiece]) -> View | None:
+def _look(root: Place, seen: dict[str, OpenPiece]) -> View | None:
     """Return a view, or None if the store changed meanwhile; `seen` keeps open segments between attempts."""
     guard = Guard(root)
     snapshot = catalog.read_snapshot(root)
@@ -309,12 +300,15 @@ def _look(root: Path, seen: dict[str, OpenPiece]) -> View | None:
         )
         records = catalog.read_records_for(root, snapshot.spec, numbers, owners)
         pieces = tuple(_pieces(root, slots, numbers, records, snapshot.spec.segment_rows))
-    if (last_files and not _still_last(snapshot)) or not guard.holds():
+    if last_files and not _still_last(snapshot):
+        return None
+    # From a bucket, the guard's stamp came with the bytes that say what the store is.
+    if (isinstance(root, Path) or not snapshot.complete) and not guard.holds():
         return None
     return View(snapshot, guard, last_files, behind_gap, pieces)
 
 
-def _check_claims(root: Path, spec: StoreSpec, claims: list[Claim], slots: list[OpenPiece]) -> None:
+def _check_claims(root: Place, spec: StoreSpec, claims: list[Claim], slots: list[OpenPiece]) -> None:
     """Raise `CorruptionError` if rows that are about to be committed are not there."""
     rows = {slot.rows.slot: slot.rows.rows for slot in slots}
     for claim in claims:
@@ -327,7 +321,7 @@ def _check_claims(root: Path, spec: StoreSpec, claims: list[Claim], slots: list[
 
 
 def _pieces(
-    root: Path,
+    root: Place,
     slots: list[OpenPiece],
     numbers: list[int],
     records: list[tuple[SegmentRecord, int]],
@@ -343,9 +337,13 @@ def _pieces(
 
 
 def _open_last(snapshot: Snapshot) -> dict[str, File]:
-    """Open the files of the last segment if it is short."""
+    """Open the files of the last segment if it is short; in a bucket segments are never taken back."""
     last = snapshot.segments - 1
-    if last < 0 or snapshot.segment_rows(last) == snapshot.spec.segment_rows:
+    if (
+        last < 0
+        or not isinstance(snapshot.root, Path)
+        or snapshot.segment_rows(last) == snapshot.spec.segment_rows
+    ):
         return {}
     snapshot.record(last)  # is kept, for it may be taken back too
     root = snapshot.root

@@ -24,10 +24,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from zarrow._format.layout import OPEN_DIR, claim_path
 from zarrow._format.records import Claim, Owner, SegmentRecord, Source
+from zarrow._storage.reading import Place
 from zarrow.errors import CorruptionError
 
 __all__ = ["OpenSegmentFacts", "VisibleRows", "lacking", "lacking_error", "missing_records", "visible_rows"]
@@ -100,7 +100,7 @@ class VisibleRows:
     behind: dict[str, OpenSegmentFacts]
     damage: dict[str, str]
 
-    def check(self, root: Path) -> None:
+    def check(self, root: Place) -> None:
         """Raise `CorruptionError` if something is damaged."""
         for slot, message in self.damage.items():
             remedy = "'zarrow repair' keeps what can still be read"
@@ -180,7 +180,7 @@ def lacking(claim: Claim, rows: Mapping[str, int]) -> list[Source]:
     return [source for source in claim.sources if rows.get(source.slot, -1) < source.stop]
 
 
-def lacking_error(claim: Claim, source: Source, rows: Mapping[str, int], root: Path) -> CorruptionError:
+def lacking_error(claim: Claim, source: Source, rows: Mapping[str, int], root: Place) -> CorruptionError:
     """Return the error for one of them."""
     left = f"{rows[source.slot]} are left" if source.slot in rows else "which is gone"
     return CorruptionError(

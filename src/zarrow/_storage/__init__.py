@@ -1,9 +1,10 @@
-"""Storage — where bytes are kept: the local disk, later object stores too.
+"""Storage — where bytes are kept: the local disk, and buckets to read from.
 
 May import `_format` and `errors`, and knows neither segments nor rows.
 
 ======================  ===============================================================================
 `reading`               opening and reading files of a store that may be damaged or hostile
+`objects`               the same for stores in a bucket, by obstore
 `files`                 everything that changes a disk: write, sync, link, rename, remove
 `lock`                  locks on files, which end with the process that holds them
 `threads`               the process's one pool of threads, for codecs and copies

@@ -22,10 +22,11 @@ import io
 import os
 import re
 import stat
+import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +39,17 @@ from zarrow.errors import CorruptionError, InvalidInputError
 __all__ = [
     "Beneath",
     "File",
+    "Place",
     "in_natural_order",
     "map_file",
+    "names_in",
     "open_file",
     "parquet_files",
     "read_file",
     "refuse_odd",
     "require_own_dirs",
     "require_regular",
+    "stamp_of",
 ]
 
 BLOCK_BYTES = 1 << 20
@@ -54,6 +58,43 @@ _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _ODD = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENODEV, errno.ESTALE)
 """Errors for which an audit blames the store, not the machine, which may lack memory or descriptors."""
+
+
+class RemotePath(Protocol):
+    """What `objects.ObjectPath` is: a store in a bucket, or something in it."""
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+
+    @property
+    def client(self) -> Any:
+        """The obstore store of the URL."""
+
+    def __truediv__(self, path: str, /) -> Any:
+        """Return what lies below."""
+
+    def exists(self) -> bool:
+        """Tell whether there is an object."""
+
+    def open(self, path: str) -> File:
+        """Return an object, to be read by ranges."""
+
+    def fetch(self, path: str) -> File:
+        """Return an object, which is read whole if it is small."""
+
+    def ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return ranges of an object, given by their starts and stops."""
+
+    def list(self, path: str) -> dict[str, str]:
+        """Return what lies below a path."""
+
+    def stamp(self, path: str, *, keep: bool = False) -> object:
+        """Return what tells an object from one that takes its place."""
+
+
+Place = Path | RemotePath
+"""Where a store is: on a disk or in a bucket. What is below does not ask which."""
 
 
 def refuse_odd(error: OSError, path: object, *, below: bool = False) -> None:
@@ -75,9 +116,11 @@ def require_regular(fd: int, path: object) -> int:
     raise CorruptionError("not a regular file", path=path)
 
 
-def require_own_dirs(root: Path, path: Path) -> None:
-    """Raise `CorruptionError` if what is there from `root` to `path` is a link, or no directory."""
-    names = path.relative_to(root).parts[:-1]
+def require_own_dirs(root: Place, path: str) -> None:
+    """Raise `CorruptionError` if what is there from `root` to a path below it is a link, or no directory."""
+    if not isinstance(root, Path):
+        return
+    names = path.split("/")[:-1]
     for depth in range(1, len(names) + 1):  # from the root on, so that no link is followed
         parent = root.joinpath(*names[:depth])
         with contextlib.suppress(FileNotFoundError):
@@ -175,6 +218,10 @@ class File:
             )
         return self._up_to(0, self.size_bytes)
 
+    def blocks(self) -> Iterator[bytes]:
+        """Yield all bytes, in blocks of 1 MiB."""
+        yield from self._blocks(0, self.size_bytes, BLOCK_BYTES)
+
     def stream(self) -> io.BufferedReader:
         """Return a stream of it, for pyarrow."""
         return os.fdopen(os.dup(self.fd), "rb")
@@ -183,6 +230,12 @@ class File:
     def name(self) -> str:
         """A name under which this process can open the file again, whatever became of its path."""
         return f"/dev/fd/{self.fd}"
+
+    def source(self) -> Any:
+        """Return it as pyarrow reads it: a `pyarrow.NativeFile`."""
+        import pyarrow as pa
+
+        return pa.OSFile(self.name)
 
     def __enter__(self) -> Self:
         return self
@@ -209,17 +262,19 @@ def _descend(root: Path, path: str, called: object, flags: int) -> int:
             os.close(fd)
 
 
-def open_file(root: Path, path: str, *, called: object = None) -> File:
+def open_file(root: Place, path: str, *, called: object = None, whole: bool = False) -> File:
     """Open a file of a store for reading.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store, or another directory that is trusted.
     path : str
         The file, relative to it, with forward slashes.
     called : str or Path, optional
         What messages call the file; by default the whole path.
+    whole : bool
+        Whether all of it will be read if it is small, for which one request will do in a bucket.
 
     Returns
     -------
@@ -235,23 +290,58 @@ def open_file(root: Path, path: str, *, called: object = None) -> File:
     CorruptionError
         If it, or a directory on the way, is a link, or if it is not a regular file.
     """
+    if not isinstance(root, Path):
+        return root.fetch(path) if whole else root.open(path)
     called = called or f"{root}/{path}"
     return File(require_regular(_descend(root, path, called, _FILE), called), called)
 
 
-def read_file(root: Path, path: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+def read_file(root: Place, path: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
     """Return the content of a small file, which `open_file` opens and `File.content` reads."""
-    with open_file(root, path) as file:
+    with open_file(root, path, whole=True) as file:
         return file.content(limit_bytes)
 
 
-def map_file(root: Path, path: str) -> npt.NDArray[np.uint8]:
-    """Return a file's bytes, mapped for reading: no more memory than what is touched. See `open_file`."""
+def map_file(root: Place, path: str) -> npt.NDArray[np.uint8]:
+    """Return a file's bytes, mapped for reading: no more memory than what is touched. See `open_file`.
+
+    From a bucket it is copied into an unnamed file in the directory for temporary files, and gone with the
+    process.
+    """
     with open_file(root, path) as file:
         if not file.size_bytes:
             return np.empty(0, np.uint8)
-        with file.stream() as stream:
-            return np.memmap(stream, np.uint8, "r")
+        if isinstance(root, Path):
+            with file.stream() as stream:
+                return np.memmap(stream, np.uint8, "r")
+        with tempfile.TemporaryFile() as copy:
+            copy.writelines(file.blocks())
+            copy.flush()
+            return np.memmap(copy, np.uint8, "r")
+
+
+def names_in(root: Place, path: str) -> list[str]:
+    """Return the names in a directory of a store; none if it does not exist."""
+    if not isinstance(root, Path):
+        return [*root.list(path)]
+    try:
+        return os.listdir(root / path)
+    except FileNotFoundError:
+        return []
+
+
+def stamp_of(root: Place, path: str, *, keep: bool = False) -> object:
+    """Return what tells a file of a store from one that takes its place; None if there is none.
+
+    With `keep`, it will be read next, which then costs no other request in a bucket.
+    """
+    if not isinstance(root, Path):
+        return root.stamp(path, keep=keep)
+    try:
+        status = os.stat(root / path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 class Beneath:

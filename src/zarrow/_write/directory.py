@@ -184,6 +184,7 @@ def exclusively(root: Path, of: Identity | None = None) -> Iterator[Owner]:
         If the store has other rows by now.
     """
     owner = new_owner()
+    os.fspath(root)  # raises if it is not on a disk
     _require_known(root)
     with _refused(root):
         lock = _lock_old(root, owner=owner)

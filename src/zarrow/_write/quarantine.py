@@ -119,7 +119,7 @@ class Aside:
             path = self._root / source
             if not os.path.lexists(path):
                 continue  # it was moved with another incident
-            reading.require_own_dirs(self._root, path)
+            reading.require_own_dirs(self._root, source)
             if not _is_free_for(self.path / target, path):
                 raise CorruptionError("exists already, and would be overwritten", path=self.path / target)
             if stat.S_ISREG(path.lstat().st_mode):

@@ -97,9 +97,9 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
 def segment_files(root: Path, spec: StoreSpec, number: int) -> Iterator[Path]:
     """Yield the shards and the part of a segment, whether they exist or not."""
     for array in spec.arrays:
-        shard = root / layout.shard_path(array.name, number, len(array.row_shape))
+        shard = layout.shard_path(array.name, number, len(array.row_shape))
         reading.require_own_dirs(root, shard)
-        yield shard
+        yield root / shard
     yield root / layout.part_path(number)
 
 

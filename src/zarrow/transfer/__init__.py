@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from zarrow._format.layout import require_utf8
+from zarrow._storage.objects import on_disk
 from zarrow.errors import (
     ConflictError,
     InvalidInputError,
@@ -134,7 +135,7 @@ def export(
     >>> pq.read_schema(target).field("query_embed").type
     FixedSizeListType(fixed_size_list<element: float not null>[8])
     """
-    path = Path(os.path.abspath(target))
+    path = Path(os.path.abspath(on_disk(target)))
     require_utf8(path)
     chosen = _format(format, path, EXPORTS, "export")
     if os.path.lexists(path) and not overwrite:
@@ -228,7 +229,7 @@ def import_(
     >>> import_(folder + "/run", folder + "/again.zarrow", "npy", keys=["subject_id", "query"])
     5000
     """
-    origin, goal = Path(os.path.abspath(source)), Path(os.path.abspath(path))
+    origin, goal = Path(os.path.abspath(on_disk(source))), Path(os.path.abspath(on_disk(path)))
     require_utf8(origin)
     chosen = _format(format, origin, IMPORTS, "import")
     if not origin.exists():

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
+from zarrow._storage.objects import ObjectPath
 from zarrow.errors import ConflictError, CorruptionError, InvalidInputError
 
 __all__ = ["NO_FILES", "in_place"]
@@ -31,7 +32,7 @@ NO_FILES = re.compile(r"(?!)")
 
 @contextlib.contextmanager
 def in_place(
-    *targets: Path, store: Path, overwrite: bool, known: re.Pattern[str] = NO_FILES
+    *targets: Path, store: Path | ObjectPath, overwrite: bool, known: re.Pattern[str] = NO_FILES
 ) -> Iterator[list[Path]]:
     """Yield a scratch path per target, and move what was written there to the targets.
 
@@ -69,12 +70,12 @@ def in_place(
             _move(path, goal, overwrite=overwrite)
 
 
-def _check(goals: list[Path], store: Path, overwrite: bool, known: re.Pattern[str]) -> None:
-    here = Path(os.path.realpath(store))
+def _check(goals: list[Path], store: Path | ObjectPath, overwrite: bool, known: re.Pattern[str]) -> None:
+    here = Path(os.path.realpath(store)) if isinstance(store, Path) else None
     for goal in goals:
-        if here == goal or here in goal.parents:
+        if here is not None and (here == goal or here in goal.parents):
             raise InvalidInputError(f"{goal}: lies within the exported store: choose another target")
-        if goal in here.parents:
+        if here is not None and goal in here.parents:
             raise InvalidInputError(f"{goal}: contains the exported store: choose another target")
         if not os.path.lexists(goal):
             continue
@@ -168,15 +169,17 @@ def _remove(path: Path) -> None:
         files.remove(path)
 
 
-def _finish(path: Path, store: Path) -> None:
-    """Give a file, or a folder and everything in it, the store's access, and make it durable."""
+def _finish(path: Path, store: Path | ObjectPath) -> None:
+    """Give a file, or a folder and everything in it, the access of a store on a disk; make it durable."""
     if path.is_dir():
         for entry in sorted(path.iterdir()):
             _finish(entry, store)
-        files.give_access(path, store)
+        if isinstance(store, Path):
+            files.give_access(path, store)
         files.sync_dir(path)
         return
-    files.give_access(path, store)
+    if isinstance(store, Path):
+        files.give_access(path, store)
     fd = os.open(path, os.O_RDONLY)
     try:
         files.sync(fd)

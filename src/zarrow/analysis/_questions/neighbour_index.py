@@ -224,7 +224,7 @@ def _measure(
 
 
 def _path(store: Store, array: str, metric: str) -> Path:
-    return store.path / layout.INDEX_DIR / f"{array}.{metric}{layout.NEIGHBOURS_SUFFIX}"
+    return Path(store.path) / layout.INDEX_DIR / f"{array}.{metric}{layout.NEIGHBOURS_SUFFIX}"
 
 
 def _write(store: Store, path: Path, data: npt.NDArray[np.uint8], facts: dict[str, Any]) -> None:

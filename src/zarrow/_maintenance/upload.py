@@ -1,0 +1,168 @@
+"""Upload — a complete store, put into a bucket.
+
+1. The prefix must be free: an unfinished copy of the same store is gone on with, anything else refused.
+2. Every file goes to its final name; no object is there before it is whole. Shards and parts are compared
+   with the checksums of their segment's record: first the bytes of the source, then what the bucket gives
+   back. What an unfinished copy has is compared in the same way, not sent again.
+3. ``zarrow.json`` comes last, and only if the name is free: before, there is no store.
+
+A crash leaves objects which the next copy to the same place goes on with.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from zarrow._format import layout
+from zarrow._maintenance.audit_segment import record_bytes
+from zarrow._read.shard_rows import CommittedShard
+from zarrow._read.view import View
+from zarrow._storage.objects import ObjectPath
+from zarrow._storage.reading import Beneath, File, Place, open_file, read_file
+from zarrow.errors import CorruptionError, NotAStoreError, StoreExistsError, WriteFailedError
+
+__all__ = ["files_below", "upload"]
+
+_MARK = f"{layout.OPEN_DIR}/of.json"
+"""In an unfinished copy: the ``zarrow.json`` of the source."""
+
+
+def files_below(root: Place, *folders: str) -> Iterator[str]:
+    """Yield the files in these folders of a store, but none of an active or killed process."""
+    beneath = Beneath(root) if isinstance(root, Path) else root
+    stack = [*folders]
+    while stack:
+        folder = stack.pop()
+        for name, kind in beneath.list(folder).items():
+            path = f"{folder}/{name}"
+            if kind == "directory" and not name.endswith(layout.INCOMING_SUFFIX):
+                stack.append(path)
+            elif kind == "file" and not name.endswith(layout.LOCK_SUFFIX):
+                yield path
+
+
+def upload(view: View, root: Place, goal: ObjectPath, progress: Callable[[int, int], None] | None) -> int:
+    """Put a complete store into a bucket.
+
+    Parameters
+    ----------
+    view : View
+        Its rows.
+    root : Path or RemotePath
+        Where it is.
+    goal : ObjectPath
+        Where it goes.
+    progress : callable of (int, int) or None
+        Called with the bytes copied so far and the total.
+
+    Returns
+    -------
+    int
+        The size of its segments' files.
+
+    Raises
+    ------
+    StoreExistsError
+        If there is a store already.
+    NotAStoreError
+        If there is something else.
+    CorruptionError
+        If the source is damaged; there is no copy then.
+    WriteFailedError
+        If the bucket gives back other bytes than were sent.
+    """
+    total = sum(record_bytes(view.record(number)) for number in range(view.snapshot.segments))
+    done = 0
+    declaration = read_file(root, layout.STORE_JSON)
+    _begin(goal, declaration)
+    for number in range(view.snapshot.segments):
+        record = view.record(number)
+        for array in view.spec.arrays:
+            if record.arrays[array.name].size_bytes:
+                last = view.last_files.get(array.name) if view.is_short_last(number) else None
+                path = layout.shard_path(array.name, number, len(array.row_shape))
+                file = last or open_file(root, path)
+                shard = CommittedShard(file, array, view.spec.segment_rows, record)
+                if not all(map(shard.holds, range(len(shard.chunks)))):
+                    raise _damaged(file)
+                _put(goal, path, file, file.crc32c(0, file.size_bytes))
+        last = view.last_files.get("") if view.is_short_last(number) else None
+        file = last or open_file(root, layout.part_path(number))
+        if file.size_bytes != record.part.size_bytes or not file.holds(
+            0, file.size_bytes, record.part.crc32c
+        ):
+            raise _damaged(file)
+        _put(goal, layout.part_path(number), file, record.part.crc32c)
+        _copy(root, goal, layout.record_path(number))
+        done += record_bytes(record)
+        if progress is not None:
+            progress(done, total)
+    for path in [*_metadata(view), *files_below(root, layout.INDEX_DIR, layout.DERIVED_DIR)]:
+        _copy(root, goal, path)
+    view.guard()
+    manifest = view.snapshot.manifest
+    assert manifest is not None
+    goal.put_bytes(layout.MANIFEST_JSON, manifest.encode())
+    try:
+        goal.create(layout.STORE_JSON, declaration)
+    except FileExistsError:
+        raise StoreExistsError(f"{goal}: another process has made a store here meanwhile") from None
+    goal.delete(_MARK)
+    return total
+
+
+def _begin(goal: ObjectPath, declaration: bytes) -> None:
+    """Go on with an unfinished copy of this store; refuse anything else."""
+    if goal.exists(layout.STORE_JSON):
+        raise StoreExistsError(f"{goal}: there is a store already: choose another place, or remove it")
+    try:
+        mark = goal.fetch(_MARK).content(len(declaration))
+    except (FileNotFoundError, CorruptionError):
+        mark = b""
+    if mark == declaration:
+        return
+    if next(goal.names(), None) is not None:
+        raise NotAStoreError(
+            f"{goal}: there are objects that are no unfinished copy of this store: choose another place, or "
+            "remove them"
+        )
+    goal.put_bytes(_MARK, declaration)
+
+
+def _metadata(view: View) -> Iterator[str]:
+    yield f"{layout.ARRAYS_DIR}/zarr.json"
+    for array in view.spec.arrays:
+        yield f"{layout.array_dir(array.name)}/zarr.json"
+
+
+def _damaged(file: File) -> CorruptionError:
+    return CorruptionError(
+        "not the bytes that were committed: there is no copy: 'zarrow verify' says what is damaged, 'zarrow "
+        "repair' sets it aside",
+        path=file.path,
+    )
+
+
+def _copy(root: Place, goal: ObjectPath, path: str) -> None:
+    file = open_file(root, path, whole=True)
+    _put(goal, path, file, file.crc32c(0, file.size_bytes))
+
+
+def _put(goal: ObjectPath, path: str, file: File, checksum: int) -> None:
+    """Copy a file, unless it is there; compare what is there then."""
+    if _has(goal, path, file.size_bytes, checksum):
+        return
+    goal.put(path, file)
+    if not _has(goal, path, file.size_bytes, checksum):
+        raise WriteFailedError(errno.EIO, f"{goal / path}: the bucket gives back other bytes than were sent")
+
+
+def _has(goal: ObjectPath, path: str, size_bytes: int, checksum: int) -> bool:
+    """Tell whether an object has this size and checksum."""
+    try:
+        there = goal.open(path)
+    except FileNotFoundError:
+        return False
+    return there.size_bytes == size_bytes and there.holds(0, size_bytes, checksum)

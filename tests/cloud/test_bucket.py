@@ -1,0 +1,365 @@
+"""Stores in a bucket — read as on a disk, copied there and back, with few requests and clear errors."""
+
+import copy
+import itertools
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from cloud.servers import SECRET, Bucket, serve
+from typer.testing import CliRunner
+
+import zarrow
+from zarrow.cli import app
+from zarrow.errors import (
+    CorruptionError,
+    IncompleteStoreError,
+    InvalidInputError,
+    NotAStoreError,
+    StoreChangedError,
+    StoreExistsError,
+    StoreNotFoundError,
+    ZarrowError,
+)
+
+ROWS = 5_000
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def make_bucket():
+    yield from serve()
+
+
+@pytest.fixture
+def bucket(make_bucket, monkeypatch) -> Iterator[Bucket]:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    made = make_bucket(f"bucket-{next(NUMBERS)}")
+    yield made
+    made.fault = None
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> Path:
+    """Return a complete store of three segments: plain and compressed arrays, an index, a derived array."""
+    path = tmp_path_factory.mktemp("local") / "run.zarrow"
+    rng = np.random.default_rng(0)
+    with zarrow.Writer(path, keys=["id"], segment_rows=2048, codecs={"packed": "zstd"}) as writer:
+        for start in range(0, ROWS, 500):
+            ids = np.arange(start, start + 500)
+            columns = {"id": ids, "text": [f"row {i}" for i in ids], "p": ids / ROWS}
+            vectors = rng.standard_normal((500, 64)).astype("float32")
+            wide = vectors.reshape(-1, 8, 8)
+            writer.append(columns, {"plain": vectors, "packed": vectors.round(1), "wide": wide})
+        writer.finalize()
+    zarrow.build_index(path)
+    with zarrow.open(path) as store:
+        zarrow.add_array(store, "twice", np.asarray(store["plain"]) * 2)
+    return path
+
+
+@pytest.fixture
+def url(bucket, local) -> str:
+    """Return the URL of a copy of it."""
+    target = bucket.url("run.zarrow")
+    zarrow.copy(local, target, storage_options=bucket.options)
+    bucket.requests.clear()
+    return target
+
+
+def _split(options):
+    """Return options as obstore takes them."""
+    rest = {key: value for key, value in options.items() if key != "allow_http"}
+    return {"config": rest, "client_options": {"allow_http": True}}
+
+
+def _boto(bucket):
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=bucket.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="me",
+        aws_secret_access_key=SECRET,
+    )
+
+
+class TestReading:
+    def test_shows_the_same_rows(self, bucket, url, local):
+        """Tables, filters, joins, keys, arrays and derived arrays are those of the store on disk."""
+        there, here = zarrow.open(url, storage_options=bucket.options), zarrow.open(local)
+        assert there.table().equals(here.table())
+        chosen = (pc.field("p") > 0.3) & (pc.field("p") < 0.5)
+        assert there.table(["text"], filter=chosen).equals(here.table(["text"], filter=chosen))
+        rows = np.random.default_rng(1).integers(-ROWS, ROWS, 700)
+        for name in ("plain", "packed", "wide", "twice"):
+            assert np.array_equal(there[name][rows], here[name][rows])
+            assert np.array_equal(there[name][2000:4100], here[name][2000:4100])
+            assert np.array_equal(np.asarray(there[name]), np.asarray(here[name]))
+            assert np.array_equal(there[name].read(10, 3000, check="crc"), here[name][10:3000])
+        assert np.array_equal(there["plain"][[]], here["plain"][[]])
+        for (a, x), (b, y) in zip(there.join(chosen), here.join(chosen), strict=True):
+            assert a.equals(b)
+            assert all(np.array_equal(x[name], y[name]) for name in x)
+        assert there.locate({"id": [77, -1]}).tolist() == [77, -1]
+        assert there.sql("select max(p) from predictions").fetchall() == [(0.9998,)]
+        assert there.to_polars().collect().to_arrow().num_rows == ROWS
+        assert there["plain"].zarr()[4999].tolist() == here["plain"][4999].tolist()
+        assert not there.refresh()
+
+    def test_is_found_by_other_names(self, bucket, url, monkeypatch):
+        """A `Path` made of the URL, an obstore store and the environment lead to the same rows."""
+        client = obstore.store.from_url(url, **_split(bucket.options))
+        assert zarrow.open(client).num_rows == ROWS
+        assert zarrow.open(Path(url), storage_options=bucket.options).num_rows == ROWS
+        for name, value in bucket.options.items():
+            monkeypatch.setenv(f"AWS_{name.upper()}", str(value))
+        assert zarrow.open(url).num_rows == ROWS
+        result = CliRunner().invoke(app, ["info", url, "--json"])
+        assert result.exit_code == 0, result.output
+        result = CliRunner().invoke(app, ["head", url])
+        assert "row 3" in result.output
+
+    def test_works_behind_other_doors(self, bucket, url, local, tmp_path):
+        """xarray, torch, the analyses, exports and pickles read it."""
+        import xarray as xr
+
+        from zarrow.analysis import describe, nearest
+        from zarrow.torch import StoreDataset
+        from zarrow.transfer import export
+
+        store, here = zarrow.open(url, storage_options=bucket.options), zarrow.open(local)
+        dataset = xr.open_dataset(url, engine="zarrow", storage_options=bucket.options)
+        assert np.array_equal(dataset.plain[100:110], here["plain"][100:110])
+        assert np.array_equal(StoreDataset(store, arrays=["plain"])[7]["plain"], here["plain"][7])
+        assert (
+            nearest(store, [42], k=3, array="plain").rows.tolist()
+            == nearest(here, [42], k=3, array="plain").rows.tolist()
+        )
+        assert describe(store, arrays=["plain"]).rows == ROWS
+        export(store, tmp_path / "out.parquet", arrays=["plain"])
+        assert pickle.loads(pickle.dumps(store)).table().num_rows == ROWS
+        assert copy.copy(store).num_rows == ROWS
+
+    def test_is_read_from_a_web_server(self, bucket, url, local):
+        """Whoever may read the objects opens the store by HTTP."""
+        client = obstore.store.from_url(f"s3://{bucket.name}", **_split(bucket.options))
+        assert obstore.head(client, "run.zarrow/zarrow.json")["size"]
+        boto = _boto(bucket)
+        for found in boto.list_objects_v2(Bucket=bucket.name)["Contents"]:
+            boto.put_object_acl(Bucket=bucket.name, Key=found["Key"], ACL="public-read")
+        address = f"{bucket.endpoint}/{bucket.name}/run.zarrow"
+        store = zarrow.open(address, storage_options={"allow_http": True})
+        assert store.table().equals(zarrow.open(local).table())
+        assert store["packed"][[9, 4000]].tolist() == zarrow.open(local)["packed"][[9, 4000]].tolist()
+        assert not store.derived
+
+    def test_opens_by_three_requests(self, bucket, url):
+        """Opening a complete store takes at most three requests, whatever its size."""
+        zarrow.open(url, storage_options=bucket.options)
+        assert len(bucket.requests) <= 3
+
+    def test_reads_no_byte_of_a_gather_or_scan_twice(self, bucket, url):
+        """1,000 rows are at most 1,000 ranges without overlap, and a scan reads each byte once."""
+        array = zarrow.open(url, storage_options=bucket.options)["plain"]
+        for read in (
+            lambda: array[np.random.default_rng(2).integers(0, ROWS, 1000)],
+            lambda: np.asarray(array),
+        ):
+            bucket.requests.clear()
+            read()
+            ranges = sorted(
+                (one.path, one.start, one.stop) for one in bucket.requests if one.start is not None
+            )
+            assert 0 < len(ranges) <= 1000
+            assert all(a != b or stop <= start for (a, _, stop), (b, start, _) in itertools.pairwise(ranges))
+        assert sum(stop - start for _, start, stop in ranges) == ROWS * 256
+
+    def test_no_message_shows_a_secret(self, bucket, url):
+        """Neither representations nor errors hold the secret key."""
+        store = zarrow.open(url, storage_options=bucket.options)
+        obstore.delete(store.path.client, "table/part-00000000.parquet")
+        with pytest.raises(CorruptionError) as caught:
+            store.table()
+        assert bucket.name in str(caught.value)
+        for text in (repr(store), str(store.path), repr(store.path), str(caught.value), store._repr_html_()):
+            assert SECRET not in text
+
+
+class TestErrors:
+    def test_says_what_is_not_there(self, bucket, url, local):
+        """A missing bucket, a missing store and something else are told apart."""
+        with pytest.raises(InvalidInputError, match=r"s3://no-bucket/run\.zarrow.*no such bucket"):
+            zarrow.open("s3://no-bucket/run.zarrow", storage_options=bucket.options)
+        with pytest.raises(StoreNotFoundError, match="no store"):
+            zarrow.open(bucket.url("other"), storage_options=bucket.options)
+        with pytest.raises(InvalidInputError, match="begins with one of"):
+            zarrow.open("ftp://host/run.zarrow")
+        with pytest.raises(InvalidInputError, match="storage_options are for stores at a URL"):
+            zarrow.open(local, storage_options=bucket.options)
+
+    def test_says_that_something_is_forbidden(self, bucket, url):
+        """Without permission there is a `PermissionError`, at open."""
+
+        def forbid(environ, start_response, _app):
+            start_response("403 Forbidden", [("Content-Type", "text/xml")])
+            return [b"<Error><Code>AccessDenied</Code></Error>"]
+
+        bucket.fault = forbid
+        with pytest.raises(PermissionError, match="credentials"):
+            zarrow.open(url, storage_options=bucket.options)
+
+    def test_notices_another_store_in_its_place(self, bucket, url, tmp_path):
+        """Rows of a store that took its place are never returned."""
+        store = zarrow.open(url, storage_options=bucket.options)
+        other = tmp_path / "other.zarrow"
+        with zarrow.Writer(other, keys=["id"], segment_rows=2048) as writer:
+            arrays = {"plain": np.zeros((ROWS, 64), "f4"), "packed": np.zeros((ROWS, 64), "f4")}
+            writer.append({"id": range(ROWS), "text": ["x"] * ROWS, "p": [0.5] * ROWS}, arrays)
+            writer.finalize()
+        for path in other.rglob("*"):
+            if path.is_file():
+                obstore.put(store.path.client, str(path.relative_to(other)), path.read_bytes())
+        for read in (
+            lambda: store.table(["p"]),
+            lambda: store["plain"][:10],
+            lambda: store["plain"][[5, 4000]],
+            lambda: store["packed"][:10],
+            store.refresh,
+        ):
+            with pytest.raises(StoreChangedError):
+                read()
+
+    def test_notices_damage(self, bucket, url):
+        """A missing, short or flipped object is an error that names it; other rows stay readable."""
+        store = zarrow.open(url, storage_options=bucket.options)
+        client, shard = store.path.client, "embeddings.zarr/plain/c/1/0"
+        data = bytearray(obstore.get(client, shard).bytes())
+        data[1000] ^= 1
+        obstore.put(client, shard, bytes(data))
+        with pytest.raises(CorruptionError, match="chunk 0"):
+            store["plain"].read(2048, 2100, check="crc")
+        obstore.put(client, shard, bytes(data[:1000]))
+        with pytest.raises((CorruptionError, OSError), match="plain/c/1/0"):
+            store["plain"][2048:3000]
+        obstore.delete(client, shard)
+        with pytest.raises(CorruptionError, match="missing"):
+            store["plain"][2048:3000]
+        assert store["plain"][:2048].shape == (2048, 64)
+
+    def test_refuses_what_needs_a_disk(self, bucket, url, tmp_path, monkeypatch):
+        """Writers and whatever changes a store say so, and make no directory called s3:."""
+        monkeypatch.chdir(tmp_path)
+        from zarrow.lightning import PredictionWriter
+
+        store = zarrow.open(url, storage_options=bucket.options)
+        for call in (
+            lambda: zarrow.Writer(url),
+            lambda: PredictionWriter(url),
+            lambda: zarrow.verify(url),
+            lambda: zarrow.repair(url),
+            lambda: zarrow.pack(url),
+            lambda: zarrow.build_index(url),
+            lambda: zarrow.add_array(store, "x", np.zeros((ROWS, 2))),
+            lambda: zarrow.remove_array(url, "twice"),
+        ):
+            with pytest.raises(InvalidInputError, match=r"s3://.*disk"):
+                call()
+        assert not list(tmp_path.iterdir())
+
+    def test_without_obstore_says_what_to_install(self, monkeypatch):
+        """The message has the line that installs it."""
+        monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+        with pytest.raises(ZarrowError, match=r"pip install 'zarrow\[cloud\]'"):
+            zarrow.open("s3://bucket/run.zarrow")
+
+
+class TestCopying:
+    def test_goes_there_and_back(self, bucket, url, local, tmp_path):
+        """A copy of a copy of a copy is sound, and has the same bytes."""
+        second = bucket.url("second.zarrow")
+        assert zarrow.copy(url, second, storage_options=bucket.options).rows == ROWS
+        zarrow.copy(second, tmp_path / "back.zarrow", storage_options=bucket.options)
+        assert zarrow.verify(tmp_path / "back.zarrow").ok
+        for path in local.rglob("*"):
+            if path.is_file() and "open" not in path.relative_to(local).parts:
+                assert (tmp_path / "back.zarrow" / path.relative_to(local)).read_bytes() == path.read_bytes()
+
+    def test_a_killed_copy_goes_on(self, bucket, local):
+        """Before the last object there is no store, and what is there is not sent again."""
+        target = bucket.url("run.zarrow")
+
+        def stop(done: int, total: int) -> None:
+            if done * 2 > total:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            zarrow.copy(local, target, storage_options=bucket.options, progress=stop)
+        with pytest.raises(StoreNotFoundError):
+            zarrow.open(target, storage_options=bucket.options)
+        sent = {one.path for one in bucket.requests if one.method in ("PUT", "POST")}
+        bucket.requests.clear()
+        zarrow.copy(local, target, storage_options=bucket.options)
+        again = {one.path for one in bucket.requests if one.method in ("PUT", "POST")}
+        assert not any("part-00000000" in path for path in again & sent)
+        assert zarrow.open(target, storage_options=bucket.options).table().equals(zarrow.open(local).table())
+
+    def test_overwrites_nothing(self, bucket, url, local):
+        """A store, and objects of somebody else, stay as they are."""
+        with pytest.raises(StoreExistsError):
+            zarrow.copy(local, url, storage_options=bucket.options)
+        with pytest.raises(NotAStoreError):
+            zarrow.copy(local, bucket.url("run.zarrow/table"), storage_options=bucket.options)
+
+    def test_copies_no_damage(self, bucket, local, tmp_path):
+        """A damaged or incomplete source is refused, and the target is no store."""
+        for path in ("embeddings.zarr/plain/c/1/0", "table/part-00000001.parquet"):
+            damaged = tmp_path / path.replace("/", "-")
+            shutil.copytree(local, damaged)
+            data = bytearray((damaged / path).read_bytes())
+            data[1000] ^= 1
+            (damaged / path).write_bytes(data)
+            target = bucket.url(damaged.name)
+            with pytest.raises(CorruptionError):
+                zarrow.copy(damaged, target, storage_options=bucket.options)
+            with pytest.raises(StoreNotFoundError):
+                zarrow.open(target, storage_options=bucket.options)
+        with zarrow.Writer(tmp_path / "open.zarrow") as writer:
+            writer.append({"id": [1]}, {"e": np.zeros((1, 4))})
+            with pytest.raises(IncompleteStoreError):
+                zarrow.copy(tmp_path / "open.zarrow", bucket.url("open"), storage_options=bucket.options)
+            writer.finalize()
+
+    def test_a_lost_answer_is_no_failure(self, bucket, local):
+        """If the last object was made though the answer was lost, the copy is complete."""
+
+        def lose(environ, start_response, app):
+            if environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("run.zarrow/zarrow.json"):
+                bucket.fault = None
+                list(app(environ, lambda *_: None))
+                start_response("500 Internal Server Error", [])
+                return [b""]
+            return app(environ, start_response)
+
+        bucket.fault = lose
+        zarrow.copy(local, bucket.url("run.zarrow"), storage_options=bucket.options)
+        assert zarrow.open(bucket.url("run.zarrow"), storage_options=bucket.options).num_rows == ROWS
+
+    def test_a_partial_view_shows_committed_rows(self, bucket, url, local):
+        """Without a manifest the store opens with partial=True only."""
+        client = zarrow.open(url, storage_options=bucket.options).path.client
+        obstore.delete(client, "manifest.json")
+        with pytest.raises(IncompleteStoreError):
+            zarrow.open(url, storage_options=bucket.options)
+        store = zarrow.open(url, partial=True, storage_options=bucket.options)
+        assert store.table().equals(zarrow.open(local).table())
+        assert isinstance(store.table(), pa.Table)
