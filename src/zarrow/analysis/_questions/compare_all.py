@@ -99,8 +99,8 @@ def compare_all(
     sample: int = 1000,
     k: int = 10,
     seed: int = 0,
-    progress: Progress | None = None,
     client: Client | None = None,
+    progress: Progress | None = None,
 ) -> ModelComparison:
     """Compare the vectors of the same rows in several stores, such as those of four checkpoints.
 
