@@ -11,29 +11,36 @@ It only reads, needs no lock and no write permission, and may run while writers 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from zarrow._maintenance.findings import LEVELS, Finding, Level, Progress, Report, Severity
-from zarrow._storage.objects import on_disk
+from zarrow._storage.objects import located
 from zarrow.errors import InvalidInputError
 
 __all__ = ["Finding", "Level", "Progress", "Report", "Severity", "verify"]
 
 
 def verify(
-    path: str | os.PathLike[str], level: Level = "checksums", progress: Progress | None = None
+    path: str | os.PathLike[str],
+    level: Level = "checksums",
+    progress: Progress | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Report:
     """Check a store, and report what is wrong with it.
 
     Parameters
     ----------
-    path : path
+    path : path or URL
         The store.
     level : {"structure", "checksums", "full"}
         What to check: documents, sizes and indexes; the checksum of every byte, too; or the decoded values
         as well.
     progress : callable of (int, int), optional
         Called with the bytes checked so far and the total.
+    storage_options : dict of str, optional
+        For a URL; see `zarrow.open`. From a bucket a chunk at a time is read.
 
     Returns
     -------
@@ -58,4 +65,4 @@ def verify(
         raise InvalidInputError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     from zarrow._maintenance import audit  # which imports Parquet; `import zarrow` does not
 
-    return audit.audit(Path(on_disk(path)), level, progress).report
+    return audit.audit(located(path, storage_options), level, progress).report

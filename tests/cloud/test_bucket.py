@@ -256,6 +256,40 @@ class TestErrors:
             store["plain"][2048:3000]
         assert store["plain"][:2048].shape == (2048, 64)
 
+    def test_verify_reads_a_bucket(self, bucket, url):
+        """It accepts what is sound, and names every object that is flipped, short, missing or foreign."""
+        options = {"level": "full", "storage_options": bucket.options}
+        report = zarrow.verify(url, **options)
+        assert report.ok, report.findings
+        assert not report.findings
+        assert report.rows == ROWS
+        client = zarrow.open(url, storage_options=bucket.options).path.client
+        for path in (
+            "zarrow.json",
+            "manifest.json",
+            "segments/00000001.json",
+            "table/part-00000001.parquet",
+            "embeddings.zarr/packed/c/0/0",
+            "embeddings.zarr/plain/zarr.json",
+            "index/keys.index",
+            "derived/twice/embeddings.zarr/twice/c/0/0",
+        ):
+            whole = bytes(obstore.get(client, path).bytes())
+            flipped = bytearray(whole)
+            flipped[len(whole) // 2] ^= 4
+            for data in (bytes(flipped), whole[:-3], None):
+                obstore.delete(client, path) if data is None else obstore.put(client, path, data)
+                try:
+                    found = zarrow.verify(url, **options).findings
+                except (StoreNotFoundError, NotAStoreError):
+                    assert (path, data) == ("zarrow.json", None)
+                else:
+                    missing_derived = data is None and path in ("index/keys.index", "manifest.json")
+                    assert found or missing_derived, (path, data is None)
+            obstore.put(client, path, whole)
+        obstore.put(client, "notes.txt", b"mine")
+        assert [one.path for one in zarrow.verify(url, **options).findings] == ["notes.txt"]
+
     def test_refuses_what_needs_a_disk(self, bucket, url, tmp_path, monkeypatch):
         """Writers and whatever changes a store say so, and make no directory called s3:."""
         monkeypatch.chdir(tmp_path)
@@ -265,7 +299,6 @@ class TestErrors:
         for call in (
             lambda: zarrow.Writer(url),
             lambda: PredictionWriter(url),
-            lambda: zarrow.verify(url),
             lambda: zarrow.repair(url),
             lambda: zarrow.pack(url),
             lambda: zarrow.build_index(url),

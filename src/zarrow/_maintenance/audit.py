@@ -17,7 +17,6 @@ change, and are read last.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.codecs import ChunkCodec
@@ -34,7 +33,7 @@ from zarrow._maintenance.findings import AuditLog, Finding, Level, Progress, Rep
 from zarrow._read import catalog
 from zarrow._read.derived_arrays import derived_names, is_of
 from zarrow._read.visible import OpenSegmentFacts
-from zarrow._storage.reading import Beneath
+from zarrow._storage.reading import Beneath, Place
 from zarrow.errors import CorruptionError, InvalidInputError, NotFoundError
 
 __all__ = ["Audited", "audit"]
@@ -73,7 +72,7 @@ class Audited:
     slots: dict[str, OpenSegmentFacts]
 
 
-def audit(root: Path, level: Level, progress: Progress | None = None, *, derived: bool = True) -> Audited:
+def audit(root: Place, level: Level, progress: Progress | None = None, *, derived: bool = True) -> Audited:
     """Check a store and its derived arrays, which have no derived arrays of their own.
 
     Raises

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._maintenance.audit_segment import record_bytes
@@ -31,7 +30,7 @@ _MARK = f"{layout.OPEN_DIR}/of.json"
 
 def files_below(root: Place, *folders: str) -> Iterator[str]:
     """Yield the files in these folders of a store, but none of an active or killed process."""
-    beneath = Beneath(root) if isinstance(root, Path) else root
+    beneath = Beneath(root)
     stack = [*folders]
     while stack:
         folder = stack.pop()

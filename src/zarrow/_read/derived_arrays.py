@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from zarrow._format import layout
@@ -32,7 +31,7 @@ DERIVED_FROM = "derived_from"
 def derived_names(root: Place) -> list[str]:
     """Return the names that may be those of derived arrays: of directories in the store, not links."""
     try:
-        found = (Beneath(root) if isinstance(root, Path) else root).list(layout.DERIVED_DIR)
+        found = Beneath(root).list(layout.DERIVED_DIR)
     except (CorruptionError, InvalidInputError):
         return []
     return sorted(name for name, kind in found.items() if kind == "directory" and layout.is_name(name))

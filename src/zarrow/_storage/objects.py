@@ -21,8 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from zarrow._storage.reading import BLOCK_BYTES, File
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError, StoreChangedError
@@ -452,7 +451,7 @@ def located(path: object, options: Mapping[str, Any] | None = None) -> Path | Ob
     if (match := _PATH_OF_URL.match(os.fsdecode(text))) is not None:
         scheme, rest = match.groups()
         if scheme.lower() == "file":
-            return Path(url2pathname("/" + rest))
+            return Path("/" + unquote(rest))
         return ObjectPath(f"{scheme.lower()}://{rest}", options or {})
     if isinstance(text, str) and _URL.match(text):
         return ObjectPath(text, options or {})  # which says what schemes there are

@@ -349,11 +349,11 @@ class Beneath:
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The store; may itself be reached by a link, as its user chose.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
 
     @contextlib.contextmanager
@@ -361,9 +361,11 @@ class Beneath:
         """Open a file, as `open_file` does; within the context, what cannot be read is `CorruptionError`."""
         try:
             with open_file(self.root, path, called=path) as file:
+                file.path = path
                 yield file
         except OSError as error:
-            _blame(error, path)
+            if isinstance(self.root, Path):  # a network that fails is no damage
+                _blame(error, path)
             raise
 
     def read(self, path: str, limit_bytes: int) -> bytes:
@@ -373,6 +375,8 @@ class Beneath:
 
     def exists(self, path: str) -> bool:
         """Tell whether anything has that name; no link is followed."""
+        if not isinstance(self.root, Path):
+            return bool((self.root / path).exists())
         return os.path.lexists(self.root / path)
 
     def names(self, path: str) -> frozenset[str]:
@@ -387,6 +391,8 @@ class Beneath:
 
         Nothing if it does not exist; `CorruptionError` if it is not a directory.
         """
+        if not isinstance(self.root, Path):
+            return self.root.list(path)
         try:
             flags = _DIRECTORY | os.O_NOFOLLOW
             fd = _descend(self.root, path, path, flags) if path else os.open(self.root, _DIRECTORY)
