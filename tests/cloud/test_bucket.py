@@ -2,10 +2,8 @@
 
 import copy
 import itertools
-import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from cloud.servers import SECRET, Bucket, serve
+from cloud.servers import SECRET
 from typer.testing import CliRunner
 
 import zarrow
@@ -30,21 +28,6 @@ from zarrow.errors import (
 )
 
 ROWS = 5_000
-NUMBERS = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def make_bucket():
-    yield from serve()
-
-
-@pytest.fixture
-def bucket(make_bucket, monkeypatch) -> Iterator[Bucket]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    made = make_bucket(f"bucket-{next(NUMBERS)}")
-    yield made
-    made.fault = None
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Upload — a complete store, put into a bucket.
 
-1. The prefix must be free: an unfinished copy of the same store is gone on with, anything else refused.
+1. The prefix must be free: an unfinished copy of the same store is gone on with, anything else refused. A
+   mark takes the prefix, so that of two copies which begin at once one is refused, and so is a service that
+   would let both take it.
 2. Every file goes to its final name; no object is there before it is whole. Shards and parts are compared
    with the checksums of their segment's record: first the bytes of the source, then what the bucket gives
    back. What an unfinished copy has is compared in the same way, not sent again.
@@ -11,6 +13,7 @@ A crash leaves objects which the next copy to the same place goes on with.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterator
 
@@ -18,9 +21,16 @@ from zarrow._format import layout
 from zarrow._maintenance.audit_segment import record_bytes
 from zarrow._read.shard_rows import CommittedShard
 from zarrow._read.view import View
+from zarrow._storage.conditional import create, require_conditional
 from zarrow._storage.objects import ObjectPath
 from zarrow._storage.reading import Beneath, File, Place, open_file, read_file
-from zarrow.errors import CorruptionError, NotAStoreError, StoreExistsError, WriteFailedError
+from zarrow.errors import (
+    CorruptionError,
+    InvalidInputError,
+    NotAStoreError,
+    StoreExistsError,
+    WriteFailedError,
+)
 
 __all__ = ["files_below", "upload"]
 
@@ -75,7 +85,11 @@ def upload(view: View, root: Place, goal: ObjectPath, progress: Callable[[int, i
     total = sum(record_bytes(view.record(number)) for number in range(view.snapshot.segments))
     done = 0
     declaration = read_file(root, layout.STORE_JSON)
-    _begin(goal, declaration)
+    manifest = view.snapshot.manifest
+    assert manifest is not None
+    if _begin(goal, declaration, manifest.encode()):
+        _unmark(goal)
+        return total
     for number in range(view.snapshot.segments):
         record = view.record(number)
         for array in view.spec.arrays:
@@ -101,33 +115,64 @@ def upload(view: View, root: Place, goal: ObjectPath, progress: Callable[[int, i
     for path in [*_metadata(view), *files_below(root, layout.INDEX_DIR, layout.DERIVED_DIR)]:
         _copy(root, goal, path)
     view.guard()
-    manifest = view.snapshot.manifest
-    assert manifest is not None
     goal.put_bytes(layout.MANIFEST_JSON, manifest.encode())
+    if not _holds(goal, layout.MANIFEST_JSON, manifest.encode()):
+        raise _other_bytes(goal / layout.MANIFEST_JSON)
     try:
-        goal.create(layout.STORE_JSON, declaration)
+        create(goal, layout.STORE_JSON, declaration)
     except FileExistsError:
-        raise StoreExistsError(f"{goal}: another process has made a store here meanwhile") from None
-    goal.delete(_MARK)
+        raise _made_meanwhile(goal) from None
+    _unmark(goal)
     return total
 
 
-def _begin(goal: ObjectPath, declaration: bytes) -> None:
-    """Go on with an unfinished copy of this store; refuse anything else."""
+def _begin(goal: ObjectPath, declaration: bytes, manifest: bytes) -> bool:
+    """Take the prefix, or go on with an unfinished copy; return whether only the mark is left of it."""
+    marked = _holds(goal, _MARK, declaration)
     if goal.exists(layout.STORE_JSON):
+        same = _holds(goal, layout.STORE_JSON, declaration) and _holds(goal, layout.MANIFEST_JSON, manifest)
+        if marked and same:
+            return True
         raise StoreExistsError(f"{goal}: there is a store already: choose another place, or remove it")
+    if not marked:
+        if next(goal.names(), None) is not None:
+            raise NotAStoreError(
+                f"{goal}: there are objects that are no unfinished copy of this store: choose another place, "
+                "or remove them"
+            )
+        try:
+            create(goal, _MARK, declaration)
+        except FileExistsError:
+            raise NotAStoreError(
+                f"{goal}: a copy of another store has begun here meanwhile: choose another place"
+            ) from None
     try:
-        mark = goal.fetch(_MARK).content(len(declaration))
+        require_conditional(goal, _MARK)
+    except InvalidInputError:
+        if not goal.exists(layout.STORE_JSON):
+            raise
+    if goal.exists(layout.STORE_JSON):  # made since, by a copy that has removed the mark
+        _unmark(goal)
+        raise _made_meanwhile(goal)
+    return False
+
+
+def _unmark(goal: ObjectPath) -> None:
+    """Remove the mark, if that can be done: a store does not need it, and is whole without and with it."""
+    with contextlib.suppress(OSError):
+        goal.delete(_MARK)
+
+
+def _made_meanwhile(goal: ObjectPath) -> StoreExistsError:
+    return StoreExistsError(f"{goal}: another process has made a store here meanwhile")
+
+
+def _holds(goal: ObjectPath, path: str, data: bytes) -> bool:
+    """Tell whether an object has these bytes."""
+    try:
+        return goal.fetch(path).content(len(data)) == data
     except (FileNotFoundError, CorruptionError):
-        mark = b""
-    if mark == declaration:
-        return
-    if next(goal.names(), None) is not None:
-        raise NotAStoreError(
-            f"{goal}: there are objects that are no unfinished copy of this store: choose another place, or "
-            "remove them"
-        )
-    goal.put_bytes(_MARK, declaration)
+        return False
 
 
 def _metadata(view: View) -> Iterator[str]:
@@ -155,7 +200,11 @@ def _put(goal: ObjectPath, path: str, file: File, checksum: int) -> None:
         return
     goal.put(path, file)
     if not _has(goal, path, file.size_bytes, checksum):
-        raise WriteFailedError(errno.EIO, f"{goal / path}: the bucket gives back other bytes than were sent")
+        raise _other_bytes(goal / path)
+
+
+def _other_bytes(path: ObjectPath) -> WriteFailedError:
+    return WriteFailedError(errno.EIO, f"{path}: the bucket gives back other bytes than were sent")
 
 
 def _has(goal: ObjectPath, path: str, size_bytes: int, checksum: int) -> bool:

@@ -261,26 +261,19 @@ class ObjectPath:
         with _translated(str(self / path)):
             _obstore().put(self._client, self._key(path), data)
 
-    def create(self, path: str, data: bytes) -> None:
-        """Put a small object in place if its name is free; `FileExistsError` if it is taken.
+    def put_if_free(self, path: str, data: bytes) -> bool:
+        """Put a small object in place, and return True; False if the service says that the name is taken.
 
-        A lost answer may hide a success: then what is there is read back, and compared.
+        What the service says may be wrong either way: see `zarrow._storage.conditional`.
         """
         from obstore import exceptions
 
-        try:
-            with _translated(str(self / path)):
-                try:
-                    _obstore().put(self._client, self._key(path), data, mode="create")
-                except exceptions.AlreadyExistsError:
-                    raise FileExistsError(
-                        errno.EEXIST, "there is an object already", str(self / path)
-                    ) from None
-        except OSError:
-            with contextlib.suppress(OSError):
-                if self.fetch(path).content(len(data)) == data:
-                    return
-            raise
+        with _translated(str(self / path)):
+            try:
+                _obstore().put(self._client, self._key(path), data, mode="create")
+            except exceptions.AlreadyExistsError:
+                return False
+        return True
 
     def delete(self, path: str) -> None:
         """Remove an object, if it is there."""
