@@ -1,8 +1,12 @@
 """Copies to a bucket that fails — no store before it is whole, no byte changed, and every copy can go on."""
 
 import io
+import itertools
 import random
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +192,40 @@ def test_the_sweep_finds_what_is_wrong(bucket, local, hasty, monkeypatch, name, 
     monkeypatch.setattr(upload, name, mutant)
     with pytest.raises((AssertionError, ZarrowError)):
         sweep(bucket, local, 40, seed=1)
+
+
+@pytest.mark.parametrize("at", [0, 1, 6, 13, -1])
+@pytest.mark.parametrize("acts", [True, False], ids=["after it acted", "before"])
+def test_a_killed_process_goes_on(bucket, local, at, acts):
+    """A process that is killed at a request, which the server still serves or not, leaves no half a store."""
+    target = bucket.url("run.zarrow")
+    zarrow.copy(local, bucket.url("other.zarrow"), storage_options=bucket.options)
+    # Puts of single objects: "at" counts them, from the end if it is negative.
+    count = sum(one.method == "PUT" for one in bucket.requests)
+    at %= count
+    seen = itertools.count()
+    code = f"import zarrow; zarrow.copy({str(local)!r}, {target!r}, storage_options={bucket.options!r})"
+
+    def kill(environ, start_response, app):
+        if environ["REQUEST_METHOD"] == "PUT" and next(seen) == at:
+            if acts:
+                _act(environ, app)
+            process.kill()
+            process.wait()
+            raise ConnectionResetError
+        return app(environ, start_response)
+
+    bucket.fault = kill
+    process = subprocess.Popen([sys.executable, "-c", code])
+    assert process.wait(60) == -signal.SIGKILL
+    bucket.fault = None
+    if acts and at == count - 1:  # the last one makes it a store
+        assert zarrow.open(target, storage_options=bucket.options).num_rows == ROWS
+    else:
+        with pytest.raises(StoreNotFoundError):
+            zarrow.open(target, storage_options=bucket.options)
+    zarrow.copy(local, target, storage_options=bucket.options)
+    assert objects(target, bucket.options) == files(local)
 
 
 class TestConditionalCreates:
