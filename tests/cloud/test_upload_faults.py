@@ -1,5 +1,6 @@
 """Copies to a bucket that fails — no store before it is whole, no byte changed, and every copy can go on."""
 
+import contextlib
 import io
 import itertools
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import obstore
 import pytest
+from cloud.test_bucket import _boto as boto
 
 import zarrow
 from zarrow._maintenance import upload
@@ -289,24 +291,53 @@ class TestConditionalCreates:
         with pytest.raises(StoreExistsError):
             zarrow.copy(local, target, storage_options=bucket.options)
 
-    def test_two_copies_never_mix(self, bucket, local, hasty, tmp_path):
-        """Of two stores that are copied to one place at once, one gets there and the other is refused."""
-        other = tmp_path / "other.zarrow"
-        with zarrow.Writer(other, keys=["id"], segment_rows=16) as writer:
+    @pytest.fixture
+    def other(self, tmp_path) -> Path:
+        """Return another store of the same shape."""
+        path = tmp_path / "other.zarrow"
+        with zarrow.Writer(path, keys=["id"], segment_rows=16) as writer:
             writer.append({"id": range(ROWS)}, {"e": np.zeros((ROWS, 8), "f4")})
             writer.finalize()
+        return path
+
+    def _race(self, bucket, local, other) -> dict[str, bytes]:
+        """Begin a second copy after the first one has found the place free; return what is there."""
         target = bucket.url("run.zarrow")
 
         def interleave(environ, start_response, app):
-            # The second copy begins after the first one has found the prefix to be free.
             if environ["REQUEST_METHOD"] == "PUT":
                 bucket.fault = None
-                zarrow.copy(other, bucket.url("run.zarrow"), storage_options=bucket.options)
+                zarrow.copy(other, target, storage_options=bucket.options)
             return app(environ, start_response)
 
         bucket.fault = interleave
-        with pytest.raises((NotAStoreError, StoreExistsError)):
+        with contextlib.suppress(NotAStoreError, StoreExistsError):
             zarrow.copy(local, target, storage_options=bucket.options)
-        assert objects(target, bucket.options) == files(other)
-        with pytest.raises(StoreNotFoundError):
-            zarrow.open(bucket.url("nothing"), storage_options=bucket.options)
+            pytest.fail("both copies succeed")
+        return objects(target, bucket.options)
+
+    def test_two_copies_never_mix(self, bucket, local, hasty, other):
+        """Of two stores that are copied to one place at once, one gets there and the other is refused."""
+        assert self._race(bucket, local, other) == files(other)
+
+    def test_the_race_finds_what_is_wrong(self, bucket, local, hasty, other, monkeypatch):
+        """If a copy that has made its mark does not look again for a store, the two mix."""
+        exists, asked = ObjectPath.exists, itertools.count()
+        monkeypatch.setattr(
+            ObjectPath, "exists", lambda place, path="": next(asked) == 0 and exists(place, path)
+        )
+        assert self._race(bucket, local, other) != files(other)
+
+    def test_a_put_that_fails_leaves_nothing(self, bucket):
+        """If its source fails half-way there is neither an object nor an unfinished upload."""
+
+        class Failing:
+            def blocks(self):
+                yield from itertools.repeat(bytes(1 << 20), 20)
+                raise OSError("the source fails")
+
+        with pytest.raises(OSError, match="the source fails"):
+            self._place(bucket).put("big", Failing())
+        client = boto(bucket)
+        assert "Contents" not in client.list_objects_v2(Bucket=bucket.name)
+        assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket.name)
