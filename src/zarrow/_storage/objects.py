@@ -33,6 +33,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PATH_OF_URL = re.compile(rf"({'|'.join(_SCHEMES)}|file):/{{1,3}}([^/].*)\Z", re.IGNORECASE | re.DOTALL)
 _SMALL_BYTES = 4 << 20
 _PART_BYTES = 8 << 20
+_BLOCK_BYTES = 16 << 20
+"""What a request asks for at most when a whole object is read."""
 _NEAR_BYTES = 64 << 10
 """A gap between two ranges that costs less than another request."""
 _CLIENT = (
@@ -332,7 +334,7 @@ class ObjectFile(File):
     def _blocks(self, offset: int, size_bytes: int, block_bytes: int) -> Iterator[bytes]:
         stop = min(offset + size_bytes, self.size_bytes)
         while offset < stop:
-            end = min(offset + block_bytes, stop)
+            end = min(offset + max(block_bytes, _BLOCK_BYTES), stop)
             yield self._range(offset, end)
             offset = end
 

@@ -219,7 +219,7 @@ class File:
         return self._up_to(0, self.size_bytes)
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield all bytes, in blocks of 1 MiB."""
+        """Yield all bytes, in blocks of some MiB."""
         yield from self._blocks(0, self.size_bytes, BLOCK_BYTES)
 
     def stream(self) -> io.BufferedReader:
