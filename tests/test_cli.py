@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from typer.testing import CliRunner, Result
 import zarrow
 from zarrow.cli import app
 
+ROOT = Path(__file__).parents[1]
 USER_MODULE = """
 import pyarrow as pa
 import torch
@@ -124,6 +127,51 @@ def test_head_of_an_unknown_column_suggests_another(store: Path) -> None:
     result = run("head", store, "--columns", "nme")
     assert result.exit_code == 2
     assert "name" in result.stderr
+
+
+def test_head_json_has_whole_rows(store: Path) -> None:
+    """`head --json` prints one object per row, with the whole vectors."""
+    rows = json.loads(run("head", store, "-n", 2, "--json").output)
+    assert [row["id"] for row in rows] == [0, 1]
+    assert len(rows[1]["query_embed"]) == 6
+
+
+def test_schema_names_columns_keys_and_arrays(store: Path) -> None:
+    """`schema` shows types, keys and shapes, as a table and as JSON."""
+    result = run("schema", store)
+    assert result.exit_code == 0
+    assert re.search(r"id +int64 +key", result.output)
+    assert re.search(r"query_embed +1,500 × 6 float32 +array", result.output)
+    facts = json.loads(run("schema", store, "--json").output)
+    assert facts["columns"][0] == {"name": "id", "type": "int64", "nullable": False, "key": True}
+    assert facts["arrays"][0]["shape"] == [1500, 6]
+
+
+def test_sql_runs_a_query(store: Path) -> None:
+    """`sql` prints a table, JSON or CSV; what DuckDB refuses is one line."""
+    query = "SELECT id, id * 2 AS double FROM predictions WHERE id IN (3, 7) ORDER BY id"
+    assert re.search(r"7 +14", run("sql", store, query).output)
+    assert json.loads(run("sql", store, query, "--json").output)[1] == {"id": 7, "double": 14}
+    assert run("sql", store, query, "--csv").output.splitlines() == ['"id","double"', "3,6", "7,14"]
+    for wrong in ("SELECT nothing FROM predictions", "SELEC 1", "SELECT * FROM elsewhere"):
+        refused = run("sql", store, wrong)
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith("error: ")
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_remove_removes_derived_arrays_only(store: Path) -> None:
+    """`remove` takes a derived array; columns and arrays of the run stay, and names are suggested."""
+    zarrow.add_array(store, "twice", np.asarray(zarrow.open(store)["query_embed"]) * 2)
+    for name in ("query_embed", "id"):
+        refused = run("remove", store, name)
+        assert refused.exit_code == 1
+        assert "only derived arrays" in refused.stderr
+    unknown = run("remove", store, "twoce")
+    assert unknown.exit_code == 2
+    assert "twice" in unknown.stderr
+    assert run("remove", store, "twice").exit_code == 0
+    assert not zarrow.open(store).derived
 
 
 def test_finalize_completes_a_killed_run(killed: Path) -> None:
@@ -353,6 +401,31 @@ def test_predict_runs_a_users_own_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_predict_says_what_ctrl_c_leaves(tmp_path: Path) -> None:
+    """Ctrl-C of `predict` says how many rows are safe, exits with 130, and --resume goes on."""
+    step = "def predict_step(self, batch):\n"
+    slow = USER_MODULE.replace(step, f"{step}        time.sleep(0.05)\n")
+    (tmp_path / "mine.py").write_text("import time\n" + slow)
+    words = [sys.executable, "-m", "zarrow", "predict", "--store", "run.zarrow"]
+    words += ["--model", "mine.Model", "--data", "mine.Data", "--data.rows", "800"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}"}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run.zarrow/zarrow.json").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    rows = zarrow.open(tmp_path / "run.zarrow", partial=True).num_rows
+    assert 0 < rows < 800
+    assert f"run.zarrow: {rows:,} rows are safe; go on with --resume\ninterrupted\n" in errors
+    assert "Traceback" not in errors
+    done = subprocess.run([*words, "--resume"], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0
+    assert zarrow.open(tmp_path / "run.zarrow").num_rows == 800
+
+
 def test_predict_refuses_an_existing_store(store: Path) -> None:
     """`predict` into an existing store gives exit code 1, and the store is unchanged."""
     (store.parent / "mine.py").write_text(USER_MODULE)

@@ -1,4 +1,4 @@
-"""Keep — ``zarrow finalize``, ``pack``, ``verify``, ``repair`` and ``index``: looking after a store.
+"""Keep — ``zarrow finalize``, ``pack``, ``verify``, ``repair``, ``index``, ``remove``: care of a store.
 
 ``repair`` and ``verify`` say what is damaged, ``pack`` rewrites a store, ``finalize`` completes one whose run
 ended early. Each of them calls the function of that name; whatever ends the command in the middle leaves
@@ -18,6 +18,7 @@ from zarrow._commands.show_audit import show_repair, show_report
 from zarrow._commands.show_store import facts_of, show_info
 from zarrow._commands.terminal import err, escape, print_json, progress_bar, say
 from zarrow._format.spec import rows_of_expected
+from zarrow.errors import InvalidInputError
 
 __all__ = ["app"]
 
@@ -183,3 +184,22 @@ def index(path: StorePath) -> None:
                 f"search by key finds. Store.duplicated() returns all; the first: {escape(str(first))}",
                 err,
             )
+
+
+@app.command(rich_help_panel="Keep")
+def remove(
+    path: StorePath,
+    name: Annotated[str, Argument(metavar="NAME", help="A derived array.", show_default=False)],
+) -> None:
+    """Remove a derived array, which was computed from the rows, such as a map."""
+    import zarrow
+
+    with zarrow.open(path, partial=True) as store:
+        if name in store.arrays or name in store.columns:
+            kind = "an array" if name in store.arrays else "a column"
+            raise InvalidInputError(
+                f"{path}: {name!r} is {kind} of the run, and only derived arrays can be removed: export what "
+                "is to stay (zarrow export --columns, --arrays) and import it as another store"
+            )
+    zarrow.remove_array(path, name)
+    say(f"[green]removed:[/] {escape(name)}")

@@ -1,4 +1,4 @@
-"""Look — ``zarrow info``, ``head`` and ``watch``: what a store holds, and how far its run is. Read only."""
+"""Look — ``zarrow info``, ``schema``, ``head``, ``sql`` and ``watch``: what a store holds. Read only."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any
 
-from typer import Option, Typer
+from typer import Argument, Option, Typer
 
 from zarrow._commands.arguments import AsJson, Columns, StorePath, open_store
-from zarrow._commands.show_store import facts_of, show_head, show_info
-from zarrow._commands.terminal import counted, escape, out, print_json
+from zarrow._commands.show_store import facts_of, schema_of, show_head, show_info, show_schema
+from zarrow._commands.terminal import counted, escape, out, print_json, show_table
 from zarrow._commands.watching import Watch
+from zarrow.errors import InvalidInputError, MissingExtraError
 
 __all__ = ["app"]
 
@@ -34,10 +35,71 @@ def head(
     path: StorePath,
     rows: Annotated[int, Option("-n", "--rows", min=1, help="Number of rows.")] = 10,
     columns: Columns = (),
+    as_json: AsJson = False,
 ) -> None:
     """Show the first rows: their columns, and the first values of each vector."""
     with open_store(path, partial=True) as store:
-        show_head(store, min(rows, store.num_rows), columns or None)
+        count = min(rows, store.num_rows)
+        if as_json:
+            first, vectors = store.take(range(count), columns or None)
+            lists = {name: values.tolist() for name, values in vectors.items()}
+            print_json(
+                [row | {name: lists[name][at] for name in lists} for at, row in enumerate(first.to_pylist())]
+            )
+        else:
+            show_head(store, count, columns or None)
+
+
+@app.command(rich_help_panel="Look")
+def schema(path: StorePath, as_json: AsJson = False) -> None:
+    """Show the columns and arrays: types, keys, shapes, codecs."""
+    with open_store(path, partial=True) as store:
+        facts = schema_of(store)
+    if as_json:
+        print_json(facts)
+    else:
+        show_schema(facts)
+
+
+@app.command(rich_help_panel="Look")
+def sql(
+    path: StorePath,
+    query: Annotated[
+        str,
+        Argument(
+            metavar="QUERY",
+            help="A query of the table predictions, e.g. 'SELECT count(*) FROM predictions'.",
+            show_default=False,
+        ),
+    ],
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, Option("--csv", help="Print the result as CSV.")] = False,
+) -> None:
+    """Run SQL over the columns, by DuckDB; the table is called predictions."""
+    try:
+        import duckdb
+    except ImportError as error:
+        raise MissingExtraError("sql needs DuckDB: pip install duckdb") from error
+    import pyarrow as pa
+
+    with open_store(path, partial=True) as store:
+        try:
+            found: Any = store.sql(query)
+            table = None if found is None else pa.table(found)
+        except duckdb.Error as error:
+            raise InvalidInputError(" ".join(str(error).partition("\n\n")[0].split())) from error
+    if table is None:
+        return  # a statement without a result
+    if as_json:
+        print_json(table.to_pylist())
+    elif as_csv:
+        import sys
+
+        from pyarrow import csv
+
+        csv.write_csv(table, sys.stdout.buffer)
+    else:
+        show_table(table)
 
 
 @app.command(rich_help_panel="Look")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import BadParameter, Context, Option, Typer
 
 from zarrow._commands.show_store import facts_of, show_info
-from zarrow._commands.terminal import escape, out, say
-from zarrow.errors import IncompleteStoreError, MissingExtraError
+from zarrow._commands.terminal import err, escape, out, say
+from zarrow.errors import IncompleteStoreError, MissingExtraError, ZarrowError
 
 if TYPE_CHECKING:
     from zarrow.demo import Summary
@@ -64,14 +65,16 @@ def _show_summary(summary: Summary) -> None:
 def predict(
     context: Context,
     store: Annotated[Path, Option("--store", help="Store to write.", show_default=False)],
+    resume: Annotated[bool, Option("--resume", help="Go on with the run that wrote it.")] = False,
 ) -> None:
     """Run Lightning's predict with your own module, straight into a store.
 
-    All options but --store are those of LightningCLI (--model, --data,
-    --ckpt_path, --config, --trainer.…) and of the callback (--writer.keys,
-    --writer.identifiers, …); --print_config lists them.
-
     zarrow predict --store run.zarrow --model my.Module --data my.DataModule
+
+    All other options are those of LightningCLI (--model, --data, --ckpt_path,
+    --config, --trainer.devices 2, …) and of the callback (--writer.keys
+    '[subject_id]', --writer.identifiers rows.parquet, …). --print_config
+    lists them with their values.
     """
     from zarrow.lightning import PredictionWriter  # first: it says which extra is missing
 
@@ -79,6 +82,8 @@ def predict(
         from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     except ImportError as error:
         raise MissingExtraError(f"zarrow predict needs {error}: pip install 'zarrow[predict]'") from error
+
+    trainers: list[Any] = []
 
     class PredictCLI(LightningCLI):
         """LightningCLI with the callback as ``--writer``."""
@@ -90,19 +95,38 @@ def predict(
         def before_instantiate_classes(self) -> None:
             self.config.predict.return_predictions = False
             self.config.predict.writer.path = str(store)  # whatever a config file says
+            self.config.predict.writer.resume |= resume
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            trainers.append(super().instantiate_trainer(**kwargs))
+            return trainers[-1]
 
     if any(argument.startswith("--writer.path") for argument in context.args):
         raise BadParameter("--writer.path: the store is named by --store")
     sys.path.insert(0, os.getcwd())  # as "python -m" does: the user's module is here, not next to our script
     sys.argv = ["zarrow", "predict", *context.args]  # LightningCLI warns if given arguments another way
-    cli = PredictCLI(
-        save_config_callback=None,
-        seed_everything_default=0,
-        trainer_defaults={"logger": False, "enable_checkpointing": False},
-    )
+    try:
+        cli = PredictCLI(
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"logger": False, "enable_checkpointing": False},
+        )
+    except (KeyboardInterrupt, SystemExit):
+        if any(trainer.interrupted for trainer in trainers):  # of which Lightning makes exit code 1
+            _say_what_is_safe(store)
+            raise KeyboardInterrupt from None
+        raise
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PredictionWriter) and not callback.complete:
             raise IncompleteStoreError(
                 f"{store}: the run ended before every row was stored; see the warning above"
             )
     show_info(facts_of(store))
+
+
+def _say_what_is_safe(store: Path) -> None:
+    """Say how many rows an interrupted run has stored, and how to go on."""
+    import zarrow
+
+    with contextlib.suppress(ZarrowError), zarrow.open(store, partial=True) as found:
+        say(f"{escape(str(store))}: {found.num_rows:,} rows are safe; go on with --resume", err)

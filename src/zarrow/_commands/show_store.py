@@ -1,6 +1,7 @@
 """A store in a terminal — what it holds, and how its first rows look.
 
-`facts_of` collects what ``info`` says as JSON values, `show_info` prints them, `show_head` prints rows.
+`facts_of` and `schema_of` collect what ``info`` and ``schema`` say as JSON values, `show_info` and
+`show_schema` print them, `show_head` prints rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from zarrow.errors import ZarrowError
 from zarrow.store import Store, StoreArray
 from zarrow.store import open as open_store
 
-__all__ = ["facts_of", "show_head", "show_info"]
+__all__ = ["facts_of", "schema_of", "show_head", "show_info", "show_schema"]
 
 PREVIEW_VALUES = 4
 
@@ -71,6 +72,44 @@ def _derived_facts(store: Store, name: str) -> dict[str, Any]:
     except ZarrowError as error:
         return {"usable": False, "reason": str(error)}
     return {"shape": list(array.shape), "dtype": array.dtype.name, "usable": True}
+
+
+def schema_of(store: Store) -> dict[str, Any]:
+    """Return what ``schema`` says, as JSON values."""
+    return {
+        "columns": [
+            {
+                "name": field.name,
+                "type": str(field.type),
+                "nullable": field.nullable and field.name not in store.keys,
+                "key": field.name in store.keys,
+            }
+            for field in store.schema
+        ],
+        "arrays": [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "dtype": array.dtype.name,
+                "codecs": [codec["name"] for codec in array.codecs],
+                "derived": name not in store.arrays,
+            }
+            for name, array in {**store.arrays, **store.derived}.items()
+        ],
+    }
+
+
+def show_schema(facts: dict[str, Any]) -> None:
+    """Print what `schema_of` returned."""
+    grid = grid_of({"name": False, "type": False, "": False})
+    for one in facts["columns"]:
+        notes = "key" if one["key"] else "" if one["nullable"] else "never null"
+        grid.add_row(*map(escape, (one["name"], one["type"], notes)))
+    for one in facts["arrays"]:
+        codecs = "" if one["codecs"] == ["bytes"] else ", ".join(one["codecs"])
+        notes = ", ".join(filter(None, ("array", "derived" if one["derived"] else "", codecs)))
+        grid.add_row(*map(escape, (one["name"], f"{_shape(one['shape'])} {one['dtype']}", notes)))
+    out.print(grid)
 
 
 def show_info(facts: dict[str, Any]) -> None:
