@@ -380,7 +380,7 @@ def require_expected(path: Path, rows: int, expected_rows: int | None) -> None:
         raise IncompleteStoreError(
             f"{path}: {rows_of_expected(rows, expected_rows)} are stored, and safe: resume the run or append "
             f"the other {expected_rows - rows:,}, or complete the store without them: "
-            "partial=True, or 'zarrow finalize --partial'"
+            f"'zarrow finalize --partial {path}', or finalize(partial=True)"
         )
 
 
