@@ -105,7 +105,7 @@ def assert_same(store, dataset):
         ours, theirs = (nearest(one, queries, k=4, filter=filter) for one in (store, dataset))
         assert np.array_equal(theirs.rows, ours.rows)
         assert np.array_equal(theirs.scores, ours.scores)
-        names = ["row", "score", "id", "query_", "label", "when"]
+        names = ["query_", "row", "score", "id", "query", "label", "when"]
         assert theirs.table(dataset).select(names).equals(ours.table(store).select(names))
 
     ours, theirs = (probe(one, "label", by="query", bootstrap=20, tolerance=1e-7) for one in (store, dataset))

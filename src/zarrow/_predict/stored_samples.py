@@ -102,7 +102,8 @@ def _scan(
         if batch[SAMPLE_INDEX].null_count:
             raise InvalidInputError(
                 f"{store.path}: some rows have no {SAMPLE_INDEX}, so it is unknown which samples are stored: "
-                "only stores written by PredictionWriter, or with sample_index=, can be resumed"
+                "only stores written by PredictionWriter, or with sample_index= and then by force=True, can "
+                "be resumed"
             )
         rows, sample_index = batch[ROW].to_numpy(), batch[SAMPLE_INDEX].to_numpy(zero_copy_only=False)
         of = batch[DATALOADER_IDX].to_numpy() if several else np.zeros(len(rows), np.int64)

@@ -61,7 +61,7 @@ class Asked:
         more = f"; and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise KeyNotFoundError(
             f"{path}: {len(missing)} of {len(rows)} keys have no row: {'; '.join(shown)}{more}: "
-            "omit them; locate(..., missing=-1) returns -1 for them"
+            f"omit them; zarrow.open({str(path)!r}).locate(keys, missing=-1) returns -1 for them"
         )
 
 

@@ -383,14 +383,16 @@ def read_binary(column: pa.ChunkedArray, name: str) -> tuple[npt.NDArray[np.bool
     if not pa.types.is_boolean(values.type):
         if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
             raise InvalidInputError(
-                f"labels must be booleans, or zeros and ones: column {name!r} is of type {values.type}"
+                f"labels must be booleans, or zeros and ones: column {name!r} is of type {values.type}: "
+                "for several classes, write a column per class that is true for its rows"
             )
         numbers = read_numbers(values, name)
         known = ~np.isnan(numbers)
         others = numbers[known & (numbers != 0) & (numbers != 1)]
         if len(others):
             raise InvalidInputError(
-                f"labels must be booleans, or zeros and ones: column {name!r} has the value {others[0]:g}"
+                f"labels must be booleans, or zeros and ones: column {name!r} has the value {others[0]:g}: "
+                "for several classes, write a column per class that is true for its rows"
             )
         return numbers == 1, known
     known = values.is_valid().to_numpy(zero_copy_only=False)

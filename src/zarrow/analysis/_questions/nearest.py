@@ -74,7 +74,8 @@ class Neighbours(Answer):
         Returns
         -------
         pyarrow.Table
-            A line per neighbour, in the order of the queries, nearest first; ranks count from 1.
+            A line per neighbour, in the order of the queries, nearest first: ``query`` (its place), ``rank``
+            (from 1), ``row``, ``score``, each with an underscore if the store has a column of that name.
 
         Raises
         ------
@@ -86,7 +87,7 @@ class Neighbours(Answer):
         >>> import zarrow.analysis, zarrow.testing
         >>> store = zarrow.testing.example_store()
         >>> zarrow.analysis.nearest(store, [7, 8], k=3).table(store, ["query"]).column_names
-        ['query', 'rank', 'row', 'score', 'query_']
+        ['query_', 'rank', 'row', 'score', 'query']
         """
         source, _ = source_of(store)
         queries, ranks = np.nonzero(self.rows >= 0)
@@ -95,8 +96,9 @@ class Neighbours(Answer):
             columns = [name for name in source.schema.names if name != "row"]
         found = {"query": queries, "rank": ranks + 1, "row": rows, "score": self.scores[queries, ranks]}
         taken = source.take(rows, list(columns), [])[0]
-        names = free_names(taken.schema.names, found)
-        return pa.table({**found, **dict(zip(names, taken.columns, strict=True))})
+        names = free_names(list(found), taken.schema.names)  # a store's columns keep theirs
+        found = dict(zip(names, found.values(), strict=True))
+        return pa.table({**found, **dict(zip(taken.schema.names, taken.columns, strict=True))})
 
     def _found(self) -> list[dict[str, Any]]:
         """Return the rows and scores found for each query."""
