@@ -109,7 +109,7 @@ class TestReading:
         assert zarrow.open(url).num_rows == ROWS
         result = CliRunner().invoke(app, ["info", url, "--json"])
         assert result.exit_code == 0, result.output
-        result = CliRunner().invoke(app, ["head", url, "--columns", "text"], env={"COLUMNS": "200"})
+        result = CliRunner().invoke(app, ["head", url, "--json"])
         assert "row 3" in result.output
 
     def test_works_behind_other_doors(self, bucket, url, local, tmp_path):
