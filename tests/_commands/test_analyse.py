@@ -205,7 +205,7 @@ def test_a_pipe_gets_one_line_per_row(path):
         check=True,
     )
     head, first, _ = done.stdout.splitlines()
-    names = ["rank", "row", "score", "subject_id", "query_", "occurs_prob"]
+    names = ["query_", "rank", "row", "score", "subject_id", "query", "occurs_prob"]
     assert [name for name in head.split() if name in names] == names
     assert "1234" in first.split()
     assert done.stderr == ""
@@ -218,7 +218,7 @@ def test_json_knows_no_nan(tmp_path):
         writer.finalize()
     text = run("nearest", tmp_path / "a.zarrow", "--rows", "0", "--json")
     found = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
-    assert [one["score_"] for one in found["table"]] == [None, None]
+    assert [one["score"] for one in found["table"]] == [None, None]
 
 
 @pytest.mark.parametrize(
