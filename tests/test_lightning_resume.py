@@ -544,7 +544,7 @@ def test_a_plain_writers_store_is_not_resumed(tmp_path):
             if finalize:
                 writer.finalize()
         with pytest.raises(
-            SchemaMismatchError, match=r"not written by a predict.*predict anew \(mode='w'\), or take"
+            SchemaMismatchError, match=r"not written by a predict.*predict again \(mode='w'\), or take"
         ):
             plain_predict(path)
         assert len(zarrow.open(path, partial=True)) == 4

@@ -604,7 +604,7 @@ def test_attributes_of_other_zarr_tools_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_shape_that_another_zarr_tool_changed_is_told(store: Path) -> None:
-    """The shape is not for others to change: verify names it, `zarr()` refuses it, repair writes it anew."""
+    """The shape is not for others to change: verify names it, `zarr()` refuses it, repair writes it again."""
     rows = len(zarrow.open(store))
     name = next(iter(zarrow.open(store).arrays))
     array = zarr.open_array(store / "embeddings.zarr" / name, mode="a")

@@ -372,7 +372,7 @@ class PredictionWriter(BasePredictionWriter):
     def _started_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
         return SchemaMismatchError(
             f"{self.path}: the store was started by another run: {'; '.join(differing)}: resume with what it "
-            "was started with, predict anew (mode='w'), or take its rows over with force=True"
+            "was started with, predict again (mode='w'), or take its rows over with force=True"
         )
 
     def on_predict_batch_start(

@@ -170,7 +170,7 @@ class Writer:
                 self._recover(shared=shared)
                 self._queued = self._appender.accepted_rows
                 self._at_exit = close_at_exit(weakref.ref(self), self._appender)
-                # What nobody can close any more lets go of the store by itself.
+                # What cannot be closed any more lets go of the store by itself.
                 self._lost = weakref.finalize(self, self._appender.forget, self._at_exit)
                 self._lost.atexit = False
             except BaseException:
@@ -310,7 +310,7 @@ class Writer:
         Parameters
         ----------
         partial : bool
-            Whether to complete a store that has fewer rows than expected. Whoever opens it is then shown both
+            Whether to complete a store that has fewer rows than expected. Its readers are then shown both
             numbers.
         check : callable of Path, optional
             Called with the complete store before it replaces an old one (``mode="w"``); if it raises, the

@@ -485,7 +485,7 @@ class TestDamage:
         assert None in outcomes
         assert True in outcomes
         assert False not in outcomes
-        with pytest.raises(CorruptionError, match="remove it, or make it anew with build_index"):
+        with pytest.raises(CorruptionError, match="remove it, or make it again with build_index"):
             store.locate(table)
         zarrow.build_index(path)
         assert zarrow.open(path).locate(table).tolist() == list(range(ROWS))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from zarrow._read import mapping
-from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read.mapping import JoinedRows, RowsPerFile, map_rows
+from zarrow._read.shard_files import ShardFile
 from zarrow._storage.reading import open_file
 from zarrow.errors import CorruptionError, StoreChangedError
 

@@ -134,7 +134,7 @@ class TestReading:
         assert copy.copy(store).num_rows == ROWS
 
     def test_is_read_from_a_web_server(self, bucket, url, local):
-        """Whoever may read the objects opens the store by HTTP."""
+        """A store whose objects are public opens by HTTP."""
         client = obstore.store.from_url(f"s3://{bucket.name}", **_split(bucket.options))
         assert obstore.head(client, "run.zarrow/zarrow.json")["size"]
         boto = _boto(bucket)
@@ -201,9 +201,13 @@ class TestErrors:
         with pytest.raises(PermissionError, match="credentials"):
             zarrow.open(url, storage_options=bucket.options)
 
-    def test_notices_another_store_in_its_place(self, bucket, url, tmp_path):
-        """Rows of a store that took its place are never returned."""
+    def test_notices_another_store_in_its_place(self, bucket, url, local, tmp_path):
+        """Rows of a store that took its place are never returned, not from shards read before either."""
         store = zarrow.open(url, storage_options=bucket.options)
+        seen = zarrow.open(url, storage_options=bucket.options)
+        assert seen["plain"][[5, 2100, 4999]].any()
+        assert seen["packed"][[5, 2100, 4999]].any()
+        assert seen.table(["p"]).num_rows == ROWS
         other = tmp_path / "other.zarrow"
         with zarrow.Writer(other, keys=["id"], segment_rows=2048) as writer:
             arrays = {"plain": np.zeros((ROWS, 64), "f4"), "packed": np.zeros((ROWS, 64), "f4")}
@@ -216,11 +220,20 @@ class TestErrors:
             lambda: store.table(["p"]),
             lambda: store["plain"][:10],
             lambda: store["plain"][[5, 4000]],
+            lambda: seen["plain"][:10],
+            lambda: seen["plain"][[6, 4000]],
+            lambda: seen.table(["text"]),
             lambda: store["packed"][:10],
             store.refresh,
         ):
             with pytest.raises(StoreChangedError):
                 read()
+        try:  # chunks that were decoded before are kept, and are the rows of the store that was opened
+            kept = seen["packed"][[1900, 4900]]
+        except StoreChangedError:
+            pass
+        else:
+            assert np.array_equal(kept, zarrow.open(local)["packed"][[1900, 4900]])
 
     def test_notices_damage(self, bucket, url):
         """A missing, short or flipped object is an error that names it; other rows stay readable."""
@@ -330,7 +343,7 @@ class TestCopying:
         assert zarrow.open(target, storage_options=bucket.options).table().equals(zarrow.open(local).table())
 
     def test_overwrites_nothing(self, bucket, url, local):
-        """A store, and objects of somebody else, stay as they are."""
+        """A store, and foreign objects, stay as they are."""
         with pytest.raises(StoreExistsError):
             zarrow.copy(local, url, storage_options=bucket.options)
         with pytest.raises(NotAStoreError):

@@ -46,7 +46,7 @@ def local(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Let nobody wait between two attempts."""
+    """Do not wait between two attempts."""
     monkeypatch.setattr(conditional, "_AGAIN_SECONDS", (0.0, 0.0, 0.0, 0.0))
     monkeypatch.setattr("zarrow._storage.objects._RETRY", {"max_retries": 0})
 

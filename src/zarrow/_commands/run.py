@@ -129,4 +129,5 @@ def _say_what_is_safe(store: Path) -> None:
     import zarrow
 
     with contextlib.suppress(ZarrowError), zarrow.open(store, partial=True) as found:
-        say(f"{escape(str(store))}: {found.num_rows:,} rows are safe; go on with --resume", err)
+        if found.num_rows:
+            say(f"{escape(str(store))}: {found.num_rows:,} rows are safe; go on with --resume", err)

@@ -72,7 +72,7 @@ def keys_of(spec: StoreSpec) -> KeyColumns:
 def damaged(name: str, what: str) -> CorruptionError:
     """Return the error for a damaged index, with its remedy."""
     return CorruptionError(
-        f"{what}: it is derived from the table, so remove it, or make it anew with build_index", path=name
+        f"{what}: it is derived from the table, so remove it, or make it again with build_index", path=name
     )
 
 

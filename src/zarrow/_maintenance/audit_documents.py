@@ -269,7 +269,7 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
             documents.found.defect(
                 path,
                 f"not the metadata of the {documents.rows:,} committed rows{rule}{seen}: another program may "
-                "have changed it, and 'zarrow repair' writes it anew",
+                "have changed it, and 'zarrow repair' writes it again",
             )
 
 

@@ -167,14 +167,18 @@ def copy(
     except OSError as error:
         message = f"{incoming}: the copy cannot be written: {error.strerror}; to go on, copy again"
         raise WriteFailedError(error.errno or errno.EIO, message) from error
+    return _copied(view, os.fspath(target), one.total_bytes)
+
+
+def _copied(view: View, path: str, size_bytes: int) -> Copied:
     snapshot = view.snapshot
     return Copied(
-        path=os.fspath(target),
+        path=path,
         complete=snapshot.complete,
         rows=snapshot.rows,
         segments=snapshot.segments,
         left_rows=view.rows - snapshot.rows,
-        size_bytes=one.total_bytes,
+        size_bytes=size_bytes,
     )
 
 
@@ -187,15 +191,7 @@ def _to_bucket(root: Place, goal: ObjectPath, progress: Progress | None) -> Copi
     except OSError as error:
         message = f"{goal}: the copy cannot be written: {error.strerror}; to go on, copy again"
         raise WriteFailedError(error.errno or errno.EIO, message) from error
-    snapshot = view.snapshot
-    return Copied(
-        path=str(goal),
-        complete=True,
-        rows=snapshot.rows,
-        segments=snapshot.segments,
-        left_rows=0,
-        size_bytes=size_bytes,
-    )
+    return _copied(view, str(goal), size_bytes)
 
 
 def _make_dir(path: Path, model: Any) -> None:
@@ -207,11 +203,7 @@ def _make_dir(path: Path, model: Any) -> None:
 
 
 def _check_target(root: Place, goal: Path) -> None:
-    if not isinstance(root, Path):
-        inside = False
-    else:
-        inside = root == goal or root in goal.parents or goal in root.parents
-    if inside:
+    if isinstance(root, Path) and (root == goal or root in goal.parents or goal in root.parents):
         raise InvalidInputError(
             f"the copy must lie outside of the store, and not contain it: got {goal} for a copy of {root}"
         )

@@ -153,7 +153,7 @@ class StoreArray(Indexed):
             raise
         except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise CorruptionError(
-                f"zarr-python cannot read it ({error}): 'zarrow repair' writes it anew",
+                f"zarr-python cannot read it ({error}): 'zarrow repair' writes it again",
                 path=path / "zarr.json",
             ) from error
         self._view.guard()
@@ -161,7 +161,7 @@ class StoreArray(Indexed):
         if snapshot.complete and found.shape != (snapshot.rows, *self.row_shape):
             raise CorruptionError(
                 f"says shape {found.shape}, but the store has {snapshot.rows} rows: another program has "
-                "changed it: 'zarrow repair' writes it anew",
+                "changed it: 'zarrow repair' writes it again",
                 path=path / "zarr.json",
             )
         return found

@@ -19,8 +19,9 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import ArraySpec
 from zarrow._read.chunks import EncodedRows
-from zarrow._read.mapping import JoinedRows, RowsPerFile, ShardFile, map_rows
+from zarrow._read.mapping import JoinedRows, RowsPerFile, map_rows
 from zarrow._read.ranged import RangedRows
+from zarrow._read.shard_files import ShardFile
 from zarrow._read.shard_rows import CommittedShard, StoredChunks, damaged_chunk, is_written
 from zarrow._read.view import OpenPiece, View
 from zarrow.errors import CorruptionError
@@ -84,16 +85,8 @@ def _find(view: View, array: ArraySpec) -> Iterator[Extent]:
 def _map(
     view: View, array: ArraySpec, count: int, locate: Callable[[int], ShardFile], first_row: int
 ) -> JoinedRows | RowsPerFile | RangedRows:
-    if not isinstance(view.snapshot.root, Path):
-        return RangedRows(
-            rows=count,
-            file_rows=view.spec.segment_rows,
-            row_shape=array.row_shape,
-            dtype=array.numpy_dtype,
-            locate=locate,
-            guard=view.guard,
-        )
-    return map_rows(
+    read_rows = map_rows if isinstance(view.snapshot.root, Path) else RangedRows
+    return read_rows(
         rows=count,
         file_rows=view.spec.segment_rows,
         row_shape=array.row_shape,

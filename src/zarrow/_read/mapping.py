@@ -25,24 +25,21 @@ import errno
 import mmap
 import os
 import resource
-import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._read.shard_files import Guard, RowsInFiles, ShardFile
 from zarrow._storage import threads
-from zarrow._storage.reading import File, Place, open_file
-from zarrow.errors import CorruptionError, ZarrowError
+from zarrow._storage.reading import File
+from zarrow.errors import ZarrowError
 
-__all__ = ["Guard", "JoinedRows", "RowsPerFile", "ShardFile", "map_rows"]
-
-Guard = Callable[[], None]
+__all__ = ["JoinedRows", "RowsPerFile", "map_rows"]
 
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
@@ -68,100 +65,6 @@ _libc.mmap.argtypes = (
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardFile:
-    """A file of rows.
-
-    Parameters
-    ----------
-    root : Path or RemotePath
-        The store, or another directory that is trusted.
-    path : str
-        Where it is in there.
-    size_bytes : int or None
-        The size that it must have; None where it need only hold the rows, as that of an open segment.
-    file : File or None
-        If it was opened already, so that it does not matter what becomes of the path.
-    """
-
-    root: Place
-    path: str
-    size_bytes: int | None
-    file: File | None = None
-
-    @property
-    def where(self) -> Any:
-        """The whole path."""
-        return self.root / self.path
-
-    def open(self, guard: Guard, rows: str, needed_bytes: int = 0) -> File:
-        """Return the file, whose size was checked.
-
-        Parameters
-        ----------
-        guard : callable
-            Raises if this is not the store that was opened, which explains a missing or wrong file.
-        rows : str
-            What it holds, for messages.
-        needed_bytes : int
-            What will be read of it.
-
-        Returns
-        -------
-        File
-            Open.
-
-        Raises
-        ------
-        CorruptionError
-            If it is missing or has another size.
-        """
-        try:
-            file = self.file or open_file(self.root, self.path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise self._missing(guard, rows) from error
-        if self.file is None:
-            guard()
-        wanted = needed_bytes if self.size_bytes is None else self.size_bytes
-        if file.size_bytes < wanted or (self.size_bytes is not None and file.size_bytes != wanted):
-            raise CorruptionError(
-                f"the file of {rows} has {file.size_bytes} bytes, {wanted} were committed: "
-                "the rows of other files can still be read",
-                path=self.where,
-            )
-        return file
-
-    def ranges(self, guard: Guard, rows: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Return ranges of it, which lies in a bucket.
-
-        Parameters
-        ----------
-        guard, rows
-            As in `open`.
-        ranges : list of (int, int)
-            Where each starts and stops.
-
-        Returns
-        -------
-        list of memoryview
-            Their bytes.
-
-        Raises
-        ------
-        CorruptionError
-            If it is missing or too short.
-        """
-        assert not isinstance(self.root, Path)
-        try:
-            return self.root.ranges(self.path, ranges)
-        except FileNotFoundError as error:
-            raise self._missing(guard, rows) from error
-
-    def _missing(self, guard: Guard, rows: str) -> CorruptionError:
-        guard()
-        return CorruptionError(f"the file of {rows} is missing", path=self.where)
 
 
 class _Region:
@@ -226,58 +129,7 @@ def _max_maps() -> int:
         return 65530
 
 
-class _MappedRows:
-    """The part that both kinds of mapped arrays share.
-
-    Parameters
-    ----------
-    rows : int
-        Rows of the array.
-    file_rows : int
-        Rows of every file but the last, which may have fewer.
-    row_shape : tuple of int
-        The shape of a row.
-    dtype : dtype
-        Little-endian.
-    locate : callable of int to ShardFile
-        The file of that number.
-    guard : callable
-        See `ShardFile.open`.
-    first_row : int
-        The row of the store that row 0 is, for messages.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        file_rows: int,
-        row_shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        locate: Callable[[int], ShardFile],
-        guard: Guard,
-        first_row: int = 0,
-    ) -> None:
-        self.rows = rows
-        self.row_shape = row_shape
-        self.dtype = dtype
-        self.row_bytes = int(np.prod(row_shape)) * dtype.itemsize
-        self.file_rows = file_rows
-        self.files = -(-rows // file_rows)
-        self._locate = locate
-        self._guard = guard
-        self._first_row = first_row
-        self._lock = threading.Lock()
-
-    def _rows_of(self, number: int) -> int:
-        return min(self.file_rows, self.rows - number * self.file_rows)
-
-    def _open(self, number: int) -> File:
-        start = self._first_row + number * self.file_rows
-        rows = f"segment {start // self.file_rows} (rows {start} to {start + self._rows_of(number)})"
-        return self._locate(number).open(self._guard, rows, self._rows_of(number) * self.row_bytes)
-
-
-class JoinedRows(_MappedRows):
+class JoinedRows(RowsInFiles):
     """An array whose files are mapped one after the other. Use `map_rows`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -417,7 +269,7 @@ class JoinedRows(_MappedRows):
         _libc.madvise(self._region.address, self._region.size_bytes, mmap.MADV_DONTNEED)
 
 
-class RowsPerFile(_MappedRows):
+class RowsPerFile(RowsInFiles):
     """An array whose files are mapped one by one, those used last at a time. Use `map_rows`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -489,7 +341,7 @@ def map_rows(
     Parameters
     ----------
     rows, file_rows, row_shape, dtype, locate, guard, first_row
-        See `_MappedRows`. No file is opened before its rows are read.
+        See `RowsInFiles`. No file is opened before its rows are read.
 
     Returns
     -------

@@ -2,8 +2,8 @@
 
 It has the methods of the mapped arrays of `mapping`. Rows that are asked for twice, or lie together, are read
 once; ranges with a small gap between them are one request (`objects`). Several requests are under way at a
-time, and several shards: what is read at once, and not copied yet, is at most 128 MiB. After the first
-bytes of a shard the guard tells whether this is still the store that was opened.
+time, and several shards: what is read at once, and not copied yet, is at most 128 MiB. After each read the
+guard tells whether this is still the store that was opened: one more request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._read.mapping import Guard, ShardFile
+from zarrow._read.shard_files import RowsInFiles
 
 __all__ = ["RangedRows"]
 
@@ -26,43 +26,8 @@ _BLOCK_BYTES = 4 << 20
 _BYTES_AT_ONCE = 32 << 20
 
 
-class RangedRows:
-    """An array whose files are read by ranges.
-
-    Parameters
-    ----------
-    rows : int
-        Rows of the array.
-    file_rows : int
-        Rows of every file but the last, which may have fewer.
-    row_shape : tuple of int
-        The shape of a row.
-    dtype : dtype
-        Little-endian.
-    locate : callable of int to ShardFile
-        The file of that number.
-    guard : callable
-        Raises if this is not the store that was opened.
-    """
-
-    def __init__(
-        self,
-        *,
-        rows: int,
-        file_rows: int,
-        row_shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        locate: Callable[[int], ShardFile],
-        guard: Guard,
-    ) -> None:
-        self.rows = rows
-        self.row_shape = row_shape
-        self.dtype = dtype
-        self._row_bytes = int(np.prod(row_shape)) * dtype.itemsize
-        self._file_rows = file_rows
-        self._locate = locate
-        self._guard = guard
-        self._seen: set[int] = set()
+class RangedRows(RowsInFiles):
+    """An array whose files are read by ranges."""
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows `start` to `stop`.
@@ -75,11 +40,11 @@ class RangedRows:
             If another store took the place of this one.
         """
         out = np.empty((max(stop - start, 0), *self.row_shape), self.dtype)
-        step = max(_BLOCK_BYTES // self._row_bytes, 1)
+        step = max(_BLOCK_BYTES // self.row_bytes, 1)
         pieces: list[tuple[int, list[tuple[int, int]]]] = []
-        for number in range(start // self._file_rows, -(-stop // self._file_rows)) if len(out) else ():
-            first = number * self._file_rows
-            low, high = max(start, first), min(stop, first + self._file_rows)
+        for number in range(start // self.file_rows, -(-stop // self.file_rows)) if len(out) else ():
+            first = number * self.file_rows
+            low, high = max(start, first), min(stop, first + self.file_rows)
             runs = [(row, min(row + step, high)) for row in range(low, high, step)]
             pieces.append((number, runs))
 
@@ -108,14 +73,14 @@ class RangedRows:
         wanted, places = np.unique(rows, return_inverse=True)
         order = np.argsort(places, kind="stable")
         ends = np.cumsum(np.bincount(places, minlength=len(wanted)))
-        apart = np.flatnonzero((np.diff(wanted) > 1) | (np.diff(wanted // self._file_rows) > 0)) + 1
+        apart = np.flatnonzero((np.diff(wanted) > 1) | (np.diff(wanted // self.file_rows) > 0)) + 1
         bounds = np.concatenate(([0], apart, [len(wanted)])).tolist()
         by_file: dict[int, list[tuple[int, int]]] = {}
         first_of: dict[int, int] = {}
         for low, high in itertools.pairwise(bounds):
             row = int(wanted[low])
             first_of[row] = low
-            by_file.setdefault(row // self._file_rows, []).append((row, row + high - low))
+            by_file.setdefault(row // self.file_rows, []).append((row, row + high - low))
 
         def put(runs: Sequence[tuple[int, int]], blocks: Sequence[memoryview]) -> None:
             for (row, stop), block in zip(runs, blocks, strict=True):
@@ -143,7 +108,7 @@ class RangedRows:
             while begin < len(runs):
                 end, size_bytes = begin, 0
                 while end < len(runs) and (end == begin or size_bytes < _BYTES_AT_ONCE):
-                    size_bytes += (runs[end][1] - runs[end][0]) * self._row_bytes
+                    size_bytes += (runs[end][1] - runs[end][0]) * self.row_bytes
                     end += 1
                 put(runs[begin:end], self._blocks(number, runs[begin:end]))
                 begin = end
@@ -153,15 +118,13 @@ class RangedRows:
         elif pieces:
             with ThreadPoolExecutor(min(_SHARDS_AT_ONCE, len(pieces)), "zarrow-ranges") as pool:
                 deque(pool.map(fetch, pieces), maxlen=0)
-        if new := {number for number, _ in pieces} - self._seen:
-            self._guard()
-            self._seen |= new
+        if pieces:
+            self._guard()  # after each read: ranges do not say of which object they are
 
     def _blocks(self, number: int, runs: Sequence[tuple[int, int]]) -> list[memoryview]:
-        first = number * self._file_rows
-        ranges = [((low - first) * self._row_bytes, (high - first) * self._row_bytes) for low, high in runs]
-        stop = min(self.rows, first + self._file_rows)
-        return self._locate(number).ranges(self._guard, f"segment {number} (rows {first} to {stop})", ranges)
+        first = number * self.file_rows
+        ranges = [((low - first) * self.row_bytes, (high - first) * self.row_bytes) for low, high in runs]
+        return self._locate(number).ranges(self._guard, self._content_of(number), ranges)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Do nothing: rows are read when they are needed."""

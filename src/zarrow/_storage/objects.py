@@ -5,8 +5,8 @@ through it. All requests go through `obstore`. The rules:
 
 * bytes are asked for by explicit ranges (Azure has no others), neighbouring ones in one request;
 * what is missing is `FileNotFoundError`, what may not be read `PermissionError`, as on a disk;
-* an object is pinned by its entity tag when it is opened: if another one takes its place, the next request
-  is `StoreChangedError`, never bytes of both;
+* an object that is opened (`ObjectFile`) is pinned by its entity tag: if another one takes its place, the
+  next request is `StoreChangedError`. `ObjectPath.ranges` pins nothing: its callers ask a guard afterwards;
 * neither names nor messages nor representations hold a secret.
 """
 
@@ -214,6 +214,7 @@ class ObjectPath:
         """
         try:
             if keep:
+                self._kept.pop(path, None)  # what a failed opening has left
                 self._kept[path] = file = self.fetch(path)
                 return file.stamp
             return _stamp(self._head(path))
@@ -417,7 +418,7 @@ class _Stream(io.RawIOBase):
 
 
 def located(path: object, options: Mapping[str, Any] | None = None) -> Path | ObjectPath:
-    """Return where a store is that somebody names.
+    """Return the place that a path or URL names.
 
     Parameters
     ----------

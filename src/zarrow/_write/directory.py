@@ -306,7 +306,7 @@ def install(root: Path, path: Path, *, owner: Owner, check: Callable[[Path], Non
     if root == path:
         check(root)
         return
-    if not os.path.lexists(path):  # somebody has removed the old one
+    if not os.path.lexists(path):  # the old one was removed meanwhile
         check(root)
         files.rename(root, path)
         files.sync_dir(path.parent)
@@ -368,7 +368,7 @@ def _take_along(source: Path, target: Path) -> bool:
         if not (os.path.lexists(target) and os.path.samestat(source.lstat(), target.lstat())):
             files.remove(target)
             files.link(source, target)
-    except OSError:  # somebody else's file, for example
+    except OSError:  # another user's file, for example
         return False
     return True
 

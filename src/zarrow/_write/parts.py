@@ -77,7 +77,7 @@ class _Sink(io.RawIOBase):
         files.sync(self._fd)
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1  # first: a descriptor that is closed twice may be somebody else's
+        fd, self._fd = self._fd, -1  # first: a descriptor that is closed twice may be another file's
         if fd >= 0:
             os.close(fd)
         super().close()

@@ -95,7 +95,7 @@ class _ShardFile:
 
     def close(self) -> None:
         """Close the file."""
-        fd, self._fd = self._fd, -1  # first: a descriptor that is closed twice may be somebody else's
+        fd, self._fd = self._fd, -1  # first: a descriptor that is closed twice may be another file's
         if fd >= 0:
             os.close(fd)
 

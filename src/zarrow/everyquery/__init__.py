@@ -63,7 +63,7 @@ class StreamingPredictionWriter(PredictionWriter):
 
     A store is only resumed for the same tasks, model, data settings and versions (see `PredictionWriter`);
     otherwise the run is refused. A complete store of the same run is not predicted again but only exported.
-    With `overwrite` everything is predicted anew. On SIGTERM, as schedulers send it, the store is made
+    With `overwrite` everything is predicted again. On SIGTERM, as schedulers send it, the store is made
     durable, and the process exits with 143.
 
     With a trainer of several ranks every rank writes, and rank 0 completes the store and writes the files.
@@ -83,9 +83,9 @@ class StreamingPredictionWriter(PredictionWriter):
     store : path, optional
         The store; by default ``predictions.zarrow`` next to ``predictions.parquet``.
     overwrite : bool
-        Whether to predict all rows anew, whatever store there is; it stays until the new one is complete, and
-        nothing is resumed. So it is in any case if `output_parquet` ends in ``.tmp`` and there is a file at a
-        final name: ``EQ_predict`` goes on from there only with ``overwrite=true``.
+        Whether to predict all rows again, whatever store there is; it stays until the new one is complete,
+        and nothing is resumed. So it is in any case if `output_parquet` ends in ``.tmp`` and there is a file
+        at a final name: ``EQ_predict`` goes on from there only with ``overwrite=true``.
     durability : Durability, "segment" or "batch"
         As in `zarrow.Writer`.
     codecs : optional
@@ -256,7 +256,7 @@ class StreamingPredictionWriter(PredictionWriter):
     def _started_by_another_run(self, differing: Sequence[str]) -> ZarrowError:
         return ConflictError(
             f"{self.path}: the store was started by another run: {'; '.join(differing)}: remove it, choose "
-            f"another output_parquet, or predict anew with {self._anew}"
+            f"another output_parquet, or predict again with {self._anew}"
         )
 
     def write_on_batch_end(

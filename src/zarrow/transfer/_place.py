@@ -1,13 +1,13 @@
 """Putting finished files into place — a target gets its name in one step, when it is whole and durable.
 
 1. ``.<name>.exporting`` next to the target is locked: of two exports to one target, the second is refused.
-   Files of somebody else's at that name are left alone.
+   Files at that name that are not its own are left alone.
 2. Files grow in a directory of a random name, ``.<name>.<random>.exporting``, which only this user may enter.
    The lock's file says which: the next export to the target removes it if this one is killed.
 3. They get the store's owner, group and mode, are made durable, and moved to the targets. Of several targets
    the later ones are cleared first: a crash leaves some of the old files, or of the new, never both.
 
-A target that a file of somebody else's would be lost with is refused.
+A target with which another file would be lost is refused.
 """
 
 from __future__ import annotations
