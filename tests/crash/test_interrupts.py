@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from zarrow._write import directory
 from zarrow.errors import WriteFailedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+PACKAGE = f"{Path(zarrow.__file__).parent}{os.sep}"
 
 ROWS = 40
 
@@ -55,7 +59,7 @@ class _CtrlC:
         sys.settrace(None)
 
     def _enter(self, frame, event, argument):
-        if "zarrow" in frame.f_code.co_filename and "zarrow/tests" not in frame.f_code.co_filename:
+        if frame.f_code.co_filename.startswith(PACKAGE):
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             return self._step
         return None
@@ -68,6 +72,7 @@ class _CtrlC:
         return self._step
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python swallows Ctrl-C in __del__
 def test_ctrl_c_at_any_instruction_leaves_no_lock(tmp_path, profile, monkeypatch, figures):
     """Wherever Ctrl-C strikes, the same process opens the store again, and no descriptor is closed twice."""
     monkeypatch.setattr(directory, "LOCK_TIMEOUT_S", 2.0)
