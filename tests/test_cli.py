@@ -265,7 +265,7 @@ def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(zarrow.__file__).parents[1]), "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-c", "from zarrow.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from zarrow.__main__ import main; main()", *map(str, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,

@@ -26,7 +26,6 @@ WRONG = {
         ("errors", "zarrow.cli"),
         ("writer", "zarrow.store"),
         ("store", "zarrow.writer"),
-        ("verify", "zarrow.repair"),
         ("torch", "zarrow.xarray"),
         ("demo", "zarrow.everyquery"),
         ("_new", "zarrow.errors"),  # a module without a place
@@ -51,7 +50,7 @@ WRONG = {
         ("_read", "shutil"),
         ("_storage.reading", "zarrow._storage.files"),  # by way of what every reader imports
         ("store", "zarrow._storage.files"),
-        ("verify", "zarrow._storage.lock"),
+        ("_maintenance.verify", "zarrow._storage.lock"),
     ],
     "The format is bytes in, bytes out": [
         ("_format", "os"),

@@ -32,8 +32,17 @@ def _loaded(statement: str) -> list[str]:
 
 
 def test_importing_zarrow_loads_nothing_heavy() -> None:
-    """Importing zarrow loads numpy and pyarrow, but nothing that an extra adds."""
-    assert _loaded("import zarrow") == []
+    """Importing zarrow loads nothing yet; its names load numpy and pyarrow, but nothing of an extra."""
+    assert _loaded("import zarrow, sys; assert not {'numpy', 'pyarrow'} & set(sys.modules)") == []
+    assert _loaded("from zarrow import *; Writer") == []
+
+
+def test_no_module_takes_the_place_of_a_name() -> None:
+    """A name of the root is a function or class, whatever was imported before."""
+    code = "import zarrow.cli, zarrow; print(*(callable(getattr(zarrow, name)) for name in zarrow.__all__))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert set(done.stdout.split()) == {"True"}
+    assert set(zarrow.__all__) | {"errors", "__version__"} <= set(dir(zarrow))
 
 
 def test_writing_and_reading_load_nothing_heavy() -> None:

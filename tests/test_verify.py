@@ -25,10 +25,10 @@ from zarrow._format import key_tables, layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.pages import read_footer
 from zarrow._format.records import Claim, PartFacts, SegmentRecord, Source
+from zarrow._maintenance.verify import Report
 from zarrow._read import catalog, keys
 from zarrow._storage import files
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError, StoreNotFoundError
-from zarrow.verify import Report
 
 ROWS = 21
 SHARD = "embeddings.zarr/e/c/1/0"
@@ -571,7 +571,7 @@ def test_verify_needs_no_writer_and_no_reader() -> None:
     """The audit shares no code with what it audits."""
     code = (
         "import sys, types; package = types.ModuleType('zarrow'); package.__path__ = sys.argv[1:]; "
-        "sys.modules['zarrow'] = package; import zarrow._maintenance.audit, zarrow.verify; "
+        "sys.modules['zarrow'] = package; import zarrow._maintenance.audit, zarrow._maintenance.verify; "
         "names = 'writer', 'store', '_seal', '_recovery', '_view'; "
         "print(*(name for name in names if f'zarrow.{name}' in sys.modules))"
     )

@@ -244,7 +244,7 @@ def evaluate(log: Path, folder: Path, *, multitask: bool) -> pl.DataFrame:
 
 def evaluate_as_meds(log: Path, folder: Path, own: Path) -> dict[str, Any]:
     """Run meds-evaluation-cli on exports of a store, and of EveryQuery's own file; return what differs."""
-    module = [sys.executable, "-c", "from zarrow.cli import main; main()"]
+    module = [sys.executable, "-c", "from zarrow.__main__ import main; main()"]
     shutil.rmtree(folder / "meds", ignore_errors=True)
     (folder / "meds").mkdir()
     imported = folder / "meds" / "own.zarrow"

@@ -9,19 +9,26 @@ Modules without an underscore are public. Behind them lie seven rooms, each desc
 to a committed segment), `_maintenance` (verifying, repairing, rewriting), `_predict` (behind
 `zarrow.lightning`) and `_commands` (behind `zarrow.cli`). Imports go downwards only; ``pyproject.toml`` has
 the contracts.
+
+Names and modules are imported when they are first used: the command line can then answer Ctrl-C before numpy
+and Arrow are loaded, and nobody loads what only an extra brings.
 """
 
-from typing import Any
+from __future__ import annotations
 
-from zarrow._maintenance.build_index import build_index
-from zarrow._maintenance.copy import copy
-from zarrow._maintenance.pack import pack
-from zarrow.derived import add_array, remove_array
-from zarrow.repair import repair
-from zarrow.several import union
-from zarrow.store import Store, open
-from zarrow.verify import verify
-from zarrow.writer import Durability, Writer
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
+if TYPE_CHECKING:
+    from typing import Any
+
+    from zarrow._maintenance.build_index import build_index
+    from zarrow._maintenance.copy import copy
+    from zarrow._maintenance.pack import pack
+    from zarrow._maintenance.repair import repair
+    from zarrow._maintenance.verify import verify
+    from zarrow.derived import add_array, remove_array
+    from zarrow.several import union
+    from zarrow.store import Store, open
+    from zarrow.writer import Durability, Writer
 
 __all__ = [
     "Durability",
@@ -38,21 +45,53 @@ __all__ = [
     "verify",
 ]
 
-_LATER = {"analysis", "everyquery", "lightning", "testing", "torch", "transfer", "xarray"}
-"""Modules that are imported when they are first used, since they load what an extra brings."""
+_HOMES = {
+    "Durability": "writer",
+    "Store": "store",
+    "Writer": "writer",
+    "add_array": "derived",
+    "build_index": "_maintenance.build_index",
+    "copy": "_maintenance.copy",
+    "open": "store",
+    "pack": "_maintenance.pack",
+    "remove_array": "derived",
+    "repair": "_maintenance.repair",
+    "union": "several",
+    "verify": "_maintenance.verify",
+}
+_DOORS = {
+    "analysis",
+    "demo",
+    "derived",
+    "errors",
+    "everyquery",
+    "lightning",
+    "several",
+    "store",
+    "testing",
+    "torch",
+    "transfer",
+    "writer",
+    "xarray",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        from importlib import import_module
+    from importlib import import_module
 
-        return import_module(f"zarrow.{name}")
-    if name == "__version__":
+    if name in _HOMES:
+        value = getattr(import_module(f"zarrow.{_HOMES[name]}"), name)
+    elif name in _DOORS:
+        value = import_module(f"zarrow.{name}")
+    elif name == "__version__":
         from importlib.metadata import version
 
-        return version("zarrow")
-    raise AttributeError(f"module 'zarrow' has no attribute {name!r}")
+        value = version("zarrow")
+    else:
+        raise AttributeError(f"module 'zarrow' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_LATER, "__version__"]
+    return sorted({*globals(), *_HOMES, *_DOORS, "__version__"})

@@ -17,12 +17,13 @@ from typer import Exit, Option, Typer
 from typer.core import TyperGroup
 
 from zarrow._commands import analyse, compare, draw, guides, keep, look, move, run
+from zarrow._commands.interrupts import INTERRUPTED, working
 from zarrow._commands.terminal import err, escape, out, say
 from zarrow.errors import NotFoundError, ZarrowError
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USAGE = 1, 2
 
 
 class _Group(TyperGroup):
@@ -31,7 +32,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with working():
+                return super().invoke(ctx)
         except (ZarrowError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
@@ -87,8 +89,3 @@ def _common(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> None:
-    """Run the command line; the console script calls this."""
-    app()

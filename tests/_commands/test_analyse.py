@@ -195,7 +195,7 @@ def test_a_pipe_gets_one_line_per_row(path):
     """Nothing is wrapped or cut, and nothing but the answer is written."""
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     environment["PYTHONPATH"] = str(Path(zarrow.__file__).parents[1])
-    command = "from zarrow.cli import main; main()"
+    command = "from zarrow.__main__ import main; main()"
     arguments = ["nearest", path, "--rows", "1234", "-k", "2"]
     done = subprocess.run(
         [sys.executable, "-c", command, *arguments],

@@ -22,7 +22,7 @@ with zarrow.Writer(sys.argv[1], mode="a", shared=True, segment_rows=1024) as wri
         writer.append({"id": numpy.arange(100)}, {"v": numpy.ones((100, 8), "float32")})
         time.sleep(0.02)
 """
-ZARROW = [sys.executable, "-c", "from zarrow.cli import main; main()"]
+ZARROW = [sys.executable, "-c", "from zarrow.__main__ import main; main()"]
 
 
 def run(*arguments: object) -> Result:

@@ -72,7 +72,9 @@ class _CtrlC:
         return self._step
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python swallows Ctrl-C in __del__
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Python swallows Ctrl-C in __del__
 def test_ctrl_c_at_any_instruction_leaves_no_lock(tmp_path, profile, monkeypatch, figures):
     """Wherever Ctrl-C strikes, the same process opens the store again, and no descriptor is closed twice."""
     monkeypatch.setattr(directory, "LOCK_TIMEOUT_S", 2.0)

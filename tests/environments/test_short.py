@@ -272,7 +272,7 @@ def test_types(tmp_path: Path) -> None:
 
 def test_commands(store: zarrow.Store) -> None:
     """The command line describes and checks the store."""
-    command = [sys.executable, "-c", "from zarrow.cli import main; main()"]
+    command = [sys.executable, "-c", "from zarrow.__main__ import main; main()"]
     environment = {**os.environ, "COLUMNS": "120"}
     for arguments in (["info", "--json"], ["head"], ["verify", "--json"], ["--help"]):
         name, *options = arguments

@@ -17,6 +17,7 @@ command that needs it. This room may import everything but `cli`. First the pane
 `show_store`            a store, in a terminal
 `show_audit`            an audit or a repair, in a terminal
 `show_answer`           an answer of the analysis, in a terminal
+`interrupts`            what Ctrl-C does
 `terminal`              consoles, tables, the progress bar, JSON
 ======================  ===============================================================================
 """

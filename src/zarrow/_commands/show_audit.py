@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zarrow._commands.terminal import counted, escape, say
-from zarrow.repair import Repair, SetAside
-from zarrow.verify import Finding, Report
+from zarrow._maintenance.repair import Repair, SetAside
+from zarrow._maintenance.verify import Finding, Report
 
 __all__ = ["ranges", "show_repair", "show_report"]
 

@@ -12,8 +12,10 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `audit_sources`          whether every accepted row counts exactly once
 `audit_segment`          the part and shards of a committed segment, against its record
 `audit_index`            the key index, against the table
+`verify`                 `zarrow.verify`: whether a store is what was written
 `salvage`                the rows of what is damaged that can still be read and checked
 `repair_plan`            from findings to a plan, and the plan carried out
+`repair`                 `zarrow.repair`: a damaged store made sound again
 `external_sort`          the order of rows by some columns, in bounded memory
 `pack`                   rewriting a store: codecs, segments, order of rows
 `copy`                   the committed rows of a store, also of a live one, as another store
