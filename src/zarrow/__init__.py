@@ -20,6 +20,7 @@ TYPE_CHECKING = False  # importing typing would take longer than all the rest
 if TYPE_CHECKING:
     from typing import Any
 
+    from zarrow._format.ragged import Ragged, ragged
     from zarrow._maintenance.build_index import build_index
     from zarrow._maintenance.copy import copy
     from zarrow._maintenance.pack import pack
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Durability",
+    "Ragged",
     "Store",
     "Writer",
     "add_array",
@@ -39,6 +41,7 @@ __all__ = [
     "copy",
     "open",
     "pack",
+    "ragged",
     "remove_array",
     "repair",
     "union",
@@ -47,6 +50,7 @@ __all__ = [
 
 _HOMES = {
     "Durability": "writer",
+    "Ragged": "_format.ragged",
     "Store": "store",
     "Writer": "writer",
     "add_array": "derived",
@@ -54,6 +58,7 @@ _HOMES = {
     "copy": "_maintenance.copy",
     "open": "store",
     "pack": "_maintenance.pack",
+    "ragged": "_format.ragged",
     "remove_array": "derived",
     "repair": "_maintenance.repair",
     "union": "several",

@@ -13,6 +13,8 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `types`                 the types that a column may have, and how each of them is kept
 `given`                 columns, vectors, tables and indices in every form that callers have
 `sequences`             plain Python values, converted without changing any
+`vector_lists`          rows of any number of vectors, in every form that callers have
+`ragged`                such rows as flat values and a count per row
 `codecs`                encoding and decoding one inner chunk
 `journal`               the bytes of an open segment's journal, read in blocks
 `frames`                one batch in the journal of an open segment

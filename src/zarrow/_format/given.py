@@ -11,6 +11,7 @@ torch is not imported: a tensor is recognised by its methods.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,9 @@ __all__ = [
     "as_index",
     "as_integers",
     "as_table",
+    "dtype_name",
+    "is_arrow",
+    "numpy_values",
     "to_host",
 ]
 
@@ -68,12 +72,20 @@ def as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
     Raises
     ------
     BatchError
-        If they are no array, or a value is masked or null.
+        If they are no array, or a value is masked or null; it names the array.
     """
+    try:
+        return numpy_values(values, dtype)
+    except BatchError as error:
+        raise BatchError(f"array {name!r}: {error}") from error.__cause__
+
+
+def numpy_values(values: Any, dtype: str = "") -> npt.NDArray[Any]:
+    """Return what `as_array` does; its errors name no array."""
     try:
         array = values if type(values) is np.ndarray else _vectors(values)
     except (TypeError, ValueError, RuntimeError, InvalidInputError, pa.ArrowException) as error:
-        raise BatchError(f"array {name!r}: must be an array: {error}") from error
+        raise BatchError(f"must be an array: {error}") from error
     if _is_bfloat16(array.dtype):
         array = array.astype(np.float32)
     if dtype == "float16" and str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):
@@ -81,7 +93,7 @@ def as_array(name: str, values: Any, dtype: str = "") -> npt.NDArray[Any]:
             narrow = array.astype(np.float16)
         if not np.array_equal(np.isinf(narrow), np.isinf(array)):
             raise BatchError(
-                f"array {name!r}: expected dtype float16, got bfloat16 values beyond its range "
+                "expected dtype float16, got bfloat16 values beyond its range "
                 f"(up to {np.abs(array[np.isfinite(array)]).max():.3g}): declare float32"
             )
         return narrow
@@ -98,7 +110,7 @@ def _vectors(values: Any) -> npt.NDArray[Any]:
         return np.asarray(values.data)
     if isinstance(values, list | tuple) and values and hasattr(values[0], "detach"):
         return np.stack([to_host(one) for one in values])
-    if _is_arrow(values) and not hasattr(values, "columns"):
+    if is_arrow(values) and not hasattr(values, "columns"):
         return lists_as_array(_arrow(values))
     if hasattr(values, "toarray"):  # a sparse matrix of scipy
         return np.asarray(values.toarray())
@@ -109,7 +121,20 @@ def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "V" and dtype.name == "bfloat16"  # that of ml_dtypes
 
 
-def _is_arrow(values: Any) -> bool:
+def dtype_name(dtype: object) -> str:
+    """Return the name of a type that is given by its name, or as numpy's or torch's.
+
+    >>> dtype_name("<f4"), dtype_name(np.float16), dtype_name("torch.bfloat16")
+    ('float32', 'float16', 'bfloat16')
+    """
+    if isinstance(dtype, str | type | np.dtype):
+        with contextlib.suppress(TypeError):
+            return np.dtype(dtype).name
+    return str(dtype).removeprefix("torch.")
+
+
+def is_arrow(values: Any) -> bool:
+    """Tell whether values are Arrow's, or can be handed over as such: an array, a series, a frame."""
     arrow = isinstance(values, pa.Array | pa.ChunkedArray)
     return arrow or hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__")
 
@@ -216,7 +241,7 @@ def as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | np
     ):
         return values
     _check_name(name)
-    if _is_arrow(values):
+    if is_arrow(values):
         return _named(name, values)
     try:
         values = to_host(values)
@@ -277,7 +302,7 @@ def as_index(given: Any) -> Any:
     if isinstance(given, range):
         return np.arange(given.start, given.stop, given.step)
     try:
-        if _is_arrow(given) and not hasattr(given, "columns"):
+        if is_arrow(given) and not hasattr(given, "columns"):
             array = _arrow(given)
             if array.null_count:
                 raise IndexError(f"an index must not be null, got one at {array.is_null().index(True)}")

@@ -6,7 +6,6 @@ follow from the size of a row. The schema is the one that Parquet gives back.
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ import pyarrow as pa
 from zarrow._format import codecs
 from zarrow._format.arrow import as_arrow
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
-from zarrow._format.given import TableLike, as_array, as_columns, to_host
+from zarrow._format.given import TableLike, as_array, as_columns, dtype_name, to_host
 from zarrow._format.records import this_host
 from zarrow._format.spec import (
     PLAIN,
@@ -180,7 +179,7 @@ class Declaration:
         if self.arrays is None:
             return None
         return {
-            name: ((shape,) if isinstance(shape, int) else tuple(shape), _dtype_name(dtype))
+            name: ((shape,) if isinstance(shape, int) else tuple(shape), dtype_name(dtype))
             for name, (shape, dtype) in self.arrays.items()
         }
 
@@ -202,14 +201,6 @@ class Declaration:
         for name in self.codecs if self._has_codecs_by_name() else ():
             if name not in names:
                 raise InvalidInputError(f"codecs: there is no array {name!r}; the arrays are {names}")
-
-
-def _dtype_name(dtype: object) -> str:
-    """Return the name of a type that is declared by its name, or as numpy's or torch's."""
-    if isinstance(dtype, str | type | np.dtype):
-        with contextlib.suppress(TypeError):
-            return np.dtype(dtype).name
-    return str(dtype).removeprefix("torch.")
 
 
 def _schema_of(columns: TableLike) -> pa.Schema:
