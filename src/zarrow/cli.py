@@ -53,15 +53,15 @@ def _in_options(message: str, command: Any) -> str:
     def option(found: re.Match[str]) -> str:
         if found[1] is None:
             return found[0]
-        flag, value = f"--{found[1]}", found[2].strip("'")
+        flag, value = f"--{found[1].replace('_', '-')}", found[2].strip("'")
         if command is not None and command.name == "predict":  # LightningCLI's, for the callback
             return f"--writer.{found[1]} {value.lower()}"
         if command is None or not any(flag in parameter.opts for parameter in command.params):
             return found[0]
-        return flag if value == "True" else f"{flag} {value}"
+        return flag if value in ("True", "") else f"{flag} {value}"
 
     # Calls are left as they are.
-    return re.sub(r"\w\([^()]*\)|(?<!\w)(\w+)=(True|'\w+')", option, message)
+    return re.sub(r"\w\([^()]*\)|(?<!\w)(\w+)=(True|'\w+'|(?=[\s,;:.)]|$))", option, message)
 
 
 app = Typer(

@@ -35,6 +35,7 @@ from zarrow.errors import (
     StoreLockedError,
     UnknownNameError,
     WriteFailedError,
+    unknown_name,
 )
 from zarrow.store import Store
 from zarrow.store import open as open_store
@@ -194,8 +195,7 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
     with exclusively(root):  # or a pack would take the array along
         there = derived_names(root)
         if name not in there:
-            known = f"it has {', '.join(there)}" if there else "it has none"
-            raise UnknownNameError(f"{root}: no derived array {name!r}: {known}")
+            raise UnknownNameError(f"{root}: {unknown_name('derived array', name, there)}")
         target = root / layout.DERIVED_DIR / name
         try:
             scratch = files.scratch_name(root / layout.OPEN_DIR)

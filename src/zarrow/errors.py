@@ -219,9 +219,18 @@ def unknown_name(what: str, name: object, names: Iterable[str]) -> UnknownNameEr
     >>> print(unknown_name("array", "query_embd", ["query_embed"]))
     there is no array 'query_embd'; did you mean 'query_embed'? There are: query_embed
     """
+    known = list(names)
+    hint = did_you_mean(name, known) or "."
+    return UnknownNameError(f"there is no {what} {name!r}{hint} There are: {', '.join(known) or 'none'}")
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """Return the names that are like one which does not exist, for the end of a message; maybe nothing.
+
+    >>> did_you_mean("parket", ["npy", "parquet"]), did_you_mean("x", ["npy", "parquet"])
+    ("; did you mean 'parquet'?", '')
+    """
     import difflib
 
-    known = list(names)
-    near = difflib.get_close_matches(str(name), known, n=3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-    return UnknownNameError(f"there is no {what} {name!r}{hint} There are: {', '.join(known) or 'none'}")
+    near = difflib.get_close_matches(str(name), list(names), n=3)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -125,7 +125,7 @@ def test_a_store_of_any_name_is_the_one_that_is_used(
     for words in COMMANDS:
         assert command(*words, "--", path) == 0, words
     for suffix, words in DRAWINGS:
-        assert command(*words, f"--output={path}{suffix}", "--", path) == 0, words
+        assert command(*words, f"--out={path}{suffix}", "--", path) == 0, words
         assert Path(f"{path}{suffix}").stat().st_size
     assert ids(path) == zarrow.union([path]).table(["id"])["id"].to_pylist()
     assert command("copy", "--", path, f"{path}.copy") == 0

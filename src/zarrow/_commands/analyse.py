@@ -31,6 +31,7 @@ from zarrow._commands.arguments import (
     key_of,
     open_store,
     open_stores,
+    out_option,
     row_numbers,
     where_of,
 )
@@ -222,7 +223,7 @@ def pca(
     ] = None,
     where: Where = None,
     out_file: Annotated[
-        Path | None, Option("--out", help="Write components, mean and variances to this .npz file.")
+        Path | None, out_option("Write components, mean and variances to this .npz file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -360,7 +361,7 @@ def compose(
     probability: Probability = None,
     label: Annotated[str | None, Option(help="Column of labels, combined too.")] = None,
     where: Where = None,
-    out_file: Annotated[Path | None, Option("--out", help="Write the table to this Parquet file.")] = None,
+    out_file: Annotated[Path | None, out_option("Write the table to this Parquet file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Combine the probabilities of several queries into one per subject and time."""

@@ -44,6 +44,7 @@ __all__ = [
     "key_of",
     "open_store",
     "open_stores",
+    "out_option",
     "row_numbers",
     "where_of",
 ]
@@ -76,6 +77,11 @@ def split_names(given: str | Names) -> Names:
 def comma_list(help: str, *flags: str, default: str | bool = False, metavar: str = "NAMES") -> Any:
     """Return an option of comma-separated names; `default` describes what holds without it."""
     return Option(*flags, parser=split_names, metavar=metavar, help=help, show_default=default)
+
+
+def out_option(help: str, **more: Any) -> Any:
+    """Return the option for what a command writes, which is called the same for all of them."""
+    return Option("--out", "-o", help=help, **more)
 
 
 StorePath = Annotated[Path, Argument(metavar="STORE", help="A store, e.g. run.zarrow.", show_default=False)]

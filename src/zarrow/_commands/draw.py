@@ -24,8 +24,9 @@ from zarrow._commands.arguments import (
     StorePath,
     comma_list,
     open_store,
+    out_option,
 )
-from zarrow._commands.terminal import escape, print_json, progress_bar, say
+from zarrow._commands.terminal import answer, escape, progress_bar
 from zarrow.errors import InvalidInputError
 
 __all__ = ["app"]
@@ -33,13 +34,6 @@ __all__ = ["app"]
 app = Typer()
 
 Kind = Literal["map", "norms", "calibration", "roc", "drift"]
-
-
-def _show(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
-    else:
-        say(text)
 
 
 @app.command("map", rich_help_panel="Draw")
@@ -85,15 +79,13 @@ def map_store(
         f"stored as the array [bold]{escape(str(made.name))}[/] of {escape(str(path))}; to draw it: "
         f"[cyan]zarrow plot {escape(str(path))} --map {escape(str(made.name))} -o map.png[/]"
     )
-    _show(made.to_dict(), text, as_json=as_json)
+    answer(made.to_dict(), text, as_json=as_json)
 
 
 @app.command(rich_help_panel="Draw")
 def plot(
     path: StorePath,
-    output: Annotated[
-        Path, Option("--output", "-o", help="File to write: .png, .svg or .pdf.", show_default=False)
-    ],
+    output: Annotated[Path, out_option("File to write: .png, .svg or .pdf.", show_default=False)],
     kind: Annotated[Kind, Option(metavar="KIND", help="map, norms, roc, calibration or drift.")] = "map",
     array: Array = None,
     map_name: Annotated[
@@ -158,13 +150,13 @@ def plot(
             options["progress"] = bar
         pictures.save(draw(*stores, **options), output)
     facts = {"file": str(output), "kind": kind, "bytes": output.stat().st_size}
-    _show(facts, f"[green]drawn:[/] {escape(str(output))}", as_json=as_json)
+    answer(facts, f"[green]drawn:[/] {escape(str(output))}", as_json=as_json)
 
 
 @app.command(rich_help_panel="Draw")
 def report(
     path: StorePath,
-    output: Annotated[Path, Option("--output", "-o", help="File to write.")] = Path("report.html"),
+    output: Annotated[Path, out_option("File to write.")] = Path("report.html"),
     map_name: Annotated[
         str | None, Option("--map", help="Stored map, or array.", show_default="the latest map, else PCA")
     ] = None,
@@ -201,4 +193,4 @@ def report(
         )
     size = output.stat().st_size
     text = f"[green]written:[/] {escape(str(output))}, {decimal(size)}; open it in a browser"
-    _show({"file": str(output), "bytes": size}, text, as_json=as_json)
+    answer({"file": str(output), "bytes": size}, text, as_json=as_json)

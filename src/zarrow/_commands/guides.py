@@ -12,7 +12,8 @@ from typing import Annotated
 
 from typer import Argument, Typer
 
-from zarrow._commands.terminal import out, say
+from zarrow._commands.arguments import AsJson
+from zarrow._commands.terminal import out, print_json, say
 from zarrow.errors import NotFoundError, unknown_name
 
 __all__ = ["app", "guides", "text_of"]
@@ -32,9 +33,12 @@ def docs(
     topic: Annotated[
         str | None, Argument(metavar="TOPIC", help="A page, e.g. resume.", show_default="lists the pages")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show a guide: how to do a task, how it works, reference, troubleshooting."""
-    if topic is None:
+    if as_json:
+        print_json(list(guides()) if topic is None else {"topic": topic, "text": text_of(topic)})
+    elif topic is None:
         _show_list()
     elif out.is_terminal:
         from rich.markdown import Markdown

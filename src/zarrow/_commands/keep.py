@@ -16,7 +16,7 @@ from typer import Argument, BadParameter, Exit, Option, Typer
 from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, open_store
 from zarrow._commands.show_audit import show_repair, show_report
 from zarrow._commands.show_store import facts_of, show_info
-from zarrow._commands.terminal import err, escape, print_json, progress_bar, say
+from zarrow._commands.terminal import answer, counted, err, escape, print_json, progress_bar, say
 from zarrow._format.spec import rows_of_expected
 from zarrow.errors import InvalidInputError
 
@@ -37,6 +37,7 @@ def finalize(
     partial: Annotated[
         bool, Option("--partial", help="Complete it even if it has fewer rows than its run expected.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Complete a store whose run was killed, with the rows accepted so far."""
     import zarrow
@@ -47,9 +48,9 @@ def finalize(
         order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
         if not complete and "predict" in store.provenance and not drop_duplicates:
             stored_samples(path)  # raises if the run's ranks stored a row twice
+    dropped = 0
     if drop_duplicates:
         dropped = drop_repeated(path, partial=partial)
-        say(f"dropped {dropped:,} duplicates of {rows:,} rows")
         rows -= dropped
     elif not complete:
         with zarrow.Writer(path, mode="a") as writer:
@@ -58,10 +59,11 @@ def finalize(
     if sort:
         _pack(path, None, order=order)
     has = rows_of_expected(rows, expected)
-    if complete:
-        say(f"{escape(str(path))} is complete already: {has}")
-    else:
-        say(f"[green]complete:[/] {escape(str(path))} has {has}")
+    gone = f"dropped {counted(dropped, 'duplicate')} of {rows + dropped:,} rows\n" if drop_duplicates else ""
+    name = escape(str(path))
+    text = f"{name} is complete already: {has}" if complete else f"[green]complete:[/] {name} has {has}"
+    facts = {"path": str(path), "rows": rows, "expected_rows": expected, "dropped_rows": dropped}
+    answer(facts, gone + text, as_json=as_json)
 
 
 @app.command(rich_help_panel="Keep")
@@ -85,6 +87,7 @@ def pack(
     segment_rows: Annotated[
         int | None, Option(help="Rows per segment, a power of two.", show_default="unchanged")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Rewrite a complete store with other codecs, another segment size or row order.
 
@@ -93,7 +96,7 @@ def pack(
     if not (order or codecs or segment_rows or new):
         raise BadParameter("nothing to change: give --order, --codecs, --segment-rows or OUT")
     _pack(path, new, order=list(order), codecs=_codecs(codecs), segment_rows=segment_rows)
-    show_info(facts_of(new or path))
+    show_info(facts_of(new or path), as_json=as_json)
 
 
 def _codecs(given: Names) -> Any:
@@ -130,7 +133,7 @@ def verify(
     with progress_bar("verifying") as bar:
         report = zarrow.verify(path, level, bar)
     if as_json:
-        print_json(json.loads(report.to_json()), one_line=True)
+        print_json(json.loads(report.to_json()))
     else:
         show_report(report)
     if not report.ok:
@@ -157,7 +160,7 @@ def repair(
     with progress_bar("verifying") as bar:
         done = zarrow.repair(path, dry_run=dry_run, finalize=complete, level=level, progress=bar)
     if as_json:
-        print_json(json.loads(done.to_json()), one_line=True)
+        print_json(json.loads(done.to_json()))
     else:
         show_repair(done)
     if dry_run and not done.nothing_to_do:
@@ -165,7 +168,7 @@ def repair(
 
 
 @app.command(rich_help_panel="Keep")
-def index(path: StorePath) -> None:
+def index(path: StorePath, as_json: AsJson = False) -> None:
     """Build the index that finds rows by key, and report duplicate keys."""
     import zarrow
 
@@ -173,10 +176,13 @@ def index(path: StorePath) -> None:
     zarrow.build_index(path)
     with zarrow.open(path) as store:
         repeated = store.duplicated()
-        say(
-            f"[green]indexed:[/] {escape(str(path))}: {store.num_rows - len(repeated):,} keys "
-            f"({escape(', '.join(store.keys))}) of {store.num_rows:,} rows"
+        keys = store.num_rows - len(repeated)
+        text = (
+            f"[green]indexed:[/] {escape(str(path))}: {keys:,} keys ({escape(', '.join(store.keys))}) of "
+            f"{store.num_rows:,} rows"
         )
+        facts = {"path": str(path), "rows": store.num_rows, "keys": list(store.keys), "distinct_keys": keys}
+        answer(facts, text, as_json=as_json)
         if len(repeated):
             first = store.take(repeated[:5], [*store.keys, "row"], [])[0].to_pylist()
             say(
@@ -190,6 +196,7 @@ def index(path: StorePath) -> None:
 def remove(
     path: StorePath,
     name: Annotated[str, Argument(metavar="NAME", help="A derived array.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Remove a derived array, which was computed from the rows, such as a map."""
     import zarrow
@@ -202,4 +209,4 @@ def remove(
                 "is to stay (zarrow export --columns, --arrays) and import it as another store"
             )
     zarrow.remove_array(path, name)
-    say(f"[green]removed:[/] {escape(name)}")
+    answer({"path": str(path), "removed": name}, f"[green]removed:[/] {escape(name)}", as_json=as_json)

@@ -23,11 +23,7 @@ app = Typer()
 @app.command(rich_help_panel="Look")
 def info(path: StorePath, as_json: AsJson = False) -> None:
     """Show what a store holds: rows, arrays, sizes, completeness, provenance."""
-    facts = facts_of(path)
-    if as_json:
-        print_json(facts)
-    else:
-        show_info(facts)
+    show_info(facts_of(path), as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option, Typer
 
 from zarrow._commands.arguments import Arrays, AsJson, Columns, Names, StorePath, comma_list, open_store
-from zarrow._commands.terminal import escape, print_json, progress_bar, say
+from zarrow._commands.terminal import answer, escape, progress_bar
 
 __all__ = ["app"]
 
@@ -37,6 +37,7 @@ def export_store(
     partial: Annotated[
         bool, Option("--partial", help="Export the rows so far of an incomplete store.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export a store as numpy files, one Parquet file, AnnData, Lance or safetensors."""
     from zarrow import transfer
@@ -52,7 +53,8 @@ def export_store(
             overwrite=overwrite,
             progress=bar,
         )
-    say(f"[green]written:[/] {escape(str(target))} has {rows:,} rows")
+    text = f"[green]written:[/] {escape(str(target))} has {rows:,} rows"
+    answer({"path": str(target), "rows": rows}, text, as_json=as_json)
 
 
 @app.command("copy", rich_help_panel="Move")
@@ -66,12 +68,10 @@ def copy_store(
 
     with progress_bar("copy") as bar:
         done = zarrow.copy(path, target, progress=bar)
-    if as_json:
-        print_json(json.loads(done.to_json()), one_line=True)
-        return
     left = f"; {done.left_rows:,} that are not committed yet are not in it" if done.left_rows else ""
     state = "" if done.complete else ", incomplete as the store was"
-    say(f"[green]copied:[/] {escape(done.path)} has {done.rows:,} rows{state}{left}")
+    text = f"[green]copied:[/] {escape(done.path)} has {done.rows:,} rows{state}{left}"
+    answer(json.loads(done.to_json()), text, as_json=as_json)
 
 
 @app.command("import", rich_help_panel="Move")
@@ -85,6 +85,7 @@ def import_store(
     keys: Annotated[Names, comma_list("Columns that identify a row, comma-separated.", default="none")] = (),
     codecs: Annotated[str, Option(help="blosc, zstd or pcodec.", show_default="plain bytes")] = "",
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Import numpy files, Parquet, AnnData, Lance or EveryQuery's pair of files as a store."""
     from zarrow import transfer
@@ -100,4 +101,5 @@ def import_store(
             overwrite=overwrite,
             progress=bar,
         )
-    say(f"[green]complete:[/] {escape(str(path))} has {rows:,} rows")
+    text = f"[green]complete:[/] {escape(str(path))} has {rows:,} rows"
+    answer({"path": str(path), "rows": rows}, text, as_json=as_json)

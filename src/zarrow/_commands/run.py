@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import BadParameter, Context, Option, Typer
 
+from zarrow._commands.arguments import AsJson, out_option
 from zarrow._commands.show_store import facts_of, show_info
-from zarrow._commands.terminal import err, escape, out, say
+from zarrow._commands.terminal import err, escape, out, print_json, say
 from zarrow.errors import IncompleteStoreError, MissingExtraError, ZarrowError
 
 if TYPE_CHECKING:
@@ -24,17 +26,24 @@ app = Typer()
 
 @app.command(rich_help_panel="Run")
 def demo(
-    path: Annotated[Path, Option("--out", help="Store to write.")] = Path("demo.zarrow"),
+    path: Annotated[Path, out_option("Store to write.")] = Path("demo.zarrow"),
     rows: Annotated[int, Option(min=4, help="Rows to predict.")] = 20_000,
     resume: Annotated[bool, Option("--resume", help="Continue a demo that was stopped or killed.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier demo.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a small model on handwritten digits, predict, and draw the embeddings."""
     from zarrow import demo as digits
 
     if resume and overwrite:
         raise BadParameter("--resume and --overwrite exclude each other")
-    _show_summary(digits.run(path, rows, resume=resume, overwrite=overwrite, console=out))
+    console = err if as_json else out
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        summary = digits.run(path, rows, resume=resume, overwrite=overwrite, console=console)
+    if as_json:
+        print_json(asdict(summary))
+    else:
+        _show_summary(summary)
 
 
 def _show_summary(summary: Summary) -> None:
@@ -66,15 +75,40 @@ def predict(
     context: Context,
     store: Annotated[Path, Option("--store", help="Store to write.", show_default=False)],
     resume: Annotated[bool, Option("--resume", help="Go on with the run that wrote it.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run Lightning's predict with your own module, straight into a store.
+    r"""Run Lightning's predict with your own module, straight into a store.
+
+    What you need: a LightningModule whose predict_step returns a dictionary
+    of arrays with one row per sample (one number per row becomes a column,
+    a vector an array), and a LightningDataModule with predict_dataloader.
+    Both are named as Python imports them, from this folder too.
+
+    A model and its data:
 
     zarrow predict --store run.zarrow --model my.Module --data my.DataModule
 
-    All other options are those of LightningCLI (--model, --data, --ckpt_path,
-    --config, --trainer.devices 2, …) and of the callback (--writer.keys
-    '[subject_id]', --writer.identifiers rows.parquet, …). --print_config
-    lists them with their values.
+    A checkpoint, and arguments of the classes:
+
+    zarrow predict --store run.zarrow --model my.Module --ckpt_path last.ckpt
+    --data my.DataModule --data.batch_size 256
+
+    Columns that identify a row, and a file with more of them:
+
+    zarrow predict --store run.zarrow … --writer.keys '\[subject_id]'
+    --writer.identifiers rows.parquet
+
+    Two GPUs, in half precision; and on after a kill:
+
+    zarrow predict --store run.zarrow … --trainer.devices 2
+    --trainer.precision bf16-mixed --resume
+
+    All of that from a file, which --print_config writes to begin with:
+
+    zarrow predict --store run.zarrow --config run.yaml
+
+    All other options are those of LightningCLI and, after --writer., of the
+    callback. "zarrow docs predict" says more.
     """
     from zarrow.lightning import PredictionWriter  # first: it says which extra is missing
 
@@ -106,11 +140,12 @@ def predict(
     sys.path.insert(0, os.getcwd())  # as "python -m" does: the user's module is here, not next to our script
     sys.argv = ["zarrow", "predict", *context.args]  # LightningCLI warns if given arguments another way
     try:
-        cli = PredictCLI(
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={"logger": False, "enable_checkpointing": False},
-        )
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            cli = PredictCLI(
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"logger": False, "enable_checkpointing": False},
+            )
     except (KeyboardInterrupt, SystemExit):
         if any(trainer.interrupted for trainer in trainers):  # of which Lightning makes exit code 1
             _say_what_is_safe(store)
@@ -121,7 +156,7 @@ def predict(
             raise IncompleteStoreError(
                 f"{store}: the run ended before every row was stored; see the warning above"
             )
-    show_info(facts_of(store))
+    show_info(facts_of(store), as_json=as_json)
 
 
 def _say_what_is_safe(store: Path) -> None:

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Table
 
-from zarrow._commands.terminal import cell, counted, escape, grid_of, out, say
+from zarrow._commands.terminal import cell, counted, escape, grid_of, out, print_json, say, show_facts
 from zarrow._format.spec import rows_of_expected
 from zarrow._read.derived_arrays import derived_names
 from zarrow.errors import ZarrowError
@@ -112,8 +112,11 @@ def show_schema(facts: dict[str, Any]) -> None:
     out.print(grid)
 
 
-def show_info(facts: dict[str, Any]) -> None:
+def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
     """Print what `facts_of` returned."""
+    if as_json:
+        print_json(facts)
+        return
     stored, expected = facts["rows"] + facts["open_rows"], facts["expected_rows"]
     lacking = stored < (expected or 0)
     state = "[green]complete[/]" if facts["complete"] else "[yellow]incomplete[/]"
@@ -157,9 +160,31 @@ def show_info(facts: dict[str, Any]) -> None:
             else f"[yellow]not usable:[/] {escape(array['reason'])}"
         )
         say(f"derived: [bold]{escape(name)}[/] {what}")
-    provenance = " · ".join(f"{name} {value}" for name, value in facts["provenance"].items())
-    if provenance:
-        out.print(f"[dim]{escape(provenance)}[/]")
+    show_facts(dict(_lines("provenance", facts["provenance"])))
+
+
+def _lines(name: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield nested facts as lines: the plain values of a mapping in one, then each mapping within it.
+
+    >>> for line in _lines("run", {"seed": 3, "model": {"type": "Net", "layers": [4, 2], "device": None}}):
+    ...     print(*line, sep=": ")
+    run: seed 3
+    run model: type Net · layers 4, 2
+    """
+    plain, nested = [], []
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            nested.append((key, value))
+        elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
+            nested += [(f"{key} {place}", one) for place, one in enumerate(value) if isinstance(one, Mapping)]
+        elif isinstance(value, list | tuple):
+            plain.append(f"{key} {', '.join(map(str, value))}")
+        elif value is not None:
+            plain.append(f"{key} {value}")
+    if plain:
+        yield name, " · ".join(plain)
+    for key, inner in nested:
+        yield from _lines(f"{name} {key}".removeprefix("provenance "), inner)
 
 
 def _shape(shape: Sequence[int]) -> str:

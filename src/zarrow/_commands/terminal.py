@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SHOWN_ROWS",
     "Bar",
+    "answer",
     "cell",
     "counted",
     "err",
@@ -104,6 +105,14 @@ def _finite(facts: Any) -> Any:
     if isinstance(facts, list | tuple):
         return [_finite(value) for value in facts]
     return None if isinstance(facts, float) and not math.isfinite(facts) else facts
+
+
+def answer(facts: Any, text: str, *, as_json: bool) -> None:
+    """Print a command's answer: its facts as JSON, or the text."""
+    if as_json:
+        print_json(facts)
+    else:
+        say(text)
 
 
 class Bar:

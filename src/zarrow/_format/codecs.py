@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from zarrow._format.checksum import crc32c
 from zarrow._format.spec import PLAIN, ZARR_DTYPES, ArraySpec, rows_of
-from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError
+from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError, did_you_mean
 
 __all__ = ["ChunkCodec", "choose", "normalize"]
 
@@ -116,7 +116,9 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
         if isinstance(codec, str):
             if codec not in PRESETS:
                 known = f"'auto' (alone), {', '.join(PRESETS)} or Zarr v3 codecs"
-                raise InvalidInputError(f"codecs must be {known}, got {codec!r}")
+                raise InvalidInputError(
+                    f"codecs must be {known}, got {codec!r}{did_you_mean(codec, PRESETS)}"
+                )
             chain.extend(PRESETS[codec])
         elif isinstance(codec, Mapping) or hasattr(codec, "to_dict"):
             chain.append(codec if isinstance(codec, Mapping) else codec.to_dict())

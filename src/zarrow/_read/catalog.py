@@ -29,7 +29,7 @@ from zarrow._read.visible import missing_records
 from zarrow._storage import reading
 from zarrow._storage.cache import Cache
 from zarrow._storage.reading import Place
-from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError
+from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError, did_you_mean
 
 __all__ = [
     "Snapshot",
@@ -144,10 +144,21 @@ def read_spec(root: Place) -> StoreSpec:
                 f"{root}: not a zarrow store: it has no {layout.STORE_JSON} (nor has a run that was killed "
                 "before its first batch: give the path to a writer, or remove it)"
             ) from None
-        raise StoreNotFoundError(f"{root}: there is no store at this path") from None
+        raise StoreNotFoundError(f"{root}: there is no store at this path{_siblings_like(root)}") from None
     except NotADirectoryError:
         raise NotAStoreError(f"{root}: not a zarrow store: a store is a directory") from None
     return StoreSpec.decode(data, str(root / layout.STORE_JSON))
+
+
+def _siblings_like(root: Place) -> str:
+    """Return the names next to a path that are like its own, for the end of a message."""
+    if not isinstance(root, Path):
+        return ""
+    try:
+        with os.scandir(root.parent) as entries:
+            return did_you_mean(root.name, [one.name for one in itertools.islice(entries, 1000)])
+    except OSError:
+        return ""
 
 
 def read_manifest(root: Place, spec: StoreSpec) -> Manifest | None:

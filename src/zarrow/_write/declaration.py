@@ -31,7 +31,7 @@ from zarrow._format.spec import (
     is_power_of_two,
 )
 from zarrow._format.types import check_type, holds_null_type, kept_type
-from zarrow.errors import BatchError, CorruptionError, InvalidInputError, SchemaMismatchError
+from zarrow.errors import BatchError, CorruptionError, InvalidInputError, SchemaMismatchError, unknown_name
 
 __all__ = ["Declaration", "kept_schema"]
 
@@ -200,7 +200,7 @@ class Declaration:
         names = list(arrays)
         for name in self.codecs if self._has_codecs_by_name() else ():
             if name not in names:
-                raise InvalidInputError(f"codecs: there is no array {name!r}; the arrays are {names}")
+                raise InvalidInputError(f"codecs: {unknown_name('array', name, names)}")
 
 
 def _schema_of(columns: TableLike) -> pa.Schema:

@@ -28,6 +28,7 @@ from zarrow.errors import (
     InvalidInputError,
     StoreExistsError,
     WriteFailedError,
+    did_you_mean,
 )
 from zarrow.store import Store
 from zarrow.store import open as open_store
@@ -273,6 +274,7 @@ def _format(format: str | None, path: Path, known: Sequence[str], what: str) -> 
     chosen = _SUFFIXES.get(path.suffix, "") if format is None else format
     if chosen not in known:
         got = f"none, and {path.name!r} has no suffix of one" if format is None else repr(format)
+        got += did_you_mean(path.suffix[1:] if format is None else format, known)
         raise InvalidInputError(f"the format of an {what} must be one of {', '.join(known)}, got {got}")
     return chosen
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow.errors import InvalidInputError
+from zarrow.errors import InvalidInputError, did_you_mean
 from zarrow.store import Store
 
 __all__ = ["Match", "match"]
@@ -66,6 +66,7 @@ def match(a: Store, b: Store, on: str | Sequence[str] | None) -> Match:
         keys = ", ".join(b.keys) or "none"
         raise InvalidInputError(
             f"on must name the key columns of {b.path} ({keys}), 'row' or 'sample_index', got {names}"
+            + did_you_mean(names[0] if len(names) == 1 else "", [*b.keys, ROW, SAMPLE_INDEX])
         )
     matched = np.flatnonzero(found >= 0)
     rows_b = found[matched]
