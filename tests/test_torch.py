@@ -1,9 +1,14 @@
 """torch datasets — every row once, with its dtype, for any loader, worker or rank."""
 
+import copy
+import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import types
 import warnings
 
 import numpy as np
@@ -14,8 +19,15 @@ import torch
 from torch.utils.data import DataLoader
 
 import zarrow
-from zarrow.errors import IncompleteStoreError, InvalidInputError, StoreNotFoundError, UnknownNameError
+from zarrow.errors import (
+    IncompleteStoreError,
+    InvalidInputError,
+    StoreChangedError,
+    StoreNotFoundError,
+    UnknownNameError,
+)
 from zarrow.torch import StoreDataset, StoreIterableDataset, collate
+from zarrow.torch._order import Order
 
 ROWS, SEGMENT_ROWS, HIDDEN = 2500, 256, 8
 
@@ -148,6 +160,31 @@ class TestStoreDataset:
         )  # fmt: skip
         assert [row for batch in loader for row in check(batch)] == list(range(ROWS))
 
+    def test_torchs_own_collate_takes_a_batch_whole(self, store):
+        """A DataLoader needs no collate_fn, also where strings are null."""
+        batches = list(DataLoader(StoreDataset(store), batch_size=100))
+        assert [row for batch in batches for row in check(batch)] == list(range(ROWS))
+
+    def test_a_store_that_is_refreshed(self, tmp_path):
+        """A dataset shows the rows that its store had."""
+        write(tmp_path / "s")
+        store = zarrow.open(tmp_path / "s")
+        dataset = StoreDataset(store, columns=["row"])
+        with zarrow.Writer(tmp_path / "s", mode="a") as writer:
+            writer.append(
+                store.table(["id", "query", "prob", "label", "small", "time"]),
+                dict(store.take([0] * ROWS)[1]),
+            )
+            writer.finalize()
+        store.refresh()
+        assert store.num_rows == 2 * ROWS
+        assert len(dataset) == ROWS
+        assert collate(dataset.__getitems__([ROWS - 1]))["row"].tolist() == [ROWS - 1]
+
+
+def _double(batch):
+    return batch | {"embed": 2 * batch["embed"]}
+
 
 class TestStoreIterableDataset:
     @pytest.mark.parametrize("shuffle", [False, True])
@@ -231,10 +268,12 @@ class TestStoreIterableDataset:
         own["embed"].zero_()
         assert check(next(iter(StoreIterableDataset(store, 100)))) == list(range(100))
 
-    def test_a_filtered_dataset_has_no_length(self, store):
-        """With a filter the number of batches is unknown, so len() raises an error."""
-        with pytest.raises(TypeError, match="filter"):
-            len(StoreIterableDataset(store, 100, filter=pc.field("label")))
+    def test_a_filtered_dataset_has_a_length(self, store):
+        """With a filter the batches are as full as without, and counted."""
+        dataset = StoreIterableDataset(store, 100, filter=pc.field("label"), shuffle=True)
+        batches = [len(batch["row"]) for batch in dataset]
+        assert len(dataset) == len(batches)
+        assert batches == [100] * 8 + [34]
 
     def test_ranks_are_torch_distributeds(self, store, monkeypatch):
         """Without rank and world_size the process group decides, also in workers that have none."""
@@ -249,8 +288,180 @@ class TestStoreIterableDataset:
         assert [batch["row"][0].item() for batch in pickle.loads(worker)] == mine
         assert len(list(dataset)) == 10
 
+    def test_batches_that_are_kept_are_not_overwritten(self, store, compressed):
+        """Memory is used again only when nobody holds the batch, whoever made it."""
+        for source, workers in ((store, 0), (store, 2), (compressed, 2)):
+            dataset = StoreIterableDataset(source, 64, shuffle=True)
+            batches = list(DataLoader(dataset, batch_size=None, num_workers=workers))
+            assert sorted(row for batch in batches for row in check(batch)) == list(range(ROWS))
+        vectors = [batch["embed"][:, :1] for batch in dataset]
+        assert sorted(torch.cat(vectors).ravel().tolist()) == list(range(ROWS))
+
+    def test_batches_of_workers_can_be_changed_and_copied(self, store):
+        """What a collate function makes of a worker's batch arrives, whether it copies or changes it."""
+        for change in (copy.deepcopy, _double, dict, lambda batch: pickle.loads(pickle.dumps(batch))):
+            dataset = StoreIterableDataset(store, 64, columns=["row"], arrays=["embed"])
+            loader = DataLoader(dataset, batch_size=None, num_workers=1, collate_fn=change)
+            factor = 2 if change is _double else 1
+            batches = list(loader)
+            assert [row for batch in batches for row in batch["row"].tolist()] == list(range(ROWS))
+            for batch in batches:
+                assert torch.equal(batch["embed"][:, 0], factor * batch["row"].to(torch.float32))
+
+    def test_a_shuffled_order_is_close_to_a_permutation(self):
+        """Rows that follow each other in the default order are hardly more alike than in a permutation."""
+        rows, sizes = 1 << 18, {"block_rows": 256, "buffer_rows": 65_536, "segment_rows": 32_768}
+        order = Order(
+            rows=rows, batch_size=256, shuffle=True, seed=1, group_rows=1 << 17, rank=0, ranks=1, **sizes
+        )
+        labels = np.repeat(np.random.default_rng(0).random(rows // 1024) < 0.5, 1024)  # runs of four blocks
+        found = np.concatenate([order.rows_of(one, 0, n) for n, one in enumerate(order.buffers(0))])
+        assert sorted(found.tolist()) == list(range(rows))
+        before, after = (np.corrcoef(one[:-1], one[1:])[0, 1] for one in (labels, labels[found]))
+        assert before > 0.99
+        assert after < 0.02
+
+    @pytest.mark.parametrize("shuffle", [False, True])
+    @pytest.mark.parametrize("skip", [0, 1, 13, 25])
+    def test_it_goes_on_in_the_middle_of_an_epoch(self, store, shuffle, skip):
+        """A new dataset that loads a state yields the rest of that epoch, and then whole ones."""
+
+        def make():
+            dataset = StoreIterableDataset(
+                store, 100, columns=["row"], shuffle=shuffle, buffer_rows=600, block_rows=200, seed=5
+            )
+            dataset.set_epoch(3)
+            return dataset
+
+        dataset = make()
+        batches = [batch["row"].tolist() for batch in dataset]
+        begun = iter(dataset)
+        for _ in range(skip):
+            next(begun)
+        state = json.loads(json.dumps(dataset.state_dict()))
+        resumed = make()
+        resumed.set_epoch(0)
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        assert [batch["row"].tolist() for batch in resumed] == batches[skip:]
+        assert [batch["row"].tolist() for batch in resumed] == batches
+
+    @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata asks torch for it
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_torchdatas_stateful_loader(self, store, workers):
+        """A StatefulDataLoader goes on where its state was taken, with workers too."""
+        module = pytest.importorskip("torchdata.stateful_dataloader")
+
+        def make():
+            dataset = StoreIterableDataset(store, 100, columns=["row"], shuffle=True, buffer_rows=600)
+            return module.StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+
+        whole = [batch["row"].tolist() for batch in make()]
+        loader = make()
+        begun = iter(loader)
+        first = [next(begun)["row"].tolist() for _ in range(7)]
+        state = json.loads(json.dumps(loader.state_dict()))
+        del begun
+        again = make()
+        again.load_state_dict(state)
+        assert first + [batch["row"].tolist() for batch in again] == whole
+        assert [batch["row"].tolist() for batch in again] == whole
+
+    def test_the_state_of_each_worker(self, store, monkeypatch):
+        """The rest of an epoch over the states that workers have taken is what was not yielded yet."""
+        rows = []
+        for number in range(3):
+            worker = types.SimpleNamespace(id=number, num_workers=3)
+            monkeypatch.setattr("zarrow.torch.get_worker_info", lambda worker=worker: worker)
+            dataset = StoreIterableDataset(
+                store, 100, columns=["row"], arrays=[], shuffle=True, block_rows=100
+            )
+            begun = iter(dataset)
+            rows += [
+                row for _, batch in zip(range(number), begun, strict=False) for row in batch["row"].tolist()
+            ]
+            state = dataset.state_dict()
+            dataset.load_state_dict(state)
+            rows += [row for batch in dataset for row in batch["row"].tolist()]
+        assert sorted(rows) == list(range(ROWS))
+
 
 class TestBadInput:
+    @pytest.mark.parametrize("kind", ["batch_size", "seed", "filter", "rank", "store", "workers", "nothing"])
+    def test_a_state_of_something_else(self, store, compressed, kind, monkeypatch):
+        """A state is refused by a dataset whose batches have other rows; the message names the difference."""
+        options = {"batch_size": 100, "shuffle": True, "seed": 1, "rank": 0, "world_size": 2}
+        dataset = StoreIterableDataset(store, **options)
+        next(iter(dataset))
+        state = dataset.state_dict()
+        other, match = {
+            "batch_size": ({"batch_size": 50}, "batch_size=100, this dataset has 50"),
+            "seed": ({"seed": 2}, "seed=1"),
+            "filter": ({"filter": pc.field("label")}, "filtered_rows"),
+            "rank": ({"rank": 1}, "rank=0"),
+            "store": ({}, "store="),
+            "workers": ({}, "worker 0 of 1, and is loaded by worker 0 of 2"),
+            "nothing": ({}, "got none of 'epoch'"),
+        }[kind]
+        resumed = StoreIterableDataset(compressed if kind == "store" else store, **options | other)
+        if kind == "workers":
+            worker = types.SimpleNamespace(id=0, num_workers=2)
+            monkeypatch.setattr("zarrow.torch.get_worker_info", lambda: worker)
+        with pytest.raises(InvalidInputError, match=match):
+            resumed.load_state_dict({} if kind == "nothing" else state)
+            iter(resumed)
+
+    def test_the_state_while_workers_iterate(self, store):
+        """The dataset does not know how far its workers are, and says so."""
+        dataset = StoreIterableDataset(store, 100, columns=["row"], arrays=[])
+        next(iter(DataLoader(dataset, batch_size=None, num_workers=1)))
+        with pytest.raises(InvalidInputError, match="StatefulDataLoader"):
+            dataset.state_dict()
+
+    @pytest.mark.parametrize("kind", [StoreDataset, StoreIterableDataset])
+    def test_a_worker_that_is_killed(self, store, kind):
+        """It is an error, not a hang, and not the end of the epoch; batches that arrived stay valid."""
+        if kind is StoreDataset:
+            loader = DataLoader(StoreDataset(store), batch_size=8, num_workers=2)
+        else:
+            loader = DataLoader(StoreIterableDataset(store, 8), batch_size=None, num_workers=2)
+        batches = iter(loader)
+        kept = [next(batches) for _ in range(6)]
+        os.kill(batches._workers[0].pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="worker"):
+            kept += list(batches)
+        rows = [row for batch in kept for row in check(batch)]
+        assert len(rows) == len(set(rows)) < ROWS
+
+    def test_a_store_that_is_replaced(self, tmp_path):
+        """No batch has a row of the new store: it is the old one's, or an error."""
+        write(tmp_path / "s")
+        dataset = StoreIterableDataset(tmp_path / "s", 100, shuffle=True, seed=3, prefetch=0)
+        begun = iter(dataset)
+        rows = check(next(begun))
+        pickled = pickle.dumps(dataset)
+        with zarrow.Writer(tmp_path / "s", mode="w") as writer:
+            writer.append({"row_": np.arange(ROWS)}, {"embed": np.full((ROWS, HIDDEN), -1, np.float32)})
+            writer.finalize()
+        try:
+            rows += [row for batch in begun for row in check(batch)]
+        except StoreChangedError:
+            pass
+        assert len(rows) == len(set(rows))
+        with pytest.raises(StoreChangedError):
+            pickle.loads(pickled)
+
+    def test_an_error_in_the_thread(self, tmp_path):
+        """What goes wrong in the thread is raised where its batch would have come, after those before it."""
+        with zarrow.Writer(tmp_path / "s") as writer:
+            writer.append({"n": pa.array([1] * 10 + [None])})
+            writer.finalize()
+        batches = iter(StoreIterableDataset(tmp_path / "s", 5, block_rows=5))
+        assert [len(next(batches)["n"]) for _ in range(2)] == [5, 5]
+        with pytest.raises(InvalidInputError, match="fill_values"):
+            next(batches)
+        assert "zarrow-ahead" not in [thread.name for thread in threading.enumerate()]
+
     @pytest.mark.parametrize(
         "kind", [StoreDataset, lambda store, **options: StoreIterableDataset(store, 8, **options)]
     )
@@ -273,6 +484,7 @@ class TestBadInput:
             {"batch_size": 0},
             {"block_rows": -1},
             {"buffer_rows": 0.5},
+            {"prefetch": -1},
             {"rank": 2, "world_size": 2},
             {"rank": 0},
         ],

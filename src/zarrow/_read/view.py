@@ -139,7 +139,8 @@ class View:
     @property
     def rows(self) -> int:
         """Rows, live ones included."""
-        return self.snapshot.rows + sum(map(len, self.live_ranges()))
+        live = self.live_ranges() if self.behind_gap or self.open_pieces else ()
+        return self.snapshot.rows + sum(map(len, live))
 
     @property
     def identity(self) -> Identity:
