@@ -419,7 +419,7 @@ class Store:
         MissingExtraError
             If Polars is not installed.
         CorruptionError
-            If a part is missing or has the wrong size. Polars compares no checksums: `zarrow.verify` does.
+            If a part is missing or has the wrong size. Polars trusts what is in it: `zarrow.verify` checks.
 
         Examples
         --------
@@ -449,7 +449,7 @@ class Store:
         MissingExtraError
             If DuckDB is not installed.
         CorruptionError
-            If a part is missing or has the wrong size. DuckDB compares no checksums: `zarrow.verify` does.
+            If a part is missing or has the wrong size. DuckDB trusts what is in it: `zarrow.verify` checks.
 
         Examples
         --------

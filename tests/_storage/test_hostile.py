@@ -243,6 +243,24 @@ def repeated_string(store: Path, outside: Path) -> None:
     replace_part(store, 1, columns(text, 1 << 20, store_schema=False))
 
 
+def repeating(**options: Any) -> Callable[[Path, Path], None]:
+    """Make a store of as many rows as its record says, all with the same long string."""
+
+    def do(store: Path, outside: Path) -> None:
+        shutil.rmtree(store)
+        rows = 4096
+        with zarrow.Writer(store, keys=["id"], segment_rows=2 * rows, codecs={"z": "zstd"}) as writer:
+            vectors = {"e": np.ones((rows, 3), np.float32), "z": np.ones((rows, 2), np.int16)}
+            writer.append({"id": np.arange(rows), "q": ["q"] * rows}, vectors)
+            writer.finalize()
+        text = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["a" * (1 << 20)])
+        if "column_encoding" in options:  # where a page holds its longest value
+            text = pa.array(["a" * (BOMB_BYTES // rows)] * rows)
+        replace_part(store, 0, columns(text, rows, store_schema=False, **options))
+
+    return do
+
+
 def zstd(size: int) -> bytes:
     """Return a small zstd frame that decompresses to this many zeros."""
     return bytes(numcodecs.Zstd().encode(bytes(size)))
@@ -448,6 +466,10 @@ COMPLETE: dict[str, Harmful] = {
     "shard index that wraps": shard_index(2**64 - 8, 20),
     "part of one long string": long_string,
     "part of many rows": repeated_string,
+    "part of one string in every row": repeating(),
+    "part of values like those before": repeating(
+        use_dictionary=False, column_encoding={"q": "DELTA_BYTE_ARRAY"}
+    ),
     "part is garbage": lambda s, o: replace_part(s, 0, b"PAR1" + bytes(range(256)) * 9 + b"\xff\xff\0\0PAR1"),
     "part without end": lambda s, o: replace_part(s, 1, b"PAR1"),
     "part of other columns": lambda s, o: replace_part(s, 1, columns(pa.array(["x"] * 5), 5)[:-9] + b"PAR1"),

@@ -330,9 +330,11 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         [b"a" * 100_000 + b"%d" % row for row in range(300)],
         ["a" * (20 << 20)],
-        [[0.0] * 30_000] * 300,
+        [[0.0] * 30_000] * 75,
+        ["a" * 250_000] * 300,
+        [[{"text": "a" * 250_000}]] * 300,
     ],
-    ids=["binary", "one string", "lists"],
+    ids=["binary", "one string", "lists", "a string again and again", "within lists"],
 )
 def test_large_constants_are_no_attack(values: list[Any], tmp_path: Path) -> None:
     """What zstd compresses more than a reader allows is stored so that readers allow it."""

@@ -3,7 +3,9 @@
 A page's header declares the page's stored and its decompressed size, its number of values, and the crc32 of
 its stored bytes (https://parquet.apache.org/docs/file-format/data-pages/). Decoders trust it: a few KiB may
 decompress to GiB. So `check_pages` walks over the headers, which takes no decompression, and refuses columns
-that expand more than zarrow lets them when it writes (``FORMAT.md``, section 7).
+that expand more than zarrow lets them when it writes (``FORMAT.md``, section 7). A text that a page repeats
+by its number in a dictionary takes no bytes either: headers do not tell how long it is, so columns for which
+that matters are returned, to be measured (`parts.check_part`).
 
 The headers are Thrift structs in the compact protocol
 (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md); the fields that are not
@@ -20,7 +22,7 @@ from typing import Any
 
 from zarrow.errors import CorruptionError
 
-__all__ = ["Page", "check_pages", "read_footer"]
+__all__ = ["Page", "Repeating", "check_pages", "read_footer"]
 
 Read = Callable[[int, int], bytes]
 
@@ -31,6 +33,10 @@ MAX_RATIO = 1000
 """Only constants are compressed more than that by zstd, and nothing by LZ4."""
 MAX_VALUES = 8 << 20
 """Of a page: nulls and repeated values take no bytes."""
+MAX_LIST_VALUES = 32 << 20
+"""Of a column within lists, where the number of rows does not bound them."""
+MAX_TEXT_BYTES = 64 << 20
+"""Texts of a column that are no longer together may be repeated as often as they like."""
 _MAX_DEPTH = 8
 _END_BYTES = 8
 
@@ -65,6 +71,52 @@ class Page:
     inflated_bytes: int
     values: int
     crc32: int | None
+    is_dictionary: bool
+    encoding: int
+
+
+_BY_NUMBER = (2, 8)
+"""The encodings PLAIN_DICTIONARY and RLE_DICTIONARY."""
+_BY_PREFIX = 7
+"""DELTA_BYTE_ARRAY: a value may repeat the one before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeating:
+    """A column of texts or bytes that may take much more memory than its pages.
+
+    Parameters
+    ----------
+    path : str
+        The column, as Parquet names it.
+    by_number : int
+        Values that are numbers of texts in the column's dictionary.
+    longest_bytes : int
+        What such a text takes at most.
+    others_bytes : int
+        What all other values take at most.
+    limit_bytes : int
+        What all values together may take.
+    """
+
+    path: str
+    by_number: int
+    longest_bytes: int
+    others_bytes: int
+    limit_bytes: int
+
+    def fits(self, longest_bytes: int) -> bool:
+        """Tell whether the values cannot be too large if the longest text is this long."""
+        return self.by_number * longest_bytes + self.others_bytes <= self.limit_bytes
+
+    def require(self, text_bytes: int, path: str) -> None:
+        """Raise `CorruptionError` if all texts together take too much."""
+        if text_bytes + self.others_bytes > self.limit_bytes:
+            raise CorruptionError(
+                f"column {self.path!r} repeats few bytes until they are {text_bytes + self.others_bytes}, "
+                f"at most {self.limit_bytes} are allowed",
+                path=path,
+            )
 
 
 class _Thrift:
@@ -155,11 +207,14 @@ def _page(read: Read, offset: int, stop: int) -> Page:
         thrift = _Thrift(read(offset, min(stop - offset, MAX_HEADER_BYTES)))
         fields = thrift.struct()
     inflated, stored, crc = fields[2], fields[3], fields.get(4)
-    values = next((fields[kind][1] for kind in (5, 7, 8) if kind in fields), 0)
+    # Of a data page, of a dictionary, of a data page of version 2
+    kind, coded_by = next((one for one in ((5, 2), (7, 2), (8, 4)) if one[0] in fields), (0, 0))
+    values, encoding = (fields[kind][1], fields[kind][coded_by]) if kind else (0, 0)
     data_offset = offset + thrift.position
     if inflated < 0 or values < 0 or not 0 <= stored <= stop - data_offset:
         raise ValueError(f"a page of {stored} stored and {inflated} inflated bytes with {values} values")
-    return Page(data_offset, stored, inflated, values, None if crc is None else crc & 0xFFFFFFFF)
+    crc32 = None if crc is None else crc & 0xFFFFFFFF
+    return Page(data_offset, stored, inflated, values, crc32, kind == 7, encoding)
 
 
 def _pages(column: Any, read: Read, path: str) -> Iterator[Page]:
@@ -181,7 +236,7 @@ def _pages(column: Any, read: Read, path: str) -> Iterator[Page]:
 
 def check_pages(
     metadata: Any, read: Read, path: str, *, columns: Collection[str] | None = None, checksums: bool = False
-) -> int:
+) -> list[Repeating]:
     """Raise unless every column can be decompressed without harm.
 
     Parameters
@@ -199,35 +254,48 @@ def check_pages(
 
     Returns
     -------
-    int
-        The number of pages without a checksum of their own.
+    list of Repeating
+        The columns that can be decompressed, but perhaps not decoded.
 
     Raises
     ------
     CorruptionError
         If a column is harmful or damaged; the error names it, and the page.
     """
-    unchecked = 0
+    repeating = []
     wanted = None if columns is None else tuple(f"{name}." for name in columns)
     for group, index in itertools.product(range(metadata.num_row_groups), range(metadata.num_columns)):
         column = metadata.row_group(group).column(index)
         if wanted is not None and not f"{column.path_in_schema}.".startswith(wanted):
             continue
-        inflated = stored = 0
+        in_lists = metadata.schema.column(index).max_repetition_level > 0
+        inflated = stored = values = by_number = longest = others = 0
         for page in _pages(column, read, path):
             inflated, stored = inflated + page.inflated_bytes, stored + page.stored_bytes
-            if inflated > max(SMALL_BYTES, MAX_RATIO * stored) or (
-                page.values > max(MAX_VALUES, MAX_RATIO * page.stored_bytes)
-            ):
+            values = values + page.values if in_lists else page.values
+            small, paid_for = (MAX_LIST_VALUES, stored) if in_lists else (MAX_VALUES, page.stored_bytes)
+            if inflated > max(SMALL_BYTES, MAX_RATIO * stored) or values > max(small, MAX_RATIO * paid_for):
                 raise CorruptionError(
-                    f"column {column.path_in_schema!r} declares {inflated} bytes, and {page.values} values "
-                    f"in the page at byte {page.data_offset}, but only {stored} bytes are stored",
+                    f"column {column.path_in_schema!r} declares {inflated} bytes, and {values} values "
+                    f"up to the page at byte {page.data_offset}, but only {stored} bytes are stored",
                     path=path,
                 )
-            if page.crc32 is None:
-                unchecked += 1
-            elif checksums and zlib.crc32(read(page.data_offset, page.stored_bytes)) != page.crc32:
+            if page.is_dictionary:
+                longest = page.inflated_bytes
+            elif page.encoding in _BY_NUMBER:
+                by_number += page.values
+            else:
+                others += page.inflated_bytes * (page.values if page.encoding == _BY_PREFIX else 1)
+            if (
+                checksums
+                and page.crc32 is not None
+                and zlib.crc32(read(page.data_offset, page.stored_bytes)) != page.crc32
+            ):
                 raise CorruptionError(
                     f"the checksum of the page at byte {page.data_offset} does not match", path=path
                 )
-    return unchecked
+        limit = max(MAX_TEXT_BYTES, MAX_RATIO * stored)
+        found = Repeating(column.path_in_schema, by_number, longest, others, limit)
+        if column.physical_type == "BYTE_ARRAY" and not found.fits(longest):
+            repeating.append(found)
+    return repeating

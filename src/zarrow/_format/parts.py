@@ -1,27 +1,31 @@
 """Parts as tables — the table of a segment, as its frames have it and as its Parquet file has it.
 
 `to_table` makes the table of a part from the batches of a segment's frames; `to_wire` makes the batches'
-columns from a part again, when a segment is reopened.
+columns from a part again, when a segment is reopened. `check_part` tells whether a part can be decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.arrow import numbers_as_arrow
 from zarrow._format.layout import SAMPLE_INDEX
-from zarrow._format.pages import Read, check_pages
+from zarrow._format.pages import Read, Repeating, check_pages
 from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError
 
-__all__ = ["parquet", "to_table", "to_wire"]
+__all__ = ["check_part", "parquet", "to_table", "to_wire"]
 
 POOL = pa.system_memory_pool()
 """Arrow's default pool would keep 10 MB and more for a few hundred kB."""
+_ROWS = 65_536
+
+Numbers = npt.NDArray[np.integer[Any]]
 
 
 def parquet() -> Any:
@@ -29,6 +33,58 @@ def parquet() -> Any:
     import pyarrow.parquet
 
     return pyarrow.parquet
+
+
+def check_part(
+    part: Any,
+    metadata: Any,
+    read: Read,
+    path: str,
+    *,
+    columns: Collection[str] | None = None,
+    checksums: bool = False,
+) -> None:
+    """Raise unless columns of a part can be decoded without harm: see `pages`.
+
+    Parameters
+    ----------
+    part : file
+        The part, as pyarrow reads it.
+    metadata, read, path, columns, checksums
+        As of `check_pages`.
+
+    Raises
+    ------
+    CorruptionError
+        If a column is harmful or damaged.
+    """
+    for found in check_pages(metadata, read, path, columns=columns, checksums=checksums):
+        found.require(0, path)
+        lengths = next((lengths for lengths, _ in _texts(part, metadata, found, 1)), None)
+        if lengths is None:
+            found.require(found.by_number * found.longest_bytes, path)
+        elif not found.fits(int(lengths.max(initial=0))):
+            texts = _texts(part, metadata, found, _ROWS)
+            found.require(sum(int(lengths[numbers].sum()) for lengths, numbers in texts), path)
+
+
+def _texts(part: Any, metadata: Any, column: Repeating, rows: int) -> Iterator[tuple[Numbers, Numbers]]:
+    """Yield the lengths of a column's texts, each once, and which of them the next rows have.
+
+    Nothing for an extension type, which pyarrow gives no dictionary.
+    """
+    with parquet().ParquetFile(
+        part, metadata=metadata, read_dictionary=[column.path], pre_buffer=False
+    ) as file:
+        for batch in file.iter_batches(rows, columns=[column.path], use_threads=False):
+            values = batch.column(0)
+            while pa.types.is_nested(values.type):
+                values = values.field(0) if pa.types.is_struct(values.type) else values.flatten()
+            if not pa.types.is_dictionary(values.type):
+                return
+            texts = values.dictionary
+            offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1]
+            yield np.diff(offsets).astype(np.int64), np.asarray(values.indices.drop_null())
 
 
 def to_table(spec: StoreSpec, batches: Sequence[pa.RecordBatch], first_row: int) -> pa.Table:
@@ -75,7 +131,7 @@ def to_wire(spec: StoreSpec, part: Any, read: Read, path: str) -> pa.Table:
             raise CorruptionError(
                 f"{file.metadata.num_rows} rows in segments of {spec.segment_rows}", path=path
             )
-        check_pages(file.metadata, read, path)
+        check_part(part, file.metadata, read, path)
         table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise CorruptionError(

@@ -27,7 +27,8 @@ from zarrow._format import layout
 from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW, SAMPLE_INDEX
-from zarrow._format.pages import check_pages, read_footer
+from zarrow._format.pages import read_footer
+from zarrow._format.parts import check_part
 from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
@@ -114,8 +115,8 @@ def open_part(file: File, spec: StoreSpec, record: SegmentRecord) -> Iterator[pq
             raise CorruptionError(
                 f"not a Parquet file, despite a correct checksum: {error}", path=path
             ) from error
-        check_pages(part.metadata, file.read, path, checksums=True)
         try:
+            check_part(stream, plain.metadata, file.read, path, checksums=True)
             yield part
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptionError(f"undecodable despite a correct checksum: {error}", path=path) from error

@@ -5,7 +5,8 @@ A part is opened once for all three:
 1. its footer is compared with the segment's record, because statistics that are not the committed ones
    would leave out rows unnoticed;
 2. if there is a filter, the footer's statistics may rule the part out (`pruning`);
-3. the headers of the columns' pages are checked, once: a few KiB may decompress to GiB;
+3. the headers of the columns' pages are checked, once, and how long repeated texts are: a few KiB may become
+   GiB;
 4. the columns are decoded with the footer that was parsed already. Pages have checksums, which are verified.
 
 If anything fails, the whole file is compared with its record, so that the error says what is wrong.
@@ -23,8 +24,8 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
-from zarrow._format.pages import check_pages, read_footer
-from zarrow._format.parts import to_wire
+from zarrow._format.pages import read_footer
+from zarrow._format.parts import check_part, to_wire
 from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._read.filters import Filter
@@ -110,7 +111,7 @@ class PartFiles:
                 with pq.ParquetFile(
                     source, metadata=metadata, page_checksum_verification=True, pre_buffer=False
                 ) as file:
-                    self._check_pages(number, names, file.metadata, part)
+                    self._check_size(number, names, file.metadata, part, source)
                     table = file.read(columns=list(names), use_threads=len(names) > 1)
             if set(table.column_names) != set(names):
                 raise CorruptionError("its columns are not what was committed", path=self.path(number))
@@ -136,12 +137,14 @@ class PartFiles:
                 raise OSError("its footer is not what was committed")
             self._sound.add(number)
 
-    def _check_pages(self, number: int, names: Sequence[str], metadata: Any, part: File) -> None:
-        """Raise unless a part has the committed rows and its columns can be decompressed without harm."""
+    def _check_size(
+        self, number: int, names: Sequence[str], metadata: Any, part: File, source: pa.NativeFile
+    ) -> None:
+        """Raise unless a part has the committed rows and its columns can be decoded without harm."""
         if metadata.num_rows != self._view.snapshot.segment_rows(number):
             raise CorruptionError(f"{metadata.num_rows} rows are not what was committed", path=part.path)
         new = [name for name in names if (number, name) not in self._harmless]
-        check_pages(metadata, part.read, part.path, columns=new)
+        check_part(source, metadata, part.read, part.path, columns=new)
         self._harmless.update((number, name) for name in new)
 
     # What went wrong

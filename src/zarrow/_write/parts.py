@@ -3,8 +3,9 @@
 A part has the user's columns, then ``row`` and ``sample_index``
 (https://parquet.apache.org/docs/file-format/). It is written for stock readers: zstd, statistics, page index,
 page checksums, bloom filters on the keys where pyarrow can write them, and a dictionary for strings only
-(random floats grow by half in one). A part whose columns zstd shrinks so much that a reader would take them
-for an attack (`check_pages`), which happens to large constants, is written again with LZ4.
+(random floats grow by half in one). Columns that shrink so much that a reader would take them for an attack
+(`check_part`), which happens to large constants, are written again, without a dictionary and with LZ4, which
+shrinks nothing that much.
 
 pyarrow ignores short writes of Python files, and its own files bypass `_storage.files`. So it writes to
 `_Sink`, which passes every byte to `_storage.files` and computes the checksum on the way. A crash leaves a
@@ -26,12 +27,12 @@ import pyarrow as pa
 from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import RESERVED_COLUMNS
-from zarrow._format.pages import check_pages, read_footer
-from zarrow._format.parts import POOL, parquet
+from zarrow._format.pages import read_footer
+from zarrow._format.parts import POOL, check_part, parquet
 from zarrow._format.records import PartFacts
 from zarrow._format.spec import StoreSpec
 from zarrow._storage import files
-from zarrow._storage.reading import open_file
+from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = ["check_columns", "write_part"]
@@ -151,13 +152,27 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     """
     options = _writer_options(spec, table)
     facts = _write_with(options, path, spec, table)
-    try:
-        with open_file(path.parent, path.name) as file, file.stream() as stream:
-            check_pages(parquet().read_metadata(stream), file.read, str(path))
-    except CorruptionError:
+    with open_file(path.parent, path.name) as file, file.stream() as stream:
+        metadata = parquet().read_metadata(stream)
+        dense = [name for name in table.column_names if not _is_harmless(file, stream, metadata, name)]
+    if dense:
+        leaves = [metadata.schema.column(index).path for index in range(len(metadata.schema))]
+        options["use_dictionary"] = [name for name in options["use_dictionary"] if name not in dense]
+        options["compression"] = {
+            leaf: "lz4" if any(f"{leaf}.".startswith(f"{name}.") for name in dense) else "zstd"
+            for leaf in leaves
+        }
         files.remove(path)
-        facts = _write_with(options | {"compression": "lz4"}, path, spec, table)
+        facts = _write_with(options, path, spec, table)
     return facts
+
+
+def _is_harmless(file: File, stream: Any, metadata: Any, column: str) -> bool:
+    try:
+        check_part(stream, metadata, file.read, file.path, columns=[column])
+    except CorruptionError:
+        return False
+    return True
 
 
 def _write_with(options: dict[str, Any], path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
