@@ -179,9 +179,10 @@ def test_stores_that_were_completed_early_go_on(tmp_path, caplog):
     with pytest.raises(SchemaMismatchError, match="weights"):
         run(tmp_path / "s", loader, Model(weight=2.0), resume=True)
     assert before == {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
-    with caplog.at_level("INFO", logger="zarrow.lightning"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.zarrow"):
         assert run(tmp_path / "s", loader, resume=True).seen == [[4, 5, 6, 7], [8, 9]]
     assert "4 of 10 rows are taken over from the run that began at 20" in caplog.text
+    assert caplog.messages[-1] == f"{tmp_path / 's'}: complete, 10 rows"
     run(tmp_path / "whole", loader)
     assert_equal(tmp_path / "s", tmp_path / "whole")
     assert zarrow.open(tmp_path / "s").expected_rows == 10

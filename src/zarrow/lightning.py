@@ -234,6 +234,9 @@ class PredictionWriter(BasePredictionWriter):
         self._undo: Callable[[], None] | None = None
         self._complete: bool | None = None
 
+    def __repr__(self) -> str:
+        return f"<zarrow.lightning.PredictionWriter {self.path!r}, mode={self._mode!r}>"
+
     @property
     def complete(self) -> bool:
         """Whether the last run completed the store."""
@@ -475,6 +478,8 @@ class PredictionWriter(BasePredictionWriter):
         self._complete = missing is None
         if trainer.is_global_zero:
             self._conclude(missing)
+            if self._complete:
+                run.log_complete(self.path, self._stored_rows())
 
     def _conclude(self, missing: Shortfall | None) -> None:
         """Report how the run ended, on rank 0."""

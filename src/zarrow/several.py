@@ -18,6 +18,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -28,6 +29,7 @@ import pyarrow as pa
 
 from zarrow._format.given import as_columns
 from zarrow._format.layout import ROW
+from zarrow._read.appearance import html_table
 from zarrow._read.filters import Filter, read_filter
 from zarrow._read.indexing import Check, row_numbers
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
@@ -211,6 +213,15 @@ class Union:
 
     def __repr__(self) -> str:
         return f"<zarrow.Union of {', '.join(self.models)}: {self.num_rows:,} rows>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the arrays and columns, with shapes and types."""
+        arrays = [
+            (name, f"array {' × '.join(f'{axis:,}' for axis in array.shape)}", array.dtype.name)
+            for name, array in self.arrays.items()
+        ]
+        columns = [(one.name, "column", str(one.type)) for one in self.schema]
+        return f"<div><b>zarrow.Union</b> {escape(repr(self))}{html_table([*arrays, *columns])}</div>"
 
     # Columns
 

@@ -200,6 +200,10 @@ class Writer:
         """Rows appended, including those that the store held when it was opened."""
         return self._queued
 
+    def __repr__(self) -> str:
+        state = "finalized" if self._finalized else "closed" if self._closed else "open"
+        return f"<zarrow.Writer {str(self.path)!r}: {state}, accepted_rows={self.accepted_rows}>"
+
     @property
     def accepted_rows(self) -> int:
         """Rows that survive the death of the process, including those that the store held when it was opened.

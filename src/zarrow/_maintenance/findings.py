@@ -15,8 +15,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Literal
 
+from zarrow._read.appearance import html_table
 from zarrow.errors import CorruptionError
 
 __all__ = ["AuditLog", "Finding", "Level", "Progress", "Report", "Severity", "said_by"]
@@ -73,7 +75,7 @@ class Finding:
         return f"{self.severity}: {self.path}{where}: {self.message}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
     """What `verify` found.
 
@@ -110,6 +112,18 @@ class Report:
     checked_files: int = 0
     checked_bytes: int = 0
     findings: tuple[Finding, ...] = ()
+
+    def __repr__(self) -> str:
+        found = {severity: count for severity, count in self.counts.items() if count}
+        state = f"complete={self.complete}, rows={self.rows}, open_rows={self.open_rows}"
+        return f"Report(path={self.path!r}, level={self.level!r}, ok={self.ok}, {state}, counts={found})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what was checked, then the findings."""
+        state = "sound" if self.ok else "not sound"
+        checked = f"{self.rows:,} rows in {self.segments:,} segments, level {self.level}"
+        found = [(one.severity, str(one).removeprefix(f"{one.severity}: ")) for one in self.findings]
+        return f"<div><b>{escape(self.path)}</b>: {state}; {checked}{html_table(found)}</div>"
 
     @property
     def ok(self) -> bool:

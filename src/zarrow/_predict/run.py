@@ -46,7 +46,8 @@ __all__ = ["Run", "Shortfall"]
 _WINDOWS, _WINDOW_ROWS = 8, 128
 """Rows whose identifiers are compared when a run is resumed."""
 
-_log = logging.getLogger("zarrow.lightning")
+_log = logging.getLogger("lightning.pytorch.zarrow")
+"""Shown and silenced with Lightning's own lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +270,10 @@ class Run:
     def log_stored(self, path: str, rows: int, how_to_go_on: str) -> None:
         """Log what a run that ended early has stored."""
         _log.warning("%s: %s are stored: %s", path, rows_of_expected(rows, self.expected_rows), how_to_go_on)
+
+    def log_complete(self, path: str, rows: int) -> None:
+        """Log what a run that ended well has stored."""
+        _log.info("%s: complete, %s rows", path, f"{rows:,}")
 
     def log_taken_over(self, store: Store) -> None:
         """Log how many rows of an earlier run are not predicted again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from zarrow._format.spec import rows_of_expected
 from zarrow._read.contents import Contents
 from zarrow.errors import printable
 
-__all__ = ["as_html", "as_line"]
+__all__ = ["as_html", "as_line", "html_table"]
 
 
 def as_line(path: Path, contents: Contents | None) -> str:
@@ -33,12 +34,18 @@ def as_html(path: Path, contents: Contents) -> str:
             for one in contents.columns.schema
         ),
     ]
-    cells = "".join(
-        f"<tr>{''.join(f'<td style=text-align:left>{escape(printable(cell))}</td>' for cell in line)}</tr>"
-        for line in lines
-    )
     title = f"{escape(printable(path.name))}: {_state(contents)}"
-    return f"<div><b>zarrow.Store</b> {title}<table>{cells}</table></div>"
+    return f"<div><b>zarrow.Store</b> {title}{html_table(lines)}</div>"
+
+
+def html_table(lines: Iterable[Iterable[object]], titles: Iterable[object] = ()) -> str:
+    """Return a table in HTML, whose cells may hold anything."""
+
+    def row(cells: Iterable[object], tag: str) -> str:
+        shown = "".join(f"<{tag} style=text-align:left>{escape(printable(cell))}</{tag}>" for cell in cells)
+        return f"<tr>{shown}</tr>" if shown else ""
+
+    return f"<table>{row(titles, 'th')}{''.join(row(line, 'td') for line in lines)}</table>"
 
 
 def _state(contents: Contents) -> str:

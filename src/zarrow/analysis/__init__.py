@@ -10,6 +10,8 @@ Behind the functions below and the doors `zarrow.analysis.plot` and `zarrow.anal
 `_pictures` (answers drawn). ``import zarrow`` does not import any of it.
 """
 
+from typing import Any
+
 from zarrow.analysis._questions.compare import Comparison, compare
 from zarrow.analysis._questions.compare_all import ModelComparison, compare_all
 from zarrow.analysis._questions.compose import compose
@@ -46,3 +48,11 @@ __all__ = [
     "place_rows",
     "probe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("plot", "report"):  # the doors above these functions
+        from importlib import import_module
+
+        return import_module(f"zarrow.analysis.{name}")
+    raise AttributeError(f"module 'zarrow.analysis' has no attribute {name!r}")

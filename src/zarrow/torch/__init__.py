@@ -107,6 +107,9 @@ class StoreDataset(Dataset[TensorBatch]):
         """The row numbers in the store of the dataset's rows, in order."""
         return np.arange(len(self)) if self._rows is None else self._rows
 
+    def __repr__(self) -> str:
+        return f"<zarrow.torch.StoreDataset {self._source.described(len(self))}>"
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return self._source.store.num_rows if self._rows is None else len(self._rows)
@@ -239,6 +242,10 @@ class StoreIterableDataset(IterableDataset[TensorBatch]):
         >>> StoreIterableDataset(zarrow.testing.example_store(), batch_size=500).set_epoch(1)
         """
         self._progress.epoch = epoch
+
+    def __repr__(self) -> str:
+        rows = self._source.store.num_rows if self._rows is None else len(self._rows)
+        return f"<zarrow.torch.StoreIterableDataset {self._source.described(rows)}>"
 
     def __len__(self) -> int:
         """Return the number of batches of this rank, over all its workers."""

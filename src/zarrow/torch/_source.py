@@ -99,6 +99,11 @@ class Source:
 
     # Columns
 
+    def described(self, rows: int) -> str:
+        """Return what a dataset of some rows says of itself."""
+        arrays = [f"{name} {self.store[name].row_shape}" for name in self.arrays]
+        return f"{str(self.store.path)!r}: {rows:,} rows; {', '.join([*arrays, *self.columns])}"
+
     def columns_of(self, rows: Rows) -> Columns:
         """Return the columns of rows as numpy values."""
         held = self._held_columns()

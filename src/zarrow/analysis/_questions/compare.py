@@ -44,7 +44,7 @@ MAX_WIDTH = 4096
 MAX_GROUPS_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Comparison(Answer):
     """How the vectors of two stores differ. What cannot be computed is None, never NaN.
 

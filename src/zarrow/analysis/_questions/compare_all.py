@@ -31,7 +31,7 @@ _SAME = {"cka": 1.0, "procrustes": 0.0, "cosine_mean": 1.0, "cosine_std": 0.0, "
 _SAME |= {"neighbour_overlap": 1.0, "correlation": 1.0}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelComparison(Answer):
     """How the vectors of several models differ, pair by pair.
 

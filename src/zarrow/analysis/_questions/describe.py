@@ -44,7 +44,7 @@ DEAD = 1e-6
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ArrayDescription(Answer):
     """How an array is distributed. A statistic that needs more rows than there are is None, never NaN.
 
@@ -114,7 +114,7 @@ class ArrayDescription(Answer):
         return value if self.rows > self.nonfinite_rows else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Description(Answer):
     """How the arrays and columns of a store are distributed.
 

@@ -36,7 +36,7 @@ Float = npt.NDArray[np.float64]
 BATCH_ROWS = 1 << 18
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Evaluation(Answer):
     """How good probabilities are, overall and per group.
 

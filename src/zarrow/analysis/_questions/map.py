@@ -48,7 +48,7 @@ NEIGHBOURS = 10
 TRANSFORM_ROWS = 8192
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Map(Answer):
     """How a map was made.
 

@@ -36,7 +36,7 @@ from zarrow.store import Store, StoreArray
 __all__ = ["Neighbours", "nearest", "read_queries"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Neighbours(Answer):
     """The nearest rows of some queries.
 

@@ -60,7 +60,7 @@ WANTED_RECALL = 0.95
 FEW = 39  # with fewer rows per list, faiss warns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class NeighbourIndex(Answer):
     """An index of neighbours, and how good it is.
 

@@ -43,7 +43,7 @@ ITERATIONS = 6
 OVERSAMPLES = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Pca(Answer):
     """Principal components of an array; the names are scikit-learn's.
 

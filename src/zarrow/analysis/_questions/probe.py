@@ -41,7 +41,7 @@ Kind = Literal["auto", "logistic", "ridge"]
 MAX_INTEGER_CLASSES = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Probe(Answer):
     """A linear model of a label, and how well it does on rows that it was not fitted to.
 
