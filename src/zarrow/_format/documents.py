@@ -65,7 +65,7 @@ def decode_document(data: bytes, path: str) -> dict[str, Any]:
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
         raise CorruptionError(f"more than {MAX_CONTAINERS} lists and objects", path=path)
     try:
-        body = json.loads(text.decode() + "}", object_pairs_hook=_object, parse_constant=_refuse)
+        body = _DECODER.decode(text.decode() + "}")
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"not JSON, though its checksum matches: {error}", path=path) from error
     if not isinstance(body, dict):
@@ -82,3 +82,6 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse)

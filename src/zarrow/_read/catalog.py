@@ -117,12 +117,12 @@ class Snapshot:
 
 def read_record(root: Place, segment: int, spec: StoreSpec) -> tuple[SegmentRecord, int]:
     """Return a segment's commit record and the crc32c of its file."""
-    path = root / layout.record_path(segment)
+    path = f"{root}/{layout.record_path(segment)}"
     data = reading.read_file(root, layout.record_path(segment))
-    record = SegmentRecord.decode(data, str(path))
+    record = SegmentRecord.decode(data, path)
     if record.segment != segment:
         raise CorruptionError(f"the record of segment {record.segment}", path=path)
-    check_record(record, spec, str(path))
+    check_record(record, spec, path)
     return record, crc32c(data)
 
 
@@ -147,7 +147,7 @@ def read_spec(root: Place) -> StoreSpec:
         raise StoreNotFoundError(f"{root}: there is no store at this path{_siblings_like(root)}") from None
     except NotADirectoryError:
         raise NotAStoreError(f"{root}: not a zarrow store: a store is a directory") from None
-    return StoreSpec.decode(data, str(root / layout.STORE_JSON))
+    return StoreSpec.decode(data, f"{root}/{layout.STORE_JSON}")
 
 
 def _siblings_like(root: Place) -> str:
@@ -169,7 +169,7 @@ def read_manifest(root: Place, spec: StoreSpec) -> Manifest | None:
             data = file.content(max_manifest_bytes(spec, segments))
     except FileNotFoundError:
         return None
-    manifest = decode_manifest(data, spec, str(root / layout.MANIFEST_JSON))
+    manifest = decode_manifest(data, spec, f"{root}/{layout.MANIFEST_JSON}")
     return None if has_record(root, manifest.segments) else manifest
 
 
@@ -263,7 +263,7 @@ def read_claims(root: Place) -> list[Claim]:
 
 def has_record(root: Place, segment: int) -> bool:
     """Tell whether a segment is committed."""
-    return bool((root / layout.record_path(segment)).exists())
+    return reading.exists(root, layout.record_path(segment))
 
 
 def part_numbers(root: Place) -> list[int]:

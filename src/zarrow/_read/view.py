@@ -43,7 +43,7 @@ from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
 from zarrow._read.open_rows import OpenRows
 from zarrow._read.visible import lacking, lacking_error, visible_rows
-from zarrow._storage.reading import File, Place, open_file, stamp_of
+from zarrow._storage.reading import File, Place, open_file, read_file, stamp_of
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreChangedError
 
 __all__ = ["Guard", "OpenPiece", "View", "take_view"]
@@ -366,9 +366,13 @@ def _open_last(snapshot: Snapshot) -> dict[str, File]:
 def _still_last(snapshot: Snapshot) -> bool:
     """Tell whether the short last segment was not taken back yet."""
     last = snapshot.segments - 1
-    return catalog.has_record(snapshot.root, last) and (
-        catalog.read_record(snapshot.root, last, snapshot.spec)[0] == snapshot.record(last)
-    )
+    try:
+        if snapshot.manifest is not None:  # which has the record's checksum
+            data = read_file(snapshot.root, layout.record_path(last))
+            return crc32c(data) == snapshot.manifest.records_crc32c[last]
+        return catalog.read_record(snapshot.root, last, snapshot.spec)[0] == snapshot.record(last)
+    except FileNotFoundError:
+        return False
 
 
 def _read_slot(path: Path, spec: StoreSpec) -> OpenPiece | None:

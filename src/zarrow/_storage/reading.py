@@ -40,6 +40,7 @@ __all__ = [
     "Beneath",
     "File",
     "Place",
+    "exists",
     "in_natural_order",
     "map_file",
     "names_in",
@@ -120,15 +121,30 @@ def require_own_dirs(root: Place, path: str) -> None:
     """Raise `CorruptionError` if what is there from `root` to a path below it is a link, or no directory."""
     if not isinstance(root, Path):
         return
-    names = path.split("/")[:-1]
-    for depth in range(1, len(names) + 1):  # from the root on, so that no link is followed
-        parent = root.joinpath(*names[:depth])
-        with contextlib.suppress(FileNotFoundError):
+    parent = str(root)
+    for name in path.split("/")[:-1]:  # from the root on, so that no link is followed
+        parent = f"{parent}/{name}"
+        try:
             mode = os.lstat(parent).st_mode
-            if stat.S_ISLNK(mode):
-                raise CorruptionError("a symbolic link, which may lead out of the store", path=parent)
-            if not stat.S_ISDIR(mode):
-                raise CorruptionError("not a directory", path=parent)
+        except FileNotFoundError:
+            return
+        if stat.S_ISLNK(mode):
+            raise CorruptionError("a symbolic link, which may lead out of the store", path=parent)
+        if not stat.S_ISDIR(mode):
+            raise CorruptionError("not a directory", path=parent)
+
+
+def exists(root: Place, path: str) -> bool:
+    """Tell whether a store has a file: `pathlib.Path.exists`, in less time."""
+    if not isinstance(root, Path):
+        return bool((root / path).exists())
+    try:
+        os.stat(f"{root}/{path}")
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return False
+    return True
 
 
 class File:
@@ -338,7 +354,7 @@ def stamp_of(root: Place, path: str, *, keep: bool = False) -> object:
     if not isinstance(root, Path):
         return root.stamp(path, keep=keep)
     try:
-        status = os.stat(root / path, follow_symlinks=False)
+        status = os.stat(f"{root}/{path}", follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_ino, status.st_mtime_ns
