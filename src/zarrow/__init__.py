@@ -71,6 +71,7 @@ _DOORS = {
     "errors",
     "everyquery",
     "lightning",
+    "ray",
     "several",
     "store",
     "testing",
