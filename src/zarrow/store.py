@@ -285,8 +285,8 @@ class Store:
         columns : list of str, optional
             The columns; all by default.
         filter : pyarrow.compute.Expression, optional
-            Which rows, e.g. ``pc.field("occurs_prob") > 0.9``. Parts that it rules out by Parquet's
-            statistics are not read.
+            Which rows, e.g. ``pc.field("occurs_prob") > 0.9``. Segments that it rules out by
+            their statistics are not read.
 
         Returns
         -------

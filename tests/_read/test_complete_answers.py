@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 import zarrow
 from zarrow._format.arrow import computable_type, value_type
+from zarrow._read import pruning
 
 SEGMENT_ROWS = 4
 
@@ -337,9 +338,12 @@ CONNECTION = duckdb.connect()
 
 
 @pytest.mark.slow
-def test_every_engine_finds_the_rows_that_brute_force_finds(profile: str, figures: Any) -> None:
+def test_every_engine_finds_the_rows_that_brute_force_finds(
+    profile: str, figures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random conditions on random columns: rows by engine are those of Python, row by row."""
     tried = 0
+    monkeypatch.setattr(pruning, "_LEAST_GROUP", 2)  # so that groups of segments are asked, too
 
     @settings(
         max_examples=3000 if profile == "long" else 30,

@@ -8,6 +8,8 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `spec`                  what a store is: ``zarrow.json``
 `documents`             JSON with a checksum of its own, for every small file
 `records`               commit record, claim, owner and manifest
+`statistics`            minimum, maximum, nulls and NaNs of every column, per segment
+`trailers`              of which rows a derived file is, and its checksum
 `checksum`              CRC32C, and joining the CRCs of adjacent pieces
 `arrow`                 columns between numpy and Arrow, and predicates of types
 `types`                 the types that a column may have, and how each of them is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,10 +14,14 @@ from zarrow.errors import InvalidInputError
 
 __all__ = [
     "Values",
+    "are_null",
     "as_arrow",
+    "bits_of",
+    "bools_as_arrow",
     "computable_type",
     "decoded",
     "is_bytes",
+    "is_compressed",
     "is_number",
     "is_text",
     "lists_as_array",
@@ -42,6 +47,34 @@ def numbers_as_arrow(values: npt.NDArray[Any]) -> pa.Array:
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     kind = pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def bools_as_arrow(values: npt.NDArray[np.bool_]) -> pa.BooleanArray:
+    """Return truth values as an Arrow array.
+
+    >>> bools_as_arrow(np.array([True, False])).to_pylist()
+    [True, False]
+    """
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits_of(values)])
+
+
+def bits_of(values: npt.NDArray[np.bool_]) -> pa.Buffer:
+    """Return truth values as Arrow keeps them, also those of what is not null."""
+    return pa.py_buffer(np.packbits(values, bitorder="little"))
+
+
+def are_null(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return which values are null.
+
+    >>> are_null(pa.array([None, 1, 2]).slice(0, 2))
+    array([ True, False])
+    """
+    valid = values.buffers()[0]
+    if not values.null_count or valid is None:
+        return np.zeros(len(values), np.bool_)
+    bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little").astype(np.bool_)
+    found: npt.NDArray[np.bool_] = ~bits[values.offset : values.offset + len(values)]
+    return found
 
 
 def number_dtype(kind: pa.DataType) -> np.dtype[Any]:
@@ -109,6 +142,30 @@ def as_arrow(values: Values, kind: pa.DataType | None, rows: int) -> pa.Array:
     if values is None:
         return pa.nulls(rows, kind)
     return numbers_as_arrow(values) if isinstance(values, np.ndarray) else values
+
+
+def is_compressed(metadata: pa.Buffer) -> bool:
+    """Tell whether an Arrow message, whose checksum matches, has compressed buffers.
+
+    They may inflate to any size.
+
+    Field 3 of the table ``RecordBatch``, which is field 2 of the table ``Message``
+    (https://github.com/apache/arrow/blob/main/format/Message.fbs).
+    """
+    data = memoryview(metadata)
+
+    def field(table: int, number: int) -> int:
+        vtable = table - struct.unpack_from("<i", data, table)[0]
+        place = 4 + 2 * number
+        if place >= struct.unpack_from("<H", data, vtable)[0]:
+            return 0
+        offset = int(struct.unpack_from("<H", data, vtable + place)[0])
+        return table + offset if offset else 0
+
+    def follow(position: int) -> int:
+        return position + int(struct.unpack_from("<I", data, position)[0])
+
+    return bool(field(follow(field(follow(0), 2)), 3))
 
 
 def is_number(kind: pa.DataType) -> bool:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from zarrow._format.arrow import is_compressed
 from zarrow._format.checksum import combine, crc32c
 from zarrow._format.journal import Journal
 from zarrow._format.layout import MAX_CHUNKS
@@ -440,7 +441,7 @@ def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
     """
     try:
         message = pa.ipc.read_message(frame.payload)
-        if message.type != "record batch" or _is_compressed(message.metadata):
+        if message.type != "record batch" or is_compressed(message.metadata):
             raise CorruptionError("a frame's payload must be an uncompressed record batch")
         batch = pa.ipc.read_record_batch(message, wire_schema)
         batch.validate(full=True)
@@ -449,27 +450,3 @@ def parse_payload(frame: Frame, wire_schema: pa.Schema) -> pa.RecordBatch:
     if batch.num_rows != frame.rows:
         raise CorruptionError(f"a frame of {frame.rows} rows has a payload of {batch.num_rows}")
     return batch
-
-
-def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Tell whether an Arrow message, whose checksum matches, has compressed buffers.
-
-    They may inflate to any size.
-
-    Field 3 of the table ``RecordBatch``, which is field 2 of the table ``Message``
-    (https://github.com/apache/arrow/blob/main/format/Message.fbs).
-    """
-    data = memoryview(metadata)
-
-    def field(table: int, number: int) -> int:
-        vtable = table - struct.unpack_from("<i", data, table)[0]
-        place = 4 + 2 * number
-        if place >= struct.unpack_from("<H", data, vtable)[0]:
-            return 0
-        offset = int(struct.unpack_from("<H", data, vtable + place)[0])
-        return table + offset if offset else 0
-
-    def follow(position: int) -> int:
-        return position + int(struct.unpack_from("<I", data, position)[0])
-
-    return bool(field(follow(field(follow(0), 2)), 3))

@@ -14,6 +14,7 @@ FORMAT_VERSION = 1
 
 STORE_JSON = "zarrow.json"
 MANIFEST_JSON = "manifest.json"
+STATISTICS = "statistics.arrow"
 ARRAYS_DIR = "embeddings.zarr"
 TABLE_DIR = "table"
 SEGMENTS_DIR = "segments"
@@ -32,7 +33,17 @@ FRAMES = "table.frames"
 PART = "part.parquet"
 
 STORE_NAMES = frozenset(
-    {STORE_JSON, MANIFEST_JSON, ARRAYS_DIR, TABLE_DIR, SEGMENTS_DIR, INDEX_DIR, DERIVED_DIR, OPEN_DIR}
+    {
+        STORE_JSON,
+        MANIFEST_JSON,
+        STATISTICS,
+        ARRAYS_DIR,
+        TABLE_DIR,
+        SEGMENTS_DIR,
+        INDEX_DIR,
+        DERIVED_DIR,
+        OPEN_DIR,
+    }
 )
 """What a store consists of; `repair` may add `QUARANTINE_DIR`."""
 

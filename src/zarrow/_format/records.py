@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from zarrow._format.checksum import crc32c
@@ -18,6 +18,7 @@ from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode
 from zarrow._format.layout import MAX_SEGMENTS, is_slot
 from zarrow._format.shard_index import index_bytes
 from zarrow._format.spec import StoreSpec, check_expected
+from zarrow._format.statistics import ColumnStatistics, check_statistics
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
@@ -112,7 +113,7 @@ def _sources_to_json(sources: Sequence[Source]) -> list[list[str | int]]:
 
 
 def _sources_from_json(body: Any) -> tuple[Source, ...]:
-    names = [field.name for field in fields(Source)]
+    names = [one.name for one in fields(Source)]
     return tuple(Source(**dict(zip(names, one, strict=True))) for one in body)
 
 
@@ -153,11 +154,14 @@ class PartFacts:
         Of the whole file.
     footer_crc32c : int
         Of its footer, whose statistics let a filter skip parts.
+    statistics : dict of str to ColumnStatistics
+        Those of its columns, which spare a filter opening it.
     """
 
     size_bytes: int
     crc32c: int
     footer_crc32c: int
+    statistics: dict[str, ColumnStatistics] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require("a size", self.size_bytes)
@@ -219,6 +223,7 @@ class SegmentRecord:
                     "size_bytes": self.part.size_bytes,
                     "crc32c": self.part.crc32c,
                     "footer_crc32c": self.part.footer_crc32c,
+                    "statistics": {name: one.to_json() for name, one in self.part.statistics.items()},
                 },
                 "sources": _sources_to_json(self.sources),
             }
@@ -244,6 +249,10 @@ class SegmentRecord:
                     size_bytes=body["part"]["size_bytes"],
                     crc32c=body["part"]["crc32c"],
                     footer_crc32c=body["part"]["footer_crc32c"],
+                    statistics={
+                        name: ColumnStatistics.from_json(one)
+                        for name, one in body["part"].get("statistics", {}).items()
+                    },
                 ),
                 sources=_sources_from_json(body["sources"]),
             )
@@ -264,6 +273,8 @@ def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
         raise CorruptionError(f"its arrays are {sorted(record.arrays)}, not the store's", path=path)
     if sum(source.rows for source in record.sources) != record.rows:
         raise CorruptionError(f"its sources do not have the {record.rows} rows of the segment", path=path)
+    if record.part.statistics:
+        check_statistics(record.part.statistics, spec.table_schema, record.rows, path)
     for array in spec.arrays:
         facts = record.arrays[array.name]
         chunks = -(-record.rows // array.chunk_rows)
@@ -440,7 +451,7 @@ class Owner:
         """Return the owner in a file; `CorruptionError` if it is damaged."""
         body = decode_document(data, path)
         try:
-            values = {field.name: body[field.name] for field in fields(cls)}
+            values = {one.name: body[one.name] for one in fields(cls)}
             if isinstance(values["reopens"], list):
                 values["reopens"] = tuple(values["reopens"])
             return cls(**values)

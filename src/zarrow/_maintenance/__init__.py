@@ -10,6 +10,7 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `audit_documents`        manifest, claims, records and Zarr's metadata, against one another
 `audit_open_segments`    the journal and row bytes of an open segment
 `audit_sources`          whether every accepted row counts exactly once
+`audit_statistics`       whether ``statistics.arrow`` says what the records say
 `audit_segment`          the part and shards of a committed segment, against its record
 `audit_index`            the key index, against the table
 `verify`                 `zarrow.verify`: whether a store is what was written

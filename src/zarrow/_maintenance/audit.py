@@ -29,6 +29,7 @@ from zarrow._maintenance.audit_names import NamesAudit
 from zarrow._maintenance.audit_open_segments import audit_open_segment
 from zarrow._maintenance.audit_segment import audit_segment, record_bytes
 from zarrow._maintenance.audit_sources import audit_sources
+from zarrow._maintenance.audit_statistics import audit_statistics
 from zarrow._maintenance.findings import AuditLog, Finding, Level, Progress, Report, said_by
 from zarrow._read import catalog
 from zarrow._read.derived_arrays import derived_names, is_of
@@ -149,6 +150,7 @@ class _StoreAudit:
         self.documents.read(parts, owners)
         self.open_rows = audit_sources(self.documents, self.slots)
         audit_metadata(self.documents, owners)
+        audit_statistics(self.documents)
         self._names.audit(self.documents.numbers, self.documents.is_pending)
 
     def run_segments(self) -> None:

@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"(0|[1-9]\d{0,7})\Z")
 _TOP = {
     layout.STORE_JSON: "file",
     layout.MANIFEST_JSON: "file",
+    layout.STATISTICS: "file",
     layout.ARRAYS_DIR: "directory",
     layout.TABLE_DIR: "directory",
     layout.SEGMENTS_DIR: "directory",

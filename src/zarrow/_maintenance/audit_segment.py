@@ -31,6 +31,7 @@ from zarrow._format.pages import read_footer
 from zarrow._format.parts import check_part
 from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.statistics import excess, nans_in
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._read.shard_rows import CommittedShard
 from zarrow._storage.reading import Beneath, File
@@ -169,6 +170,7 @@ def _check_values(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord) 
     """Decode every column, a few thousand rows at a time, and raise if it has a value that it must not."""
     for column in spec.table_schema:
         row = record.segment * spec.segment_rows
+        stated, nulls, nans = record.part.statistics.get(column.name), 0, 0
         for batch in part.iter_batches(BATCH_ROWS, columns=[column.name], use_threads=False):
             values = batch.column(0)
             values.validate(full=True)
@@ -179,6 +181,16 @@ def _check_values(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord) 
                 if not np.array_equal(values.to_numpy(zero_copy_only=False), expected):
                     raise CorruptionError(f"column {ROW!r} does not number the store's rows from {row}")
             row += len(values)
+            if stated is not None:
+                nulls, nans = nulls + values.null_count, nans + nans_in(values)
+                if wrong := excess(stated, pa.chunked_array([values])):
+                    raise CorruptionError(
+                        f"column {column.name!r} exceeds the {wrong} in the segment's record"
+                    )
+        if stated is not None and (stated.nulls, stated.nans) != (nulls, nans):
+            raise CorruptionError(
+                f"column {column.name!r} has {nulls} nulls and {nans} NaNs, its record says otherwise"
+            )
         if row != record.segment * spec.segment_rows + record.rows:
             raise CorruptionError(f"column {column.name!r} does not have {record.rows} rows")
 

@@ -297,7 +297,9 @@ class _Copy:
         self._put(path, data)
 
     def _others(self) -> Iterator[str]:
-        """Yield the other files of a complete store: indexes and derived arrays."""
+        """Yield the other files of a complete store: statistics, indexes and derived arrays."""
+        if (self._root / layout.STATISTICS).exists():
+            yield layout.STATISTICS
         yield from files_below(self._root, layout.INDEX_DIR, layout.DERIVED_DIR)
 
     def _dirs(self, path: str) -> None:

@@ -207,7 +207,7 @@ class _Planner:
     def _is_derived(self, path: str) -> bool:
         """Tell whether a file is rebuilt, or a gap closed, by what follows the moves."""
         is_metadata = path.startswith(f"{layout.ARRAYS_DIR}/") and path.endswith("/zarr.json")
-        return is_metadata or path in self._gaps or path in (layout.KEY_INDEX, _LOCK)
+        return is_metadata or path in self._gaps or path in (layout.KEY_INDEX, layout.STATISTICS, _LOCK)
 
     def _is_cut_short(self, slot: str) -> bool:
         """Tell whether an open segment has all its rows, so that only what follows them is cut off."""
@@ -493,5 +493,7 @@ def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
     _remove_empty_dirs(root, plan)
     if layout.KEY_INDEX in plan.rebuilt:
         _rebuild_index(root, spec)
+    if layout.STATISTICS in plan.rebuilt:
+        publishing.publish_statistics(root, spec, catalog.read_manifest(root, spec), scratch)
     for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR):
         files.sync_dir(root / name)

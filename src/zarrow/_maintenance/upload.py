@@ -179,6 +179,8 @@ def _metadata(view: View) -> Iterator[str]:
     yield f"{layout.ARRAYS_DIR}/zarr.json"
     for array in view.spec.arrays:
         yield f"{layout.array_dir(array.name)}/zarr.json"
+    if (view.snapshot.root / layout.STATISTICS).exists():
+        yield layout.STATISTICS
 
 
 def _damaged(file: File) -> CorruptionError:

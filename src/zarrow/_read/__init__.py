@@ -12,6 +12,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `columns`               the table: scans, filters, rows
 `filters`               a caller's filter: checked, and which columns it needs
 `pruning`               which parts a filter need not read
+`segment_statistics`    those of a complete store, read when a filter first asks
 `part_files`            one Parquet part: opened, checked, decoded
 `indexing`              rows indexed as numpy's arrays are
 `arrays`                an array as users hold it

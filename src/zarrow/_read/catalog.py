@@ -47,9 +47,9 @@ __all__ = [
 ]
 
 _RECORDS_BYTES = 8 << 20
-_RECORD_BYTES, _CHUNK_BYTES = 2048, 64
-"""About what a record and each of its chunks take in memory. A snapshot keeps the records used last, so that
-a scan of ten thousand segments does not keep ten thousand."""
+_RECORD_BYTES, _CHUNK_BYTES, _COLUMN_BYTES = 2048, 64, 512
+"""About what a record, each of its chunks and the statistics of a column take in memory. A snapshot keeps the
+records used last, so that a scan of ten thousand segments does not keep ten thousand."""
 _RECORD = re.compile(r"(\d{8})\.(json|claim)\Z")
 
 
@@ -111,7 +111,10 @@ class Snapshot:
                 self._last[segment] = record  # a writer may take it back
             else:
                 chunks = sum(len(facts.chunks_crc32c) for facts in record.arrays.values())
-                self._records.put(segment, record, _RECORD_BYTES + chunks * _CHUNK_BYTES)
+                columns = len(record.part.statistics)
+                self._records.put(
+                    segment, record, _RECORD_BYTES + chunks * _CHUNK_BYTES + columns * _COLUMN_BYTES
+                )
         return record
 
 

@@ -2,7 +2,7 @@
 
 The parts are read a few segments at a time:
 
-1. what the filter rules out by row numbers or statistics is skipped (`pruning`);
+1. what the filter rules out by row numbers or statistics is skipped, most of it unopened (`pruning`);
 2. the columns that the filter needs are decoded, and it is applied; ``row`` follows from the part's place;
 3. where a row passes, the other columns are decoded, and their values taken.
 
@@ -34,7 +34,8 @@ from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.parts import to_table
 from zarrow._read.filters import Filter
 from zarrow._read.part_files import PartFiles, committed_table
-from zarrow._read.pruning import KnownRows
+from zarrow._read.pruning import KnownSegments
+from zarrow._read.segment_statistics import read_statistics
 from zarrow._read.view import View
 from zarrow._storage import threads
 from zarrow._storage.cache import Cache
@@ -66,8 +67,11 @@ class NarrowColumns:
         self._part_files = PartFiles(view)
 
     @cached_property
-    def _known_rows(self) -> KnownRows:
-        return KnownRows(self._view.segment_ranges(), self.schema)
+    def _known(self) -> KnownSegments:
+        statistics = read_statistics(self._view)
+        if statistics is not None:
+            self._part_files.footers = statistics.footers
+        return KnownSegments(self._view.segment_ranges(), self.schema, statistics)
 
     def names(self, columns: Sequence[str] | None) -> list[str]:
         """Return the chosen columns, checked; None means all."""
@@ -110,8 +114,8 @@ class NarrowColumns:
     def _tables(self, names: Sequence[str], filter: Filter | None) -> Iterator[pa.Table]:
         """Yield the rows that pass a filter, a few segments at a time."""
         segments: Sequence[int] = range(self._view.snapshot.segments)
-        if filter is not None and ROW in filter.columns:
-            segments = self._known_rows.segments(filter)
+        if filter is not None:
+            segments = self._known.segments(filter)
         most = max(_PIECE_ROWS // self._view.spec.segment_rows, 1)
         pieces = [segments[start : start + most] for start in range(0, len(segments), most)]
         ahead = max(_AHEAD_ROWS // max(self._view.spec.segment_rows, _PIECE_ROWS), 1)
@@ -125,6 +129,7 @@ class NarrowColumns:
         """Return the rows of segments that pass."""
         if filter is None:
             return pa.concat_tables([self.segment(number, names, keep=False) for number in segments])
+        segments = self._known.among(segments, filter)
         first = filter.columns if ROW in filter.columns else [*filter.columns, ROW]
         keep = self._view.rows * 8 * len(filter.columns) <= _KEPT_BYTES
         decoded = [self._segment(number, first, keep=keep, filter=filter) for number in segments]

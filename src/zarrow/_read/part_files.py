@@ -4,7 +4,8 @@ A part is opened once for all three:
 
 1. its footer is compared with the segment's record, because statistics that are not the committed ones
    would leave out rows unnoticed;
-2. if there is a filter, the footer's statistics may rule the part out (`pruning`);
+2. if there is a filter, the footer's statistics may rule the part out (`pruning`), unless those of the store
+   were asked before;
 3. the headers of the columns' pages are checked, once, and how long repeated texts are: a few KiB may become
    GiB;
 4. the columns are decoded with the footer that was parsed already. Pages have checksums, which are verified.
@@ -20,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
@@ -64,6 +67,8 @@ class PartFiles:
     def __init__(self, view: View) -> None:
         self._view = view
         self._schema = view.spec.table_schema
+        self.footers: npt.NDArray[np.uint32] | None = None
+        """The checksums of the footers, once they are known without the records."""
         self._sound: set[int] = set()  # parts whose footers were checked
         self._harmless: set[tuple[int, str]] = set()  # columns of parts whose page headers were
 
@@ -100,7 +105,7 @@ class PartFiles:
             part = self._open(number)
             with part.source() as source:
                 self._check_footer(number, source)
-                if filter is not None:
+                if filter is not None and self.footers is None:  # else it was asked already
                     import pyarrow.dataset as ds
 
                     fragment = ds.ParquetFileFormat().make_fragment(source)
@@ -133,9 +138,14 @@ class PartFiles:
         """
         if number not in self._sound:
             footer = read_footer(lambda offset, size: source.read_at(size, offset), source.size())
-            if crc32c(footer) != self._view.record(number).part.footer_crc32c:
+            if crc32c(footer) != self._footer_crc32c(number):
                 raise OSError("its footer is not what was committed")
             self._sound.add(number)
+
+    def _footer_crc32c(self, number: int) -> int:
+        if self.footers is None:
+            return self._view.record(number).part.footer_crc32c
+        return int(self.footers[number])
 
     def _check_size(
         self, number: int, names: Sequence[str], metadata: Any, part: File, source: pa.NativeFile

@@ -266,6 +266,7 @@ def _holder(lock: FileLock) -> str:
 def empty(root: Path) -> None:
     """Remove everything of a store except the lock, which is held, and what is not the store's."""
     files.remove(root / layout.MANIFEST_JSON)
+    files.remove(root / layout.STATISTICS)
     # What was derived from the rows goes before them, the records before the files that they vouch for.
     for name in (
         layout.INDEX_DIR,

@@ -21,7 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from zarrow._format.arrow import is_text
@@ -31,6 +30,7 @@ from zarrow._format.pages import read_footer
 from zarrow._format.parts import POOL, check_part, parquet
 from zarrow._format.records import PartFacts
 from zarrow._format.spec import StoreSpec
+from zarrow._format.statistics import column_statistics, nans_in
 from zarrow._storage import files
 from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError, InvalidInputError
@@ -93,15 +93,8 @@ def _with_statistics(table: pa.Table) -> list[str]:
     return [
         name
         for name, column in zip(table.column_names, table.columns, strict=True)
-        if "." not in name
-        and not pa.types.is_nested(column.type)
-        and not (pa.types.is_floating(column.type) and _has_nan(column))
+        if "." not in name and not pa.types.is_nested(column.type) and not nans_in(column)
     ]
-
-
-def _has_nan(column: pa.ChunkedArray) -> bool:
-    chunks = column.drop_null().chunks
-    return any(bool(np.isnan(chunk.to_numpy(zero_copy_only=False)).any()) for chunk in chunks)
 
 
 def _writer_options(spec: StoreSpec, table: pa.Table) -> dict[str, Any]:
@@ -186,7 +179,12 @@ def _write_with(options: dict[str, Any], path: Path, spec: StoreSpec, table: pa.
         sink.close()
     with open_file(path.parent, path.name) as part:
         footer = read_footer(part.read, sink.size_bytes)
-    return PartFacts(size_bytes=sink.size_bytes, crc32c=sink.crc32c, footer_crc32c=crc32c(footer))
+    return PartFacts(
+        size_bytes=sink.size_bytes,
+        crc32c=sink.crc32c,
+        footer_crc32c=crc32c(footer),
+        statistics=column_statistics(table),
+    )
 
 
 def check_columns(spec: StoreSpec) -> None:

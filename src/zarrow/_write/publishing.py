@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from zarrow._format import layout, zarr_metadata
-from zarrow._format.records import Claim, Manifest, SegmentRecord, Source
+from zarrow._format.records import Claim, Manifest, PartFacts, SegmentRecord, Source
 from zarrow._format.spec import StoreSpec
+from zarrow._format.statistics import statistics_of
 from zarrow._read.catalog import dense_segments, has_record, read_record, read_spec, segment_numbers
 from zarrow._storage import files
 from zarrow._storage.reading import read_file
@@ -22,6 +23,7 @@ __all__ = [
     "create",
     "publish_manifest",
     "publish_shape",
+    "publish_statistics",
     "release_claim",
     "uncommit",
     "withdraw_manifest",
@@ -241,11 +243,35 @@ def publish_manifest(root: Path, spec: StoreSpec, expected_rows: int | None, scr
         part_bytes=tuple(record.part.size_bytes for record, _ in records),
         records_crc32c=tuple(checksum for _, checksum in records),
     )
+    # First, so that a complete store has them; those of other rows count for nothing.
+    publish_statistics(root, spec, manifest, scratch, [record.part for record, _ in records])
     files.replace(root / layout.MANIFEST_JSON, manifest.encode(), scratch=scratch)
     return manifest
+
+
+def publish_statistics(
+    root: Path,
+    spec: StoreSpec,
+    manifest: Manifest | None,
+    scratch: Path,
+    parts: Sequence[PartFacts] | None = None,
+) -> None:
+    """Write the statistics of a complete store's segments, which filters ask before they open a part.
+
+    Without a manifest they are removed; without `parts` the records are read.
+    """
+    if manifest is None:
+        files.remove(root / layout.STATISTICS)
+        files.sync_dir(root)
+        return
+    if parts is None:
+        parts = [read_record(root, number, spec)[0].part for number in range(manifest.segments)]
+    data = statistics_of(spec.table_schema, parts, manifest.identity)
+    files.replace(root / layout.STATISTICS, data, scratch=scratch)
 
 
 def withdraw_manifest(root: Path) -> None:
     """Declare the store incomplete: durable on return."""
     files.remove(root / layout.MANIFEST_JSON)
+    files.remove(root / layout.STATISTICS)
     files.sync_dir(root)

@@ -371,6 +371,8 @@ def finalize(
     publishing.publish_shape(root, spec, root / layout.OPEN_DIR)
     if manifest is None or manifest.expected_rows != expected_rows:
         manifest = publishing.publish_manifest(root, spec, expected_rows, root / layout.OPEN_DIR)
+    elif not (root / layout.STATISTICS).exists():
+        publishing.publish_statistics(root, spec, manifest, root / layout.OPEN_DIR)
     return manifest
 
 

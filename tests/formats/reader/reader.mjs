@@ -11,6 +11,7 @@ import { Damage, Files, believe, chunkCrc, crc32c, document, json } from './byte
 import { arrayJson, groupJson, partRows, shardRows } from './decode.mjs'
 import { readIndex } from './key_index.mjs'
 import { OpenSegment, openNames } from './open_segment.mjs'
+import { checkStatistics } from './statistics.mjs'
 
 const digits = number => String(number).padStart(8, '0')
 const recordPath = number => `segments/${digits(number)}.json`
@@ -75,6 +76,7 @@ class Reader {
         believe(isDeepStrictEqual(json(this.files.need(path), path), expected), path, 'not the metadata of the rows')
       })
     }
+    await this.attempt(() => checkStatistics(this.files, this.spec, manifest, recordPath))
     found.index = await this.attempt(() => readIndex(this.files, this.spec, manifest))
   }
 
