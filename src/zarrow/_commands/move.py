@@ -27,7 +27,7 @@ def export_store(
         str,
         Option(
             "--to",
-            help=f"{FORMATS}, meds, safetensors or embedding-atlas.",
+            help=f"{FORMATS}, huggingface, meds, safetensors or embedding-atlas.",
             show_default="by TARGET's suffix",
         ),
     ] = "",

@@ -39,7 +39,15 @@ from zarrow.writer import Writer
 __all__ = ["EXPORTS", "IMPORTS", "ExportFormat", "ImportFormat", "export", "import_"]
 
 ExportFormat = Literal[
-    "npy", "parquet", "embedding-atlas", "anndata", "lance", "safetensors", "everyquery", "meds"
+    "npy",
+    "parquet",
+    "huggingface",
+    "embedding-atlas",
+    "anndata",
+    "lance",
+    "safetensors",
+    "everyquery",
+    "meds",
 ]
 ImportFormat = Literal["npy", "parquet", "anndata", "lance", "everyquery"]
 EXPORTS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -77,6 +85,8 @@ def export(
       one array as one file.
     * ``"parquet"``: one file with the vectors as ``fixed_size_list`` columns, as embedding-atlas, DuckDB,
       Polars and Hugging Face's datasets read it.
+    * ``"huggingface"``: a folder that ``datasets.load_dataset(folder)`` reads and the Hub shows: the Parquet
+      file, a dataset card, and the same description in Croissant and RO-Crate.
     * ``"embedding-atlas"``: one Parquet file with the columns and the coordinates of a stored map
       (`zarrow.analysis.map_rows`) as ``projection_x`` and ``projection_y``; without vectors.
     * ``"anndata"``: AnnData's Zarr layout, the columns in ``obs``, the arrays in ``obsm``; for
