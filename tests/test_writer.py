@@ -30,7 +30,7 @@ import zarr
 
 import zarrow
 from zarrow._storage import files
-from zarrow._write import directory, publishing
+from zarrow._write import directory, publishing, recovery
 from zarrow.errors import (
     BatchError,
     IncompleteStoreError,
@@ -1417,6 +1417,24 @@ def test_a_file_system_without_hard_links(path: Path, calls: Faulty) -> None:
         writer.append({"id": [1]})
     writer.close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("full", [4, 64])
+def test_more_open_segments_than_a_claim_can_name_are_packed_in_steps(tmp_path, monkeypatch, full):
+    """Rows of any number of writers that ended early become dense segments."""
+    path = tmp_path / "s.zarrow"
+    with contextlib.ExitStack() as stack:
+        for number in range(11):
+            writer = zarrow.Writer(path, mode="a", shared=True, segment_rows=full)
+            stack.callback(writer.close)
+            writer.append({"id": [number] * (1 + number % 3)})
+            writer.flush()
+    monkeypatch.setattr(recovery, "MAX_PIECES", 3)
+    with zarrow.Writer(path, mode="a") as writer:
+        writer.finalize()
+    assert zarrow.verify(path, "full").ok
+    ids = zarrow.open(path).table(["id"])["id"].to_pylist()
+    assert sorted(ids) == sorted(number for number in range(11) for _ in range(1 + number % 3))
 
 
 def test_too_many_open_segments_for_one_record_are_refused(tmp_path, monkeypatch):

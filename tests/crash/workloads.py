@@ -118,6 +118,7 @@ class Workload:
     arrays: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=lambda: {"e": ((4,), "float32")})
     options: dict[str, Any] = field(default_factory=dict)
     chunk_bytes: int = 256
+    pieces: int = 2  # open segments that are packed at once
 
 
 def _small(run: Run) -> None:
@@ -247,9 +248,14 @@ def calls(recorder: Any) -> Iterator[Any]:
         files.calls = before
 
 
-def small_chunks(workload: Workload) -> contextlib.AbstractContextManager[object]:
-    """Give segments of a few rows several chunks."""
-    return mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", workload.chunk_bytes)
+@contextlib.contextmanager
+def small_chunks(workload: Workload) -> Iterator[None]:
+    """Give segments of a few rows several chunks, and pack a few open segments in several steps."""
+    with (
+        mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", workload.chunk_bytes),
+        mock.patch("zarrow._write.recovery.MAX_PIECES", workload.pieces),
+    ):
+        yield
 
 
 @dataclass

@@ -190,10 +190,10 @@ class File:
         except OSError as error:
             return self.size_bytes if error.errno == errno.ENXIO else offset
 
-    def journal(self) -> Journal:
-        """Return it as a journal without the hole at its end; a small one is read at once."""
+    def journal(self, *, small_bytes: int = BLOCK_BYTES) -> Journal:
+        """Return it as a journal without the hole at its end; one of `small_bytes` or less is read at once."""
         size_bytes = self.data_bytes
-        if size_bytes <= BLOCK_BYTES:
+        if size_bytes <= small_bytes:
             return Journal.of(self._up_to(0, size_bytes))
         return Journal(self._up_to, size_bytes, self.next_data)
 

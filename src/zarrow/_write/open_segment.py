@@ -38,6 +38,9 @@ from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["OpenSegment", "discard"]
 
+_JOURNAL_BYTES = 16 << 20
+"""Of a full segment: a journal up to this size is read at once when the part is written, a larger one in blocks."""
+
 
 class OpenSegment:
     """An open segment that this process fills.
@@ -302,7 +305,7 @@ class OpenSegment:
         """Return the table's rows, of the wire schema, read from the journal and checked."""
         path = self.path / layout.FRAMES
         found = frames.scan(
-            reading.open_file(self.path, layout.FRAMES).journal(),
+            reading.open_file(self.path, layout.FRAMES).journal(small_bytes=_JOURNAL_BYTES),
             self._uuid,
             len(self.spec.arrays),
             self.spec.segment_rows,

@@ -26,7 +26,7 @@ import pyarrow as pa
 from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import RESERVED_COLUMNS
-from zarrow._format.pages import read_footer
+from zarrow._format.pages import MAX_VALUES, SMALL_BYTES, read_footer
 from zarrow._format.parts import POOL, check_part, parquet
 from zarrow._format.records import PartFacts
 from zarrow._format.spec import StoreSpec
@@ -145,9 +145,10 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     """
     options = _writer_options(spec, table)
     facts = _write_with(options, path, spec, table)
+    large = [column.name for column in table.schema if not _is_small(table[column.name])]
     with open_file(path.parent, path.name) as file, file.stream() as stream:
-        metadata = parquet().read_metadata(stream)
-        dense = [name for name in table.column_names if not _is_harmless(file, stream, metadata, name)]
+        metadata = parquet().read_metadata(stream) if large else None
+        dense = [name for name in large if not _is_harmless(file, stream, metadata, name)]
     if dense:
         leaves = [metadata.schema.column(index).path for index in range(len(metadata.schema))]
         options["use_dictionary"] = [name for name in options["use_dictionary"] if name not in dense]
@@ -158,6 +159,12 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
         files.remove(path)
         facts = _write_with(options, path, spec, table)
     return facts
+
+
+def _is_small(values: pa.ChunkedArray) -> bool:
+    """Tell whether values are so few and short that they are harmless, however they are stored."""
+    plain = not (pa.types.is_nested(values.type) or pa.types.is_dictionary(values.type))
+    return plain and len(values) <= MAX_VALUES and int(values.nbytes) <= SMALL_BYTES
 
 
 def _is_harmless(file: File, stream: Any, metadata: Any, column: str) -> bool:

@@ -13,7 +13,8 @@ From then on the records are dense, except for the numbers of damaged segments t
 the rows of the last segments move to these numbers (`_close_gaps`).
 
 `finalize` recovers, then seals the only unfilled open segment as it is, or packs several into dense ones, by
-the steps of `seal`, and publishes the manifest.
+the steps of `seal`, and publishes the manifest. If there are more than a claim can name, the last segment, which
+is short, becomes an open one again after each step (`reopening`), and is packed with the next ones.
 
 A crash leaves what the next recovery finishes: every step may be repeated. Both functions assume that the
 store's lock is held exclusively: no other writer is alive.
@@ -47,6 +48,9 @@ from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError
 
 __all__ = ["finalize", "recover", "require_expected"]
+
+MAX_PIECES = 32_768
+"""Open segments that are packed at once: a claim that names them takes no more than half a document."""
 
 
 def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
@@ -97,7 +101,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
                 del dead[slot]
                 dead |= _put_aside(root, spec, owner, one)
         if any(one.start for one in dead.values()):
-            _pack(root, spec, dead)  # it was interrupted
+            _pack(root, spec, owner, dead)  # it was interrupted
         for slot, one in list(dead.items()):
             if one.rows.rows == spec.segment_rows:
                 del dead[slot]
@@ -361,7 +365,7 @@ def finalize(
         if len(dead) == 1:
             _seal_dead(root, spec, dead.popitem()[1])
         elif dead:
-            _pack(root, spec, dead)
+            _pack(root, spec, owner, dead)
     finally:
         release(dead.values())
     if not catalog.dense_segments(root):
@@ -386,8 +390,23 @@ def require_expected(path: Path, rows: int, expected_rows: int | None) -> None:
         )
 
 
-def _pack(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
+def _pack(root: Path, spec: StoreSpec, owner: Owner, dead: dict[str, Dead]) -> None:
     """Commit the rows of several open segments as dense segments, and empty `dead`."""
+    while len(dead) > MAX_PIECES:
+        slots = [*dead]
+        _pack_at_once(root, spec, {slot: dead[slot] for slot in slots[:MAX_PIECES]})
+        for slot in slots[:MAX_PIECES]:
+            del dead[slot]
+        reopened = reopen(root, spec, owner)
+        if reopened is not None:  # whose rows come first
+            rest = dict(dead)
+            dead.clear()
+            dead |= {reopened.rows.slot: reopened} | rest
+    _pack_at_once(root, spec, dead)
+
+
+def _pack_at_once(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
+    """Commit the rows of as many open segments as a claim can name, and empty `dead`."""
     pieces: list[list[Source]] = [[]]
     room = spec.segment_rows
     for slot, one in dead.items():
