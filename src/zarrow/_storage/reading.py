@@ -191,7 +191,7 @@ class File:
             return self.size_bytes if error.errno == errno.ENXIO else offset
 
     def journal(self, *, small_bytes: int = BLOCK_BYTES) -> Journal:
-        """Return it as a journal without the hole at its end; one of `small_bytes` or less is read at once."""
+        """Return it as a journal without the hole at its end; one of `small_bytes` is read at once."""
         size_bytes = self.data_bytes
         if size_bytes <= small_bytes:
             return Journal.of(self._up_to(0, size_bytes))

@@ -39,7 +39,7 @@ from zarrow.errors import CorruptionError, StoreLockedError
 __all__ = ["OpenSegment", "discard"]
 
 _JOURNAL_BYTES = 16 << 20
-"""Of a full segment: a journal up to this size is read at once when the part is written, a larger one in blocks."""
+"""Up to this size, the journal of a segment is read at once when its part is written."""
 
 
 class OpenSegment:

@@ -147,7 +147,7 @@ def write_part(path: Path, spec: StoreSpec, table: pa.Table) -> PartFacts:
     facts = _write_with(options, path, spec, table)
     large = [column.name for column in table.schema if not _is_small(table[column.name])]
     with open_file(path.parent, path.name) as file, file.stream() as stream:
-        metadata = parquet().read_metadata(stream) if large else None
+        metadata: Any = parquet().read_metadata(stream) if large else None
         dense = [name for name in large if not _is_harmless(file, stream, metadata, name)]
     if dense:
         leaves = [metadata.schema.column(index).path for index in range(len(metadata.schema))]

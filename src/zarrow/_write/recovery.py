@@ -13,8 +13,8 @@ From then on the records are dense, except for the numbers of damaged segments t
 the rows of the last segments move to these numbers (`_close_gaps`).
 
 `finalize` recovers, then seals the only unfilled open segment as it is, or packs several into dense ones, by
-the steps of `seal`, and publishes the manifest. If there are more than a claim can name, the last segment, which
-is short, becomes an open one again after each step (`reopening`), and is packed with the next ones.
+the steps of `seal`, and publishes the manifest. If there are more than a claim can name, the last segment,
+which is short, becomes an open one again after each step (`reopening`), and is packed with the next ones.
 
 A crash leaves what the next recovery finishes: every step may be repeated. Both functions assume that the
 store's lock is held exclusively: no other writer is alive.
