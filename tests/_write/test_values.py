@@ -64,6 +64,8 @@ SCALARS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
     (pa.duration("us"), st.timedeltas(dt.timedelta(-1000), dt.timedelta(1000))),
     (pa.dictionary(pa.int8(), pa.string()), TEXT),
     (pa.dictionary(pa.int32(), pa.int64()), SMALL),
+    (pa.dictionary(pa.int32(), pa.large_string()), TEXT),
+    (pa.dictionary(pa.int16(), pa.large_binary()), st.binary(max_size=5)),
 ]
 
 
@@ -389,3 +391,79 @@ def test_a_refused_value_names_the_remedy(first: Any, second: Any, message: str,
             writer.append({"c": second})
         writer.finalize()
     assert zarrow.open(tmp_path / "s").table()["c"].to_pylist() == first
+
+
+def _of_bytes(*texts: bytes) -> pa.Array:
+    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
+    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        _of_bytes(b"fine", b"\xff"),
+        pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), _of_bytes(b"fine", b"\xc3(")),
+        pa.array([0, 86_400 * 10**9], pa.int64()).view(pa.time64("ns")),
+        pa.ExtensionArray.from_storage(pa.json_(), pa.array(["1", "{bad"])),
+        pa.ExtensionArray.from_storage(pa.json_(), pa.array(["[]", "NaN"])),
+    ],
+    ids=["text", "text in lists", "time of day", "JSON", "JSON of NaN"],
+)
+def test_arrow_arrays_that_are_not_valid_are_refused(values: pa.Array, tmp_path: Any) -> None:
+    """What Arrow itself does not look at, and no reader would take from a frame, is refused with its row."""
+    path = tmp_path / "run.zarrow"
+    with zarrow.Writer(path) as writer:
+        with pytest.raises(BatchError, match="column 'c': the value in row 1"):
+            writer.append({"c": values})
+        writer.append({"c": values.slice(0, 1)})
+        writer.finalize()
+    assert zarrow.open(path).table(["c"])["c"].to_pylist() == values.slice(0, 1).to_pylist()
+
+
+def test_arrays_of_pandas_keep_their_nulls_and_types(tmp_path: Any) -> None:
+    """Categories, nullable numbers and times are stored as they are, as arrays and within a frame."""
+    given = {
+        "order": pd.Categorical(["lo", "hi", None], categories=["lo", "mid", "hi"], ordered=True),
+        "number": pd.Categorical([1, None, 2]),
+        "half": pd.arrays.FloatingArray(np.array([1, np.nan, 3], "f4"), np.array([False, False, True])),
+        "day": pd.DatetimeIndex(["2020-01-01", None, "2020-01-03"], tz="Europe/Berlin"),
+    }
+    for name, columns in ({"arrays": given, "frame": pd.DataFrame(given)}).items():
+        with zarrow.Writer(tmp_path / name, segment_rows=4) as writer:
+            writer.append(columns)
+            writer.finalize()
+        assert zarrow.verify(tmp_path / name, "full").ok
+        table = zarrow.open(tmp_path / name).table()
+        assert table["order"].to_pylist() == ["lo", "hi", None]
+        assert table["number"].to_pylist() == [1, None, 2]
+        assert table.schema.field("half").type == pa.float32()
+        assert repr(table["half"].to_pylist()) == "[1.0, nan, None]"
+        assert table["day"].null_count == 1
+
+
+def test_columns_with_dots_beside_structs(tmp_path: Any) -> None:
+    """Parquet calls a column "a.b" as it calls the field of a struct; each is read all the same."""
+    columns = {"a.b": [1, 2], "a": [{"b": 3, "c": 4}, None], "x": ["p", "q"], "x.y": ["r", "s"]}
+    with zarrow.Writer(tmp_path / "run.zarrow") as writer:
+        writer.append(columns)
+        writer.finalize()
+    store = zarrow.open(tmp_path / "run.zarrow")
+    for names in (["a"], ["a.b"], ["x"], ["x.y"], ["x.y", "a"]):
+        assert store.table(names).to_pydict() == {name: columns[name] for name in names}
+
+
+def test_engines_get_what_they_know(tmp_path: Any) -> None:
+    """Tensors of float16 reach DuckDB, and a time zone that Polars does not know is no panic."""
+    halves = pa.array([[1, 2]], pa.list_(pa.float16(), 2))
+    columns = {
+        "tensor": pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float16(), [2]), halves),
+        "when": pa.array([0], pa.timestamp("us", "+05:30")),
+    }
+    with zarrow.Writer(tmp_path / "run.zarrow") as writer:
+        writer.append(columns)
+        writer.finalize()
+    store = zarrow.open(tmp_path / "run.zarrow")
+    assert [*store.sql("SELECT tensor FROM predictions").fetchone()[0]] == [1, 2]
+    with pytest.raises(InvalidInputError, match="column 'when': Polars has no timestamp"):
+        store.to_polars()

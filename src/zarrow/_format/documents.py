@@ -17,7 +17,7 @@ from typing import Any
 from zarrow._format.checksum import crc32c
 from zarrow.errors import CorruptionError
 
-__all__ = ["MAX_DOCUMENT_BYTES", "MAX_OWNER_BYTES", "decode_document", "encode_document"]
+__all__ = ["MAX_DOCUMENT_BYTES", "MAX_OWNER_BYTES", "decode_document", "encode_document", "require_json"]
 
 MAX_DOCUMENT_BYTES = 8 << 20
 """Of any but a manifest (`records.max_manifest_bytes`): a record of `MAX_CHUNKS` chunks has 3 MiB."""
@@ -85,3 +85,9 @@ def _refuse(constant: str) -> None:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse)
+_ANY_JSON = json.JSONDecoder(parse_constant=_refuse)
+
+
+def require_json(text: str) -> None:
+    """Raise `ValueError` or `RecursionError` unless a text is JSON."""
+    _ANY_JSON.decode(text)

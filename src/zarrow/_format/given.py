@@ -244,9 +244,11 @@ def as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | np
     if is_arrow(values):
         return _named(name, values)
     try:
+        if type(values).__module__.partition(".")[0] == "pandas" and not hasattr(values, "sp_values"):
+            return _named(name, pa.array(values))
         values = to_host(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BatchError(f"column {name!r}: not a column: {error}") from error
+    except (TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise _no_column(name, error) from error
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or values is None:
         raise BatchError(f"column {name!r}: a column has one value per row, got {values!r}")
     if isinstance(values, np.ndarray):
@@ -266,7 +268,11 @@ def as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | np
     except BatchError:
         raise
     except (TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
-        raise BatchError(f"column {name!r}: not a column: {error}") from error
+        raise _no_column(name, error) from error
+
+
+def _no_column(name: str, error: Exception) -> BatchError:
+    return BatchError(f"column {name!r}: not a column: {error}: convert it to a type that Arrow has")
 
 
 def _of_numpy(name: str, values: npt.NDArray[Any]) -> pa.Array | npt.NDArray[Any]:
@@ -281,7 +287,7 @@ def _of_numpy(name: str, values: npt.NDArray[Any]) -> pa.Array | npt.NDArray[Any
             return pa.array(values.data, mask=np.ma.getmaskarray(values))
         return pa.array(values)
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise BatchError(f"column {name!r}: not a column: {error}") from error
+        raise _no_column(name, error) from error
 
 
 def as_index(given: Any) -> Any:

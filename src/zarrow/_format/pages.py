@@ -89,6 +89,8 @@ class Repeating:
     ----------
     path : str
         The column, as Parquet names it.
+    index : int
+        Its place.
     by_number : int
         Values that are numbers of texts in the column's dictionary.
     longest_bytes : int
@@ -100,6 +102,7 @@ class Repeating:
     """
 
     path: str
+    index: int
     by_number: int
     longest_bytes: int
     others_bytes: int
@@ -295,7 +298,7 @@ def check_pages(
                     f"the checksum of the page at byte {page.data_offset} does not match", path=path
                 )
         limit = max(MAX_TEXT_BYTES, MAX_RATIO * stored)
-        found = Repeating(column.path_in_schema, by_number, longest, others, limit)
+        found = Repeating(column.path_in_schema, index, by_number, longest, others, limit)
         if column.physical_type == "BYTE_ARRAY" and not found.fits(longest):
             repeating.append(found)
     return repeating

@@ -19,7 +19,7 @@ from zarrow._format.pages import Read, Repeating, check_pages
 from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError
 
-__all__ = ["check_part", "parquet", "to_table", "to_wire"]
+__all__ = ["check_part", "has_stored_schema", "parquet", "to_table", "to_wire"]
 
 POOL = pa.system_memory_pool()
 """Arrow's default pool would keep 10 MB and more for a few hundred kB."""
@@ -76,7 +76,12 @@ def _texts(part: Any, metadata: Any, column: Repeating, rows: int) -> Iterator[t
     with parquet().ParquetFile(
         part, metadata=metadata, read_dictionary=[column.path], pre_buffer=False
     ) as file:
-        for batch in file.iter_batches(rows, columns=[column.path], use_threads=False):
+        groups = range(metadata.num_row_groups)
+        # By its place: the path of "a.b" is also that of "b" in a struct "a".
+        batches = file.reader.iter_batches(
+            rows, row_groups=groups, column_indices=[column.index], use_threads=False
+        )
+        for batch in batches:
             values = batch.column(0)
             while pa.types.is_nested(values.type):
                 values = values.field(0) if pa.types.is_struct(values.type) else values.flatten()
@@ -123,7 +128,7 @@ def to_wire(spec: StoreSpec, part: Any, read: Read, path: str) -> pa.Table:
     """
     try:
         file = parquet().ParquetFile(part, page_checksum_verification=True, pre_buffer=False)
-        if not file.schema_arrow.remove_metadata().equals(_stored_schema(spec)):
+        if not has_stored_schema(file, spec):
             raise CorruptionError(
                 f"its columns are not those of the store: {file.schema_arrow.names}", path=path
             )
@@ -143,8 +148,16 @@ def to_wire(spec: StoreSpec, part: Any, read: Read, path: str) -> pa.Table:
     ).combine_chunks()
 
 
+def has_stored_schema(part: Any, spec: StoreSpec) -> bool:
+    """Tell whether a `ParquetFile` has the store's columns, as Parquet gives them back.
+
+    Of types that are not kept any more, that may differ: earlier stores have dictionaries of large strings.
+    """
+    found = part.schema_arrow.remove_metadata()
+    return bool(found.equals(spec.table_schema.remove_metadata()) or found.equals(_stored_schema(spec)))
+
+
 def _stored_schema(spec: StoreSpec) -> pa.Schema:
-    """Return the schema as Parquet returns it: with milliseconds in place of seconds, for instance."""
     sink = pa.BufferOutputStream()
     with parquet().ParquetWriter(sink, spec.table_schema) as writer:
         writer.write_table(pa.Table.from_batches([], spec.table_schema))

@@ -35,15 +35,17 @@ def kept_type(kind: pa.DataType) -> pa.DataType:
 
     Views are for memory, not for files. Parquet has neither times in seconds, nor dates in milliseconds, nor
     decimals of 32 and 64 bits. A segment may see more categories than one batch has, so the indices of a
-    dictionary are int32, in no order; Parquet gives back dictionaries of text and bytes only, and only as
-    whole columns.
+    dictionary are int32, in no order; Parquet gives back dictionaries of text and bytes only, not of large
+    ones, and only as whole columns.
 
     >>> kept_type(pa.timestamp("s", "UTC")), kept_type(pa.list_(pa.string_view())).value_type
     (TimestampType(timestamp[ms, tz=UTC]), DataType(string))
     """
     if pa.types.is_dictionary(kind):
         value = kept_type(kind.value_type)
-        return pa.dictionary(pa.int32(), value) if is_text(value) or is_bytes(value) else value
+        if is_text(value) or is_bytes(value):
+            value = pa.dictionary(pa.int32(), pa.string() if is_text(value) else pa.binary())
+        return value
     return _kept(kind)
 
 

@@ -28,7 +28,7 @@ from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.pages import read_footer
-from zarrow._format.parts import check_part
+from zarrow._format.parts import check_part, has_stored_schema
 from zarrow._format.records import SegmentRecord
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.statistics import excess, nans_in
@@ -107,7 +107,7 @@ def open_part(file: File, spec: StoreSpec, record: SegmentRecord) -> Iterator[pq
         try:
             strings = [column.name for column in spec.schema if is_text(column.type)]
             plain = pq.ParquetFile(stream)
-            _check_footer(plain.metadata, plain.schema_arrow, spec, record, path)
+            _check_footer(plain, spec, record, path)
             # As dictionaries, so that a long string that is repeated takes no more memory than in the file.
             part = pq.ParquetFile(
                 stream, read_dictionary=strings, page_checksum_verification=True, pre_buffer=False
@@ -123,16 +123,15 @@ def open_part(file: File, spec: StoreSpec, record: SegmentRecord) -> Iterator[pq
             raise CorruptionError(f"undecodable despite a correct checksum: {error}", path=path) from error
 
 
-def _check_footer(
-    metadata: pq.FileMetaData, schema: pa.Schema, spec: StoreSpec, record: SegmentRecord, path: str
-) -> None:
+def _check_footer(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord, path: str) -> None:
+    metadata = part.metadata
     if metadata.num_rows != record.rows or metadata.num_row_groups > 1:
         raise CorruptionError(
             f"{metadata.num_rows} rows in {metadata.num_row_groups} row groups, not {record.rows} in one",
             path=path,
         )
-    if not schema.remove_metadata().equals(spec.table_schema.remove_metadata()):
-        raise CorruptionError(f"its columns are not the store's, but {schema.names}", path=path)
+    if not has_stored_schema(part, spec):
+        raise CorruptionError(f"its columns are not the store's, but {part.schema_arrow.names}", path=path)
 
 
 def _damage(path: str, message: object, record: SegmentRecord, spec: StoreSpec) -> Finding:

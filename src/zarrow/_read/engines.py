@@ -8,6 +8,7 @@ engine is loaded when it is first used.
 from __future__ import annotations
 
 import re
+import zoneinfo
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ def _type_in_polars(kind: pa.DataType) -> pa.DataType:
     """Return a type that Polars takes from Arrow, and to which it reads the same type from Parquet."""
     if pa.types.is_decimal256(kind):
         return pa.decimal128(kind.precision, kind.scale)
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        zoneinfo.ZoneInfo(kind.tz)  # which it must know by name, else it panics
     return with_children(kind, _type_in_polars)
 
 
@@ -44,6 +47,8 @@ def type_in_duckdb(kind: pa.DataType) -> pa.DataType:
         return pa.int64()
     if pa.types.is_decimal256(kind):
         return pa.decimal128(kind.precision, kind.scale) if kind.precision <= _MAX_PRECISION else pa.float64()
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return type_in_duckdb(kind.storage_type)
     return with_children(kind, type_in_duckdb)
 
 
@@ -56,7 +61,7 @@ def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
     for field in rest.schema:
         try:
             _type_in_polars(field.type)
-        except ValueError as error:
+        except (ValueError, KeyError, OSError) as error:
             raise InvalidInputError(
                 f"column {field.name!r}: Polars has no {field.type} ({error}): read it with table() or sql()"
             ) from error

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.arrow import Values, as_arrow, number_dtype, numbers_as_arrow
+from zarrow._format.documents import require_json
 from zarrow._format.given import TableLike, as_array, as_columns, as_integers
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.spec import ArraySpec, StoreSpec
@@ -214,6 +215,8 @@ class BatchChecker:
                     values.append(data)
                     continue
                 data = numbers_as_arrow(data)
+            elif not pa.types.is_primitive(data.type) or pa.types.is_time(data.type):
+                _require_valid(name, data)
             if data.type != kind or pa.types.is_nested(kind):
                 data = _represented(data, kind, column)
             row = None if strict is None else row_of_null(data, strict)
@@ -260,6 +263,34 @@ def _check_sample_index(values: Any) -> Values:
     ):
         raise BatchError(f"sample_index must lie in 0..2**63-1, got {index.min()}..{index.max()}")
     return index.astype(np.int64, copy=False)
+
+
+def _require_valid(name: str, values: pa.Array) -> None:
+    """Raise `BatchError` if an Arrow array breaks Arrow's rules, or one of JSON those of JSON.
+
+    Arrow itself does not look at what others have made. Once the values are in a frame, no reader takes them.
+    """
+    problem = _problem(values)
+    if problem is not None:
+        rows = (row for row in range(len(values)) if _problem(values.take(pa.array([row]))) is not None)
+        raise BatchError(
+            f"column {name!r}: the value in row {next(rows, None)} is not valid: {problem}"
+        ) from problem
+
+
+def _problem(values: pa.Array) -> Exception | None:
+    """Return what is wrong with an array, or None."""
+    if pa.types.is_nested(values.type) and 2 * values.nbytes < values.get_total_buffer_size():
+        # A slice, of which Arrow would look at all children.
+        values = values.take(numbers_as_arrow(np.arange(len(values))))
+    try:
+        values.validate(full=True)
+        if isinstance(values.type, pa.JsonType):
+            for text in values.storage.drop_null().to_pylist():
+                require_json(text)
+    except (pa.ArrowException, ValueError, RecursionError) as error:
+        return error
+    return None
 
 
 def _represented(values: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Array:
