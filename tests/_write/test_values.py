@@ -464,6 +464,6 @@ def test_engines_get_what_they_know(tmp_path: Any) -> None:
         writer.append(columns)
         writer.finalize()
     store = zarrow.open(tmp_path / "run.zarrow")
-    assert [*store.sql("SELECT tensor FROM predictions").fetchone()[0]] == [1, 2]
+    assert [*store.sql("SELECT tensor FROM predictions").fetchall()[0][0]] == [1, 2]
     with pytest.raises(InvalidInputError, match="column 'when': Polars has no timestamp"):
         store.to_polars()

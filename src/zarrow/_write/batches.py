@@ -272,7 +272,7 @@ def _require_valid(name: str, values: pa.Array) -> None:
     """
     problem = _problem(values)
     if problem is not None:
-        rows = (row for row in range(len(values)) if _problem(values.take(pa.array([row]))) is not None)
+        rows = (row for row in range(len(values)) if _problem(*_copies([values.slice(row, 1)])) is not None)
         raise BatchError(
             f"column {name!r}: the value in row {next(rows, None)} is not valid: {problem}"
         ) from problem
@@ -282,7 +282,7 @@ def _problem(values: pa.Array) -> Exception | None:
     """Return what is wrong with an array, or None."""
     if pa.types.is_nested(values.type) and 2 * values.nbytes < values.get_total_buffer_size():
         # A slice, of which Arrow would look at all children.
-        values = values.take(numbers_as_arrow(np.arange(len(values))))
+        (values,) = _copies([values])
     try:
         values.validate(full=True)
         if isinstance(values.type, pa.JsonType):
