@@ -38,6 +38,45 @@ def test_a_writer_that_loses_a_batch_is_caught(monkeypatch: pytest.MonkeyPatch) 
         data.check(lambda start, stop: data.vectors(start, stop) * (start != 128))
 
 
+def test_loaders_are_compared_and_checked(tmp_path: Path) -> None:
+    """The table is put into the place for it in a document, with versions; no other file is left."""
+    guide = tmp_path / "guide.md"
+    guide.write_text("before\n<!-- loaders -->\nold\n<!-- end of loaders -->\nafter\n")
+    words = ["--rows", "700", "--width", "8", "--repeat", "1", "--only", "memmap", "zarrow", "zarrow-map"]
+    words += ["--folder", str(tmp_path), "--guide", str(guide)]
+    script = str(BENCHMARKS / "loaders.py")
+    subprocess.run([sys.executable, script, *words], check=True, capture_output=True, text=True)
+    text = guide.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert [line.split()[1] for line in lines[2:]] == ["memmap", "zarrow", "zarrow-map"]
+    assert "torch 2" in text
+    assert "old" not in text
+    assert text.startswith("before\n<!-- loaders -->\n")
+    assert text.endswith("<!-- end of loaders -->\nafter\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["guide.md"]
+
+
+def test_a_loader_that_repeats_or_changes_a_row_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row is compared, and may come once only."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from loaders import Data, check_epoch
+
+    class Loader:
+        def __init__(self, order: list[int], change: int = 0) -> None:
+            ((_, labels, vectors),) = list(data.blocks())
+            vectors[5, 1] += change
+            self.batch = vectors[order], labels[order]
+
+        def batches(self, epoch: int) -> list[object]:
+            return [self.batch]
+
+    data = Data(10, 4, 10)
+    check_epoch(Loader([*range(10)]), data, 10)
+    for broken in (Loader([*range(9), 8]), Loader([*range(9)]), Loader([*range(10)], change=1)):
+        with pytest.raises(AssertionError):
+            check_epoch(broken, data, 10)
+
+
 @pytest.mark.slow
 def test_predict_runs_a_single_round() -> None:
     """A single round has quartiles, too, as ``python3 tests/benchmarks --quick`` needs."""

@@ -36,6 +36,7 @@ PARTS: dict[str, list[str]] = {
         *("writers.py", "--memory", *NARROW, "--repeat", "1", "--sizes", "100000", "1000000", "10000000")
     ],
     "readers": ["readers.py"],
+    "loaders": ["loaders.py"],
     "memory while reading": ["readers.py", "--memory"],
     "codecs": ["codecs.py"],
     "analysis": ["analysis.py"],

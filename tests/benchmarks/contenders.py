@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CONTENDERS", "SURVIVES", "Clock", "Data"]
+__all__ = ["CONTENDERS", "PACKAGES", "SURVIVES", "Clock", "Data"]
 
 SURVIVES = {
     "raw": "whole rows; synced at the end",
@@ -27,6 +28,8 @@ SURVIVES = {
     "zarrow-copy": "as zarrow",
     "zarrow-blosc": "as zarrow",
     "lance": "nothing before the end; never synced",
+    "lance-wal": "nothing before the end; never synced",
+    "lance-wal-durable": "every accepted row, through a MemWAL scanner; each batch is synced",
     "h5py": "possibly a readable file; never synced",
     "tensorstore": "chunks, but not which ones; each is synced",
     "zarr-append": "rows and silent fill values; never synced",
@@ -41,6 +44,19 @@ SURVIVES = {
     "nothing": "nothing is written",
 }
 """What is left after a SIGKILL, and what is synced (according to strace) without ``--durable``."""
+
+PACKAGES = {
+    "lance": "lance",
+    "lance-append": "lance",
+    "lance-wal": "lance",
+    "lance-wal-durable": "lance",
+    "h5py": "h5py",
+    "tensorstore": "tensorstore",
+    "zarr-append": "zarr",
+    "zarr-aligned": "zarr",
+    "icechunk": "icechunk",
+}
+"""The package whose version a contender's figures depend on."""
 
 
 class Data:
@@ -179,6 +195,33 @@ def write_lance(
             return flat.to_numpy(zero_copy_only=False).reshape(-1, data.width)
 
         data.check(read)
+
+    return check
+
+
+def write_lance_wal(path: Path, data: Data, clock: Clock, *, durable: bool) -> Callable[[], None]:
+    """Write to Lance's MemWAL; durable, each call waits for the log's next flush, 100 ms apart by default."""
+    import lance
+    import pyarrow as pa
+
+    key = pa.field(
+        "id", pa.int64(), False, {"lance-schema:unenforced-primary-key": "true"}
+    )  # for its scanner
+    schema, shard = lists(data).set(0, key), str(uuid.uuid4())
+    dataset = lance.write_dataset(pa.table({name: [] for name in schema.names}, schema), path)
+    dataset.initialize_mem_wal()
+    with dataset.mem_wal_writer(shard, durable_write=durable) as writer:
+        for ids, prob, vectors in data.batches():
+            with clock():
+                writer.put(pa.Table.from_batches([record_batch(ids, prob, vectors, schema)]))
+
+    def check() -> None:
+        with lance.dataset(path).mem_wal_writer(shard) as writer:
+            table = writer.lsm_scanner().project(["id", "query_embed"]).to_table()
+        order = np.argsort(table["id"].to_numpy())
+        assert len(order) == data.rows
+        flat = table["query_embed"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        data.check(lambda start, stop: flat.reshape(-1, data.width)[order[start:stop]])
 
     return check
 
@@ -404,6 +447,8 @@ CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {
     "zarrow-copy": lambda *args: write_zarrow(*args, copy=True),
     "zarrow-blosc": lambda *args: write_zarrow(*args, codecs="blosc-lz4-bitshuffle"),
     "lance": write_lance,
+    "lance-wal": lambda *args: write_lance_wal(*args, durable=False),
+    "lance-wal-durable": lambda *args: write_lance_wal(*args, durable=True),
     "h5py": write_h5py,
     "tensorstore": write_tensorstore,
     "zarr-append": write_zarr_append,

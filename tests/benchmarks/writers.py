@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import CONTENDERS, SURVIVES, Clock, Data
-from harness import command, show_table
+from contenders import CONTENDERS, PACKAGES, SURVIVES, Clock, Data
+from harness import command, put_table, show_table, versions
 
 
 def private_bytes() -> int:
@@ -146,8 +146,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         result["wall_ratio"] = statistics.median(one["wall_s"] / other["wall_s"] for one, other in rounds)
         result["cpu_ratio"] = statistics.median(one["cpu_s"] / other["cpu_s"] for one, other in rounds)
     size = options.rows * options.width * Data(1, 1, 1, options.kind).dtype.itemsize
-    print(f"{options.rows:,} x {options.width} {options.kind} ({size / 1e9:.2f} GB), batches of ", end="")
-    print(f"{options.batch_rows}, medians of {options.repeat} rounds, {os.cpu_count()} cores\n")
+    used = versions("zarrow", "numpy", "pyarrow", *(PACKAGES[name] for name in results if name in PACKAGES))
+    title = f"{options.rows:,} x {options.width} {options.kind} ({size / 1e9:.2f} GB), batches of "
+    title += f"{options.batch_rows}, medians of {options.repeat} rounds, {os.cpu_count()} cores; {used}"
+    print(f"{title}\n")
     head = ["writer", "wall s", f"/ {base}", f"CPU / {base}", "p50 ms", "p99 ms", "memory MB", "disk / raw"]
     head.append("files")
     rows = []
@@ -167,7 +169,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 survives.replace("never synced", "synced at the end") if options.durable else survives,
             )
         )
-    show_table([*head, "left after a kill; synced"], rows)
+    head.append("left after a kill; synced")
+    show_table(head, rows)
+    if options.guide:
+        put_table(options.guide, "writers", title, head, rows)
     return results
 
 
@@ -222,6 +227,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000, 1_600_000])
     parser.add_argument("--picture", type=Path, help="file for a bar chart of the times")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--guide", type=Path, help="file in whose place for it the table is put")
     parser.add_argument("--folder", default=".", help="directory on the disk to measure")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -230,7 +236,7 @@ def main() -> None:
         return
     results = growth(options) if options.memory else compare(options)
     if options.json:
-        figures = {"options": vars(options), "medians": results}
+        figures = {"options": vars(options), "versions": versions(*PACKAGES.values()), "medians": results}
         options.json.write_text(json.dumps(figures, default=str, indent=2))
     if options.picture and not options.memory:
         draw(results, options.picture, durable=options.durable)
