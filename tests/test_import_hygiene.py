@@ -65,7 +65,8 @@ def test_numbers_are_written_and_read_back_without_pandas() -> None:
 import tempfile, numpy, zarrow
 path = tempfile.mkdtemp() + "/a.zarrow"
 with zarrow.Writer(path, keys=["id"]) as writer:
-    writer.append({"id": numpy.arange(3)}, {"e": numpy.ones((3, 2), "float32")}, numpy.arange(3))
+    columns = {"id": numpy.arange(3), "prob": numpy.ones(3, "float32"), "half": numpy.ones(3, "float16")}
+    writer.append(columns, {"e": numpy.ones((3, 2), "float32")}, numpy.arange(3))
     writer.finalize()
 store = zarrow.open(path)
 assert store.table(["row", "id"]).num_rows == len(store.locate(numpy.arange(3))) == len(store["e"][:])
