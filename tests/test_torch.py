@@ -289,8 +289,9 @@ class TestStoreIterableDataset:
         assert [batch["row"][0].item() for batch in pickle.loads(worker)] == mine
         assert len(list(dataset)) == 10
 
-    def test_batches_that_are_kept_are_not_overwritten(self, store, compressed):
+    def test_batches_that_are_kept_are_not_overwritten(self, store, compressed, monkeypatch):
         """Memory is used again only when nobody holds the batch, whoever made it."""
+        monkeypatch.setattr("zarrow.torch._memory._LARGE_BYTES", 0)
         for source, workers in ((store, 0), (store, 2), (compressed, 2)):
             dataset = StoreIterableDataset(source, 64, shuffle=True)
             batches = list(DataLoader(dataset, batch_size=None, num_workers=workers))

@@ -1,10 +1,11 @@
 """Memory — where the vectors of a batch are put, used again when nobody holds the batch any more.
 
-Fresh memory costs about as much as the gather into it, because the kernel must supply every page. So vectors
-are put where those of an earlier batch were:
+Fresh memory costs as much as the gather into it, because the kernel must supply every page. So vectors are
+put where those of an earlier batch were:
 
-* `Reused`, in the process that trains. A piece comes back when the tensor over it is gone, with all views of
-  it: a batch that somebody keeps is never overwritten.
+* `Reused`, in the process that trains, for batches that are too large for malloc to do the same. A piece
+  comes back when the tensor over it is gone, with all views of it: a batch that somebody keeps is never
+  overwritten.
 * `Slots`, in a worker of a DataLoader. torch copies a worker's batch into new shared memory, and passes a
   file descriptor for every tensor. Here the worker gathers into a slot of shared memory that is passed once,
   and then names the slot (`SharedBatch`). It is free again when the tensors over it are gone in the process
@@ -33,7 +34,9 @@ import torch
 
 __all__ = ["Place", "Reused", "SharedBatch", "Slots"]
 
-_KEPT = 8
+_LARGE_BYTES = 32 << 20
+"""What glibc's malloc returns to the kernel at once."""
+_KEPT = 4
 _SLOTS = 8
 _SEEN = _SLOTS
 """The byte that says that the other process has the memory; those before it say which slots are in use."""
@@ -73,14 +76,14 @@ class Reused:
 
     Examples
     --------
-    >>> reused, place = Reused(), Place("v", (8,), np.dtype(np.float32))
-    >>> first = torch.from_numpy(reused.empty(place, 3, 4))
+    >>> reused, place = Reused(), Place("v", (1 << 20,), np.dtype(np.float32))
+    >>> first = torch.from_numpy(reused.empty(place, 7, 8))
     >>> address, view = first.data_ptr(), first[1:]
     >>> del first
-    >>> reused.empty(place, 3, 4).ctypes.data == address  # somebody has a view of it
+    >>> reused.empty(place, 7, 8).ctypes.data == address  # somebody has a view of it
     False
     >>> del view
-    >>> reused.empty(place, 3, 4).ctypes.data == address
+    >>> reused.empty(place, 8, 8).ctypes.data == address
     True
     """
 
@@ -90,6 +93,8 @@ class Reused:
     def empty(self, place: Place, rows: int, most: int) -> npt.NDArray[Any]:
         """Return an array of `rows` rows, of anything, in memory for `most` rows."""
         size_bytes = max(rows, most) * place.row_bytes
+        if size_bytes < _LARGE_BYTES:
+            return np.empty((rows, *place.row_shape), place.dtype)
         free = self._free[size_bytes]
         memory = free.pop() if free else np.empty(size_bytes, np.uint8)
         return place.over(_lend(memory, _keep, free, memory), rows)
