@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from zarrow._format.quantized import QUANTIZED
 from zarrow._format.spec import check_expected
 from zarrow._predict.identifiers import open_all
 from zarrow._predict.rules import EntryNames, PredictionRules
@@ -135,8 +136,9 @@ class PredictionWriter(BasePredictionWriter):
         Whether to resume even if model, data, versions or provenance differ from those that the store was
         started with.
     dtypes : mapping of str to str, optional
-        Floating-point types to store columns and arrays as, e.g. ``{"query_embed": "float16"}``. By
-        default they are stored as they are, and bfloat16 as float32, which holds all its values.
+        Floating-point types to store columns and arrays as, e.g. ``{"query_embed": "float16"}``; ``"int8"``
+        quantizes an array, as `zarrow.Writer` does, on the GPU if it is there. By default they are stored
+        as they are, and bfloat16 as float32, which holds all its values.
     duplicates : {"refuse", "drop"}
         What to do with a row that is predicted twice, on one rank or on several: end the run, or drop it.
         With a stream and `sample_index`, ranks learn only at the end what the others have stored: then the
@@ -227,6 +229,7 @@ class PredictionWriter(BasePredictionWriter):
         self._options: dict[str, Any] = {
             "keys": tuple(keys), "segment_rows": segment_rows, "codecs": codecs, "durability": durability,
             "queue_bytes": queue_bytes, "provenance": self._provenance, "expected_rows": expected_rows,
+            "dtypes": {name: dtype for name, dtype in self._dtypes.items() if dtype == QUANTIZED},
         }  # fmt: skip
         self._grows_at = self.path
         self._run: Run | None = None
@@ -519,4 +522,4 @@ class PredictionWriter(BasePredictionWriter):
         """Return how a store without any batch is declared: with the identifiers' columns."""
         table = run.table_without_rows()
         keys = [key for key in self._options["keys"] if key in table.column_names]
-        return {"keys": keys, "schema": table.schema, "arrays": {}}
+        return {"keys": keys, "schema": table.schema, "arrays": {}, "dtypes": {}}

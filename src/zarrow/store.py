@@ -35,6 +35,7 @@ from zarrow._read.contents import Contents
 from zarrow._read.filters import Filter, read_filter
 from zarrow._read.indexing import Check, row_numbers
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
+from zarrow._read.quantized_array import QuantizedArray
 from zarrow._read.view import View, take_view
 from zarrow._storage.objects import located
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreChangedError
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow.compute as pc
 
-__all__ = ["Store", "StoreArray", "open"]
+__all__ = ["QuantizedArray", "Store", "StoreArray", "open"]
 
 
 def open(

@@ -75,6 +75,10 @@ class Writer:
         The arrays, e.g. ``{"query_embed": ((768,), "float32")}``. By default those of the first batch.
     schema : pyarrow.Schema, optional
         The columns. By default those of the first batch.
+    dtypes : mapping of str to str, optional
+        Arrays to quantize, e.g. ``{"query_embed": "int8"}``: floats are stored as 8-bit integers with a
+        float32 scale per row, in a quarter of the bytes, and read as float32. The scales are a column,
+        ``query_embed_scale``. All other arrays are stored as they are.
     keys : sequence of str
         Columns that name a row; never null.
     mode : {"x", "w", "a"}
@@ -133,6 +137,7 @@ class Writer:
         *,
         arrays: Mapping[str, tuple[int | Sequence[int], str]] | None = None,
         schema: pa.Schema | None = None,
+        dtypes: Mapping[str, str] | None = None,
         keys: Sequence[str] = (),
         mode: Mode = "x",
         segment_rows: int | None = None,
@@ -151,7 +156,7 @@ class Writer:
         # Symbolic links are followed: replacing a store must not replace a link to it.
         self.path = Path(os.path.realpath(on_disk(path)))
         self._declaration = Declaration(
-            arrays, schema, keys, segment_rows, codecs, provenance or {}, expected_rows
+            arrays, schema, keys, segment_rows, codecs, provenance or {}, expected_rows, dtypes or {}
         )
         self._owner = new_owner()
         self._spec: StoreSpec | None = None
@@ -260,7 +265,8 @@ class Writer:
         table : pyarrow Table or RecordBatch, polars or pandas frame, or mapping of str to 1-D values
             The narrow columns, in any order.
         arrays : mapping of str to array or tensor, shapes (rows, *row_shape)
-            The vectors. bfloat16 is widened to float32.
+            The vectors. bfloat16 is widened to float32. Quantized arrays are given in floats; or as their
+            int8, with the column of their scales in `table`.
         sample_index : int array, shape (rows,), optional
             The rows' index in the dataset that was predicted; an Arrow array may have nulls.
         copy : bool

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 import zarrow
 from zarrow import everyquery, lightning
+from zarrow._format.quantized import quantize
 from zarrow._predict import host_copies
 from zarrow._predict.host_copies import CudaCopies, HostCopies
 from zarrow.errors import BatchError, WriteFailedError
@@ -161,6 +162,44 @@ def test_a_run_on_a_device_stores_every_row(tmp_path, slow):
     predict(tmp_path / "s", 301)
     check(tmp_path / "s", 301)
     assert (slow.waits, slow.waits_of_the_model) == (38, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_device_quantizes_as_the_host_does(dtype):
+    """Integers and scales that a device computes are those of `quantize`, to the last bit."""
+    torch.manual_seed(0)
+    values = (torch.randn(300, 5, 7, dtype=torch.float64) * torch.randn(300, 1, 1).exp() * 100).to(dtype)
+    values[3], values[4] = 0, values[4] * 1e-42
+    found = HostCopies({"x": "int8"}, Slow()).begin({"x": values, "y": values[:, 0, 0]}).get()
+    integers, scales = quantize(values.to(max(dtype, torch.float32, key=lambda one: one.itemsize)).numpy())
+    np.testing.assert_array_equal(found["x"], integers)
+    np.testing.assert_array_equal(found["x_scale"], scales)
+    assert HostCopies({"x": "int8"}, Slow()).begin({"x": values[:0]}).get()["x"].shape == (0, 5, 7)
+
+
+def test_a_device_refuses_what_cannot_be_quantized():
+    """A row with a NaN is named when the batch arrives, and a name that the scales need at once."""
+    copies = HostCopies({"x": "int8"}, Slow())
+    with pytest.raises(BatchError, match=r"'x': row 1 of the batch has a value that int8 cannot hold"):
+        copies.begin({"x": torch.tensor([[1.0, 2.0], [3.0, torch.nan]])}).get()
+    with pytest.raises(BatchError, match="'x_scale' is the name of the scales of 'x': rename it"):
+        copies.begin({"x": torch.ones(2, 2), "x_scale": torch.ones(2)})
+
+
+@pytest.mark.parametrize("device", ["host", "device"])
+def test_a_run_quantizes_its_vectors(tmp_path, request, device):
+    """A run stores integers and scales, whether the device computes them or the writer, and goes on."""
+    if device == "device":
+        request.getfixturevalue("slow")
+    with pytest.raises(KeyError, match="to blame"):
+        predict(tmp_path / "s", 301, Model(stop_at=20), dtypes={"query_embed": "int8"})
+    predict(tmp_path / "s", 301, resume=True, dtypes={"query_embed": "int8"})
+    with zarrow.open(tmp_path / "s") as store:
+        wanted = (np.arange(301)[:, None] + np.arange(5) / 8).astype(np.float32)
+        integers, scales = quantize(wanted)
+        np.testing.assert_array_equal(store["query_embed"].stored[:], integers)
+        np.testing.assert_array_equal(store["query_embed"].scales, scales)
+        assert "query_embed_scale" in store.columns
 
 
 def test_a_run_that_fails_keeps_the_batches_that_were_under_way(tmp_path, slow):

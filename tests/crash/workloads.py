@@ -66,6 +66,17 @@ def names_of(ids: np.ndarray) -> list[str]:
     return [f"s{number}" for number in ids.tolist()]
 
 
+def scales_of(ids: np.ndarray) -> np.ndarray:
+    """Return the scales of quantized rows with these identifiers."""
+    return (ids % 7 + 1).astype(np.float32)
+
+
+def columns_of(workload: Workload, ids: np.ndarray) -> dict[str, Any]:
+    """Return the columns of these identifiers, the scales of quantized arrays among them."""
+    columns = {"id": ids, "s": pa.array(names_of(ids), pa.string())}  # an empty batch has types, too
+    return columns | {f"{name}_scale": scales_of(ids) for name in workload.options.get("dtypes", ())}
+
+
 @dataclass
 class Run:
     """One recorded run, whose writers report their promises to the recorder."""
@@ -94,11 +105,8 @@ class Run:
         """Append the next rows of a stream."""
         start = self.counted.get(stream, 0)
         ids = ids_of(stream, start, start + rows)
-        writer.append(
-            {"id": ids, "s": pa.array(names_of(ids), pa.string())},  # an empty batch has types, too
-            vectors_of(self.workload.arrays, ids),
-            sample_index=ids,
-        )
+        vectors = vectors_of(self.workload.arrays, ids)
+        writer.append(columns_of(self.workload, ids), vectors, sample_index=ids)
         self.counted[stream] = start + rows
 
     def done(self, stream: int = 0) -> None:
@@ -214,7 +222,10 @@ WORKLOADS = {
     for workload in (
         Workload("small", _small, {0: 175}, options=OPTIONS | {"segment_rows": 64}),
         Workload("straddling", _straddling, {0: 218}, options=OPTIONS),
-        Workload("many arrays", _many, {0: 151}, arrays=TWO, options=OPTIONS | {"segment_rows": 64}),
+        Workload(
+            "many arrays", _many, {0: 151}, arrays={"e": ((4,), "float32"), "q": ((2, 3), "int8")},
+            options=OPTIONS | {"segment_rows": 64, "dtypes": {"q": "int8"}},
+        ),
         Workload(
             "compressed", _compressed, {0: 185}, options=OPTIONS | {"segment_rows": 64, "codecs": "zstd"}
         ),
@@ -303,6 +314,8 @@ def check_rows(
     for name, expected in vectors_of(workload.arrays, ids).items():
         got = vectors[name]
         require(got.shape == expected.shape, f"{what}: {name!r} has shape {got.shape}, table {len(ids)} rows")
+        if expected.dtype == np.int8 != got.dtype:  # quantized, and read as the floats
+            expected = expected * scales_of(ids).reshape(-1, *[1] * (expected.ndim - 1))
         wrong = np.flatnonzero((got != expected).any(axis=tuple(range(1, got.ndim))))
         require(not wrong.size, f"{what}: {name!r} is wrong in rows {wrong[:5]} of {len(ids)}")
     counts = {}
@@ -511,7 +524,7 @@ def recover_and_check(
             if have < total:
                 ids = ids_of(stream, have, total)
                 arrays = vectors_of(workload.arrays, ids)
-                writer.append({"id": ids, "s": names_of(ids)}, arrays, sample_index=ids)
+                writer.append(columns_of(workload, ids), arrays, sample_index=ids)
         writer.finalize()
         final = check_complete(path, workload, "resumed")
         wanted = {stream: total for stream, total in workload.totals.items() if total}

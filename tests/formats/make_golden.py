@@ -1,4 +1,4 @@
-"""Golden stores — the test vectors of FORMAT.md: five tiny stores, and what a reader finds in them.
+"""Golden stores — the test vectors of FORMAT.md: six tiny stores, and what a reader finds in them.
 
 ``python tests/formats/make_golden.py`` writes them anew into ``tests/formats/golden/``, each with a JSON file
 of the expected rows and damage, which this script has from the rows that it appends, not from a reader.
@@ -177,7 +177,26 @@ def durable_damage(path: Path) -> dict[str, Any]:
     return expected([0, 1, 2, 3], PLAIN, committed=4, damage=damage)
 
 
-STORES = (complete, compressed, torn_tail, gap_with_claim, durable_damage)
+def quantized(path: Path) -> dict[str, Any]:
+    """A quantized array, of a committed segment and an open one; row 2 is of zeros."""
+    numbers, rows = list(range(6)), []
+    with contextlib.closing(_writer(path, dtypes={"v": "int8"})) as writer:
+        for number in numbers:
+            values = np.array([[number - 2, 0.25 * (number - 2)]], np.float32)
+            own = row(number, {})
+            columns = {name: [own[name]] for name in ("id", "query", "label")}
+            columns["query"] = pa.array(columns["query"]).dictionary_encode()
+            columns["label"] = pa.array(columns["label"], pa.bool_())
+            writer.append(columns, {"v": values}, sample_index=[own["sample_index"]])
+            writer.flush()
+            scale = np.float32(abs(number - 2)) / np.float32(127)
+            steps = [127, 32] if number > 2 else [-127, -32] if number < 2 else [0, 0]
+            found = [float(np.float32(step) * scale) for step in steps]
+            rows.append({"row": number, **own, "v_scale": float(scale), "v": found})
+    return expected([], {}, committed=4) | {"rows": rows}
+
+
+STORES = (complete, compressed, torn_tail, gap_with_claim, durable_damage, quantized)
 
 
 @contextlib.contextmanager

@@ -279,8 +279,8 @@ def test_it_reads_a_store_that_is_being_written(reader, figures, profile, tmp_pa
                 assert not found["damage"]
                 ids = np.array([row["id"] for row in found["rows"]], np.int64)
                 vectors = {
-                    name: np.array([row[name] for row in found["rows"]], dtype).reshape(len(ids), *shape)
-                    for name, (shape, dtype) in workload.arrays.items()
+                    name: np.array([row[name] for row in found["rows"]]).reshape(len(ids), *shape)
+                    for name, (shape, _) in workload.arrays.items()
                 }
                 names = [row["s"] for row in found["rows"]]
                 counts = check_rows(workload, ids, names, vectors, f"look {looks}")

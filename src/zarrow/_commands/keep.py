@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from typer import Argument, BadParameter, Exit, Option, Typer
 
 from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, open_store
 from zarrow._commands.show_audit import show_repair, show_report
 from zarrow._commands.show_store import facts_of, show_info
-from zarrow._commands.terminal import answer, counted, err, escape, print_json, progress_bar, say
+from zarrow._commands.terminal import (
+    answer,
+    counted,
+    err,
+    escape,
+    print_json,
+    progress_bar,
+    say,
+    show_facts,
+)
 from zarrow._format.spec import rows_of_expected
 from zarrow.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from zarrow.analysis import QuantizationError
 
 __all__ = ["app"]
 
@@ -87,16 +99,65 @@ def pack(
     segment_rows: Annotated[
         int | None, Option(help="Rows per segment, a power of two.", show_default="unchanged")
     ] = None,
+    dtypes: Annotated[
+        Names,
+        comma_list(
+            "name=int8 to quantize an array, or name=float16; comma-separated.",
+            default="unchanged",
+            metavar="NAME=DTYPE",
+        ),
+    ] = (),
     as_json: AsJson = False,
 ) -> None:
-    """Rewrite a complete store with other codecs, another segment size or row order.
+    """Rewrite a complete store with other codecs, another segment size, row order or dtypes.
 
     The old store stays until the new one has been written and verified.
     """
-    if not (order or codecs or segment_rows or new):
-        raise BadParameter("nothing to change: give --order, --codecs, --segment-rows or OUT")
-    _pack(path, new, order=list(order), codecs=_codecs(codecs), segment_rows=segment_rows)
-    show_info(facts_of(new or path), as_json=as_json)
+    if not (order or codecs or segment_rows or dtypes or new):
+        raise BadParameter("nothing to change: give --order, --codecs, --segment-rows, --dtypes or OUT")
+    chosen = _dtypes(dtypes)
+    errors = _measured(path, chosen)
+    if not as_json:
+        _show_errors(errors)
+    how = {"codecs": _codecs(codecs), "segment_rows": segment_rows, "dtypes": chosen}
+    _pack(path, new, order=list(order), **how)
+    facts = facts_of(new or path)
+    if errors:
+        facts["errors"] = {name: one.to_dict() for name, one in errors.items()}
+    show_info(facts, as_json=as_json)
+
+
+def _dtypes(given: Names) -> dict[str, str]:
+    for one in given:
+        if "=" not in one:
+            raise BadParameter(f"--dtypes takes NAME=DTYPE, such as query_embed=int8, got {one!r}")
+    pairs = [one.partition("=") for one in given]
+    return {name.strip(): dtype.strip() for name, _, dtype in pairs}
+
+
+def _measured(path: Path, dtypes: dict[str, str]) -> dict[str, QuantizationError]:
+    """Return what other dtypes change, measured on rows of the store; raises if they are impossible."""
+    if not dtypes:
+        return {}
+    from zarrow._maintenance.array_forms import ArrayForms
+    from zarrow.analysis import quantization_error
+
+    with open_store(path) as store:
+        changed = ArrayForms.of(store, dtypes).changed
+        return {name: quantization_error(store, name, dtype=cast("Any", dtypes[name])) for name in changed}
+
+
+def _show_errors(errors: dict[str, QuantizationError]) -> None:
+    for name, found in errors.items():
+        say(f"{escape(name)} as {found.dtype}, measured on {found.rows:,} rows:")
+        show_facts(
+            {
+                "largest error": f"{found.max_error:.3g}",
+                "relative error": f"{found.relative_error:.3g}",
+                "cosine": f"{found.min_cosine:.6f} at least, {found.mean_cosine:.6f} on average",
+                "recall@10": f"{found.recall_at_10:.3f}",
+            }
+        )
 
 
 def _codecs(given: Names) -> Any:

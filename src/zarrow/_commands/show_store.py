@@ -17,7 +17,7 @@ from zarrow._commands.terminal import cell, counted, escape, grid_of, out, print
 from zarrow._format.spec import rows_of_expected
 from zarrow._read.derived_arrays import derived_names
 from zarrow.errors import ZarrowError
-from zarrow.store import Store, StoreArray
+from zarrow.store import QuantizedArray, Store, StoreArray
 from zarrow.store import open as open_store
 
 __all__ = ["facts_of", "schema_of", "show_head", "show_info", "show_schema"]
@@ -52,12 +52,27 @@ def _array_facts(array: StoreArray, committed: int) -> dict[str, Any]:
     return {
         "shape": [committed, *array.row_shape],
         "dtype": array.dtype.name,
+        "quantized": _quantized(array),
         "codecs": [codec["name"] for codec in array.codecs],
         "chunk_rows": array.chunks[0],
         "raw_bytes": raw,
         "stored_bytes": array.stored_bytes,
         "compression_ratio": round(raw / array.stored_bytes, 3) if array.stored_bytes else None,
     }
+
+
+def _quantized(array: StoreArray) -> str | None:
+    """Return the dtype that an array is quantized to; None for all others."""
+    return array.stored.dtype.name if isinstance(array, QuantizedArray) else None
+
+
+def _type_of(facts: dict[str, Any]) -> str:
+    """Return the dtype of an array in words.
+
+    >>> _type_of({"dtype": "float32", "quantized": "int8"}), _type_of({"dtype": "float16", "usable": True})
+    ('float32 (int8)', 'float16')
+    """
+    return f"{facts['dtype']} ({facts['quantized']})" if facts.get("quantized") else str(facts["dtype"])
 
 
 def _derived_names(store: Store) -> list[str]:
@@ -91,6 +106,7 @@ def schema_of(store: Store) -> dict[str, Any]:
                 "name": name,
                 "shape": list(array.shape),
                 "dtype": array.dtype.name,
+                "quantized": _quantized(array),
                 "codecs": [codec["name"] for codec in array.codecs],
                 "derived": name not in store.arrays,
             }
@@ -108,7 +124,7 @@ def show_schema(facts: dict[str, Any]) -> None:
     for one in facts["arrays"]:
         codecs = "" if one["codecs"] == ["bytes"] else ", ".join(one["codecs"])
         notes = ", ".join(filter(None, ("array", "derived" if one["derived"] else "", codecs)))
-        grid.add_row(*map(escape, (one["name"], f"{_shape(one['shape'])} {one['dtype']}", notes)))
+        grid.add_row(*map(escape, (one["name"], f"{_shape(one['shape'])} {_type_of(one)}", notes)))
     out.print(grid)
 
 
@@ -140,7 +156,7 @@ def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
         grid.add_row(
             escape(name),
             _shape(array["shape"]),
-            array["dtype"],
+            _type_of(array),
             escape(", ".join(map(str, array["codecs"]))) if array["codecs"] != ["bytes"] else "none",
             decimal(array["stored_bytes"]),
             "–" if ratio is None or array["codecs"] == ["bytes"] else f"{ratio:.2f}",

@@ -17,6 +17,7 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `sequences`             plain Python values, converted without changing any
 `vector_lists`          rows of any number of vectors, in every form that callers have
 `ragged`                such rows as flat values and a count per row
+`quantized`             floats as 8-bit integers and a scale per row
 `codecs`                encoding and decoding one inner chunk
 `journal`               the bytes of an open segment's journal, read in blocks
 `frames`                one batch in the journal of an open segment

@@ -39,6 +39,7 @@ from zarrow._format.layout import (
     check_name,
     is_uuid,
 )
+from zarrow._format.quantized import QUANTIZED
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
 __all__ = ["ArraySpec", "StoreSpec", "rows_of_expected"]
@@ -64,6 +65,9 @@ ZARR_DTYPES = {
 }
 """Zarr v3 core data types that an array may have (bfloat16 is widened before)."""
 
+QUANTIZED_FEATURE = "quantized"
+READER_FEATURES = (QUANTIZED_FEATURE,)
+"""What a reader must know of a store that needs it."""
 
 PLAIN: tuple[dict[str, Any], ...] = ({"name": "bytes", "configuration": {"endian": "little"}},)
 """The default codecs: a chunk's stored bytes are its rows, in order."""
@@ -89,6 +93,8 @@ class ArraySpec:
         Rows of an inner chunk; a power of two.
     codecs : tuple of dict
         The inner codecs as Zarr v3 writes them; plain bytes by default.
+    scale : str, optional
+        Of a quantized array, the column with the scale of each row.
 
     Raises
     ------
@@ -107,6 +113,7 @@ class ArraySpec:
     dtype: str
     chunk_rows: int
     codecs: tuple[dict[str, Any], ...] = PLAIN
+    scale: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "an array")
@@ -121,6 +128,11 @@ class ArraySpec:
             raise InvalidInputError(
                 f"array {self.name!r}: dtype must be one of {', '.join(ZARR_DTYPES)}, "
                 f"got {self.dtype}: cast it"
+            )
+        if self.scale is not None and (self.dtype != QUANTIZED or not isinstance(self.scale, str)):
+            raise InvalidInputError(
+                f"array {self.name!r}: only {QUANTIZED} has a column of scales, got {self.dtype} with "
+                f"{self.scale!r}"
             )
         if not is_power_of_two(self.chunk_rows):
             raise InvalidInputError(
@@ -177,6 +189,7 @@ class ArraySpec:
             "dtype": self.dtype,
             "chunk_rows": self.chunk_rows,
             "codecs": list(self.codecs),
+            **({} if self.scale is None else {"scale": self.scale}),
         }
 
     @classmethod
@@ -188,6 +201,7 @@ class ArraySpec:
             dtype=body["dtype"],
             chunk_rows=body["chunk_rows"],
             codecs=tuple(body["codecs"]),
+            scale=body.get("scale"),
         )
 
 
@@ -339,6 +353,18 @@ class StoreSpec:
                     f"array {array.name!r}: chunk_rows ({array.chunk_rows}) must divide "
                     f"segment_rows ({self.segment_rows})"
                 )
+            if array.scale is not None:
+                self._check_scale(array.name, array.scale)
+
+    def _check_scale(self, array: str, name: str) -> None:
+        """Raise unless there is the column that a quantized array needs."""
+        place = self.schema.get_field_index(name)
+        column = self.schema.field(place) if place >= 0 else None
+        if column is None or column.type != pa.float32() or column.nullable or name in self.keys:
+            raise InvalidInputError(
+                f"array {array!r}: a quantized array needs a column {name!r} of float32, not nullable and no "
+                f"key, got {'none' if column is None else column.type}"
+            )
 
     def _check_bounds(self) -> None:
         """Raise if a segment would exceed the limits."""
@@ -358,6 +384,11 @@ class StoreSpec:
     def array(self, name: str) -> ArraySpec:
         """Return the array of that name."""
         return next(array for array in self.arrays if array.name == name)
+
+    @property
+    def reader_features(self) -> list[str]:
+        """What a reader must know to read the store."""
+        return [QUANTIZED_FEATURE] if any(array.scale is not None for array in self.arrays) else []
 
     @property
     def frame_rows(self) -> int:
@@ -392,6 +423,7 @@ class StoreSpec:
                 "keys": list(self.keys),
                 "provenance": self.provenance,
                 "expected_rows": self.expected_rows,
+                **({"reader_features": self.reader_features} if self.reader_features else {}),
             }
         )
 
@@ -412,7 +444,9 @@ class StoreSpec:
                 f"{path}: this zarrow reads format {FORMAT_VERSION}, got {body.get('zarrow_format')!r}: "
                 "upgrade zarrow"
             )
-        if unknown := body.get("reader_features"):
+        needed = body.get("reader_features") or []
+        needed = needed if isinstance(needed, list) else [needed]
+        if unknown := [one for one in needed if one not in READER_FEATURES]:
             raise NotAStoreError(f"{path}: this zarrow cannot read stores with {unknown}: upgrade zarrow")
         try:
             if not is_uuid(body["uuid"]) or not isinstance(body["provenance"], dict):

@@ -67,7 +67,10 @@ def _array_metadata(spec: StoreSpec, array: ArraySpec, rows: int, attributes: At
                 },
             }
         ],
-        "attributes": dict(attributes),
+        "attributes": {
+            **attributes,
+            **({} if array.scale is None else {"zarrow": {"scale": array.scale}}),
+        },
         "dimension_names": list(dimension_names(array.name, array.row_shape)),
         "storage_transformers": [],
     }

@@ -18,7 +18,8 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `repair_plan`            from findings to a plan, and the plan carried out
 `repair`                 `zarrow.repair`: a damaged store made sound again
 `external_sort`          the order of rows by some columns, in bounded memory
-`pack`                   rewriting a store: codecs, segments, order of rows
+`array_forms`            in which dtypes arrays are read, and written by `pack`
+`pack`                   rewriting a store: codecs, segments, dtypes, order of rows
 `copy`                   the committed rows of a store, also of a live one, as another store
 `upload`                 a complete store, put into a bucket
 `build_index`            writing the key index into a store

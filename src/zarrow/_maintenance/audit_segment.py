@@ -167,6 +167,7 @@ def _audit_part(files: Beneath, spec: StoreSpec, record: SegmentRecord, found: A
 
 def _check_values(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord) -> None:
     """Decode every column, a few thousand rows at a time, and raise if it has a value that it must not."""
+    scales = [array.scale for array in spec.arrays]
     for column in spec.table_schema:
         row = record.segment * spec.segment_rows
         stated, nulls, nans = record.part.statistics.get(column.name), 0, 0
@@ -179,6 +180,8 @@ def _check_values(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord) 
                 expected = np.arange(row, row + len(values))
                 if not np.array_equal(values.to_numpy(zero_copy_only=False), expected):
                     raise CorruptionError(f"column {ROW!r} does not number the store's rows from {row}")
+            if column.name in scales and not _are_scales(values):
+                raise CorruptionError(f"column {column.name!r} has a scale that is not finite or negative")
             row += len(values)
             if stated is not None:
                 nulls, nans = nulls + values.null_count, nans + nans_in(values)
@@ -192,6 +195,12 @@ def _check_values(part: pq.ParquetFile, spec: StoreSpec, record: SegmentRecord) 
             )
         if row != record.segment * spec.segment_rows + record.rows:
             raise CorruptionError(f"column {column.name!r} does not have {record.rows} rows")
+
+
+def _are_scales(values: pa.Array) -> bool:
+    """Tell whether all values may be scales of quantized rows."""
+    scales = np.from_dlpack(values)
+    return bool((np.isfinite(scales) & (scales >= 0)).all())
 
 
 def read_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64] | None:

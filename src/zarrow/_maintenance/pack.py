@@ -1,4 +1,4 @@
-"""Pack — a complete store rewritten with other codecs, other segments or its rows in another order.
+"""Pack — a complete store rewritten with other codecs, segments or dtypes, or its rows in another order.
 
 1. If rows are to be sorted, their new order is found first (`external_sort`); it may be the one they have.
 2. The old store is verified: damage must not be copied under a new checksum.
@@ -28,8 +28,10 @@ import pyarrow as pa
 from zarrow._format import layout
 from zarrow._format.arrow import without_dictionaries
 from zarrow._format.codecs import choose
-from zarrow._format.layout import ROW, SAMPLE_INDEX
+from zarrow._format.layout import SAMPLE_INDEX
+from zarrow._format.quantized import quantize
 from zarrow._format.spec import rows_of
+from zarrow._maintenance.array_forms import ArrayForms
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._read.catalog import read_spec
@@ -69,9 +71,10 @@ def pack(
     order: str | Sequence[str] | None = None,
     codecs: Any = "keep",
     segment_rows: int | None = None,
+    dtypes: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Rewrite a complete store with other codecs, other segments, or its rows in another order.
+    """Rewrite a complete store with other codecs, segments or dtypes, or its rows in another order.
 
     The new store is verified, then takes the place of the old one in one step; if the process dies before
     that, the old store is as it was. Columns, keys, sample indices, provenance and derived arrays are kept;
@@ -95,6 +98,9 @@ def pack(
         and for arrays that a mapping leaves out, those of the store.
     segment_rows : int, optional
         Rows per segment, a power of two. By default as in the store.
+    dtypes : mapping of str to str, optional
+        Arrays of floats to store in another dtype, e.g. ``{"query_embed": "float16"}``, or quantized, as
+        ``"int8"`` (see `Writer`). `zarrow.analysis.quantization_error` measures what that costs.
     progress : callable of (str, int, int), optional
         Called with the step (``"sort"``, ``"verify"``, ``"write"``, ``"verify the new store"``), how much of
         it is done, and its total.
@@ -135,21 +141,22 @@ def pack(
             raise InvalidInputError(f"{target}: lies in {root}, or around it: pack to another path")
         if target != root:
             _check_free(target)
+        forms = ArrayForms.of(store, dtypes)
         with _old_store_stays(store, target):
-            blocks = _sorted(store, by, target.parent, say) if by else None
+            blocks = _sorted(store, forms, by, target.parent, say) if by else None
         same = isinstance(codecs, str) and codecs == "keep" and segment_rows in (None, store.segment_rows)
-        if blocks is None and same and out is None:
+        if blocks is None and same and out is None and not forms.changed:
             return
         remedy = "run 'zarrow repair', which sets damaged rows aside, then pack the rest"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
-        given = chosen_codecs(store, codecs), segment_rows, say
+        given = forms, chosen_codecs(store, forms, codecs), segment_rows, say
         if target == root:
-            rewrite(store, blocks or _as_is(store), store.num_rows, root, *given)
+            rewrite(store, blocks or _as_is(store, forms), store.num_rows, root, *given)
             return
         incoming = target.with_name(target.name + layout.INCOMING_SUFFIX)
         with _old_store_stays(store, target):
             _remove_unfinished(incoming)
-            rewrite(store, blocks or _as_is(store), store.num_rows, incoming, *given)
+            rewrite(store, blocks or _as_is(store, forms), store.num_rows, incoming, *given)
             try:
                 files.rename(incoming, target)
             except OSError as error:
@@ -189,15 +196,19 @@ def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]
     return by
 
 
-def chosen_codecs(store: Store, codecs: Any) -> Any:
+def chosen_codecs(store: Store, forms: ArrayForms, codecs: Any) -> Any:
     kept = {name: array.codecs for name, array in store.arrays.items()}
     if isinstance(codecs, str) and codecs == "keep":
         return kept
     by_name = isinstance(codecs, Mapping) and "name" not in codecs
     chosen = {**kept, **codecs} if by_name else dict.fromkeys(kept, codecs)
-    for name, array in store.arrays.items():
+    for name, array in forms.sources.items():
         if isinstance(chosen[name], str) and chosen[name] == "auto":
-            chosen[name] = choose(array[: min(store.segment_rows, _SAMPLE_ROWS)], array.dtype.name)
+            rows = np.arange(min(store.segment_rows, _SAMPLE_ROWS, len(array)))
+            sample = forms.converted({name: array.take(rows)}, rows)[name]
+            if name in forms.quantized and sample.dtype.kind == "f":
+                sample = quantize(sample)[0]
+            chosen[name] = choose(sample, sample.dtype.name)
     return chosen
 
 
@@ -212,21 +223,24 @@ def rewrite(
     blocks: Iterable[Block],
     rows: int,
     target: Path,
+    forms: ArrayForms,
     codecs: Any,
     segment_rows: int | None,
     say: Progress,
 ) -> None:
     """Write rows of a store into a new one, verify it, and put it in its place."""
     in_place = target == store.path
-    schema = pa.schema([field for field in store.schema if field.name not in layout.RESERVED_COLUMNS])
+    left_out = {*layout.RESERVED_COLUMNS, *forms.dropped}
+    schema = pa.schema([field for field in store.schema if field.name not in left_out])
     with _old_store_stays(store, target):
         writer = None
         made = not in_place and target.parent.is_dir() and files.make_dir_like(target, store.path)
         try:
             writer = Writer(
                 target,
-                arrays={name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()},
+                arrays={name: (one.row_shape, forms.dtypes[name]) for name, one in forms.sources.items()},
                 schema=schema,
+                dtypes=forms.quantized,
                 keys=store.keys,
                 mode="w" if in_place else "x",
                 segment_rows=segment_rows or store.segment_rows,
@@ -238,7 +252,8 @@ def rewrite(
                 say("write", 0, rows)
                 for block in blocks:
                     columns = {name: block.table[name] for name in schema.names}
-                    writer.append(columns, block.vectors, block.table[SAMPLE_INDEX], copy=False)
+                    vectors = forms.converted(block.vectors, block.rows)
+                    writer.append(columns, vectors, block.table[SAMPLE_INDEX], copy=False)
                     numbers.write(np.ascontiguousarray(block.rows).data)
                     say("write", writer.queued_rows, rows)
                 assert writer.queued_rows == rows
@@ -329,13 +344,21 @@ def block_rows(arrays: Iterable[StoreArray]) -> int:
     return min(rows_of(BLOCK_BYTES, row_bytes), MAX_BLOCK_ROWS)
 
 
-def _as_is(store: Store) -> Iterator[Block]:
+def _as_is(store: Store, forms: ArrayForms) -> Iterator[Block]:
     """Yield all rows in their present order."""
-    for batch, vectors in store.join(batch_size=block_rows(store.arrays.values())):
-        yield Block(batch[ROW].to_numpy(), pa.Table.from_batches([batch]), vectors)
+    size, start = block_rows(forms.sources.values()), 0
+    for batch in store.scan(batch_size=size):
+        stop = start + batch.num_rows
+        for array in forms.sources.values():
+            array.prefetch(stop, stop + size)
+        vectors = {name: array.read(start, stop) for name, array in forms.sources.items()}
+        yield Block(np.arange(start, stop), pa.Table.from_batches([batch]), vectors)
+        start = stop
 
 
-def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterator[Block] | None:
+def _sorted(
+    store: Store, forms: ArrayForms, by: list[str], scratch: Path, say: Progress
+) -> Iterator[Block] | None:
     """Return all rows in order; None if they are in order already."""
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -347,13 +370,15 @@ def _sorted(store: Store, by: list[str], scratch: Path, say: Progress) -> Iterat
 
     columns = spool(batches(), without_dictionaries(store.schema), scratch)
     numbers = sort(columns, by, scratch)
-    return None if numbers is None else _taken(store, columns, numbers, scratch)
+    return None if numbers is None else _taken(forms, columns, numbers, scratch)
 
 
-def _taken(store: Store, columns: pa.Table, numbers: npt.NDArray[np.int64], scratch: Path) -> Iterator[Block]:
+def _taken(
+    forms: ArrayForms, columns: pa.Table, numbers: npt.NDArray[np.int64], scratch: Path
+) -> Iterator[Block]:
     """Yield rows in the given order."""
-    gatherers = {name: _gatherer(array, scratch) for name, array in store.arrays.items()}
-    size = block_rows(store.arrays.values())
+    gatherers = {name: _gatherer(array, scratch) for name, array in forms.sources.items()}
+    size = block_rows(forms.sources.values())
     step = max(2 * BLOCK_BYTES * columns.num_rows // columns.nbytes, 1)
     for start in range(0, len(numbers), step):
         here = np.asarray(numbers[start : start + step])

@@ -22,6 +22,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from zarrow._format.quantized import (
+    LARGEST,
+    LARGEST_SCALE,
+    QUANTIZED,
+    SMALLEST_SCALE,
+    STEPS,
+    scale_column,
+)
 from zarrow._predict.rules import check_cast
 from zarrow.errors import BatchError, InvalidInputError
 
@@ -117,8 +125,9 @@ class HostCopies:
 
     Parameters
     ----------
-    dtypes : mapping of str to {"float16", "float32", "float64"}
+    dtypes : mapping of str to {"float16", "float32", "float64", "int8"}
         Types to store floating-point columns and arrays as; by default their own, and float32 for bfloat16.
+        ``int8`` quantizes arrays: on a device before they are copied, otherwise when they are appended.
     device : DeviceCopies, optional
         Copies from devices; by default from GPUs.
 
@@ -131,9 +140,9 @@ class HostCopies:
     def __init__(self, dtypes: Mapping[str, str] | None = None, device: DeviceCopies | None = None) -> None:
         self._dtypes = dict(dtypes or {})
         for name, dtype in self._dtypes.items():
-            if dtype not in _FLOATS:
+            if dtype not in (*_FLOATS, QUANTIZED):
                 raise InvalidInputError(
-                    f"dtypes: {name!r} must be one of {', '.join(_FLOATS)}, got {dtype!r}"
+                    f"dtypes: {name!r} must be one of {', '.join(_FLOATS)} and {QUANTIZED}, got {dtype!r}"
                 )
         self._device: DeviceCopies = CudaCopies() if device is None else device
         self._targets: dict[tuple[str, torch.dtype], torch.dtype] = {}
@@ -161,7 +170,7 @@ class HostCopies:
         for name, given in values.items():
             value = given
             if isinstance(value, np.ndarray):
-                if value.dtype.kind != "f" or name not in self._dtypes:
+                if value.dtype.kind != "f" or self._dtypes.get(name) not in _FLOATS:
                     batch.values[name] = value.copy()
                     batch.size_bytes += value.nbytes
                     continue
@@ -179,6 +188,12 @@ class HostCopies:
             tensor = value if dtype is value.dtype else value.detach()
             if self._device.covers(tensor):
                 tensor = tensor.detach()
+                if self._dtypes.get(name) == QUANTIZED:
+                    scale = scale_column(name)
+                    if scale in values:
+                        raise BatchError(f"{scale!r} is the name of the scales of {name!r}: rename it")
+                    staged[name, False], staged[scale, False], staged[name, True] = _quantized(tensor)
+                    continue
                 staged[name, False] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
                 if _narrows(tensor.dtype, dtype):
                     lost = staged[name, False].isinf() & ~tensor.isinf()
@@ -204,9 +219,19 @@ class HostCopies:
                 raise BatchError(
                     f"dtypes: {name!r} must have a floating-point type, got {dtype}: cast it in predict_step"
                 )
-            target = _FLOATS[self._dtypes[name]]
+            target = _FLOATS.get(self._dtypes[name], target)  # quantized later
         self._targets[name, dtype] = target
         return target
+
+
+def _quantized(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `_format.quantized.quantize` does, on the tensor's device, and which rows have no scale."""
+    rows = tensor.reshape(len(tensor), -1) if len(tensor) else tensor.reshape(0, math.prod(tensor.shape[1:]))
+    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    most = rows.abs().amax(dim=1)
+    scale = (most / STEPS).float().clamp(SMALLEST_SCALE, LARGEST_SCALE)
+    integers = (rows / scale[:, None]).round_().to(torch.int8).reshape(tensor.shape)
+    return integers, torch.where(most > 0, scale, 0), ~(most <= LARGEST)
 
 
 def _narrows(before: torch.dtype, after: torch.dtype) -> bool:

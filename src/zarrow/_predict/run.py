@@ -185,8 +185,9 @@ class Run:
             raise named(error, loader, batch_idx) from error.__cause__
         loader.batches += 1
         self.finished += 1
+        scales = [name for name in values.values if name not in columns and name not in arrays]
         predicted = PredictedBatch(
-            loader, batch_idx, recorded, identifiers, values, tuple(columns), tuple(arrays)
+            loader, batch_idx, recorded, identifiers, values, (*columns, *scales), tuple(arrays)
         )
         self._preparing.put(predicted, values.size_bytes)
         if self.writer is not None and (self._wait or self.writer.spec is None):

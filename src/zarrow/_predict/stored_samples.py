@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
+from zarrow._maintenance.array_forms import ArrayForms
 from zarrow._maintenance.pack import Block, block_rows, chosen_codecs, rewrite
 from zarrow._predict.sample_set import SampleIndex, SampleSet
 from zarrow._write.recovery import require_expected
@@ -78,12 +79,19 @@ def drop_repeated(path: str | os.PathLike[str], *, partial: bool = False) -> int
         left = sum(map(len, _first_rows(store)))
         if not partial:
             require_expected(store.path, left, store.expected_rows)
+        forms = ArrayForms.of(store)
+        arrays = forms.sources
         blocks = (
-            Block(rows, *store.take(rows, check="crc"))
+            Block(
+                rows,
+                store.take(rows, arrays=[])[0],
+                {name: array.take(rows, check="crc") for name, array in arrays.items()},
+            )
             for some in _first_rows(store)
-            for rows in np.array_split(some, -(-len(some) // block_rows(store.arrays.values())) or 1)
+            for rows in np.array_split(some, -(-len(some) // block_rows(arrays.values())) or 1)
         )
-        rewrite(store, blocks, left, store.path, chosen_codecs(store, "keep"), None, lambda *_: None)
+        codecs = chosen_codecs(store, forms, "keep")
+        rewrite(store, blocks, left, store.path, forms, codecs, None, lambda *_: None)
         return store.num_rows - left
 
 

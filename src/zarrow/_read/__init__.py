@@ -16,6 +16,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `part_files`            one Parquet part: opened, checked, decoded
 `indexing`              rows indexed as numpy's arrays are
 `arrays`                an array as users hold it
+`quantized_array`       integers and a scale per row, read as floats
 `extents`               runs of rows of an array that one object reads, and their checksums
 `shard_files`           the files of plain shards: found, opened, checked
 `mapping`               plain shards, mapped one behind the other as one ndarray

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from zarrow._format.spec import ArraySpec
 from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.derived_arrays import DerivedArrays, find_derived
 from zarrow._read.key_index import find_index, key_schema
+from zarrow._read.quantized_array import QuantizedArray
 from zarrow._read.view import View
 from zarrow.errors import UnknownNameError, unknown_name
 
@@ -54,8 +56,12 @@ class Contents:
     @cached_property
     def arrays(self) -> Mapping[str, StoreArray]:
         """The arrays by name."""
-        arrays = self.view.spec.arrays
-        return MappingProxyType({one.name: StoreArray(self.view, one, self.reopen) for one in arrays})
+        return MappingProxyType({one.name: self._array(one) for one in self.view.spec.arrays})
+
+    def _array(self, array: ArraySpec) -> StoreArray:
+        if array.scale is None:
+            return StoreArray(self.view, array, self.reopen)
+        return QuantizedArray(self.view, array, self.reopen, self.columns)
 
     @cached_property
     def derived(self) -> DerivedArrays:

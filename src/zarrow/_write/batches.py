@@ -6,7 +6,8 @@ vector. The caller waits for this, so it does no more than necessary: where cach
 Arrow costs tens of microseconds.
 
 A rejected batch leaves everything as it was. Nothing is cast unless the cast only changes the representation
-(byte order, ``string`` and ``large_string``, bfloat16 widened to float32).
+(byte order, ``string`` and ``large_string``, bfloat16 widened to float32). An array that is declared to be
+quantized (`quantized`) may be given in floats, or as the integers, with the column of their scales.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from zarrow._format.arrow import Values, as_arrow, number_dtype, numbers_as_arro
 from zarrow._format.documents import require_json
 from zarrow._format.given import TableLike, as_array, as_columns, as_integers
 from zarrow._format.layout import RESERVED_COLUMNS
+from zarrow._format.quantized import quantize
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.types import is_representable, represent, row_of_null
 from zarrow.errors import BatchError
@@ -128,6 +130,7 @@ class BatchChecker:
             for column, wire in zip(spec.schema, self._wire, strict=False)
         ]
         self._column_names = set(spec.schema.names)
+        self._has_scales = any(array.scale is not None for array in spec.arrays)
 
     def check(
         self, columns: TableLike, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool, number: int
@@ -168,10 +171,16 @@ class BatchChecker:
         if len(arrays) != len(self._names) or any(name not in arrays for name in self._names):
             raise BatchError(f"arrays must be {self._names}, got {list(arrays)}")
         given = [as_array(spec.name, arrays[spec.name], spec.dtype) for spec, _ in self._arrays]
-        for (spec, dtype), rows in zip(self._arrays, given, strict=True):
-            if rows.shape[1:] != spec.row_shape or rows.ndim < 2 or rows.dtype != dtype:
+        scales: dict[str, npt.NDArray[np.float32]] = {}
+        for place, (spec, dtype) in enumerate(self._arrays):
+            rows = given[place]
+            if spec.scale is not None and rows.dtype.kind == "f" and rows.shape[1:] == spec.row_shape:
+                given[place], scales[spec.scale] = _quantized(spec, rows)
+            elif rows.shape[1:] != spec.row_shape or rows.ndim < 2 or rows.dtype != dtype:
                 _refuse_array(spec, rows)
         table, length = as_columns(columns, self._spec.schema)
+        if self._has_scales:
+            table = self._with_scales(table, scales, given)
         lengths = {len(rows) for rows in given}
         if length is not None:
             lengths.add(length)
@@ -193,6 +202,27 @@ class BatchChecker:
             self._wire,
             tuple(_own(rows, dtype, copy=copy) for (_, dtype), rows in zip(self._arrays, given, strict=True)),
         )
+
+    def _with_scales(
+        self,
+        table: dict[str, pa.Array | npt.NDArray[Any]],
+        computed: Mapping[str, npt.NDArray[np.float32]],
+        given: Sequence[npt.NDArray[Any]],
+    ) -> dict[str, pa.Array | npt.NDArray[Any]]:
+        """Return the columns with the scales of the quantized arrays, computed here or given and checked."""
+        for (spec, _), rows in zip(self._arrays, given, strict=True):
+            name = spec.scale
+            if name is None:
+                continue
+            if (name in computed) is (name in table):
+                got = "floats and" if name in table else f"{spec.dtype} without"
+                raise BatchError(
+                    f"array {spec.name!r} is quantized: it must be given as floats, or as {spec.dtype} with "
+                    f"the column {name!r}, got {got} that column"
+                )
+            if name in table:
+                _check_scales(name, table[name], rows)
+        return {**table, **computed}
 
     def _check_columns(self, table: Mapping[str, pa.Array | npt.NDArray[Any]]) -> list[Values]:
         """Return the columns in the store's order, of the wire types."""
@@ -231,6 +261,30 @@ class BatchChecker:
                     raise BatchError(f"key {name!r}: expected a number, got NaN in row {bad[0]} of the batch")
             values.append(data)
         return values
+
+
+def _quantized(
+    spec: ArraySpec, rows: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    try:
+        return quantize(rows)
+    except BatchError as error:
+        raise BatchError(f"array {spec.name!r}: {error}") from None
+
+
+def _check_scales(name: str, values: pa.Array | npt.NDArray[Any], rows: npt.NDArray[Any]) -> None:
+    """Raise if a caller's scales are not those of quantized rows."""
+    scales = values if isinstance(values, np.ndarray) else np.asarray(values.to_numpy(zero_copy_only=False))
+    if scales.dtype != np.float32 or len(scales) != len(rows):
+        return  # refused as any column
+    bad = ~(np.isfinite(scales) & (scales >= 0))
+    bad |= (scales == 0) & rows.any(axis=tuple(range(1, rows.ndim)))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise BatchError(
+            f"column {name!r}: a scale must be finite and not negative, and 0 only in a row of zeros, got "
+            f"{scales[row]} in row {row} of the batch"
+        )
 
 
 def _refuse_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import codecs
 from zarrow._format.arrow import as_arrow
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
-from zarrow._format.given import TableLike, as_array, as_columns, dtype_name, to_host
+from zarrow._format.given import TableLike, as_array, as_columns, dtype_name
+from zarrow._format.quantized import QUANTIZED, quantize, scale_column
 from zarrow._format.records import this_host
 from zarrow._format.spec import (
     PLAIN,
@@ -59,6 +60,8 @@ class Declaration:
         JSON values that describe where the rows come from; versions, host and time are added.
     expected_rows : int, optional
         Rows that the store is to have in the end.
+    dtypes : mapping of str to str
+        The arrays that are quantized, each with ``"int8"``.
     """
 
     arrays: Mapping[str, tuple[int | Sequence[int], str]] | None
@@ -68,9 +71,16 @@ class Declaration:
     codecs: Any
     provenance: Mapping[str, Any] = field(default_factory=dict)
     expected_rows: int | None = None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_expected(self.expected_rows)
+        for name, dtype in self.dtypes.items():
+            if dtype_name(dtype) != QUANTIZED:
+                raise InvalidInputError(
+                    f"dtypes: {name!r} can only be quantized to {QUANTIZED}, got {dtype}: declare any other "
+                    "dtype in arrays=, and cast the vectors to it"
+                )
         if isinstance(self.keys, str):
             raise InvalidInputError(
                 f"keys must be a sequence of names, got the string {self.keys!r}: [{self.keys!r}]"
@@ -113,9 +123,17 @@ class Declaration:
         if shapes is None:
             found = {name: as_array(name, values) for name, values in arrays.items()}
             shapes = {name: (rows.shape[1:], rows.dtype.name) for name, rows in found.items()}
+        if columns is not None or shapes or self.arrays is not None:  # likewise
+            self._check_dtypes(shapes)
         schema = _schema_of(columns) if self.schema is None else self.schema
         specs = [
-            ArraySpec(name=name, row_shape=shape, dtype=dtype, chunk_rows=1)
+            ArraySpec(
+                name=name,
+                row_shape=shape,
+                dtype=QUANTIZED if name in self.dtypes else dtype,
+                chunk_rows=1,
+                scale=scale_column(name) if name in self.dtypes else None,
+            )
             for name, (shape, dtype) in shapes.items()
         ]
         segment_rows = self.segment_rows
@@ -126,7 +144,7 @@ class Declaration:
         spec = StoreSpec(
             uuid=uuid.uuid4().hex,
             segment_rows=segment_rows,
-            schema=kept_schema(schema, self.keys),
+            schema=kept_schema(_with_scales(schema, specs), self.keys),
             arrays=tuple(
                 replace(
                     spec,
@@ -155,10 +173,15 @@ class Declaration:
                 differences.append(f"{what}: the store has {stored}, declared is {declared}")
 
         shapes = self._shapes()
+        stored = {one.name: f"{'quantized ' if one.scale else ''}{one.dtype}" for one in spec.arrays}
+        quantized = dict.fromkeys(self.dtypes, f"quantized {QUANTIZED}")
         if shapes is not None:
-            compare("arrays", shapes, {array.name: (array.row_shape, array.dtype) for array in spec.arrays})
+            wanted = {name: (shape, quantized.get(name, dtype)) for name, (shape, dtype) in shapes.items()}
+            compare("arrays", wanted, {one.name: (one.row_shape, stored[one.name]) for one in spec.arrays})
+        else:
+            compare("dtypes", quantized, {name: stored.get(name) for name in quantized})
         if self.schema is not None:
-            declared = kept_schema(self.schema, spec.keys)
+            declared = kept_schema(_with_scales(self.schema, spec.arrays), spec.keys)
             compare("columns", list(map(str, declared)), list(map(str, spec.schema)))
         if self.keys:
             compare("keys", tuple(self.keys), spec.keys)
@@ -192,8 +215,24 @@ class Declaration:
     def _codecs_of(self, array: str, dtype: str, sample: Any = None) -> tuple[dict[str, Any], ...]:
         chosen = self._chosen(array)
         if isinstance(chosen, str) and chosen == AUTO:
-            return PLAIN if sample is None else codecs.choose(np.asarray(to_host(sample)), dtype)
+            return PLAIN if sample is None else codecs.choose(self._as_stored(array, sample), dtype)
         return codecs.normalize(chosen, dtype)
+
+    def _as_stored(self, array: str, sample: Any) -> npt.NDArray[Any]:
+        """Return vectors of the first batch as they are stored."""
+        rows = as_array(array, sample)
+        return quantize(rows)[0] if array in self.dtypes and rows.dtype.kind == "f" else rows
+
+    def _check_dtypes(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+        """Raise if what is to be quantized is no array of floats, nor quantized already."""
+        for name in self.dtypes:
+            if name not in shapes:
+                raise InvalidInputError(f"dtypes: there is no array {name!r}; the arrays are {list(shapes)}")
+            if not shapes[name][1].startswith(("float", "bfloat")) and shapes[name][1] != QUANTIZED:
+                raise InvalidInputError(
+                    f"dtypes: array {name!r} must have a floating-point type to be quantized, got "
+                    f"{shapes[name][1]}: cast it, or store it as it is"
+                )
 
     def _check_codecs(self, arrays: Iterable[str]) -> None:
         """Raise if codecs are given for an unknown array: a typo would store the array without them."""
@@ -217,6 +256,19 @@ def _schema_of(columns: TableLike) -> pa.Schema:
                 "Arrow array of the type"
             )
     return pa.schema([(name, column.type) for name, column in found.items()])
+
+
+def _with_scales(schema: pa.Schema, arrays: Iterable[ArraySpec]) -> pa.Schema:
+    """Return a schema with the columns that quantized arrays need, unless it has them."""
+    for array in arrays:
+        if array.scale is not None:
+            column = pa.field(array.scale, pa.float32(), nullable=False)
+            place = schema.get_field_index(array.scale)
+            if place < 0:
+                schema = schema.append(column)
+            elif schema.field(place).type == column.type:
+                schema = schema.set(place, column)
+    return schema
 
 
 def _of_this_process() -> dict[str, Any]:

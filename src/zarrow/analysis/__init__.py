@@ -22,6 +22,7 @@ from zarrow.analysis._questions.nearest import Neighbours, nearest
 from zarrow.analysis._questions.neighbour_index import NeighbourIndex, build_neighbours
 from zarrow.analysis._questions.pca import Pca, pca
 from zarrow.analysis._questions.probe import Probe, probe
+from zarrow.analysis._questions.quantization import QuantizationError, quantization_error
 from zarrow.analysis._questions.texts import embed_texts
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Neighbours",
     "Pca",
     "Probe",
+    "QuantizationError",
     "build_neighbours",
     "compare",
     "compare_all",
@@ -47,6 +49,7 @@ __all__ = [
     "pca",
     "place_rows",
     "probe",
+    "quantization_error",
 ]
 
 

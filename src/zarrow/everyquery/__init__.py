@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from zarrow._format.quantized import QUANTIZED
 from zarrow._predict.everyquery_tasks import entries, frame_pipeline, identifiers, preset, tasks_crc32c
 from zarrow._predict.identity import differences
 from zarrow.errors import ConflictError, InvalidInputError, NotFoundError, ZarrowError
@@ -91,7 +92,8 @@ class StreamingPredictionWriter(PredictionWriter):
     codecs : optional
         As in `zarrow.Writer`.
     dtypes : mapping of str to str, optional
-        ``{"query_embed": "float16"}`` stores embeddings in half the bytes; the file has float32 in any case.
+        ``{"query_embed": "float16"}`` stores embeddings in half the bytes, ``"int8"`` in a quarter; the file
+        has float32 in any case.
     row_group_rows : int, optional
         Rows of a row group of the files, e.g. those of a batch; by default as in `export_predictions`.
     code_to_index : mapping of str to int, optional
@@ -172,8 +174,10 @@ class StreamingPredictionWriter(PredictionWriter):
         )
         self._pipeline = frame_pipeline(schema_df)
         self._entries = {*settings["columns"].values(), *settings["arrays"].values()}
+        given = {name: settings["dtypes"][name] for name in settings["arrays"]}
         self._options["arrays"] = {
-            name: ((hidden_size,), settings["dtypes"][name]) for name in settings["arrays"]
+            name: ((hidden_size,), "float32" if dtype == QUANTIZED else dtype)
+            for name, dtype in given.items()
         }
 
     @property

@@ -27,7 +27,7 @@ export function arrayJson(spec, array, rows) {
     chunk_key_encoding: { name: 'default', configuration: { separator: '/' } },
     fill_value: dtype === 'bool' ? false : 0,
     codecs: [{ name: 'sharding_indexed', configuration }],
-    attributes: {},
+    attributes: array.scale ? { zarrow: { scale: array.scale } } : {},
     dimension_names: ['row', ...axes],
     storage_transformers: [],
   }
@@ -53,6 +53,11 @@ async function read(metadata, chunks) {
   }
   const { data } = await zarr.get(await zarr.open(store, { kind: 'array' }))
   return nested(Array.from(data), metadata.shape.slice(1))
+}
+
+/** The values of a quantized row (section 5.3), as nested as its integers. */
+export function scaled(integers, scale) {
+  return Array.isArray(integers) ? integers.map(one => scaled(one, scale)) : Math.fround(integers * scale)
 }
 
 /** A list of rows, each of which is nested like its shape. */

@@ -8,7 +8,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { createInterface } from 'node:readline'
 import { Damage, Files, believe, chunkCrc, crc32c, document, json } from './bytes.mjs'
-import { arrayJson, groupJson, partRows, shardRows } from './decode.mjs'
+import { arrayJson, groupJson, partRows, scaled, shardRows } from './decode.mjs'
 import { readIndex } from './key_index.mjs'
 import { OpenSegment, openNames } from './open_segment.mjs'
 import { checkStatistics } from './statistics.mjs'
@@ -46,7 +46,8 @@ class Reader {
     if (this.files.read('zarrow.json') === null) return { error: 'not a store' }
     this.spec = this.files.document('zarrow.json')
     if (this.spec.zarrow_format !== 1) return { error: `format ${this.spec.zarrow_format}` }
-    if (this.spec.reader_features?.length) return { error: `features ${this.spec.reader_features}` }
+    const unknown = (this.spec.reader_features ?? []).filter(feature => feature !== 'quantized')
+    if (unknown.length) return { error: `features ${unknown}` }
     const identity = this.files.identity('zarrow.json')
     const manifest = this.files.read('manifest.json')
     const listed = manifest && document(manifest, 'manifest.json')
@@ -191,7 +192,8 @@ class Reader {
 
   add(table, vectors, start) {
     table.forEach((row, place) => {
-      const arrays = Object.entries(vectors).map(([name, values]) => [name, values[place]])
+      const arrays = this.spec.arrays.map(({ name, scale }) =>
+        [name, scale ? scaled(vectors[name][place], row[scale]) : vectors[name][place]])
       this.rows.push({ ...row, ...Object.fromEntries(arrays), row: start + place })
     })
   }

@@ -16,6 +16,7 @@ or of its own, and returns a frozen dataclass:
 `probe`                 what a linear model can read off the vectors
 `compare`               how two models' vectors of the same rows differ
 `compare_all`           those of several models, pair by pair
+`quantization`          what storing vectors in fewer bytes would change
 `answer`                the result of each of them as JSON values
 ======================  ===============================================================================
 """

@@ -30,7 +30,7 @@ from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of
 from zarrow.analysis._rows.dataset import Array, Rows, pieces
 from zarrow.errors import InvalidInputError
-from zarrow.store import Store, StoreArray
+from zarrow.store import QuantizedArray, Store, StoreArray
 
 __all__ = [
     "NO_COLUMNS",
@@ -197,7 +197,11 @@ def _plain(array: Array, span: range, size: int) -> Iterator[Block]:
     for start in range(span.start, span.stop, size):
         stop = min(start + size, span.stop)
         array.prefetch(stop, stop + size)
-        yield Block(np.arange(start, stop), as_matrix(array.read(start, stop)), NO_COLUMNS)
+        if isinstance(array, QuantizedArray):
+            values = array.read_float64(start, stop)
+        else:
+            values = array.read(start, stop)
+        yield Block(np.arange(start, stop), as_matrix(values), NO_COLUMNS)
 
 
 def _joined(
