@@ -46,13 +46,13 @@ _NUMBERS = frozenset("bBhHiIlLqQefd")
 
 
 def to_host(values: Any) -> Any:
-    """Return a tensor as a numpy array; leave everything else alone.
+    """Return a tensor, or another library's array, as a numpy array; leave everything else alone.
 
     A bfloat16 tensor is widened to float32, which holds all its values.
 
     Parameters
     ----------
-    values : torch.Tensor or anything
+    values : torch.Tensor, jax.Array or anything
         On any device, requiring grad or not.
 
     Returns
@@ -61,6 +61,9 @@ def to_host(values: Any) -> Any:
         On the host; shares memory with a tensor that was there.
     """
     if not (hasattr(values, "detach") and hasattr(values, "cpu")):
+        is_foreign = hasattr(values, "__dlpack__") and not isinstance(values, np.ndarray | np.generic)
+        if is_foreign and hasattr(values, "__array__") and not is_arrow(values):
+            return np.asarray(values)  # JAX, for example: a list of its numbers would be no column
         return values
     tensor = values.detach().cpu()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
