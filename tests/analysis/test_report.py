@@ -237,6 +237,33 @@ def test_a_table_shows_that_it_goes_on(many: Path, browser: Any) -> None:
         assert hidden < 0.9 < edge()
 
 
+@pytest.mark.parametrize(("media", "width"), [("screen", 1280), ("print", 794)])
+def test_no_table_is_cut(many: Path, browser: Any, media: str, width: int) -> None:
+    """On a desktop's screen and on A4 paper every table is there as a whole."""
+    with Opened(browser, many, viewport={"width": width, "height": 900}) as page:
+        page.emulate_media(media=media)
+        too_wide = (
+            "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.ariaLabel)"
+        )
+        assert page.eval_on_selector_all(".scroll", too_wide) == []
+
+
+def test_the_map_is_coloured_by_what_the_rows_are(tmp_path: Path) -> None:
+    """Without a probability the map is coloured by classes, before a split or a part of the key."""
+    number = np.arange(400)
+    columns = {"copy": number % 2, "patient": number, "split": (number // 7) % 2, "digit": number % 10}
+    store = write(
+        tmp_path / "run.zarrow",
+        columns,
+        np.random.default_rng(0).random((400, 3)).astype("f4"),
+        keys=["patient", "copy"],
+    )
+    report(store, tmp_path / "run.html")
+    named = re.search(r'<select id="colour">(.*?)</select>', (tmp_path / "run.html").read_text(), re.DOTALL)
+    assert named is not None
+    assert re.findall(r"<option[^>]*>(.*?)</option>", named[1])[:3] == ["digit", "split", "copy"]
+
+
 def test_everything_has_a_name(many: Path, browser: Any) -> None:
     """Everything that can be focused or seen has an accessible name; headings do not skip a level."""
     with Opened(browser, many) as page:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from zarrow._commands.terminal import cell, counted, escape, grid_of, out, print_json, say, show_facts
 from zarrow._format.spec import rows_of_expected
+from zarrow._read.appearance import nested_lines
 from zarrow._read.derived_arrays import derived_names
 from zarrow.errors import ZarrowError
 from zarrow.store import QuantizedArray, Store, StoreArray
@@ -176,31 +177,7 @@ def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
             else f"[yellow]not usable:[/] {escape(array['reason'])}"
         )
         say(f"derived: [bold]{escape(name)}[/] {what}")
-    show_facts(dict(_lines("provenance", facts["provenance"])))
-
-
-def _lines(name: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield nested facts as lines: the plain values of a mapping in one, then each mapping within it.
-
-    >>> for line in _lines("run", {"seed": 3, "model": {"type": "Net", "layers": [4, 2], "device": None}}):
-    ...     print(*line, sep=": ")
-    run: seed 3
-    run model: type Net · layers 4, 2
-    """
-    plain, nested = [], []
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            nested.append((key, value))
-        elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
-            nested += [(f"{key} {place}", one) for place, one in enumerate(value) if isinstance(one, Mapping)]
-        elif isinstance(value, list | tuple):
-            plain.append(f"{key} {', '.join(map(str, value))}")
-        elif value is not None:
-            plain.append(f"{key} {value}")
-    if plain:
-        yield name, " · ".join(plain)
-    for key, inner in nested:
-        yield from _lines(f"{name} {key}".removeprefix("provenance "), inner)
+    show_facts(dict(nested_lines("provenance", facts["provenance"])))
 
 
 def _shape(shape: Sequence[int]) -> str:

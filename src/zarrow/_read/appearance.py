@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from zarrow._format.spec import rows_of_expected
 from zarrow._read.contents import Contents
 from zarrow.errors import printable
 
-__all__ = ["as_html", "as_line", "html_table"]
+__all__ = ["as_html", "as_line", "html_table", "nested_lines"]
 
 
 def as_line(path: Path, contents: Contents | None) -> str:
@@ -46,6 +47,32 @@ def html_table(lines: Iterable[Iterable[object]], titles: Iterable[object] = ())
         return f"<tr>{shown}</tr>" if shown else ""
 
     return f"<table>{row(titles, 'th')}{''.join(row(line, 'td') for line in lines)}</table>"
+
+
+def nested_lines(name: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield nested facts as lines: the plain values of a mapping in one, then each mapping within it.
+
+    >>> for line in nested_lines(
+    ...     "run", {"seed": 3, "model": {"type": "Net", "layers": [4, 2], "device": None}}
+    ... ):
+    ...     print(*line, sep=": ")
+    run: seed 3
+    run model: type Net · layers 4, 2
+    """
+    plain, nested = [], []
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            nested.append((key, value))
+        elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
+            nested += [(f"{key} {place}", one) for place, one in enumerate(value) if isinstance(one, Mapping)]
+        elif isinstance(value, list | tuple):
+            plain.append(f"{key} {', '.join(map(str, value))}")
+        elif value is not None:
+            plain.append(f"{key} {value}")
+    if plain:
+        yield name, " · ".join(plain)
+    for key, inner in nested:
+        yield from nested_lines(f"{name} {key}".removeprefix("provenance ").strip(), inner)
 
 
 def _state(contents: Contents) -> str:

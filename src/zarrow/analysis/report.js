@@ -47,7 +47,10 @@
     const dark = matchMedia("(prefers-color-scheme: dark)");
     const cells = data.kind === "cells", total = xs.length;
     const ramp = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
-    const palette = data.palette, others = palette[palette.length - 1];
+    // On dark paper dark colours are mixed with a third of white.
+    const pale = data.palette.map((hex) => "#" + [1, 3, 5].map((at) =>
+      Math.round(parseInt(hex.slice(at, at + 2), 16) * 2 / 3 + 85).toString(16).padStart(2, "0")).join(""));
+    const shade = (i) => (dark.matches ? pale : data.palette)[i], last = data.palette.length - 1;
     const most = counts.reduce((one, two) => Math.max(one, two), 1);
     let view = { zoom: 1, x: 0, y: 0 }, selected = -1, scale = 1, frame = 0;
     let low = [Infinity, Infinity], high = [-Infinity, -Infinity];
@@ -74,13 +77,13 @@
     function markColour(i) {
       const colour = colours[choice.value];
       if (!colour) {
-        if (!cells) return palette[0];
+        if (!cells) return shade(0);
         const share = Math.log(counts[i]) / Math.max(Math.log(most), 1e-9);
         return rampColour(dark.matches ? share : 1 - share);
       }
       const value = colour.values[i];
       if (Number.isNaN(value)) return dark.matches ? "#5b6068" : "#c4c7cc";
-      if (colour.labels) return value >= colour.named ? others : palette[value];
+      if (colour.labels) return shade(value >= colour.named ? last : value);
       return rampColour(colour.high > colour.low ? (value - colour.low) / (colour.high - colour.low) : 0.5);
     }
 
@@ -139,7 +142,7 @@
           const item = element("li", list);
           const swatch = element("span", item);
           swatch.className = "swatch";
-          swatch.style.background = i >= colour.named ? others : palette[i];
+          swatch.style.background = shade(i >= colour.named ? last : i);
           element("span", item, label);
         });
       } else if (colour || cells) {

@@ -24,6 +24,7 @@ from rich.filesize import decimal
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.spec import rows_of_expected
+from zarrow._read.appearance import nested_lines
 from zarrow.analysis._pictures.figure import CATEGORY_COLOURS, PALETTE, draw, to_markup
 from zarrow.analysis._pictures.map_cells import Colour, choose_map, read_colour, read_map
 from zarrow.analysis._pictures.norms import draw_histogram
@@ -158,9 +159,7 @@ def _state(store: Store) -> str:
 
 
 def _provenance(store: Store) -> dict[str, str]:
-    said = {
-        name: value if isinstance(value, str) else repr(value) for name, value in store.provenance.items()
-    }
+    said = dict(nested_lines("run", store.provenance))
     return {"uuid": store.uuid, "keys": ", ".join(store.keys) or "none", **said}
 
 
@@ -319,7 +318,7 @@ def _scores(one: dict[str, Any]) -> dict[str, object]:
 
 
 def _colours(store: Store, evaluated: Evaluation | None, described: Description) -> list[Colour]:
-    """Choose columns to colour by: probability and label, then columns with few values, then numbers."""
+    """Choose columns to colour by: probability and label, then classes, then numbers."""
     names = [] if evaluated is None else [evaluated.probability, evaluated.label]
     few, numbers = [], []
     for one in described.columns.to_pylist():
@@ -329,7 +328,8 @@ def _colours(store: Store, evaluated: Evaluation | None, described: Description)
         if pa.types.is_floating(kind) or pa.types.is_boolean(kind):
             numbers.append(one["column"])
         elif (one["distinct"] or 0) in range(2, 41) and not pa.types.is_timestamp(kind):
-            few.append(one["column"])
+            few.append((one["column"] in store.keys, -one["distinct"], one["column"]))
+    few = [name for *_, name in sorted(few)]  # classes first: they have more values than a split; keys last
     return [read_colour(store, name, MAX_POINTS) for name in [*names, *few, *numbers][:MAX_COLOURS]]
 
 
