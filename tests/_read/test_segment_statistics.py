@@ -78,6 +78,10 @@ def test_a_filter_opens_the_parts_that_can_match(tmp_path: Path) -> None:
         both = zarrow.union({"a": store, "b": store})
         assert both.table(["id"], filter=id == 100).num_rows == 2
     assert len(parts) == 2
+    with opened_parts() as parts:
+        assert both.table(["id"], filter=(id == 100) & (pc.field("model") == "b"))["id"].to_pylist() == [100]
+        assert both.table(["id"], filter=(row >= 600) & (id < 3))["id"].to_pylist() == [0, 1, 2]
+    assert len(set(parts)) <= 2
 
 
 def test_only_statistics_of_these_rows_are_used(tmp_path: Path) -> None:

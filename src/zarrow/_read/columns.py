@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,9 @@ from zarrow._read.view import View
 from zarrow._storage import threads
 from zarrow._storage.cache import Cache
 from zarrow.errors import InvalidInputError, unknown_name
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 __all__ = ["NarrowColumns", "by_sample"]
 
@@ -144,6 +148,15 @@ class NarrowColumns:
             for name in more:
                 found = found.append_column(rest.schema.field(name), rest[name])
         return found.select(names)
+
+    def cases(self, segment: int, filter: Filter) -> Iterator[pc.Expression]:
+        """Yield what statistics say of the rows of a segment: one of these conditions holds for each."""
+        import pyarrow.compute as pc
+
+        if segment < self._view.snapshot.segments:
+            yield from self._known.cases(segment, filter)
+        else:  # live rows
+            yield pc.scalar(True)
 
     # Rows that are in no full part
 

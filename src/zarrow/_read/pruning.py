@@ -99,6 +99,11 @@ class KnownSegments:
         known = [(one, case) for one in alone for case in self._cases(one, names)]
         return _left_of(known, filter, self._schema)
 
+    def cases(self, segment: int, filter: Filter) -> Iterator[pc.Expression]:
+        """Yield what holds for the rows of a segment besides their numbers: one of these for each row."""
+        names = tuple(name for name in self._names(filter) if name != ROW)
+        return self._cases(range(segment, segment + 1), names)
+
     def _names(self, filter: Filter) -> tuple[str, ...]:
         """Return the columns of a filter of which something is known."""
         return tuple(name for name in filter.columns if name == ROW or name in self._stated)

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format.arrow import numbers_as_arrow, rebatched
+from zarrow._format.arrow import numbers_as_arrow, rebatched, without_dictionaries
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._read.arrays import StoreArray
-from zarrow._read.columns import by_sample
+from zarrow._read.columns import NarrowColumns, by_sample
 from zarrow._read.filters import Filter
 from zarrow._read.indexing import Check, Indexed, check_option
 from zarrow._read.pruning import possible_places
@@ -42,6 +42,8 @@ class Table(Protocol):
     def num_rows(self) -> int: ...
     @property
     def segments(self) -> tuple[range, ...]: ...
+    @property
+    def _columns(self) -> NarrowColumns: ...
     def scan(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
     ) -> pa.RecordBatchReader: ...
@@ -108,19 +110,29 @@ class StackedColumns:
                 yield from passing.select(names).combine_chunks().to_batches()
 
     def _possible(self, filter: Filter) -> Iterator[tuple[int, pc.Expression]]:
-        """Yield stores, and conditions on their rows, that a filter on name or row number leaves."""
+        """Yield stores, and conditions on their rows, that names, row numbers and statistics leave."""
         import pyarrow.compute as pc
 
         row, model = pc.field(ROW), pc.field(self._column)
+        schema = without_dictionaries(self._schema)
+        owners = [
+            (number, index, rows)
+            for number, ranges in enumerate(self.segments)
+            for index, rows in enumerate(ranges)
+        ]
         known = [
             (model == self._names[number]) & (row >= rows.start) & (row < rows.stop)
-            for number, ranges in enumerate(self.segments)
-            for rows in ranges
+            for number, _, rows in owners
         ]
-        owners = [(number, rows) for number, ranges in enumerate(self.segments) for rows in ranges]
+        cases = [
+            (place, known[place] & case)
+            for place in possible_places(known, filter, schema)
+            for case in self._stores[owners[place][0]]._columns.cases(owners[place][1], filter)
+        ]
+        left = [cases[place][0] for place in possible_places([case for _, case in cases], filter, schema)]
         runs: list[tuple[int, range]] = []
-        for place in possible_places(known, filter, self._schema):
-            number, rows = owners[place]
+        for place in dict.fromkeys(left):
+            number, _, rows = owners[place]
             if runs and runs[-1][0] == number and runs[-1][1].stop == rows.start:
                 runs[-1] = number, range(runs[-1][1].start, rows.stop)
             else:
