@@ -326,7 +326,7 @@ def _require_valid(name: str, values: pa.Array) -> None:
     """
     problem = _problem(values)
     if problem is not None:
-        rows = (row for row in range(len(values)) if _problem(*_copies([values.slice(row, 1)])) is not None)
+        rows = (row for row in range(len(values)) if _problem(_alone(values.slice(row, 1))) is not None)
         raise BatchError(
             f"column {name!r}: the value in row {next(rows, None)} is not valid: {problem}"
         ) from problem
@@ -336,7 +336,7 @@ def _problem(values: pa.Array) -> Exception | None:
     """Return what is wrong with an array, or None."""
     if pa.types.is_nested(values.type) and 2 * values.nbytes < values.get_total_buffer_size():
         # A slice, of which Arrow would look at all children.
-        (values,) = _copies([values])
+        values = _alone(values)
     try:
         values.validate(full=True)
         if isinstance(values.type, pa.JsonType):
@@ -345,6 +345,14 @@ def _problem(values: pa.Array) -> Exception | None:
     except (pa.ArrowException, ValueError, RecursionError) as error:
         return error
     return None
+
+
+def _alone(values: pa.Array) -> pa.Array:
+    """Return a slice without what lies around it; dictionaries within it are kept."""
+    batch, sink = pa.RecordBatch.from_arrays([values], ["values"]), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return pa.ipc.open_stream(sink.getvalue()).read_next_batch().column(0)
 
 
 def _represented(values: pa.Array, wanted: pa.DataType, column: pa.Field) -> pa.Array:
