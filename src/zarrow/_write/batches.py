@@ -334,10 +334,9 @@ def _require_valid(name: str, values: pa.Array) -> None:
 
 def _problem(values: pa.Array) -> Exception | None:
     """Return what is wrong with an array, or None."""
-    if pa.types.is_nested(values.type) and 2 * values.nbytes < values.get_total_buffer_size():
-        # A slice, of which Arrow would look at all children.
-        values = _alone(values)
     try:
+        if pa.types.is_nested(values.type) and 2 * values.nbytes < values.get_total_buffer_size():
+            values = _alone(values)  # a slice, of which Arrow would look at all children
         values.validate(full=True)
         if isinstance(values.type, pa.JsonType):
             for text in values.storage.drop_null().to_pylist():
