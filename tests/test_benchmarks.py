@@ -85,3 +85,12 @@ def test_predict_runs_a_single_round() -> None:
         [sys.executable, str(BENCHMARKS / "predict.py"), *words], check=True, capture_output=True, text=True
     )
     assert done.stdout.count("PredictionWriter") == 2, done.stdout
+
+
+def test_quantized_vectors_are_compared(tmp_path: Path) -> None:
+    """Bytes, seconds and neighbours of both forms are measured."""
+    words = ["--rows", "700", "--width", "8", "--repeat", "1", "--json", str(tmp_path / "out.json")]
+    script = str(BENCHMARKS / "quantized.py")
+    done = subprocess.run([sys.executable, script, *words], check=True, capture_output=True, text=True)
+    assert 0.8 < float(done.stdout.split()[-1]) <= 1
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == 700

@@ -40,6 +40,7 @@ PARTS: dict[str, list[str]] = {
     "memory while reading": ["readers.py", "--memory"],
     "codecs": ["codecs.py"],
     "analysis": ["analysis.py"],
+    "quantized": ["quantized.py"],
     "predict": ["predict.py"],
     "memory of predict": ["predict.py", "--memory"],
 }
