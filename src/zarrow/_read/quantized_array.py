@@ -8,7 +8,6 @@ only.
 from __future__ import annotations
 
 import operator
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +20,8 @@ from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.indexing import Check, check_option
 from zarrow._read.view import View
-from zarrow._storage import threads
 
 __all__ = ["QuantizedArray"]
-
-
-_PIECE_VALUES = 1 << 20
 
 
 class QuantizedArray(StoreArray):
@@ -130,12 +125,12 @@ class QuantizedArray(StoreArray):
         if out is not None:
             self._check_out(out, stop - start)
         integers = self._stored.read(start, stop, check=check)
-        return _dequantized(integers, self._scales.between(start, stop), out)
+        return dequantize(integers, self._scales.between(start, stop), out)
 
     def _take(
         self, rows: npt.NDArray[Any], out: npt.NDArray[Any] | None = None, check: Check = None
     ) -> npt.NDArray[Any]:
-        return _dequantized(self._stored._take(rows, check=check), self._scales.of(rows), out)
+        return dequantize(self._stored._take(rows, check=check), self._scales.of(rows), out)
 
     def read_float64(self, start: int, stop: int) -> npt.NDArray[np.float64]:
         """Return what `read` does as float64, with one copy less.
@@ -162,7 +157,7 @@ class QuantizedArray(StoreArray):
         """
         integers = self._stored.read(start, stop)
         found = np.empty(integers.shape)
-        _dequantized(integers, self._scales.between(start, stop), found)
+        dequantize(integers, self._scales.between(start, stop), found)
         return found
 
     def _extents(self) -> tuple[Any, ...]:
@@ -181,23 +176,6 @@ class QuantizedArray(StoreArray):
         >>> zarrow.open(path)["embed"].release()
         """
         self._stored.release()
-
-
-def _dequantized(
-    integers: npt.NDArray[Any], scales: npt.NDArray[np.float32], out: npt.NDArray[Any] | None
-) -> npt.NDArray[Any]:
-    """Return the values of rows, many of them computed in several threads."""
-    if integers.size <= _PIECE_VALUES:
-        return dequantize(integers, scales, out)
-    found = np.empty(integers.shape, np.float32) if out is None else out
-    step = max(_PIECE_VALUES // integers[:1].size, 1)
-
-    def compute(start: int) -> None:
-        here = slice(start, start + step)
-        dequantize(integers[here], scales[here], found[here])
-
-    deque(threads.in_order(compute, range(0, len(integers), step)), maxlen=0)
-    return found
 
 
 class _StoredIntegers(StoreArray):
