@@ -37,7 +37,7 @@ from zarrow._read.indexing import Check, row_numbers
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
 from zarrow._read.quantized_array import QuantizedArray
 from zarrow._read.view import View, take_view
-from zarrow._storage.objects import located
+from zarrow._storage.objects import ObjectPath, located
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreChangedError
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def open(
     *,
     partial: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 10 << 30,
 ) -> Store:
     """Open a store for reading.
 
@@ -68,6 +70,12 @@ def open(
         For a URL: the configuration of its client, with obstore's names (``endpoint``, ``region``,
         ``access_key_id``, ``secret_access_key``, ``skip_signature``, ``allow_http``). What is missing comes
         from the environment (``AWS_ACCESS_KEY_ID``, …). Pickles of the store contain them.
+    cache : path, optional
+        For a URL: a directory in which what is read is kept, in blocks of 64 KiB, for this process and
+        others. By default that which the environment variable ``ZARROW_CACHE`` names, else none. Ignored for
+        a path.
+    cache_bytes : int
+        About how much the directory may take; what was used longest ago is removed.
 
     Returns
     -------
@@ -78,6 +86,8 @@ def open(
     ------
     StoreNotFoundError, NotAStoreError
         If there is no store at the path.
+    InvalidInputError
+        If the directory of the cache cannot be made.
     IncompleteStoreError
         If it was not finalized and `partial` is False.
     CorruptionError
@@ -90,7 +100,7 @@ def open(
     ...     store.num_rows
     5000
     """
-    return Store(path, partial=partial, storage_options=storage_options)
+    return Store(path, partial=partial, storage_options=storage_options, cache=cache, cache_bytes=cache_bytes)
 
 
 Parameters = ParamSpec("Parameters")
@@ -120,7 +130,7 @@ class Store:
         The store.
     partial : bool
         As in `open`.
-    storage_options : dict of str, optional
+    storage_options, cache, cache_bytes : optional
         As in `open`.
 
     Examples
@@ -138,8 +148,10 @@ class Store:
         *,
         partial: bool = False,
         storage_options: Mapping[str, Any] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 10 << 30,
     ) -> None:
-        self.path: Any = located(path, storage_options)
+        self.path: Any = _kept(located(path, storage_options), cache, cache_bytes)
         """Where it is: a `Path`, or for a URL what takes its place."""
         self.partial = partial
         self._show(take_view(self.path, partial=partial))
@@ -793,6 +805,18 @@ class Store:
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
         return self._contents.reopen
+
+
+def _kept(path: Any, cache: str | os.PathLike[str] | None, cache_bytes: int) -> Any:
+    """Return a path; one in a bucket with the directory in which what is read is kept, if there is one."""
+    folder = cache or os.environ.get("ZARROW_CACHE")
+    if not folder or not isinstance(path, ObjectPath):
+        return path
+    from zarrow._storage.object_cache import Blocks, CachedPath
+
+    if cache is None and isinstance(path, CachedPath):  # it was pickled with its own
+        return path
+    return CachedPath(path, Blocks(folder, cache_bytes))
 
 
 def _facts(view: View) -> tuple[Any, ...]:

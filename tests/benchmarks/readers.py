@@ -20,7 +20,7 @@ nanmean  the same ignoring NaN, which is xarray's default (``skipna=True``)
 
 Other promises have options of their own:
 
-    python3 tests/benchmarks/readers.py --start     # time to import, and to open 10,000 segments
+    python3 tests/benchmarks/readers.py --start     # time to import; to open, gather, filter 10,000 segments
     python3 tests/benchmarks/readers.py --memory    # peak memory of join, scan, locate, index, in two sizes
     python3 tests/benchmarks/readers.py --keys      # locate in 400,000 rows and in 10 million
 
@@ -462,13 +462,32 @@ opened = time.perf_counter() - start
 row = store["v"][len(store) - 1]
 print(json.dumps({"open": opened, "first row": time.perf_counter() - start}))
 """
+FILTER = """
+import json, sys, time
+import numpy as np, pyarrow.acero, pyarrow.compute as pc, pyarrow.dataset, pyarrow.parquet, zarrow
+store = zarrow.open(sys.argv[1])
+rows = np.random.default_rng(int(time.time_ns())).integers(0, len(store), 1000)
+start = time.perf_counter()
+store["v"][rows]
+took = {"first gather of 1,000 rows": time.perf_counter() - start}
+clustered = (pc.field("id") >= 64 * 5000) & (pc.field("id") < 64 * 5100)
+spread = pc.field("u") > 0.25
+for name, filter in (("filter, 1 % of a sorted column", clustered), ("filter, spread values", spread)):
+    for attempt in ("first", "again"):
+        start, cpu = time.perf_counter(), time.process_time()
+        store.table(["id"], filter=filter)
+        took[f"{name}, {attempt}"] = time.perf_counter() - start
+        took[f"{name}, {attempt}, CPU"] = time.process_time() - cpu
+print(json.dumps(took))
+"""
 
 
 def start(folder: Path) -> None:
-    """Print the time to import zarrow, and to open a store of 10,000 segments."""
+    """Print the time to import zarrow, to open a store of 10,000 segments, and to read some of its rows."""
     path, segments = folder / "s.zarrow", 10_000
     with zarrow.Writer(path, segment_rows=64) as writer:
-        writer.append({"id": np.arange(128)}, {"v": np.ones((128, 16), np.float32)})
+        spread = np.linspace(0, 1, 128)
+        writer.append({"id": np.arange(128), "u": spread}, {"v": np.ones((128, 16), np.float32)})
         writer.finalize()
     # The other segments are links to the first one: writing them all would take ten minutes.
     spec = catalog.read_spec(path)
@@ -477,15 +496,21 @@ def start(folder: Path) -> None:
         for name in (layout.part_path, lambda number: layout.shard_path("v", number, 1)):
             (path / name(number)).parent.mkdir(parents=True, exist_ok=True)
             os.link(path / name(0), path / name(number))
-        copy = dataclasses.replace(record, segment=number)
+        # Their statistics are those of a sorted column, so that a filter opens as many parts as it would.
+        bounds = {"low": 64 * number, "high": 64 * number + 63}
+        id = dataclasses.replace(
+            record.part.statistics["id"], **{side: at.to_bytes(8, "little") for side, at in bounds.items()}
+        )
+        part = dataclasses.replace(record.part, statistics={**record.part.statistics, "id": id})
+        copy = dataclasses.replace(record, segment=number, part=part)
         (path / layout.record_path(number)).write_bytes(copy.encode())
-    publishing.publish_manifest(path, spec, path / layout.OPEN_DIR)
-    for program, arguments in ((IMPORT, ()), (OPEN, (folder / "s.zarrow",))):
-        runs = [in_new_process(program, *arguments) for _ in range(11)][1:]
+    publishing.publish_manifest(path, spec, None, path / layout.OPEN_DIR)
+    for program, arguments in ((IMPORT, ()), (OPEN, (path,)), (FILTER, (path,))):
+        runs = [in_new_process(program, *arguments) for _ in range(6 if program is FILTER else 11)][1:]
         for name in runs[0]:
             times = sorted(1000 * run[name] for run in runs)
             print(
-                f"{'import' if program is IMPORT else '10,000 segments'}, {name:10}"
+                f"{'import' if program is IMPORT else '10,000 segments'}, {name:42}"
                 f" median {times[len(times) // 2]:7.1f} ms, minimum {times[0]:7.1f} ms"
             )
 

@@ -213,13 +213,24 @@ def repair(
     level: Annotated[
         Literal["checksums", "full"], Option(help="How closely to check, as for zarrow verify.")
     ] = "checksums",
+    remove_unreferenced: Annotated[
+        bool,
+        Option("--remove-unreferenced", help="In a bucket: remove objects that are no part of the store."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move damaged parts to quarantine/, list the rows to predict again, rebuild derived files."""
     import zarrow
 
     with progress_bar("verifying") as bar:
-        done = zarrow.repair(path, dry_run=dry_run, finalize=complete, level=level, progress=bar)
+        done = zarrow.repair(
+            path,
+            dry_run=dry_run,
+            finalize=complete,
+            level=level,
+            remove_unreferenced=remove_unreferenced,
+            progress=bar,
+        )
     if as_json:
         print_json(json.loads(done.to_json()))
     else:

@@ -53,6 +53,7 @@ def show_repair(done: Repair) -> None:
     say(f"[bold]{name}[/]  {'dry run: nothing was changed' if done.dry_run else '[green]repaired[/]'}")
     _say_some([f"  {would}set aside: {_set_aside(one)}" for one in done.set_aside])
     _say_some([f"  {would}rebuilt: {escape(path)}" for path in done.rebuilt])
+    _say_some([f"  {would}removed: {escape(path)}" for path in done.removed])
     if done.moved_rows:
         say(
             f"  {would}moved: {done.moved_rows:,} sound rows, to new row numbers; "
@@ -67,7 +68,7 @@ def show_repair(done: Repair) -> None:
             )
         say(f"  to predict again: {lost:,} rows{': ' * bool(known)}{'; '.join(known)}")
     if done.dry_run:
-        say(f"to do this: zarrow repair {name}")
+        say(f"to do this: zarrow repair {'--remove-unreferenced ' * bool(done.removed)}{name}")
     elif lost and not done.finalized:
         say(
             f"resume the run, which predicts only these rows, or do without: zarrow finalize --partial {name}"

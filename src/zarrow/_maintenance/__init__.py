@@ -21,6 +21,7 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `array_forms`            in which dtypes arrays are read, and written by `pack`
 `pack`                   rewriting a store: codecs, segments, dtypes, order of rows
 `copy`                   the committed rows of a store, also of a live one, as another store
+`unreferenced`           objects in a bucket that are no part of a store
 `upload`                 a complete store, put into a bucket
 `build_index`            writing the key index into a store
 =======================  ==============================================================================

@@ -33,14 +33,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zarrow._maintenance.findings import Progress, Report
-from zarrow._storage.objects import on_disk
+from zarrow._storage.objects import ObjectPath, located, on_disk
 from zarrow._write.quarantine import SetAside
-from zarrow.errors import InvalidInputError
+from zarrow.errors import CorruptionError, InvalidInputError
 
 if TYPE_CHECKING:
     from zarrow._maintenance.repair_plan import Plan
@@ -66,6 +67,8 @@ class Repair:  # its fields are its parameters: numpydoc ignore=PR02
         The number of sound rows that have new row numbers.
     finalized : bool
         Whether the store was completed.
+    removed : tuple of str
+        Objects in a bucket that were no part of the store.
     before : Report
         The audit that this is based on.
 
@@ -83,11 +86,12 @@ class Repair:  # its fields are its parameters: numpydoc ignore=PR02
     rebuilt: tuple[str, ...] = ()
     moved_rows: int = 0
     finalized: bool = False
+    removed: tuple[str, ...] = ()
 
     @property
     def nothing_to_do(self) -> bool:
         """Whether the store was sound, and was not to be completed."""
-        return not self.set_aside and not self.rebuilt and not self.finalized
+        return not (self.set_aside or self.rebuilt or self.finalized or self.removed)
 
     @property
     def sample_index(self) -> tuple[int, ...]:
@@ -116,6 +120,8 @@ def repair(
     dry_run: bool = False,
     finalize: bool = False,
     level: Literal["checksums", "full"] = "checksums",
+    remove_unreferenced: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Repair:
     """Set aside what is damaged, and rebuild what is derived.
@@ -125,14 +131,19 @@ def repair(
 
     Parameters
     ----------
-    path : path
-        The store, without an active writer.
+    path : path or URL
+        The store, without an active writer. In a bucket nothing but `remove_unreferenced` is possible.
     dry_run : bool
         Only return what would be done.
     finalize : bool
         Complete the store at the end, without the rows that were set aside.
     level : {"checksums", "full"}
         How thoroughly to check for damage, as in `verify`.
+    remove_unreferenced : bool
+        In a bucket: remove all objects below a complete store that are no part of it, such as what a killed
+        copy has left.
+    storage_options : dict of str, optional
+        For a URL; see `zarrow.open`.
     progress : callable of (int, int), optional
         Called with the bytes checked so far and the total.
 
@@ -144,7 +155,7 @@ def repair(
     Raises
     ------
     InvalidInputError
-        If `level` is neither of these.
+        If `level` is neither of these, or if this is not possible where the store is.
     StoreNotFoundError, NotAStoreError
         If there is no store.
     StoreLockedError
@@ -165,6 +176,8 @@ def repair(
     from zarrow._maintenance import repair_plan  # which imports Parquet; `import zarrow` does not
     from zarrow._write.directory import exclusively
 
+    if remove_unreferenced:
+        return _without_unreferenced(path, storage_options, dry_run=dry_run, finalize=finalize)
     root = Path(os.path.abspath(on_disk(path)))
     if dry_run:
         report, plan = repair_plan.examine(root, level, progress)
@@ -175,6 +188,27 @@ def repair(
         if not done.nothing_to_do:
             repair_plan.carry_out(root, plan, owner, finalize=finalize)
     return done
+
+
+def _without_unreferenced(
+    path: str | os.PathLike[str], options: Mapping[str, Any] | None, *, dry_run: bool, finalize: bool
+) -> Repair:
+    """Remove the objects that are no part of a sound, complete store in a bucket."""
+    from zarrow._maintenance import unreferenced
+    from zarrow._maintenance.audit import audit
+
+    place = located(path, options)
+    if not isinstance(place, ObjectPath) or finalize:
+        raise InvalidInputError(f"{place}: remove_unreferenced is for a complete store in a bucket, alone")
+    report = audit(place, "structure").report
+    for finding in report.findings:
+        if finding.severity == "damage":
+            raise CorruptionError(
+                f"{finding.message}: nothing was removed: copy what can be read, and repair that",
+                path=place / finding.path,
+            )
+    found = unreferenced.unreferenced(place) if dry_run else unreferenced.remove_unreferenced(place)
+    return Repair(path=str(place), dry_run=dry_run, before=report, removed=tuple(sorted(found)))
 
 
 def _result(

@@ -222,9 +222,10 @@ class StoreArray(Indexed):
         pieces = []
         for extent in self._between(start, stop):
             low, high = max(start, extent.start), min(stop, extent.stop)
-            if check:
-                extent.verify(low, high)
-            pieces.append(extent.rows.read(low + extent.shift, high + extent.shift))
+            found = extent.verify(low, high) if check else None
+            pieces.append(
+                extent.rows.read(low + extent.shift, high + extent.shift) if found is None else found
+            )
         if out is not None:
             self._check_out(out, stop - start)
             position = 0
@@ -277,10 +278,19 @@ class StoreArray(Indexed):
         """Return rows that are in range."""
         extents, chunk_rows = self._extents(), self._array.chunk_rows
         if check:
+            read = 0
             for extent in extents:
                 chosen = rows[(rows >= extent.start) & (rows < extent.stop)]
                 for first in (np.unique(chosen // chunk_rows) * chunk_rows).tolist():
-                    extent.verify(max(first, extent.start), min(first + chunk_rows, extent.stop))
+                    low, high = max(first, extent.start), min(first + chunk_rows, extent.stop)
+                    found = extent.verify(low, high)
+                    if found is not None:
+                        out = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
+                        places = np.flatnonzero((rows >= low) & (rows < high))
+                        out[places] = found[rows[places] - low]
+                        read += len(places)
+            if out is not None and read == len(rows):
+                return out
         if len(extents) == 1:
             extent = extents[0]
             return extent.rows.take(rows + extent.shift if extent.shift else rows, out)

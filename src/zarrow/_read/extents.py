@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
@@ -44,14 +46,15 @@ class Extent:
     shift : int
         See `rows`.
     verify : callable of int and int
-        Raises `CorruptionError` if chunks of these rows of the array are not what was written.
+        Raises `CorruptionError` if chunks of these rows of the array are not what was written. Returns the
+        rows if it had to read them, so that they are not read twice; else None.
     """
 
     start: int
     stop: int
     rows: RowReader
     shift: int
-    verify: Callable[[int, int], None]
+    verify: Callable[[int, int], npt.NDArray[Any] | None]
 
 
 def find_extents(view: View, array: ArraySpec) -> tuple[Extent, ...]:
@@ -131,16 +134,22 @@ def _committed(
         return Extent(rows.start, rows.stop, encoded, -rows.start, _verified_when_decoded)
     mapped = _map(view, array, len(rows), locate, rows.start)
 
-    def verify(low: int, high: int) -> None:
+    def verify(low: int, high: int) -> npt.NDArray[Any] | None:
         chunk_rows, last = array.chunk_rows, len(rows)
         low, high = low - rows.start, high - rows.start
-        for first in range(low - low % chunk_rows, high, chunk_rows):
+        begin = low - low % chunk_rows
+        whole = None
+        if isinstance(mapped, RangedRows):
+            whole = mapped.read(begin, min(high + -high % chunk_rows, last))
+        for first in range(begin, high, chunk_rows):
             index, within = divmod(first, view.spec.segment_rows)
             record = record_of(first_segment + index)
             stop = min(first + chunk_rows, last)
-            data, number = mapped.read(first, stop).reshape(-1).view(np.uint8), within // chunk_rows
+            here = mapped.read(first, stop) if whole is None else whole[first - begin : stop - begin]
+            data, number = here.reshape(-1).view(np.uint8), within // chunk_rows
             if not is_written(data, record.arrays[array.name].chunks_crc32c[number], array):
                 raise damaged_chunk(locate(index).where, number, range(rows.start + first, rows.start + stop))
+        return None if whole is None else whole[low - begin : high - begin]
 
     return Extent(rows.start, rows.stop, mapped, -rows.start, verify)
 

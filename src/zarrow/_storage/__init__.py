@@ -5,6 +5,7 @@ May import `_format` and `errors`, and knows neither segments nor rows.
 ======================  ===============================================================================
 `reading`               opening and reading files of a store that may be damaged or hostile
 `objects`               the same for stores in a bucket, by obstore
+`object_cache`          blocks of objects that were read, kept on this machine
 `conditional`           names in a bucket that only one writer gets
 `files`                 everything that changes a disk: write, sync, link, rename, remove
 `lock`                  locks on files, which end with the process that holds them
