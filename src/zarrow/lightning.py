@@ -24,6 +24,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from zarrow._format.quantized import QUANTIZED
@@ -32,7 +33,7 @@ from zarrow._predict.identifiers import open_all
 from zarrow._predict.rules import EntryNames, PredictionRules
 from zarrow._predict.sample_set import SampleSet
 from zarrow._predict.stored_samples import stored_samples
-from zarrow._storage.objects import on_disk
+from zarrow._storage.objects import ObjectPath, located
 from zarrow._write.directory import Mode
 from zarrow.errors import (
     InvalidInputError,
@@ -108,8 +109,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Parameters
     ----------
-    path : path
-        The store, a directory. Its parent must exist.
+    path : path, URL, or obstore store
+        The store: a directory, whose parent must exist, or a place in a bucket, from one rank.
     identifiers : pyarrow Table, polars or pandas frame, path, callable, or a list of these, optional
         Columns that identify the rows, in the dataset's order; a Parquet file (or directory of files) is
         read a row group at a time. A callable gets ``(batch, sample_index)``, what the loader yielded and
@@ -149,7 +150,7 @@ class PredictionWriter(BasePredictionWriter):
     wait_until_accepted : bool
         Whether the hook of each batch returns only when the batch is accepted, so that it survives SIGKILL.
         Otherwise the model goes on while up to `queue_bytes` of batches are on their way to the disk.
-    segment_rows, codecs, durability, queue_bytes, provenance : optional
+    segment_rows, codecs, durability, queue_bytes, provenance, storage_options, spool : optional
         As in `zarrow.Writer`.
 
     Raises
@@ -200,6 +201,8 @@ class PredictionWriter(BasePredictionWriter):
         durability: Durability | Literal["segment", "batch"] = "segment",
         queue_bytes: int = DEFAULT_QUEUE_BYTES,
         provenance: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        spool: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
         if mode not in ("x", "w"):
@@ -211,7 +214,8 @@ class PredictionWriter(BasePredictionWriter):
         if duplicates not in ("refuse", "drop"):
             raise InvalidInputError(f"duplicates must be 'refuse' or 'drop', got {duplicates!r}")
         check_expected(expected_rows)
-        self.path = os.path.abspath(on_disk(path))
+        place = located(path, storage_options)
+        self.path = str(place) if isinstance(place, Path) else place
         if isinstance(sample_index, str) and not isinstance(ignore, str):
             ignore = [*ignore, sample_index]
         self._naming = (columns, arrays, ignore)
@@ -230,8 +234,9 @@ class PredictionWriter(BasePredictionWriter):
             "keys": tuple(keys), "segment_rows": segment_rows, "codecs": codecs, "durability": durability,
             "queue_bytes": queue_bytes, "provenance": self._provenance, "expected_rows": expected_rows,
             "dtypes": {name: dtype for name, dtype in self._dtypes.items() if dtype == QUANTIZED},
+            "spool": spool,
         }  # fmt: skip
-        self._grows_at = self.path
+        self._grows_at: str | ObjectPath = self.path
         self._run: Run | None = None
         self._resumed: Store | None = None
         self._undo: Callable[[], None] | None = None
@@ -290,11 +295,17 @@ class PredictionWriter(BasePredictionWriter):
         with contextlib.ExitStack() as opened:
             if trainer is None or trainer.world_size == 1:
                 writer, (before, self._resumed) = self._open(shared=False), self._look()
+            elif not isinstance(self.path, str):
+                raise InvalidInputError(
+                    f"{self.path}: a store in a bucket has one writer, and this run has {trainer.world_size} "
+                    "ranks: predict into a store on a disk that all share, then copy it ('zarrow copy')"
+                )
             else:
                 join = partial(Writer, mode="a", shared=True, **self._options)
                 opening = open_together(trainer, self.path, self._open, self._look, join)
                 writer, (before, self._resumed) = opening
-            self._grows_at = self.path if writer is None else str(writer.grows_at)
+            grows_at = self.path if writer is None else writer.grows_at
+            self._grows_at = str(grows_at) if isinstance(grows_at, Path) else grows_at
             self._before = before.get(0, SampleSet())
             if writer is not None:
                 opened.callback(writer.close)
@@ -332,6 +343,8 @@ class PredictionWriter(BasePredictionWriter):
         try:
             return Writer(self.path, mode=self._mode, **self._options, shared=shared)
         except StoreExistsError as error:
+            if self._mode == "w":
+                raise
             raise StoreExistsError(
                 f"{self.path}: there is a store already: resume=True continues it if it is incomplete, "
                 "mode='w' replaces it once the new one is complete"
@@ -449,7 +462,7 @@ class PredictionWriter(BasePredictionWriter):
         run = self._let_go()
         if run is not None:
             run.close()
-            run.log_stored(self._grows_at, self._stored_rows(), self._how_to_go_on())
+            run.log_stored(str(self._grows_at), self._stored_rows(), self._how_to_go_on())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Complete the store if every expected row is in it; else warn, and leave it to be resumed.
@@ -474,7 +487,7 @@ class PredictionWriter(BasePredictionWriter):
             if trainer.world_size == 1:
                 missing = run.end(trainer.limit_predict_batches, self._finalize)
             else:
-                missing = end_together(trainer, run, self.path, self._finalize)
+                missing = end_together(trainer, run, str(self.path), self._finalize)
         except BaseException:
             run.close()
             raise
@@ -482,12 +495,12 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self._conclude(missing)
             if self._complete:
-                run.log_complete(self.path, self._stored_rows())
+                run.log_complete(str(self.path), self._stored_rows())
 
     def _conclude(self, missing: Shortfall | None) -> None:
         """Report how the run ended, on rank 0."""
         if missing is not None:
-            remedy = missing.remedy(self.path, self._grows_at)
+            remedy = missing.remedy(str(self.path), str(self._grows_at))
             warnings.warn(f"{self._grows_at} is left incomplete: {missing}: {remedy}", stacklevel=3)
 
     def _how_to_go_on(self) -> str:

@@ -32,7 +32,7 @@ from zarrow._format import layout
 from zarrow._format.given import TableLike
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
-from zarrow._storage.objects import on_disk
+from zarrow._storage.objects import ObjectPath, located
 from zarrow._write import parts, publishing, recovery, reopening, seal
 from zarrow._write.appender import Appender, Durability, durability_of
 from zarrow._write.batches import BatchChecker
@@ -46,6 +46,7 @@ from zarrow._write.directory import (
     new_owner,
     require_in_place,
 )
+from zarrow._write.spooled import SpooledStore
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import (
     BatchError,
@@ -69,8 +70,9 @@ class Writer:
 
     Parameters
     ----------
-    path : path
-        The store, a directory. Its parent must exist.
+    path : path, URL, or obstore store
+        The store: a directory, whose parent must exist, or a place in a bucket (``s3://…``, ``gs://…``,
+        ``az://…``), where the next writer takes the store over from this one.
     arrays : mapping of str to (row shape, dtype), optional
         The arrays, e.g. ``{"query_embed": ((768,), "float32")}``. By default those of the first batch.
     schema : pyarrow.Schema, optional
@@ -103,7 +105,13 @@ class Writer:
         Rows that the store is to have in the end, by whatever writers, if that is known: recorded in it, and
         `finalize` of fewer asks for ``partial=True``. By default what the store was begun with.
     shared : bool
-        Whether other writers may write the same store, all of them opened with ``shared=True``.
+        Whether other writers may write the same store, all of them opened with ``shared=True``; on a disk
+        only.
+    storage_options : mapping, optional
+        For a URL, as for `zarrow.open`.
+    spool : path, optional
+        For a URL: where a directory of this store is made, in which rows are kept until their segment is in
+        the bucket. By default that of the variable ``ZARROW_SPOOL``, else the user's cache.
 
     Raises
     ------
@@ -147,14 +155,17 @@ class Writer:
         provenance: Mapping[str, Any] | None = None,
         expected_rows: int | None = None,
         shared: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        spool: str | os.PathLike[str] | None = None,
     ) -> None:
         if mode not in ("x", "w", "a"):
             raise InvalidInputError(f"mode must be 'x', 'w' or 'a', got {mode!r}")
         policy = durability_of(durability)
         if queue_bytes <= 0:
             raise InvalidInputError(f"queue_bytes must be positive, got {queue_bytes}")
+        place = located(path, storage_options)
         # Symbolic links are followed: replacing a store must not replace a link to it.
-        self.path = Path(os.path.realpath(on_disk(path)))
+        self.path = Path(os.path.realpath(place)) if isinstance(place, Path) else place
         self._declaration = Declaration(
             arrays, schema, keys, segment_rows, codecs, provenance or {}, expected_rows, dtypes or {}
         )
@@ -163,14 +174,28 @@ class Writer:
         self._checker: BatchChecker | None = None
         self._batches = 0
         self._closed = self._finalizing = self._finalized = self._reopens = False
-        self._claim = claim_store(self.path, mode, shared=shared, owner=self._owner)
+        self._spooled: SpooledStore | None = None
+        if isinstance(self.path, Path):
+            if spool is not None:
+                raise InvalidInputError(f"spool is for a store at a URL, and {self.path} is a path")
+            self._claim = claim_store(self.path, mode, shared=shared, owner=self._owner)
+        else:
+            if shared:
+                raise InvalidInputError(
+                    f"{self.path}: a store in a bucket has one writer at a time: write a shared store on a "
+                    "disk, then copy it ('zarrow copy')"
+                )
+            self._spooled = SpooledStore(self.path, self._owner, mode, spool)
+            self._claim = self._spooled.claim
         self._root, self._lock = self._claim.root, self._claim.lock
         # Rows of a killed run in the way of a new one: they stay until it has its first.
         is_store = (self._root / layout.STORE_JSON).exists()
-        self._in_the_way = self._root != self.path and is_store
+        self._in_the_way = self._root != self.path and is_store and self._spooled is None
         self._is_own = not shared and (self._in_the_way or not is_store)
         try:
-            self._appender = Appender(self.path, self._root, self._lock, self._owner, policy, queue_bytes)
+            self._appender = Appender(
+                self.path, self._root, self._lock, self._owner, policy, queue_bytes, self._spooled
+            )
             try:
                 self._recover(shared=shared)
                 self._queued = self._appender.accepted_rows
@@ -196,9 +221,9 @@ class Writer:
         return self._spec
 
     @property
-    def grows_at(self) -> Path:
-        """Directory of the rows until `finalize`: `path`, or next to it if ``mode="w"`` replaces a store."""
-        return self._root
+    def grows_at(self) -> Path | ObjectPath:
+        """Place of the rows until `finalize`: `path`, or next to it if ``mode="w"`` replaces a store."""
+        return self._root if self._spooled is None else self.path
 
     @property
     def queued_rows(self) -> int:
@@ -348,7 +373,7 @@ class Writer:
         self.flush(durable=True)  # raises an error of the thread: a failed fsync is never retried
         self._check_usable()
         if not self._lock.shared and not partial:  # of a shared store, others have rows, too
-            recovery.require_expected(self._root, self.accepted_rows, self.expected_rows)
+            recovery.require_expected(self.grows_at, self.accepted_rows, self.expected_rows)
         self._finalizing = True
         try:
             self._appender.stop()
@@ -359,11 +384,7 @@ class Writer:
                     "'zarrow finalize', completes the store"
                 )
             require_in_place(self._lock)
-            recovery.finalize(
-                self._root, self._spec, self._owner, expected_rows=self.expected_rows, partial=partial
-            )
-            install(self._root, self.path, owner=self._owner, check=check)
-            self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
+            self._complete(partial=partial, check=check)
         except OSError as error:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 self._release(remove_lock=not self._lock.shared)
@@ -371,11 +392,25 @@ class Writer:
         finally:
             self._release(remove_lock=not self._lock.shared)
         self._finalized = True
+        if self._spooled is not None:
+            self._spooled.remove_spool()
+
+    def _complete(self, *, partial: bool, check: Callable[[Path], None] | None) -> None:
+        assert self._spec is not None
+        if self._spooled is not None:
+            self._spooled.finalize(self._spec, self.expected_rows, partial=partial)
+            return
+        assert isinstance(self.path, Path)
+        recovery.finalize(
+            self._root, self._spec, self._owner, expected_rows=self.expected_rows, partial=partial
+        )
+        install(self._root, self.path, owner=self._owner, check=check)
+        self._lock.path = self.path / layout.OPEN_DIR / layout.LOCK  # it moved with the store
 
     def close(self) -> None:
         """Write what is queued and release the store, which stays incomplete unless it was finalized.
 
-        Calling it again does nothing.
+        Of a store in a bucket, all rows are in the bucket on return. Calling it again does nothing.
 
         Raises
         ------
@@ -387,9 +422,19 @@ class Writer:
         try:
             if self._appender.error is None:
                 self._appender.flush(durable=True)
+                self._leave()
         finally:
             self._release()
         self._appender.check()
+
+    def _leave(self) -> None:
+        """Move the rows of an open segment from the spool into the bucket."""
+        self._appender.stop()
+        if self._spooled is not None and self._spec is not None and self._appender.error is None:
+            try:
+                self._spooled.leave(self._spec)
+            except OSError as error:
+                raise self._appender.failure(error) from error
 
     def discard(self) -> None:
         """Close, and remove a store that this writer has begun and not finalized: all or nothing.
@@ -406,7 +451,9 @@ class Writer:
             raise InvalidInputError(f"{self.path}: the store has rows of other writers, so it stays")
         if not self._closed:
             self._release()
-        if self._spec is not None:
+        if self._spooled is not None:
+            self._spooled.remove()
+        elif self._spec is not None:
             discard(self._root, self._spec.uuid)
 
     def __enter__(self) -> Self:
@@ -463,6 +510,8 @@ class Writer:
             if self._in_the_way:
                 empty(self._root)
                 self._in_the_way = False
+            if self._spooled is not None:
+                self._spooled.create(spec)
             found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         except OSError as error:
             raise self._appender.failure(error) from error
@@ -491,15 +540,19 @@ class Writer:
         # A crash may have left it unfinished.
         publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         self._set_spec(spec)
+        if self._spooled is not None:
+            self._appender.go_on([], *self._spooled.recover(spec))
+            self._reopens = True
+            return
         if self._lock.shared:
             return  # other writers are active; the first one has recovered
         dead = recovery.recover(self._root, spec, self._owner)
         try:
-            committed = catalog.read_snapshot(self._root).rows
+            committed = catalog.read_snapshot(self._root)
         except BaseException:
             seal.release(dead)
             raise
-        self._appender.go_on(dead, committed)
+        self._appender.go_on(dead, committed.rows, committed.segments)
         self._reopens = True
         if shared:
             self._reopen()  # which needs the lock for itself
@@ -512,6 +565,10 @@ class Writer:
         and with the records by which indexes and derived arrays know their rows.
         """
         assert self._spec is not None
+        if self._spooled is not None:
+            self._spooled.require_room()
+            self._reopens = False
+            return
         try:
             self._appender.take_back(reopening.reopen(self._root, self._spec, self._owner))
         except OSError as error:

@@ -287,14 +287,11 @@ class TestErrors:
         assert [one.path for one in zarrow.verify(url, **options).findings] == ["notes.txt"]
 
     def test_refuses_what_needs_a_disk(self, bucket, url, tmp_path, monkeypatch):
-        """Writers and whatever changes a store say so, and make no directory called s3:."""
+        """Whatever changes a store, but a writer, says so, and makes no directory called s3:."""
         monkeypatch.chdir(tmp_path)
-        from zarrow.lightning import PredictionWriter
-
         store = zarrow.open(url, storage_options=bucket.options)
         for call in (
-            lambda: zarrow.Writer(url),
-            lambda: PredictionWriter(url),
+            lambda: zarrow.Writer(url, shared=True),
             lambda: zarrow.repair(url),
             lambda: zarrow.pack(url),
             lambda: zarrow.build_index(url),

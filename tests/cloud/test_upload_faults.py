@@ -158,7 +158,7 @@ def test_no_fault_tears_a_copy(bucket, local, hasty, profile):
 
 
 def _believes_answers(place, path, data):
-    if not place.put_if_free(path, data):
+    if place.put_if(path, data, None) is None:
         raise StoreExistsError("it says so")
 
 

@@ -26,7 +26,9 @@ from zarrow._commands.terminal import (
     say,
     show_facts,
 )
+from zarrow._format.bucket import HOLDER
 from zarrow._format.spec import rows_of_expected
+from zarrow._storage.objects import is_remote, on_disk
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -55,7 +57,10 @@ def finalize(
     import zarrow
     from zarrow._predict.stored_samples import drop_repeated, stored_samples
 
+    if sort or drop_duplicates:
+        on_disk(path)  # raises if it is a URL
     with zarrow.open(path, partial=True) as store:  # raises if there is no store: a writer would create one
+        name = escape(str(store.path if is_remote(path) else path))
         rows, complete, expected = store.num_rows, store.complete, store.expected_rows
         order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
         if not complete and "predict" in store.provenance and not drop_duplicates:
@@ -64,7 +69,7 @@ def finalize(
     if drop_duplicates:
         dropped = drop_repeated(path, partial=partial)
         rows -= dropped
-    elif not complete:
+    elif not complete or (is_remote(path) and (store.path / HOLDER).exists()):  # killed before the last step
         with zarrow.Writer(path, mode="a") as writer:
             writer.finalize(partial=partial)
             rows = writer.accepted_rows
@@ -72,7 +77,6 @@ def finalize(
         _pack(path, None, order=order)
     has = rows_of_expected(rows, expected)
     gone = f"dropped {counted(dropped, 'duplicate')} of {rows + dropped:,} rows\n" if drop_duplicates else ""
-    name = escape(str(path))
     text = f"{name} is complete already: {has}" if complete else f"[green]complete:[/] {name} has {has}"
     facts = {"path": str(path), "rows": rows, "expected_rows": expected, "dropped_rows": dropped}
     answer(facts, gone + text, as_json=as_json)

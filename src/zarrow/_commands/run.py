@@ -73,7 +73,9 @@ def _show_summary(summary: Summary) -> None:
 )
 def predict(
     context: Context,
-    store: Annotated[Path, Option("--store", help="Store to write.", show_default=False)],
+    store: Annotated[
+        str, Option("--store", metavar="PATH", help="Store to write, a path or URL.", show_default=False)
+    ],
     resume: Annotated[bool, Option("--resume", help="Go on with the run that wrote it.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -124,11 +126,11 @@ def predict(
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(PredictionWriter, "writer")
-            parser.set_defaults({"writer.path": str(store)})
+            parser.set_defaults({"writer.path": store})
 
         def before_instantiate_classes(self) -> None:
             self.config.predict.return_predictions = False
-            self.config.predict.writer.path = str(store)  # whatever a config file says
+            self.config.predict.writer.path = store  # whatever a config file says
             self.config.predict.writer.resume |= resume
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -156,13 +158,13 @@ def predict(
             raise IncompleteStoreError(
                 f"{store}: the run ended before every row was stored; see the warning above"
             )
-    show_info(facts_of(store), as_json=as_json)
+    show_info(facts_of(Path(store)), as_json=as_json)
 
 
-def _say_what_is_safe(store: Path) -> None:
+def _say_what_is_safe(store: str) -> None:
     """Say how many rows an interrupted run has stored, and how to go on."""
     import zarrow
 
     with contextlib.suppress(ZarrowError), zarrow.open(store, partial=True) as found:
         if found.num_rows:
-            say(f"{escape(str(store))}: {found.num_rows:,} rows are safe; go on with --resume", err)
+            say(f"{escape(store)}: {found.num_rows:,} rows are safe; go on with --resume", err)

@@ -8,6 +8,7 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 `spec`                  what a store is: ``zarrow.json``
 `documents`             JSON with a checksum of its own, for every small file
 `records`               commit record, claim, owner and manifest
+`bucket`                what writers of a store in a bucket tell each other: holder, claims
 `statistics`            minimum, maximum, nulls and NaNs of every column, per segment
 `trailers`              of which rows a derived file is, and its checksum
 `checksum`              CRC32C, and joining the CRCs of adjacent pieces

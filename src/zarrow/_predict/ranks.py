@@ -86,6 +86,7 @@ def open_together(
                 if writer is not None:
                     opened.callback(writer.close)
                     beside = writer.grows_at != writer.path
+                    assert isinstance(writer.grows_at, Path)
                     path_of_sign = files.scratch_name(writer.grows_at / layout.OPEN_DIR)
                     files.make_dir(path_of_sign)
                     sign = path_of_sign.name

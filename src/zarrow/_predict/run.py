@@ -36,6 +36,7 @@ from zarrow._predict.preparing import PredictedBatch, Preparing, named
 from zarrow._predict.rules import PredictionRules
 from zarrow._predict.sample_set import SampleSet
 from zarrow._predict.stored_samples import DATALOADER_IDX, drop_repeated, stored_samples
+from zarrow._storage.objects import ObjectPath, on_disk
 from zarrow._write.worker import close_at_exit
 from zarrow.errors import BatchError, InvalidInputError, ZarrowError, printable
 from zarrow.store import Store
@@ -330,7 +331,7 @@ class Run:
             found.append("a step ended the run with StopIteration")
         return "; ".join(filter(None, found)) or None
 
-    def complete(self, path: str, make_without_rows: Callable[[Run], None]) -> None:
+    def complete(self, path: str | ObjectPath, make_without_rows: Callable[[Run], None]) -> None:
         """Complete the store, when every rank has stored its rows."""
         if self.writer is None:
             return
@@ -339,6 +340,7 @@ class Run:
             self.writer.close()
             make_without_rows(self)
         elif store.num_rows > sum(map(len, stored.values())):
+            path = on_disk(path)
             self.writer.close()
             drop_repeated(path)
         else:

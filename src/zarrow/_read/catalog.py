@@ -34,6 +34,7 @@ from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError, d
 __all__ = [
     "Snapshot",
     "check_records",
+    "claim_numbers",
     "decode_manifest",
     "has_record",
     "part_numbers",
@@ -203,6 +204,11 @@ def segment_numbers(root: Place) -> list[int]:
     return _numbers(root, "json")
 
 
+def claim_numbers(root: Place) -> list[int]:
+    """Return the numbers of all claims, in order."""
+    return _numbers(root, "claim")
+
+
 def dense_segments(root: Place, known: int = 0) -> int:
     """Return the number of records before the first gap.
 
@@ -255,7 +261,7 @@ def read_snapshot(root: Place) -> Snapshot:
 def read_claims(root: Place) -> list[Claim]:
     """Return the claims that exist, by segment."""
     claims = []
-    for number in _numbers(root, "claim"):
+    for number in claim_numbers(root):
         path = layout.claim_path(number)
         try:
             claims.append(Claim.decode(reading.read_file(root, path), f"{root}/{path}"))
@@ -285,7 +291,7 @@ def check_records(
     """Raise `CorruptionError` if a record is missing (`visible.missing_records`)."""
     if missing_records(records, parts):
         # Claims are listed after parts and records: one that was released by now has a record.
-        claims, aside = _numbers(root, "claim"), put_aside(root)
+        claims, aside = claim_numbers(root), put_aside(root)
         for number in missing_records(records, parts, claims, aside, owners):
             if not has_record(root, number):
                 raise CorruptionError(

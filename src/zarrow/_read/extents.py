@@ -26,6 +26,7 @@ from zarrow._read.ranged import RangedRows
 from zarrow._read.shard_files import ShardFile
 from zarrow._read.shard_rows import CommittedShard, StoredChunks, damaged_chunk, is_written
 from zarrow._read.view import OpenPiece, View
+from zarrow._storage.reading import Place
 from zarrow.errors import CorruptionError
 
 __all__ = ["Extent", "find_extents"]
@@ -86,9 +87,9 @@ def _find(view: View, array: ArraySpec) -> Iterator[Extent]:
 
 
 def _map(
-    view: View, array: ArraySpec, count: int, locate: Callable[[int], ShardFile], first_row: int
+    view: View, array: ArraySpec, count: int, locate: Callable[[int], ShardFile], first_row: int, root: Place
 ) -> JoinedRows | RowsPerFile | RangedRows:
-    read_rows = map_rows if isinstance(view.snapshot.root, Path) else RangedRows
+    read_rows = map_rows if isinstance(root, Path) else RangedRows
     return read_rows(
         rows=count,
         file_rows=view.spec.segment_rows,
@@ -132,7 +133,7 @@ def _committed(
     if not array.is_plain:
         encoded = EncodedRows(array, len(rows), view.spec.segment_rows, open_shard)
         return Extent(rows.start, rows.stop, encoded, -rows.start, _verified_when_decoded)
-    mapped = _map(view, array, len(rows), locate, rows.start)
+    mapped = _map(view, array, len(rows), locate, rows.start, view.snapshot.root)
 
     def verify(low: int, high: int) -> npt.NDArray[Any] | None:
         chunk_rows, last = array.chunk_rows, len(rows)
@@ -173,7 +174,7 @@ def _open(view: View, array: ArraySpec, rows: range, piece: OpenPiece) -> Extent
 
     file = ShardFile(piece.rows.path, layout.rows_name(array.name), None, piece.files[array.name])
     # All rows of the open segment, so that whole frames can be checked.
-    mapped = _map(view, array, piece.rows.rows, lambda _: file, -shift)
+    mapped = _map(view, array, piece.rows.rows, lambda _: file, -shift, piece.rows.path)
 
     def verify(start: int, stop: int) -> None:
         for frame in piece.rows.frames:

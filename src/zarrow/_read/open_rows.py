@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.bucket import HOLDER, Holder
 from zarrow._format.documents import MAX_OWNER_BYTES
 from zarrow._format.frames import Frame, may_hold_rows, parse_payload, scan, torn_rows
 from zarrow._format.records import Owner
@@ -25,7 +26,8 @@ from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read import shard_rows
 from zarrow._read.shard_rows import StoredChunks
 from zarrow._read.visible import OpenSegmentFacts
-from zarrow._storage.reading import Place, map_file, open_file, read_file
+from zarrow._storage.copies import local_copy
+from zarrow._storage.reading import Place, RemotePath, map_file, open_file, read_file
 from zarrow.errors import CorruptionError
 
 __all__ = ["NO_FRAME", "OpenRows", "read", "row_files", "slots"]
@@ -123,9 +125,9 @@ def _blocks(rows: npt.NDArray[Any], start: int, stop: int, size: int) -> Iterato
 
 
 def slots(root: Place) -> list[Path]:
-    """Return the directories of the open segments, oldest first; on a disk only."""
+    """Return the directories of the open segments, oldest first; of a bucket, copies of its tails."""
     if not isinstance(root, Path):
-        return []
+        return _tails(root)
     try:
         with os.scandir(root / layout.OPEN_DIR) as entries:
             names = [
@@ -136,6 +138,15 @@ def slots(root: Place) -> list[Path]:
     except FileNotFoundError:
         return []
     return [root / layout.OPEN_DIR / name for name in sorted(names)]
+
+
+def _tails(place: RemotePath) -> list[Path]:
+    try:
+        data = read_file(place, HOLDER)
+    except FileNotFoundError:
+        return []
+    holder = Holder.decode(data, str(place / HOLDER))
+    return [local_copy(place, layout.slot_dir(slot)) for slot in sorted(holder.tails)]
 
 
 def read(path: Path, spec: StoreSpec) -> OpenRows | None:

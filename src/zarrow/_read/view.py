@@ -293,7 +293,8 @@ def _look(root: Place, seen: dict[str, OpenPiece]) -> View | None:
             return None  # the rows of a segment were taken back into an open one
         owners = [slot.rows.owner for slot in slots]
         catalog.check_records(root, numbers, parts, owners)
-        _check_claims(root, snapshot.spec, claims, slots)
+        if isinstance(root, Path):  # rows of a bucket's claims are in the spools of their writers
+            _check_claims(root, snapshot.spec, claims, slots)
         behind_gap = tuple(
             catalog.read_record(root, number, snapshot.spec)[0]
             for number in numbers
@@ -309,7 +310,7 @@ def _look(root: Place, seen: dict[str, OpenPiece]) -> View | None:
     return View(snapshot, guard, last_files, behind_gap, pieces)
 
 
-def _check_claims(root: Place, spec: StoreSpec, claims: list[Claim], slots: list[OpenPiece]) -> None:
+def _check_claims(root: Path, spec: StoreSpec, claims: list[Claim], slots: list[OpenPiece]) -> None:
     """Raise `CorruptionError` if rows that are about to be committed are not there."""
     rows = {slot.rows.slot: slot.rows.rows for slot in slots}
     for claim in claims:

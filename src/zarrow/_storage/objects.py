@@ -24,9 +24,10 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from zarrow._storage.reading import BLOCK_BYTES, File
+from zarrow._storage.streams import FileStream
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError, StoreChangedError
 
-__all__ = ["ObjectFile", "ObjectPath", "is_remote", "located", "on_disk"]
+__all__ = ["ObjectFile", "ObjectPath", "Version", "is_remote", "located", "on_disk"]
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -45,8 +46,12 @@ _CLIENT = (
     "timeout",
     "user_agent",
 )
+_TIMEOUT = timedelta(minutes=2)
+"""Of a request, unless the caller sets one: a shard is put by one."""
 _RETRY = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+
+Version = Mapping[str, str]
 
 _memory: dict[str, Any] = {}
 """The stores of ``memory://`` URLs, which are for tests."""
@@ -69,7 +74,7 @@ def _connect(url: str, options: Mapping[str, Any]) -> Any:
     scheme = url.split("://", 1)[0].lower()
     if scheme == "memory":
         return _memory.setdefault(url, stores.MemoryStore())
-    client = {name: value for name, value in options.items() if name in _CLIENT}
+    client = {"timeout": _TIMEOUT, **{name: options[name] for name in _CLIENT if name in options}}
     config = {name: value for name, value in options.items() if name not in _CLIENT}
     if os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"):
         client = {"allow_http": True, **client}
@@ -105,20 +110,27 @@ def _translated(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (exceptions.NotFoundError, FileNotFoundError) as error:
-        if any(code in str(error) for code in _NO_BUCKET):
-            raise InvalidInputError(f"{path}: there is no such bucket") from None
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", path) from None
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
+    except (exceptions.BaseError, FileNotFoundError, PermissionError) as error:
+        raise _as_on_disk(error, path) from None
+
+
+def _as_on_disk(error: Exception, path: str) -> Exception:
+    from obstore import exceptions
+
+    if any(code in str(error) for code in _NO_BUCKET):
+        return InvalidInputError(f"{path}: there is no such bucket")
+    if isinstance(error, exceptions.NotFoundError | FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "there is no such object", path)
+    if isinstance(
+        error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError | PermissionError
+    ):
         status = re.search(r"\b40[13] \w+", str(error))
-        reason = (
-            f"the credentials do not allow this, or there are none ({status[0] if status else 'refused'})"
-        )
-        raise PermissionError(errno.EACCES, reason, path) from None
-    except exceptions.PreconditionError:
-        raise StoreChangedError(f"{path}: another object took its place: open the store again") from None
-    except exceptions.BaseError as error:
-        raise OSError(errno.EIO, _reason(error), path) from None
+        refused = status[0] if status else "refused"
+        reason = f"the credentials do not allow this, or there are none ({refused})"
+        return PermissionError(errno.EACCES, reason, path)
+    if isinstance(error, exceptions.PreconditionError):
+        return StoreChangedError(f"{path}: another object took its place: open the store again")
+    return OSError(errno.EIO, _reason(error), path)
 
 
 class ObjectPath:
@@ -131,7 +143,7 @@ class ObjectPath:
     options : mapping of str
         obstore's configuration; what is missing comes from the environment.
     client : obstore store, optional
-        Of the URL; made when it is needed. All paths below share it.
+        Of the URL; all paths below share it.
     below : str
         The path below the URL.
     """
@@ -264,19 +276,23 @@ class ObjectPath:
         with _translated(str(self / path)):
             _obstore().put(self._client, self._key(path), data)
 
-    def put_if_free(self, path: str, data: bytes) -> bool:
-        """Put a small object in place, and return True; False if the service says that the name is taken.
+    def put_if(self, path: str, data: Any, version: Version | None) -> Version | None:
+        """Put an object in place of one of this version, or of none, in one request.
 
-        What the service says may be wrong either way: see `zarrow._storage.conditional`.
+        Returns its version; None if the service says that something else is there. What it says may be wrong
+        either way: see `zarrow._storage.conditional`.
         """
         from obstore import exceptions
 
+        mode = "create" if version is None else dict(version)
+        if self._url.startswith("memory:"):  # which keeps what it is given, not a copy
+            data = bytes(data)
         with _translated(str(self / path)):
             try:
-                _obstore().put(self._client, self._key(path), data, mode="create")
-            except exceptions.AlreadyExistsError:
-                return False
-        return True
+                made = _obstore().put(self._client, self._key(path), data, mode=mode, use_multipart=False)
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+                return None
+        return _version(made)
 
     def delete(self, path: str) -> None:
         """Remove an object, if it is there."""
@@ -301,6 +317,11 @@ class ObjectPath:
         return names | {one["path"].rpartition("/")[2]: "file" for one in found["objects"]}
 
 
+def _version(meta: Mapping[str, Any]) -> Version:
+    """Return by what a service knows an object from one that takes its place."""
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
+
+
 def _stamp(meta: Mapping[str, Any]) -> object:
     return meta["e_tag"] or (meta["size"], meta["last_modified"])
 
@@ -320,12 +341,13 @@ class ObjectFile(File):
         The answer to a request for all of it, not read yet.
     """
 
-    __slots__ = ("_key", "_result", "_root", "_tag", "_whole", "stamp")
+    __slots__ = ("_key", "_result", "_root", "_tag", "_whole", "stamp", "version")
 
     def __init__(self, root: ObjectPath, path: str, meta: Mapping[str, Any], result: Any = None) -> None:
         self.path = str(root / path)
         self.size_bytes = int(meta["size"])
         self.stamp = _stamp(meta)
+        self.version = _version(meta)
         self._root = root
         self._key = path
         self._tag = meta["e_tag"]
@@ -349,6 +371,15 @@ class ObjectFile(File):
             found = _obstore().get(self._root.client, self._root._key(self._key), options=options)
             return bytes(found.bytes())
 
+    @property
+    def data_bytes(self) -> int:
+        """Its size: an object has no holes."""
+        return self.size_bytes
+
+    def next_data(self, offset: int) -> int:
+        """Return the offset: an object has no holes."""
+        return offset
+
     def content(self, limit_bytes: int) -> bytes:
         """Return all bytes; `CorruptionError` if they are more than `limit_bytes`."""
         if self._whole is None and self._result is not None and self.size_bytes <= limit_bytes:
@@ -359,7 +390,7 @@ class ObjectFile(File):
 
     def stream(self) -> io.BufferedReader:
         """Return a stream of it."""
-        return io.BufferedReader(_Stream(self), BLOCK_BYTES)
+        return io.BufferedReader(FileStream(self), BLOCK_BYTES)
 
     @property
     def name(self) -> str:
@@ -372,49 +403,10 @@ class ObjectFile(File):
 
         if self._whole is not None:
             return pa.BufferReader(self._whole)
-        return pa.PythonFile(_Stream(self), mode="r")
+        return pa.PythonFile(FileStream(self), mode="r")
 
     def __exit__(self, *_: object) -> None:
         pass
-
-
-class _Stream(io.RawIOBase):
-    """An object as a file of Python's."""
-
-    def __init__(self, file: ObjectFile) -> None:
-        self._file = file
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def size(self) -> int:
-        return self._file.size_bytes
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size_bytes}[whence]
-        self._position = max(start + offset, 0)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        with memoryview(buffer).cast("B") as view:
-            data = self._file._up_to(self._position, len(view))
-            view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._file.size_bytes - self._position, 0)
-        size = left if size < 0 else min(size, left)
-        data = b"".join(self._file._blocks(self._position, size, max(size, 1)))
-        self._position += len(data)
-        return data
 
 
 def located(path: object, options: Mapping[str, Any] | None = None) -> Path | ObjectPath:

@@ -17,5 +17,7 @@ in which a batch passes them:
 `reopening`             a committed segment becomes an open one again
 `quarantine`            where damaged files, and what no frame vouches for, are moved
 `recovery`              finishing what dead writers left; finalizing
+`bucket`                a store in a bucket: who holds it, claims of segment numbers, commits
+`spooled`               its open segments on a disk of this machine, and what is left of them in the bucket
 ======================  ===============================================================================
 """

@@ -17,6 +17,7 @@ import errno
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from zarrow._write import seal
 from zarrow._write.batches import CheckedBatch, split
 from zarrow._write.directory import require_in_place
 from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.spooled import SpooledStore
 from zarrow._write.worker import Worker
 from zarrow.errors import InvalidInputError, WriteFailedError, ZarrowError
 
@@ -85,7 +87,7 @@ class Appender(Worker[CheckedBatch]):
 
     Parameters
     ----------
-    path : Path
+    path : Path or ObjectPath
         The store, as messages call it.
     root : Path
         Where it grows, if it is to replace another.
@@ -97,16 +99,19 @@ class Appender(Worker[CheckedBatch]):
         When rows become durable.
     queue_bytes : int
         Size of the batches that may wait.
+    spooled : SpooledStore, optional
+        Of a store in a bucket, whose open segments `root` has.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: object,
         root: Path,
         lock: FileLock,
         owner: Owner,
         durability: Durability,
         queue_bytes: int,
+        spooled: SpooledStore | None = None,
     ) -> None:
         self.accepted_rows = 0
         self.durable_rows = 0
@@ -115,6 +120,7 @@ class Appender(Worker[CheckedBatch]):
         self._lock = lock
         self._owner = owner
         self._durability = durability
+        self._spooled = spooled
         self._sequence = 0
         self._last_slot = ""
         self._segments = 0  # committed, as far as it is known
@@ -122,7 +128,9 @@ class Appender(Worker[CheckedBatch]):
         self._spec: StoreSpec | None = None
         self._segment: OpenSegment | None = None
         self._spare: Future[OpenSegment] | None = None
-        self._sealing: Future[None] | None = None
+        self._sealing: deque[Future[None]] = deque()
+        self._waiting_segments = 1
+        self._seal_failed = False  # what follows stays behind: rows become visible in their order
         self._undurable_batches = 0
         self._undurable_since = 0.0
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="zarrow-sealer")
@@ -133,8 +141,10 @@ class Appender(Worker[CheckedBatch]):
     def start(self, spec: StoreSpec) -> None:
         """Set the store's spec, before the first batch."""
         self._spec = spec
+        if self._spooled is not None:
+            self._waiting_segments = self._spooled.waiting_segments(spec)
 
-    def go_on(self, dead: list[seal.Dead], committed_rows: int) -> None:
+    def go_on(self, dead: list[seal.Dead], committed_rows: int, segments: int) -> None:
         """Take over what dead writers left, before the first batch.
 
         Parameters
@@ -142,12 +152,14 @@ class Appender(Worker[CheckedBatch]):
         dead : list of Dead
             The unfinished open segments. The last is filled further; the locks of the others are released.
         committed_rows : int
-            Rows in committed segments.
+            Rows in committed segments, and in the tails of a bucket.
+        segments : int
+            Number of committed segments.
         """
         assert self._spec is not None
         self.accepted_rows = committed_rows + sum(one.rows.rows for one in dead)
         self.durable_rows = committed_rows + sum(one.rows.durable_rows for one in dead)
-        self._segments = self._from_segment = committed_rows // self._spec.segment_rows
+        self._segments = self._from_segment = segments
         try:
             if dead:
                 last = dead[-1]
@@ -259,8 +271,8 @@ class Appender(Worker[CheckedBatch]):
     def _append(self, batches: list[CheckedBatch]) -> None:
         if not self._undurable_batches:
             self._undurable_since = time.monotonic()
-        if self._sealing is not None and self._sealing.done():
-            self._wait_for_sealer()  # raises its error early
+        while self._sealing and self._sealing[0].done():
+            self._sealing.popleft().result()  # raises its error early
         while batches:
             segment = self._open_segment()
             now, batches = split(batches, segment.room)
@@ -284,7 +296,7 @@ class Appender(Worker[CheckedBatch]):
     def _create(self) -> OpenSegment:
         assert self._spec is not None
         require_in_place(self._lock)
-        if not self._sequence:
+        if not self._sequence and self._spooled is None:  # which has told by `go_on`
             self._segments = self._from_segment = dense_segments(self._root)
         segment = OpenSegment.create(self._root, self._spec, self._next_owner(), self._last_slot)
         self._last_slot = segment.slot
@@ -297,29 +309,36 @@ class Appender(Worker[CheckedBatch]):
         return owner
 
     def _roll(self) -> None:
-        """Hand the full segment to the sealer; at most one waits there, which bounds memory."""
+        """Hand the full segment to the sealer, where at most one waits: in a bucket's spool, some more."""
         segment = self._segment
         assert segment is not None
         if self._durability.batches or self._durability.seconds:
             # Rows of the next segment must not be durable before those of this one.
             segment.sync()
-        self._wait_for_sealer()
+        while len(self._sealing) >= self._waiting_segments:
+            self._sealing.popleft().result()
         self._segment = None  # not before: if that raises, `stop` must close the segment
         rows = self.accepted_rows
-        self._sealing = threads.submit(self._sealer, lambda: self._seal(segment, rows))
+        self._sealing.append(threads.submit(self._sealer, lambda: self._seal(segment, rows)))
 
     def _seal(self, segment: OpenSegment, rows: int) -> None:
         assert self._spec is not None
         try:
-            self._segments = seal.seal(self._root, self._spec, segment, self._segments, self._lock)
+            if self._seal_failed:
+                raise OSError(errno.EIO, "an earlier segment could not be sealed")
+            self._seal_failed = True
+            if self._spooled is not None:
+                self._segments = self._spooled.seal(self._spec, segment)
+            else:
+                self._segments = seal.seal(self._root, self._spec, segment, self._segments, self._lock)
+            self._seal_failed = False
         finally:
             segment.close()
         self.durable_rows = max(self.durable_rows, rows)
 
     def _wait_for_sealer(self) -> None:
-        sealing, self._sealing = self._sealing, None
-        if sealing is not None:
-            sealing.result()
+        while self._sealing:
+            self._sealing.popleft().result()
 
     def _make_durable(self) -> None:
         self._wait_for_sealer()

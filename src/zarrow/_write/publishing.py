@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,26 @@ from zarrow._format.spec import StoreSpec
 from zarrow._format.statistics import statistics_of
 from zarrow._read.catalog import dense_segments, has_record, read_record, read_spec, segment_numbers
 from zarrow._storage import files
-from zarrow._storage.reading import read_file
+from zarrow._storage.reading import Place, read_file
 from zarrow.errors import CorruptionError, InvalidInputError
 
 __all__ = [
+    "all_records",
     "claim",
     "commit",
     "create",
+    "manifest_of",
     "publish_manifest",
     "publish_shape",
     "publish_statistics",
     "release_claim",
+    "shape_documents",
     "uncommit",
     "withdraw_manifest",
 ]
 
+_RECORDS_AT_ONCE = 16
+"""Read from a bucket."""
 MAX_CLAIM_BYTES = 4 << 20
 """Half of what a record may have; the checksums of the most chunks take the other half."""
 
@@ -182,29 +188,36 @@ def publish_shape(
     """
     while True:
         dense = dense_segments(root, known) if segments is None else segments
-        names, rows = [array.name for array in spec.arrays], 0
-        if dense:
-            rows = (dense - 1) * spec.segment_rows + read_record(root, dense - 1, spec)[0].rows
-        kept = {name: _attributes(attributes_of or root, layout.array_dir(name)) for name in names}
-        documents = [
-            (
-                root / layout.array_dir(array.name) / "zarr.json",
-                zarr_metadata.array_json(spec, array, rows, kept[array.name]),
-            )
-            for array in spec.arrays
-        ]
-        of_group = _attributes(attributes_of or root, layout.ARRAYS_DIR)
-        group = zarr_metadata.group_json(spec, rows, of_group, kept)
-        documents.append((root / layout.ARRAYS_DIR / "zarr.json", group))
+        documents = shape_documents(root, spec, dense, attributes_of or root)
         if segments is not None:
             documents.reverse()  # shrinking: the group goes first, since xarray relies on it
         for path, data in documents:
-            files.replace(path, data, scratch=scratch)
+            files.replace(root / path, data, scratch=scratch)
         if segments is not None or dense_segments(root, known) == dense:
             return dense
 
 
-def _attributes(root: Path, directory: str) -> dict[str, Any]:
+def shape_documents(
+    root: Place, spec: StoreSpec, segments: int, attributes_of: Place | None = None
+) -> list[tuple[str, bytes]]:
+    """Return the paths and contents of the ``zarr.json`` of arrays and group that cover these segments."""
+    names, rows = [array.name for array in spec.arrays], 0
+    if segments:
+        rows = (segments - 1) * spec.segment_rows + read_record(root, segments - 1, spec)[0].rows
+    model = root if attributes_of is None else attributes_of
+    kept = {name: _attributes(model, layout.array_dir(name)) for name in names}
+    documents = [
+        (
+            f"{layout.array_dir(array.name)}/zarr.json",
+            zarr_metadata.array_json(spec, array, rows, kept[array.name]),
+        )
+        for array in spec.arrays
+    ]
+    group = zarr_metadata.group_json(spec, rows, _attributes(model, layout.ARRAYS_DIR), kept)
+    return [*documents, (f"{layout.ARRAYS_DIR}/zarr.json", group)]
+
+
+def _attributes(root: Place, directory: str) -> dict[str, Any]:
     """Return the attributes that other programs gave to an array, or to the group."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, CorruptionError):
         return zarr_metadata.attributes_in(read_file(root, f"{directory}/zarr.json"))
@@ -224,15 +237,36 @@ def publish_manifest(root: Path, spec: StoreSpec, expected_rows: int | None, scr
     CorruptionError
         If there is a gap in the records, or a short segment before the last.
     """
+    records = all_records(root, spec)
+    manifest = manifest_of(spec, records, expected_rows)
+    # First, so that a complete store has them; those of other rows count for nothing.
+    publish_statistics(root, spec, manifest, scratch, [record.part for record, _ in records])
+    files.replace(root / layout.MANIFEST_JSON, manifest.encode(), scratch=scratch)
+    return manifest
+
+
+def all_records(root: Place, spec: StoreSpec) -> list[tuple[SegmentRecord, int]]:
+    """Return all records, each with its crc32c; see `publish_manifest`."""
     numbers = segment_numbers(root)
-    records = [read_record(root, number, spec) for number in numbers]
+    if isinstance(root, Path):
+        records = [read_record(root, number, spec) for number in numbers]
+    else:
+        with ThreadPoolExecutor(_RECORDS_AT_ONCE, "zarrow-records") as pool:
+            records = list(pool.map(lambda number: read_record(root, number, spec), numbers))
     if numbers != list(range(len(numbers))) or any(
         record.rows != spec.segment_rows for record, _ in records[:-1]
     ):
         raise CorruptionError(
             "the segments have gaps or a short one in between, so the store cannot be complete", path=root
         )
-    manifest = Manifest(
+    return records
+
+
+def manifest_of(
+    spec: StoreSpec, records: Sequence[tuple[SegmentRecord, int]], expected_rows: int | None
+) -> Manifest:
+    """Return the manifest of these segments."""
+    return Manifest(
         uuid=spec.uuid,
         rows=sum(record.rows for record, _ in records),
         expected_rows=expected_rows,
@@ -243,10 +277,6 @@ def publish_manifest(root: Path, spec: StoreSpec, expected_rows: int | None, scr
         part_bytes=tuple(record.part.size_bytes for record, _ in records),
         records_crc32c=tuple(checksum for _, checksum in records),
     )
-    # First, so that a complete store has them; those of other rows count for nothing.
-    publish_statistics(root, spec, manifest, scratch, [record.part for record, _ in records])
-    files.replace(root / layout.MANIFEST_JSON, manifest.encode(), scratch=scratch)
-    return manifest
 
 
 def publish_statistics(

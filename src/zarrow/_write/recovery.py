@@ -47,7 +47,7 @@ from zarrow._write.reopening import enter_again, remove_segment_files, reopen, s
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError
 
-__all__ = ["finalize", "recover", "require_expected"]
+__all__ = ["finalize", "lock_all", "put_open_aside", "recover", "require_expected"]
 
 MAX_PIECES = 32_768
 """Open segments that are packed at once: a claim that names them takes no more than half a document."""
@@ -82,7 +82,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
     for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
         _remove_any(path)
     _remove_what_was_set_aside(root, spec)
-    dead = _lock_all(root, spec)
+    dead = lock_all(root, spec)
     try:
         _drop_what_does_not_count(root, spec, dead)
         for claim in catalog.read_claims(root):
@@ -99,7 +99,7 @@ def recover(root: Path, spec: StoreSpec, owner: Owner) -> list[Dead]:
         for slot, one in [*dead.items()]:
             if one.rows.unvouched:
                 del dead[slot]
-                dead |= _put_aside(root, spec, owner, one)
+                dead |= put_open_aside(root, spec, owner, one)
         if any(one.start for one in dead.values()):
             _pack(root, spec, owner, dead)  # it was interrupted
         for slot, one in list(dead.items()):
@@ -186,7 +186,7 @@ def _remove_any(path: Path) -> None:
         files.remove(path)
 
 
-def _lock_all(root: Path, spec: StoreSpec) -> dict[str, Dead]:
+def lock_all(root: Path, spec: StoreSpec) -> dict[str, Dead]:
     """Lock and read the open segments; discard those whose creation was never finished."""
     dead: dict[str, Dead] = {}
     try:
@@ -265,7 +265,7 @@ def _drop_committed(root: Path, spec: StoreSpec, dead: dict[str, Dead]) -> None:
             publishing.release_claim(root, claim)
 
 
-def _put_aside(root: Path, spec: StoreSpec, owner: Owner, one: Dead) -> dict[str, Dead]:
+def put_open_aside(root: Path, spec: StoreSpec, owner: Owner, one: Dead) -> dict[str, Dead]:
     """Move an open segment with bytes that no frame vouches for to quarantine; return a copy of its rows.
 
     A writer that filled it further would overwrite the bytes, which are the rows of lost frames.
@@ -380,7 +380,7 @@ def finalize(
     return manifest
 
 
-def require_expected(path: Path, rows: int, expected_rows: int | None) -> None:
+def require_expected(path: object, rows: int, expected_rows: int | None) -> None:
     """Raise `IncompleteStoreError` if a store that is to be completed lacks rows."""
     if expected_rows is not None and rows < expected_rows:
         raise IncompleteStoreError(

@@ -15,8 +15,9 @@ A claim may also stand for pieces of several open segments: these are copied tog
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.parts import to_table
-from zarrow._format.records import Claim, SegmentRecord, ShardFacts
+from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files
@@ -35,7 +36,7 @@ from zarrow._write.directory import require_in_place
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.shards import Shard, open_shard
 
-__all__ = ["Dead", "commit_claim", "commit_copy", "release", "seal"]
+__all__ = ["Dead", "commit_claim", "commit_copy", "copy_pieces", "release", "seal"]
 
 
 def seal(
@@ -121,24 +122,31 @@ def _place_shard(root: Path, array: ArraySpec, segment: int, source: Path) -> No
 
 def commit_copy(root: Path, spec: StoreSpec, claim: Claim, found: dict[str, OpenRows]) -> None:
     """Copy the pieces of open segments that a claim stands for together, and commit them."""
+    with copy_pieces(root, spec, claim.sources, found) as (scratch, shards, batches):
+        commit_claim(root, spec, claim, scratch, shards, batches)
+
+
+@contextlib.contextmanager
+def copy_pieces(
+    root: Path, spec: StoreSpec, sources: Sequence[Source], found: dict[str, OpenRows]
+) -> Iterator[tuple[Path, dict[str, ShardFacts], list[pa.RecordBatch]]]:
+    """Copy pieces of open segments together; yield the directory of the shards, their facts, the batches."""
     scratch = files.scratch_name(root / layout.OPEN_DIR)
     files.make_dir(scratch)
     shards = {}
     for index, array in enumerate(spec.arrays):
         shard = open_shard(scratch, array, spec.segment_rows, create=True)
         try:
-            for source in claim.sources:
+            for source in sources:
                 for rows in found[source.slot].vectors(spec, index, source.start, source.stop):
                     shard.append(np.ascontiguousarray(rows))
             shards[array.name] = _sealed(shard)
         finally:
             shard.close()
     batches = [
-        batch
-        for source in claim.sources
-        for batch in found[source.slot].batches(spec, source.start, source.stop)
+        batch for source in sources for batch in found[source.slot].batches(spec, source.start, source.stop)
     ]
-    commit_claim(root, spec, claim, scratch, shards, batches)
+    yield scratch, shards, batches
     files.remove_tree(scratch)
 
 

@@ -1,0 +1,430 @@
+"""Spooled store — a store in a bucket whose open segments are on a disk of this machine, the spool.
+
+The spool is a directory like that of an incomplete store: the same code fills and recovers its open segments,
+so that rows in it are as safe against the death of the process as on a disk. Full ones are committed to the
+bucket (`bucket`) by the thread that seals them, and removed here. What a writer leaves when it is closed, an
+open segment that is not full, goes to the bucket as a *tail*: its files as objects below ``open/``, then its
+name into the list of tails that count. Rows of tails are packed when the store is completed, whoever does it.
+
+A crash leaves open segments here. Those whose rows are committed, or that are tails, are dropped by the next
+writer. If another writer, elsewhere, has held the store meanwhile, it may have written the same rows again:
+then those of this spool are not added, and the error says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from zarrow._format import layout
+from zarrow._format.bucket import HOLDER, Holder
+from zarrow._format.records import Manifest, Owner, Source
+from zarrow._format.spec import StoreSpec
+from zarrow._format.statistics import statistics_of
+from zarrow._read import catalog
+from zarrow._read.open_rows import OpenRows, read, slots
+from zarrow._read.view import take_view
+from zarrow._read.visible import visible_rows
+from zarrow._storage import files
+from zarrow._storage.objects import ObjectPath
+from zarrow._storage.reading import open_file
+from zarrow._write import publishing, recovery
+from zarrow._write.bucket import Bucket
+from zarrow._write.directory import Mode, claim_store, empty
+from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.seal import Dead, copy_pieces, release
+from zarrow.errors import (
+    CorruptionError,
+    InvalidInputError,
+    NotAStoreError,
+    StoreExistsError,
+    StoreLockedError,
+    WriteFailedError,
+    ZarrowError,
+)
+
+__all__ = ["SpooledStore"]
+
+_SPOOL_BYTES = 4 << 30
+_MAX_WAITING = 64
+_MAX_PUT_BYTES = 5_000_000_000
+"""What S3 takes in one request, which a conditional one is."""
+_SESSIONS = "sessions"
+_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def _spool_of(place: ObjectPath, above: str | os.PathLike[str] | None) -> Path:
+    """Return the spool of a store: a directory of its own, by default in the user's cache."""
+    given = above or os.environ.get("ZARROW_SPOOL")
+    if given:
+        parent = Path(given).absolute()
+    else:
+        cache = "Library/Caches" if sys.platform == "darwin" else ".cache"
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / cache) / "zarrow" / "spool"
+    text = f"{place} {place.client!r}" if str(place).startswith("object:") else str(place)
+    name = _NAME.sub("-", place.name)[-40:] or "store"
+    return parent / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+class SpooledStore:
+    """A store in a bucket, its spool, and its one writer.
+
+    Parameters
+    ----------
+    place : ObjectPath
+        The store.
+    owner : Owner
+        The writer.
+    mode : {"x", "w", "a"}
+        As for a writer.
+    spool : path, optional
+        Where the spool is made.
+
+    Raises
+    ------
+    StoreExistsError, NotAStoreError
+        If the place is taken.
+    StoreLockedError
+        If another writer of this machine has the store open.
+    InvalidInputError
+        If the service cannot be written to safely, or the spool's rows may be in the bucket already.
+    """
+
+    def __init__(
+        self, place: ObjectPath, owner: Owner, mode: Mode, spool: str | os.PathLike[str] | None
+    ) -> None:
+        if str(place).startswith(("http://", "https://")):
+            raise InvalidInputError(
+                f"{place}: a web server can only be read from: write to a bucket, or a disk"
+            )
+        self.place = place
+        self._owner = owner
+        self._bucket = Bucket(place, owner)
+        self._folder = _spool_of(place, spool)
+        self._no_more: str | None = None
+        self.is_new = not self._look(mode)
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+            self.claim = claim_store(self._folder / "store", "a", shared=False, owner=owner)
+        except StoreLockedError as error:
+            raise StoreLockedError(
+                str(error).removesuffix(", or open every writer with shared=True")
+            ) from None
+        except ZarrowError:
+            raise
+        except OSError as error:
+            raise WriteFailedError(
+                error.errno or errno.EIO,
+                f"{self._folder}: no spool can be made here: {error.strerror}: choose another directory "
+                "(spool=, or ZARROW_SPOOL)",
+            ) from error
+        try:
+            self._enter()
+        except BaseException:
+            self.claim.drop() if not self._spool_has_store() else self.claim.lock.release()
+            raise
+
+    @property
+    def root(self) -> Path:
+        """The directory of the open segments."""
+        return self.claim.root
+
+    def _spool_has_store(self) -> bool:
+        return (self.root / layout.STORE_JSON).exists()
+
+    def _look(self, mode: Mode) -> bool:
+        """Tell whether there is a store that may be written to, or nothing."""
+        if self.place.exists(layout.STORE_JSON):
+            if mode == "x":
+                raise StoreExistsError(
+                    f"{self.place}: there is a store already: mode='a' resumes it if it is incomplete"
+                )
+            if mode == "w":
+                raise StoreExistsError(
+                    f"{self.place}: a store in a bucket cannot be replaced at once: write to another URL, or "
+                    "remove this one first, manifest.json before the rest"
+                )
+            return True
+        ours = (HOLDER, f"{layout.OPEN_DIR}/{layout.SCRATCH_PREFIX}")
+        others = (name for name in self.place.names() if not name.startswith(ours))
+        if (name := next(others, None)) is not None:
+            raise NotAStoreError(
+                f"{self.place}: there are objects that are not a store's, such as {name}: choose another "
+                "URL, or remove them"
+            )
+        return False
+
+    def _enter(self) -> None:
+        """Become the holder, and make the spool that of the store."""
+        spec = None if self.is_new else catalog.read_spec(self.place)
+        spooled = catalog.read_spec(self.root) if self._spool_has_store() else None
+        if spooled is not None and (spec is None or spooled.uuid != spec.uuid):
+            if self._holds_rows(spooled):
+                raise NotAStoreError(
+                    f"{self._folder}: this spool has rows of another store, {spooled.uuid}, which is not at "
+                    f"{self.place} any more: move it away, or remove it"
+                )
+            empty(self.root)
+            spooled = None
+        sessions = self._sessions()
+
+        def may_take(before: Holder | None) -> None:
+            if spec is None and self.place.exists(layout.STORE_JSON):
+                raise StoreExistsError(f"{self.place}: another writer has made a store here meanwhile")
+            if before is None or before.owner.session in sessions:
+                return
+            if spooled is not None and self._holds_rows(spooled):
+                raise InvalidInputError(
+                    f"{self._folder}: this spool has rows that are not in {self.place}, which {before.owner} "
+                    "has written since, perhaps the same rows again: remove the spool to go on without them"
+                )
+
+        self._bucket.probe()
+        self._note_session()  # first: a crash after the other would make this spool look like another's
+        self._bucket.take(may_take)
+        if spec is None and self.place.exists(layout.STORE_JSON):
+            raise self._bucket.store_exists()
+        if spec is not None and spooled is None:
+            publishing.create(self.root, spec, self.root / layout.OPEN_DIR)
+
+    def _holds_rows(self, spec: StoreSpec) -> bool:
+        found = (read(path, spec) for path in slots(self.root))
+        return any(one is not None and one.rows for one in found)
+
+    def _sessions(self) -> set[str]:
+        """Return the writers that have used this spool."""
+        try:
+            return set((self._folder / _SESSIONS).read_text().split())
+        except FileNotFoundError:
+            return set()
+
+    def _note_session(self) -> None:
+        path = self._folder / _SESSIONS
+        fd = files.create(path, exist_ok=True)
+        try:
+            files.write(fd, f"{self._owner.session}\n".encode(), os.fstat(fd).st_size)
+            files.sync(fd)
+        finally:
+            os.close(fd)
+        files.sync_dir(self._folder)
+
+    # From the first row to the last
+
+    def create(self, spec: StoreSpec) -> None:
+        """Create the store, here and in the bucket."""
+        for array in spec.arrays:
+            if spec.segment_rows * array.row_bytes > _MAX_PUT_BYTES:
+                raise InvalidInputError(
+                    f"{self.place}: a shard must have at most {_MAX_PUT_BYTES:,} bytes in a bucket, and that "
+                    f"of array {array.name!r} would have {spec.segment_rows * array.row_bytes:,}: choose a "
+                    "smaller segment_rows"
+                )
+        self._bucket.create(spec)
+        publishing.create(self.root, spec, self.root / layout.OPEN_DIR)
+
+    def waiting_segments(self, spec: StoreSpec) -> int:
+        """Return how many full segments may wait for their upload, so that the spool stays bounded."""
+        size_bytes = spec.segment_rows * max(sum(array.row_bytes for array in spec.arrays), 1)
+        return max(1, min(_SPOOL_BYTES // size_bytes, _MAX_WAITING))
+
+    def recover(self, spec: StoreSpec) -> tuple[int, int]:
+        """Finish what dead writers began; return the rows and segments in the bucket, which has all then.
+
+        An open segment is not filled further: its rows become a tail, which readers see, such as one that
+        looks for what is left to predict.
+        """
+        self._bucket.settle()
+        dead = self._recovered(spec)
+        try:
+            view = take_view(self.place, partial=True)
+            last = view.snapshot.rows % spec.segment_rows
+            if view.snapshot.complete or last:
+                what = "complete" if view.snapshot.complete else "being completed"
+                self._no_more = f"{self.place}: the store is {what}"
+            if dead and view.snapshot.complete:
+                raise InvalidInputError(
+                    f"{self._folder}: this spool has {dead[-1].rows.rows} rows that {self.place}, which is "
+                    "complete, does not have: remove the spool if they are not needed"
+                )
+            for one in dead:
+                self._move(one.rows)
+                discard(one.rows.path)
+        finally:
+            release(dead)
+        return view.rows + sum(one.rows.rows for one in dead), view.snapshot.segments
+
+    def _recovered(self, spec: StoreSpec) -> list[Dead]:
+        """Return the spool's open segments that are neither full nor empty, nor in the bucket."""
+        for path in (self.root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
+            files.remove_tree(path) if path.is_dir() else files.remove(path)
+        tails = self._bucket.require_held().tails
+        dead = recovery.lock_all(self.root, spec)
+        try:
+            for slot in [*dead]:
+                if slot in tails:
+                    self._drop(dead.pop(slot))
+            numbers, owners = catalog.segment_numbers(self.place), [one.rows.owner for one in dead.values()]
+            records = catalog.read_records_for(self.place, spec, numbers, owners)
+            found = visible_rows(
+                (one.rows.facts for one in dead.values()), numbers, records, spec.segment_rows
+            )
+            found.check(self.root)
+            for slot in (*found.copies, *found.behind):
+                self._drop(dead.pop(slot))
+            for record, _ in records:
+                for source in record.sources:
+                    if source.slot in dead:
+                        dead[source.slot].start = max(dead[source.slot].start, source.stop)
+            for slot, one in [*dead.items()]:
+                if one.start >= one.rows.rows:
+                    self._drop(dead.pop(slot))
+                elif one.rows.unvouched:
+                    dead |= recovery.put_open_aside(self.root, spec, self._owner, dead.pop(slot))
+                elif one.start:
+                    self._move(one.rows)  # a finalize was interrupted
+                    self._drop(dead.pop(slot))
+            for slot, one in [*dead.items()]:
+                if one.rows.rows == spec.segment_rows:
+                    segment = OpenSegment.adopt(one.rows, spec, one.rows.owner, one.lock)
+                    del dead[slot]
+                    self.seal(spec, segment)
+        except BaseException:
+            release(dead.values())
+            raise
+        return [*dead.values()]
+
+    def _drop(self, one: Dead) -> None:
+        one.lock.release()
+        discard(one.rows.path)
+
+    def require_room(self) -> None:
+        """Raise unless rows may be added."""
+        if self._no_more:
+            raise InvalidInputError(f"{self._no_more}, and stays as it is: write further rows to another URL")
+
+    def seal(self, spec: StoreSpec, segment: OpenSegment) -> int:
+        """Commit a full open segment, and remove it here; return the number of segments then."""
+        try:
+            shards = segment.seal_shards()
+            sources = [segment.owner.source(segment.slot, 0, segment.rows)]
+            number = self._bucket.commit(spec, sources, segment.path, shards, segment.batches())
+        finally:
+            segment.close()
+        discard(segment.path)
+        return number + 1
+
+    def leave(self, spec: StoreSpec) -> None:
+        """Move the rows that are left here to the bucket, when nothing fills their open segments any more."""
+        for path in slots(self.root):
+            found = read(path, spec)
+            if found is not None and found.rows:
+                self._bucket.persist(partial(self._move, found))
+            discard(path)
+        self._bucket.persist(lambda: self._bucket.publish_shape(spec))
+
+    def _move(self, rows: OpenRows) -> None:
+        """Put an open segment into the bucket, as a tail."""
+        folder = layout.slot_dir(rows.slot)
+        for name in sorted(os.listdir(rows.path)):
+            if name not in (layout.LOCK, layout.PART):
+                with open_file(rows.path, name) as file:
+                    self.place.put(f"{folder}/{name}", file)
+        try:
+            self._bucket.add_tail(rows.slot)
+        except StoreLockedError:
+            self._remove_tail(rows.slot)
+            raise
+
+    def _remove_tail(self, slot: str) -> None:
+        folder = layout.slot_dir(slot)
+        for name in self.place.list(folder):
+            self.place.delete(f"{folder}/{name}")
+
+    # The end
+
+    def finalize(self, spec: StoreSpec, expected_rows: int | None, *, partial: bool) -> Manifest:
+        """Complete the store: see `recovery.finalize`."""
+        self._bucket.settle()
+        manifest = catalog.read_manifest(self.place, spec)
+        left = {one.slot: one for one in self._left(spec)}
+        pieces = _pieces(left, self._starts(spec, left), spec.segment_rows)
+        if not partial:
+            numbers = catalog.segment_numbers(self.place)
+            rows = sum(source.rows for sources in pieces for source in sources)
+            committed = 0
+            if numbers:
+                last, _ = catalog.read_record(self.place, numbers[-1], spec)
+                committed = (len(numbers) - 1) * spec.segment_rows + last.rows
+            recovery.require_expected(self.place, committed + rows, expected_rows)
+        if not pieces and not catalog.segment_numbers(self.place):
+            pieces = [[]]
+        for sources in pieces:
+            with copy_pieces(self.root, spec, sources, left) as (scratch, shards, batches):
+                self._bucket.commit(spec, sources, scratch, shards, batches)
+        self._bucket.publish_shape(spec)
+        if manifest is None or manifest.expected_rows != expected_rows:
+            records = publishing.all_records(self.place, spec)
+            manifest = publishing.manifest_of(spec, records, expected_rows)
+            found = statistics_of(spec.table_schema, [one.part for one, _ in records], manifest.identity)
+            self._bucket.replace(layout.STATISTICS, found)
+            self._bucket.replace(layout.MANIFEST_JSON, manifest.encode())
+        self._bucket.let_go(spec)
+        return manifest
+
+    def _left(self, spec: StoreSpec) -> Iterator[OpenRows]:
+        """Yield the open segments whose rows are not all committed, here and in the bucket."""
+        here = {path.name: path for path in slots(self.root)}
+        there = {path.name: path for path in slots(self.place)}
+        for _, path in sorted((here | there).items()):
+            found = read(path, spec)
+            if found is None and path.name in there:
+                raise CorruptionError(
+                    "not all its files are there", path=self.place / layout.slot_dir(path.name)
+                )
+            if found is not None and found.rows:
+                yield found
+
+    def _starts(self, spec: StoreSpec, left: dict[str, OpenRows]) -> dict[str, int]:
+        """Return how many rows of these are committed."""
+        starts = dict.fromkeys(left, 0)
+        owners = [one.owner for one in left.values()]
+        numbers = catalog.segment_numbers(self.place)
+        for record, _ in catalog.read_records_for(self.place, spec, numbers, owners):
+            for source in record.sources:
+                if source.slot in starts:
+                    starts[source.slot] = max(starts[source.slot], source.stop)
+        return starts
+
+    def remove_spool(self) -> None:
+        """Remove the spool of a complete store."""
+        files.remove_tree(self._folder)
+
+    def remove(self) -> None:
+        """Remove a store that this writer has begun, and its spool."""
+        self.place.delete(layout.STORE_JSON)
+        for name in [*self.place.names()]:
+            self.place.delete(name)
+        self.remove_spool()
+
+
+def _pieces(left: dict[str, OpenRows], starts: dict[str, int], full: int) -> list[list[Source]]:
+    """Return the sources of each segment that the rows of open segments are packed into."""
+    pieces: list[list[Source]] = [[]]
+    room = full
+    for slot, one in left.items():
+        start = starts[slot]
+        while start < one.rows:
+            stop = min(one.rows, start + room)
+            pieces[-1].append(one.owner.source(slot, start, stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                pieces.append([])
+                room = full
+    return [sources for sources in pieces if sources]
