@@ -122,7 +122,7 @@ def store_array(
     root, identity = Path(os.path.realpath(store.path)), store.identity
     if not store.complete:
         raise IncompleteStoreError(f"{root}: only a complete store has derived arrays: finalize it first")
-    check_derived_name(name, {*store.arrays, *store.schema.names}, root)
+    check_derived_name(name, {*store.arrays, *store.ragged, *store.schema.names}, root)
     target = root / layout.DERIVED_DIR / name
     if target.is_symlink():
         raise CorruptionError("a symbolic link, which may lead out of the store: remove it", path=target)

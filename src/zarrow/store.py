@@ -36,6 +36,7 @@ from zarrow._read.filters import Filter, read_filter
 from zarrow._read.indexing import Check, row_numbers
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
 from zarrow._read.quantized_array import QuantizedArray
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._read.view import View, take_view
 from zarrow._storage.objects import ObjectPath, located
 from zarrow.errors import InvalidInputError, MissingExtraError, StoreChangedError
@@ -256,6 +257,11 @@ class Store:
         return self._contents.arrays
 
     @property
+    def ragged(self) -> Mapping[str, StoreRagged]:
+        """The ragged arrays by name: those whose rows have any number of vectors."""
+        return self._contents.ragged
+
+    @property
     def derived(self) -> Mapping[str, StoreArray]:
         """The arrays that `zarrow.add_array` computed from these rows, by name.
 
@@ -264,8 +270,11 @@ class Store:
         """
         return MappingProxyType(self._contents.derived.arrays)
 
-    def __getitem__(self, name: str) -> StoreArray:
-        """Return the array of that name, derived or not; `UnknownNameError` if there is none."""
+    def __getitem__(self, name: str) -> Any:
+        """Return the array of that name: a `StoreArray`, or a `StoreRagged`.
+
+        `UnknownNameError` if there is none.
+        """
         return self._contents.array(name)
 
     def __len__(self) -> int:
@@ -276,7 +285,7 @@ class Store:
 
     def __contains__(self, name: object) -> bool:
         """Tell whether there is an array or a column of that name."""
-        return name in self.arrays or name in self.derived or name in self.columns
+        return name in {**self.arrays, **self.ragged, **self.derived} or name in self.columns
 
     def __repr__(self) -> str:
         return as_line(self.path, self._maybe_contents)
@@ -285,7 +294,7 @@ class Store:
         return None if self._maybe_contents is None else as_html(self.path, self._maybe_contents)
 
     def _ipython_key_completions_(self) -> list[str]:
-        return [*self.arrays, *self.derived]
+        return [*self.arrays, *self.ragged, *self.derived]
 
     # Narrow columns
 
@@ -741,10 +750,12 @@ class Store:
     def _filter(self, filter: pc.Expression | None) -> Filter | None:
         return None if filter is None else read_filter(filter, self.schema)
 
-    def _chosen(self, arrays: Sequence[str] | None) -> list[StoreArray]:
+    def _chosen(self, arrays: Sequence[str] | None) -> list[StoreArray | StoreRagged]:
         if isinstance(arrays, str):
             raise InvalidInputError(f"arrays must be a list of names, got {arrays!r}")
-        return list(self.arrays.values()) if arrays is None else [self[name] for name in arrays]
+        if arrays is None:
+            return [*self.arrays.values(), *self.ragged.values()]
+        return [self[name] for name in arrays]
 
     # The snapshot
 

@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from zarrow._format import layout
 from zarrow._format.given import TableLike
+from zarrow._format.ragged import RaggedArray
 from zarrow._format.spec import StoreSpec, rows_of_expected
 from zarrow._read import catalog
 from zarrow._storage.objects import ObjectPath, located
@@ -73,8 +74,9 @@ class Writer:
     path : path, URL, or obstore store
         The store: a directory, whose parent must exist, or a place in a bucket (``s3://…``, ``gs://…``,
         ``az://…``), where the next writer takes the store over from this one.
-    arrays : mapping of str to (row shape, dtype), optional
-        The arrays, e.g. ``{"query_embed": ((768,), "float32")}``. By default those of the first batch.
+    arrays : mapping of str to (row shape, dtype) or `zarrow.ragged`, optional
+        The arrays, e.g. ``{"query_embed": ((768,), "float32")}``, or ``{"token_embed": zarrow.ragged(128,
+        "float16")}`` for any number of vectors per row. By default those of the first batch.
     schema : pyarrow.Schema, optional
         The columns. By default those of the first batch.
     dtypes : mapping of str to str, optional
@@ -143,7 +145,7 @@ class Writer:
         self,
         path: str | os.PathLike[str],
         *,
-        arrays: Mapping[str, tuple[int | Sequence[int], str]] | None = None,
+        arrays: Mapping[str, tuple[int | Sequence[int], str] | RaggedArray] | None = None,
         schema: pa.Schema | None = None,
         dtypes: Mapping[str, str] | None = None,
         keys: Sequence[str] = (),
@@ -289,9 +291,10 @@ class Writer:
         ----------
         table : pyarrow Table or RecordBatch, polars or pandas frame, or mapping of str to 1-D values
             The narrow columns, in any order.
-        arrays : mapping of str to array or tensor, shapes (rows, *row_shape)
+        arrays : mapping of str to array or tensor, shapes (rows, *row_shape), or Ragged
             The vectors. bfloat16 is widened to float32. Quantized arrays are given in floats; or as their
-            int8, with the column of their scales in `table`.
+            int8, with the column of their scales in `table`. Of a ragged array, any form that
+            `zarrow.Ragged.of` takes: jagged tensors, lists of arrays, Arrow lists.
         sample_index : int array, shape (rows,), optional
             The rows' index in the dataset that was predicted; an Arrow array may have nulls.
         copy : bool

@@ -35,11 +35,12 @@ from zarrow._format.arrow import number_dtype
 from zarrow._format.given import to_host
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of_expected
-from zarrow._format.zarr_metadata import dimension_names
+from zarrow._format.zarr_metadata import dimension_names, ragged_dimension_names
 from zarrow._read.column_values import ColumnValues, as_keys, column_values
+from zarrow._read.ragged_rows import PackedVectors, StoreRagged
 from zarrow._storage.objects import ObjectPath
 from zarrow.errors import InvalidInputError, MissingExtraError
-from zarrow.store import Store, open
+from zarrow.store import Store, StoreArray, open
 
 try:
     import xarray as xr
@@ -193,6 +194,9 @@ def _dataset(
             lazy = indexing.LazilyIndexedArray(_Vectors(handle, name))
             preferred = chunks | dict(zip(names[1:], array.row_shape, strict=True))
             variables[name] = xr.Variable(names, lazy, None, {"preferred_chunks": preferred})
+    for name, ragged in store.ragged.items():
+        if name not in dropped:
+            variables |= _ragged_variables(handle, ragged, chunks)
     keys = {name: variables.pop(name) for name in store.keys if name in variables}
     if key_index and (not keys or len(keys) < len(store.keys)):
         raise InvalidInputError(
@@ -211,6 +215,25 @@ def _dataset(
     if store.num_rows < (store.expected_rows or 0):
         attributes["rows"] = rows_of_expected(store.num_rows, store.expected_rows)
     return xr.Dataset(variables, coords, attributes)
+
+
+def _ragged_variables(handle: _Handle, array: StoreRagged, chunks: dict[Any, Any]) -> dict[str, xr.Variable]:
+    """Return a ragged array as CF's contiguous one: its vectors, and of each row how many, and from where on.
+
+    https://cfconventions.org/cf-conventions/cf-conventions.html#_contiguous_ragged_array_representation
+    """
+    name, samples = array.name, f"{array.name}_vector"
+    names = (samples, *ragged_dimension_names(name, array.vector_shape)[2:])
+    preferred = {samples: array.chunks[0]} | dict(zip(names[1:], array.vector_shape, strict=True))
+    lazy = indexing.LazilyIndexedArray(_Vectors(handle, name))
+    variables = {name: xr.Variable(names, lazy, None, {"preferred_chunks": preferred})}
+    for what, said in (("count", "number of vectors"), ("offset", "first vector")):
+        attributes = {"long_name": f"{said} of each row of {name}"}
+        if what == "count":
+            attributes["sample_dimension"] = samples
+        lazy = indexing.LazilyIndexedArray(_PerRow(handle, name, what))
+        variables[f"{name}_{what}"] = xr.Variable((ROW,), lazy, attributes, {"preferred_chunks": chunks})
+    return variables
 
 
 def _attributes(values: ColumnValues) -> dict[str, str]:
@@ -436,15 +459,19 @@ class _Lazy(BackendArray):
 
 
 class _Vectors(_Lazy):
-    """An array of a store."""
+    """An array of a store; the vectors of a ragged one."""
 
     def __init__(self, handle: _Handle, name: str) -> None:
         self._handle, self._name = handle, name
-        array = handle.store[name]
-        self.shape, self.dtype = array.shape, array.dtype
+        self.shape, self.dtype = self._array.shape, self._array.dtype
+
+    @property
+    def _array(self) -> StoreArray | PackedVectors:
+        array = self._handle.store[self._name]
+        return array.packed if isinstance(array, StoreRagged) else array
 
     def _read(self, key: tuple[Any, ...]) -> Any:
-        found = self._handle.store[self._name][key[0]]
+        found = self._array[key[0]]
         behind = 0
         for index in reversed(key[1:]):
             found = found[(..., index, *(slice(None),) * behind)]
@@ -452,6 +479,20 @@ class _Vectors(_Lazy):
         if found.dtype.kind == "f" and found.ndim > 1:
             return found.view(_NanReductions)
         return found
+
+
+class _PerRow(_Lazy):
+    """How many vectors each row of a ragged array has, or the number of its first."""
+
+    dtype = np.dtype(np.int64)
+
+    def __init__(self, handle: _Handle, name: str, what: str) -> None:
+        self._handle, self._name, self._what = handle, name, what
+        self.shape = (handle.store.num_rows,)
+
+    def _read(self, key: tuple[Any, ...]) -> Any:
+        counts = self._handle.store[self._name].counts
+        return counts[key[0]] if self._what == "count" else (np.cumsum(counts) - counts)[key[0]]
 
 
 class _Column(_Lazy):

@@ -27,7 +27,9 @@ WRITE = """
 import os, signal, sys
 import numpy as np
 import zarrow
+from zarrow._format import spec
 
+spec.RAGGED_CHUNKS = spec.PAGE_BYTES = 8
 path, rows, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 values = np.random.default_rng(0)
 writer = zarrow.Writer(path, keys=["id"], segment_rows=8, codecs={"z": "zstd"}, provenance={"host": "h"})
@@ -35,14 +37,21 @@ for start in range(0, rows, 3):
     n = min(3, rows - start)
     writer.append(
         {"id": np.arange(start, start + n), "q": [f"q{row % 3}" for row in range(start, start + n)]},
-        {"e": values.random((n, 2), np.float32), "z": values.integers(0, 9, (n, 3)).astype("i2")},
+        {
+            "e": values.random((n, 2), np.float32),
+            "z": values.integers(0, 9, (n, 3)).astype("i2"),
+            "t": zarrow.Ragged(values.random((n, 2), np.float32), [n, *[0] * (n - 1)]),
+        },
         np.arange(start, start + n) * 2,
     )
 if end == "finalize":
     writer.finalize()
 elif end == "kill":
     writer.flush(durable=True)
-    writer.append({"id": [90], "q": ["last"]}, {"e": np.ones((1, 2), "f4"), "z": np.ones((1, 3), "i2")})
+    last = zarrow.Ragged(np.ones((1, 2), "f4"), [1])
+    writer.append(
+        {"id": [90], "q": ["last"]}, {"e": np.ones((1, 2), "f4"), "z": np.ones((1, 3), "i2"), "t": last}
+    )
     writer.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -69,7 +78,7 @@ def unvouched(store: Path) -> dict[Path, int]:
         for index, array in enumerate(spec.arrays):
             rows = slot / layout.rows_name(array.name)
             if array.is_plain:
-                counted[rows] = found.rows * array.row_bytes
+                counted[rows] = found.items(spec, index, found.rows) * array.row_bytes
                 continue
             used = found.rows % array.chunk_rows
             side = found.frames[-1].arrays[index].tail_side if found.frames else 0
@@ -142,7 +151,14 @@ def read(path: Path) -> tuple[Any, ...]:
     with zarrow.open(path) as opened:
         vectors = (opened.arrays[name] for name in ("e", "z"))
         checked = (array.read(0, len(array), check="crc").tolist() for array in vectors)
-        return opened.table(), *checked, opened.locate({"id": [3, 10]}).tolist()
+        tokens = opened["t"].read(0, len(opened), check="crc")
+        return (
+            opened.table(),
+            *checked,
+            tokens.values.tolist(),
+            tokens.counts.tolist(),
+            opened.locate({"id": [3, 10]}).tolist(),
+        )
 
 
 @pytest.mark.slow

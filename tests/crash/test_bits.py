@@ -9,6 +9,7 @@ from crash.disk import Tree
 from crash.workloads import (
     NAME,
     OPTIONS,
+    TOKENS,
     TWO,
     Run,
     Workload,
@@ -19,6 +20,7 @@ from crash.workloads import (
     small_chunks,
     vectors_of,
 )
+from zarrow._format.ragged import Ragged
 from zarrow._format.records import Claim, Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog, open_rows
@@ -51,11 +53,11 @@ WORKLOADS = {
         codecs,
         _script,
         {0: 13},
-        arrays=TWO,
-        options=OPTIONS | {"segment_rows": 8, "codecs": codecs},
+        arrays=TOKENS if codecs == "ragged" else TWO,
+        options=OPTIONS | {"segment_rows": 8, "codecs": {"z": "zstd"} if codecs == "ragged" else codecs},
         chunk_bytes=64,
     )
-    for codecs in ("none", "zstd")
+    for codecs in ("none", "zstd", "ragged")
 }
 DURABLE, APPENDED = 11, 13
 
@@ -85,6 +87,9 @@ def check_open(path, workload):
         }
         assert names == [f"s{number}" for number in ids]
         for name, expected in vectors_of(workload.arrays, ids).items():
+            if isinstance(expected, Ragged):
+                extents, expected = vectors[f"{name}_extent"], expected.values
+                assert extents[:, 1].tolist() == (ids % 4).tolist()
             assert np.array_equal(vectors[name], expected), f"wrong rows of {name}"
         rows += found.rows
     assert rows >= DURABLE, f"{rows} rows came back, {DURABLE} were durable"

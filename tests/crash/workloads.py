@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import zarr
 
 from crash.disk import Recorder, Tree
+from zarrow._format.ragged import Ragged, RaggedArray
 from zarrow._read import catalog
 from zarrow._read.open_rows import read, slots
 from zarrow._storage import files
@@ -52,10 +53,22 @@ def ids_of(stream: int, start: int, stop: int) -> np.ndarray:
     return np.arange(start, stop, dtype=np.int64) + stream * STREAM
 
 
-def vectors_of(arrays: Mapping[str, tuple[tuple[int, ...], str]], ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the vectors of these identifiers."""
-    made = {}
-    for name, (shape, dtype) in arrays.items():
+Arrays = Mapping[str, tuple[tuple[int, ...], str] | RaggedArray]
+
+
+def vectors_of(arrays: Arrays, ids: np.ndarray) -> dict[str, Any]:
+    """Return the vectors of these identifiers; of a ragged array, none to three of each."""
+    made: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if isinstance(array, RaggedArray):
+            counts = ids % 4
+            of_rows = (
+                np.repeat(ids * 7, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts), counts)
+            )
+            values = vectors_of({name: (array.vector_shape, array.dtype)}, of_rows)[name]
+            made[name] = Ragged(values, counts)
+            continue
+        shape, dtype = array
         grid = ids.reshape(-1, *[1] * len(shape)) * 31 + np.arange(np.prod(shape)).reshape(shape) + 1
         made[name] = (grid % 251 + 1).astype(dtype) if np.dtype(dtype).itemsize < 4 else grid.astype(dtype)
     return made
@@ -123,7 +136,7 @@ class Workload:
     script: Callable[[Run], None]
     totals: dict[int, int]
     prepare: Callable[[Run], None] | None = None
-    arrays: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=lambda: {"e": ((4,), "float32")})
+    arrays: Arrays = field(default_factory=lambda: {"e": ((4,), "float32")})
     options: dict[str, Any] = field(default_factory=dict)
     chunk_bytes: int = 256
     pieces: int = 2  # open segments that are packed at once
@@ -175,6 +188,21 @@ def _compressed(run: Run) -> None:
     run.done()
 
 
+def _ragged(run: Run) -> None:
+    writer = run.open()
+    run.append(writer, 13)
+    writer.flush(durable=True)
+    for rows in (9, 20, 2):
+        run.append(writer, rows)
+        writer.flush()  # otherwise they might be written together
+    writer.finalize()
+    run.done()
+    writer = run.open()
+    run.append(writer, 5)
+    writer.close()
+    run.done()
+
+
 def _complete(run: Run) -> None:
     writer = run.open()
     for rows in (50, 60):
@@ -209,12 +237,21 @@ def _tails(run: Run) -> None:
         run.done(stream)
 
 
+def _two_tails(run: Run) -> None:
+    writers = [run.open(stream, shared=True) for stream in range(2)]
+    for stream, writer in enumerate(writers):
+        run.append(writer, 20, stream)
+        writer.close()
+        run.done(stream)
+
+
 def _finalize(run: Run) -> None:
     run.open(0).finalize()
     run.done(0)
 
 
-TWO = {"e": ((4,), "float32"), "y": ((2, 3), "int16")}
+TWO: dict[str, Any] = {"e": ((4,), "float32"), "y": ((2, 3), "int16")}
+TOKENS: dict[str, Any] = {"t": RaggedArray((4,), "float32"), "z": RaggedArray((2,), "int16")}
 OPTIONS: dict[str, Any] = {"keys": ["id"], "segment_rows": 32, "mode": "a"}
 
 WORKLOADS = {
@@ -229,10 +266,15 @@ WORKLOADS = {
         Workload(
             "compressed", _compressed, {0: 185}, options=OPTIONS | {"segment_rows": 64, "codecs": "zstd"}
         ),
+        Workload("ragged", _ragged, {0: 49}, arrays=TOKENS, options=OPTIONS | {"codecs": {"z": "zstd"}}),
         Workload("reopen and append", _reopen, {0: 152}, _complete, arrays=TWO, options=OPTIONS),
         Workload(
             "finalize", _finalize, {0: 33, 1: 48, 2: 63}, _tails, arrays=TWO,
             options=OPTIONS | {"segment_rows": 64, "codecs": {"y": "zstd"}},
+        ),
+        Workload(
+            "finalize ragged", _finalize, {0: 20, 1: 20}, _two_tails, arrays={"t": TOKENS["t"]},
+            options=OPTIONS,
         ),
     )
 }  # fmt: skip
@@ -262,8 +304,13 @@ def calls(recorder: Any) -> Iterator[Any]:
 @contextlib.contextmanager
 def small_chunks(workload: Workload) -> Iterator[None]:
     """Give segments of a few rows several chunks, and pack a few open segments in several steps."""
+    small = {
+        "TARGET_CHUNK_BYTES": workload.chunk_bytes,
+        "PAGE_BYTES": workload.chunk_bytes,
+        "RAGGED_CHUNKS": 16,
+    }
     with (
-        mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", workload.chunk_bytes),
+        mock.patch.multiple("zarrow._format.spec", **small),
         mock.patch("zarrow._write.recovery.MAX_PIECES", workload.pieces),
     ):
         yield
@@ -313,6 +360,9 @@ def check_rows(
     require(names == names_of(ids), f"{what}: table columns disagree")
     for name, expected in vectors_of(workload.arrays, ids).items():
         got = vectors[name]
+        if isinstance(expected, Ragged):
+            require(got == expected, f"{what}: {name!r} is wrong")
+            continue
         require(got.shape == expected.shape, f"{what}: {name!r} has shape {got.shape}, table {len(ids)} rows")
         if expected.dtype == np.int8 != got.dtype:  # quantized, and read as the floats
             expected = expected * scales_of(ids).reshape(-1, *[1] * (expected.ndim - 1))
@@ -358,7 +408,28 @@ def read_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | None:
     if not (path / "embeddings.zarr/zarr.json").exists():
         return None
     group = zarr.open_group(path / "embeddings.zarr", mode="r")
-    return {name: np.asarray(group[name][:]) for name in workload.arrays}
+    found = {}
+    for name, array in workload.arrays.items():
+        found[name] = np.asarray(group[name][:])
+        if isinstance(array, RaggedArray):
+            rows = group[name].attrs["zarrow"]["segment_rows"]
+            found[name] = rows_in(
+                found[name], np.asarray(group[f"{name}_extent"][:]), rows, found[name].shape[2:]
+            )
+    return found
+
+
+def rows_in(
+    segments: Sequence[np.ndarray], extents: np.ndarray, segment_rows: int, shape: Sequence[int]
+) -> Ragged:
+    """Return the rows of a ragged array, from the vectors of each segment and where its rows lie."""
+    pieces = [
+        segments[row // segment_rows][offset : offset + count]
+        for row, (offset, count) in enumerate(extents.tolist())
+    ]
+    require([len(piece) for piece in pieces] == extents[:, 1].tolist(), "vectors are missing")
+    nothing = np.empty((0, *shape), segments.dtype if isinstance(segments, np.ndarray) else segments[0].dtype)
+    return Ragged(np.concatenate([nothing, *pieces]), extents[:, 1])
 
 
 @lru_cache(maxsize=8192)
@@ -384,8 +455,15 @@ def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | Non
         group = json.loads((path / "embeddings.zarr/zarr.json").read_bytes())
     except FileNotFoundError:
         return None
-    arrays = {}
-    for name, metadata in group["consolidated_metadata"]["metadata"].items():
+    arrays: dict[str, Any] = {}
+    of_all = group["consolidated_metadata"]["metadata"]
+    for name, metadata in sorted(
+        of_all.items(), key=lambda one: "extents" in one[1]["attributes"].get("zarrow", {})
+    ):
+        if "extents" in (own := metadata["attributes"].get("zarrow", {})):
+            extents = arrays.pop(own["extents"])
+            arrays[name] = _decode_ragged(path, name, metadata, extents, own["segment_rows"])
+            continue
         rows, *shape = metadata["shape"]
         segment_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         sharding = metadata["codecs"][0]["configuration"]
@@ -399,6 +477,25 @@ def decode_arrays(path: Path, workload: Workload) -> dict[str, np.ndarray] | Non
             pieces.append(_decode_shard(shard, left, chunks, chunk_shape, dtype, "zstd" in codecs))
         arrays[name] = np.concatenate(pieces)
     return arrays
+
+
+def _decode_ragged(path: Path, name: str, metadata: Any, extents: np.ndarray, segment_rows: int) -> Ragged:
+    """Read a ragged array according to the Zarr specification."""
+    _, width, *shape = metadata["shape"]
+    _, room, *_ = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    sharding, dtype = metadata["codecs"][0]["configuration"], metadata["data_type"]
+    chunk, codecs = sharding["chunk_shape"][1], [codec["name"] for codec in sharding["codecs"]]
+    segments = []
+    for segment in range(-(-len(extents) // segment_rows)):
+        shard = (path / f"embeddings.zarr/{name}/c/{segment}/0" / "/".join("0" * len(shape))).read_bytes()
+        here = extents[segment * segment_rows : (segment + 1) * segment_rows]
+        vectors = int(here.sum(axis=1).max(initial=0))
+        require(vectors <= width, f"{vectors} vectors in a segment, of at most {width} by its shape")
+        decoded = np.empty((0, *shape), dtype)
+        if vectors:
+            decoded = _decode_shard(shard, vectors, room // chunk, (chunk, *shape), dtype, "zstd" in codecs)
+        segments.append(decoded)
+    return rows_in(segments or [np.empty((0, *shape), dtype)], extents, segment_rows, shape)
 
 
 def _uncommitted(path: Path) -> list[str]:
@@ -437,12 +534,14 @@ def check_plain_readers(path: Path, workload: Workload, *, stock: bool = True) -
     metadata = json.loads((path / "embeddings.zarr/zarr.json").read_bytes())["consolidated_metadata"][
         "metadata"
     ]
-    require(metadata.keys() == workload.arrays.keys(), "the group lists other arrays")
+    extents = {f"{name}_extent" for name, one in workload.arrays.items() if isinstance(one, RaggedArray)}
+    require(metadata.keys() == {*workload.arrays, *extents}, "the group lists other arrays")
     lengths = {len(array) for array in arrays.values()}
     require(max(lengths) <= rows, f"Zarr shows {max(lengths)} rows, {rows} are committed")
     for name, array in arrays.items():
         expected = vectors_of({name: workload.arrays[name]}, ids[: len(array)])[name]
-        require(np.array_equal(array, expected), f"Zarr shows wrong rows of {name!r}")
+        same = array == expected if isinstance(expected, Ragged) else np.array_equal(array, expected)
+        require(same, f"Zarr shows wrong rows of {name!r}")
     require(names == names_of(ids), "the table is wrong")
     return rows
 

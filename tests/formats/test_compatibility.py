@@ -55,13 +55,13 @@ def test_a_later_format_is_refused(path):
 
 def test_features_are_refused_by_those_they_concern(path):
     """A feature of readers forbids reading, one of writers only writing."""
-    add(path / "zarrow.json", writer_features=["ragged"])
+    add(path / "zarrow.json", writer_features=["future"])
     assert zarrow.open(path, partial=True).num_rows == 12
     for change in (finish, lambda path: zarrow.repair(path, finalize=True)):
-        with pytest.raises(NotAStoreError, match=r"cannot write stores with \['ragged'\]: upgrade zarrow"):
+        with pytest.raises(NotAStoreError, match=r"cannot write stores with \['future'\]: upgrade zarrow"):
             change(path)
-    add(path / "zarrow.json", reader_features=["ragged"])
-    with pytest.raises(NotAStoreError, match=r"cannot read stores with \['ragged'\]: upgrade zarrow"):
+    add(path / "zarrow.json", reader_features=["future"])
+    with pytest.raises(NotAStoreError, match=r"cannot read stores with \['future'\]: upgrade zarrow"):
         zarrow.open(path, partial=True)
 
 

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -223,8 +224,17 @@ REPAIRS = {
     "repair of both": ("table/part-00000000.parquet", "open/*/e.rows"),
 }
 
+
+def _without_ragged(item: tuple[str, Workload]) -> tuple[str, Workload]:
+    """Return a workload without ragged arrays, which need a feature that this reader does not have."""
+    name, one = item
+    return name, replace(
+        one, arrays={key: array for key, array in one.arrays.items() if isinstance(array, tuple)}
+    )
+
+
 CASES = {
-    **WORKLOADS,
+    **{name: one for name, one in map(_without_ragged, WORKLOADS.items()) if one.arrays},
     "shared writers": Workload(
         "shared writers",
         _shared,

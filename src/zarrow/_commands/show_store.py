@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from zarrow._commands.terminal import cell, counted, escape, grid_of, out, print
 from zarrow._format.spec import rows_of_expected
 from zarrow._read.appearance import nested_lines
 from zarrow._read.derived_arrays import derived_names
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow.errors import ZarrowError
 from zarrow.store import QuantizedArray, Store, StoreArray
 from zarrow.store import open as open_store
@@ -42,7 +44,8 @@ def facts_of(path: Path) -> dict[str, Any]:
             "keys": list(store.keys),
             "columns": {column.name: str(column.type) for column in store.schema},
             "table_bytes": store.table_bytes,
-            "arrays": {name: _array_facts(array, committed) for name, array in store.arrays.items()},
+            "arrays": {name: _array_facts(array, committed) for name, array in store.arrays.items()}
+            | {name: _ragged_facts(array, committed) for name, array in store.ragged.items()},
             "derived": {name: _derived_facts(store, name) for name in _derived_names(store)},
             "provenance": store.provenance,
         }
@@ -62,7 +65,7 @@ def _array_facts(array: StoreArray, committed: int) -> dict[str, Any]:
     }
 
 
-def _quantized(array: StoreArray) -> str | None:
+def _quantized(array: StoreArray | StoreRagged) -> str | None:
     """Return the dtype that an array is quantized to; None for all others."""
     return array.stored.dtype.name if isinstance(array, QuantizedArray) else None
 
@@ -76,9 +79,24 @@ def _type_of(facts: dict[str, Any]) -> str:
     return f"{facts['dtype']} ({facts['quantized']})" if facts.get("quantized") else str(facts["dtype"])
 
 
+def _ragged_facts(array: StoreRagged, committed: int) -> dict[str, Any]:
+    vectors = int(array.read(0, committed).counts.sum()) if committed else 0
+    raw = vectors * int(np.prod(array.vector_shape)) * array.dtype.itemsize
+    return {
+        "shape": [committed, None, *array.vector_shape],
+        "vectors": vectors,
+        "dtype": array.dtype.name,
+        "codecs": [codec["name"] for codec in array.codecs],
+        "chunk_vectors": array.chunks[0],
+        "raw_bytes": raw,
+        "stored_bytes": array.stored_bytes,
+        "compression_ratio": round(raw / array.stored_bytes, 3) if array.stored_bytes else None,
+    }
+
+
 def _derived_names(store: Store) -> list[str]:
     """Return the names under which derived arrays lie in the store, usable or not."""
-    taken = {*store.arrays, *store.schema.names}
+    taken = {*store.arrays, *store.ragged, *store.schema.names}
     return [name for name in derived_names(store.path) if name not in taken]
 
 
@@ -92,6 +110,7 @@ def _derived_facts(store: Store, name: str) -> dict[str, Any]:
 
 def schema_of(store: Store) -> dict[str, Any]:
     """Return what ``schema`` says, as JSON values."""
+    named: dict[str, StoreArray | StoreRagged] = {**store.arrays, **store.ragged, **store.derived}
     return {
         "columns": [
             {
@@ -109,9 +128,9 @@ def schema_of(store: Store) -> dict[str, Any]:
                 "dtype": array.dtype.name,
                 "quantized": _quantized(array),
                 "codecs": [codec["name"] for codec in array.codecs],
-                "derived": name not in store.arrays,
+                "derived": name in store.derived,
             }
-            for name, array in {**store.arrays, **store.derived}.items()
+            for name, array in named.items()
         ],
     }
 
@@ -180,8 +199,8 @@ def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
     show_facts(dict(nested_lines("provenance", facts["provenance"])))
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return " × ".join(f"{axis:,}" for axis in shape)
+def _shape(shape: Sequence[int | None]) -> str:
+    return " × ".join("any" if axis is None else f"{axis:,}" for axis in shape)
 
 
 def show_head(store: Store, rows: int, columns: Sequence[str] | None) -> None:
@@ -212,6 +231,8 @@ def _width(name: str, values: list[str]) -> int:
 
 
 def _vector(vector: Any) -> str:
+    if vector.ndim > 1 and not len(vector):
+        return "no vectors"
     values = vector.reshape(-1)
     more = " …" if values.size > PREVIEW_VALUES else ""
     return "[" + " ".join(f"{value:.3g}" for value in values[:PREVIEW_VALUES].tolist()) + more + "]"

@@ -70,6 +70,11 @@ MAX_FRAME_ROW_BYTES = 4 * MEBIBYTE
 MAX_FRAME_ROWS = 16_384
 """Of all arrays, unless a frame has one row: a killed writer leaves no more than these without a frame."""
 
+RAGGED_CHUNKS = 1 << 14
+"""Of the shard of a ragged array, by default: room for 16 GiB of vectors, in an index of 256 KiB."""
+
+EXTENT_SUFFIX = "_extent"
+
 MAX_CHUNKS = 1 << 18
 """Of all arrays of a segment together. Like the other limits a bound, far above any use, on the memory that a
 hostile store can make a reader allocate."""
@@ -180,6 +185,11 @@ def slot_dir(slot: str) -> str:
 def rows_name(array: str) -> str:
     """Return the name of the file in an open segment that becomes the array's shard."""
     return f"{array}.rows"
+
+
+def extent_name(array: str) -> str:
+    """Return the name of the array that says where the vectors of each row of a ragged array lie."""
+    return f"{array}{EXTENT_SUFFIX}"
 
 
 def tail_name(array: str, side: int) -> str:

@@ -19,7 +19,7 @@ from zarrow._format import vector_lists
 from zarrow._format.given import as_index, dtype_name
 from zarrow.errors import InvalidInputError
 
-__all__ = ["Ragged", "RaggedArray", "ragged"]
+__all__ = ["Ragged", "RaggedArray", "is_ragged", "ragged"]
 
 
 class Ragged:
@@ -70,7 +70,7 @@ class Ragged:
             )
 
     @classmethod
-    def of(cls, rows: Any) -> Ragged:
+    def of(cls, rows: Any, dtype: str = "") -> Ragged:
         """Return rows of vectors in any form that says how many vectors each row has.
 
         Parameters
@@ -78,6 +78,8 @@ class Ragged:
         rows : Ragged, list of arrays, jagged tensor, awkward array, Arrow or Polars lists
             Arrow's are ``list<fixed_size_list>``, or lists of lists of equal length, also large or chunked;
             Polars' ``List(Array)`` or ``List(List)``.
+        dtype : str
+            Where ``"float16"``, that is what bfloat16 becomes, if it has the range.
 
         Returns
         -------
@@ -94,7 +96,7 @@ class Ragged:
         >>> Ragged.of(pa.array([[[1, 2], [3, 4]], []], pa.list_(pa.list_(pa.int8(), 2))))
         <zarrow.Ragged: 2 rows, 2 vectors (2,) int8>
         """
-        return rows if isinstance(rows, Ragged) else cls(*vector_lists.from_any(rows))
+        return rows if isinstance(rows, Ragged) else cls(*vector_lists.from_any(rows, dtype))
 
     @classmethod
     def from_list(cls, rows: Sequence[Any]) -> Ragged:
@@ -382,3 +384,12 @@ def ragged(vector_shape: int | Sequence[int], dtype: Any) -> RaggedArray:
             f"a vector must have at least one axis, each at least 1 long, got shape {vector_shape!r}"
         )
     return RaggedArray(shape, dtype_name(dtype))
+
+
+def is_ragged(values: Any) -> bool:
+    """Tell whether values have a form that only rows of any number of vectors have.
+
+    >>> is_ragged([np.ones((2, 4)), np.ones((1, 4))]), is_ragged([np.ones((2, 4)), np.ones((2, 4))])
+    (True, False)
+    """
+    return isinstance(values, Ragged) or vector_lists.has_lengths(values)

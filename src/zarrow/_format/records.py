@@ -17,7 +17,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.layout import MAX_SEGMENTS, is_slot
 from zarrow._format.shard_index import index_bytes
-from zarrow._format.spec import StoreSpec, check_expected
+from zarrow._format.spec import ArraySpec, StoreSpec, check_expected
 from zarrow._format.statistics import ColumnStatistics, check_statistics
 from zarrow.errors import CorruptionError, InvalidInputError
 
@@ -131,14 +131,17 @@ class ShardFacts:
     index_crc32c : int
         The crc32c of the entries of the shard index, without Zarr's own checksum after them: with it, the
         result would be the same for all.
+    vectors : int or None
+        The number of vectors of a ragged array.
     """
 
     size_bytes: int
     chunks_crc32c: tuple[int, ...]
     index_crc32c: int
+    vectors: int | None = None
 
     def __post_init__(self) -> None:
-        _require("a size", self.size_bytes)
+        _require("a size", self.size_bytes, self.vectors or 0)
         _require("a crc32c", self.index_crc32c, *self.chunks_crc32c, limit=_U32)
 
 
@@ -205,6 +208,10 @@ class SegmentRecord:
         _require("a segment", self.segment, limit=MAX_SEGMENTS)
         _require("rows", self.rows)
 
+    def items(self, array: ArraySpec) -> int:
+        """Return how many rows, or of a ragged array vectors, the shard of an array has."""
+        return (self.arrays[array.name].vectors or 0) if array.is_ragged else self.rows
+
     def encode(self) -> bytes:
         """Return the content of the record's file."""
         return encode_document(
@@ -217,6 +224,7 @@ class SegmentRecord:
                         "index_crc32c": facts.index_crc32c,
                         "chunks_crc32c": list(facts.chunks_crc32c),
                     }
+                    | ({} if facts.vectors is None else {"vectors": facts.vectors})
                     for name, facts in self.arrays.items()
                 },
                 "part": {
@@ -242,6 +250,7 @@ class SegmentRecord:
                         size_bytes=facts["size_bytes"],
                         index_crc32c=facts["index_crc32c"],
                         chunks_crc32c=tuple(facts["chunks_crc32c"]),
+                        vectors=facts.get("vectors"),
                     )
                     for name, facts in body["arrays"].items()
                 },
@@ -277,14 +286,18 @@ def check_record(record: SegmentRecord, spec: StoreSpec, path: str) -> None:
         check_statistics(record.part.statistics, spec.table_schema, record.rows, path)
     for array in spec.arrays:
         facts = record.arrays[array.name]
-        chunks = -(-record.rows // array.chunk_rows)
-        size = chunks * array.chunk_bytes + index_bytes(array, spec.segment_rows) if chunks else 0
-        if len(facts.chunks_crc32c) != chunks or (
-            facts.size_bytes != size if array.is_plain or not chunks else facts.size_bytes <= 0
+        rows = record.items(array)
+        chunks = -(-rows // array.chunk_rows)
+        size = chunks * array.chunk_bytes + index_bytes(array, spec.segment_rows) if record.rows else 0
+        if (
+            (facts.vectors is not None) != array.is_ragged
+            or rows > (array.shard_rows(spec.segment_rows) if record.rows else 0)
+            or len(facts.chunks_crc32c) != chunks
+            or (facts.size_bytes != size if array.is_plain or not chunks else facts.size_bytes <= 0)
         ):
             raise CorruptionError(
                 f"{len(facts.chunks_crc32c)} chunks and {facts.size_bytes} bytes of array "
-                f"{array.name!r} do not fit {record.rows} rows",
+                f"{array.name!r} do not fit {rows} {'vectors' if array.is_ragged else 'rows'}",
                 path=path,
             )
 
@@ -331,6 +344,8 @@ class Manifest:
         The crc32c of every record's file.
     expected_rows : int or None
         The number that its run expected, if known: the store is complete, but lacks rows, if it is larger.
+    vectors : dict of str to tuple of int
+        Per ragged array the vectors of every segment.
     """
 
     uuid: str
@@ -339,9 +354,10 @@ class Manifest:
     part_bytes: tuple[int, ...]
     records_crc32c: tuple[int, ...]
     expected_rows: int | None = None
+    vectors: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require("rows", self.rows)
+        _require("rows", self.rows, *(count for counts in self.vectors.values() for count in counts))
         check_expected(self.expected_rows)
         _require("a size", *self.part_bytes, *(size for sizes in self.shard_bytes.values() for size in sizes))
         _require("a crc32c", *self.records_crc32c, limit=_U32)
@@ -368,6 +384,11 @@ class Manifest:
                 "part_bytes": list(self.part_bytes),
                 "records_crc32c": list(self.records_crc32c),
             }
+            | (
+                {"vectors": {name: list(counts) for name, counts in self.vectors.items()}}
+                if self.vectors
+                else {}
+            )
         )
 
     @classmethod
@@ -382,6 +403,7 @@ class Manifest:
                 shard_bytes={name: tuple(sizes) for name, sizes in body["shard_bytes"].items()},
                 part_bytes=tuple(body["part_bytes"]),
                 records_crc32c=tuple(body["records_crc32c"]),
+                vectors={name: tuple(counts) for name, counts in body.get("vectors", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(f"breaks the format: {error}", path=path) from error
@@ -389,7 +411,7 @@ class Manifest:
 
 def max_manifest_bytes(spec: StoreSpec, segments: int) -> int:
     """Return the most bytes that the manifest of a store with this number of records may have."""
-    return MAX_DOCUMENT_BYTES + segments * (len(spec.arrays) + 2) * _MAX_DIGITS
+    return MAX_DOCUMENT_BYTES + segments * (len(spec.arrays) + len(spec.ragged) + 2) * _MAX_DIGITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ def index_bytes(array: ArraySpec, segment_rows: int) -> int:
     >>> index_bytes(ArraySpec(name="e", row_shape=(4,), dtype="float32", chunk_rows=256), 1024)
     68
     """
-    return segment_rows // array.chunk_rows * _ENTRY_BYTES + _CRC_BYTES
+    return array.shard_rows(segment_rows) // array.chunk_rows * _ENTRY_BYTES + _CRC_BYTES
 
 
 def encode_index(sizes: Sequence[int], chunks: int) -> bytes:

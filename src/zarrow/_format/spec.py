@@ -31,13 +31,16 @@ from zarrow._format.layout import (
     MAX_SEGMENT_ROWS,
     MAX_SHARD_BYTES,
     MIN_SEGMENT_ROWS,
+    RAGGED_CHUNKS,
     RESERVED_COLUMNS,
     ROW,
     SAMPLE_INDEX,
     TABLE_ONLY_SEGMENT_ROWS,
     TARGET_CHUNK_BYTES,
     check_name,
+    extent_name,
     is_uuid,
+    shard_path,
 )
 from zarrow._format.quantized import QUANTIZED
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
@@ -65,9 +68,14 @@ ZARR_DTYPES = {
 }
 """Zarr v3 core data types that an array may have (bfloat16 is widened before)."""
 
-QUANTIZED_FEATURE = "quantized"
-READER_FEATURES = (QUANTIZED_FEATURE,)
+QUANTIZED_FEATURE, RAGGED = "quantized", "ragged"
+READER_FEATURES = (QUANTIZED_FEATURE, RAGGED)
 """What a reader must know of a store that needs it."""
+
+EXTENT_DTYPE, EXTENT_SHAPE = "int64", (2,)
+"""Of the array that says where a row's vectors lie: from which vector of its segment on, and how many."""
+
+PAGE_BYTES = 4096
 
 PLAIN: tuple[dict[str, Any], ...] = ({"name": "bytes", "configuration": {"endian": "little"}},)
 """The default codecs: a chunk's stored bytes are its rows, in order."""
@@ -95,6 +103,9 @@ class ArraySpec:
         The inner codecs as Zarr v3 writes them; plain bytes by default.
     scale : str, optional
         Of a quantized array, the column with the scale of each row.
+    segment_vectors : int, optional
+        Of a ragged array, whose rows have any number of vectors: the most that a segment may have, a power of
+        two. `row_shape` is then the shape of a vector, and `chunk_rows` are vectors of a chunk.
 
     Raises
     ------
@@ -114,6 +125,7 @@ class ArraySpec:
     chunk_rows: int
     codecs: tuple[dict[str, Any], ...] = PLAIN
     scale: str | None = None
+    segment_vectors: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "an array")
@@ -143,6 +155,16 @@ class ArraySpec:
                 f"array {self.name!r}: a row may have {MAX_ROW_AXES} axes, and {self.chunk_rows} rows "
                 f"{MAX_CHUNK_BYTES} bytes, got shape {self.row_shape} of {self.row_bytes} bytes: split it"
             )
+        vectors = self.segment_vectors
+        if vectors is not None and not (
+            is_power_of_two(vectors)
+            and self.chunk_rows <= vectors <= MAX_SEGMENT_ROWS
+            and vectors * self.row_bytes <= MAX_SEGMENT_BYTES
+        ):
+            raise InvalidInputError(
+                f"array {self.name!r}: segment_vectors must be a power of two from {self.chunk_rows} to "
+                f"{MAX_SEGMENT_ROWS}, of {MAX_SEGMENT_BYTES} bytes at most, got {vectors}"
+            )
         if not self.codecs or not all(isinstance(codec.get("name"), str) for codec in self.codecs):
             raise InvalidInputError(
                 f"array {self.name!r}: codecs must be objects with a name, at least one; plain bytes is None"
@@ -154,8 +176,26 @@ class ArraySpec:
         return ZARR_DTYPES[self.dtype]
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether its rows have any number of vectors."""
+        return self.segment_vectors is not None
+
+    def shard_rows(self, segment_rows: int) -> int:
+        """Return how many rows, or of a ragged array vectors, a shard has room for."""
+        return self.segment_vectors or segment_rows
+
+    @property
+    def shard_ndim(self) -> int:
+        """The axes of its Zarr array after the first, which tells shards apart."""
+        return len(self.row_shape) + self.is_ragged
+
+    def shard_path(self, segment: int) -> str:
+        """Return the path of a segment's shard."""
+        return shard_path(self.name, segment, self.shard_ndim)
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of one row, uncompressed."""
+        """Bytes of one row, uncompressed; of a ragged array, of one vector."""
         return math.prod(self.row_shape) * self.numpy_dtype.itemsize
 
     @property
@@ -183,6 +223,7 @@ class ArraySpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as ``zarrow.json`` has it."""
+        ragged = {} if self.segment_vectors is None else {"segment_vectors": self.segment_vectors}
         return {
             "name": self.name,
             "row_shape": list(self.row_shape),
@@ -190,7 +231,7 @@ class ArraySpec:
             "chunk_rows": self.chunk_rows,
             "codecs": list(self.codecs),
             **({} if self.scale is None else {"scale": self.scale}),
-        }
+        } | ragged
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> ArraySpec:
@@ -202,6 +243,7 @@ class ArraySpec:
             chunk_rows=body["chunk_rows"],
             codecs=tuple(body["codecs"]),
             scale=body.get("scale"),
+            segment_vectors=body.get("segment_vectors"),
         )
 
 
@@ -243,6 +285,23 @@ def default_chunk_rows(row_bytes: int, segment_rows: int) -> int:
     256
     """
     return min(segment_rows, _floor_power_of_two(rows_of(TARGET_CHUNK_BYTES, row_bytes)))
+
+
+def ragged_chunks(vector_bytes: int) -> tuple[int, int]:
+    """Return the vectors of a chunk and of a segment of a ragged array, by the bytes of a vector.
+
+    Chunks are of about 1 MiB, and of whole pages, so that shards can be mapped one after the other.
+
+    >>> ragged_chunks(256), ragged_chunks(768 * 4), ragged_chunks(1)
+    ((4096, 67108864), (256, 4194304), (1048576, 2147483648))
+    """
+    chunk = _floor_power_of_two(rows_of(TARGET_CHUNK_BYTES, vector_bytes))
+    while chunk * vector_bytes % PAGE_BYTES and 2 * chunk * vector_bytes <= MAX_CHUNK_BYTES:
+        chunk *= 2
+    vectors = min(chunk * RAGGED_CHUNKS, MAX_SEGMENT_ROWS)
+    while vectors > chunk and vectors * vector_bytes > MAX_SEGMENT_BYTES:
+        vectors //= 2
+    return chunk, vectors
 
 
 def default_segment_rows(widest_row_bytes: int | None) -> int:
@@ -348,13 +407,17 @@ class StoreSpec:
             if pa.types.is_nested(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType):
                 raise InvalidInputError(f"key {key!r}: a key must be a scalar type, got {kind}")
         for array in self.arrays:
-            if self.segment_rows % array.chunk_rows:
+            if array.is_ragged:
+                self._check_extent(array)
+            elif self.segment_rows % array.chunk_rows:
                 raise InvalidInputError(
                     f"array {array.name!r}: chunk_rows ({array.chunk_rows}) must divide "
                     f"segment_rows ({self.segment_rows})"
                 )
             if array.scale is not None:
                 self._check_scale(array.name, array.scale)
+            if array.scale is not None and array.is_ragged:
+                raise InvalidInputError(f"array {array.name!r}: a ragged array cannot be quantized")
 
     def _check_scale(self, array: str, name: str) -> None:
         """Raise unless there is the column that a quantized array needs."""
@@ -366,10 +429,21 @@ class StoreSpec:
                 f"key, got {'none' if column is None else column.type}"
             )
 
+    def _check_extent(self, array: ArraySpec) -> None:
+        """Raise unless a ragged array has the array that says where its rows lie."""
+        name = extent_name(array.name)
+        extent = next((one for one in self.arrays if one.name == name), None)
+        if extent is None or (extent.dtype, extent.row_shape) != (EXTENT_DTYPE, EXTENT_SHAPE):
+            raise InvalidInputError(
+                f"array {array.name!r}: a ragged array needs the array {name!r} of two {EXTENT_DTYPE} per row"
+            )
+        if not extent.is_plain or extent.is_ragged:
+            raise InvalidInputError(f"array {name!r}: must be of plain bytes")
+
     def _check_bounds(self) -> None:
         """Raise if a segment would exceed the limits."""
-        chunks = sum(self.segment_rows // array.chunk_rows for array in self.arrays)
-        widest = max((array.row_bytes for array in self.arrays), default=0)
+        chunks = sum(array.shard_rows(self.segment_rows) // array.chunk_rows for array in self.arrays)
+        widest = max((array.row_bytes for array in self.arrays if not array.is_ragged), default=0)
         if (
             self.segment_rows > MAX_SEGMENT_ROWS
             or widest * self.segment_rows > MAX_SEGMENT_BYTES
@@ -388,12 +462,34 @@ class StoreSpec:
     @property
     def reader_features(self) -> list[str]:
         """What a reader must know to read the store."""
-        return [QUANTIZED_FEATURE] if any(array.scale is not None for array in self.arrays) else []
+        quantized = any(array.scale is not None for array in self.arrays)
+        return [QUANTIZED_FEATURE] * quantized + [RAGGED] * bool(self.ragged)
+
+    @property
+    def ragged(self) -> tuple[ArraySpec, ...]:
+        """The ragged arrays."""
+        return tuple(array for array in self.arrays if array.is_ragged)
+
+    @property
+    def extents(self) -> dict[str, ArraySpec]:
+        """The ragged arrays, by the name of the array that says where their rows lie."""
+        return {extent_name(array.name): array for array in self.ragged}
+
+    @property
+    def extent_places(self) -> dict[int, int]:
+        """For each ragged array, by its place in `arrays`, the place of the array of its extents."""
+        places = {array.name: place for place, array in enumerate(self.arrays)}
+        return {places[array.name]: places[extent_name(array.name)] for array in self.ragged}
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Row bytes of all arrays but the ragged ones."""
+        return sum(array.row_bytes for array in self.arrays if not array.is_ragged)
 
     @property
     def frame_rows(self) -> int:
-        """The most rows of one frame."""
-        return min(MAX_FRAME_ROWS, rows_of(MAX_FRAME_ROW_BYTES, sum(one.row_bytes for one in self.arrays)))
+        """The most rows of one frame; the bytes of ragged arrays may allow for fewer."""
+        return min(MAX_FRAME_ROWS, rows_of(MAX_FRAME_ROW_BYTES, self.fixed_bytes))
 
     @property
     def table_schema(self) -> pa.Schema:

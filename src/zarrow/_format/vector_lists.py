@@ -30,6 +30,7 @@ __all__ = [
     "from_any",
     "from_padded",
     "from_sequence",
+    "has_lengths",
     "to_arrow",
     "to_awkward",
     "to_torch",
@@ -144,6 +145,23 @@ def from_any(given: Any, dtype: str = "") -> Flat:
         f"of lists, got {type(given).__name__}{f' of shape {shape}' if shape else ''}: "
         "Ragged.from_padded takes a padded array with its mask or lengths"
     )
+
+
+def has_lengths(given: Any) -> bool:
+    """Tell whether values have a form for rows of any number of vectors, and no array has."""
+    if getattr(given, "is_nested", False):
+        return True
+    if type(given).__module__.partition(".")[0] == "awkward":
+        return "var" in str(given.type)
+    if isinstance(given, list | tuple):
+        return len({len(one) for one in given if getattr(one, "ndim", 0) > 1}) > 1
+    if not is_arrow(given) or hasattr(given, "columns"):
+        return False
+    if str(getattr(given, "dtype", "")) == "Object":
+        return False
+    kind = given.type if isinstance(given, pa.Array | pa.ChunkedArray) else pa.chunked_array(given).type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(lists and pa.types.is_fixed_size_list(kind.value_type))
 
 
 def from_sequence(rows: Sequence[Any], dtype: str = "") -> Flat:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from zarrow._format.given import dtype_name
 from zarrow._format.quantized import QUANTIZED
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow.errors import InvalidInputError, unknown_name
 from zarrow.store import QuantizedArray, Store, StoreArray
 
@@ -30,7 +31,7 @@ class ArrayForms:
 
     Parameters
     ----------
-    sources : dict of str to StoreArray
+    sources : dict of str to StoreArray or StoreRagged
         What is read.
     dtypes : dict of str to str
         The dtype of what is written, before it is quantized.
@@ -40,7 +41,7 @@ class ArrayForms:
         Columns of scales that the new store does not have.
     """
 
-    sources: dict[str, StoreArray]
+    sources: dict[str, StoreArray | StoreRagged]
     dtypes: dict[str, str]
     quantized: dict[str, str]
     dropped: frozenset[str]
@@ -63,11 +64,15 @@ class ArrayForms:
         UnknownNameError
             If there is no such array.
         """
-        sources, kept, quantized, dropped = dict(store.arrays), {}, {}, set()
+        sources: dict[str, StoreArray | StoreRagged] = {**store.arrays, **store.ragged}
+        kept = {name: array.dtype.name for name, array in store.ragged.items()}
+        quantized, dropped = {}, set()
         asked = {name: dtype_name(dtype) for name, dtype in (dtypes or {}).items()}
         for name in asked:
             if name not in sources:
                 raise unknown_name("array", name, sources)
+            if name in kept:
+                raise InvalidInputError(f"dtypes: array {name!r} is ragged, and keeps its dtype {kept[name]}")
         for name, array in store.arrays.items():
             dtype = asked.get(name, QUANTIZED if isinstance(array, QuantizedArray) else array.dtype.name)
             if name in asked and (dtype not in (*_FLOATS, QUANTIZED) or array.dtype.kind != "f"):
@@ -94,9 +99,7 @@ class ArrayForms:
             if array.dtype.name != self.dtypes[name] or (name in self.quantized and array.dtype.kind == "f")
         ]
 
-    def converted(
-        self, vectors: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]
-    ) -> dict[str, npt.NDArray[Any]]:
+    def converted(self, vectors: Mapping[str, Any], rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Return vectors that were read from `sources` in the dtypes in which they are written.
 
         Raises
@@ -107,7 +110,7 @@ class ArrayForms:
         return {name: _cast(name, values, self.dtypes[name], rows) for name, values in vectors.items()}
 
 
-def _cast(name: str, values: npt.NDArray[Any], dtype: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+def _cast(name: str, values: Any, dtype: str, rows: npt.NDArray[np.int64]) -> Any:
     if values.dtype.name == dtype:
         return values
     with np.errstate(over="ignore"):

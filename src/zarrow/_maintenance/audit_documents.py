@@ -12,12 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from typing import Any
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, check_record, max_manifest_bytes
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.zarr_metadata import comparable
 from zarrow._maintenance.audit_names import MAX_STRAYS, NamesAudit
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
@@ -224,12 +225,15 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
     spec = documents.spec
     settled = max(documents.records, default=-1) + 1 == documents.dense and not documents.damaged_manifest
     stale = set() if documents.manifest is not None else _stale_rows(documents, reopened)
-    derived: list[tuple[str, Callable[[int], bytes]]] = [
-        (f"{layout.ARRAYS_DIR}/zarr.json", partial(zarr_metadata.group_json, spec)),
+    derived: list[tuple[str, Callable[[int, dict[str, int]], bytes]]] = [
+        (
+            f"{layout.ARRAYS_DIR}/zarr.json",
+            lambda rows, widths: zarr_metadata.group_json(spec, rows, widths=widths),
+        ),
         *(
             (
                 f"{layout.array_dir(array.name)}/zarr.json",
-                partial(zarr_metadata.array_json, spec, array),
+                partial(_array_json, spec, array),
             )
             for array in spec.arrays
         ),
@@ -252,7 +256,7 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
         fits = {
             rows: found == expected and consolidated in ({}, arrays)
             for rows in (documents.rows, *stale)
-            for expected, arrays in (comparable(make(rows)),)
+            for expected, arrays in (comparable(make(rows, _widths(documents, rows, found, consolidated))),)
         }
         if fits[documents.rows]:
             continue
@@ -271,6 +275,27 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
                 f"not the metadata of the {documents.rows:,} committed rows{rule}{seen}: another program may "
                 "have changed it, and 'zarrow repair' writes it again",
             )
+
+
+def _array_json(spec: StoreSpec, array: ArraySpec, rows: int, widths: dict[str, int]) -> bytes:
+    return zarr_metadata.array_json(spec, array, rows, width=widths.get(array.name, 0))
+
+
+def _widths(documents: DocumentsAudit, rows: int, found: Any, consolidated: Any) -> dict[str, int]:
+    """Return the most vectors of a segment, for each ragged array, that Zarr's metadata should state.
+
+    What they state may be more: a segment that had more may have been set aside since.
+    """
+    widths = {}
+    full = documents.spec.segment_rows
+    for array in documents.spec.ragged:
+        counts = [one.items(array) for number, one in documents.records.items() if number * full < rows]
+        least, most = max(counts, default=0), array.shard_rows(full)
+        stated = found if "shape" in found else consolidated.get("metadata", {}).get(array.name, {})
+        shape = stated.get("shape")
+        width = shape[1] if isinstance(shape, list) and len(shape) > 1 else None
+        widths[array.name] = width if type(width) is int and least <= width <= most else least
+    return widths
 
 
 def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:

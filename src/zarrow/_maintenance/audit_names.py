@@ -157,7 +157,7 @@ class NamesAudit:
             for one, kind in sorted(names.items()):
                 number = int(one) if _NUMBER.match(one) else -1
                 if kind == "directory" and number in committed:
-                    self._shard_strays(f"{path}/{one}", len(array.row_shape))
+                    self._shard_strays(f"{path}/{one}", array.shard_ndim)
                 elif kind == "directory" and number >= 0 and is_pending(number):
                     self._found.note(f"{path}/{one}", "a shard whose segment is not committed")
                 else:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from zarrow._format import layout
@@ -28,7 +29,7 @@ from zarrow._format.journal import Journal
 from zarrow._format.records import Owner
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
-from zarrow._read.open_rows import NO_FRAME, row_files
+from zarrow._read.open_rows import NO_FRAME, frame_counts, row_files
 from zarrow._read.shard_rows import StoredChunks, is_unvouched
 from zarrow._read.visible import OpenSegmentFacts
 from zarrow._storage.reading import Beneath, File
@@ -220,7 +221,12 @@ class _OpenSegmentAudit:
                 rows, full = frames[-1].stop if frames else 0, self._spec.segment_rows
                 size_bytes = min(self._sizes.get(name, 0), file.size_bytes)
                 what = f"{file.size_bytes - used} bytes that belong to no frame"
-                if rows < full and is_unvouched(file, size_bytes, array, rows, used, self._lost_rows, full):
+                known = not array.is_ragged  # whose rows can be of any size: the file of its extents tells
+                if (
+                    known
+                    and rows < full
+                    and is_unvouched(file, size_bytes, array, rows, used, self._lost_rows, full)
+                ):
                     self._damage(name, f"{what}, more than one can have: the journal has lost frames")
                 elif file.size_bytes > used:
                     self._note(name, what)
@@ -231,8 +237,10 @@ class _OpenSegmentAudit:
 
     def _plain(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: File) -> int:
         name = layout.rows_name(array.name)
-        for frame in frames:
-            start, size = frame.first_row * array.row_bytes, frame.rows * array.row_bytes
+        end = 0
+        for frame, count in zip(frames, self._counts(index, frames), strict=False):
+            start, size = end, count * array.row_bytes
+            end += size
             if start + size > file.size_bytes:
                 self._damage(name, "ends before these rows do", (frame.first_row, frames[-1].stop))
                 break
@@ -240,18 +248,22 @@ class _OpenSegmentAudit:
                 self.checked_bytes += size
                 if file.crc32c(start, size) != frame.arrays[index].rows_crc32c:
                     self._damage(name, _lost(frame, frames), (frame.first_row, frame.stop))
-        return frames[-1].stop * array.row_bytes if frames else 0
+        return end
 
     def _encoded(self, array: ArraySpec, index: int, frames: Sequence[Frame], file: File) -> int:
         """Check the complete chunks and the tail; return where the chunks end."""
         name = layout.rows_name(array.name)
-        total = frames[-1].stop if frames else 0
+        counts = self._counts(index, frames)
+        total = sum(counts)
         chunks = [chunk for frame in frames for chunk in frame.arrays[index].chunks]
         stored = StoredChunks(file, array, chunks)
         for number, (chunk, end) in enumerate(zip(chunks, stored.ends, strict=True)):
-            rows = (number * array.chunk_rows, min((number + 1) * array.chunk_rows, total))
+            rows = _rows_between(frames, counts, number * array.chunk_rows, (number + 1) * array.chunk_rows)
+            if not array.is_ragged:
+                rows = (number * array.chunk_rows, min((number + 1) * array.chunk_rows, total))
             if chunk.size_bytes > array.max_stored_bytes or end > file.size_bytes:
-                self._damage(name, f"chunk {number} of {chunk.size_bytes} bytes is missing", (rows[0], total))
+                rows = (rows[0], frames[-1].stop)
+                self._damage(name, f"chunk {number} of {chunk.size_bytes} bytes is missing", rows)
                 return end - chunk.size_bytes
             if self._checksums:
                 self.checked_bytes += chunk.size_bytes
@@ -266,18 +278,25 @@ class _OpenSegmentAudit:
         if len(chunks) != total // array.chunk_rows:
             self._damage(layout.FRAMES, f"{len(chunks)} chunks of array {array.name!r} for {total} rows")
             return offset
-        self._tail(array, index, frames, total % array.chunk_rows)
+        self._tail(array, index, frames, total % array.chunk_rows, total)
         return offset
 
-    def _tail(self, array: ArraySpec, index: int, frames: Sequence[Frame], rows: int) -> None:
+    def _counts(self, index: int, frames: Sequence[Frame]) -> Sequence[int]:
+        """Return how many rows of an array each frame has; of a ragged one, vectors, as far as they tell."""
+        return frame_counts(self._files.root / layout.slot_dir(self._slot), self._spec, index, frames)
+
+    def _tail(self, array: ArraySpec, index: int, frames: Sequence[Frame], rows: int, total: int) -> None:
         if not rows:
             return
         entry, stop = frames[-1].arrays[index], frames[-1].stop
+        lost = (stop - rows, stop)
+        if array.is_ragged:
+            lost = _rows_between(frames, self._counts(index, frames), total - rows, total)
         if entry.tail_side not in (0, 1):
             self._damage(
                 layout.FRAMES,
                 f"names tail file {entry.tail_side}, but there are only 0 and 1",
-                (stop - rows, stop),
+                lost,
             )
             return
         name = layout.tail_name(array.name, entry.tail_side)
@@ -295,7 +314,15 @@ class _OpenSegmentAudit:
         except FileNotFoundError:
             pass  # see `_missing`
         except CorruptionError as error:
-            self._damage(name, error, (stop - rows, stop))
+            self._damage(name, error, lost)
+
+
+def _rows_between(frames: Sequence[Frame], counts: Sequence[int], start: int, stop: int) -> tuple[int, int]:
+    """Return the rows of the frames that have any of the vectors `start` to `stop`."""
+    ends = np.cumsum(counts)
+    first, last = np.searchsorted(ends, [start, stop - 1], "right").tolist()
+    last = min(last, len(frames) - 1)
+    return (frames[min(first, last)].first_row, frames[last].stop)
 
 
 def _lost(frame: Frame, frames: Sequence[Frame]) -> str:

@@ -232,7 +232,7 @@ def _audit_shard(
     files: Beneath, spec: StoreSpec, array: ArraySpec, record: SegmentRecord, found: AuditLog
 ) -> Iterator[Finding]:
     facts = record.arrays[array.name]
-    path = layout.shard_path(array.name, record.segment, len(array.row_shape))
+    path = array.shard_path(record.segment)
     if not facts.size_bytes:
         return
     done = 0
@@ -245,12 +245,13 @@ def _audit_shard(
                 try:
                     _check_chunk(shard, array, record, number, full=found.full)
                 except ZarrowError as error:
-                    start = number * array.chunk_rows
-                    stop = min(start + array.chunk_rows, record.rows)
+                    start, stop = _rows_of_chunk(files, spec, array, record, number)
                     yield replace(_damage(path, error, record, spec), rows=(first + start, first + stop))
                 done += chunk.size_bytes
                 found.read(chunk.size_bytes)
                 found.advance(chunk.size_bytes)
+            if array.name in spec.extents and found.full:
+                _check_extents(shard, record, spec.extents[array.name])
     except FileNotFoundError:
         yield _damage(path, "missing", record, spec)
     except ZarrowError as error:
@@ -264,6 +265,41 @@ def _check_chunk(
     if not shard.holds(number):
         raise CorruptionError(f"chunk {number} does not match its checksum")
     if full:
-        padding = shard.decode(number)[record.rows - number * array.chunk_rows :]
+        padding = shard.decode(number)[record.items(array) - number * array.chunk_rows :]
         if padding.size and padding.view(np.uint8).any():
             raise CorruptionError(f"chunk {number} is not padded with zeros")
+
+
+def _check_extents(shard: CommittedShard, record: SegmentRecord, ragged: ArraySpec) -> None:
+    """Raise unless the rows of a ragged array have all its vectors, one row's behind the other's."""
+    position = rows = 0
+    for number in range(len(shard.chunks)):
+        extents = shard.decode(number)[: record.rows - rows]
+        rows += len(extents)
+        ends = position + np.cumsum(extents[:, 1])
+        if (extents[:, 1] < 0).any() or not np.array_equal(extents[:, 0], ends - extents[:, 1]):
+            raise CorruptionError(f"its rows do not lie one behind the other in array {ragged.name!r}")
+        position = int(ends[-1])
+    if position != record.items(ragged):
+        raise CorruptionError(
+            f"its rows have {position} vectors of array {ragged.name!r}, not {record.items(ragged)}"
+        )
+
+
+def _rows_of_chunk(
+    files: Beneath, spec: StoreSpec, array: ArraySpec, record: SegmentRecord, number: int
+) -> tuple[int, int]:
+    """Return the rows of a segment that have values in a chunk; of a ragged array, as far as is known."""
+    start, stop = number * array.chunk_rows, (number + 1) * array.chunk_rows
+    if not array.is_ragged:
+        return start, min(stop, record.rows)
+    extent = spec.array(layout.extent_name(array.name))
+    try:
+        with files.open(extent.shard_path(record.segment)) as file:
+            shard = CommittedShard(file, extent, spec.segment_rows, record)
+            pieces = [shard.decode(number) for number in range(len(shard.chunks))]
+    except (FileNotFoundError, ZarrowError):
+        return 0, record.rows
+    found = np.concatenate(pieces)[: record.rows]
+    touched = np.flatnonzero((found[:, 0] < stop) & (found.sum(axis=1) > start))
+    return (int(touched[0]), int(touched[-1]) + 1) if touched.size else (0, 0)

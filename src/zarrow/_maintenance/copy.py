@@ -291,7 +291,7 @@ class _Copy:
             return
         for array in view.spec.arrays:
             if record.arrays[array.name].size_bytes:
-                shard = layout.shard_path(array.name, number, len(array.row_shape))
+                shard = array.shard_path(number)
                 self._file(shard, last.get(array.name))
         self._file(layout.part_path(number), last.get(""))
         self._put(path, data)

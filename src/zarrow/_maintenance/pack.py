@@ -30,11 +30,13 @@ from zarrow._format.arrow import without_dictionaries
 from zarrow._format.codecs import choose
 from zarrow._format.layout import SAMPLE_INDEX
 from zarrow._format.quantized import quantize
+from zarrow._format.ragged import Ragged, RaggedArray
 from zarrow._format.spec import rows_of
 from zarrow._maintenance.array_forms import ArrayForms
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._read.catalog import read_spec
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._storage import files
 from zarrow._storage.objects import on_disk
 from zarrow._write.directory import empty, exclusively
@@ -196,8 +198,15 @@ def _checked_order(store: Store, order: str | Sequence[str] | None) -> list[str]
     return by
 
 
+def declared(array: StoreArray | StoreRagged, dtype: str) -> tuple[tuple[int, ...], str] | RaggedArray:
+    """Return what a writer is told of an array."""
+    if isinstance(array, StoreRagged):
+        return RaggedArray(array.vector_shape, dtype)
+    return array.row_shape, dtype
+
+
 def chosen_codecs(store: Store, forms: ArrayForms, codecs: Any) -> Any:
-    kept = {name: array.codecs for name, array in store.arrays.items()}
+    kept = {name: array.codecs for name, array in forms.sources.items()}
     if isinstance(codecs, str) and codecs == "keep":
         return kept
     by_name = isinstance(codecs, Mapping) and "name" not in codecs
@@ -206,7 +215,9 @@ def chosen_codecs(store: Store, forms: ArrayForms, codecs: Any) -> Any:
         if isinstance(chosen[name], str) and chosen[name] == "auto":
             rows = np.arange(min(store.segment_rows, _SAMPLE_ROWS, len(array)))
             sample = forms.converted({name: array.take(rows)}, rows)[name]
-            if name in forms.quantized and sample.dtype.kind == "f":
+            if isinstance(sample, Ragged):
+                sample = sample.values
+            elif name in forms.quantized and sample.dtype.kind == "f":
                 sample = quantize(sample)[0]
             chosen[name] = choose(sample, sample.dtype.name)
     return chosen
@@ -238,7 +249,7 @@ def rewrite(
         try:
             writer = Writer(
                 target,
-                arrays={name: (one.row_shape, forms.dtypes[name]) for name, one in forms.sources.items()},
+                arrays={name: declared(one, forms.dtypes[name]) for name, one in forms.sources.items()},
                 schema=schema,
                 dtypes=forms.quantized,
                 keys=store.keys,
@@ -336,11 +347,11 @@ class Block:
 
     rows: npt.NDArray[np.int64]
     table: pa.Table
-    vectors: dict[str, npt.NDArray[Any]]
+    vectors: dict[str, Any]
 
 
-def block_rows(arrays: Iterable[StoreArray]) -> int:
-    row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
+def block_rows(arrays: Iterable[StoreArray | StoreRagged]) -> int:
+    row_bytes = sum(array.nbytes // max(len(array), 1) for array in arrays)
     return min(rows_of(BLOCK_BYTES, row_bytes), MAX_BLOCK_ROWS)
 
 
@@ -394,9 +405,9 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(without_dictionaries(batch.schema))
 
 
-def _gatherer(array: StoreArray, scratch: Path) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]:
+def _gatherer(array: StoreArray | StoreRagged, scratch: Path) -> Callable[[npt.NDArray[np.int64]], Any]:
     """Return a function that gathers rows of an array without decoding their chunks again for each call."""
-    if array.is_plain or not len(array):
+    if isinstance(array, StoreRagged) or array.is_plain or not len(array):
         return array.take
     with tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=scratch) as file:
         step = block_rows([array])

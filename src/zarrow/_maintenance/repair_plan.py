@@ -283,10 +283,7 @@ class _Planner:
 
     def _files_of(self, number: int) -> dict[str, str]:
         """Return where the shards and the part of a segment are moved to."""
-        moves = {
-            layout.shard_path(array.name, number, len(array.row_shape)): f"{array.name}.shard"
-            for array in self._spec.arrays
-        }
+        moves = {array.shard_path(number): f"{array.name}.shard" for array in self._spec.arrays}
         for path in list(moves):
             # A symbolic link on the way is moved itself.
             for parent in Path(path).parents:
@@ -418,8 +415,8 @@ def _remove_empty_dirs(root: Path, plan: Plan) -> None:
         for name in os.listdir(root / layout.array_dir(array.name) / "c"):
             if not re.fullmatch(r"0|[1-9]\d{0,7}", name):
                 continue
-            shard = root / layout.shard_path(array.name, int(name), len(array.row_shape))
-            for parent in shard.parents[: len(array.row_shape)]:
+            shard = root / array.shard_path(int(name))
+            for parent in shard.parents[: array.shard_ndim]:
                 files.remove_empty_dir(parent)
 
 

@@ -30,7 +30,7 @@ from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._maintenance.audit_segment import open_part
 from zarrow._read.shard_rows import CommittedShard, StoredChunks
 from zarrow._storage.reading import Beneath, File
-from zarrow._write.batches import CheckedBatch
+from zarrow._write.batches import CheckedBatch, as_appended
 from zarrow.errors import CorruptionError, ZarrowError
 
 __all__ = ["Salvage", "in_open_segments", "of_open_segment", "of_segment"]
@@ -75,11 +75,12 @@ class Salvage:
 
     def batches(self, start: int = 0) -> Iterator[CheckedBatch]:
         """Yield the sound rows from `start` on."""
-        step = min([array.chunk_rows for array in self._spec.arrays], default=_STEP_ROWS)
+        chunks = [array.chunk_rows for array in self._spec.arrays if not array.is_ragged]
+        step = min([*chunks, _STEP_ROWS])
         for first, batch in self._tables:
             for low, high in _runs(self.sound, max(first, start), first + batch.num_rows, step):
                 table = pa.Table.from_batches([batch]).slice(low - first, high - low).combine_chunks()
-                arrays = tuple(np.ascontiguousarray(read(low, high)) for read in self._reads)
+                arrays = as_appended(self._spec, [read(low, high) for read in self._reads])
                 columns = tuple(table.to_batches()[0].columns)
                 yield CheckedBatch(high - low, columns, self._spec.wire_schema, arrays)
 
@@ -111,17 +112,30 @@ def of_segment(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> Salvag
         tables = [(0, batch) for batch in table.to_batches()]
     except (ZarrowError, FileNotFoundError):
         sound[:] = False
-    reads = []
-    for array in spec.arrays:
-        path = layout.shard_path(array.name, record.segment, len(array.row_shape))
+    reads: dict[int, _Read] = {}
+    for index in _extents_first(spec):
+        array = spec.arrays[index]
+        path = array.shard_path(record.segment)
         checksums = record.arrays[array.name].chunks_crc32c
         pieces = [(n * array.chunk_rows, array.chunk_rows, crc) for n, crc in enumerate(checksums)]
 
         def stored(file: File, array: ArraySpec = array) -> StoredChunks:
             return CommittedShard(file, array, spec.segment_rows, record)
 
-        reads.append(_array(files, path, array, sound, pieces, stored))
-    return _salvage(spec, sound, tables, reads)
+        if array.is_ragged:
+            extents = reads[spec.extent_places[index]]
+            vectors = np.ones(record.items(array), np.bool_)
+            reads[index] = _ragged(
+                extents, sound, vectors, _array(files, path, array, vectors, pieces, stored)
+            )
+        else:
+            reads[index] = _array(files, path, array, sound, pieces, stored)
+    return _salvage(spec, sound, tables, [reads[index] for index in sorted(reads)])
+
+
+def _extents_first(spec: StoreSpec) -> list[int]:
+    """Return the places of the arrays, those of ragged ones last."""
+    return sorted(range(len(spec.arrays)), key=lambda index: spec.arrays[index].is_ragged)
 
 
 def in_open_segments(record: SegmentRecord, rows: Mapping[str, int]) -> _Mask:
@@ -151,24 +165,67 @@ def of_open_segment(files: Beneath, spec: StoreSpec, slot: str) -> Salvage:
                 if frame.rows:
                     tables.append((frame.first_row, frames.parse_payload(frame, spec.wire_schema)))
                     sound[frame.first_row : frame.stop] = True
-    reads = []
-    for index, array in enumerate(spec.arrays):
+    reads: dict[int, _Read] = {}
+    for index in _extents_first(spec):
+        array = spec.arrays[index]
         pieces = [(frame.first_row, frame.rows, frame.arrays[index].rows_crc32c) for frame in found]
+        vectors = sound
+        if array.is_ragged:
+            extents = reads[spec.extent_places[index]]
+            pieces = [
+                (int(rows[0, 0]), int(rows[:, 1].sum()), frame.arrays[index].rows_crc32c)
+                for frame in found
+                if frame.rows and sound[frame.first_row : frame.stop].all()
+                for rows in (extents(frame.first_row, frame.stop),)
+                if _is_run(rows, array.shard_rows(spec.segment_rows))
+            ]
+            vectors = np.ones(max((first + count for first, count, _ in pieces), default=0), np.bool_)
 
-        def stored(file: File, array: ArraySpec = array, index: int = index) -> StoredChunks:
+        def stored(
+            file: File, array: ArraySpec = array, index: int = index, rows: int = len(vectors)
+        ) -> StoredChunks:
             chunks = [chunk for frame in found for chunk in frame.arrays[index].chunks]
-            return StoredChunks(file, array, chunks, _tail(files, array, slot, index, found, len(chunks)))
+            used = rows - len(chunks) * array.chunk_rows
+            return StoredChunks(file, array, chunks, _tail(files, array, slot, found[-1].arrays[index], used))
 
         path = f"{layout.slot_dir(slot)}/{layout.rows_name(array.name)}"
-        reads.append(_array(files, path, array, sound, pieces, stored))
-    return _salvage(spec, sound, tables, reads)
+        read = _array(files, path, array, vectors, pieces, stored)
+        reads[index] = _ragged(extents, sound, vectors, read) if array.is_ragged else read
+    return _salvage(spec, sound, tables, [reads[index] for index in sorted(reads)])
+
+
+def _is_run(extents: npt.NDArray[Any], most: int) -> bool:
+    """Tell whether rows of a ragged array lie one behind the other, where a segment may have vectors."""
+    ends = extents.sum(axis=1)
+    return bool(
+        (extents >= 0).all()
+        and (extents <= most).all()
+        and (ends <= most).all()
+        and np.array_equal(extents[1:, 0], ends[:-1])
+    )
+
+
+def _ragged(extents: _Read, sound: _Mask, vectors: _Mask, read: _Read) -> _Read:
+    """Note which rows of a ragged array have a vector that is not sound, and return what reads the others."""
+    bad = np.concatenate(([0], np.cumsum(~vectors)))
+    end = -1
+    for row in np.flatnonzero(sound).tolist():
+        offset, count = extents(row, row + 1)[0].tolist()
+        runs = 0 <= offset <= offset + count < len(bad) and (not sound[row - 1] or not row or offset == end)
+        sound[row] = runs and bad[offset + count] == bad[offset]
+        end = offset + count
+
+    def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+        rows = extents(start, stop)
+        return read(int(rows[0, 0]), int(rows[-1].sum()))
+
+    return read_rows
 
 
 def _tail(
-    files: Beneath, array: ArraySpec, slot: str, index: int, found: Sequence[frames.Frame], chunks: int
+    files: Beneath, array: ArraySpec, slot: str, entry: frames.ArrayEntry, used: int
 ) -> npt.NDArray[Any] | None:
     """Return the rows of the unfinished chunk; None if they are not what was written."""
-    used, entry = found[-1].stop - chunks * array.chunk_rows, found[-1].arrays[index]
     if not 0 < used < array.chunk_rows or entry.tail_side not in (0, 1):
         return None
     path = f"{layout.slot_dir(slot)}/{layout.tail_name(array.name, entry.tail_side)}"
@@ -220,8 +277,11 @@ def _array(
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
         if not array.is_plain:
-            number = start // chunk_rows
-            return decode(number)[start - number * chunk_rows : stop - number * chunk_rows]
+            pieces = [
+                decode(number)[max(start - number * chunk_rows, 0) : stop - number * chunk_rows]
+                for number in range(start // chunk_rows, -(-stop // chunk_rows))
+            ]
+            return np.concatenate([np.empty((0, *array.row_shape), array.numpy_dtype), *pieces])
         with files.open(path) as file:
             data = file.read(start * array.row_bytes, (stop - start) * array.row_bytes)
         return np.frombuffer(data, array.numpy_dtype).reshape(-1, *array.row_shape)

@@ -95,7 +95,7 @@ def upload(view: View, root: Place, goal: ObjectPath, progress: Callable[[int, i
         for array in view.spec.arrays:
             if record.arrays[array.name].size_bytes:
                 last = view.last_files.get(array.name) if view.is_short_last(number) else None
-                path = layout.shard_path(array.name, number, len(array.row_shape))
+                path = array.shard_path(number)
                 file = last or open_file(root, path)
                 shard = CommittedShard(file, array, view.spec.segment_rows, record)
                 if not all(map(shard.holds, range(len(shard.chunks)))):

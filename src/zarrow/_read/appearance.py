@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from zarrow._format.spec import rows_of_expected
+from zarrow._read.arrays import StoreArray
 from zarrow._read.contents import Contents
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow.errors import printable
 
 __all__ = ["as_html", "as_line", "html_table", "nested_lines"]
@@ -18,18 +20,25 @@ def as_line(path: Path, contents: Contents | None) -> str:
     """Return the store's repr; its contents are None once it is closed."""
     if contents is None:
         return f"<zarrow.Store {str(path)!r}, closed>"
-    arrays = ", ".join(f"{printable(name)} {array.row_shape}" for name, array in contents.arrays.items())
+    arrays = ", ".join(
+        [
+            *(f"{printable(name)} {array.row_shape}" for name, array in contents.arrays.items()),
+            *(f"{printable(name)} any × {array.vector_shape}" for name, array in contents.ragged.items()),
+        ]
+    )
     return f"<zarrow.Store {str(path)!r}: {_state(contents)}; {arrays or 'no arrays'}>"
 
 
 def as_html(path: Path, contents: Contents) -> str:
     """Return what a notebook shows of an open store: its arrays and columns, with shapes and types."""
     keys = contents.view.spec.keys
+    named: dict[str, StoreArray | StoreRagged] = {
+        **contents.arrays,
+        **contents.ragged,
+        **contents.derived.arrays,
+    }
     lines = [
-        *(
-            (name, f"array {' × '.join(f'{n:,}' for n in array.shape)}", array.dtype.name)
-            for name, array in (*contents.arrays.items(), *contents.derived.arrays.items())
-        ),
+        *((name, f"array {_shape(array.shape)}", array.dtype.name) for name, array in named.items()),
         *(
             (one.name, "key" if one.name in keys else "column", str(one.type))
             for one in contents.columns.schema
@@ -73,6 +82,10 @@ def nested_lines(name: str, facts: Mapping[str, Any]) -> Iterator[tuple[str, str
         yield name, " · ".join(plain)
     for key, inner in nested:
         yield from nested_lines(f"{name} {key}".removeprefix("provenance ").strip(), inner)
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return " × ".join("any" if axis is None else f"{axis:,}" for axis in shape)
 
 
 def _state(contents: Contents) -> str:

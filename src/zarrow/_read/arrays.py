@@ -28,7 +28,7 @@ from zarrow.errors import CorruptionError, StoreChangedError, printable
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["StoreArray"]
+__all__ = ["Reopened", "StoreArray"]
 
 
 class StoreArray(Indexed):
@@ -92,7 +92,7 @@ class StoreArray(Indexed):
     @property
     def shards(self) -> tuple[int, ...]:
         """The shape of a shard: the rows of one file."""
-        return (self._view.spec.segment_rows, *self._array.row_shape)
+        return (self._array.shard_rows(self._view.spec.segment_rows), *self._array.row_shape)
 
     @property
     def codecs(self) -> tuple[dict[str, Any], ...]:
@@ -117,7 +117,7 @@ class StoreArray(Indexed):
         return f"<zarrow.StoreArray {self.name!r} {self.shape} {self.dtype.name} [{codecs}]>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return operator.getitem, (_Reopened(*self._reopen, self._view.identity), self.name)
+        return operator.getitem, (Reopened(*self._reopen, self._view.identity), self.name)
 
     def zarr(self) -> zarr.Array[Any]:
         """Return the committed rows as zarr-python's array.
@@ -158,7 +158,10 @@ class StoreArray(Indexed):
             ) from error
         self._view.guard()
         snapshot = self._view.snapshot
-        if snapshot.complete and found.shape != (snapshot.rows, *self.row_shape):
+        shape = (snapshot.rows, *self.row_shape)
+        if self._array.is_ragged:
+            shape = (snapshot.segments, *found.shape[1:2], *self.row_shape)
+        if snapshot.complete and found.shape != shape:
             raise CorruptionError(
                 f"says shape {found.shape}, but the store has {snapshot.rows} rows: another program has "
                 "changed it: 'zarrow repair' writes it again",
@@ -318,7 +321,7 @@ class StoreArray(Indexed):
         return self._made
 
 
-class _Reopened:
+class Reopened:
     """A store in a pickled array, which is opened when the array is unpickled."""
 
     def __init__(self, opener: Callable[..., Any], arguments: tuple[Any, ...], identity: Identity) -> None:

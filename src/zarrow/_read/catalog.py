@@ -187,7 +187,11 @@ def decode_manifest(data: bytes, spec: StoreSpec, path: str) -> Manifest:
         or not (segments - 1) * full <= manifest.rows <= segments * full
         or (segments > 1 and manifest.rows == (segments - 1) * full)
         or set(manifest.shard_bytes) != names
-        or any(len(sizes) != segments for sizes in (*manifest.shard_bytes.values(), manifest.part_bytes))
+        or set(manifest.vectors) != {array.name for array in spec.ragged}
+        or any(
+            len(facts) != segments
+            for facts in (*manifest.shard_bytes.values(), *manifest.vectors.values(), manifest.part_bytes)
+        )
     ):
         raise CorruptionError(f"does not fit the store's {layout.STORE_JSON}", path=path)
     return manifest

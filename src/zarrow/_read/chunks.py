@@ -8,6 +8,7 @@ know the kind of an array.
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,8 @@ class EncodedRows:
         Rows of every shard but the last.
     open_shard : callable of int to StoredChunks
         Opens the shard of that number.
+    starts : int64 array, shape (files + 1,), optional
+        Of the vectors of a ragged array, where each shard's begin: whole chunks apart.
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class EncodedRows:
         rows: int,
         file_rows: int,
         open_shard: Callable[[int], StoredChunks],
+        starts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.rows = rows
         self._array = array
         self._file_chunks = file_rows // array.chunk_rows
+        self._first_chunks = None if starts is None else (starts // array.chunk_rows).tolist()
         self._open_shard = open_shard
         self._open: Cache[StoredChunks] = Cache(OPEN_SHARDS)
         self._decoded: Cache[npt.NDArray[Any]] = Cache(CACHE_BYTES)
@@ -63,7 +68,11 @@ class EncodedRows:
         return found
 
     def _decode(self, number: int) -> npt.NDArray[Any]:
-        index, chunk = divmod(number, self._file_chunks)
+        if self._first_chunks is None:
+            index, chunk = divmod(number, self._file_chunks)
+        else:
+            index = bisect.bisect_right(self._first_chunks, number) - 1
+            chunk = number - self._first_chunks[index]
         shard = self._open.get(index)
         if shard is None:
             shard = self._open_shard(index)

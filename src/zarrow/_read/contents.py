@@ -22,6 +22,7 @@ from zarrow._read.columns import NarrowColumns
 from zarrow._read.derived_arrays import DerivedArrays, find_derived
 from zarrow._read.key_index import find_index, key_schema
 from zarrow._read.quantized_array import QuantizedArray
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._read.view import View
 from zarrow.errors import UnknownNameError, unknown_name
 
@@ -56,12 +57,20 @@ class Contents:
     @cached_property
     def arrays(self) -> Mapping[str, StoreArray]:
         """The arrays by name."""
-        return MappingProxyType({one.name: self._array(one) for one in self.view.spec.arrays})
+        spec = self.view.spec
+        own = [one for one in spec.arrays if not one.is_ragged and one.name not in spec.extents]
+        return MappingProxyType({one.name: self._array(one) for one in own})
 
     def _array(self, array: ArraySpec) -> StoreArray:
         if array.scale is None:
             return StoreArray(self.view, array, self.reopen)
         return QuantizedArray(self.view, array, self.reopen, self.columns)
+
+    @cached_property
+    def ragged(self) -> Mapping[str, StoreRagged]:
+        """The ragged arrays by name."""
+        found = self.view.spec.ragged
+        return MappingProxyType({one.name: StoreRagged(self.view, one, self.reopen) for one in found})
 
     @cached_property
     def derived(self) -> DerivedArrays:
@@ -85,11 +94,13 @@ class Contents:
 
         return engines.duckdb_connection(*self.columns.full_parts())
 
-    def array(self, name: str) -> StoreArray:
+    def array(self, name: str) -> StoreArray | StoreRagged:
         """Return the array of that name, derived or not; `UnknownNameError` if there is none."""
         try:
             if name in self.arrays:
                 return self.arrays[name]
+            if name in self.ragged:
+                return self.ragged[name]
             if name in self.derived.unusable:
                 raise self.derived.unusable[name]
             return self.derived.arrays[name]
@@ -98,4 +109,4 @@ class Contents:
                 raise UnknownNameError(
                     f"{name!r} is a column of the table, not an array: use table([{name!r}])"
                 ) from None
-            raise unknown_name("array", name, [*self.arrays, *self.derived.arrays]) from None
+            raise unknown_name("array", name, [*self.arrays, *self.ragged, *self.derived.arrays]) from None

@@ -8,8 +8,10 @@ live rows with their frames. No file is opened before its rows are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from zarrow._read.view import OpenPiece, View
 from zarrow._storage.reading import Place
 from zarrow.errors import CorruptionError
 
-__all__ = ["Extent", "find_extents"]
+__all__ = ["Block", "Extent", "find_extents", "find_vectors"]
 
 RowReader = JoinedRows | RowsPerFile | RangedRows | EncodedRows
 
@@ -86,11 +88,87 @@ def _find(view: View, array: ArraySpec) -> Iterator[Extent]:
         yield _open(view, array, rows, piece)
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of a ragged array whose vectors lie in one file.
+
+    Parameters
+    ----------
+    start : int
+        Their first row.
+    first, stop : int
+        Where the vectors of the file begin and end among those of all files.
+    """
+
+    start: int
+    first: int
+    stop: int
+
+
+def find_vectors(view: View, array: ArraySpec) -> tuple[tuple[Extent, ...], tuple[Block, ...]]:
+    """Return the vectors of a ragged array, file behind file, and which rows' they are.
+
+    Vectors of a committed segment take whole chunks, so that files can be mapped one after the other: after
+    the last vector of a segment, there may be some that are no row's.
+
+    Returns
+    -------
+    extents : tuple of Extent
+        Of vectors in place of rows, in order.
+    blocks : tuple of Block
+        The files, in order.
+    """
+    extents: list[Extent] = []
+    blocks: list[Block] = []
+    spec, manifest, position = view.spec, view.snapshot.manifest, 0
+
+    def add(
+        first_rows: Iterable[int],
+        starts: npt.NDArray[np.int64],
+        make: Callable[[npt.NDArray[np.int64], int], Extent],
+    ) -> None:
+        nonlocal position
+        bounds = (starts + position).tolist()
+        if starts[-1]:
+            extents.append(make(starts, position))
+        blocks.extend(map(Block, first_rows, bounds, bounds[1:]))
+        position = bounds[-1]
+
+    def committed(
+        counts: Sequence[int], rows: range, first_segment: int, record_of: Callable[[int], SegmentRecord]
+    ) -> None:
+        chunks = -(-np.array(counts, np.int64) // array.chunk_rows)
+        starts = np.concatenate(([0], np.cumsum(chunks * array.chunk_rows)))
+        make = partial(_committed, view, array, rows, first_segment, record_of)
+        add(rows[:: spec.segment_rows], starts, make)
+
+    if view.snapshot.rows and manifest is not None:
+        counts: Sequence[int] = manifest.vectors[array.name]
+        committed(counts, range(view.snapshot.rows), 0, view.record)
+    elif view.snapshot.rows:
+        counts = [view.record(number).items(array) for number in range(view.snapshot.segments)]
+        committed(counts, range(view.snapshot.rows), 0, view.record)
+    live = view.live_ranges()
+    for record, rows in zip(view.behind_gap, live, strict=False):
+        committed([record.items(array)], rows, record.segment, {record.segment: record}.__getitem__)
+    for piece, rows in zip(view.open_pieces, live[len(view.behind_gap) :], strict=True):
+        vectors = sum(piece.rows.counts(spec.arrays.index(array)))
+        add([rows.start], np.array([0, vectors]), partial(_open, view, array, rows, piece))
+    return tuple(extents), tuple(blocks)
+
+
 def _map(
-    view: View, array: ArraySpec, count: int, locate: Callable[[int], ShardFile], first_row: int, root: Place
+    view: View,
+    array: ArraySpec,
+    count: int,
+    locate: Callable[[int], ShardFile],
+    first_row: int,
+    root: Place,
+    starts: npt.NDArray[np.int64] | None = None,
 ) -> JoinedRows | RowsPerFile | RangedRows:
     read_rows = map_rows if isinstance(root, Path) else RangedRows
     return read_rows(
+        starts=starts,
         rows=count,
         file_rows=view.spec.segment_rows,
         row_shape=array.row_shape,
@@ -110,8 +188,16 @@ def _committed(
     rows: range,
     first_segment: int,
     record_of: Callable[[int], SegmentRecord],
+    starts: npt.NDArray[np.int64] | None = None,
+    position: int = 0,
 ) -> Extent:
-    """Return the extent of consecutive segments."""
+    """Return the extent of consecutive segments.
+
+    Of a ragged array, that of their vectors: `starts` are where those of each begin, `position` where the
+    first one's do among those of all extents.
+    """
+    span = range(rows.start, rows.stop) if starts is None else range(position, position + int(starts[-1]))
+    bounds = np.arange(0, len(rows), view.spec.segment_rows) if starts is None else starts
     manifest = view.snapshot.manifest
 
     def locate(index: int) -> ShardFile:
@@ -121,7 +207,7 @@ def _committed(
         else:
             size_bytes = record_of(number).arrays[array.name].size_bytes
         file = view.last_files.get(array.name) if view.is_short_last(number) else None
-        path = layout.shard_path(array.name, number, len(array.row_shape))
+        path = array.shard_path(number)
         return ShardFile(view.snapshot.root, path, size_bytes, file)
 
     def open_shard(index: int) -> CommittedShard:
@@ -131,28 +217,28 @@ def _committed(
         return CommittedShard(file, array, view.spec.segment_rows, record_of(number), first_row)
 
     if not array.is_plain:
-        encoded = EncodedRows(array, len(rows), view.spec.segment_rows, open_shard)
-        return Extent(rows.start, rows.stop, encoded, -rows.start, _verified_when_decoded)
-    mapped = _map(view, array, len(rows), locate, rows.start, view.snapshot.root)
+        encoded = EncodedRows(array, len(span), view.spec.segment_rows, open_shard, starts)
+        return Extent(span.start, span.stop, encoded, -span.start, _verified_when_decoded)
+    mapped = _map(view, array, len(span), locate, rows.start, view.snapshot.root, starts)
 
     def verify(low: int, high: int) -> npt.NDArray[Any] | None:
-        chunk_rows, last = array.chunk_rows, len(rows)
-        low, high = low - rows.start, high - rows.start
+        chunk_rows, last = array.chunk_rows, len(span)
+        low, high = low - span.start, high - span.start
         begin = low - low % chunk_rows
         whole = None
         if isinstance(mapped, RangedRows):
             whole = mapped.read(begin, min(high + -high % chunk_rows, last))
         for first in range(begin, high, chunk_rows):
-            index, within = divmod(first, view.spec.segment_rows)
+            index = bisect.bisect_right(bounds, first) - 1
             record = record_of(first_segment + index)
             stop = min(first + chunk_rows, last)
             here = mapped.read(first, stop) if whole is None else whole[first - begin : stop - begin]
-            data, number = here.reshape(-1).view(np.uint8), within // chunk_rows
+            data, number = here.reshape(-1).view(np.uint8), int(first - bounds[index]) // chunk_rows
             if not is_written(data, record.arrays[array.name].chunks_crc32c[number], array):
-                raise damaged_chunk(locate(index).where, number, range(rows.start + first, rows.start + stop))
+                raise damaged_chunk(locate(index).where, number, range(span.start + first, span.start + stop))
         return None if whole is None else whole[low - begin : high - begin]
 
-    return Extent(rows.start, rows.stop, mapped, -rows.start, verify)
+    return Extent(span.start, span.stop, mapped, -span.start, verify)
 
 
 def _verified_when_decoded(_start: int, _stop: int) -> None:
@@ -162,24 +248,41 @@ def _verified_when_decoded(_start: int, _stop: int) -> None:
 # Live rows
 
 
-def _open(view: View, array: ArraySpec, rows: range, piece: OpenPiece) -> Extent:
-    """Return the extent of rows of an open segment."""
-    shift = piece.start - rows.start
+def _open(
+    view: View,
+    array: ArraySpec,
+    rows: range,
+    piece: OpenPiece,
+    starts: npt.NDArray[np.int64] | None = None,
+    position: int = 0,
+) -> Extent:
+    """Return the extent of rows of an open segment.
+
+    Of a ragged array, that of all its vectors: `starts` are 0 and their number, `position` where they begin
+    among those of all extents.
+    """
     index = view.spec.arrays.index(array)
+    span, shift, size = rows, piece.start - rows.start, piece.stop
+    if starts is not None:
+        size = int(starts[-1])
+        span, shift = range(position, position + size), -position
     if not array.is_plain:
         chunks = [chunk for frame in piece.rows.frames for chunk in frame.arrays[index].chunks]
         stored = StoredChunks(piece.files[array.name], array, chunks, piece.tails.get(array.name), -shift)
-        encoded = EncodedRows(array, piece.stop, view.spec.segment_rows, lambda _: stored)
-        return Extent(rows.start, rows.stop, encoded, shift, _verified_when_decoded)
+        encoded = EncodedRows(array, size, array.shard_rows(view.spec.segment_rows), lambda _: stored)
+        return Extent(span.start, span.stop, encoded, shift, _verified_when_decoded)
 
     file = ShardFile(piece.rows.path, layout.rows_name(array.name), None, piece.files[array.name])
     # All rows of the open segment, so that whole frames can be checked.
-    mapped = _map(view, array, piece.rows.rows, lambda _: file, -shift, piece.rows.path)
+    counts = piece.rows.counts(index)
+    mapped = _map(view, array, sum(counts), lambda _: file, -shift, piece.rows.path, starts)
 
     def verify(start: int, stop: int) -> None:
-        for frame in piece.rows.frames:
-            if frame.first_row < stop + shift and frame.stop > start + shift:
-                data = mapped.read(frame.first_row, frame.stop).reshape(-1).view(np.uint8)
+        end = 0
+        for frame, count in zip(piece.rows.frames, counts, strict=True):
+            first, end = end, end + count
+            if first < stop + shift and end > start + shift:
+                data = mapped.read(first, end).reshape(-1).view(np.uint8)
                 if crc32c(data) != frame.arrays[index].rows_crc32c:
                     raise CorruptionError(
                         f"rows {frame.first_row} to {frame.stop} of array {array.name!r} "
@@ -187,4 +290,4 @@ def _open(view: View, array: ArraySpec, rows: range, piece: OpenPiece) -> Extent
                         path=piece.rows.path,
                     )
 
-    return Extent(rows.start, rows.stop, mapped, shift, verify)
+    return Extent(span.start, span.stop, mapped, shift, verify)

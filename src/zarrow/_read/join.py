@@ -25,21 +25,22 @@ from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.filters import Filter
 from zarrow._read.indexing import Check
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._read.stacked import StackedColumns, UnionArray
 from zarrow.errors import unknown_name
 
 __all__ = ["Join", "Joined", "Vectors", "batch_rows", "rows_found"]
 
-Vectors = dict[str, npt.NDArray[Any]]
+Vectors = dict[str, Any]
 Joined = tuple[pa.RecordBatch, Vectors]
 
 _BATCH_BYTES = 32 * layout.MEBIBYTE
 _MAX_BATCH_ROWS = 65_536
 
 
-def batch_rows(arrays: Sequence[StoreArray | UnionArray]) -> int:
+def batch_rows(arrays: Sequence[StoreArray | StoreRagged | UnionArray]) -> int:
     """Return the rows of a batch by default: those of 32 MiB of vectors, at most 65,536."""
-    row_bytes = sum(int(np.prod(array.row_shape)) * array.dtype.itemsize for array in arrays)
+    row_bytes = sum(array.nbytes // max(len(array), 1) for array in arrays)
     return min(rows_of(_BATCH_BYTES, row_bytes), _MAX_BATCH_ROWS)
 
 
@@ -63,7 +64,7 @@ class Join:
 
     columns: NarrowColumns | StackedColumns
     names: list[str]
-    arrays: Sequence[StoreArray | UnionArray]
+    arrays: Sequence[StoreArray | StoreRagged | UnionArray]
     size: int
     check: Check
 

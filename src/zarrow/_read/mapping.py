@@ -134,7 +134,6 @@ class JoinedRows(RowsInFiles):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._file_bytes = self.file_rows * self.row_bytes
         self._mapped = np.zeros(self.files, bool)
         self._unmapped = self.files
         self._region = _Region(max(_whole_pages(self.rows * self.row_bytes), mmap.PAGESIZE))
@@ -149,10 +148,13 @@ class JoinedRows(RowsInFiles):
             if not self._mapped[number]:
                 with self._lock:
                     if not self._mapped[number]:
-                        size_bytes = _whole_pages(self._rows_of(int(number)) * self.row_bytes)
-                        self._region.put(int(number) * self._file_bytes, size_bytes, self._open(int(number)))
+                        self._put(int(number))
                         self._mapped[number] = True
                         self._unmapped -= 1
+
+    def _put(self, number: int) -> None:
+        if size_bytes := _whole_pages(self._rows_of(number) * self.row_bytes):
+            self._region.put(self._first(number) * self.row_bytes, size_bytes, self._open(number))
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows `start` to `stop`, without a copy and read-only.
@@ -163,7 +165,7 @@ class JoinedRows(RowsInFiles):
             If a file of theirs is missing or truncated.
         """
         if self._unmapped and start < stop:
-            self._ensure(range(start // self.file_rows, (stop - 1) // self.file_rows + 1))
+            self._ensure(self._between(start, stop))
         return self._array[start:stop]
 
     def take(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -176,7 +178,7 @@ class JoinedRows(RowsInFiles):
         """
         if self._unmapped:
             wanted = np.zeros(self.files, np.bool_)  # np.unique would import numpy.ma, which takes 10 ms
-            wanted[rows // self.file_rows] = True
+            wanted[self._numbers(rows)] = True
             self._ensure(np.flatnonzero(wanted & ~self._mapped))
         if len(rows) and self._is_cold(rows):
             return self._take_cold(rows, out)
@@ -219,8 +221,10 @@ class JoinedRows(RowsInFiles):
 
         `MADV_RANDOM`, if left on, would make the next scan of a cold file crawl.
         """
-        address = self._region.address + first * self._file_bytes
-        size_bytes = min((last + 1) * self._file_bytes, self._region.size_bytes) - first * self._file_bytes
+        start = self._first(first) * self.row_bytes
+        address = self._region.address + start
+        end = (self._first(last) + self._rows_of(last)) * self.row_bytes
+        size_bytes = min(_whole_pages(end), self._region.size_bytes) - start
         _libc.madvise(address, size_bytes, advice)
         try:
             yield
@@ -246,7 +250,7 @@ class JoinedRows(RowsInFiles):
             ends[np.concatenate((apart - 1, [len(ends) - 1]))].tolist(),
             strict=True,
         )
-        first, last = int(rows.min()) // self.file_rows, int(rows.max()) // self.file_rows
+        first, last = (int(one) for one in self._numbers(np.array([rows.min(), rows.max()])))
         with self._advice(first, last, mmap.MADV_RANDOM):
             for start, end in runs:
                 self._will_need(start, end)
@@ -261,7 +265,7 @@ class JoinedRows(RowsInFiles):
         if start >= stop:
             return
         try:
-            self._ensure(range(start // self.file_rows, (stop - 1) // self.file_rows + 1))
+            self._ensure(self._between(start, stop))
         except (OSError, ZarrowError):
             return  # an error when the rows are read
         if not (self._is_resident(start) and self._is_resident(stop - 1)):
@@ -305,8 +309,9 @@ class RowsPerFile(RowsInFiles):
         if start >= stop:
             return np.empty((0, *self.row_shape), self.dtype)
         pieces = [
-            self._map(number)[max(start - number * self.file_rows, 0) : stop - number * self.file_rows]
-            for number in range(start // self.file_rows, (stop - 1) // self.file_rows + 1)
+            self._map(number)[max(start - self._first(number), 0) : stop - self._first(number)]
+            for number in self._between(start, stop)
+            if self._rows_of(number)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
@@ -314,10 +319,10 @@ class RowsPerFile(RowsInFiles):
         """Return these rows, which are in range, in the order given."""
         if out is None:
             out = np.empty((len(rows), *self.row_shape), self.dtype)
-        numbers = rows // self.file_rows
+        numbers = self._numbers(rows)
         for number in np.unique(numbers).tolist():
             places = np.flatnonzero(numbers == number)
-            out[places] = self._map(number)[rows[places] - number * self.file_rows]
+            out[places] = self._map(number)[rows[places] - self._first(number)]
         return out
 
     def prefetch(self, start: int, stop: int) -> None:
@@ -338,12 +343,13 @@ def map_rows(
     locate: Callable[[int], ShardFile],
     guard: Guard,
     first_row: int = 0,
+    starts: npt.NDArray[np.int64] | None = None,
 ) -> JoinedRows | RowsPerFile:
     """Return the rows of many files, mapped as one array if possible.
 
     Parameters
     ----------
-    rows, file_rows, row_shape, dtype, locate, guard, first_row
+    rows, file_rows, row_shape, dtype, locate, guard, first_row, starts
         See `RowsInFiles`. No file is opened before its rows are read.
 
     Returns
@@ -351,11 +357,13 @@ def map_rows(
     JoinedRows or RowsPerFile
         The former's ``read(0, rows)`` is the whole array without a copy.
     """
-    arguments = (rows, file_rows, row_shape, dtype, locate, guard, first_row)
-    file_bytes = file_rows * int(np.prod(row_shape)) * dtype.itemsize
-    fits = rows <= file_rows or file_bytes % mmap.PAGESIZE == 0
+    arguments = (rows, file_rows, row_shape, dtype, locate, guard, first_row, starts)
+    row_bytes = int(np.prod(row_shape)) * dtype.itemsize
+    files = -(-rows // file_rows) if starts is None else len(starts) - 1
+    ends = np.array([file_rows]) if starts is None else starts[1:-1]
+    fits = files <= 1 or not (ends * row_bytes % mmap.PAGESIZE).any()
     # A quarter of the maps of a process: there are other arrays, and other libraries.
-    if fits and -(-rows // file_rows) <= _max_maps() // 4:
+    if fits and files <= _max_maps() // 4:
         try:
             return JoinedRows(*arguments)
         except OSError:

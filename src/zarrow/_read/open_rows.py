@@ -8,8 +8,8 @@ durable: then it is damage. The same rows are found by a writer that recovers th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from zarrow._storage.copies import local_copy
 from zarrow._storage.reading import Place, RemotePath, map_file, open_file, read_file
 from zarrow.errors import CorruptionError
 
-__all__ = ["NO_FRAME", "OpenRows", "read", "row_files", "slots"]
+__all__ = ["NO_FRAME", "OpenRows", "frame_counts", "read", "row_files", "slots"]
 
 NO_FRAME = "begins with no sound frame, though the first one was durable: it was emptied or overwritten"
 
@@ -51,6 +51,8 @@ class OpenRows:
         Where the last of them ends.
     unvouched : bool
         Whether there is more after their rows than one frame can be: lost in a power cut, or damage.
+    vectors_of : mapping of int to sequence of int
+        For each ragged array, by its place, the vectors of each frame.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class OpenRows:
     frames: tuple[Frame, ...]
     size_bytes: int
     unvouched: bool = False
+    vectors_of: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     @property
     def slot(self) -> str:
@@ -90,16 +93,31 @@ class OpenRows:
                 found.append(batch.slice(low - frame.first_row, high - low))
         return found
 
+    def counts(self, array: int) -> Sequence[int]:
+        """Return how many rows of an array each frame has; of a ragged one, vectors."""
+        return self.vectors_of.get(array) or [frame.rows for frame in self.frames]
+
+    def items(self, spec: StoreSpec, array: int, row: int) -> int:
+        """Return where a row begins in the file of an array: its number, or that of its first vector."""
+        extents = spec.extent_places.get(array)
+        if extents is None or not row:
+            return row
+        if row == self.rows:
+            return sum(self.counts(array))
+        *_, (offset, count) = (block[-1] for block in self.vectors(spec, extents, row - 1, row))
+        return int(offset + count)
+
     def vectors(self, spec: StoreSpec, array: int, start: int, stop: int) -> Iterator[npt.NDArray[Any]]:
-        """Yield the rows `start` to `stop` of an array, a chunk at a time at most."""
+        """Yield what lies from row `start` to `stop` of an array, a chunk at a time at most."""
         facts = spec.arrays[array]
+        start, stop = self.items(spec, array, start), self.items(spec, array, stop)
         if facts.is_plain:
-            yield from _blocks(self._rows_of(facts), start, stop, facts.chunk_rows)
+            yield from _blocks(self._rows_of(facts, stop), start, stop, facts.chunk_rows)
             return
         if start == stop:
             return
         chunks = [chunk for frame in self.frames for chunk in frame.arrays[array].chunks]
-        rest = self.rows - len(chunks) * facts.chunk_rows
+        rest = self.items(spec, array, self.rows) - len(chunks) * facts.chunk_rows
         tail = (
             shard_rows.read_tail(self.path, facts, self.frames[-1].arrays[array].tail_side, rest)
             if rest
@@ -110,13 +128,42 @@ class OpenRows:
             first = number * facts.chunk_rows
             yield stored.decode(number)[max(start - first, 0) : stop - first]
 
-    def _rows_of(self, array: ArraySpec) -> npt.NDArray[Any]:
-        """Return all rows of an array of plain bytes, mapped."""
-        shape = (self.rows, *array.row_shape)
-        if not self.rows:
+    def _rows_of(self, array: ArraySpec, rows: int) -> npt.NDArray[Any]:
+        """Return the first rows, or vectors, of an array of plain bytes, mapped."""
+        shape = (rows, *array.row_shape)
+        if not rows:
             return np.empty(shape, array.numpy_dtype)
         data = map_file(self.path, layout.rows_name(array.name))
-        return data[: self.rows * array.row_bytes].view(array.numpy_dtype).reshape(shape)
+        return data[: rows * array.row_bytes].view(array.numpy_dtype).reshape(shape)
+
+
+def frame_counts(path: Path, spec: StoreSpec, array: int, frames: Sequence[Frame]) -> list[int]:
+    """Return how many rows of an array each frame of an open segment has; of a ragged one, vectors.
+
+    Those stop at the first frame whose extents are missing, or are not a run of vectors.
+    """
+    extents = spec.extent_places.get(array)
+    counts = [frame.rows for frame in frames]
+    if extents is None:
+        return counts
+    facts, rows = spec.arrays[extents], frames[-1].stop if frames else 0
+    try:
+        with open_file(path, layout.rows_name(facts.name)) as file:
+            data = file.read(0, min(rows, file.size_bytes // facts.row_bytes) * facts.row_bytes)
+    except FileNotFoundError:
+        data = b""
+    found = np.frombuffer(data, facts.numpy_dtype).reshape(-1, *facts.row_shape)
+    most = spec.arrays[array].shard_rows(spec.segment_rows)
+    good = (found >= 0).all(axis=1) & (found <= most).all(axis=1)
+    ends = np.cumsum(np.where(good, found[:, 1], 0))
+    good &= (found[:, 0] == ends - found[:, 1]) & (ends <= most)
+    sound = len(found) if good.all() else int(np.argmin(good))
+    vectors: list[int] = []
+    for frame in frames:
+        if frame.stop > sound:
+            break
+        vectors.append(int(found[frame.first_row : frame.stop, 1].sum()))
+    return vectors
 
 
 def _blocks(rows: npt.NDArray[Any], start: int, stop: int, size: int) -> Iterator[npt.NDArray[Any]]:
@@ -185,11 +232,13 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     found = scan(
         journal, bytes.fromhex(spec.uuid), len(spec.arrays), spec.segment_rows, str(path / layout.FRAMES)
     )
-    counts = [frame.rows for frame in found.frames]
-    checks = [
-        shard_rows.sound_frames(path, array, [frame.arrays[index] for frame in found.frames], counts)
-        for index, array in enumerate(spec.arrays)
-    ]
+    checks, vectors = [], {}
+    for index, array in enumerate(spec.arrays):
+        entries = [frame.arrays[index] for frame in found.frames]
+        counts = frame_counts(path, spec, index, found.frames)
+        if array.is_ragged:
+            vectors[index] = counts
+        checks.append(shard_rows.sound_frames(path, array, entries[: len(counts)], counts))
     sound = len(found.frames)
     while sound and not all(check(sound) for check in checks):
         sound -= 1
@@ -213,12 +262,16 @@ def read(path: Path, spec: StoreSpec) -> OpenRows | None:
     unvouched = rows < spec.segment_rows and any(
         _goes_on(path, spec, index, found.frames[:sound], lost) for index in range(len(spec.arrays))
     )
-    return OpenRows(path, owner, found.frames[:sound], found.ends[sound - 1] if sound else 0, unvouched)
+    end = found.ends[sound - 1] if sound else 0
+    vectors = {index: counts[:sound] for index, counts in vectors.items()}
+    return OpenRows(path, owner, found.frames[:sound], end, unvouched, vectors)
 
 
 def _goes_on(path: Path, spec: StoreSpec, index: int, sound: Sequence[Frame], lost: int | None) -> bool:
     """Tell whether an array's file goes on after the rows of the sound frames (`shard_rows.is_unvouched`)."""
     array, rows = spec.arrays[index], sound[-1].stop if sound else 0
+    if array.is_ragged:  # a row of it can be of any size: the file of its extents tells
+        return False
     end = rows * array.row_bytes
     if not array.is_plain:
         end = sum(chunk.size_bytes for frame in sound for chunk in frame.arrays[index].chunks)

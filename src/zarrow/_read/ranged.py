@@ -42,9 +42,9 @@ class RangedRows(RowsInFiles):
         out = np.empty((max(stop - start, 0), *self.row_shape), self.dtype)
         step = max(_BLOCK_BYTES // self.row_bytes, 1)
         pieces: list[tuple[int, list[tuple[int, int]]]] = []
-        for number in range(start // self.file_rows, -(-stop // self.file_rows)) if len(out) else ():
-            first = number * self.file_rows
-            low, high = max(start, first), min(stop, first + self.file_rows)
+        for number in self._between(start, stop):
+            first = self._first(number)
+            low, high = max(start, first), min(stop, first + self._rows_of(number))
             runs = [(row, min(row + step, high)) for row in range(low, high, step)]
             pieces.append((number, runs))
 
@@ -73,14 +73,15 @@ class RangedRows(RowsInFiles):
         wanted, places = np.unique(rows, return_inverse=True)
         order = np.argsort(places, kind="stable")
         ends = np.cumsum(np.bincount(places, minlength=len(wanted)))
-        apart = np.flatnonzero((np.diff(wanted) > 1) | (np.diff(wanted // self.file_rows) > 0)) + 1
+        apart = np.flatnonzero((np.diff(wanted) > 1) | (np.diff(self._numbers(wanted)) > 0)) + 1
         bounds = np.concatenate(([0], apart, [len(wanted)])).tolist()
+        numbers = self._numbers(wanted)
         by_file: dict[int, list[tuple[int, int]]] = {}
         first_of: dict[int, int] = {}
         for low, high in itertools.pairwise(bounds):
             row = int(wanted[low])
             first_of[row] = low
-            by_file.setdefault(row // self.file_rows, []).append((row, row + high - low))
+            by_file.setdefault(int(numbers[low]), []).append((row, row + high - low))
 
         def put(runs: Sequence[tuple[int, int]], blocks: Sequence[memoryview]) -> None:
             for (row, stop), block in zip(runs, blocks, strict=True):
@@ -122,7 +123,7 @@ class RangedRows(RowsInFiles):
             self._guard()  # after each read: ranges do not say of which object they are
 
     def _blocks(self, number: int, runs: Sequence[tuple[int, int]]) -> list[memoryview]:
-        first = number * self.file_rows
+        first = self._first(number)
         ranges = [((low - first) * self.row_bytes, (high - first) * self.row_bytes) for low, high in runs]
         return self._locate(number).ranges(self._guard, self._content_of(number), ranges)
 

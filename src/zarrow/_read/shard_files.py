@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from zarrow._storage.reading import File, Place, open_file
 from zarrow.errors import CorruptionError
@@ -134,6 +135,9 @@ class RowsInFiles:
         See `ShardFile.open`.
     first_row : int
         The row of the store that row 0 is, for messages.
+    starts : int64 array, shape (files + 1,), optional
+        Of the vectors of a ragged array, where each file's begin, and where the last one's end; the files are
+        of segments of `file_rows` rows.
     """
 
     def __init__(
@@ -145,23 +149,48 @@ class RowsInFiles:
         locate: Callable[[int], ShardFile],
         guard: Guard,
         first_row: int = 0,
+        starts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.rows = rows
         self.row_shape = row_shape
         self.dtype = dtype
         self.row_bytes = int(np.prod(row_shape)) * dtype.itemsize
         self.file_rows = file_rows
-        self.files = -(-rows // file_rows)
+        self.files = -(-rows // file_rows) if starts is None else len(starts) - 1
+        self._starts = starts
         self._locate = locate
         self._guard = guard
         self._first_row = first_row
         self._lock = threading.Lock()
 
+    def _numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the file of each row."""
+        if self._starts is None:
+            return rows // self.file_rows
+        return np.searchsorted(self._starts, rows, "right") - 1
+
+    def _between(self, start: int, stop: int) -> range:
+        """Return the files of the rows `start` to `stop`."""
+        if start >= stop:
+            return range(0)
+        if self._starts is None:
+            return range(start // self.file_rows, (stop - 1) // self.file_rows + 1)
+        low, high = (int(one) for one in self._numbers(np.array([start, stop - 1])))
+        return range(low, high + 1)
+
+    def _first(self, number: int) -> int:
+        """Return the first row of a file."""
+        return number * self.file_rows if self._starts is None else int(self._starts[number])
+
     def _rows_of(self, number: int) -> int:
-        return min(self.file_rows, self.rows - number * self.file_rows)
+        if self._starts is None:
+            return min(self.file_rows, self.rows - number * self.file_rows)
+        return int(self._starts[number + 1] - self._starts[number])
 
     def _content_of(self, number: int) -> str:
         """Return what a file holds, for messages."""
+        if self._starts is not None:
+            return f"the vectors of segment {self._first_row // self.file_rows + number}"
         start = self._first_row + number * self.file_rows
         return f"segment {start // self.file_rows} (rows {start} to {start + self._rows_of(number)})"
 

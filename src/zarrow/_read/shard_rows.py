@@ -23,7 +23,7 @@ import numpy.typing as npt
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.frames import ArrayEntry, Chunk
-from zarrow._format.layout import rows_name, shard_path, tail_name
+from zarrow._format.layout import rows_name, tail_name
 from zarrow._format.records import SegmentRecord
 from zarrow._format.shard_index import decode_index, index_bytes, index_crc32c
 from zarrow._format.spec import ArraySpec
@@ -202,7 +202,7 @@ def damaged_chunk(
 def committed_rows(
     root: Place, array: ArraySpec, segment_rows: int, record: SegmentRecord
 ) -> Iterator[npt.NDArray[Any]]:
-    """Yield a committed segment's rows of one array, chunk by chunk, checked against its record.
+    """Yield a committed segment's rows, or vectors, of one array, by chunks, checked against its record.
 
     Parameters
     ----------
@@ -227,14 +227,14 @@ def committed_rows(
     """
     if not record.rows:
         return
-    path = shard_path(array.name, record.segment, len(array.row_shape))
+    path = array.shard_path(record.segment)
     try:
         file = open_file(root, path)
     except FileNotFoundError as error:
         raise CorruptionError("the shard is missing", path=root / path) from error
     shard = CommittedShard(file, array, segment_rows, record, record.segment * segment_rows)
     for number in range(len(shard.chunks)):
-        yield shard.decode(number)[: record.rows - number * array.chunk_rows]
+        yield shard.decode(number)[: record.items(array) - number * array.chunk_rows]
 
 
 def read_tail(directory: Path, array: ArraySpec, side: int, rows: int) -> npt.NDArray[Any]:
@@ -304,7 +304,7 @@ def _sound_encoded(
     rows = [0, *itertools.accumulate(counts)]
 
     def sound(frames: int) -> bool:
-        if listed[frames] > good or listed[frames] != rows[frames] // array.chunk_rows:
+        if frames >= len(rows) or listed[frames] > good or listed[frames] != rows[frames] // array.chunk_rows:
             return False
         used = rows[frames] % array.chunk_rows * array.row_bytes
         if not used:

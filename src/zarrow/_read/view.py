@@ -352,7 +352,7 @@ def _open_last(snapshot: Snapshot) -> dict[str, File]:
     files = {"": layout.part_path(last)}
     if snapshot.segment_rows(last):
         for array in snapshot.spec.arrays:
-            files[array.name] = layout.shard_path(array.name, last, len(array.row_shape))
+            files[array.name] = array.shard_path(last)
     opened = {}
     for name, path in files.items():
         try:
@@ -387,7 +387,7 @@ def _read_slot(path: Path, spec: StoreSpec) -> OpenPiece | None:
     try:
         for index, array in enumerate(spec.arrays if found.rows else ()):
             files[array.name] = open_file(path, layout.rows_name(array.name))
-            used = found.rows % array.chunk_rows
+            used = found.items(spec, index, found.rows) % array.chunk_rows
             if not array.is_plain and used:
                 entry = found.frames[-1].arrays[index]
                 tail = open_file(path, layout.tail_name(array.name, entry.tail_side))

@@ -12,6 +12,7 @@ quantized (`quantized`) may be given in floats, or as the integers, with the col
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +26,12 @@ from zarrow._format.documents import require_json
 from zarrow._format.given import TableLike, as_array, as_columns, as_integers
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.quantized import quantize
+from zarrow._format.ragged import Ragged
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.types import is_representable, represent, row_of_null
-from zarrow.errors import BatchError
+from zarrow.errors import BatchError, InvalidInputError
 
-__all__ = ["BatchChecker", "CheckedBatch", "payload", "split"]
+__all__ = ["BatchChecker", "CheckedBatch", "as_appended", "payload", "split"]
 
 _POOL = pa.system_memory_pool()
 """Arrow's default pool takes 10 MB and more for the few hundred kB that a writer needs."""
@@ -47,14 +49,15 @@ class CheckedBatch:
         The table's columns, of the wire schema's types.
     schema : pyarrow.Schema
         The wire schema.
-    arrays : tuple of array, shapes (rows, *row_shape)
-        In the order of the store's spec; contiguous, little-endian.
+    arrays : tuple of array or Ragged, shapes (rows, *row_shape)
+        In the order of the store's spec; contiguous, little-endian. For the extents of a ragged array, which
+        are only known where the rows lie, its counts.
     """
 
     rows: int
     columns: tuple[Values, ...]
     schema: pa.Schema
-    arrays: tuple[npt.NDArray[Any], ...]
+    arrays: tuple[npt.NDArray[Any] | Ragged, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -102,6 +105,28 @@ def payload(batches: Sequence[CheckedBatch]) -> pa.Buffer:
     return pa.RecordBatch.from_arrays(columns, schema=schema).serialize(memory_pool=_POOL)
 
 
+def as_appended(spec: StoreSpec, stored: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any] | Ragged, ...]:
+    """Return rows of a store's arrays as they were appended.
+
+    Parameters
+    ----------
+    spec : StoreSpec
+        The store.
+    stored : sequence of array, shapes (rows or vectors, *row_shape)
+        In the order of the spec; of ragged arrays the vectors of these rows.
+
+    Returns
+    -------
+    tuple of array or Ragged
+        As in `CheckedBatch`.
+    """
+    arrays: list[npt.NDArray[Any] | Ragged] = [np.ascontiguousarray(rows) for rows in stored]
+    for ragged, extents in spec.extent_places.items():
+        arrays[extents] = counts = stored[extents][:, 1]
+        arrays[ragged] = Ragged(arrays[ragged], counts)
+    return tuple(arrays)
+
+
 class BatchChecker:
     """Checks batches against a store's spec.
 
@@ -114,8 +139,10 @@ class BatchChecker:
     def __init__(self, spec: StoreSpec) -> None:
         self._spec = spec
         self._wire = spec.wire_schema
-        self._names = [array.name for array in spec.arrays]
-        self._arrays = [(array, array.numpy_dtype) for array in spec.arrays]
+        extents = spec.extents
+        self._names = [array.name for array in spec.arrays if array.name not in extents]
+        self._arrays = [(array, array.numpy_dtype) for array in spec.arrays if array.name in self._names]
+        self._places = spec.extent_places
         # Looked up once: asking Arrow takes a good part of the time of a batch.
         self._columns = [
             (
@@ -170,10 +197,12 @@ class BatchChecker:
     ) -> CheckedBatch:
         if len(arrays) != len(self._names) or any(name not in arrays for name in self._names):
             raise BatchError(f"arrays must be {self._names}, got {list(arrays)}")
-        given = [as_array(spec.name, arrays[spec.name], spec.dtype) for spec, _ in self._arrays]
+        given: list[Any] = []
         scales: dict[str, npt.NDArray[np.float32]] = {}
         for place, (spec, dtype) in enumerate(self._arrays):
-            rows = given[place]
+            values = arrays[spec.name]
+            given.append(_ragged(spec, values) if spec.is_ragged else as_array(spec.name, values, spec.dtype))
+            rows = given[-1].values if spec.is_ragged else given[-1]
             if spec.scale is not None and rows.dtype.kind == "f" and rows.shape[1:] == spec.row_shape:
                 given[place], scales[spec.scale] = _quantized(spec, rows)
             elif rows.shape[1:] != spec.row_shape or rows.ndim < 2 or rows.dtype != dtype:
@@ -196,12 +225,10 @@ class BatchChecker:
         if not values and not given:
             raise BatchError("a batch must have columns or arrays, got neither")
         values.append(sample_index)
-        return CheckedBatch(
-            count,
-            tuple(_copies(values) if copy else values),
-            self._wire,
-            tuple(_own(rows, dtype, copy=copy) for (_, dtype), rows in zip(self._arrays, given, strict=True)),
-        )
+        owned = [_own(rows, dtype, copy=copy) for (_, dtype), rows in zip(self._arrays, given, strict=True)]
+        for ragged, extents in sorted(self._places.items(), key=operator.itemgetter(1)):
+            owned.insert(extents, owned[ragged].counts)
+        return CheckedBatch(count, tuple(_copies(values) if copy else values), self._wire, tuple(owned))
 
     def _with_scales(
         self,
@@ -287,10 +314,25 @@ def _check_scales(name: str, values: pa.Array | npt.NDArray[Any], rows: npt.NDAr
         )
 
 
+def _ragged(spec: ArraySpec, values: Any) -> Ragged:
+    """Return the rows of a ragged array."""
+    try:
+        rows = Ragged.of(values, spec.dtype)
+    except (InvalidInputError, BatchError) as error:
+        raise BatchError(f"array {spec.name!r}: {error}") from error.__cause__
+    if (most := int(rows.counts.max(initial=0))) > (spec.segment_vectors or 0):
+        raise BatchError(
+            f"array {spec.name!r}: a segment may have {spec.segment_vectors} vectors, got {most} in row "
+            f"{int(rows.counts.argmax())}: split the row"
+        )
+    return rows
+
+
 def _refuse_array(spec: ArraySpec, rows: npt.NDArray[Any]) -> None:
     """Raise what is wrong with an array; return if it is only the byte order."""
     if rows.shape[1:] != spec.row_shape or rows.ndim < 2:
-        expected = f"(rows, {', '.join(map(str, spec.row_shape))})"
+        what = "vectors" if spec.is_ragged else "rows"
+        expected = f"({what}, {', '.join(map(str, spec.row_shape))})"
         raise BatchError(f"array {spec.name!r}: expected shape {expected}, got {rows.shape}: reshape it")
     if rows.dtype.name != spec.dtype:
         raise BatchError(
@@ -398,8 +440,11 @@ def _copies(columns: Sequence[Values]) -> list[Values]:
     return copies
 
 
-def _own(rows: npt.NDArray[Any], dtype: np.dtype[Any], *, copy: bool) -> npt.NDArray[Any]:
+def _own(rows: Any, dtype: np.dtype[Any], *, copy: bool) -> Any:
     """Return rows that the write path may keep: contiguous, little-endian, in memory of its own."""
+    if isinstance(rows, Ragged):
+        counts = rows.counts.copy() if copy else rows.counts
+        return Ragged(_own(rows.values, dtype, copy=copy), counts)
     if not copy and rows.flags.c_contiguous and rows.dtype == dtype:
         return rows
     return np.array(rows, dtype, order="C", copy=True)

@@ -20,9 +20,13 @@ from zarrow._format import codecs
 from zarrow._format.arrow import as_arrow
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.given import TableLike, as_array, as_columns, dtype_name
+from zarrow._format.layout import extent_name
 from zarrow._format.quantized import QUANTIZED, quantize, scale_column
+from zarrow._format.ragged import Ragged, RaggedArray, is_ragged
 from zarrow._format.records import this_host
 from zarrow._format.spec import (
+    EXTENT_DTYPE,
+    EXTENT_SHAPE,
     PLAIN,
     ArraySpec,
     StoreSpec,
@@ -30,6 +34,7 @@ from zarrow._format.spec import (
     default_chunk_rows,
     default_segment_rows,
     is_power_of_two,
+    ragged_chunks,
 )
 from zarrow._format.types import check_type, holds_null_type, kept_type
 from zarrow.errors import BatchError, CorruptionError, InvalidInputError, SchemaMismatchError, unknown_name
@@ -46,7 +51,7 @@ class Declaration:
 
     Parameters
     ----------
-    arrays : mapping of str to (row shape, dtype), optional
+    arrays : mapping of str to (row shape, dtype) or RaggedArray, optional
         The arrays.
     schema : pyarrow.Schema, optional
         The columns.
@@ -64,7 +69,7 @@ class Declaration:
         The arrays that are quantized, each with ``"int8"``.
     """
 
-    arrays: Mapping[str, tuple[int | Sequence[int], str]] | None
+    arrays: Mapping[str, tuple[int | Sequence[int], str] | RaggedArray] | None
     schema: pa.Schema | None
     keys: Sequence[str]
     segment_rows: int | None
@@ -121,24 +126,15 @@ class Declaration:
             self._check_codecs(arrays if self.arrays is None else self.arrays)
         shapes = self._shapes()
         if shapes is None:
-            found = {name: as_array(name, values) for name, values in arrays.items()}
-            shapes = {name: (rows.shape[1:], rows.dtype.name) for name, rows in found.items()}
+            shapes = {name: _shape_of(name, values) for name, values in arrays.items()}
         if columns is not None or shapes or self.arrays is not None:  # likewise
             self._check_dtypes(shapes)
         schema = _schema_of(columns) if self.schema is None else self.schema
-        specs = [
-            ArraySpec(
-                name=name,
-                row_shape=shape,
-                dtype=QUANTIZED if name in self.dtypes else dtype,
-                chunk_rows=1,
-                scale=scale_column(name) if name in self.dtypes else None,
-            )
-            for name, (shape, dtype) in shapes.items()
-        ]
+        specs = [_array_of(name, facts, quantized=name in self.dtypes) for name, facts in shapes.items()]
         segment_rows = self.segment_rows
         if segment_rows is None:
-            segment_rows = default_segment_rows(max((spec.row_bytes for spec in specs), default=None))
+            widest = (spec.row_bytes * _vectors_per_row(spec, arrays.get(spec.name)) for spec in specs)
+            segment_rows = default_segment_rows(max(map(int, widest), default=None))
         if not is_power_of_two(segment_rows):
             raise InvalidInputError(f"segment_rows must be a power of two, got {segment_rows!r}")
         spec = StoreSpec(
@@ -146,12 +142,12 @@ class Declaration:
             segment_rows=segment_rows,
             schema=kept_schema(_with_scales(schema, specs), self.keys),
             arrays=tuple(
-                replace(
-                    spec,
-                    chunk_rows=default_chunk_rows(spec.row_bytes, segment_rows),
-                    codecs=self._codecs_of(spec.name, spec.dtype, arrays.get(spec.name)),
-                )
+                array
                 for spec in specs
+                for array in _with_chunks(
+                    replace(spec, codecs=self._codecs_of(spec.name, spec.dtype, arrays.get(spec.name))),
+                    segment_rows,
+                )
             ),
             keys=tuple(self.keys),
             provenance=_of_this_process() | dict(self.provenance),
@@ -173,12 +169,18 @@ class Declaration:
                 differences.append(f"{what}: the store has {stored}, declared is {declared}")
 
         shapes = self._shapes()
-        stored = {one.name: f"{'quantized ' if one.scale else ''}{one.dtype}" for one in spec.arrays}
+        own = [one for one in spec.arrays if one.name not in spec.extents]
         quantized = dict.fromkeys(self.dtypes, f"quantized {QUANTIZED}")
         if shapes is not None:
-            wanted = {name: (shape, quantized.get(name, dtype)) for name, (shape, dtype) in shapes.items()}
-            compare("arrays", wanted, {one.name: (one.row_shape, stored[one.name]) for one in spec.arrays})
+            wanted = {
+                name: facts
+                if isinstance(facts, RaggedArray) or name not in quantized
+                else (facts[0], quantized[name])
+                for name, facts in shapes.items()
+            }
+            compare("arrays", wanted, {one.name: _facts_of(one) for one in own})
         else:
+            stored = {one.name: f"{'quantized ' if one.scale else ''}{one.dtype}" for one in own}
             compare("dtypes", quantized, {name: stored.get(name) for name in quantized})
         if self.schema is not None:
             declared = kept_schema(_with_scales(self.schema, spec.arrays), spec.keys)
@@ -188,8 +190,8 @@ class Declaration:
         if self.segment_rows is not None:
             compare("segment_rows", self.segment_rows, spec.segment_rows)
         if self.codecs is not None:
-            self._check_codecs(array.name for array in spec.arrays)
-            for array in spec.arrays:
+            self._check_codecs(array.name for array in own)
+            for array in own:
                 if self._chosen(array.name) != AUTO:  # any codec of the store may have been chosen by it
                     declared = self._codecs_of(array.name, array.dtype)
                     compare(f"codecs of {array.name!r}", declared, array.codecs)
@@ -198,13 +200,17 @@ class Declaration:
                 "; ".join(differences) + ": declare what the store has (or nothing), or write another store"
             )
 
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]] | None:
+    def _shapes(self) -> dict[str, Facts] | None:
         if self.arrays is None:
             return None
-        return {
-            name: ((shape,) if isinstance(shape, int) else tuple(shape), dtype_name(dtype))
-            for name, (shape, dtype) in self.arrays.items()
-        }
+        found: dict[str, Facts] = {}
+        for name, declared in self.arrays.items():
+            if isinstance(declared, RaggedArray):
+                found[name] = declared
+            else:
+                shape, dtype = declared
+                found[name] = ((shape,) if isinstance(shape, int) else tuple(shape), dtype_name(dtype))
+        return found
 
     def _has_codecs_by_name(self) -> bool:
         return isinstance(self.codecs, Mapping) and "name" not in self.codecs  # else it is one codec itself
@@ -220,18 +226,26 @@ class Declaration:
 
     def _as_stored(self, array: str, sample: Any) -> npt.NDArray[Any]:
         """Return vectors of the first batch as they are stored."""
+        if is_ragged(sample):
+            return Ragged.of(sample).values
         rows = as_array(array, sample)
         return quantize(rows)[0] if array in self.dtypes and rows.dtype.kind == "f" else rows
 
-    def _check_dtypes(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    def _check_dtypes(self, shapes: Mapping[str, Facts]) -> None:
         """Raise if what is to be quantized is no array of floats, nor quantized already."""
         for name in self.dtypes:
             if name not in shapes:
                 raise InvalidInputError(f"dtypes: there is no array {name!r}; the arrays are {list(shapes)}")
-            if not shapes[name][1].startswith(("float", "bfloat")) and shapes[name][1] != QUANTIZED:
+            facts = shapes[name]
+            if isinstance(facts, RaggedArray):
+                raise InvalidInputError(
+                    f"dtypes: array {name!r} has any number of vectors per row, which cannot be quantized: "
+                    "store it as float16"
+                )
+            if not facts[1].startswith(("float", "bfloat")) and facts[1] != QUANTIZED:
                 raise InvalidInputError(
                     f"dtypes: array {name!r} must have a floating-point type to be quantized, got "
-                    f"{shapes[name][1]}: cast it, or store it as it is"
+                    f"{facts[1]}: cast it, or store it as it is"
                 )
 
     def _check_codecs(self, arrays: Iterable[str]) -> None:
@@ -240,6 +254,65 @@ class Declaration:
         for name in self.codecs if self._has_codecs_by_name() else ():
             if name not in names:
                 raise InvalidInputError(f"codecs: {unknown_name('array', name, names)}")
+
+
+Facts = tuple[tuple[int, ...], str] | RaggedArray
+"""The shape and dtype of an array's rows, or of a ragged array's vectors."""
+
+_DEFAULT_VECTORS = 64
+"""Vectors that a row of a ragged array is taken to have, where no batch tells."""
+
+
+def _facts_of(array: ArraySpec) -> Facts:
+    dtype = f"quantized {array.dtype}" if array.scale else array.dtype
+    return RaggedArray(array.row_shape, dtype) if array.is_ragged else (array.row_shape, dtype)
+
+
+def _shape_of(name: str, values: Any) -> Facts:
+    """Return what the first batch says of an array."""
+    if is_ragged(values):
+        try:
+            rows = Ragged.of(values)
+        except (InvalidInputError, BatchError) as error:
+            raise BatchError(f"array {name!r}: {error}") from error.__cause__
+        return RaggedArray(rows.vector_shape, rows.dtype.name)
+    array = as_array(name, values)
+    return array.shape[1:], array.dtype.name
+
+
+def _array_of(name: str, facts: Facts, *, quantized: bool) -> ArraySpec:
+    if isinstance(facts, RaggedArray):
+        return ArraySpec(
+            name=name, row_shape=facts.vector_shape, dtype=facts.dtype, chunk_rows=1, segment_vectors=1
+        )
+    shape, dtype = facts
+    return ArraySpec(
+        name=name,
+        row_shape=shape,
+        dtype=QUANTIZED if quantized else dtype,
+        chunk_rows=1,
+        scale=scale_column(name) if quantized else None,
+    )
+
+
+def _vectors_per_row(spec: ArraySpec, rows: Any) -> float:
+    """Return how many vectors a row is likely to have: 1 of an array that is not ragged."""
+    if not spec.is_ragged:
+        return 1
+    counts = None if rows is None else Ragged.of(rows, spec.dtype).counts
+    return _DEFAULT_VECTORS if counts is None or not counts.size else max(float(counts.mean()), 1.0)
+
+
+def _with_chunks(spec: ArraySpec, segment_rows: int) -> list[ArraySpec]:
+    """Return an array with its chunks; with a ragged one, the array of its extents."""
+    if not spec.is_ragged:
+        return [replace(spec, chunk_rows=default_chunk_rows(spec.row_bytes, segment_rows))]
+    chunk, vectors = ragged_chunks(spec.row_bytes)
+    extent = ArraySpec(name=extent_name(spec.name), row_shape=EXTENT_SHAPE, dtype=EXTENT_DTYPE, chunk_rows=1)
+    return [
+        replace(spec, chunk_rows=chunk, segment_vectors=vectors),
+        replace(extent, chunk_rows=default_chunk_rows(extent.row_bytes, segment_rows)),
+    ]
 
 
 def _schema_of(columns: TableLike) -> pa.Schema:

@@ -22,11 +22,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from zarrow._format import frames, layout
+from zarrow._format.layout import MAX_FRAME_ROW_BYTES
 from zarrow._format.records import Owner, ShardFacts
 from zarrow._format.spec import StoreSpec
 from zarrow._read.open_rows import OpenRows
@@ -34,7 +36,7 @@ from zarrow._storage import files, reading
 from zarrow._storage.lock import FileLock
 from zarrow._write.batches import CheckedBatch, payload, split
 from zarrow._write.shards import Shard, open_shard
-from zarrow.errors import CorruptionError, StoreLockedError
+from zarrow.errors import CorruptionError, InvalidInputError, StoreLockedError
 
 __all__ = ["OpenSegment", "discard"]
 
@@ -70,6 +72,7 @@ class OpenSegment:
         self._uuid = bytes.fromhex(spec.uuid)
         self._rows = 0
         self._shards: list[Shard] = []
+        self._places = spec.extent_places
         self._frames_fd = -1
         try:
             for array in spec.arrays:
@@ -186,9 +189,8 @@ class OpenSegment:
         owner = replace(owner, reopens=found.owner.reopens)
         segment = cls(found.path, spec, lock, owner, create=False)
         try:
-            counts = [frame.rows for frame in found.frames]
             for index, shard in enumerate(segment._shards):
-                shard.restore([frame.arrays[index] for frame in found.frames], counts)
+                shard.restore([frame.arrays[index] for frame in found.frames], found.counts(index))
             segment._rows = found.rows
             segment.durable_rows = found.durable_rows
             segment._frames_bytes = found.size_bytes
@@ -233,21 +235,48 @@ class OpenSegment:
         """
         assert sum(batch.rows for batch in batches) <= self.room
         while batches:
-            now, batches = split(batches, self.spec.frame_rows)
+            now, batches = split(batches, self._frame_rows(batches))
             self._append(now)
+
+    def _frame_rows(self, batches: Sequence[CheckedBatch]) -> int:
+        """Return how many rows of these the next frame takes: at least one."""
+        limit = self.spec.frame_rows
+        if not self._places:
+            return limit
+        sizes = np.full(min(limit, sum(batch.rows for batch in batches)), self.spec.fixed_bytes)
+        for ragged, extents in self._places.items():
+            counts = np.concatenate([batch.arrays[extents][: len(sizes)] for batch in batches])
+            sizes += counts[: len(sizes)] * self.spec.arrays[ragged].row_bytes
+        return max(int(np.searchsorted(np.cumsum(sizes), MAX_FRAME_ROW_BYTES, "right")), 1)
 
     def _append(self, batches: Sequence[CheckedBatch]) -> None:
         rows = sum(batch.rows for batch in batches)
-        if any(shard.needs_sync(rows) for shard in self._shards):
+        pieces = self._pieces(batches)
+        if any(shard.needs_sync(sum(map(len, own))) for shard, own in zip(self._shards, pieces, strict=True)):
             self.sync()
-        entries = [
-            shard.append(*(batch.arrays[index] for batch in batches))
-            for index, shard in enumerate(self._shards)
-        ]
+        entries = [shard.append(*own) for shard, own in zip(self._shards, pieces, strict=True)]
         self._write_frame(rows, entries, payload(batches))
         if not os.fstat(self._frames_fd).st_nlink:
             raise OSError(errno.ESTALE, "the open segment was removed while it was written")
         self._rows += rows
+
+    def _pieces(self, batches: Sequence[CheckedBatch]) -> list[list[Any]]:
+        """Return what is appended to each array: of ragged ones their vectors, and where those will lie."""
+        pieces: list[list[Any]] = [
+            [batch.arrays[index] for batch in batches] for index in range(len(self._shards))
+        ]
+        for ragged, extents in self._places.items():
+            array, first = self.spec.arrays[ragged], self._shards[ragged].rows
+            pieces[ragged] = [rows.values for rows in pieces[ragged]]
+            counts = np.concatenate(pieces[extents])
+            ends = first + np.cumsum(counts)
+            if len(ends) and ends[-1] > array.shard_rows(self.spec.segment_rows):
+                raise InvalidInputError(
+                    f"array {array.name!r}: a segment may have {array.segment_vectors} vectors, and its "
+                    f"{self.spec.segment_rows} rows have more: write a store with smaller segment_rows"
+                )
+            pieces[extents] = [np.stack([ends - counts, counts], axis=1)]
+        return pieces
 
     def _write_frame(
         self, rows: int, entries: Sequence[frames.ArrayEntry], payload: pa.Buffer | bytes

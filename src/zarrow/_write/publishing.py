@@ -188,7 +188,7 @@ def publish_shape(
     """
     while True:
         dense = dense_segments(root, known) if segments is None else segments
-        documents = shape_documents(root, spec, dense, attributes_of or root)
+        documents = shape_documents(root, spec, dense, attributes_of or root, known=known)
         if segments is not None:
             documents.reverse()  # shrinking: the group goes first, since xarray relies on it
         for path, data in documents:
@@ -198,7 +198,7 @@ def publish_shape(
 
 
 def shape_documents(
-    root: Place, spec: StoreSpec, segments: int, attributes_of: Place | None = None
+    root: Place, spec: StoreSpec, segments: int, attributes_of: Place | None = None, *, known: int = 0
 ) -> list[tuple[str, bytes]]:
     """Return the paths and contents of the ``zarr.json`` of arrays and group that cover these segments."""
     names, rows = [array.name for array in spec.arrays], 0
@@ -206,15 +206,29 @@ def shape_documents(
         rows = (segments - 1) * spec.segment_rows + read_record(root, segments - 1, spec)[0].rows
     model = root if attributes_of is None else attributes_of
     kept = {name: _attributes(model, layout.array_dir(name)) for name in names}
+    widths = _widths(root, spec, range(known, segments))
     documents = [
         (
             f"{layout.array_dir(array.name)}/zarr.json",
-            zarr_metadata.array_json(spec, array, rows, kept[array.name]),
+            zarr_metadata.array_json(spec, array, rows, kept[array.name], widths.get(array.name, 0)),
         )
         for array in spec.arrays
     ]
-    group = zarr_metadata.group_json(spec, rows, _attributes(model, layout.ARRAYS_DIR), kept)
+    group = zarr_metadata.group_json(spec, rows, _attributes(model, layout.ARRAYS_DIR), kept, widths)
     return [*documents, (f"{layout.ARRAYS_DIR}/zarr.json", group)]
+
+
+def _widths(root: Place, spec: StoreSpec, segments: range) -> dict[str, int]:
+    """Return the most vectors that each ragged array has in a segment: of these, and of those before them."""
+    widths = dict.fromkeys((array.name for array in spec.ragged), 0)
+    for name in widths if segments.start else ():
+        with contextlib.suppress(FileNotFoundError):
+            widths[name] = zarr_metadata.width_in(read_file(root, f"{layout.array_dir(name)}/zarr.json"))
+    for number in segments if widths else ():
+        record = read_record(root, number, spec)[0]
+        for array in spec.ragged:
+            widths[array.name] = max(widths[array.name], record.items(array))
+    return widths
 
 
 def _attributes(root: Place, directory: str) -> dict[str, Any]:
@@ -275,6 +289,7 @@ def manifest_of(
             for array in spec.arrays
         },
         part_bytes=tuple(record.part.size_bytes for record, _ in records),
+        vectors={array.name: tuple(record.items(array) for record, _ in records) for array in spec.ragged},
         records_crc32c=tuple(checksum for _, checksum in records),
     )
 

@@ -39,7 +39,7 @@ from zarrow._read.visible import lacking, lacking_error, visible_rows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
-from zarrow._write.batches import CheckedBatch
+from zarrow._write.batches import CheckedBatch, as_appended
 from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.quarantine import Aside, SetAside
@@ -301,11 +301,17 @@ def _batches(found: OpenRows, spec: StoreSpec) -> Iterator[CheckedBatch]:
     """Yield an open segment's rows as they were appended."""
     for frame in found.frames:
         for batch in found.batches(spec, frame.first_row, frame.stop):
-            arrays = tuple(
-                np.concatenate([*found.vectors(spec, place, frame.first_row, frame.stop)])
-                for place in range(len(spec.arrays))
-            )
-            yield CheckedBatch(batch.num_rows, tuple(batch.columns), spec.wire_schema, arrays)
+            arrays = [
+                np.concatenate(
+                    [
+                        np.empty((0, *array.row_shape), array.numpy_dtype),
+                        *found.vectors(spec, place, frame.first_row, frame.stop),
+                    ]
+                )
+                for place, array in enumerate(spec.arrays)
+            ]
+            columns, given = tuple(batch.columns), as_appended(spec, arrays)
+            yield CheckedBatch(batch.num_rows, columns, spec.wire_schema, given)
 
 
 def _require_files(root: Path, spec: StoreSpec, record: SegmentRecord, source: Source) -> None:

@@ -21,18 +21,20 @@ import numpy.typing as npt
 
 from zarrow._format import layout
 from zarrow._format.records import Owner, SegmentRecord
-from zarrow._format.spec import StoreSpec
+from zarrow._format.spec import ArraySpec, StoreSpec, rows_of
 from zarrow._read import catalog, shard_rows
 from zarrow._read.open_rows import read
 from zarrow._read.part_files import committed_table
 from zarrow._storage import files, reading
 from zarrow._write import publishing
-from zarrow._write.batches import CheckedBatch
+from zarrow._write.batches import CheckedBatch, as_appended
 from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment
 from zarrow._write.seal import Dead
 
 __all__ = ["enter_again", "remove_segment_files", "reopen", "segment_files"]
+
+_STEP_ROWS, _STEP_BYTES = 4096, 16 << 20
 
 
 def reopen(root: Path, spec: StoreSpec, owner: Owner) -> Dead | None:
@@ -97,7 +99,7 @@ def remove_segment_files(root: Path, spec: StoreSpec, number: int) -> None:
 def segment_files(root: Path, spec: StoreSpec, number: int) -> Iterator[Path]:
     """Yield the shards and the part of a segment, whether they exist or not."""
     for array in spec.arrays:
-        shard = layout.shard_path(array.name, number, len(array.row_shape))
+        shard = array.shard_path(number)
         reading.require_own_dirs(root, shard)
         yield root / shard
     yield root / layout.part_path(number)
@@ -106,16 +108,36 @@ def segment_files(root: Path, spec: StoreSpec, number: int) -> Iterator[Path]:
 def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[CheckedBatch]:
     """Yield a committed segment's rows as they were appended, checked against its record."""
     table = committed_table(root, spec, record)
-    blocks = [shard_rows.committed_rows(root, array, spec.segment_rows, record) for array in spec.arrays]
-    step = min((array.chunk_rows for array in spec.arrays), default=spec.segment_rows)
-    readers = [_rechunk(block, step) for block in blocks]
+    blocks = [
+        _Blocks(array, shard_rows.committed_rows(root, array, spec.segment_rows, record))
+        for array in spec.arrays
+    ]
+    fixed = [place for place, array in enumerate(spec.arrays) if not array.is_ragged]
+    step = min(spec.segment_rows, _STEP_ROWS, *(spec.arrays[place].chunk_rows for place in fixed))
+    for array in spec.ragged:
+        step = min(step, rows_of(_STEP_BYTES, record.items(array) * array.row_bytes // max(record.rows, 1)))
     for start in range(0, record.rows, step):
         rows = table.slice(start, step).combine_chunks().to_batches()[0]
-        arrays = tuple(np.ascontiguousarray(next(reader)) for reader in readers)
-        yield CheckedBatch(rows.num_rows, tuple(rows.columns), spec.wire_schema, arrays)
+        arrays = {place: blocks[place].take(rows.num_rows) for place in fixed}
+        for ragged, extents in spec.extent_places.items():
+            arrays[ragged] = blocks[ragged].take(int(arrays[extents][:, 1].sum()))
+        given = as_appended(spec, [arrays[place] for place in range(len(blocks))])
+        yield CheckedBatch(rows.num_rows, tuple(rows.columns), spec.wire_schema, given)
 
 
-def _rechunk(blocks: Iterator[npt.NDArray[Any]], step: int) -> Iterator[npt.NDArray[Any]]:
-    for block in blocks:
-        for start in range(0, len(block), step):
-            yield block[start : start + step]
+class _Blocks:
+    """Rows that come in blocks, taken in other numbers."""
+
+    def __init__(self, array: ArraySpec, blocks: Iterator[npt.NDArray[Any]]) -> None:
+        self._blocks = blocks
+        self._rest = np.empty((0, *array.row_shape), array.numpy_dtype)
+
+    def take(self, rows: int) -> npt.NDArray[Any]:
+        """Return the next rows."""
+        pieces, missing = [self._rest], rows - len(self._rest)
+        while missing > 0:
+            pieces.append(next(self._blocks))
+            missing -= len(pieces[-1])
+        found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        self._rest = found[rows:]
+        return found[:rows]

@@ -105,9 +105,9 @@ def commit_claim(
 
 
 def _place_shard(root: Path, array: ArraySpec, segment: int, source: Path) -> None:
-    target = root / layout.shard_path(array.name, segment, len(array.row_shape))
+    target = root / array.shard_path(segment)
     # Also if they exist: the writer that created them may have died before it synced them.
-    for parent in reversed(target.parents[: len(array.row_shape)]):
+    for parent in reversed(target.parents[: array.shard_ndim]):
         files.make_dir(parent, exist_ok=True)
         files.sync_dir(parent.parent)
     try:
@@ -134,13 +134,21 @@ def copy_pieces(
     scratch = files.scratch_name(root / layout.OPEN_DIR)
     files.make_dir(scratch)
     shards = {}
+    ragged_of = {extents: ragged for ragged, extents in spec.extent_places.items()}
     for index, array in enumerate(spec.arrays):
         shard = open_shard(scratch, array, spec.segment_rows, create=True)
+        ragged, vectors = ragged_of.get(index), 0
         try:
             for source in sources:
-                for rows in found[source.slot].vectors(spec, index, source.start, source.stop):
-                    shard.append(np.ascontiguousarray(rows))
-            shards[array.name] = _sealed(shard)
+                rows_of = found[source.slot]
+                shift = 0
+                if ragged is not None:
+                    first, last = (rows_of.items(spec, ragged, row) for row in (source.start, source.stop))
+                    shift = vectors - first
+                    vectors += last - first
+                for rows in rows_of.vectors(spec, index, source.start, source.stop):
+                    shard.append(np.ascontiguousarray(np.add(rows, (shift, 0)) if shift else rows))
+            shards[array.name] = _sealed(shard, sum(source.rows for source in sources))
         finally:
             shard.close()
     batches = [
@@ -150,10 +158,11 @@ def copy_pieces(
     files.remove_tree(scratch)
 
 
-def _sealed(shard: Shard) -> ShardFacts:
-    if shard.rows:
+def _sealed(shard: Shard, rows: int) -> ShardFacts:
+    if rows:
         return shard.seal()
-    return ShardFacts(size_bytes=0, chunks_crc32c=(), index_crc32c=0)
+    vectors = 0 if shard.array.is_ragged else None
+    return ShardFacts(size_bytes=0, chunks_crc32c=(), index_crc32c=0, vectors=vectors)
 
 
 @dataclass(slots=True)

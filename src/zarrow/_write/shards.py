@@ -10,6 +10,8 @@ whole rows in row order, so that:
   the unfinished chunk are in a *tail* file. There are two, used in turn: while the first rows of a new chunk
   go to one, the other still holds the rows that the last frame vouches for.
 
+Of a ragged array, what is said here of rows holds of vectors.
+
 Both continue after the rows that a crash left (`restore`), once `_read.shard_rows.sound_frames` has found the
 last frame whose bytes are as they were written. A crash leaves bytes after the accepted ones, which the next
 append overwrites.
@@ -52,7 +54,7 @@ class _ShardFile:
         self.array = array
         self.path = directory / rows_name(array.name)
         self.rows = 0
-        self._chunks = segment_rows // array.chunk_rows
+        self._chunks = array.shard_rows(segment_rows) // array.chunk_rows
         self._size_bytes = 0
         self._written_back = 0
         self._fd = files.create(self.path, exist_ok=not create)
@@ -80,7 +82,12 @@ class _ShardFile:
         files.truncate(self._fd, size_bytes)  # a crash may have left bytes after the index
         files.sync(self._fd)
         checksums = tuple(chunk.crc32c for chunk in chunks)
-        return ShardFacts(size_bytes=size_bytes, chunks_crc32c=checksums, index_crc32c=index_crc32c(index))
+        return ShardFacts(
+            size_bytes=size_bytes,
+            chunks_crc32c=checksums,
+            index_crc32c=index_crc32c(index),
+            vectors=self.rows if self.array.is_ragged else None,
+        )
 
     def sync(self) -> None:
         """Make all rows durable."""

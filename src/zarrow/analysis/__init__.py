@@ -21,6 +21,7 @@ from zarrow.analysis._questions.map import Map, map_rows, place_rows
 from zarrow.analysis._questions.nearest import Neighbours, nearest
 from zarrow.analysis._questions.neighbour_index import NeighbourIndex, build_neighbours
 from zarrow.analysis._questions.pca import Pca, pca
+from zarrow.analysis._questions.pool import pool
 from zarrow.analysis._questions.probe import Probe, probe
 from zarrow.analysis._questions.quantization import QuantizationError, quantization_error
 from zarrow.analysis._questions.texts import embed_texts
@@ -48,6 +49,7 @@ __all__ = [
     "nearest",
     "pca",
     "place_rows",
+    "pool",
     "probe",
     "quantization_error",
 ]

@@ -303,7 +303,7 @@ def _pipeline(store: Store) -> Pipeline:
 
 
 def _vectors(store: Store, name: str) -> StoreArray:
-    array = store[name]
+    array: StoreArray = store[name]
     if len(array.row_shape) != 1 or array.dtype.kind != "f" or array.dtype.itemsize > 4:
         raise InvalidInputError(
             f"{store.path}: embeddings must be one float32 or float16 vector per row, got the array {name!r} "

@@ -79,7 +79,13 @@ class Outgoing:
         users = [name for name in store.schema.names if name not in RESERVED_COLUMNS]
         store.join(columns=columns, arrays=arrays)  # reads nothing, but checks the names
         names = users if columns is None else list(dict.fromkeys(columns))
-        chosen = list(store.arrays.values()) if arrays is None else [store[name] for name in arrays]
+        names_of = [*store.arrays, *store.ragged] if arrays is None else arrays
+        chosen = [store[name] for name in names_of]
+        if ragged := [array.name for array in chosen if array.name in store.ragged]:
+            raise InvalidInputError(
+                f"{store.path}: rows of array {ragged[0]!r} have any number of vectors, which this cannot "
+                "export: name other arrays, or pool it first (zarrow.analysis.pool)"
+            )
         if clash := sorted(set(names) & {array.name for array in chosen}):
             raise InvalidInputError(f"{clash} are both columns and arrays: leave one of them out")
         schema = pa.schema([store.schema.field(name) for name in names])

@@ -145,7 +145,9 @@ def map_rows(
     """
     chosen = choose_array(store, array)
     wanted = f"{chosen.name}_{method}"[:64] if name is None else name
-    check_derived_name(wanted, {*store.arrays, *store.schema.names}, store.path)  # before minutes are spent
+    check_derived_name(
+        wanted, {*store.arrays, *store.ragged, *store.schema.names}, store.path
+    )  # before minutes are spent
     made, places = place_rows(
         store, chosen.name, method, by=by, sample_rows=sample_rows, seed=seed, progress=progress, stage=stage
     )

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from zarrow._format.given import as_array
 from zarrow._read.indexing import row_numbers
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow.analysis._numbers.topk import Metric, TopK
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._rows.arguments import require_choice
@@ -44,7 +45,7 @@ class Neighbours(Answer):
     ----------
     array : str
         The array.
-    metric : {"cosine", "dot", "l2"}
+    metric : {"cosine", "dot", "l2", "maxsim"}
         The measure of nearness.
     rows : int64 array, shape (q, k)
         The nearest rows of each query, nearest first; −1 where fewer were found.
@@ -56,7 +57,7 @@ class Neighbours(Answer):
     """
 
     array: str
-    metric: Metric
+    metric: Metric | Literal["maxsim"]
     rows: npt.NDArray[np.int64] = field(repr=False, metadata=shown("neighbours", lambda own: own._found()))
     scores: npt.NDArray[np.float64] = field(repr=False, metadata=HIDDEN)
     query_rows: npt.NDArray[np.int64] | None = field(default=None, repr=False, metadata=HIDDEN)
@@ -117,7 +118,7 @@ def nearest(
     *,
     array: str | None = None,
     k: int = 10,
-    metric: Metric = "cosine",
+    metric: Metric | Literal["maxsim"] = "cosine",
     filter: pc.Expression | None = None,
     exclude_self: bool = False,
     approximate: bool = False,
@@ -137,12 +138,16 @@ def nearest(
     queries : vectors, row numbers or keys
         Vectors of shape (q, width), (q, *row_shape) or (width,); or integers, a mask or a slice: rows of
         the store; or a table or mapping of the key columns, as in `Store.locate`.
+        Of a ragged array, several vectors per query: whatever `zarrow.Ragged.of` takes, an array of shape
+        (vectors, *vector_shape) for one query, row numbers or keys.
     array : str, optional
         The array; may be left out if there is only one.
     k : int
         Number of rows per query; fewer are returned if there are fewer.
-    metric : {"cosine", "dot", "l2"}
-        The measure of nearness: a large cosine, a large inner product, or a small Euclidean distance.
+    metric : {"cosine", "dot", "l2", "maxsim"}
+        The measure of nearness: a large cosine, a large inner product, or a small Euclidean distance. Of a
+        ragged array ``"maxsim"``: for each vector of the query its largest inner product with a vector of
+        the row, summed up (`ColBERT <https://arxiv.org/abs/2004.12832>`_).
     filter : pyarrow.compute.Expression, optional
         Rows that may be found; all by default.
     exclude_self : bool
@@ -186,10 +191,16 @@ def nearest(
     array([[7]])
     """
     source, client = source_of(store, client)
-    chosen = choose_array(source, array)
-    require_choice("metric", metric, Metric)
     if k < 1 or k != int(k):
         raise InvalidInputError(f"k must be a positive number of rows, got {k!r}")
+    if metric == "maxsim":
+        if approximate or client is not None or device is not None:
+            raise InvalidInputError(
+                "maxsim reads all rows, here: leave out approximate=, client= and device="
+            )
+        return _by_maxsim(source, queries, array, int(k), filter, progress, exclude_self=exclude_self)
+    chosen = choose_array(source, array)
+    require_choice("metric", metric, Metric)
     vectors, rows = read_queries(source, chosen, queries)
     if exclude_self and rows is None:
         raise InvalidInputError("exclude_self needs queries that are rows of the store: row numbers or keys")
@@ -212,6 +223,42 @@ def nearest(
         scores = np.sqrt(np.maximum(-scores, 0))
     return Neighbours(
         array=chosen.name, metric=metric, rows=found.rows[:, :used], scores=scores, query_rows=rows
+    )
+
+
+def _by_maxsim(
+    store: Rows,
+    queries: Any,
+    array: str | None,
+    k: int,
+    filter: pc.Expression | None,
+    progress: Progress | None,
+    *,
+    exclude_self: bool,
+) -> Neighbours:
+    from zarrow.analysis._questions.late_interaction import read_ragged_queries, search
+
+    if not isinstance(store, Store):
+        raise InvalidInputError("maxsim needs a ragged array in a store, got a Dataset: open the store")
+    names = list(store.ragged)
+    if array is None and len(names) != 1:
+        raise InvalidInputError(
+            f"name one ragged array, with array=; there are: {', '.join(names) or 'none'}"
+        )
+    chosen = store[names[0] if array is None else array]
+    if not isinstance(chosen, StoreRagged):
+        raise InvalidInputError(
+            f"maxsim needs any number of vectors per row, array {chosen.name!r} has one: use another metric"
+        )
+    vectors, rows = read_ragged_queries(store, chosen, queries)
+    if exclude_self and rows is None:
+        raise InvalidInputError("exclude_self needs queries that are rows of the store: row numbers or keys")
+    k = min(k, store.num_rows)
+    excluded = rows if exclude_self else None
+    found, scores = search(store, chosen, vectors, k, filter=filter, excluded=excluded, progress=progress)
+    used = int((found >= 0).sum(axis=1).max(initial=0))
+    return Neighbours(
+        array=chosen.name, metric="maxsim", rows=found[:, :used], scores=scores[:, :used], query_rows=rows
     )
 
 

@@ -112,7 +112,9 @@ def choose_array(store: Rows, name: str | None) -> Array:
             names = ", ".join(store.arrays) or "none"
             raise InvalidInputError(f"name one array, with array= or --array; there are: {names}")
         name = next(iter(store.arrays))
-    return store[name]
+    found = store[name]
+    width_of(found)  # of a ragged array, an error
+    return found
 
 
 def width_of(array: Array) -> int:
