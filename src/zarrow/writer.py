@@ -551,11 +551,12 @@ class Writer:
             return  # other writers are active; the first one has recovered
         dead = recovery.recover(self._root, spec, self._owner)
         try:
-            committed = catalog.read_snapshot(self._root)
+            committed = catalog.read_snapshot(self._root).rows
         except BaseException:
             seal.release(dead)
             raise
-        self._appender.go_on(dead, committed.rows, committed.segments)
+        # Without a short last segment, which is taken back by the first row: its number is free again then.
+        self._appender.go_on(dead, committed, committed // spec.segment_rows)
         self._reopens = True
         if shared:
             self._reopen()  # which needs the lock for itself

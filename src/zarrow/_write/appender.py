@@ -154,7 +154,7 @@ class Appender(Worker[CheckedBatch]):
         committed_rows : int
             Rows in committed segments, and in the tails of a bucket.
         segments : int
-            Number of committed segments.
+            Number of committed segments, of those that stay.
         """
         assert self._spec is not None
         self.accepted_rows = committed_rows + sum(one.rows.rows for one in dead)
