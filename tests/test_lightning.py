@@ -24,6 +24,7 @@ from torch.utils.data import (
     RandomSampler,
     Subset,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -1064,3 +1065,56 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class _Tokens(LightningModule):
+    """Yields token vectors of as many tokens as the sample's number says, padded to six."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def predict_step(self, batch):
+        lengths = (batch[0][:, 0] % 7).long()
+        mask = torch.arange(6) < lengths[:, None]
+        padded = (batch[0][:, :1, None] + torch.arange(6)[:, None] + torch.zeros(3)).to(torch.bfloat16)
+        if self.form == "jagged":
+            rows = [row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
+            return {"token_embed": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}
+        beside = {"mask": mask, "ints": mask.int(), "lengths": lengths}[self.form]
+        return {"token_embed": padded, "beside": beside}
+
+
+@pytest.mark.parametrize("form", ["mask", "ints", "lengths", "jagged"])
+def test_padding_is_not_stored(tmp_path, form):
+    numbers = torch.arange(25.0).reshape(25, 1)
+    loader = DataLoader(TensorDataset(numbers), batch_size=4)
+    masks = {} if form == "jagged" else {"token_embed": "beside"}
+    for resume in (False, True):
+        writer = PredictionWriter(tmp_path / "s", ragged=masks, resume=resume)
+        trainer(writer).predict(_Tokens(form), loader, return_predictions=False)
+    with zarrow.open(tmp_path / "s") as store:
+        assert list(store.ragged) == ["token_embed"]
+        array = store["token_embed"]
+        assert array.counts.tolist() == [row % 7 for row in range(25)]
+        for row in range(25):
+            expected = row + np.arange(row % 7)[:, None] + np.zeros(3)
+            assert np.array_equal(array[row], expected.astype("float32"))
+        assert "beside" not in store
+
+
+def test_a_mask_that_does_not_fit_is_refused(tmp_path):
+    class Wrong(_Tokens):
+        def predict_step(self, batch):
+            found = super().predict_step(batch)
+            return found | {"beside": found["beside"][:, :5]}
+
+    loader = DataLoader(TensorDataset(torch.arange(8.0).reshape(8, 1)), batch_size=4)
+    writer = PredictionWriter(tmp_path / "s", ragged={"token_embed": "beside"})
+    with pytest.raises(
+        BatchError, match=r"batch 0 .*'token_embed' \(with 'beside'\): the mask must have shape"
+    ):
+        trainer(writer).predict(Wrong("mask"), loader, return_predictions=False)
+    writer = PredictionWriter(tmp_path / "t", ragged={"token_embed": "attention_mask"})
+    with pytest.raises(BatchError, match="lacks the entry 'attention_mask'"):
+        trainer(writer).predict(_Tokens("mask"), loader, return_predictions=False)

@@ -125,6 +125,11 @@ class PredictionWriter(BasePredictionWriter):
         Columns that name a row; never null.
     ignore : collection of str
         Entries that are not stored.
+    ragged : mapping of str to str, optional
+        Arrays with any number of vectors per row, whose entries have shape (rows, longest, *vector_shape),
+        and the entry of the mask, shape (rows, longest), or of the lengths, shape (rows,), of each:
+        ``{"token_embed": "attention_mask"}``. Only valid vectors are copied from the device; the mask is not
+        stored unless `columns` or `arrays` name it. Jagged nested tensors are ragged without being named.
     sample_index : str or callable, optional
         For loaders whose indices Lightning does not report: the entry of the prediction that has the rows'
         sample indices, or a callable that gets the batch and returns them.
@@ -188,6 +193,7 @@ class PredictionWriter(BasePredictionWriter):
         arrays: EntryNames | None = None,
         keys: Sequence[str] = (),
         ignore: Collection[str] = (),
+        ragged: Mapping[str, str] | None = None,
         sample_index: str | Callable[[Any], Any] | None = None,
         mode: Literal["x", "w"] = "x",
         resume: bool = False,
@@ -218,7 +224,8 @@ class PredictionWriter(BasePredictionWriter):
         self.path = str(place) if isinstance(place, Path) else place
         if isinstance(sample_index, str) and not isinstance(ignore, str):
             ignore = [*ignore, sample_index]
-        self._naming = (columns, arrays, ignore)
+        self._masks = dict(ragged or {})
+        self._naming = (columns, arrays, ignore, tuple(self._masks.values()))
         PredictionRules(*self._naming)
         self._dtypes = dict(dtypes or {})
         HostCopies(self._dtypes)
@@ -320,6 +327,7 @@ class PredictionWriter(BasePredictionWriter):
                 queue_bytes=self._options["queue_bytes"],
                 expected_rows=self._expected_rows,
                 wait=self._wait,
+                masks=self._masks,
             )
             opened.callback(run.close)
             if trainer is not None and (before or trainer.world_size > 1):

@@ -31,6 +31,7 @@ __all__ = [
     "from_padded",
     "from_sequence",
     "has_lengths",
+    "pick_valid",
     "to_arrow",
     "to_awkward",
     "to_torch",
@@ -90,6 +91,12 @@ def _is_integer(value: object) -> bool:
 
 def from_padded(padded: Any, mask: Any, lengths: Any) -> Flat:
     """Return the valid vectors of a padded array, in order; only they leave a device."""
+    flat, counts = pick_valid(padded, mask, lengths)
+    return as_vectors(flat), counts
+
+
+def pick_valid(padded: Any, mask: Any = None, lengths: Any = None) -> tuple[Any, npt.NDArray[np.int64]]:
+    """Return the valid vectors of a padded array, in order, on its device, and how many each row has."""
     if (mask is None) == (lengths is None):
         raise InvalidInputError("a padded array needs either mask= or lengths=, to tell vectors from padding")
     if not hasattr(padded, "shape"):
@@ -111,8 +118,8 @@ def from_padded(padded: Any, mask: Any, lengths: Any) -> Flat:
     flat = padded.reshape(rows * longest, *vector_shape)
     if hasattr(flat, "index_select"):  # a tensor
         picked = _module("torch", "predict").from_numpy(picked).to(flat.device)
-        return as_vectors(flat.detach().index_select(0, picked)), counts
-    return as_vectors(np.take(flat, picked, axis=0)), counts
+        return flat.detach().index_select(0, picked), counts
+    return np.take(flat, picked, axis=0), counts
 
 
 def _valid(given: Any, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

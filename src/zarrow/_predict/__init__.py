@@ -13,6 +13,7 @@ which a run uses them:
 `remaining_batches`     the batch samplers that do so
 `run`                   one run: its batches, and whether all rows have arrived
 `rules`                 which entries of a prediction are columns, and which arrays
+`ragged_entries`        predictions with any number of vectors per row, without their padding
 `loaders`               which samples the rows of a batch are
 `host_copies`           tensors in memory that the writer may keep
 `preparing`             the thread that makes batches of the store out of predictions

@@ -28,6 +28,7 @@ import pyarrow as pa
 from zarrow._predict.host_copies import HostBatch
 from zarrow._predict.identifiers import Identifiers
 from zarrow._predict.loaders import LoaderState
+from zarrow._predict.ragged_entries import RaggedEntries
 from zarrow._predict.sample_set import SampleIndex
 from zarrow._predict.stored_samples import DATALOADER_IDX
 from zarrow._write.worker import Worker
@@ -55,6 +56,8 @@ class PredictedBatch:
         The values to store.
     columns, arrays : tuple of str
         Their names.
+    ragged : RaggedEntries
+        Which arrays have any number of vectors per row.
     """
 
     loader: LoaderState
@@ -64,9 +67,19 @@ class PredictedBatch:
     values: HostBatch
     columns: tuple[str, ...]
     arrays: tuple[str, ...]
+    ragged: RaggedEntries
 
-    def split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return columns and arrays."""
+    def lengths(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return columns and arrays, of the right number of rows, though values may be on their way."""
+        columns, arrays = self._split(self.values.values)
+        return columns, self.ragged.lengths(arrays)
+
+    def get(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return columns and arrays, once they have arrived."""
+        columns, arrays = self._split(self.values.get())
+        return columns, self.ragged.rows(arrays)
+
+    def _split(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {name: values[name] for name in self.columns}, {name: values[name] for name in self.arrays}
 
 
@@ -102,8 +115,8 @@ class Preparing(Worker[PredictedBatch]):
         """Append the rows of a batch that are not stored."""
         loader, sample_index = batch.loader, batch.recorded
         if batch.identifiers is None:
-            sample_index = loader.sample_index(batch.recorded, *batch.split(batch.values.values))
-        columns, vectors = batch.split(batch.values.get())
+            sample_index = loader.sample_index(batch.recorded, *batch.lengths())
+        columns, vectors = batch.get()
         table = _identify(batch, sample_index, columns)
         fresh = self._fresh(loader, sample_index)
         if not fresh.all():

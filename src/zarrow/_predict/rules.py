@@ -84,6 +84,8 @@ class PredictionRules:
         Entries that become arrays; by default those with more than one axis.
     ignore : collection of str
         Entries that are left out.
+    beside : collection of str
+        Entries that need not be stored, but must be there: masks of other entries.
 
     Raises
     ------
@@ -96,6 +98,7 @@ class PredictionRules:
         columns: EntryNames | None = None,
         arrays: EntryNames | None = None,
         ignore: Collection[str] = (),
+        beside: Collection[str] = (),
     ) -> None:
         if isinstance(ignore, str):
             raise InvalidInputError(
@@ -104,6 +107,7 @@ class PredictionRules:
         self._columns = _renaming(columns, "columns")
         self._arrays = _renaming(arrays, "arrays")
         self._ignore = frozenset(ignore)
+        self._beside = frozenset(beside)
         both = (self._columns or {}).keys() & (self._arrays or {}).keys()
         if both:
             raise InvalidInputError(f"{sorted(both)} cannot be both columns and arrays: rename one of them")
@@ -160,6 +164,11 @@ class PredictionRules:
                         f"the prediction lacks the entry {entry!r}, which {kind} {name!r} is made of; "
                         f"it has {list(prediction)}"
                     )
+        for entry in sorted(self._beside - prediction.keys()):
+            raise BatchError(
+                f"the prediction lacks the entry {entry!r}, which ragged= names as a mask or lengths; "
+                f"it has {list(prediction)}"
+            )
         unknown = [entry for entry in prediction if entry not in self._known]
         raise BatchError(
             f"the prediction has entries that are neither stored nor ignored: {unknown}: "
@@ -169,6 +178,7 @@ class PredictionRules:
     def _choose(self, prediction: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         if self._chosen is None:
             named = {*(self._columns or {}).values(), *(self._arrays or {}).values(), *self._ignore}
+            named |= self._beside
             columns, arrays = dict(self._columns or {}), dict(self._arrays or {})
             for entry, value in prediction.items():
                 if entry in named:
@@ -195,7 +205,7 @@ class PredictionRules:
                     f"it has {list(prediction)}"
                 )
             self._chosen = columns, arrays
-            self._wanted = frozenset({*columns.values(), *arrays.values()})
+            self._wanted = frozenset({*columns.values(), *arrays.values()}) | self._beside
             self._known = self._wanted | self._ignore
         return self._chosen
 

@@ -33,6 +33,7 @@ from zarrow._predict.host_copies import HostCopies
 from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
 from zarrow._predict.loaders import LoaderState, as_sample_index, describe, recorded_samples, trim
 from zarrow._predict.preparing import PredictedBatch, Preparing, named
+from zarrow._predict.ragged_entries import RaggedEntries
 from zarrow._predict.rules import PredictionRules
 from zarrow._predict.sample_set import SampleSet
 from zarrow._predict.stored_samples import DATALOADER_IDX, drop_repeated, stored_samples
@@ -114,6 +115,8 @@ class Run:
         Rows that the caller expects; otherwise the loaders know.
     wait : bool
         Whether every batch is waited for until it is accepted.
+    masks : mapping of str to str, optional
+        For arrays whose rows are padded, the entry of their mask or lengths.
     """
 
     def __init__(
@@ -129,7 +132,9 @@ class Run:
         queue_bytes: int,
         expected_rows: int | None = None,
         wait: bool = False,
+        masks: Mapping[str, str] | None = None,
     ) -> None:
+        self._masks = dict(masks or {})
         self.writer = writer
         self.identifiers = identifiers
         self.loaders: list[LoaderState] = []
@@ -177,9 +182,10 @@ class Run:
         loader = self.loaders[position]
         try:
             columns, arrays = self._rules.split(prediction)
+            ragged, arrays = RaggedEntries.take(arrays, self._masks, prediction)
             recorded, identifiers = self._recorded(loader, batch_idx, prediction, batch), None
             if isinstance(loader.identifiers, CallableIdentifiers):
-                recorded = loader.sample_index(recorded, columns, arrays)
+                recorded = loader.sample_index(recorded, columns, ragged.lengths(arrays))
                 identifiers = loader.identifiers.find(batch, recorded)
             values = self._host_copies.begin(columns | arrays)
         except ZarrowError as error:
@@ -188,7 +194,7 @@ class Run:
         self.finished += 1
         scales = [name for name in values.values if name not in columns and name not in arrays]
         predicted = PredictedBatch(
-            loader, batch_idx, recorded, identifiers, values, (*columns, *scales), tuple(arrays)
+            loader, batch_idx, recorded, identifiers, values, (*columns, *scales), tuple(arrays), ragged
         )
         self._preparing.put(predicted, values.size_bytes)
         if self.writer is not None and (self._wait or self.writer.spec is None):
