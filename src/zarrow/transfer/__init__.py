@@ -55,6 +55,9 @@ EXPORTS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 IMPORTS: tuple[ImportFormat, ...] = get_args(ImportFormat)
 """What `import_` can read."""
 
+_RAGGED = ("npy", "parquet", "huggingface", "lance", "safetensors")
+"""The formats that hold rows of any number of vectors."""
+
 _SUFFIXES = {
     ".npy": "npy",
     ".parquet": "parquet",
@@ -82,9 +85,10 @@ def export(
 
     * ``"npy"``: a folder with ``<array>/<array>_0.npy`` per array and ``metadata/metadata_0.parquet``, as
       embedding-reader (and so autofaiss) and clip-retrieval read it; or, if the target ends in ``.npy``,
-      one array as one file.
+      one array as one file. Of a ragged array the file has all vectors, and ``<array>/counts.npy`` how many
+      each row has.
     * ``"parquet"``: one file with the vectors as ``fixed_size_list`` columns, as embedding-atlas, DuckDB,
-      Polars and Hugging Face's datasets read it.
+      Polars and Hugging Face's datasets read it; ragged arrays as lists of those.
     * ``"huggingface"``: a folder that ``datasets.load_dataset(folder)`` reads and the Hub shows: the Parquet
       file, a dataset card, and the same description in Croissant and RO-Crate.
     * ``"embedding-atlas"``: one Parquet file with the columns and the coordinates of a stored map
@@ -92,7 +96,8 @@ def export(
     * ``"anndata"``: AnnData's Zarr layout, the columns in ``obs``, the arrays in ``obsm``; for
       ``anndata.read_zarr`` and ``read_lazy``. Times become text, and dictionaries their values.
     * ``"lance"``: a Lance dataset. Needs ``pip install pylance``.
-    * ``"safetensors"``: one file with a tensor per array and per numeric column.
+    * ``"safetensors"``: one file with a tensor per array and per numeric column; of a ragged array one of
+      all vectors, and one with the suffix ``_count``.
     * ``"everyquery"``: EveryQuery's predictions, and next to them their embeddings in a file whose name ends
       in ``.embeddings.parquet``.
     * ``"meds"``: a folder with the predictions of each of EveryQuery's tasks in a file of its own, as
@@ -158,7 +163,7 @@ def export(
             return export(
                 opened, path, chosen, columns=columns, arrays=arrays, overwrite=overwrite, progress=progress
             )
-    rows = Outgoing.of(store, columns, arrays, progress)
+    rows = Outgoing.of(store, columns, arrays, progress, ragged=chosen in _RAGGED)
     module = _module(chosen)
     if chosen == "everyquery":
         module.write(rows, path, overwrite=overwrite)  # two files, which it puts into place itself
@@ -186,8 +191,10 @@ def import_(
 
     * ``"npy"``: one ``.npy`` file, with its table in the Parquet file `beside`, or a folder in
       embedding-reader's layout: ``.npy`` files in one folder per array (or directly in it), Parquet files in
-      ``metadata``, each in the order of the numbers in their names.
-    * ``"parquet"``: a file, or a folder of files; lists of numbers of equal length become arrays.
+      ``metadata``, each in the order of the numbers in their names. With ``counts.npy`` beside them, the
+      vectors of a folder are a ragged array.
+    * ``"parquet"``: a file, or a folder of files; lists of numbers of equal length become arrays, and lists
+      of fixed-size lists ragged ones.
     * ``"anndata"``: a Zarr group or ``.h5ad`` file; ``obs`` becomes columns, ``obsm`` and a dense ``X``
       arrays. ``.h5ad`` needs ``pip install h5py``.
     * ``"lance"``: a dataset. Needs ``pip install pylance``.

@@ -60,7 +60,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     obsm.attrs.update(_DICT)
     vectors = {
         array.name: _create(obsm, array.name, array.shape, rows.batch_rows(), array.dtype)
-        for array in rows.arrays
+        for array in rows.fixed
     }
     for start, batch, found in rows.batches():
         stop = start + batch.num_rows

@@ -17,8 +17,10 @@ import json
 import re
 from pathlib import Path
 
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._storage import files
 from zarrow.errors import printable
+from zarrow.store import StoreArray
 from zarrow.transfer._croissant import croissant
 from zarrow.transfer._parquet import write_parquet
 from zarrow.transfer._ro_crate import ro_crate
@@ -49,8 +51,19 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     (scratch / "README.md").write_text(_card(rows, *about[:2]), encoding="utf-8")
 
 
+def _per_row(array: StoreArray | StoreRagged) -> str:
+    if isinstance(array, StoreRagged):
+        return f"any number of {list(array.vector_shape)}"
+    return str(list(array.row_shape))
+
+
+def _axes(array: StoreArray | StoreRagged) -> list[str]:
+    """Return the shape of a row in words."""
+    return ["any" if axis is None else str(axis) for axis in array.shape[1:]]
+
+
 def _summary(rows: Outgoing) -> str:
-    arrays = [f"{one.name} ({' × '.join(map(str, one.row_shape))} {one.dtype.name})" for one in rows.arrays]
+    arrays = [f"{one.name} ({' × '.join(_axes(one))} {one.dtype.name})" for one in rows.arrays]
     return f"{rows.rows:,} rows of a model's predictions; vectors: {', '.join(arrays) or 'none'}."
 
 
@@ -75,7 +88,7 @@ def _card(rows: Outgoing, name: str, text: str) -> str:
         _code(text),
         "",
         *(f"* {_code(one.name)}: {one.type}{', key' * (one.name in keys)}" for one in rows.schema),
-        *(f"* {_code(one.name)}: {one.dtype.name}, {list(one.row_shape)} per row" for one in rows.arrays),
+        *(f"* {_code(one.name)}: {one.dtype.name}, {_per_row(one)} per row" for one in rows.arrays),
         "",
         "Exported from a zarrow store; its provenance:",
         "",

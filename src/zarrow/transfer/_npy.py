@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.ragged import Ragged, RaggedArray
 from zarrow._format.spec import ZARR_DTYPES
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._storage import files
 from zarrow._storage.reading import in_natural_order
 from zarrow.errors import InvalidInputError
@@ -29,7 +31,8 @@ from zarrow.transfer._rows import Incoming, IncomingBatch, Outgoing, batch_rows,
 __all__ = ["read", "write"]
 
 METADATA = "metadata"
-FILES = re.compile(r"([^/]+)/\1_0\.npy|metadata/metadata_0\.parquet")
+COUNTS = "counts.npy"
+FILES = re.compile(r"([^/]+)/(\1_0|counts)\.npy|metadata/metadata_0\.parquet")
 """The files of a folder that `write` makes."""
 
 
@@ -40,6 +43,10 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             raise InvalidInputError(
                 f"{target}: a .npy file holds one array and no columns, got the arrays "
                 f"{', '.join(array.name for array in rows.arrays) or 'none'}: choose one, or name a folder"
+            )
+        if isinstance(rows.arrays[0], StoreRagged):
+            raise InvalidInputError(
+                f"{target}: rows of any number of vectors take a second file with their counts: name a folder"
             )
         with _create(scratch, rows.arrays[0]) as file:
             for _, _, vectors in rows.only([]).batches():
@@ -56,11 +63,14 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             files.make_dir(scratch / array.name)
             path = scratch / array.name / f"{array.name}_0.npy"
             outputs[array.name] = open_files.enter_context(_create(path, array))
+            if isinstance(array, StoreRagged):
+                np.save(scratch / array.name / COUNTS, array.counts)
 
         def batches() -> Iterator[pa.RecordBatch]:
             for _, batch, vectors in rows.batches():
                 for name, found in vectors.items():
-                    np.ascontiguousarray(found).tofile(outputs[name])
+                    values = found.values if isinstance(found, Ragged) else found
+                    np.ascontiguousarray(values).tofile(outputs[name])
                 yield batch
 
         files.make_dir(scratch / METADATA)
@@ -72,10 +82,11 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                 pass
 
 
-def _create(path: Path, array: StoreArray) -> BinaryIO:
-    """Create a ``.npy`` file that only lacks its rows."""
+def _create(path: Path, array: StoreArray | StoreRagged) -> BinaryIO:
+    """Create a ``.npy`` file that only lacks its rows, or of a ragged array its vectors."""
     file = path.open("xb")
-    header = {"shape": array.shape, "fortran_order": False, "descr": array.dtype.str}
+    shape = array.packed.shape if isinstance(array, StoreRagged) else array.shape
+    header = {"shape": shape, "fortran_order": False, "descr": array.dtype.str}
     np.lib.format.write_array_header_2_0(file, header)
     return file
 
@@ -87,7 +98,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
             beside = source / METADATA
         folders = {source.name: source} if any(source.glob("*.npy")) else {}
         folders |= {path.name: path for path in sorted(source.iterdir()) if any(path.glob("*.npy"))}
-        arrays = {name: _Parts(in_natural_order(folder.glob("*.npy"))) for name, folder in folders.items()}
+        arrays = {name: _of_folder(folder) for name, folder in folders.items()}
     else:
         arrays = {source.stem: _Parts([source])}
     arrays = {re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]: parts for name, parts in arrays.items()}
@@ -123,10 +134,44 @@ def read(source: Path, beside: Path | None) -> Incoming:
                     batch, _, index = next(columns)
                     yield batch, found, index
 
-        shapes = {name: (parts.row_shape, parts.dtype) for name, parts in arrays.items()}
+        shapes = {name: parts.facts for name, parts in arrays.items()}
         return Incoming(
             schema=table.schema, arrays=shapes, total=total, batches=read_all, files=opened.pop_all()
         )
+
+
+def _of_folder(folder: Path) -> _Parts | _RaggedParts:
+    files = [path for path in in_natural_order(folder.glob("*.npy")) if path.name != COUNTS]
+    if not files:
+        raise InvalidInputError(f"{folder}: there are counts, but no vectors")
+    parts = _Parts(files)
+    return _RaggedParts(parts, folder / COUNTS) if (folder / COUNTS).exists() else parts
+
+
+class _RaggedParts:
+    """Rows of any number of vectors: mapped files of vectors, and the counts of the rows."""
+
+    def __init__(self, parts: _Parts, counts: Path) -> None:
+        self._parts = parts
+        try:
+            found = np.load(counts, allow_pickle=False)
+        except ValueError as error:
+            raise InvalidInputError(f"{counts}: not a .npy file of numbers: {error}") from error
+        if found.ndim != 1 or found.dtype.kind not in "iu" or (found.size and int(found.min()) < 0):
+            raise InvalidInputError(f"{counts}: counts must be one integer per row, 0 or more")
+        self._counts = found.astype(np.int64)
+        self._offsets = np.concatenate(([0], np.cumsum(self._counts)))
+        if self._offsets[-1] != parts.rows:
+            raise InvalidInputError(
+                f"{counts}: must sum to the number of vectors, {parts.rows}, got {self._offsets[-1]}"
+            )
+        self.rows = len(self._counts)
+        self.row_bytes = max(parts.rows * parts.row_bytes // max(self.rows, 1), 1)
+        self.facts = RaggedArray(parts.row_shape, parts.dtype)
+
+    def read(self, start: int, stop: int) -> Ragged:
+        low, high = int(self._offsets[start]), int(self._offsets[stop])
+        return Ragged(self._parts.read(low, high), self._counts[start:stop])
 
 
 class _Parts:
@@ -158,10 +203,13 @@ class _Parts:
                 )
         if self.dtype not in ZARR_DTYPES:
             raise InvalidInputError(f"{paths[0]}: a store's arrays hold numbers, got dtype {self.dtype}")
+        self.facts = self.row_shape, self.dtype
         self.rows = sum(len(found) for found in self._maps)
         self.row_bytes = int(np.prod(self.row_shape)) * self._maps[0].dtype.itemsize
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        if start == stop:
+            return np.asarray(self._maps[0][:0])
         pieces = []
         for found in self._maps:
             if start < len(found) and stop > 0:

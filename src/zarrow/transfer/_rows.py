@@ -18,8 +18,10 @@ import pyarrow as pa
 
 from zarrow._format.arrow import is_number, lists_as_array, number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
+from zarrow._format.ragged import Ragged, RaggedArray
 from zarrow._format.spec import rows_of
 from zarrow._read.join import Vectors
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 
@@ -63,7 +65,7 @@ class Outgoing:
     store: Store
     schema: pa.Schema
     explicit: bool
-    arrays: tuple[StoreArray, ...]
+    arrays: tuple[StoreArray | StoreRagged, ...]
     progress: Progress | None
 
     @classmethod
@@ -73,18 +75,20 @@ class Outgoing:
         columns: Sequence[str] | None,
         arrays: Sequence[str] | None,
         progress: Progress | None,
+        *,
+        ragged: bool = False,
     ) -> Self:
-        """Return the rows of a store; raise if a name is unknown or not unique."""
+        """Return the rows of a store; raise if a name is unknown or not unique, or may not be ragged."""
         store = store._pinned()  # several passes over it see the same rows
         users = [name for name in store.schema.names if name not in RESERVED_COLUMNS]
         store.join(columns=columns, arrays=arrays)  # reads nothing, but checks the names
         names = users if columns is None else list(dict.fromkeys(columns))
         names_of = [*store.arrays, *store.ragged] if arrays is None else arrays
         chosen = [store[name] for name in names_of]
-        if ragged := [array.name for array in chosen if array.name in store.ragged]:
+        if not ragged and (found := [array.name for array in chosen if array.name in store.ragged]):
             raise InvalidInputError(
-                f"{store.path}: rows of array {ragged[0]!r} have any number of vectors, which this cannot "
-                "export: name other arrays, or pool it first (zarrow.analysis.pool)"
+                f"{store.path}: rows of array {found[0]!r} have any number of vectors, which this format "
+                "cannot hold: name other arrays, or pool it first (zarrow.analysis.pool)"
             )
         if clash := sorted(set(names) & {array.name for array in chosen}):
             raise InvalidInputError(f"{clash} are both columns and arrays: leave one of them out")
@@ -101,6 +105,11 @@ class Outgoing:
     def rows(self) -> int:
         """Number of rows."""
         return self.store.num_rows
+
+    @property
+    def fixed(self) -> tuple[StoreArray, ...]:
+        """The arrays that are not ragged: all of them, in most formats."""
+        return tuple(array for array in self.arrays if not isinstance(array, StoreRagged))
 
     def batch_rows(self) -> int:
         """Return how many rows of these arrays to hold at once."""
@@ -134,7 +143,7 @@ class Incoming:
     ----------
     schema : pyarrow.Schema
         The columns of the store to make.
-    arrays : mapping of str to (row shape, dtype name)
+    arrays : mapping of str to (row shape, dtype name) or RaggedArray
         The arrays.
     total : int
         Number of rows.
@@ -147,7 +156,7 @@ class Incoming:
     """
 
     schema: pa.Schema
-    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    arrays: Mapping[str, tuple[tuple[int, ...], str] | RaggedArray]
     total: int
     batches: Callable[[], Iterator[IncomingBatch]]
     keys: tuple[str, ...] = ()
@@ -168,8 +177,11 @@ def to_arrow(rows: Outgoing, *, tensor: bool = False) -> tuple[pa.Schema, Iterat
     fields = list(rows.schema)
     for array in rows.arrays:
         kind = pa.from_numpy_dtype(array.dtype)
-        for axis in reversed(array.row_shape if not tensor else (int(np.prod(array.row_shape)),)):
+        shape = array.vector_shape if isinstance(array, StoreRagged) else array.row_shape
+        for axis in reversed(shape if not tensor else (int(np.prod(shape)),)):
             kind = pa.list_(pa.field("element", kind, nullable=False), axis)
+        if isinstance(array, StoreRagged):
+            kind = pa.list_(pa.field("element", kind, nullable=False))
         fields.append(pa.field(array.name, kind, nullable=False))
     schema = pa.schema(fields)
 
@@ -177,8 +189,15 @@ def to_arrow(rows: Outgoing, *, tensor: bool = False) -> tuple[pa.Schema, Iterat
         for _, batch, vectors in rows.batches():
             columns = list(batch.columns)
             for array in rows.arrays:
-                values = pa.array(np.ascontiguousarray(vectors[array.name]).reshape(-1))
-                columns.append(_listed(values, schema.field(array.name).type))
+                found, kind = vectors[array.name], schema.field(array.name).type
+                flat = found.values if isinstance(found, Ragged) else found
+                values = pa.array(np.ascontiguousarray(flat).reshape(-1))
+                if isinstance(found, Ragged):
+                    values = _listed(values, kind.value_type)
+                    offsets = pa.array(found.offsets.astype(np.int32))
+                    columns.append(pa.ListArray.from_arrays(offsets, values, type=kind))
+                else:
+                    columns.append(_listed(values, kind))
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     return schema, batches()
@@ -207,8 +226,8 @@ def from_arrow(
     where : Path
         The source, for messages.
     """
-    found = {column.name: _row_shape(first[column.name]) for column in first.schema}
-    arrays = {name: shape for name, shape in found.items() if shape is not None}
+    found = {column.name: _facts_of(first[column.name]) for column in first.schema}
+    arrays = {name: facts for name, facts in found.items() if facts is not None}
     indexed = SAMPLE_INDEX in first.schema.names and pa.types.is_integer(
         first.schema.field(SAMPLE_INDEX).type
     )
@@ -224,8 +243,8 @@ def from_arrow(
         done = 0
         for batch in batches():
             vectors = {
-                name: _vectors(batch[name], shape, kind, f"{where}: column {name!r}, rows from {done} on")
-                for name, (shape, kind) in arrays.items()
+                name: _vectors(batch[name], facts, f"{where}: column {name!r}, rows from {done} on")
+                for name, facts in arrays.items()
             }
             index = None
             if indexed:
@@ -238,8 +257,21 @@ def from_arrow(
     return Incoming(schema=schema, arrays=arrays, total=total, batches=read)
 
 
+def _facts_of(column: pa.Array) -> tuple[tuple[int, ...], str] | RaggedArray | None:
+    """Return row shape and dtype of a column that holds vectors, judging by a first batch; else None.
+
+    Lists of lists of a fixed size are rows of any number of vectors.
+    """
+    kind = column.type
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_fixed_size_list(
+        kind.value_type
+    ):
+        facts = _row_shape(column.flatten())
+        return None if facts is None else RaggedArray(*facts)
+    return _row_shape(column)
+
+
 def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
-    """Return row shape and dtype of a column that holds vectors, judging by a first batch; else None."""
     shape: list[int] = []
     kind = column.type
     while any(is_list(kind) for is_list in _LISTS):
@@ -256,9 +288,15 @@ def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
     return tuple(shape), number_dtype(kind).name
 
 
-def _vectors(column: pa.Array, shape: tuple[int, ...], kind: str, what: str) -> npt.NDArray[Any]:
+def _vectors(
+    column: pa.Array, facts: tuple[tuple[int, ...], str] | RaggedArray, what: str
+) -> npt.NDArray[Any] | Ragged:
     """Return lists as an array; raise unless all of them have that shape."""
     try:
+        if isinstance(facts, RaggedArray):
+            rows = Ragged.of(column)
+            return Ragged(rows.values.astype(facts.dtype, copy=False), rows.counts)
+        shape, kind = facts
         return lists_as_array(column, shape).astype(kind, copy=False)
     except InvalidInputError as error:
         raise InvalidInputError(f"{what}: {error}") from error

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format.arrow import is_number, number_dtype
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._storage import files
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Outgoing
@@ -37,6 +38,7 @@ _DTYPES = {
     "float64": "F64",
 }
 _ALIGNMENT = 8
+COUNT = "_count"
 
 
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
@@ -49,7 +51,18 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     dtypes = {field.name: number_dtype(field.type) for field in rows.schema}
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(numbers, (rows.rows,))
     for array in rows.arrays:
-        dtypes[array.name], shapes[array.name] = array.dtype, array.shape
+        dtypes[array.name] = array.dtype
+        if not isinstance(array, StoreRagged):
+            shapes[array.name] = array.shape
+            continue
+        count = f"{array.name}{COUNT}"
+        if count in dtypes:
+            raise InvalidInputError(f"{count!r} is the tensor of the counts of {array.name!r}: leave it out")
+        shapes[array.name], shapes[count], dtypes[count] = (
+            array.packed.shape,
+            (rows.rows,),
+            np.dtype(np.int64),
+        )
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "zarrow_uuid": rows.store.uuid}}
     offsets, end = {}, 0
     # Widest values first, so that every tensor starts at a multiple of its values' size.
@@ -62,12 +75,22 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             "data_offsets": [end, end + size_bytes],
         }
         end += size_bytes
+    vectors_of = [array.name for array in rows.arrays if isinstance(array, StoreRagged)]
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
     fd = files.create(scratch)
     try:
         files.write(fd, len(encoded).to_bytes(8, "little") + encoded, 0)
+        first_vectors = dict.fromkeys(vectors_of, 0)
         for start, batch, vectors in rows.batches():
+            for name in vectors_of:
+                found = vectors[name]
+                vectors[f"{name}{COUNT}"] = found.counts
+                data = np.ascontiguousarray(found.values, dtypes[name])
+                offset = 8 + len(encoded) + offsets[name] + first_vectors[name]
+                files.write(fd, data.reshape(-1).view(np.uint8).data, offset)
+                first_vectors[name] += data.nbytes
+                del vectors[name]
             for name, values in (*zip(batch.schema.names, batch.columns, strict=True), *vectors.items()):
                 if isinstance(values, pa.Array):
                     if values.null_count:
