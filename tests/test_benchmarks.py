@@ -94,3 +94,14 @@ def test_quantized_vectors_are_compared(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script, *words], check=True, capture_output=True, text=True)
     assert 0.8 < float(done.stdout.split()[-1]) <= 1
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == 700
+
+
+def test_ragged_arrays_are_compared() -> None:
+    """Every task of every contender is measured."""
+    words = ["--rows", "60", "--width", "8", "--repeat", "1", "--search-rows", "30", "--dtype", "float32"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "ragged.py"), *words], check=True, capture_output=True, text=True
+    )
+    for task in ("write", "row", "rows", "scan", "maxsim"):
+        assert f"| {task} " in done.stdout
+    assert "60 rows" in done.stdout

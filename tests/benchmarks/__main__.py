@@ -27,6 +27,7 @@ PARTS: dict[str, list[str]] = {
     "writers, large batches": ["writers.py", "--batch-rows", "2048", "--only", "raw", "zarrow", "lance"],
     "writers, narrow": ["writers.py", *NARROW, "--only", "raw", "zarrow", "lance"],
     "writers, wide": ["writers.py", "--width", "4096", "--rows", "80000", "--only", "raw", "zarrow", "lance"],
+    "ragged": ["ragged.py"],
     "writers, float16": ["writers.py", "--kind", "float16", "--only", "raw", "zarrow", "zarrow-blosc"],
     "writers, bf16 values": ["writers.py", "--kind", "bf16", "--only", "raw", "zarrow", "zarrow-blosc"],
     "writers, with a model": ["writers.py", "--step-ms", "5", "--only", "nothing", "zarrow", "zarrow-copy"],

@@ -12,6 +12,7 @@ import bisect
 import operator
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,6 +159,9 @@ class StoreRagged:
         self._array = array
         self._reopen = reopen
         self._extents = StoreArray(view, view.spec.array(extent_name(array.name)), reopen)
+        # Whether a segment's files can be kept at hand, since mapping them reads nothing.
+        self._is_near = array.is_plain and isinstance(view.snapshot.root, Path)
+        self._near: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any], int]] = {}
 
     # Properties
 
@@ -280,6 +284,8 @@ class StoreRagged:
             if not -count <= rows < count:
                 raise IndexError(f"index {rows} is out of bounds for axis 0 with size {count}")
             row = rows + count if rows < 0 else rows
+            if self._is_near:
+                return self._row(row)
             offset, vectors = self._located(row, row + 1)
             first = int(offset[0])
             return self._vectors.read(first, first + int(vectors[0]))
@@ -288,6 +294,20 @@ class StoreRagged:
             if step == 1:
                 return self.read(start, max(start, stop))
         return self.take(rows)
+
+    def _row(self, row: int) -> npt.NDArray[Any]:
+        """Return a row's vectors: a slice of the file of its segment, which is looked up once."""
+        number = bisect.bisect_right(self._starts, row) - 1
+        near = self._near.get(number)
+        if near is None:
+            block, stop = self._found[1][number], (*self._starts, len(self))[number + 1]
+            where = self._extents.read(block.start, stop)
+            near = self._near[number] = where, self._vectors.read(block.first, block.stop), block.start
+        where, vectors, start = near
+        offset, count = where[row - start].tolist()
+        if not 0 <= offset <= offset + count <= len(vectors):
+            raise self._lying()
+        return vectors[offset : offset + count]
 
     def read(self, start: int, stop: int, *, check: Check = None) -> Ragged:
         """Return consecutive rows.
@@ -365,6 +385,7 @@ class StoreRagged:
 
     def release(self) -> None:
         """Tell the kernel that the memory of rows that were read can be used for something else."""
+        self._near.clear()
         self._vectors.release()
         self._extents.release()
 
@@ -374,6 +395,10 @@ class StoreRagged:
     def _found(self) -> tuple[_Vectors, tuple[Block, ...]]:
         extents, blocks = find_vectors(self._view, self._array)
         return _Vectors(self._view, self._array, self._reopen, extents), blocks
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        return tuple(block.start for block in self._found[1])
 
     @property
     def _vectors(self) -> _Vectors:
@@ -426,8 +451,11 @@ class StoreRagged:
         within, counts = extents[:, 0], extents[:, 1]
         room = stop - first
         if ((within < 0) | (counts < 0) | (within > room) | (counts > room - within)).any():
-            raise CorruptionError(
-                f"says that rows of array {self.name!r} have vectors that their segment does not have",
-                path=f"{self._view.snapshot.root}: array {self._extents.name!r}",
-            )
+            raise self._lying()
         return within + first, counts
+
+    def _lying(self) -> CorruptionError:
+        return CorruptionError(
+            f"says that rows of array {self.name!r} have vectors that their segment does not have",
+            path=f"{self._view.snapshot.root}: array {self._extents.name!r}",
+        )
