@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import tempfile
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--search-rows", type=int, default=6_000, help="rows that torch has padded in memory")
+    parser.add_argument("--json", type=Path, help="file for the seconds of every round")
     options = parser.parse_args()
     given = rows_of(options.rows, options.width, options.dtype)
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -200,6 +202,8 @@ def main() -> None:
         took = statistics.median(found)
         ratio = "" if contender == "zarrow" else f"{own / took:.2f}"
         lines.append([task, contender, f"{took * 1e3:,.1f} ms", ratio])
+    if options.json is not None:
+        options.json.write_text(json.dumps({"/".join(who): found for who, found in seconds.items()}))
     print(f"{len(given):,} rows, {len(given.values):,} vectors of {options.width} {options.dtype}")
     print(versions("numpy", "lance", "duckdb", "torch"))
     show_table(["task", "contender", "median", "zarrow / it"], lines)
