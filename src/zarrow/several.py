@@ -202,6 +202,11 @@ class Union:
             return self.arrays[name]
         if name in self.left_out:
             raise UnknownNameError(f"array {name!r} is not in the view: {self.left_out[name]}")
+        if any(name in store.ragged for store in self.stores.values()):
+            raise InvalidInputError(
+                f"array {name!r} has any number of vectors per row, which a union does not show: take it "
+                "from one store at a time (union.stores)"
+            )
         raise unknown_name("array", name, list(self.arrays))
 
     def __len__(self) -> int:

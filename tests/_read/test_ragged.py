@@ -446,3 +446,12 @@ def test_what_needs_one_vector_per_row_says_so(tmp_path):
     ):
         with pytest.raises(InvalidInputError, match="pool"):
             ask()
+
+
+def test_a_union_says_that_it_shows_no_ragged_arrays(tmp_path):
+    for name in ("a", "b"):
+        _write(tmp_path / name, np.array([2, 0, 3]))
+    union = zarrow.union({name: tmp_path / name for name in ("a", "b")})
+    assert len(union["e"]) == 6
+    with pytest.raises(InvalidInputError, match="one store at a time"):
+        union["t"]

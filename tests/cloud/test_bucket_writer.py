@@ -265,3 +265,27 @@ def test_a_killed_predict_run_goes_on(bucket, tmp_path, monkeypatch, same_machin
     assert table["sample_index"].to_pylist() == table["id"].to_pylist()
     assert (store["query_embed"][:, 0] == table["id"].to_numpy() * 2).all()
     assert SECRET not in repr(store.provenance)
+
+
+def test_rows_of_any_number_of_vectors(bucket):
+    """A ragged array is filled by several writers in turn, completed, and loses nothing to a clean-up."""
+    url, options = bucket.url("ragged.zarrow"), {"storage_options": bucket.options}
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 6, 300)
+    tokens = zarrow.Ragged(rng.standard_normal((counts.sum(), 5)).astype("f4"), counts)
+    for stop in (30, 100, 300):
+        with zarrow.Writer(url, mode="a", segment_rows=64, keys=["id"], **options) as writer:
+            for start in range(writer.accepted_rows, stop, 20):
+                ids = np.arange(start, min(start + 20, stop))
+                writer.append({"id": ids}, {"t": tokens[ids]})
+            writer.close()
+        with zarrow.open(url, partial=True, **options) as store:
+            assert store["t"][:] == tokens[store.table(["id"])["id"].to_pylist()]
+    with zarrow.Writer(url, mode="a", **options) as writer:
+        writer.finalize()
+    assert zarrow.repair(url, remove_unreferenced=True, **options).nothing_to_do
+    with zarrow.open(url, **options) as store:
+        ids = store.table(["id"])["id"].to_pylist()
+        assert sorted(ids) == list(range(300))
+        assert store["t"].take([5, 3, 299], check="crc") == tokens[[ids[5], ids[3], ids[299]]]
+    assert not zarrow.verify(url, "full", **options).findings

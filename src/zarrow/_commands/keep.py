@@ -278,8 +278,8 @@ def remove(
     import zarrow
 
     with zarrow.open(path, partial=True) as store:
-        if name in store.arrays or name in store.columns:
-            kind = "an array" if name in store.arrays else "a column"
+        if name in store.arrays or name in store.ragged or name in store.columns:
+            kind = "a column" if name in store.columns else "an array"
             raise InvalidInputError(
                 f"{path}: {name!r} is {kind} of the run, and only derived arrays can be removed: export what "
                 "is to stay (zarrow export --columns, --arrays) and import it as another store"

@@ -35,7 +35,7 @@ def unreferenced(place: ObjectPath) -> Iterator[str]:
         If there is no store, or one that writers may be filling.
     """
     snapshot = take_view(place, partial=False).snapshot
-    axes = {array.name: len(array.row_shape) for array in snapshot.spec.arrays}
+    axes = {array.name: array.shard_ndim for array in snapshot.spec.arrays}
     documents = {layout.STORE_JSON, layout.MANIFEST_JSON, layout.STATISTICS, f"{layout.ARRAYS_DIR}/zarr.json"}
     documents |= {f"{layout.array_dir(name)}/zarr.json" for name in axes}
     for path in place.names():

@@ -244,7 +244,7 @@ class Bucket:
             segment=number, rows=table.num_rows, arrays=shards, part=facts, sources=tuple(sources)
         )
         names = {
-            layout.shard_path(array.name, number, len(array.row_shape)): layout.rows_name(array.name)
+            array.shard_path(number): layout.rows_name(array.name)
             for array in spec.arrays
             if shards[array.name].size_bytes
         }
@@ -349,7 +349,7 @@ class Bucket:
         for number in {*numbers, *catalog.claim_numbers(self.place)}:
             if not catalog.has_record(self.place, number):
                 for array in spec.arrays:
-                    self.place.delete(layout.shard_path(array.name, number, len(array.row_shape)))
+                    self.place.delete(array.shard_path(number))
                 self.place.delete(layout.part_path(number))
             self.place.delete(layout.claim_path(number))
         self._mine = []

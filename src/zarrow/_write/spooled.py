@@ -219,7 +219,7 @@ class SpooledStore:
     def create(self, spec: StoreSpec) -> None:
         """Create the store, here and in the bucket."""
         for array in spec.arrays:
-            if spec.segment_rows * array.row_bytes > _MAX_PUT_BYTES:
+            if not array.is_ragged and spec.segment_rows * array.row_bytes > _MAX_PUT_BYTES:
                 raise InvalidInputError(
                     f"{self.place}: a shard must have at most {_MAX_PUT_BYTES:,} bytes in a bucket, and that "
                     f"of array {array.name!r} would have {spec.segment_rows * array.row_bytes:,}: choose a "
@@ -230,7 +230,8 @@ class SpooledStore:
 
     def waiting_segments(self, spec: StoreSpec) -> int:
         """Return how many full segments may wait for their upload, so that the spool stays bounded."""
-        size_bytes = spec.segment_rows * max(sum(array.row_bytes for array in spec.arrays), 1)
+        size_bytes = max(spec.segment_rows * spec.fixed_bytes, 1)
+        size_bytes += layout.MAX_SHARD_BYTES * len(spec.ragged)  # about what a segment of them has
         return max(1, min(_SPOOL_BYTES // size_bytes, _MAX_WAITING))
 
     def recover(self, spec: StoreSpec) -> tuple[int, int]:
