@@ -9,7 +9,7 @@ from crash.workloads import WORKLOADS, record
 
 pytestmark = pytest.mark.slow
 
-STATES = {"ci": 1_700, "long": 35_000}  # for each of six workloads
+STATES = {"ci": 900, "long": 35_000}  # for each of eight workloads
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
