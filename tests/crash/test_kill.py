@@ -30,7 +30,7 @@ def test_every_change_of_the_disk_goes_through_the_table_of_calls(name):
 def test_a_kill_at_any_call_loses_no_accepted_row(name, figures, profile):
     """After a SIGKILL before or within any call, accepted rows are there once and the run can continue."""
     recording = record(WORKLOADS[name])
-    tally = judge_all(kills(recording), WORKLOADS[name], thorough_every=3 if profile == "ci" else 1)
+    tally = judge_all(kills(recording), WORKLOADS[name], thorough_every=6 if profile == "ci" else 1)
     figures("kill and tear at every call", calls=len(recording.log), states=tally.states, bad=len(tally.bad))
     assert not tally.bad, "\n".join(tally.bad)
 

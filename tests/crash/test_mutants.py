@@ -310,10 +310,10 @@ def _one_tail_file_instead_of_two():
 @contextlib.contextmanager
 def _packing_resumed_from_the_beginning():
     def pack(real):
-        def again(root, spec, dead, *args, **options):
+        def again(root, spec, owner, dead, *args, **options):
             for one in dead.values():
                 one.start = 0
-            real(root, spec, dead, *args, **options)
+            real(root, spec, owner, dead, *args, **options)
 
         return again
 

@@ -107,7 +107,7 @@ def has_bounds(kind: pa.DataType) -> bool:
 
 
 def _width(kind: pa.DataType) -> int | None:
-    """Return the bytes of a value of a type, in a record; None if they differ."""
+    r"""Return the bytes of a value of a type, in a record; None if they differ."""
     if isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind) or pa.types.is_null(kind):
         return None
     try:
@@ -134,7 +134,7 @@ def column_statistics(table: pa.Table) -> dict[str, ColumnStatistics]:
     --------
     >>> found = column_statistics(pa.table({"n": pa.array([3, None, -1], pa.int8())}))
     >>> found["n"]
-    ColumnStatistics(nulls=1, nans=0, low=b'\\xff', high=b'\\x03')
+    ColumnStatistics(nulls=1, nans=0, low=b'\xff', high=b'\x03')
     """
     found: dict[str, ColumnStatistics] = {}
     left = _MAX_OF_SEGMENT_BYTES

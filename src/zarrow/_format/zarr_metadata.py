@@ -201,7 +201,8 @@ def comparable(data: bytes) -> Any:
         found.setdefault("storage_transformers", [])
         consolidated = found.pop("consolidated_metadata", None) or {}
         for one in consolidated["metadata"].values() if consolidated else ():
-            one["attributes"] = {}
+            own = one.get("attributes") or {}
+            one["attributes"] = {name: own[name] for name in own if name == "zarrow"}
             one.setdefault("storage_transformers", [])
     except (AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError("not Zarr metadata") from error

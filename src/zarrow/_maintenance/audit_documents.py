@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Any
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
@@ -256,7 +255,7 @@ def audit_metadata(documents: DocumentsAudit, owners: Iterable[Owner]) -> None:
         fits = {
             rows: found == expected and consolidated in ({}, arrays)
             for rows in (documents.rows, *stale)
-            for expected, arrays in (comparable(make(rows, _widths(documents, rows, found, consolidated))),)
+            for expected, arrays in (comparable(make(rows, _widths(documents, rows))),)
         }
         if fits[documents.rows]:
             continue
@@ -281,21 +280,13 @@ def _array_json(spec: StoreSpec, array: ArraySpec, rows: int, widths: dict[str, 
     return zarr_metadata.array_json(spec, array, rows, width=widths.get(array.name, 0))
 
 
-def _widths(documents: DocumentsAudit, rows: int, found: Any, consolidated: Any) -> dict[str, int]:
-    """Return the most vectors of a segment, for each ragged array, that Zarr's metadata should state.
-
-    What they state may be more: a segment that had more may have been set aside since.
-    """
-    widths = {}
+def _widths(documents: DocumentsAudit, rows: int) -> dict[str, int]:
+    """Return the most vectors of a segment, for each ragged array, as Zarr's metadata must state them."""
     full = documents.spec.segment_rows
-    for array in documents.spec.ragged:
-        counts = [one.items(array) for number, one in documents.records.items() if number * full < rows]
-        least, most = max(counts, default=0), array.shard_rows(full)
-        stated = found if "shape" in found else consolidated.get("metadata", {}).get(array.name, {})
-        shape = stated.get("shape")
-        width = shape[1] if isinstance(shape, list) and len(shape) > 1 else None
-        widths[array.name] = width if type(width) is int and least <= width <= most else least
-    return widths
+    shown = [one for number, one in documents.records.items() if number * full < rows]
+    return {
+        array.name: max((one.items(array) for one in shown), default=0) for array in documents.spec.ragged
+    }
 
 
 def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:

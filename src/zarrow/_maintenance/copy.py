@@ -267,7 +267,9 @@ class _Copy:
         """Go on with an unfinished copy of this store; refuse anything else."""
         mark = self._scratch / _MARK
         names = set(os.listdir(self._incoming)) - {layout.OPEN_DIR}
-        if names and not (mark.is_file() and mark.read_bytes() == declaration):
+        # Without its mark it may be whole, and was about to get its name.
+        known = (mark, self._incoming / layout.STORE_JSON)
+        if names and not any(one.is_file() and one.read_bytes() == declaration for one in known):
             raise NotAStoreError(
                 f"{self._incoming}: the copy would grow here, but there is something that is no unfinished "
                 "copy of this store: move it away"

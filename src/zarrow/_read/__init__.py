@@ -20,6 +20,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `extents`               runs of rows of an array that one object reads, and their checksums
 `shard_files`           the files of plain shards: found, opened, checked
 `mapping`               plain shards, mapped one behind the other as one ndarray
+`ragged_rows`           a ragged array as users hold it: rows of any number of vectors
 `ranged`                plain shards in a bucket, read by ranges
 `chunks`                compressed shards, decoded chunk by chunk
 `shard_rows`            rows of one shard file, compared with their checksums

@@ -61,7 +61,7 @@ class KnownSegments:
     >>> from zarrow._read.filters import read_filter
     >>> schema = pa.schema({"row": pa.int64()})
     >>> known = KnownSegments([range(4), range(4, 8)], schema, None)
-    >>> known.segments(read_filter(pc.field("row") > 5, schema))
+    >>> known.among([0, 1], read_filter(pc.field("row") > 5, schema))
     [1]
     """
 

@@ -59,6 +59,7 @@ def collate(rows: Sequence[TensorBatch]) -> TensorBatch:
     Examples
     --------
     >>> import zarrow.testing
+    >>> from zarrow.torch import StoreDataset
     >>> dataset = StoreDataset(zarrow.testing.example_store(), columns=["occurs_prob"])
     >>> collate([dataset[0], dataset[4999]])["occurs_prob"]
     tensor([0.0000, 0.9998], dtype=torch.float64)

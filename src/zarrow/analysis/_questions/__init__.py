@@ -8,6 +8,8 @@ or of its own, and returns a frozen dataclass:
 `column_facts`          the columns' part of it, computed by DuckDB
 `pca`                   the directions of most variance
 `nearest`               the rows nearest to some queries, exactly
+`late_interaction`      the same of a ragged array, for queries of several vectors
+`pool`                  one vector per row from any number of them
 `neighbour_index`       an index for approximate search, and the searches
 `texts`                 a question in words as a vector
 `map`                   a place in two dimensions for each row
