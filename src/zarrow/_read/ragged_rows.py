@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedVectors", "StoreRagged"]
 
+_RUN_VECTORS = 4
+"""From how many vectors per row on a gather copies rows, not vectors."""
+
 
 class _Vectors(StoreArray):
     """The vectors of all rows, segment behind segment."""
@@ -371,7 +374,12 @@ class StoreRagged:
         """
         check_option(check)
         numbers = row_numbers(rows, len(self))
-        offsets, counts = self._placed(numbers, self._extents.take(numbers, check=check))
+        extents = self._extents.take(numbers, check=check)
+        if self._is_near and check is None and int(extents[:, 1].sum()) >= _RUN_VECTORS * len(numbers) > 0:
+            # Rows of several vectors are copied as they lie, each at once.
+            pieces = [self._row(row) for row in numbers.tolist()]
+            return Ragged(np.concatenate(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces)))
+        offsets, counts = self._placed(numbers, extents)
         ends = np.cumsum(counts)
         vectors = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(offsets - (ends - counts), counts)
         return Ragged(self._vectors.take(vectors, check=check), counts)
