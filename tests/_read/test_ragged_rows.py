@@ -434,7 +434,9 @@ def test_looks(tmp_path):
 
 def test_what_needs_one_vector_per_row_says_so(tmp_path):
     pytest.importorskip("sklearn")
+    pytest.importorskip("torch")
     import zarrow.analysis
+    import zarrow.torch
 
     _write(tmp_path / "s", np.array([2, 0, 3] * 5))
     store = zarrow.open(tmp_path / "s")
@@ -443,6 +445,7 @@ def test_what_needs_one_vector_per_row_says_so(tmp_path):
         lambda: zarrow.analysis.describe(store, arrays=["t"]),
         lambda: zarrow.analysis.probe(store, "id", array="t"),
         lambda: zarrow.analysis.compare(store, store, array="t"),
+        lambda: zarrow.torch.StoreDataset(store, arrays=["t"]),
     ):
         with pytest.raises(InvalidInputError, match="pool"):
             ask()

@@ -63,7 +63,10 @@ class Source:
         if isinstance(arrays, str):
             raise InvalidInputError(f"arrays must be a list of names, got {arrays!r}")
         names = list(self.store.arrays) if arrays is None else list(arrays)
-        self.arrays = [self.store[name].name for name in names]
+        found = [self.store[name] for name in names]
+        for array in found:
+            _ = array.row_shape  # a ragged array raises here, and says what to do
+        self.arrays = [array.name for array in found]
         self._pin_memory = pin_memory
         self._forget()
 
