@@ -4,15 +4,17 @@
 * `StoreIterableDataset` yields batches in the order of the files, every row once over all ranks and
   workers, shuffled by block and within a buffer.
 
-Both yield dicts of tensors in the dtypes of the columns and arrays; strings and other objects come as
-lists. Timestamps and durations are int64 in the column's unit. A null in a column of integers or booleans
-is an error unless `fill_values` replaces it; in floats it is NaN, in strings None.
+Both yield dicts of tensors in the dtypes of the columns and arrays; strings and other objects come as lists,
+and arrays with any number of vectors per row as jagged tensors, or padded ones with a mask. Timestamps and
+durations are int64 in the column's unit. A null in a column of integers or booleans is an error unless
+`fill_values` replaces it; in floats it is NaN, in strings None.
 
 Tensors may be written to, because a gather copies anyway. With ``writable=False`` they are the mapped files
 where rows lie together: nothing is copied, and writing to such a tensor kills the process. Reads only.
 
 Behind them, in the order in which a batch is made: `_order` (which rows), `_source` (read as tensors),
-`_memory` (where they are put), `_ahead` (in a thread), `_rows` (what torch takes for a list of rows).
+`_ragged` (rows of any number of vectors), `_memory` (where they are put), `_ahead` (in a thread), `_rows`
+(what torch takes for a list of rows).
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ except ImportError as error:
 from zarrow.torch._ahead import ahead
 from zarrow.torch._order import Order
 from zarrow.torch._progress import Progress
+from zarrow.torch._ragged import Form
 from zarrow.torch._rows import BatchRows, collate
 from zarrow.torch._source import Source, TensorBatch
 from zarrow.torch._stream import Stream
@@ -54,6 +57,8 @@ __all__ = ["StoreDataset", "StoreIterableDataset", "collate"]
 _BLOCK_ROWS = 1024
 _BUFFER_ROWS = 65_536
 _BUFFER_BLOCKS = 64
+_BUFFER_BYTES = 1 << 30
+"""Of compressed ragged arrays, whose rows are as large as they happen to be."""
 
 
 class StoreDataset(Dataset[TensorBatch]):
@@ -69,6 +74,11 @@ class StoreDataset(Dataset[TensorBatch]):
         The narrow columns; all by default.
     arrays : list of str, optional
         The arrays; all by default.
+    ragged : {"jagged", "padded"}
+        What an array with any number of vectors per row becomes: a nested tensor of layout `torch.jagged`,
+        shape (rows, any, *vector_shape); or a tensor of shape (rows, longest, *vector_shape) with zeros
+        behind the vectors, and ``<name>_mask``, bool, shape (rows, longest). The shape of a single row,
+        ``dataset[i]``, is (count, *vector_shape) in both.
     filter : pyarrow.compute.Expression, optional
         Which rows, as in `Store.table`. Takes 8 bytes of memory per row that passes.
     fill_values : dict of str to value, optional
@@ -96,10 +106,11 @@ class StoreDataset(Dataset[TensorBatch]):
         *,
         columns: Sequence[str] | None = None,
         arrays: Sequence[str] | None = None,
+        ragged: Form = "jagged",
         filter: pc.Expression | None = None,
         fill_values: Mapping[str, object] | None = None,
     ) -> None:
-        self._source = Source(store, columns, arrays, fill_values)
+        self._source = Source(store, columns, arrays, ragged, fill_values)
         self._rows = _chosen(self._source, filter)
 
     @property
@@ -116,12 +127,12 @@ class StoreDataset(Dataset[TensorBatch]):
 
     def __getitem__(self, index: int) -> TensorBatch:
         """Return one row: tensors without the batch axis."""
-        batch = self._source.take(self._numbers([index]))
-        return {name: values[0] for name, values in batch.items()}
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[TensorBatch]:
         """Return the rows of a batch, read in one go; a DataLoader calls this."""
-        return BatchRows(self._source.take(self._numbers(indices)), len(indices))
+        ragged = dict.fromkeys(self._source.ragged_names, self._source.form)
+        return BatchRows(self._source.take(self._numbers(indices)), len(indices), ragged)
 
     def _numbers(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         numbers = row_numbers(indices, len(self))
@@ -147,6 +158,8 @@ class StoreIterableDataset(IterableDataset[TensorBatch]):
         Rows of a batch; the last one of a block or buffer may be shorter.
     columns, arrays : list of str, optional
         As in `StoreDataset`.
+    ragged : {"jagged", "padded"}
+        As in `StoreDataset`.
     filter : pyarrow.compute.Expression, optional
         Which rows, as in `StoreDataset`.
     shuffle : bool
@@ -159,7 +172,8 @@ class StoreIterableDataset(IterableDataset[TensorBatch]):
         Rows that are read together: by default a segment, or if shuffled a chunk (about 1 MiB).
     buffer_rows : int, optional
         Rows that are shuffled together: as many blocks as fit, at least one. By default 65,536 or 64 blocks,
-        whichever is more. Compressed arrays are held in memory for that many rows; others stay on disk.
+        whichever is more; with compressed ragged arrays no more than 1 GiB of their vectors. Compressed
+        arrays are held in memory for that many rows; others stay on disk.
     rank, world_size : int, optional
         Which share of the blocks; by default that of `torch.distributed` when the iteration begins.
     writable : bool
@@ -197,6 +211,7 @@ class StoreIterableDataset(IterableDataset[TensorBatch]):
         *,
         columns: Sequence[str] | None = None,
         arrays: Sequence[str] | None = None,
+        ragged: Form = "jagged",
         filter: pc.Expression | None = None,
         shuffle: bool = False,
         seed: int = 0,
@@ -209,7 +224,7 @@ class StoreIterableDataset(IterableDataset[TensorBatch]):
         pin_memory: bool = False,
         fill_values: Mapping[str, object] | None = None,
     ) -> None:
-        self._source = Source(store, columns, arrays, fill_values, pin_memory=pin_memory)
+        self._source = Source(store, columns, arrays, ragged, fill_values, pin_memory=pin_memory)
         for name, value in (
             ("batch_size", batch_size),
             ("block_rows", block_rows),
@@ -352,15 +367,18 @@ def _order(
     store = source.store
     segment_rows = store.segment_rows
     if block_rows is None:
-        chunks = [store[name].chunks[0] for name in source.arrays]
-        block_rows = min(max(chunks, default=_BLOCK_ROWS), segment_rows) if shuffle else segment_rows
+        block_rows = min(source.chunk_rows or _BLOCK_ROWS, segment_rows) if shuffle else segment_rows
+    if buffer_rows is None:
+        buffer_rows = max(_BUFFER_ROWS, _BUFFER_BLOCKS * block_rows)
+        if held := source.held_ragged_bytes:
+            buffer_rows = max(min(buffer_rows, _BUFFER_BYTES // held), block_rows)
     return Order(
         rows=store.num_rows if chosen is None else len(chosen),
         batch_size=int(batch_size),
         shuffle=bool(shuffle),
         seed=int(seed),
         block_rows=int(block_rows),
-        buffer_rows=int(buffer_rows or max(_BUFFER_ROWS, _BUFFER_BLOCKS * block_rows)),
+        buffer_rows=int(buffer_rows),
         segment_rows=segment_rows,
         group_rows=CACHE_BYTES // 2 // max(source.column_bytes, 1),
         rank=0,

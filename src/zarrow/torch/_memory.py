@@ -210,11 +210,11 @@ def _pass(batch: SharedBatch) -> tuple[Any, ...]:
     if passage.passed or not inside <= same:  # passed before, or changed by the user
         return dict, (dict(batch),)
     passage.passed.append(True)
-    # As a tensor, every column would need shared memory of its own.
+    # As a tensor, every column would need shared memory of its own, as those of ragged arrays do.
     columns = {
         name: value.numpy()
         for name, value in batch.items()
-        if name in same - inside and isinstance(value, torch.Tensor)
+        if name in same - inside and isinstance(value, torch.Tensor) and value.dim() == 1
     }
     rest = {name: value for name, value in batch.items() if name not in inside and name not in columns}
     shared = None if passage.slots.memory[_SEEN] else passage.slots.shared

@@ -7,27 +7,45 @@ here what to do with a `_Row`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrow.errors import InvalidInputError
+from zarrow.torch._ragged import Form, joined
 from zarrow.torch._source import TensorBatch
 
 __all__ = ["BatchRows", "collate"]
 
 
 class _Row(dict[str, Any]):
-    """A row of a batch, by which ``default_collate`` knows whom to ask."""
+    """A row of a batch, by which ``default_collate`` knows whom to ask, and how rows are joined."""
+
+    def __init__(self, values: Mapping[str, Any], ragged: Mapping[str, Form]) -> None:
+        super().__init__(values)
+        self.ragged = ragged
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Row, (dict(self), dict(self.ragged))
 
 
 class BatchRows(Sequence[TensorBatch]):
-    """A batch as the sequence of its rows; `collate` takes it whole."""
+    """A batch as the sequence of its rows; `collate` takes it whole.
 
-    def __init__(self, batch: TensorBatch, count: int) -> None:
-        self.batch, self._count = batch, count
+    Parameters
+    ----------
+    batch : dict of str to tensor or list
+        The batch.
+    count : int
+        Its rows.
+    ragged : dict of str to {"jagged", "padded"}
+        Its tensors whose rows have any number of vectors.
+    """
+
+    def __init__(self, batch: TensorBatch, count: int, ragged: Mapping[str, Form]) -> None:
+        self.batch, self._count, self._ragged = batch, count, ragged
 
     def __len__(self) -> int:
         return self._count
@@ -37,7 +55,7 @@ class BatchRows(Sequence[TensorBatch]):
             return [self[number] for number in range(*row.indices(self._count))]
         if not -self._count <= row < self._count:
             raise IndexError(f"row {row} is not in a batch of {self._count} rows")
-        return _Row({name: values[row] for name, values in self.batch.items()})
+        return _Row({name: values[row] for name, values in self.batch.items()}, self._ragged)
 
 
 def collate(rows: Sequence[TensorBatch]) -> TensorBatch:
@@ -54,7 +72,7 @@ def collate(rows: Sequence[TensorBatch]) -> TensorBatch:
     Returns
     -------
     dict of str to tensor or list
-        One row behind the other.
+        One row behind the other; rows of ragged arrays jagged or padded, as the dataset has them.
 
     Examples
     --------
@@ -69,9 +87,13 @@ def collate(rows: Sequence[TensorBatch]) -> TensorBatch:
     if not rows:
         raise InvalidInputError("a batch must have at least one row, got none")
     found: TensorBatch = {}
+    ragged: Mapping[str, Form] = getattr(rows[0], "ragged", {})
     for name, first in rows[0].items():
         values = [row[name] for row in rows]
-        found[name] = torch.stack(values) if isinstance(first, torch.Tensor) else values
+        if not isinstance(first, torch.Tensor):
+            found[name] = values
+        else:
+            found[name] = joined(values, ragged[name]) if name in ragged else torch.stack(values)
     return found
 
 

@@ -1,7 +1,8 @@
 """Source — columns and arrays of a store, read as tensors.
 
-A batch is read with one gather per array, into memory that is used again (`_memory`), and without a step per
-row: columns of numbers that fit into `_HELD_BYTES` are decoded once, and others a batch or buffer at a time.
+A batch is read with one gather per array, into memory that is used again (`_memory`; of ragged arrays into
+new memory, since every batch has another number of vectors), and without a step per row: columns of numbers
+that fit into `_HELD_BYTES` are decoded once, and others a batch or buffer at a time.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ import pyarrow as pa
 import torch
 from torch.utils.data import get_worker_info
 
+from zarrow._format.ragged import Ragged
 from zarrow._read.column_values import ColumnValues, column_values
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store, open
 from zarrow.torch._memory import Place, Reused, Slots
+from zarrow.torch._ragged import Form, as_tensors, names_in_batch, require_form
 
 __all__ = ["Columns", "Rows", "Source", "TensorBatch", "as_tensor"]
 
@@ -39,7 +43,7 @@ class Source:
 
     Parameters
     ----------
-    store, columns, arrays, fill_values
+    store, columns, arrays, ragged, fill_values
         As in `StoreDataset`.
     pin_memory : bool
         Whether vectors are put into memory that a GPU copies from without waiting.
@@ -50,6 +54,7 @@ class Source:
         store: Store | str | os.PathLike[str],
         columns: Sequence[str] | None,
         arrays: Sequence[str] | None,
+        ragged: Form,
         fill_values: Mapping[str, object] | None,
         *,
         pin_memory: bool = False,
@@ -62,11 +67,14 @@ class Source:
         self.columns: dict[str, ColumnValues] = {name: values[name] for name in schema.names}
         if isinstance(arrays, str):
             raise InvalidInputError(f"arrays must be a list of names, got {arrays!r}")
-        names = list(self.store.arrays) if arrays is None else list(arrays)
-        found = [self.store[name] for name in names]
-        for array in found:
-            _ = array.row_shape  # a ragged array raises here, and says what to do
-        self.arrays = [array.name for array in found]
+        require_form(ragged)
+        names = [*self.store.arrays, *self.store.ragged] if arrays is None else list(arrays)
+        found = list(dict.fromkeys(self.store[name].name for name in names))
+        self.arrays = [name for name in found if name not in self.store.ragged]
+        self.ragged = [name for name in found if name in self.store.ragged]
+        self.form = ragged
+        taken = {*self.columns, *found}
+        self.ragged_names = [one for name in self.ragged for one in names_in_batch(name, ragged, taken)]
         self._pin_memory = pin_memory
         self._forget()
 
@@ -78,7 +86,8 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, without memory."""
-        return {name: self.__dict__[name] for name in ("store", "columns", "arrays", "_pin_memory")}
+        kept = ("store", "columns", "arrays", "ragged", "form", "ragged_names", "_pin_memory")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -96,16 +105,28 @@ class Source:
         return sum(values.dtype.itemsize for values in self.columns.values())
 
     @property
-    def is_local(self) -> bool:
-        """Whether the store is on a disk, so that single rows are read as fast as many."""
-        return isinstance(self.store.path, Path)
+    def chunk_rows(self) -> int:
+        """Rows of the largest chunk, of ragged arrays about; 0 without arrays."""
+        fixed = [self.store[name].chunks[0] for name in self.arrays]
+        return max(fixed + [_chunk_rows(self.store.ragged[name]) for name in self.ragged], default=0)
+
+    @property
+    def held_ragged_bytes(self) -> int:
+        """Bytes of the ragged arrays of a row, on average, that are read before the batches of a buffer."""
+        held = [self.store.ragged[name] for name in self.ragged if not self.is_mapped(name)]
+        return sum(array.nbytes // max(len(array), 1) for array in held)
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether an array is plain bytes on a disk, so that single rows are read as fast as many."""
+        return isinstance(self.store.path, Path) and bool(self.store[name].is_plain)
 
     # Columns
 
     def described(self, rows: int) -> str:
         """Return what a dataset of some rows says of itself."""
         arrays = [f"{name} {self.store[name].row_shape}" for name in self.arrays]
-        return f"{str(self.store.path)!r}: {rows:,} rows; {', '.join([*arrays, *self.columns])}"
+        ragged = [f"{name} any × {self.store.ragged[name].vector_shape}" for name in self.ragged]
+        return f"{str(self.store.path)!r}: {rows:,} rows; {', '.join([*arrays, *ragged, *self.columns])}"
 
     def columns_of(self, rows: Rows) -> Columns:
         """Return the columns of rows as numpy values."""
@@ -147,7 +168,7 @@ class Source:
         self,
         columns: Columns,
         rows: Rows,
-        held: Columns | None = None,
+        held: Mapping[str, Any] | None = None,
         *,
         together: range | None = None,
     ) -> TensorBatch:
@@ -159,7 +180,7 @@ class Source:
             Its columns, which become the batch's own.
         rows : int64 array, shape (n,)
             Its rows.
-        held : dict of str to array, shape (n, *row_shape)
+        held : dict of str to array, shape (n, *row_shape), or Ragged
             Arrays that were read already.
         together : range
             The same rows, if they lie together.
@@ -174,7 +195,24 @@ class Source:
             else:
                 self.store[name].take(rows, out=out)
         found: TensorBatch = {name: as_tensor(values) for name, values in columns.items()}
-        return finish(found | {name: torch.from_numpy(values) for name, values in arrays.items()})
+        found |= {name: torch.from_numpy(values) for name, values in arrays.items()}
+        for name in self.ragged:
+            if held and name in held:
+                found |= self.tensors_of(name, held[name])
+            else:
+                array = self.store.ragged[name]
+                here = array.take(rows) if together is None else array.read(together.start, together.stop)
+                found |= self.tensors_of(name, here)
+        return finish(found)
+
+    def tensors_of(self, name: str, rows: Ragged, *, writable: bool = True) -> TensorBatch:
+        """Return what a batch has of some rows of a ragged array."""
+
+        def make(values: npt.NDArray[Any]) -> torch.Tensor:
+            tensor: torch.Tensor = as_tensor(values, writable=writable)
+            return tensor.pin_memory() if self._pin_memory and get_worker_info() is None else tensor
+
+        return as_tensors(name, rows, self.form, make)
 
     def _empty(self, rows: int) -> tuple[Columns, Callable[[TensorBatch], TensorBatch]]:
         """Return memory for the arrays of a batch, and what makes the batch of their tensors."""
@@ -187,6 +225,12 @@ class Source:
             # torch's own memory, which it does not use again while a copy to the GPU is under way.
             return {place.name: _pinned(place, rows) for place in places}, dict
         return {place.name: self._reused.empty(place, rows, self._most) for place in places}, dict
+
+
+def _chunk_rows(array: StoreRagged) -> int:
+    """Return how many rows the vectors of a chunk are of, on average: a power of two."""
+    rows = array.chunks[0] * max(len(array), 1) // max(len(array.packed), 1)
+    return 1 << (max(rows, 1).bit_length() - 1)
 
 
 def _fresh(place: Place, rows: int) -> npt.NDArray[Any]:

@@ -58,7 +58,7 @@ class Stream:
     def _prefetch(self, buffer: Rows) -> None:
         """Ask the kernel for the blocks of a buffer; of filtered ones for nothing, which may be too much."""
         if self.chosen is None:
-            for name in self.source.arrays:
+            for name in (*self.source.arrays, *self.source.ragged):
                 for start, stop in self.order.spans(buffer):
                     self.source.store[name].prefetch(start, stop)
 
@@ -69,8 +69,8 @@ class Stream:
         # Of compressed rows, the same chunks would be decoded for batch after batch.
         held = {
             name: source.store[name].take(rows)
-            for name in source.arrays
-            if shuffle and not (source.is_local and source.store[name].is_plain)
+            for name in (*source.arrays, *source.ragged)
+            if shuffle and not source.is_mapped(name)
         }
         for start in range(0, len(rows), size):
             here = slice(start, start + size)
@@ -89,4 +89,7 @@ class Stream:
             return source.batch(columns, rows, together=together)
         arrays = {name: source.store[name].read(first, stop) for name in source.arrays}
         found = {name: as_tensor(values) for name, values in columns.items()}
-        return found | {name: as_tensor(values, writable=False) for name, values in arrays.items()}
+        found |= {name: as_tensor(values, writable=False) for name, values in arrays.items()}
+        for name in source.ragged:
+            found |= source.tensors_of(name, source.store.ragged[name].read(first, stop), writable=False)
+        return found
