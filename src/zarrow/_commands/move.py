@@ -16,7 +16,7 @@ __all__ = ["app"]
 app = Typer()
 
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is at the target, in one step.")]
-FORMATS = "npy, parquet, anndata, lance, everyquery"
+FORMATS = "npy, parquet, huggingface, anndata, lance, everyquery"
 
 
 @app.command("export", rich_help_panel="Move")
@@ -27,7 +27,7 @@ def export_store(
         str,
         Option(
             "--to",
-            help=f"{FORMATS}, huggingface, meds, safetensors or embedding-atlas.",
+            help=f"{FORMATS}, meds, safetensors or embedding-atlas.",
             show_default="by TARGET's suffix",
         ),
     ] = "",
@@ -78,7 +78,9 @@ def copy_store(
 def import_store(
     source: Annotated[Path, Argument(metavar="SOURCE", help="File or folder to read.", show_default=False)],
     path: Annotated[Path, Argument(metavar="STORE", help="Store to write.", show_default=False)],
-    format: Annotated[str, Option("--from", help=f"{FORMATS}.", show_default="by SOURCE's suffix")] = "",
+    format: Annotated[
+        str, Option("--from", help=f"{FORMATS} or colbert.", show_default="by SOURCE's suffix or files")
+    ] = "",
     beside: Annotated[
         Path | None, Option(help="Second file of a pair: the table of a .npy file, EveryQuery's embeddings.")
     ] = None,
@@ -87,7 +89,7 @@ def import_store(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import numpy files, Parquet, AnnData, Lance or EveryQuery's pair of files as a store."""
+    """Import numpy files, Parquet, Hugging Face, AnnData, Lance, EveryQuery or ColBERT as a store."""
     from zarrow import transfer
 
     with progress_bar("import") as bar:

@@ -49,7 +49,7 @@ ExportFormat = Literal[
     "everyquery",
     "meds",
 ]
-ImportFormat = Literal["npy", "parquet", "anndata", "lance", "everyquery"]
+ImportFormat = Literal["npy", "parquet", "huggingface", "anndata", "lance", "everyquery", "colbert"]
 EXPORTS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 """What `export` can write."""
 IMPORTS: tuple[ImportFormat, ...] = get_args(ImportFormat)
@@ -195,13 +195,20 @@ def import_(
       vectors of a folder are a ragged array.
     * ``"parquet"``: a file, or a folder of files; lists of numbers of equal length become arrays, and lists
       of fixed-size lists ragged ones.
+    * ``"huggingface"``: a folder of ``datasets.Dataset.save_to_disk``, such as the activations that SAELens
+      caches, or of Parquet files. Features ``Array2D`` of any length, and those beside ``token_ids``, become
+      ragged arrays.
     * ``"anndata"``: a Zarr group or ``.h5ad`` file; ``obs`` becomes columns, ``obsm`` and a dense ``X``
       arrays. ``.h5ad`` needs ``pip install h5py``.
     * ``"lance"``: a dataset. Needs ``pip install pylance``.
     * ``"everyquery"``: the predictions, and the embeddings in the file `beside`, by default the one that
       EveryQuery wrote with them, whose identifiers are compared.
+    * ``"colbert"``: the folder of an index of ColBERT, PyLate or RAGatouille, compressed or not: a row per
+      passage, with its number as ``pid`` and its token vectors as the ragged array ``token_embed``. Files
+      that end in ``.pt`` need ``pip install torch``.
 
-    A column ``sample_index`` of integers becomes the store's.
+    Characters that no array's name may have become ``_``. A column ``sample_index`` of integers becomes the
+    store's.
 
     Parameters
     ----------
@@ -210,7 +217,8 @@ def import_(
     path : path
         The store to make.
     format : str, optional
-        One of those above; by default according to the source's suffix.
+        One of those above; by default according to the source's suffix, or to the files that only a folder
+        of ``"huggingface"`` or ``"colbert"`` has.
     beside : path, optional
         The second file of a pair.
     keys : sequence of str
@@ -249,7 +257,7 @@ def import_(
     """
     origin, goal = Path(os.path.abspath(on_disk(source))), Path(os.path.abspath(on_disk(path)))
     require_utf8(origin)
-    chosen = _format(format, origin, IMPORTS, "import")
+    chosen = _format(format or _recognised(origin), origin, IMPORTS, "import")
     if not origin.exists():
         raise FileNotFoundError(f"{origin}: no such file or directory to import")
     for one in (origin, beside):
@@ -294,6 +302,13 @@ def _format(format: str | None, path: Path, known: Sequence[str], what: str) -> 
         got += did_you_mean(path.suffix[1:] if format is None else format, known)
         raise InvalidInputError(f"the format of an {what} must be one of {', '.join(known)}, got {got}")
     return chosen
+
+
+def _recognised(folder: Path) -> ImportFormat | None:
+    """Return the format of a folder that has a file which no other format's has."""
+    if any(folder.glob("doclens.*.json")):
+        return "colbert"
+    return "huggingface" if (folder / "state.json").exists() else None
 
 
 def _module(format: str) -> Any:

@@ -26,7 +26,15 @@ from zarrow._storage.reading import in_natural_order
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
 from zarrow.transfer._parquet import open_parquet, write_parquet
-from zarrow.transfer._rows import Incoming, IncomingBatch, Outgoing, batch_rows, from_arrow, without_columns
+from zarrow.transfer._rows import (
+    Incoming,
+    IncomingBatch,
+    Outgoing,
+    array_names,
+    batch_rows,
+    from_arrow,
+    without_columns,
+)
 
 __all__ = ["read", "write"]
 
@@ -101,7 +109,8 @@ def read(source: Path, beside: Path | None) -> Incoming:
         arrays = {name: _of_folder(folder) for name, folder in folders.items()}
     else:
         arrays = {source.stem: _Parts([source])}
-    arrays = {re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]: parts for name, parts in arrays.items()}
+    names = array_names(arrays, source)
+    arrays = {names[name]: parts for name, parts in arrays.items()}
     if not arrays:
         raise InvalidInputError(f"{source}: neither this folder nor one in it has a .npy file")
     totals = {name: parts.rows for name, parts in arrays.items()}

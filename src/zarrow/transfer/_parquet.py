@@ -20,6 +20,8 @@ from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, to
 
 __all__ = ["open_parquet", "read", "write", "write_parquet"]
 
+_SIZES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+
 ParquetRows = Callable[[int], Iterator[pa.RecordBatch]]
 """The rows of Parquet files in batches of a size, from the beginning at every call."""
 
@@ -66,8 +68,7 @@ def read(source: Path, beside: Path | None) -> Incoming:
         raise InvalidInputError("a Parquet file holds its vectors itself: leave beside out")
     with contextlib.ExitStack() as files:
         total, schema, batches = open_parquet(source, files)
-        row_bytes = sum(_bytes(field.type) for field in schema)
-        size = batch_rows(row_bytes)
+        size = batch_rows(_row_bytes(source))
         first = next(iter(batches(size)), None)
         if first is None:
             first = pa.RecordBatch.from_pylist([], schema=schema)
@@ -103,13 +104,15 @@ def open_parquet(source: Path, files: contextlib.ExitStack) -> tuple[int, pa.Sch
     return sum(part.metadata.num_rows for part in parts), schema, batches
 
 
-def _bytes(kind: pa.DataType) -> int:
-    """Return about how many bytes a value takes."""
-    if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size) * _bytes(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return 1024 * _bytes(kind.value_type)  # a guess: the schema does not have their length
-    try:
-        return max(int(kind.bit_width) // 8, 1)
-    except ValueError:
-        return 16
+def _row_bytes(source: Path) -> int:
+    """Return the bytes of a row's values, on average over the files: also of lists of any length."""
+    total, rows = 0, 0
+    for path in parquet_files(source):
+        about = pq.read_metadata(path)
+        rows += about.num_rows
+        for place in range(about.num_columns):
+            kind = about.schema.column(place)
+            size = _SIZES.get(kind.physical_type) or kind.length or 16  # text: a guess
+            for group in range(about.num_row_groups):
+                total += size * about.row_group(group).column(place).num_values
+    return total // max(rows, 1)

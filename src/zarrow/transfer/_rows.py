@@ -7,6 +7,7 @@ Both come in batches: narrow columns as Arrow record batches, and per array the 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,16 @@ from zarrow._read.ragged_rows import StoreRagged
 from zarrow.errors import InvalidInputError, MissingExtraError
 from zarrow.store import Store, StoreArray
 
-__all__ = ["Incoming", "Outgoing", "Progress", "batch_rows", "from_arrow", "to_arrow"]
+__all__ = [
+    "Incoming",
+    "Outgoing",
+    "Progress",
+    "array_names",
+    "batch_rows",
+    "from_arrow",
+    "row_ranges",
+    "to_arrow",
+]
 
 Progress = Callable[[int, int], None]
 IncomingBatch = tuple[pa.RecordBatch, Vectors, npt.NDArray[np.int64] | None]
@@ -42,6 +52,36 @@ def batch_rows(row_bytes: int) -> int:
     (4096, 65536)
     """
     return 1 << (min(rows_of(BATCH_BYTES, row_bytes), MAX_BATCH_ROWS).bit_length() - 1)
+
+
+def row_ranges(counts: npt.NDArray[np.int64], vector_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield consecutive ranges of rows of any number of vectors to hold at once.
+
+    >>> list(row_ranges(np.array([2, 2, 9, 0, 1]), BATCH_BYTES // 4))
+    [(0, 2), (2, 3), (3, 5)]
+    """
+    ends = np.cumsum(counts)
+    start, vectors = 0, 0
+    while start < len(counts):
+        fitting = int(np.searchsorted(ends, vectors + rows_of(BATCH_BYTES, vector_bytes), "right"))
+        stop = max(start + 1, min(fitting, start + MAX_BATCH_ROWS))
+        yield start, stop
+        start, vectors = stop, int(ends[stop - 1])
+
+
+def array_names(names: Iterable[str], where: Path) -> dict[str, str]:
+    """Return a name that an array may have for each of these names; raise if two get the same.
+
+    >>> array_names(["blocks.0.hook_resid_post", "v"], Path("run"))
+    {'blocks.0.hook_resid_post': 'blocks_0_hook_resid_post', 'v': 'v'}
+    """
+    found = {name: re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] for name in names}
+    for name, clean in found.items():
+        if list(found.values()).count(clean) > 1:
+            raise InvalidInputError(
+                f"{where}: {name!r} and another one would both become the array {clean!r}: rename one"
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +268,7 @@ def from_arrow(
     """
     found = {column.name: _facts_of(first[column.name]) for column in first.schema}
     arrays = {name: facts for name, facts in found.items() if facts is not None}
+    names = array_names(arrays, where)
     indexed = SAMPLE_INDEX in first.schema.names and pa.types.is_integer(
         first.schema.field(SAMPLE_INDEX).type
     )
@@ -243,7 +284,7 @@ def from_arrow(
         done = 0
         for batch in batches():
             vectors = {
-                name: _vectors(batch[name], facts, f"{where}: column {name!r}, rows from {done} on")
+                names[name]: _vectors(batch[name], facts, f"{where}: column {name!r}, rows from {done} on")
                 for name, facts in arrays.items()
             }
             index = None
@@ -254,21 +295,21 @@ def from_arrow(
             yield batch.select(schema.names), vectors, index
             done += batch.num_rows
 
-    return Incoming(schema=schema, arrays=arrays, total=total, batches=read)
+    shapes = {names[name]: facts for name, facts in arrays.items()}
+    return Incoming(schema=schema, arrays=shapes, total=total, batches=read)
 
 
 def _facts_of(column: pa.Array) -> tuple[tuple[int, ...], str] | RaggedArray | None:
     """Return row shape and dtype of a column that holds vectors, judging by a first batch; else None.
 
-    Lists of lists of a fixed size are rows of any number of vectors.
+    Lists of any length, of lists of one length, are rows of any number of vectors.
     """
-    kind = column.type
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_fixed_size_list(
-        kind.value_type
-    ):
-        facts = _row_shape(column.flatten())
-        return None if facts is None else RaggedArray(*facts)
-    return _row_shape(column)
+    facts, kind = _row_shape(column), column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        fixed = pa.types.is_fixed_size_list(kind.value_type)
+        if (fixed or facts is None) and (vectors := _row_shape(column.flatten())):
+            return RaggedArray(*vectors)
+    return facts
 
 
 def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
