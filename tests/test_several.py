@@ -196,6 +196,87 @@ def test_arrays_of_other_widths_are_left_out_with_a_reason(stores, tmp_path):
         view["v"]
 
 
+@pytest.fixture(scope="module")
+def token_stores(tmp_path_factory) -> dict[str, zarrow.Store]:
+    """Two stores with a ragged array; the second one has no rows with more than two vectors."""
+    top, found = tmp_path_factory.mktemp("tokens"), {}
+    for seed, (name, most) in enumerate((("a", 6), ("b", 3))):
+        rng = np.random.default_rng(seed)
+        counts = rng.integers(0, most, 20)
+        tokens = zarrow.Ragged(rng.standard_normal((counts.sum(), 4)).astype("f4"), counts)
+        with zarrow.Writer(top / name, segment_rows=8, keys=["id"]) as writer:
+            writer.append({"id": np.arange(20)}, {"t": tokens, "v": rng.random((20, 2))})
+            writer.finalize()
+        found[name] = zarrow.open(top / name)
+    return found
+
+
+def test_ragged_arrays_of_several_stores(token_stores):
+    """A ragged array of the view has the rows of the stores, however they are asked for."""
+    view = zarrow.union(token_stores)
+    rows = [row for store in token_stores.values() for row in store["t"][:]]
+    array = view["t"]
+    assert array.shape == (40, None, 4)
+    assert array.counts.tolist() == list(map(len, rows))
+    assert array.num_vectors == sum(map(len, rows))
+    assert array.nbytes == 16 * array.num_vectors
+    for key in (slice(None), slice(18, 23), slice(3, 3), slice(None, None, -7), [39, 0, 39, 20], []):
+        numbers = np.arange(40)[np.array(key, int) if isinstance(key, list) else key]
+        found = array[key]
+        assert found.counts.tolist() == [len(rows[row]) for row in numbers]
+        for row, vectors in zip(numbers, found, strict=True):
+            assert np.array_equal(vectors, rows[row])
+    assert np.array_equal(array[-1], rows[-1])
+    assert array[np.arange(40) % 2 == 1].counts.tolist() == list(map(len, rows[1::2]))
+    with pytest.raises(IndexError, match="index 40"):
+        array[40]
+    with pytest.raises(InvalidInputError, match="pool them first"):
+        analysis.pca(view, "t")
+    assert np.array_equal(pickle.loads(pickle.dumps(view))["t"][25], rows[25])
+    assert "array any × 4" in view._repr_html_()
+    assert "t" in view
+
+
+def test_rows_of_views_have_their_ragged_arrays(token_stores):
+    """take, vectors, join and iteration have ragged arrays, as a store's do."""
+    view = zarrow.union(token_stores)
+    rows = [row for store in token_stores.values() for row in store["t"][:]]
+    table, vectors = view.take([21, 3], ["model"])
+    assert table["model"].to_pylist() == ["b", "a"]
+    assert vectors["t"] == zarrow.Ragged.of([rows[21], rows[3]], "float32")
+    assert view.vectors([5], ["t"])["t"].counts.tolist() == [len(rows[5])]
+    for options in ({}, {"filter": pc.field("id") > 15}):
+        found = list(view.join(arrays=["t"], batch_size=7, check="crc", **options))
+        numbers = [row for batch, _ in found for row in batch["row"].to_pylist()]
+        assert len(numbers) == (8 if options else 40)
+        each = [one for _, vectors in found for one in vectors["t"]]
+        assert all(np.array_equal(one, rows[row]) for row, one in zip(numbers, each, strict=True))
+    assert sum(vectors["t"].counts.sum() for _, vectors in view) == view["t"].num_vectors
+
+
+def test_late_interaction_over_several_stores(token_stores):
+    """The best rows of the view are the best of the rows of all stores."""
+    view, query = zarrow.union(token_stores), token_stores["b"]["t"][:]
+    query = next(row for row in query if len(row) == 2)
+    found = analysis.nearest(view, query, metric="maxsim", k=10)
+    rows = [row for store in token_stores.values() for row in store["t"][:]]
+    scores = np.array([(query @ row.T).max(1).sum() if len(row) else -np.inf for row in rows])
+    assert found.rows[0].tolist() == np.argsort(-scores, kind="stable")[:10].tolist()
+    only = analysis.nearest(view, query, metric="maxsim", k=3, filter=MODEL == "b")
+    assert (only.rows >= 20).all()
+
+
+def test_ragged_arrays_that_differ_are_left_out(token_stores, stores, tmp_path):
+    """An array that is ragged in one store only, or of another width, is not in the view, and it says why."""
+    with zarrow.Writer(tmp_path / "fixed") as writer:
+        writer.append({"id": np.arange(3)}, {"t": np.ones((3, 4), "f4")})
+        writer.finalize()
+    view = zarrow.union({"a": token_stores["a"], "fixed": zarrow.open(tmp_path / "fixed")})
+    assert (dict(view.arrays), dict(view.ragged)) == ({}, {})
+    with pytest.raises(UnknownNameError, match=r"'a' has any number of \(4,\) float32, 'fixed' has \(4,\)"):
+        view["t"]
+
+
 def test_names_come_from_the_paths(tmp_path):
     """The shortest ends of the paths that differ name the models; one store twice needs names."""
     paths = [write(tmp_path / one / "run.zarrow", 5, 0) for one in ("x", "y")]

@@ -33,7 +33,14 @@ from zarrow._read.appearance import html_table
 from zarrow._read.filters import Filter, read_filter
 from zarrow._read.indexing import Check, row_numbers
 from zarrow._read.join import Join, Joined, Vectors, batch_rows, rows_found
-from zarrow._read.stacked import StackedColumns, UnionArray, agreed_schema, shared_arrays, users_columns
+from zarrow._read.stacked import (
+    StackedColumns,
+    UnionArray,
+    UnionRagged,
+    agreed_schema,
+    shared_arrays,
+    users_columns,
+)
 from zarrow.errors import InvalidInputError, UnknownNameError, unknown_name
 from zarrow.store import Store, open
 
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow.compute as pc
 
-__all__ = ["Union", "UnionArray", "union"]
+__all__ = ["Union", "UnionArray", "UnionRagged", "union"]
 
 Stores = Sequence[Store | str | os.PathLike[str]] | Mapping[str, Store | str | os.PathLike[str]]
 
@@ -187,34 +194,39 @@ class Union:
         return self._arrays[0]
 
     @property
+    def ragged(self) -> Mapping[str, UnionRagged]:
+        """The ragged arrays that all stores have, of the same vector shape and dtype."""
+        return self._arrays[1]
+
+    @property
     def left_out(self) -> Mapping[str, str]:
         """Arrays that are not in the view, and why."""
-        return self._arrays[1]
+        return self._arrays[2]
 
     @property
     def derived(self) -> Mapping[str, UnionArray]:
         """No arrays: those computed from one store's rows are in that store."""
         return {}
 
-    def __getitem__(self, name: str) -> UnionArray:
-        """Return the array of that name; `UnknownNameError` if the view has none."""
+    def __getitem__(self, name: str) -> Any:
+        """Return the array of that name: a `UnionArray`, or a `UnionRagged`.
+
+        `UnknownNameError` if the view has none.
+        """
         if name in self.arrays:
             return self.arrays[name]
+        if name in self.ragged:
+            return self.ragged[name]
         if name in self.left_out:
             raise UnknownNameError(f"array {name!r} is not in the view: {self.left_out[name]}")
-        if any(name in store.ragged for store in self.stores.values()):
-            raise InvalidInputError(
-                f"array {name!r} has any number of vectors per row, which a union does not show: take it "
-                "from one store at a time (union.stores)"
-            )
-        raise unknown_name("array", name, list(self.arrays))
+        raise unknown_name("array", name, [*self.arrays, *self.ragged])
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __contains__(self, name: object) -> bool:
         """Tell whether there is an array or a column of that name."""
-        return name in self.arrays or name in self.columns
+        return name in {**self.arrays, **self.ragged} or name in self.columns
 
     def __repr__(self) -> str:
         return f"<zarrow.Union of {', '.join(self.models)}: {self.num_rows:,} rows>"
@@ -224,6 +236,9 @@ class Union:
         arrays = [
             (name, f"array {' × '.join(f'{axis:,}' for axis in array.shape)}", array.dtype.name)
             for name, array in self.arrays.items()
+        ] + [
+            (name, f"array any × {' × '.join(map(str, array.vector_shape))}", array.dtype.name)
+            for name, array in self.ragged.items()
         ]
         columns = [(one.name, "column", str(one.type)) for one in self.schema]
         return f"<div><b>zarrow.Union</b> {escape(repr(self))}{html_table([*arrays, *columns])}</div>"
@@ -385,7 +400,7 @@ class Union:
         table : pyarrow.Table
             The columns.
         vectors : dict of str to array, shapes (n, *row_shape)
-            The vectors.
+            The vectors; of ragged arrays a `Ragged`.
 
         Examples
         --------
@@ -546,18 +561,20 @@ class Union:
                 raise unknown_name("column", name, self.columns)
         return list(columns)
 
-    def _chosen(self, arrays: Sequence[str] | None) -> list[UnionArray]:
+    def _chosen(self, arrays: Sequence[str] | None) -> list[UnionArray | UnionRagged]:
         if isinstance(arrays, str):
             raise InvalidInputError(f"arrays must be a list of names, got {arrays!r}")
-        return list(self.arrays.values()) if arrays is None else [self[name] for name in arrays]
+        if arrays is None:
+            return [*self.arrays.values(), *self.ragged.values()]
+        return [self[name] for name in arrays]
 
     def _filter(self, filter: pc.Expression | None) -> Filter | None:
         return None if filter is None else read_filter(filter, self.schema)
 
     @cached_property
-    def _arrays(self) -> tuple[Mapping[str, UnionArray], Mapping[str, str]]:
-        """Return the arrays of the view, and the reasons why others are left out."""
-        return shared_arrays({name: store.arrays for name, store in self.stores.items()})
+    def _arrays(self) -> tuple[Mapping[str, UnionArray], Mapping[str, UnionRagged], Mapping[str, str]]:
+        """Return the arrays of the view, the ragged ones, and the reasons why others are left out."""
+        return shared_arrays({name: {**store.arrays, **store.ragged} for name, store in self.stores.items()})
 
 
 def _again(stores: dict[str, Store], columns: list[str], column: str) -> Union:

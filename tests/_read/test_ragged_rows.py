@@ -167,6 +167,8 @@ def test_a_killed_writer_loses_nothing(tmp_path, codecs, profile):
                 process.wait(generator.uniform(0.02, 0.4))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
+        if not accepted and not (tmp_path / "s" / "zarrow.json").exists():
+            continue  # killed before its first batch, on a busy machine
         with zarrow.open(tmp_path / "s", partial=True) as store:
             accepted = len(store)
             assert store.table(["id"])["id"].to_pylist() == list(range(accepted))

@@ -25,6 +25,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `chunks`                compressed shards, decoded chunk by chunk
 `shard_rows`            rows of one shard file, compared with their checksums
 `stacked`               columns and arrays of several stores, one behind the other
+`stacked_ragged`        one ragged array of several stores
 `join`                  columns and vectors of the same rows
 `asked_keys`            the keys that a caller asks for, as columns of the right type
 `key_index`             which index answers for the rows of a view

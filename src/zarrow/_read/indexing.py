@@ -1,13 +1,14 @@
 """Indexing — rows of an array, indexed as numpy's arrays are, and read by whatever holds them.
 
 `Indexed` turns an index into the rows that it needs, has them read, and lets numpy do the rest, so that every
-index that numpy takes gives what numpy gives. Pure.
+index that numpy takes gives what numpy gives. `IndexedRagged` is the same for rows of any number of vectors,
+which are indexed by rows only. Pure.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,10 @@ import numpy.typing as npt
 from zarrow._format.given import as_index
 from zarrow.errors import InvalidInputError
 
-__all__ = ["Check", "Indexed", "check_option", "row_numbers"]
+if TYPE_CHECKING:
+    from zarrow._format.ragged import Ragged
+
+__all__ = ["Check", "Indexed", "IndexedRagged", "check_option", "row_numbers"]
 
 Check = Literal["crc"] | None
 
@@ -183,6 +187,111 @@ class Indexed(ABC):
                 f"out must be an array of shape {shape} and dtype {self.dtype}, "
                 f"got {out.shape} and {out.dtype}"
             )
+
+
+class IndexedRagged(ABC):
+    """Rows of any number of vectors that can be indexed, by rows: the vectors are not in memory."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    @abstractmethod
+    def vector_shape(self) -> tuple[int, ...]:
+        """The shape of one vector."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype[Any]:
+        """The data type."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> npt.NDArray[np.int64]:
+        """The number of vectors of each row, int64, shape (rows,)."""
+
+    @property
+    @abstractmethod
+    def num_vectors(self) -> int:
+        """The number of vectors of all rows."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """None: what needs rows of one shape raises this `InvalidInputError`."""
+        raise InvalidInputError(
+            f"array {self.name!r} has any number of vectors per row, and this needs one: pool them first, as "
+            f"zarrow.analysis.pool(store, {self.name!r}) does, and name the array that it makes"
+        )
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Rows, None for any number of vectors, then the shape of one vector."""
+        return (len(self), None, *self.vector_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all vectors, uncompressed."""
+        return self.num_vectors * int(np.prod(self.vector_shape)) * self.dtype.itemsize
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, start: int, stop: int, *, check: Check = None) -> Ragged:
+        """Return consecutive rows."""
+
+    @abstractmethod
+    def _row(self, row: int) -> npt.NDArray[Any]:
+        """Return the vectors of a row that is in range."""
+
+    @abstractmethod
+    def _take(self, rows: npt.NDArray[np.int64], check: Check = None) -> Ragged:
+        """Return rows that are in range, in the order given."""
+
+    def __array__(self, *_: Any, **__: Any) -> npt.NDArray[Any]:
+        raise TypeError(
+            f"array {self.name!r} has rows of different lengths: index it, and take .values or to_padded()"
+        )
+
+    def __getitem__(self, rows: Any) -> Any:
+        rows = as_index(rows)
+        if type(rows) is int:
+            count = len(self)
+            if not -count <= rows < count:
+                raise IndexError(f"index {rows} is out of bounds for axis 0 with size {count}")
+            return self._row(rows + count if rows < 0 else rows)
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                return self.read(start, max(start, stop))
+        return self.take(rows)
+
+    def take(self, rows: npt.ArrayLike, *, check: Check = None) -> Ragged:
+        """Return these rows, in the order given.
+
+        Parameters
+        ----------
+        rows : int or bool array, shape (n,) or (rows,)
+            Row numbers, negative ones counted from the end, or a mask.
+        check : {"crc"}, optional
+            As in `read`.
+
+        Returns
+        -------
+        Ragged
+            Of n rows.
+
+        Raises
+        ------
+        IndexError
+            If a row is out of range.
+        CorruptionError
+            If a file or a checked chunk of theirs is damaged; other rows stay readable.
+        """
+        check_option(check)
+        return self._take(row_numbers(rows, len(self)), check)
 
 
 def row_numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:

@@ -26,11 +26,12 @@ from zarrow._read.columns import NarrowColumns
 from zarrow._read.filters import Filter
 from zarrow._read.indexing import Check
 from zarrow._read.ragged_rows import StoreRagged
-from zarrow._read.stacked import StackedColumns, UnionArray
+from zarrow._read.stacked import StackedColumns, UnionArray, UnionRagged
 from zarrow.errors import unknown_name
 
 __all__ = ["Join", "Joined", "Vectors", "batch_rows", "rows_found"]
 
+AnyArray = StoreArray | StoreRagged | UnionArray | UnionRagged
 Vectors = dict[str, Any]
 Joined = tuple[pa.RecordBatch, Vectors]
 
@@ -38,7 +39,7 @@ _BATCH_BYTES = 32 * layout.MEBIBYTE
 _MAX_BATCH_ROWS = 65_536
 
 
-def batch_rows(arrays: Sequence[StoreArray | StoreRagged | UnionArray]) -> int:
+def batch_rows(arrays: Sequence[AnyArray]) -> int:
     """Return the rows of a batch by default: those of 32 MiB of vectors, at most 65,536."""
     row_bytes = sum(array.nbytes // max(len(array), 1) for array in arrays)
     return min(rows_of(_BATCH_BYTES, row_bytes), _MAX_BATCH_ROWS)
@@ -54,7 +55,7 @@ class Join:
         The narrow columns.
     names : list of str
         Which of them.
-    arrays : list of StoreArray or UnionArray
+    arrays : list of StoreArray, StoreRagged, UnionArray or UnionRagged
         The arrays.
     size : int
         Rows of every batch but the last.
@@ -64,7 +65,7 @@ class Join:
 
     columns: NarrowColumns | StackedColumns
     names: list[str]
-    arrays: Sequence[StoreArray | StoreRagged | UnionArray]
+    arrays: Sequence[AnyArray]
     size: int
     check: Check
 

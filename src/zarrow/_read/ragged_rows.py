@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._format.given import as_index
 from zarrow._format.layout import extent_name
 from zarrow._format.ragged import Ragged
 from zarrow._format.spec import ArraySpec
 from zarrow._read.arrays import Reopened, StoreArray
 from zarrow._read.extents import Block, Extent, find_vectors
-from zarrow._read.indexing import Check, Indexed, check_option, row_numbers
+from zarrow._read.indexing import Check, Indexed, IndexedRagged
 from zarrow._read.view import View
-from zarrow.errors import CorruptionError, InvalidInputError, printable
+from zarrow.errors import CorruptionError, printable
 
 if TYPE_CHECKING:
     import zarr
@@ -129,7 +128,7 @@ class PackedVectors(Indexed):
         return self._vectors.take(rows + (self._begin - self._packed[:-1])[numbers], out=out, check=check)
 
 
-class StoreRagged:
+class StoreRagged(IndexedRagged):
     """One ragged array of a store, read as it is indexed: any number of vectors per row.
 
     From ``store[name]`` or ``store.ragged``; shows the rows of the store's snapshot. A number gives that
@@ -179,14 +178,6 @@ class StoreRagged:
         return self._array.row_shape
 
     @property
-    def row_shape(self) -> tuple[int, ...]:
-        """None: what needs rows of one shape raises this `InvalidInputError`."""
-        raise InvalidInputError(
-            f"array {self.name!r} has any number of vectors per row, and this needs one: pool them first, as "
-            f"zarrow.analysis.pool(store, {self.name!r}) does, and name the array that it makes"
-        )
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         """The data type."""
         return self._array.numpy_dtype
@@ -212,19 +203,14 @@ class StoreRagged:
         return self._vectors.stored_bytes + self._extents.stored_bytes
 
     @property
-    def shape(self) -> tuple[int | None, ...]:
-        """Rows, None for any number of vectors, then the shape of one vector."""
-        return (len(self), None, *self.vector_shape)
-
-    @property
     def packed(self) -> PackedVectors:
         """All vectors, numbered without gaps, shape (vectors, *vector_shape): read as they are indexed."""
         return PackedVectors(self._vectors, *self._spans)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all vectors, uncompressed."""
-        return self.packed.nbytes
+    def num_vectors(self) -> int:
+        """The number of vectors of all rows."""
+        return int(self._spans[1][-1])
 
     @property
     def values(self) -> npt.NDArray[Any]:
@@ -258,11 +244,6 @@ class StoreRagged:
     def __reduce__(self) -> tuple[Any, ...]:
         return operator.getitem, (Reopened(*self._reopen, self._view.identity), self.name)
 
-    def __array__(self, *_: Any, **__: Any) -> npt.NDArray[Any]:
-        raise TypeError(
-            f"array {self.name!r} has rows of different lengths: take .values, or some rows' to_padded()"
-        )
-
     def zarr(self) -> zarr.Array[Any]:
         """Return the committed vectors as zarr-python's array, shape (segments, vectors, *vector_shape).
 
@@ -280,26 +261,12 @@ class StoreRagged:
 
     # Reading
 
-    def __getitem__(self, rows: Any) -> Any:
-        rows = as_index(rows)
-        if type(rows) is int:
-            count = len(self)
-            if not -count <= rows < count:
-                raise IndexError(f"index {rows} is out of bounds for axis 0 with size {count}")
-            row = rows + count if rows < 0 else rows
-            if self._is_near:
-                return self._row(row)
+    def _row(self, row: int) -> npt.NDArray[Any]:
+        """Return a row's vectors: a slice of the file of its segment, which is looked up once."""
+        if not self._is_near:
             offset, vectors = self._located(row, row + 1)
             first = int(offset[0])
             return self._vectors.read(first, first + int(vectors[0]))
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1:
-                return self.read(start, max(start, stop))
-        return self.take(rows)
-
-    def _row(self, row: int) -> npt.NDArray[Any]:
-        """Return a row's vectors: a slice of the file of its segment, which is looked up once."""
         number = bisect.bisect_right(self._starts, row) - 1
         near = self._near.get(number)
         if near is None:
@@ -350,36 +317,13 @@ class StoreRagged:
             pieces = [np.empty((0, *self.vector_shape), self.dtype)]
         return Ragged(pieces[0] if len(pieces) == 1 else np.concatenate(pieces), counts)
 
-    def take(self, rows: npt.ArrayLike, *, check: Check = None) -> Ragged:
-        """Return these rows, in the order given.
-
-        Parameters
-        ----------
-        rows : int or bool array, shape (n,) or (rows,)
-            Row numbers, negative ones counted from the end, or a mask.
-        check : {"crc"}, optional
-            As in `read`.
-
-        Returns
-        -------
-        Ragged
-            Of n rows.
-
-        Raises
-        ------
-        IndexError
-            If a row is out of range.
-        CorruptionError
-            If a file or a checked chunk of theirs is damaged; other rows stay readable.
-        """
-        check_option(check)
-        numbers = row_numbers(rows, len(self))
-        extents = self._extents.take(numbers, check=check)
-        if self._is_near and check is None and int(extents[:, 1].sum()) >= _RUN_VECTORS * len(numbers) > 0:
+    def _take(self, rows: npt.NDArray[np.int64], check: Check = None) -> Ragged:
+        extents = self._extents.take(rows, check=check)
+        if self._is_near and check is None and int(extents[:, 1].sum()) >= _RUN_VECTORS * len(rows) > 0:
             # Rows of several vectors are copied as they lie, each at once.
-            pieces = [self._row(row) for row in numbers.tolist()]
+            pieces = [self._row(row) for row in rows.tolist()]
             return Ragged(np.concatenate(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces)))
-        offsets, counts = self._placed(numbers, extents)
+        offsets, counts = self._placed(rows, extents)
         ends = np.cumsum(counts)
         vectors = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(offsets - (ends - counts), counts)
         return Ragged(self._vectors.take(vectors, check=check), counts)

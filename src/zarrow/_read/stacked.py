@@ -2,9 +2,10 @@
 
 What `zarrow.union` hands out is made of these: `StackedColumns` yields the rows of one store after the other,
 with the name of the store and the row's number in all of them; `UnionArray` finds out in which stores the
-rows lie that are asked for. A filter that needs neither name nor row number is left to each store, which
-prunes. Another one is first simplified by what is known of every segment (its store and row numbers), and
-then applied to the rows of the segments that are left.
+rows lie that are asked for, and `UnionRagged` (`stacked_ragged`) does of a ragged one. A filter that needs
+neither name nor row number is left to each store, which prunes. Another one is first simplified by what is
+known of every segment (its store and row numbers), and then applied to the rows of the segments that are
+left.
 
 Reads only; holds a few batches.
 """
@@ -27,12 +28,14 @@ from zarrow._read.columns import NarrowColumns, by_sample
 from zarrow._read.filters import Filter
 from zarrow._read.indexing import Check, Indexed, check_option
 from zarrow._read.pruning import possible_places
+from zarrow._read.ragged_rows import StoreRagged
+from zarrow._read.stacked_ragged import UnionRagged
 from zarrow.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
 
-__all__ = ["StackedColumns", "UnionArray", "agreed_schema", "shared_arrays", "users_columns"]
+__all__ = ["StackedColumns", "UnionArray", "UnionRagged", "agreed_schema", "shared_arrays", "users_columns"]
 
 
 class Table(Protocol):
@@ -320,10 +323,11 @@ class UnionArray(Indexed):
 
 
 def shared_arrays(
-    stores: Mapping[str, Mapping[str, StoreArray]],
-) -> tuple[Mapping[str, UnionArray], Mapping[str, str]]:
+    stores: Mapping[str, Mapping[str, StoreArray | StoreRagged]],
+) -> tuple[Mapping[str, UnionArray], Mapping[str, UnionRagged], Mapping[str, str]]:
     """Return the arrays that all stores have, of one shape and dtype, and why others are left out."""
     found: dict[str, UnionArray] = {}
+    ragged: dict[str, UnionRagged] = {}
     reasons: dict[str, str] = {}
     for name in dict.fromkeys(name for arrays in stores.values() for name in arrays):
         without = [model for model, arrays in stores.items() if name not in arrays]
@@ -331,14 +335,21 @@ def shared_arrays(
             reasons[name] = f"not in {', '.join(map(repr, without))}"
             continue
         parts = [arrays[name] for arrays in stores.values()]
-        if len({(one.row_shape, one.dtype) for one in parts}) > 1:
-            shapes = (
-                f"{model!r} has {one.row_shape} {one.dtype}" for model, one in zip(stores, parts, strict=True)
-            )
+        if len(set(map(_rows_of, parts))) > 1:
+            shapes = (f"{model!r} has {_rows_of(one)}" for model, one in zip(stores, parts, strict=True))
             reasons[name] = f"its rows differ: {', '.join(shapes)}"
+        elif isinstance(parts[0], StoreRagged):
+            ragged[name] = UnionRagged([one for one in parts if isinstance(one, StoreRagged)])
         else:
-            found[name] = UnionArray(name, parts)
-    return MappingProxyType(found), MappingProxyType(reasons)
+            found[name] = UnionArray(name, [one for one in parts if isinstance(one, StoreArray)])
+    return MappingProxyType(found), MappingProxyType(ragged), MappingProxyType(reasons)
+
+
+def _rows_of(array: StoreArray | StoreRagged) -> str:
+    """Return what the rows of an array are, as text."""
+    if isinstance(array, StoreRagged):
+        return f"any number of {array.vector_shape} {array.dtype}"
+    return f"{array.row_shape} {array.dtype}"
 
 
 def users_columns(names: Sequence[str], column: str) -> list[str]:

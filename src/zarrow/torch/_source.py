@@ -229,7 +229,7 @@ class Source:
 
 def _chunk_rows(array: StoreRagged) -> int:
     """Return how many rows the vectors of a chunk are of, on average: a power of two."""
-    rows = array.chunks[0] * max(len(array), 1) // max(len(array.packed), 1)
+    rows = array.chunks[0] * max(len(array), 1) // max(array.num_vectors, 1)
     return 1 << (max(rows, 1).bit_length() - 1)
 
 

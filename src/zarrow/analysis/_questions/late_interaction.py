@@ -21,10 +21,11 @@ from zarrow._format.given import as_index
 from zarrow._format.layout import ROW
 from zarrow._format.ragged import Ragged
 from zarrow._format.spec import rows_of
-from zarrow._read.indexing import row_numbers
+from zarrow._read.indexing import IndexedRagged, row_numbers
 from zarrow._read.ragged_rows import StoreRagged
 from zarrow.analysis._rows.blocks import Progress
 from zarrow.errors import InvalidInputError
+from zarrow.several import Union, UnionRagged
 from zarrow.store import Store
 
 __all__ = ["blocks_of", "read_ragged_queries", "search"]
@@ -37,7 +38,7 @@ Float = npt.NDArray[np.float64]
 
 
 def read_ragged_queries(
-    store: Store, array: StoreRagged, queries: Any
+    store: Store | Union, array: IndexedRagged, queries: Any
 ) -> tuple[Ragged, npt.NDArray[np.int64] | None]:
     """Return the queries' vectors, and their rows if the queries are rows or keys.
 
@@ -96,10 +97,14 @@ def _all_of(rows: Ragged, good: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def blocks_of(
-    store: Store, array: StoreRagged, filter: pc.Expression | None, vectors: int, progress: Progress | None
+    store: Store | Union,
+    array: StoreRagged | UnionRagged,
+    filter: pc.Expression | None,
+    vectors: int,
+    progress: Progress | None,
 ) -> Iterator[tuple[Numbers, Ragged]]:
     """Yield row numbers and rows that pass a filter, about so many vectors at a time."""
-    mean = max(len(array.packed) // max(len(array), 1), 1)
+    mean = max(array.num_vectors // max(len(array), 1), 1)
     size = max(min(vectors // mean, MAX_BLOCK_ROWS), 1)
     done = 0
     for batch, found in store.join(filter, [ROW], [array.name], batch_size=size):
@@ -114,8 +119,8 @@ def blocks_of(
 
 
 def search(
-    store: Store,
-    array: StoreRagged,
+    store: Store | Union,
+    array: StoreRagged | UnionRagged,
     queries: Ragged,
     k: int,
     *,

@@ -32,6 +32,7 @@ from zarrow.analysis._rows.folds import fold
 from zarrow.analysis._rows.groups import free_names
 from zarrow.analysis._rows.workers import Client
 from zarrow.errors import InvalidInputError, MissingExtraError
+from zarrow.several import Union, UnionRagged
 from zarrow.store import Store, StoreArray
 
 __all__ = ["Neighbours", "nearest", "read_queries"]
@@ -238,7 +239,7 @@ def _by_maxsim(
 ) -> Neighbours:
     from zarrow.analysis._questions.late_interaction import read_ragged_queries, search
 
-    if not isinstance(store, Store):
+    if not isinstance(store, Store | Union):
         raise InvalidInputError("maxsim needs a ragged array in a store, got a Dataset: open the store")
     names = list(store.ragged)
     if array is None and len(names) != 1:
@@ -246,7 +247,7 @@ def _by_maxsim(
             f"name one ragged array, with array=; there are: {', '.join(names) or 'none'}"
         )
     chosen = store[names[0] if array is None else array]
-    if not isinstance(chosen, StoreRagged):
+    if not isinstance(chosen, StoreRagged | UnionRagged):
         raise InvalidInputError(
             f"maxsim needs any number of vectors per row, array {chosen.name!r} has one: use another metric"
         )
