@@ -1,4 +1,4 @@
-"""Golden stores — the test vectors of FORMAT.md: six tiny stores, and what a reader finds in them.
+"""Golden stores — the test vectors of FORMAT.md: eight tiny stores, and what a reader finds in them.
 
 ``python tests/formats/make_golden.py`` writes them anew into ``tests/formats/golden/``, each with a JSON file
 of the expected rows and damage, which this script has from the rows that it appends, not from a reader.
@@ -196,7 +196,73 @@ def quantized(path: Path) -> dict[str, Any]:
     return expected([], {}, committed=4) | {"rows": rows}
 
 
-STORES = (complete, compressed, torn_tail, gap_with_claim, durable_damage, quantized)
+def _append_ragged(writer: zarrow.Writer, numbers: range) -> None:
+    """Append one batch: row n has n mod 4 vectors in `t`, and (n + 1) mod 3 in `z`, which is compressed."""
+    rows = [_ragged_row(number) for number in numbers]
+    table = pa.table(
+        {
+            "id": pa.array([one["id"] for one in rows], pa.int64()),
+            "query": pa.array([one["query"] for one in rows]).dictionary_encode(),
+            "label": pa.array([one["label"] for one in rows], pa.bool_()),
+        }
+    )
+    arrays: dict[str, Any] = {
+        name: zarrow.Ragged(
+            np.array([vector for one in rows for vector in one[name]], dtype).reshape(-1, width),
+            [len(one[name]) for one in rows],
+        )
+        for name, (width, dtype) in RAGGED.items()
+    }
+    arrays["v"] = np.array([one["v"] for one in rows], np.float32)
+    writer.append(table, arrays, sample_index=[one["sample_index"] for one in rows])
+    writer.flush()
+
+
+RAGGED = {"t": (2, "float32"), "z": (3, "int16")}
+
+
+def _ragged_row(number: int) -> dict[str, Any]:
+    found = row(number, {})
+    for name, count in (("t", number % 4), ("z", (number + 1) % 3)):
+        width, dtype = RAGGED[name]
+        values = np.arange(count * width).reshape(count, width) + 10 * number
+        found[name] = (values / 4 if dtype == "float32" else values).astype(dtype).tolist()
+    return found | {"v_scale": 1.0, "v": [127.0 * (-1) ** number, float(number)]}
+
+
+def _ragged_writer(path: Path) -> zarrow.Writer:
+    return _writer(path, codecs={"z": "zstd"}, dtypes={"v": "int8"})
+
+
+def ragged(path: Path) -> dict[str, Any]:
+    """Two ragged arrays, one of them compressed, and a quantized one; of three segments, one is short."""
+    with contextlib.closing(_ragged_writer(path)) as writer:
+        for numbers in (range(3), range(3, 8), range(8, 9)):
+            _append_ragged(writer, numbers)
+        writer.finalize()
+    found = expected([], {}, committed=9, complete=True)
+    return found | {"rows": [{"row": number, **_ragged_row(number)} for number in range(9)]}
+
+
+def ragged_open(path: Path) -> dict[str, Any]:
+    """The same arrays, in a committed segment and in an open one."""
+    with contextlib.closing(_ragged_writer(path)) as writer:
+        for numbers in (range(3), range(3, 6), range(6, 7)):
+            _append_ragged(writer, numbers)
+    found = expected([], {}, committed=4)
+    return found | {"rows": [{"row": number, **_ragged_row(number)} for number in range(7)]}
+
+
+STORES = (
+    complete,
+    compressed,
+    torn_tail,
+    gap_with_claim,
+    durable_damage,
+    quantized,
+    ragged,
+    ragged_open,
+)
 
 
 @contextlib.contextmanager
@@ -209,7 +275,7 @@ def _fixed() -> Iterator[None]:
         mock.patch("zarrow._write.declaration.datetime", Then),
         mock.patch("platform.python_version", return_value="3"),
         mock.patch("os.getpid", return_value=1),
-        mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", 32),
+        mock.patch.multiple("zarrow._format.spec", TARGET_CHUNK_BYTES=32, RAGGED_CHUNKS=16),
     ):
         yield
 

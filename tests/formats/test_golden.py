@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from formats.make_golden import GOLDEN, STORES, make
 
@@ -25,8 +24,11 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[s
 def rows_of(store: zarrow.Store) -> list[dict[str, Any]]:
     """Return a store's rows as the JSON has them."""
     rows = store.table().to_pylist()
-    arrays = {name: np.asarray(store[name][:]).tolist() for name in store.arrays}
-    return [row | {name: values[place] for name, values in arrays.items()} for place, row in enumerate(rows)]
+    arrays = {name: store[name][:] for name in (*store.arrays, *store.ragged)}
+    return [
+        row | {name: values[place].tolist() for name, values in arrays.items()}
+        for place, row in enumerate(rows)
+    ]
 
 
 def test_the_product_reads_what_the_json_says(golden):

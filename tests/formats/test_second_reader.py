@@ -13,7 +13,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from crash.test_agreement import flips, some
 from crash.workloads import (
     NAME,
     OPTIONS,
+    TOKENS,
     TWO,
     WORKLOADS,
     Recording,
@@ -166,7 +166,8 @@ def product(path: Path) -> dict[str, Any] | None:
     """Return what zarrow finds in a store, in the form of the second reader; None if it refuses it."""
     try:
         with zarrow.open(path, partial=True) as store:
-            arrays = {name: store[name].read(0, store.num_rows, check="crc") for name in store.arrays}
+            names = [*store.arrays, *store.ragged]
+            arrays = {name: store[name].read(0, store.num_rows, check="crc") for name in names}
             rows = [
                 row | {name: values[place].tolist() for name, values in arrays.items()}
                 for place, row in enumerate(store.table().to_pylist())
@@ -222,19 +223,12 @@ REPAIRS = {
     "repair of segments": ("segments/00000001.json", "embeddings.zarr/y/c/3/0/0"),
     "repair of an open segment": ("open/*/y.rows",),
     "repair of both": ("table/part-00000000.parquet", "open/*/e.rows"),
+    "repair of ragged arrays": ("embeddings.zarr/t/c/1/0/0", "embeddings.zarr/z_extent/c/3/0"),
 }
 
 
-def _without_ragged(item: tuple[str, Workload]) -> tuple[str, Workload]:
-    """Return a workload without ragged arrays, which need a feature that this reader does not have."""
-    name, one = item
-    return name, replace(
-        one, arrays={key: array for key, array in one.arrays.items() if isinstance(array, tuple)}
-    )
-
-
 CASES = {
-    **{name: one for name, one in map(_without_ragged, WORKLOADS.items()) if one.arrays},
+    **WORKLOADS,
     "shared writers": Workload(
         "shared writers",
         _shared,
@@ -243,7 +237,14 @@ CASES = {
         options=OPTIONS | {"codecs": {"y": "zstd"}},
     ),
     **{
-        name: Workload(name, _repair, {0: 200}, partial(_damaged, names=damaged), arrays=TWO, options=OPTIONS)
+        name: Workload(
+            name,
+            _repair,
+            {0: 200},
+            partial(_damaged, names=damaged),
+            arrays=TOKENS if "ragged" in name else TWO,
+            options=OPTIONS,
+        )
         for name, damaged in REPAIRS.items()
     },
 }
@@ -318,10 +319,11 @@ def test_it_reads_what_killed_processes_leave(reader, name, figures, profile):
 
 
 @pytest.mark.slow
-def test_it_finds_the_damage_that_verify_finds(reader, figures, profile, tmp_path):
+@pytest.mark.parametrize("golden", ["compressed", "ragged_open"])
+def test_it_finds_the_damage_that_verify_finds(reader, golden, figures, profile, tmp_path):
     """A bit flipped anywhere in a complete store is found by both, or by neither because it says the same."""
     rng = random.Random("flips")
-    path = Path(shutil.copytree(GOLDEN / "compressed", tmp_path / "store"))
+    path = Path(shutil.copytree(GOLDEN / golden, tmp_path / "store"))
     zarrow.Writer(path, mode="a").finalize()
     files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size]
     found = []

@@ -7,35 +7,50 @@ import * as zarr from 'zarrita'
 
 const encode = value => new TextEncoder().encode(JSON.stringify(value))
 
-/** An array's `zarr.json` (section 6). */
-export function arrayJson(spec, array, rows) {
-  const { name, row_shape: shape, dtype } = array
+/** Whether an array has the extents of a ragged one (section 18). */
+export const isExtents = (spec, array) => raggedOf(spec, array) !== undefined
+
+const raggedOf = (spec, { name }) => spec.arrays?.find(one => one.segment_vectors && `${one.name}_extent` === name)
+
+/** An array's `zarr.json` (section 6); `vectors` are those of each segment, of a ragged array (section 18). */
+export function arrayJson(spec, array, rows, vectors = []) {
+  const { name, row_shape: shape, dtype, segment_vectors: isRagged } = array
   const axes = shape.length === 1 ? [`${name}_dim`] : shape.map((_, axis) => `${name}_dim${axis}`)
   const bytes = { name: 'bytes', configuration: { endian: 'little' } }
+  const one = isRagged ? [1] : []
   const configuration = {
-    chunk_shape: [array.chunk_rows, ...shape],
+    chunk_shape: [...one, array.chunk_rows, ...shape],
     codecs: array.codecs,
     index_codecs: [bytes, { name: 'crc32c' }],
     index_location: 'end',
   }
+  const attributes = {}
+  if (array.scale) attributes.zarrow = { scale: array.scale }
+  if (isRagged) attributes.zarrow = { extents: `${name}_extent`, segment_rows: spec.segment_rows }
+  const extentsOf = raggedOf(spec, array)
+  if (extentsOf) attributes.zarrow = { extents_of: extentsOf.name, columns: ['offset', 'count'] }
   return {
     zarr_format: 3,
     node_type: 'array',
-    shape: [rows, ...shape],
+    shape: isRagged ? [vectors.length, Math.max(0, ...vectors), ...shape] : [rows, ...shape],
     data_type: dtype,
-    chunk_grid: { name: 'regular', configuration: { chunk_shape: [spec.segment_rows, ...shape] } },
+    chunk_grid: {
+      name: 'regular',
+      configuration: { chunk_shape: [...one, isRagged ?? spec.segment_rows, ...shape] },
+    },
     chunk_key_encoding: { name: 'default', configuration: { separator: '/' } },
     fill_value: dtype === 'bool' ? false : 0,
     codecs: [{ name: 'sharding_indexed', configuration }],
-    attributes: array.scale ? { zarrow: { scale: array.scale } } : {},
-    dimension_names: ['row', ...axes],
+    attributes,
+    dimension_names: [...(isRagged ? [`${name}_segment`, `${name}_vector`] : ['row']), ...axes],
     storage_transformers: [],
   }
 }
 
 /** The group's `zarr.json` (section 6). */
-export function groupJson(spec, rows) {
-  const metadata = Object.fromEntries(spec.arrays.map(array => [array.name, arrayJson(spec, array, rows)]))
+export function groupJson(spec, rows, vectors = {}) {
+  const of = array => [array.name, arrayJson(spec, array, rows, vectors[array.name])]
+  const metadata = Object.fromEntries(spec.arrays.map(of))
   return {
     zarr_format: 3,
     node_type: 'group',
@@ -44,15 +59,15 @@ export function groupJson(spec, rows) {
   }
 }
 
-async function read(metadata, chunks) {
-  if (!metadata.shape[0]) return []
+async function read(metadata, chunks, shape) {
+  if (metadata.shape.includes(0)) return []
   const store = {
     get: async key => (key === '/zarr.json' ? encode(metadata) : chunks.get(key)),
     getRange: async (key, { offset, length, suffixLength }) =>
       suffixLength ? chunks.get(key)?.slice(-suffixLength) : chunks.get(key)?.slice(offset, offset + length),
   }
   const { data } = await zarr.get(await zarr.open(store, { kind: 'array' }))
-  return nested(Array.from(data), metadata.shape.slice(1))
+  return nested(Array.from(data, value => (typeof value === 'bigint' ? asJson({}, value) : value)), shape)
 }
 
 /** The values of a quantized row (section 5.3), as nested as its integers. */
@@ -67,27 +82,31 @@ function nested(flat, shape) {
   return shape.length === 1 ? rows : rows.map(row => nested(row, shape.slice(1)))
 }
 
-const key = (number, array) => `/c/${number}${'/0'.repeat(array.row_shape.length)}`
+const key = (number, axes) => `/c/${number}${'/0'.repeat(axes)}`
 
-/** The rows of a shard. */
-export function shardRows(spec, array, bytes, rows) {
-  return read(arrayJson(spec, array, rows), new Map([[key(0, array), bytes]]))
+/** The path of a shard in the group (sections 6 and 18). */
+export const shardKey = (number, array) => key(number, array.row_shape.length + (array.segment_vectors ? 1 : 0))
+
+/** The rows of a shard, or the vectors of a ragged array's. */
+export function shardRows(spec, array, bytes, count) {
+  const metadata = arrayJson(spec, array, count, [count])
+  return read(metadata, new Map([[shardKey(0, array), bytes]]), array.row_shape)
 }
 
-/** The rows of stored chunks, which are not in a shard yet, and of the row bytes after them. */
+/** The rows, or vectors, of stored chunks, which are not in a shard yet, and of the row bytes after them. */
 export async function chunkRows(array, chunks, tail) {
-  const grid = rows => ({ name: 'regular', configuration: { chunk_shape: [rows, ...array.row_shape] } })
-  const metadata = (rows, codecs, each) => ({
-    ...arrayJson({}, array, rows),
-    chunk_grid: grid(each),
+  const { row_shape: shape, chunk_rows: each, codecs } = array
+  const flat = (rows, codecs, each) => ({
+    ...arrayJson({}, { ...array, segment_vectors: undefined }, rows),
+    chunk_grid: { name: 'regular', configuration: { chunk_shape: [each, ...shape] } },
     codecs,
   })
-  const stored = new Map(chunks.map((bytes, number) => [key(number, array), bytes]))
-  const whole = await read(metadata(chunks.length * array.chunk_rows, array.codecs, array.chunk_rows), stored)
+  const stored = new Map(chunks.map((bytes, number) => [key(number, shape.length), bytes]))
+  const whole = await read(flat(chunks.length * each, codecs, each), stored, shape)
   const rows = tail.length / rowSize(array)
   if (!rows) return whole
   const plain = [{ name: 'bytes', configuration: { endian: 'little' } }]
-  return whole.concat(await read(metadata(rows, plain, rows), new Map([[key(0, array), tail]])))
+  return whole.concat(await read(flat(rows, plain, rows), new Map([[key(0, shape.length), tail]]), shape))
 }
 
 export function rowSize(array) {

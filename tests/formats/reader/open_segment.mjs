@@ -1,7 +1,7 @@
 // An open segment, all of whose files are read at once (FORMAT.md, sections 1.5 and 9).
 
 import { Damage, believe, chunkCrc, crc32c, document, readFrames } from './bytes.mjs'
-import { chunkRows, payloadRows, rowSize } from './decode.mjs'
+import { chunkRows, isExtents, payloadRows, rowSize } from './decode.mjs'
 
 const isPlain = array => array.codecs.length === 1 && array.codecs[0].name === 'bytes'
 
@@ -51,8 +51,13 @@ export class OpenSegment {
     const lost = frames.some(frame => frame.rows) && rowFiles.find(name => this.bytes[name] === null)
     believe(!lost, `${this.path}/${lost}`, 'missing')
     let kept = frames.length
-    for (const [number, array] of this.spec.arrays.entries()) {
-      while (kept && !this.isRight(array, number, frames.slice(0, kept))) kept--
+    const places = [...this.spec.arrays.entries()]
+    places.sort(([, one], [, other]) => isExtents(this.spec, other) - isExtents(this.spec, one)) // they come first
+    for (let before = -1; before !== kept; ) {
+      before = kept
+      for (const [number, array] of places) {
+        while (kept && !this.isRight(array, number, frames.slice(0, kept))) kept--
+      }
     }
     const rows = count(frames.slice(0, kept))
     believe(durable <= rows, this.path, `${durable} rows were durable, ${rows} are sound`)
@@ -64,17 +69,39 @@ export class OpenSegment {
     const bytes = this.bytes[`${array.name}.rows`] ?? new Uint8Array()
     const entries = frames.map(frame => frame.arrays[number])
     const size = rowSize(array)
+    const each = array.segment_vectors ? this.vectorsPerFrame(array, frames) : frames.map(frame => frame.rows)
+    if (!each) return false
+    const units = sum(each)
     let end = 0
     const next = length => bytes.subarray(end, (end += length))
     if (isPlain(array)) {
-      return frames.every((frame, place) => crc32c(next(frame.rows * size)) === entries[place].crc) && end <= bytes.length
+      return each.every((rows, place) => crc32c(next(rows * size)) === entries[place].crc) && end <= bytes.length
     }
     const chunks = entries.flatMap(entry => entry.chunks)
     const whole = chunks.every(chunk => chunkCrc(array, next(chunk.size)) === chunk.crc) && end <= bytes.length
-    if (!whole || chunks.length !== Math.floor(count(frames) / array.chunk_rows)) return false
-    const left = (count(frames) % array.chunk_rows) * size
+    if (!whole || chunks.length !== Math.floor(units / array.chunk_rows)) return false
+    const left = (units % array.chunk_rows) * size
     const tail = this.tail(array, entries, left)
     return !left || (tail?.length === left && crc32c(tail) === entries.at(-1).tailCrc)
+  }
+
+  /** Where the first rows' vectors begin and how many they are, as pairs (section 18). */
+  extents(array, rows) {
+    const bytes = this.bytes[`${array.name}_extent.rows`]
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
+    const number = place => Number(view.getBigInt64(8 * place, true))
+    return Array.from({ length: rows }, (_, row) => [number(2 * row), number(2 * row + 1)])
+  }
+
+  /** The vectors of each of these frames, whose extents are known to be right; null if they do not continue. */
+  vectorsPerFrame(array, frames) {
+    const extents = this.extents(array, count(frames))
+    let end = 0
+    for (const [offset, vectors] of extents) {
+      if (offset !== end || vectors < 0) return null
+      end += vectors
+    }
+    return frames.map(({ first, rows }) => sum(extents.slice(first, first + rows).map(([, vectors]) => vectors)))
   }
 
   tail(array, entries, size) {
@@ -85,16 +112,24 @@ export class OpenSegment {
     return payloadRows(this.spec, this.frames.filter(frame => frame.rows).map(frame => frame.payload))
   }
 
-  /** All rows of an array (section 9.3). */
-  vectors(array, number) {
+  /** All rows of an array (section 9.3); of a ragged one, the vectors of each (section 18). */
+  async vectors(array, number) {
+    if (!array.segment_vectors) return this.units(array, number, this.rows)
+    const extents = this.extents(array, this.rows)
+    const all = await this.units(array, number, sum(extents.map(([, vectors]) => vectors)))
+    return extents.map(([offset, vectors]) => all.slice(offset, offset + vectors))
+  }
+
+  units(array, number, units) {
     const bytes = this.bytes[`${array.name}.rows`]
     const size = rowSize(array)
-    if (isPlain(array)) return chunkRows(array, [], bytes.slice(0, this.rows * size))
+    if (isPlain(array)) return chunkRows(array, [], bytes.slice(0, units * size))
     const entries = this.frames.map(frame => frame.arrays[number])
     let end = 0
     const chunks = entries.flatMap(entry => entry.chunks).map(chunk => bytes.slice(end, (end += chunk.size)))
-    return chunkRows(array, chunks, this.tail(array, entries, (this.rows % array.chunk_rows) * size))
+    return chunkRows(array, chunks, this.tail(array, entries, (units % array.chunk_rows) * size))
   }
 }
 
-const count = frames => frames.reduce((sum, frame) => sum + frame.rows, 0)
+const sum = numbers => numbers.reduce((one, other) => one + other, 0)
+const count = frames => sum(frames.map(frame => frame.rows))

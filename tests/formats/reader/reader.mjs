@@ -8,7 +8,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { createInterface } from 'node:readline'
 import { Damage, Files, believe, chunkCrc, crc32c, document, json } from './bytes.mjs'
-import { arrayJson, groupJson, partRows, scaled, shardRows } from './decode.mjs'
+import { arrayJson, groupJson, isExtents, partRows, scaled, shardKey, shardRows } from './decode.mjs'
 import { readIndex } from './key_index.mjs'
 import { OpenSegment, openNames } from './open_segment.mjs'
 import { checkStatistics } from './statistics.mjs'
@@ -46,7 +46,7 @@ class Reader {
     if (this.files.read('zarrow.json') === null) return { error: 'not a store' }
     this.spec = this.files.document('zarrow.json')
     if (this.spec.zarrow_format !== 1) return { error: `format ${this.spec.zarrow_format}` }
-    const unknown = (this.spec.reader_features ?? []).filter(feature => feature !== 'quantized')
+    const unknown = (this.spec.reader_features ?? []).filter(feature => !['quantized', 'ragged'].includes(feature))
     if (unknown.length) return { error: `features ${unknown}` }
     const identity = this.files.identity('zarrow.json')
     const manifest = this.files.read('manifest.json')
@@ -72,7 +72,7 @@ class Reader {
         await this.segment(this.record(number), number * this.spec.segment_rows)
       })
     }
-    for (const [path, expected] of this.metadata(manifest.rows)) {
+    for (const [path, expected] of this.metadata(manifest)) {
       await this.attempt(() => {
         believe(isDeepStrictEqual(json(this.files.need(path), path), expected), path, 'not the metadata of the rows')
       })
@@ -81,9 +81,10 @@ class Reader {
     found.index = await this.attempt(() => readIndex(this.files, this.spec, manifest))
   }
 
-  metadata(rows) {
-    const arrays = this.spec.arrays.map(one => [`embeddings.zarr/${one.name}/zarr.json`, arrayJson(this.spec, one, rows)])
-    return [['embeddings.zarr/zarr.json', groupJson(this.spec, rows)], ...arrays]
+  metadata({ rows, vectors = {} }) {
+    const arrays = this.spec.arrays.map(one =>
+      [`embeddings.zarr/${one.name}/zarr.json`, arrayJson(this.spec, one, rows, vectors[one.name])])
+    return [['embeddings.zarr/zarr.json', groupJson(this.spec, rows, vectors)], ...arrays]
   }
 
   record(number) {
@@ -187,30 +188,39 @@ class Reader {
     believe(right, part, 'not the rows of the segment')
     const vectors = {}
     for (const array of this.spec.arrays) vectors[array.name] = await this.shard(record, array)
+    for (const { name } of this.spec.arrays.filter(one => one.segment_vectors)) {
+      const all = vectors[name]
+      vectors[name] = vectors[`${name}_extent`].map(([offset, count]) => {
+        const fits = offset >= 0 && count >= 0 && offset + count <= all.length
+        believe(fits, part, `${count} vectors of ${name} from ${offset} on, of ${all.length}`)
+        return all.slice(offset, offset + count)
+      })
+    }
     this.add(table, vectors, start)
   }
 
   add(table, vectors, start) {
     table.forEach((row, place) => {
-      const arrays = this.spec.arrays.map(({ name, scale }) =>
+      const arrays = this.spec.arrays.filter(one => !isExtents(this.spec, one)).map(({ name, scale }) =>
         [name, scale ? scaled(vectors[name][place], row[scale]) : vectors[name][place]])
       this.rows.push({ ...row, ...Object.fromEntries(arrays), row: start + place })
     })
   }
 
-  /** Sections 6 and 8.1. */
+  /** Sections 6, 8.1 and 18: the rows of an array, or the vectors of a ragged one. */
   async shard(record, array) {
     const facts = record.arrays[array.name]
     if (!record.rows) return []
-    const path = `embeddings.zarr/${array.name}/c/${record.segment}${'/0'.repeat(array.row_shape.length)}`
+    const path = `embeddings.zarr/${array.name}${shardKey(record.segment, array)}`
+    const units = array.segment_vectors ? facts.vectors : record.rows
     const bytes = this.files.need(path)
     believe(bytes.length === facts.size_bytes, path, `${bytes.length} bytes`)
-    const chunks = this.spec.segment_rows / array.chunk_rows
+    const chunks = (array.segment_vectors ?? this.spec.segment_rows) / array.chunk_rows
     const start = bytes.length - 16 * chunks - 4
     const index = new DataView(bytes.buffer, bytes.byteOffset + start)
     const crc = crc32c(bytes.subarray(start, -4))
     believe(crc === facts.index_crc32c && crc === index.getUint32(16 * chunks, true), path, 'not its index')
-    const used = Math.ceil(record.rows / array.chunk_rows)
+    const used = Math.ceil(units / array.chunk_rows)
     let end = 0
     for (let number = 0; number < used; number++) {
       const size = Number(index.getBigUint64(16 * number + 8, true))
@@ -219,7 +229,7 @@ class Reader {
       end += size
     }
     believe(end === start, path, 'bytes after the last chunk')
-    return shardRows(this.spec, array, bytes, record.rows)
+    return shardRows(this.spec, array, bytes, units)
   }
 
   /** Sections 1.4 and 1.5: the rows of the open segments that count. */
