@@ -463,7 +463,10 @@ class TestBadInput:
         assert [len(next(batches)["n"]) for _ in range(2)] == [5, 5]
         with pytest.raises(InvalidInputError, match="fill_values"):
             next(batches)
-        assert "zarrow-ahead" not in [thread.name for thread in threading.enumerate()]
+        for thread in threading.enumerate():
+            if thread.name == "zarrow-ahead":
+                thread.join(timeout=60)
+                assert not thread.is_alive()
 
     @pytest.mark.parametrize(
         "kind", [StoreDataset, lambda store, **options: StoreIterableDataset(store, 8, **options)]

@@ -308,6 +308,8 @@ def as_index(given: Any) -> Any:
         return given
     if type(given) is np.ndarray and given.ndim:
         return given
+    if type(given) is np.int64:
+        return int(given)
     if isinstance(given, range):
         return np.arange(given.start, given.stop, given.step)
     try:

@@ -300,6 +300,11 @@ def row_numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
     >>> row_numbers([-1, 0], 5), row_numbers([True, False, True], 3), row_numbers(slice(1, 3), 5)
     (array([4, 0]), array([0, 2]), array([1, 2]))
     """
+    if type(rows) is np.ndarray and rows.dtype == np.int64 and rows.ndim == 1 and len(rows):
+        # As is mostly the case. As unsigned numbers, negative ones are out of range, too.
+        largest = int(np.maximum.reduce(rows.view(np.uint64)))
+        if largest < count:
+            return rows
     given: Any = as_index(rows)
     if isinstance(given, slice):
         start, stop, step = given.indices(count)

@@ -46,6 +46,7 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 _FAILED = ctypes.c_void_p(-1).value
 _SAMPLED_ROWS = (1, 4, 16, 64)
+_SAMPLED_ROWS_WARM = (8,)
 _HUGE_PAGE_BYTES = 2 << 20
 _NEAR_BYTES = 16384
 _RUSAGE = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
@@ -139,6 +140,7 @@ class JoinedRows(RowsInFiles):
         self._region = _Region(max(_whole_pages(self.rows * self.row_bytes), mmap.PAGESIZE))
         self._array = self._region.array((self.rows, *self.row_shape), self.dtype)
         self._touch = self._array.reshape(self.rows, -1)[:, 0]
+        self._was_warm = False
 
     def _ensure(self, numbers: Any) -> None:
         """Map the files of these numbers."""
@@ -180,9 +182,13 @@ class JoinedRows(RowsInFiles):
             wanted = np.zeros(self.files, np.bool_)  # np.unique would import numpy.ma, which takes 10 ms
             wanted[self._numbers(rows)] = True
             self._ensure(np.flatnonzero(wanted & ~self._mapped))
+        before = _disk_reads()
         if len(rows) and self._is_cold(rows):
+            self._was_warm = False
             return self._take_cold(rows, out)
-        return self._gather(rows, out)
+        found = self._gather(rows, out)
+        self._was_warm = _disk_reads() == before
+        return found
 
     def _gather(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         """Copy rows, many of them in several threads: most of the time is spent waiting for memory."""
@@ -202,12 +208,13 @@ class JoinedRows(RowsInFiles):
         """Tell whether any of a sample of the rows is on the disk only, or had to be read from it.
 
         The kernel shows what is in memory only to those who may write to the file. So rows are touched as
-        well: few at first, because it reads far ahead of each that is missing.
+        well: few at first, because it reads far ahead of each that is missing; and only a few if the last
+        gather found all of its rows in memory.
         """
-        if not self._is_resident(int(rows[0])):
+        if not self._was_warm and not self._is_resident(int(rows[0])):
             return True
         before = _disk_reads()
-        for count in _SAMPLED_ROWS:
+        for count in _SAMPLED_ROWS_WARM if self._was_warm else _SAMPLED_ROWS:
             self._touch[rows[:: -(-len(rows) // count)]]
             if _disk_reads() > before:
                 return True

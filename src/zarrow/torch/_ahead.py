@@ -1,13 +1,15 @@
 """Ahead — batches prepared in a thread while the model works on an earlier one.
 
-The thread takes a ticket for every batch that it prepares, and the consumer returns it with the batch: so no
-more than a number of batches wait. An error is raised where its batch would have come. The thread ends with
-the iterator, also when that is abandoned halfway.
+Whoever has the lock makes the next batch: the thread as long as fewer than a number wait, or the consumer
+itself if none does. So a consumer that is faster than the thread need not be woken for every batch. An error
+is raised where its batch would have come. The thread ends with the iterator, also when that is abandoned
+halfway.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
@@ -28,34 +30,54 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
     if not count:
         yield from items
         return
-    made: SimpleQueue[Any] = SimpleQueue()
-    tickets: SimpleQueue[bool] = SimpleQueue()
-    for _ in range(count):
-        tickets.put(True)
-    threading.Thread(target=_make, args=(items, made, tickets), name="zarrow-ahead", daemon=True).start()
+    line = _Line(items, count)
+    threading.Thread(target=line.fill, name="zarrow-ahead", daemon=True).start()
     try:
-        while (one := made.get()) is not None:
+        while (one := line.take()) is not None:
             if isinstance(one, _Failed):
                 raise one.error
-            tickets.put(True)
             yield one
             del one  # else its memory could not be used for the next one
     finally:
-        tickets.put(False)
-
-
-def _make(items: Iterator[Any], made: SimpleQueue[Any], tickets: SimpleQueue[bool]) -> None:
-    try:
-        while tickets.get():
-            one = next(items, None)
-            if one is None:
-                made.put(None)
-                return
-            made.put(one)
-            del one
-    except BaseException as error:  # noqa: BLE001 - raised where the batch would have come
-        made.put(_Failed(error))
+        line.taken.put(False)
 
 
 class _Failed(NamedTuple):
     error: BaseException
+
+
+class _Line:
+    """Items that were made and wait to be taken."""
+
+    def __init__(self, items: Iterator[Any], count: int) -> None:
+        self._items, self._count = items, count
+        self._made: deque[Any] = deque()
+        self._makes = threading.Lock()
+        self.taken: SimpleQueue[bool] = SimpleQueue()
+        self.taken.put(True)
+
+    def take(self) -> Any:
+        """Return the next item, None at the end, or what failed instead of it."""
+        if not self._made:
+            with self._makes:
+                if not self._made:  # the thread had not begun it
+                    self._make()
+        one = self._made.popleft()
+        self.taken.put(True)
+        return one
+
+    def fill(self) -> None:
+        """Make items whenever one is taken, until the iterator that takes them ends."""
+        while self.taken.get():
+            while len(self._made) < self._count and self._makes.acquire(blocking=False):
+                try:
+                    if len(self._made) < self._count:
+                        self._make()
+                finally:
+                    self._makes.release()
+
+    def _make(self) -> None:
+        try:
+            self._made.append(next(self._items, None))
+        except BaseException as error:  # noqa: BLE001 - raised where the item would have come
+            self._made.append(_Failed(error))
