@@ -164,7 +164,7 @@ def test_a_killed_writer_loses_nothing(tmp_path, codecs, profile):
             first = int(process.stdout.readline())
             assert first >= accepted
             try:
-                process.wait(generator.uniform(0.02, 0.4))
+                process.wait(generator.uniform(0.02, 0.4) if accepted else 3)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
         if not accepted and not (tmp_path / "s" / "zarrow.json").exists():

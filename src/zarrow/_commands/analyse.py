@@ -95,19 +95,22 @@ def describe(
         print_json(found.to_dict())
         return
     for name, one in found.arrays.items():
-        shape = " × ".join(f"{axis:,}" for axis in (one.rows, *one.row_shape))
+        rows = [f"{one.rows:,}"] if one.vectors is None else [f"{one.vectors.rows:,}", "any"]
+        shape = " × ".join([*rows, *(f"{axis:,}" for axis in one.row_shape)])
         out.print(f"[bold]{escape(name)}[/]  {shape} {one.dtype}")
+        rows_are = "rows" if one.vectors is None else "vectors"
         norm = "–"
         if one.norm_mean is not None:
             quantiles = ", ".join(f"{one.norms.quantile(share):.4g}" for share in (0.05, 0.5, 0.95))
             norm = f"{cell(one.norm_mean)} ± {cell(one.norm_std)}  (5 %, 50 %, 95 %: {quantiles})"
         show_facts(
-            {
-                "rows with NaN or infinity": f"{one.nonfinite_rows:,}",
-                "rows of zeros": f"{one.zero_rows:,}",
+            ({} if one.vectors is None else {"vectors": one.vectors.in_words()})
+            | {
+                f"{rows_are} with NaN or infinity": f"{one.nonfinite_rows:,}",
+                f"{rows_are} of zeros": f"{one.zero_rows:,}",
                 "norm": norm,
                 "effective rank": f"{cell(one.effective_rank)} of {len(one.mean):,} dimensions",
-                "anisotropy": f"{cell(one.anisotropy)}  (mean cosine of two rows)",
+                "anisotropy": f"{cell(one.anisotropy)}  (mean cosine of two {rows_are})",
                 "dead dimensions": f"{len(one.dead_dimensions):,}  "
                 + ", ".join(map(str, one.dead_dimensions[:10])),
             }

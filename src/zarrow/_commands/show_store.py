@@ -80,11 +80,19 @@ def _type_of(facts: dict[str, Any]) -> str:
 
 
 def _ragged_facts(array: StoreRagged, committed: int) -> dict[str, Any]:
-    vectors = int(array.read(0, committed).counts.sum()) if committed else 0
+    counts = array.counts[:committed]
+    vectors = int(counts.sum())
     raw = vectors * int(np.prod(array.vector_shape)) * array.dtype.itemsize
     return {
         "shape": [committed, None, *array.vector_shape],
         "vectors": vectors,
+        "vectors_per_row": {
+            "min": int(counts.min()),
+            "median": int(np.quantile(counts, 0.5, method="inverted_cdf")),
+            "max": int(counts.max()),
+        }
+        if committed
+        else None,
         "dtype": array.dtype.name,
         "codecs": [codec["name"] for codec in array.codecs],
         "chunk_vectors": array.chunks[0],
@@ -184,6 +192,12 @@ def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
     table = _shape([facts["rows"], len(facts["columns"])])
     grid.add_row("table", table, "", "zstd", decimal(facts["table_bytes"]), "")
     out.print(grid)
+    for name, array in facts["arrays"].items():
+        if per_row := array.get("vectors_per_row"):
+            say(
+                f"vectors: [bold]{escape(name)}[/] {array['vectors']:,}: {per_row['min']:,} to "
+                f"{per_row['max']:,} per row, median {per_row['median']:,}"
+            )
     columns = ", ".join(
         f"{escape(name)} [dim]{escape(kind)}[/]" + (" [cyan]key[/]" if name in facts["keys"] else "")
         for name, kind in facts["columns"].items()

@@ -110,7 +110,13 @@ class UnionRagged(IndexedRagged):
         return _joined(pieces) if pieces else self._parts[0].read(0, 0)
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Tell the kernel that rows will be needed soon; those out of range are ignored."""
+        """Tell the kernel that rows will be needed soon.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows ``start`` to ``stop - 1``; those out of range are ignored.
+        """
         for part, low, high in self._between(max(start, 0), min(stop, len(self))):
             part.prefetch(low, high)
 

@@ -15,7 +15,7 @@ from typing import Any
 from zarrow.analysis._questions.compare import Comparison, compare
 from zarrow.analysis._questions.compare_all import ModelComparison, compare_all
 from zarrow.analysis._questions.compose import compose
-from zarrow.analysis._questions.describe import ArrayDescription, Description, describe
+from zarrow.analysis._questions.describe import ArrayDescription, Description, VectorCounts, describe
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
 from zarrow.analysis._questions.map import Map, map_rows, place_rows
 from zarrow.analysis._questions.nearest import Neighbours, nearest
@@ -38,6 +38,7 @@ __all__ = [
     "Pca",
     "Probe",
     "QuantizationError",
+    "VectorCounts",
     "build_neighbours",
     "compare",
     "compare_all",

@@ -31,7 +31,7 @@ from zarrow.analysis._pictures.norms import draw_histogram
 from zarrow.analysis._pictures.output import in_one_step, require_writable
 from zarrow.analysis._pictures.page import Interval, as_text, pack, page_writer
 from zarrow.analysis._pictures.roc_calibration import draw_calibration, draw_roc, score_note
-from zarrow.analysis._questions.describe import ArrayDescription, Description, describe
+from zarrow.analysis._questions.describe import ArrayDescription, Description, VectorCounts, describe
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
 from zarrow.analysis._questions.map import Map
 from zarrow.analysis._rows.blocks import Progress
@@ -165,9 +165,10 @@ def _provenance(store: Store) -> dict[str, str]:
 
 def _cards(store: Store, described: Description, evaluated: Evaluation | None) -> dict[str, object]:
     stored = store.table_bytes + sum(array.stored_bytes for array in store.arrays.values())
+    stored += sum(array.stored_bytes for array in store.ragged.values())
     cards: dict[str, object] = {"rows": store.num_rows, "columns": len(described.columns)}
-    for name, array in store.arrays.items():
-        cards[name] = f"{_shape(array.row_shape)} {array.dtype.name}"
+    for name, one in described.arrays.items():
+        cards[name] = f"{'any × ' * (one.vectors is not None)}{_shape(one.row_shape)} {one.dtype}"
     cards["on disk"] = decimal(stored)
     if evaluated is not None:
         cards["prevalence"] = evaluated.overall["prevalence"]
@@ -224,6 +225,12 @@ def _arrays(described: Description) -> dict[str, Any]:
         "Effective rank: how many dimensions the rows really use. Mean cosine of two rows: 0 if they point "
         "everywhere, 1 if all point one way."
     )
+    ragged = {name: one.vectors for name, one in described.arrays.items() if one.vectors is not None}
+    if ragged:
+        note += (
+            " Of an array with any number of vectors per row, everything is about the vectors. "
+            + " ".join(f"{name}: {found.in_words()}." for name, found in ragged.items())
+        )
     rows = [
         {
             "array": name,
@@ -241,6 +248,7 @@ def _arrays(described: Description) -> dict[str, Any]:
         for name, one in described.arrays.items()
     ]
     charts = [_lengths(one) for one in described.arrays.values() if one.rows > one.nonfinite_rows]
+    charts += [_counts(name, found) for name, found in ragged.items() if found.rows]
     return {"note": note if rows else "The store has no arrays.", "rows": rows, "charts": charts}
 
 
@@ -248,6 +256,11 @@ def _lengths(array: ArrayDescription) -> dict[str, str]:
     counted, median = array.norms.histogram(HISTOGRAM_BINS), array.norms.quantile(0.5)
     caption = f"Lengths of {array.name}"
     return _chart(lambda axes: draw_histogram(axes, *counted, median), caption, caption)
+
+
+def _counts(name: str, found: VectorCounts) -> dict[str, str]:
+    counted, caption = found.counts.histogram(HISTOGRAM_BINS), f"Vectors per row of {name}"
+    return _chart(lambda axes: draw_histogram(axes, *counted, float(found.median or 0)), caption, caption)
 
 
 # How good the probabilities are

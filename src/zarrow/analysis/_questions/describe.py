@@ -9,8 +9,9 @@ Of each array, in one pass: mean and standard deviation per dimension, norms, Na
   Word Representations?*, EMNLP 2019): 0 for rows that point everywhere, 1 for rows that all point one way;
 * *dead dimensions*: those whose values are the same in all rows, to a millionth.
 
-Sums are kept by `_numbers.moments`, quantiles of norms by `_numbers.sketch`. Columns are
-described by DuckDB (`column_facts`).
+Of a ragged array, all this is about vectors, whichever rows they are of, and `VectorCounts` says how many
+rows have. Sums are kept by `_numbers.moments`, quantiles of norms by `_numbers.sketch`. Columns are described
+by DuckDB (`column_facts`).
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.layout import ROW, SAMPLE_INDEX
+from zarrow._read.indexing import IndexedRagged
 from zarrow.analysis._numbers.moments import GroupMoments, Moments, group_sums, unit_rows
 from zarrow.analysis._numbers.sketch import Sketch
 from zarrow.analysis._questions.answer import HIDDEN, Answer, shown
 from zarrow.analysis._questions.column_facts import describe_columns
-from zarrow.analysis._rows.blocks import Block, Progress, part_of, width_of
+from zarrow.analysis._rows.blocks import Block, Progress, part_of, vector_width
 from zarrow.analysis._rows.dataset import Array, Source, source_of
 from zarrow.analysis._rows.folds import State, fold
 from zarrow.analysis._rows.groups import Groups, names_of
 from zarrow.analysis._rows.workers import Client
 from zarrow.errors import InvalidInputError
 
-__all__ = ["ArrayDescription", "Description", "describe"]
+__all__ = ["ArrayDescription", "Description", "VectorCounts", "describe"]
 
 MAX_COVARIANCE_WIDTH = 4096
 MAX_GROUPS_BYTES = 256 << 20
@@ -45,8 +47,103 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class VectorCounts(Answer):
+    """How many vectors the rows of a ragged array have; None where there are no rows.
+
+    Parameters
+    ----------
+    rows, vectors : int
+        Rows of the array, and their vectors.
+    rows_without : int
+        Rows that have none.
+    mean : float or None
+        Vectors per row.
+    min, q05, median, q95, max : int or None
+        Quantiles of the vectors per row: of an even number of rows, the median is the lower one.
+    counts : Sketch
+        Their distribution, with ``quantile(share)`` and ``histogram(bins)``.
+    """
+
+    rows: int
+    vectors: int
+    rows_without: int
+    mean: float | None
+    min: int | None
+    q05: int | None
+    median: int | None
+    q95: int | None
+    max: int | None
+    counts: Sketch = field(repr=False, metadata=HIDDEN)
+
+    @classmethod
+    def of(cls, array: IndexedRagged) -> VectorCounts:
+        """Return those of an array.
+
+        Parameters
+        ----------
+        array : StoreRagged or UnionRagged
+            The array, of whose vectors none is read.
+
+        Returns
+        -------
+        VectorCounts
+            Exact, but for `counts`.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, zarrow
+        >>> path = tempfile.mkdtemp() + "/tokens.zarrow"
+        >>> with zarrow.Writer(path) as writer:
+        ...     writer.append(None, {"t": zarrow.Ragged(np.ones((5, 2)), [2, 0, 3])})
+        ...     _ = writer.finalize()
+        >>> found = VectorCounts.of(zarrow.open(path)["t"])
+        >>> found
+        VectorCounts(rows=3, vectors=5, rows_without=1, mean=1.667, min=0, q05=0, median=2, q95=3, max=3)
+        >>> found.in_words()
+        '5 vectors in 3 rows: 0 to 3 per row, median 2; 1 row has none'
+        """
+        counts, sketch, low, q05, median, q95, high = array.counts, Sketch(), *[None] * 5
+        if len(counts):
+            sketch.add(counts.astype(np.float64))
+            shares = (0, 0.05, 0.5, 0.95, 1)
+            low, q05, median, q95, high = np.quantile(counts, shares, method="inverted_cdf").tolist()
+        return cls(
+            rows=len(counts),
+            vectors=int(counts.sum()),
+            rows_without=int(np.count_nonzero(counts == 0)),
+            mean=float(counts.mean()) if len(counts) else None,
+            min=low,
+            q05=q05,
+            median=median,
+            q95=q95,
+            max=high,
+            counts=sketch,
+        )
+
+    def in_words(self) -> str:
+        """Return the counts as a reader would say them.
+
+        Returns
+        -------
+        str
+            Of one line, without a full stop.
+
+        Examples
+        --------
+        See `of`.
+        """
+        if self.min is None:
+            return "no vectors"
+        without = f"{self.rows_without:,} row{'s have' if self.rows_without != 1 else ' has'} none"
+        spread = f"{self.min:,} to {self.max:,} per row, median {self.median:,}"
+        return f"{self.vectors:,} vectors in {self.rows:,} rows: {spread}; {without}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ArrayDescription(Answer):
     """How an array is distributed. A statistic that needs more rows than there are is None, never NaN.
+
+    What is said of rows holds of vectors, if the array is ragged.
 
     Parameters
     ----------
@@ -80,6 +177,8 @@ class ArrayDescription(Answer):
         mean of all rows) and ``anisotropy``; a key column named like one of these gets a trailing underscore.
     group_mean, group_std : float64 array, shape (groups, width), or None
         Per group and dimension.
+    vectors : VectorCounts or None
+        Of a ragged array, how many vectors its rows have.
     """
 
     name: str = field(metadata=HIDDEN)
@@ -109,6 +208,7 @@ class ArrayDescription(Answer):
     groups: pa.Table | None = field(default=None, repr=False)
     group_mean: npt.NDArray[np.float64] | None = field(default=None, repr=False, metadata=HIDDEN)
     group_std: npt.NDArray[np.float64] | None = field(default=None, repr=False, metadata=HIDDEN)
+    vectors: VectorCounts | None = field(default=None, repr=False)
 
     def _known(self, value: Any) -> Any:
         return value if self.rows > self.nonfinite_rows else None
@@ -157,7 +257,7 @@ def describe(
         The store, or a Dataset whose rows lie along ``row``: made from a store or not, chunked for dask or
         not, whole or a selection. A Dataset is read chunk by chunk; its rows are numbered from 0.
     arrays : list of str, optional
-        Arrays to describe; all by default.
+        Arrays to describe, ragged ones by their vectors; all by default.
     columns : list of str, optional
         Columns to describe; all but ``row`` and ``sample_index`` by default.
     by : str or list of str, optional
@@ -193,7 +293,7 @@ def describe(
     (8.0, 0, 10)
     """
     rows, client = source_of(store, client)
-    chosen = [rows[name] for name in (rows.arrays if arrays is None else arrays)]
+    chosen = [rows[name] for name in ([*rows.arrays, *rows.ragged] if arrays is None else arrays)]
     names = names_of(by)
     if columns is None:
         columns = [name for name in rows.schema.names if name not in (ROW, SAMPLE_INDEX, *names)]
@@ -201,7 +301,7 @@ def describe(
     groups = Groups.of_store(rows, names) if names else None
     described = {}
     for place, array in enumerate(chosen):
-        width = width_of(array)
+        width = vector_width(array)
         if groups is not None and groups.count * width * 8 * 3 > MAX_GROUPS_BYTES:
             raise InvalidInputError(
                 f"{groups.count} groups of {width} dimensions need more than "
@@ -250,7 +350,7 @@ class _ArrayState(State):
             return np.zeros(len(block.rows), np.int64)
         return self._groups.codes(block.table)
 
-    def result(self, array: Array) -> ArrayDescription:
+    def result(self, array: Array | IndexedRagged) -> ArrayDescription:
         moments = self.moments
         std = np.sqrt(moments.variance())
         scale = np.maximum(np.abs(moments.mean), std.max(initial=0))
@@ -265,7 +365,7 @@ class _ArrayState(State):
         return ArrayDescription(
             name=array.name,
             dtype=array.dtype.name,
-            row_shape=array.row_shape,
+            row_shape=array.vector_shape if isinstance(array, IndexedRagged) else array.row_shape,
             rows=moments.count + int(self.nonfinite.sum()),
             nonfinite_rows=int(self.nonfinite.sum()),
             nan_values=self.nan,
@@ -279,6 +379,7 @@ class _ArrayState(State):
             effective_rank=_effective_rank(moments) if several and moments.full else None,
             anisotropy=_anisotropy(self.directions.sum(axis=0), moments.count - zeros),
             dead_dimensions=np.flatnonzero(std <= DEAD * scale) if several else np.empty(0, np.int64),
+            vectors=VectorCounts.of(array) if isinstance(array, IndexedRagged) else None,
             **grouped,
         )
 

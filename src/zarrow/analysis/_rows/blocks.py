@@ -6,6 +6,8 @@ order.
 The rules that all analyses share are here, and nowhere else:
 
 * A row of several axes is flattened to one vector, in C order.
+* A block of a ragged array has vectors in place of rows: `Block.rows` are the rows that they are of. Analyses
+  that need one vector per row refuse such an array (`width_of`).
 * Computation is in float64.
 * A row that contains a NaN or an infinity is *not finite*: it is counted, and left out of everything else
   (`Block.split`).
@@ -28,6 +30,7 @@ import pyarrow.compute as pc
 
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of
+from zarrow._read.indexing import IndexedRagged
 from zarrow.analysis._rows.dataset import Array, Rows, pieces
 from zarrow.errors import InvalidInputError
 from zarrow.store import QuantizedArray, Store, StoreArray
@@ -41,6 +44,7 @@ __all__ = [
     "blocks",
     "choose_array",
     "part_of",
+    "vector_width",
     "width_of",
 ]
 
@@ -57,7 +61,7 @@ class Block:
     Parameters
     ----------
     rows : int64 array, shape (n,)
-        Row numbers, ascending.
+        Row numbers, ascending; of a ragged array that of each vector.
     values : float64 array, shape (n, width)
         The vectors.
     table : pyarrow.RecordBatch
@@ -122,6 +126,11 @@ def width_of(array: Array) -> int:
     return int(np.prod(array.row_shape))
 
 
+def vector_width(array: Array | IndexedRagged) -> int:
+    """Return the number of elements of a row, or of a vector of a ragged array."""
+    return int(np.prod(array.vector_shape)) if isinstance(array, IndexedRagged) else width_of(array)
+
+
 def as_matrix(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return rows as a matrix of float64.
 
@@ -134,16 +143,16 @@ def as_matrix(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 # Streams
 
 
-def block_rows(array: Array) -> int:
-    """Return the number of rows of a block."""
-    rows = rows_of(BLOCK_BYTES, 8 * width_of(array))
+def block_rows(array: Array | IndexedRagged) -> int:
+    """Return the number of rows of a block, or of vectors of a ragged array."""
+    rows = rows_of(BLOCK_BYTES, 8 * vector_width(array))
     rows = min(rows, MAX_BLOCK_ROWS)
     return rows - rows % 64 if rows > 64 else rows
 
 
 def blocks(
     store: Rows,
-    array: Array,
+    array: Array | IndexedRagged,
     columns: Sequence[str] = (),
     filter: pc.Expression | None = None,
     span: range | None = None,
@@ -155,7 +164,7 @@ def blocks(
     ----------
     store : Store or DatasetRows
         The source of the rows.
-    array : StoreArray or DatasetArray
+    array : StoreArray, DatasetArray or StoreRagged
         One of its arrays.
     columns : list of str
         Columns to add to each block.
@@ -179,7 +188,9 @@ def blocks(
         if not len(here):
             continue
         rows = at_hand()
-        if columns or filter is not None:
+        if isinstance(array, IndexedRagged):
+            stream = _vectors(rows, array, columns, filter, here, size)
+        elif columns or filter is not None:
             stream = _joined(rows, rows[array.name], columns, filter, here, size)
         else:
             stream = _plain(rows[array.name], here, size)
@@ -214,10 +225,35 @@ def _joined(
     span: range,
     size: int,
 ) -> Iterator[Block]:
+    for rows, values, table in _rows_of_join(store, array.name, columns, filter, span, size):
+        yield Block(rows, as_matrix(values), table)
+
+
+def _rows_of_join(
+    store: Rows, name: str, columns: Sequence[str], filter: pc.Expression | None, span: range, size: int
+) -> Iterator[tuple[npt.NDArray[np.int64], Any, pa.RecordBatch]]:
     if len(span) < store.num_rows:
         within = (pc.field(ROW) >= span.start) & (pc.field(ROW) < span.stop)
         filter = within if filter is None else filter & within
     names = list(dict.fromkeys([*columns, ROW]))
-    for table, vectors in store.join(filter, names, [array.name], size):
-        rows = table[ROW].to_numpy(zero_copy_only=False)
-        yield Block(rows, as_matrix(vectors[array.name]), table)
+    for table, vectors in store.join(filter, names, [name], size):
+        yield table[ROW].to_numpy(zero_copy_only=False), vectors[name], table
+
+
+def _vectors(
+    store: Rows,
+    array: IndexedRagged,
+    columns: Sequence[str],
+    filter: pc.Expression | None,
+    span: range,
+    size: int,
+) -> Iterator[Block]:
+    """Yield the vectors of rows, `size` of them at a time, whatever the number of rows."""
+    mean = max(array.num_vectors // max(len(array), 1), 1)
+    rows_at_once = max(size // mean, 1)
+    for rows, found, table in _rows_of_join(store, array.name, columns, filter, span, rows_at_once):
+        owners = np.repeat(np.arange(len(rows)), found.counts)
+        for start in range(0, len(owners), size):
+            here = owners[start : start + size]
+            own = table.take(pa.array(here)) if columns else NO_COLUMNS
+            yield Block(rows[here], as_matrix(found.values[start : start + size]), own)

@@ -188,6 +188,11 @@ class DatasetRows:
             if variable.ndim > 1 and np.can_cast(variable.dtype, np.float64)
         }
 
+    @property
+    def ragged(self) -> Mapping[str, Any]:
+        """No arrays: xarray has their vectors along a dimension of their own, not along ``row``."""
+        return {}
+
     def __getitem__(self, name: str) -> DatasetArray:
         """Return the array with that name; `UnknownNameError` if there is none."""
         if name not in self.arrays:

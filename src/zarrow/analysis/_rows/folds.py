@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._read.indexing import IndexedRagged
 from zarrow.analysis._rows.blocks import (
     NO_COLUMNS,
     Block,
@@ -64,7 +65,7 @@ S = TypeVar("S", bound=State)
 def fold(
     make: Callable[[], S],
     store: Rows,
-    array: Array,
+    array: Array | IndexedRagged,
     columns: Sequence[str] = (),
     filter: pc.Expression | None = None,
     progress: Progress | None = None,
