@@ -96,6 +96,16 @@ def test_quantized_vectors_are_compared(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == 700
 
 
+def test_the_steps_of_many_short_rows_are_shown() -> None:
+    """With --counts, time and memory of each step of a store are shown."""
+    words = ["--counts", "1", "--rows", "3000", "--width", "1", "--batch", "700"]
+    script = str(BENCHMARKS / "ragged.py")
+    done = subprocess.run([sys.executable, script, *words], check=True, capture_output=True, text=True)
+    lines = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [line[1].strip() for line in lines[2:5]] == ["write", "finalize", "open"]
+    assert all(line[3].strip().endswith(" MB") for line in lines[2:])
+
+
 def test_ragged_arrays_are_compared() -> None:
     """Every task of every contender is measured."""
     words = ["--rows", "60", "--width", "8", "--repeat", "1", "--search-rows", "30", "--dtype", "float32"]

@@ -4,6 +4,7 @@ Run it from the repository::
 
     python3 tests/benchmarks/ragged.py                                  # 1.2 GB of float16, 128 wide
     python3 tests/benchmarks/ragged.py --rows 4000 --repeat 3
+    python3 tests/benchmarks/ragged.py --counts 1 --rows 10000000 --width 1
 
 In each round every contender does its task once; the table has the median of each, and the ratio of zarrow to
 the other: below 1, zarrow takes less time.
@@ -14,6 +15,9 @@ row      2,000 single rows, one after the other, page cache warm; memmap: slices
 rows     1,000 random rows at once
 scan     the sum of all vectors
 maxsim   ten queries of 32 vectors against all rows; torch: the padded array in memory, in float32
+
+With ``--counts N`` every row has N vectors, and there are no contenders: the table has the time of each step
+of a store's life, and the most private memory (``RssAnon``) during it.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import json
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +168,60 @@ def maxsim(top: Path, given: zarrow.Ragged) -> dict[str, Callable[[], object]]:
     }
 
 
+def private_bytes() -> int:
+    """Return the process' private memory, without the page cache."""
+    with open("/proc/self/status") as status:
+        return 1024 * int(next(line for line in status if line.startswith("RssAnon")).split()[1])
+
+
+def life(path: Path, options: argparse.Namespace) -> list[list[str]]:
+    """Return seconds and memory of each step of a store whose rows have equally many vectors."""
+    rows, lines = options.rows, []
+    done, peak = threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], private_bytes())
+
+    def step(name: str, act: Callable[[], Any]) -> Any:
+        peak[0] = private_bytes()
+        start = time.perf_counter()
+        found = act()
+        lines.append(
+            [name, f"{time.perf_counter() - start:.2f} s", f"{max(peak[0], private_bytes()) / 1e6:,.0f} MB"]
+        )
+        return found
+
+    def write(writer: zarrow.Writer) -> None:
+        for start in range(0, rows, options.batch):
+            ids = np.arange(start, min(start + options.batch, rows))
+            values = np.repeat(ids % 1000, options.counts)[:, None] + np.arange(options.width)
+            tokens = zarrow.Ragged(values.astype(options.dtype), np.full(len(ids), options.counts))
+            writer.append({"id": ids}, {"t": tokens})
+        writer.flush()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with zarrow.Writer(path, keys=["id"]) as writer:
+            step("write", lambda: write(writer))
+            step("finalize", writer.finalize)
+        array = step("open", lambda: zarrow.open(path)["t"])
+        some = np.random.default_rng(0).integers(0, rows, 1_000_000)
+        step("a first row", lambda: array[rows // 2])
+        step("2,000 rows, one by one", lambda: [array[row] for row in some[:2000]])
+        step("10^6 random rows", lambda: array.take(some))
+        step("scan", lambda: [found["t"].values.sum() for _, found in zarrow.open(path).join(columns=["id"])])
+        step("verify", lambda: zarrow.verify(path))
+        report = step("verify, all values", lambda: zarrow.verify(path, level="full"))
+    finally:
+        done.set()
+        watcher.join()
+    assert report.ok
+    assert np.array_equal(array.counts, np.full(rows, options.counts))
+    return lines
+
+
 def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -171,8 +230,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--search-rows", type=int, default=6_000, help="rows that torch has padded in memory")
+    parser.add_argument("--counts", type=int, help="vectors of every row: show the steps of zarrow alone")
+    parser.add_argument("--batch", type=int, default=10_000, help="rows per batch, with --counts")
     parser.add_argument("--json", type=Path, help="file for the seconds of every round")
     options = parser.parse_args()
+    if options.counts:
+        with tempfile.TemporaryDirectory(prefix="zarrow-") as name:
+            lines = life(Path(name) / "s.zarrow", options)
+        print(f"{options.rows:,} rows of {options.counts} × {options.width} {options.dtype}")
+        show_table(["step", "time", "memory"], lines)
+        return
     given = rows_of(options.rows, options.width, options.dtype)
     seconds: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="zarrow-") as name:
