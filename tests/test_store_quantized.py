@@ -198,6 +198,7 @@ BAD = np.where(np.arange(20).reshape(5, 4) == 13, np.nan, E5)
         ({"e_scale": np.ones(5, np.float32)}, E5, "got floats and that column"),
         ({"e_scale": np.array([1, 1, -1, 1, 1], np.float32)}, E5.astype(np.int8), "got -1.0 in row 2"),
         ({"e_scale": np.array([1, 1, 1, np.inf, 1], np.float32)}, E5.astype(np.int8), "got inf in row 3"),
+        ({"e_scale": np.array([1, np.nan, 1, 1, 1], np.float32)}, E5.astype(np.int8), "got nan in row 1"),
         ({"e_scale": np.array([1, 0, 1, 1, 1], np.float32)}, E5.astype(np.int8), "got 0.0 in row 1"),
         ({"e_scale": np.ones(4, np.float32)}, E5.astype(np.int8), "must have one length"),
         ({"e_scale": np.ones(5)}, E5.astype(np.int8), "column 'e_scale': expected float, got double"),

@@ -160,7 +160,7 @@ def has_lengths(given: Any) -> bool:
         return True
     if type(given).__module__.partition(".")[0] == "awkward":
         return "var" in str(given.type)
-    if isinstance(given, list | tuple):
+    if isinstance(given, list | tuple) or getattr(given, "dtype", None) == np.dtype(object):
         return len({len(one) for one in given if getattr(one, "ndim", 0) > 1}) > 1
     if not is_arrow(given) or hasattr(given, "columns"):
         return False

@@ -26,7 +26,7 @@ from zarrow._format.documents import require_json
 from zarrow._format.given import TableLike, as_array, as_columns, as_integers
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.quantized import quantize
-from zarrow._format.ragged import Ragged
+from zarrow._format.ragged import Ragged, is_ragged
 from zarrow._format.spec import ArraySpec, StoreSpec
 from zarrow._format.types import is_representable, represent, row_of_null
 from zarrow.errors import BatchError, InvalidInputError
@@ -201,7 +201,7 @@ class BatchChecker:
         scales: dict[str, npt.NDArray[np.float32]] = {}
         for place, (spec, dtype) in enumerate(self._arrays):
             values = arrays[spec.name]
-            given.append(_ragged(spec, values) if spec.is_ragged else as_array(spec.name, values, spec.dtype))
+            given.append(_ragged(spec, values) if spec.is_ragged else _fixed(spec, values))
             rows = given[-1].values if spec.is_ragged else given[-1]
             if spec.scale is not None and rows.dtype.kind == "f" and rows.shape[1:] == spec.row_shape:
                 given[place], scales[spec.scale] = _quantized(spec, rows)
@@ -312,6 +312,21 @@ def _check_scales(name: str, values: pa.Array | npt.NDArray[Any], rows: npt.NDAr
             f"column {name!r}: a scale must be finite and not negative, and 0 only in a row of zeros, got "
             f"{scales[row]} in row {row} of the batch"
         )
+
+
+def _fixed(spec: ArraySpec, values: Any) -> npt.NDArray[Any]:
+    """Return the rows of an array that is not ragged."""
+    try:
+        array = as_array(spec.name, values, spec.dtype)
+        if array.dtype != np.dtype(object) or not is_ragged(values):
+            return array
+    except BatchError:
+        if not is_ragged(values):
+            raise
+    raise BatchError(
+        f"array {spec.name!r}: expected rows of shape {spec.row_shape}, got rows of any number of vectors: "
+        "pad or pool them, or declare a store with zarrow.ragged"
+    )
 
 
 def _ragged(spec: ArraySpec, values: Any) -> Ragged:
