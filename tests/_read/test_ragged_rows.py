@@ -279,7 +279,7 @@ def test_wrong_batches_are_refused_whole(tmp_path):
     assert len(zarrow.open(tmp_path / "s")) == 2
     with zarrow.Writer(tmp_path / "fixed") as writer:
         writer.append({"id": [1, 2]}, {"t": np.ones((2, WIDTH), "f4")})
-        with pytest.raises(BatchError, match=r"'t'.*different lengths"):
+        with pytest.raises(BatchError, match=r"'t'.*any number of vectors"):
             writer.append({"id": [1, 2]}, {"t": good})
     declared = {"t": zarrow.ragged(WIDTH, "float32")}
     with pytest.raises(SchemaMismatchError, match="arrays"):
