@@ -436,27 +436,14 @@ def test_looks(tmp_path):
 
 def test_what_needs_one_vector_per_row_says_so(tmp_path):
     pytest.importorskip("sklearn")
-    pytest.importorskip("torch")
     import zarrow.analysis
-    import zarrow.torch
 
     _write(tmp_path / "s", np.array([2, 0, 3] * 5))
     store = zarrow.open(tmp_path / "s")
     for ask in (
         lambda: zarrow.analysis.pca(store, array="t"),
-        lambda: zarrow.analysis.describe(store, arrays=["t"]),
         lambda: zarrow.analysis.probe(store, "id", array="t"),
         lambda: zarrow.analysis.compare(store, store, array="t"),
-        lambda: zarrow.torch.StoreDataset(store, arrays=["t"]),
     ):
         with pytest.raises(InvalidInputError, match="pool"):
             ask()
-
-
-def test_a_union_says_that_it_shows_no_ragged_arrays(tmp_path):
-    for name in ("a", "b"):
-        _write(tmp_path / name, np.array([2, 0, 3]))
-    union = zarrow.union({name: tmp_path / name for name in ("a", "b")})
-    assert len(union["e"]) == 6
-    with pytest.raises(InvalidInputError, match="one store at a time"):
-        union["t"]
