@@ -115,3 +115,23 @@ def test_ragged_arrays_are_compared() -> None:
     for task in ("write", "row", "rows", "scan", "maxsim"):
         assert f"| {task} " in done.stdout
     assert "60 rows" in done.stdout
+
+
+def test_growth_is_measured_and_drawn(tmp_path: Path) -> None:
+    """Every size is written by as many processes as it says, and asked; the table has all of them."""
+    words = ["--rows", "2000", "--segments", "2", "--processes", "2", "--repeat", "1"]
+    words += [
+        "--folder",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "a.json"),
+        "--picture",
+        str(tmp_path / "a.svg"),
+    ]
+    script = str(BENCHMARKS / "growth.py")
+    done = subprocess.run([sys.executable, script, *words], check=True, capture_output=True, text=True)
+    lines = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
+    sizes = [[int(cell.replace(",", "")) for cell in line[:3]] for line in lines[2:]]
+    assert sizes == [[2000, 125, 1], [2000, 2, 1], [2000, 125, 2]]
+    assert all(float(cell.replace(",", "")) > 0 for line in lines[2:] for cell in line[3:])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.svg"}

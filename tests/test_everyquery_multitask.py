@@ -141,7 +141,10 @@ class Scorer(torch.nn.Module):
 
     def window_hidden_states(self, batch: Any) -> torch.Tensor:
         found = torch.full((len(batch.rows), 3, HIDDEN), torch.nan)
-        found[torch.arange(len(batch.rows)), self.last_real_window(batch.q_mask)] = state(batch.rows)
+        last = self.last_real_window(batch.q_mask)
+        for window in range(3):
+            real = last >= window
+            found[real, window] = state(batch.rows[real]) - (last[real] - window)[:, None]
         return found
 
 
@@ -300,6 +303,28 @@ def test_scored_states(tmp_path: Path, command: Any) -> None:
     assert np.array_equal(again["query_embed"][:], states)
     export(again, tmp_path / "again.parquet", "everyquery")
     check_file(tmp_path / "again.parquet", frame)
+
+
+@NOTHING_LEFT
+def test_windows(tmp_path: Path, command: Any) -> None:
+    """With save_windows=true the states of all windows of a row are stored, also over a run cut short."""
+    frame = sequences(30)
+    arguments = ("save_windows=true", "dtypes.window_embed=float16")
+    with pytest.raises(KeyError):
+        command(multitask, *arguments, frame=frame, model=Model(frame, stop_at(16)))
+    command(multitask, *arguments, frame=frame)
+    check_file(tmp_path / "p.parquet", frame)
+    assert not (tmp_path / "p.embeddings.parquet").exists()
+    store = zarrow.open(tmp_path / "p.zarrow")
+    assert (dict(store.arrays), list(store.ragged)) == ({}, ["window_embed"])
+    windows = store["window_embed"]
+    assert windows.counts.tolist() == frame["queries"].list.len().to_list()
+    for row, scored in enumerate(state(torch.arange(30)).numpy()):
+        each = np.arange(len(windows[row]) - 1, -1, -1)
+        np.testing.assert_array_equal(windows[row], (scored - each[:, None]).astype(np.float16))
+    (tmp_path / "p.parquet").unlink()
+    with pytest.raises(ConflictError, match="window_embed"):
+        command(multitask, "save_embeddings=true", "overwrite=false", frame=frame, model=Model(frame))
 
 
 @NOTHING_LEFT
@@ -642,7 +667,7 @@ def test_frames(tmp_path: Path) -> None:
             identifiers(frame[:1].with_columns(queries=bad))
     with pytest.raises(InvalidInputError, match=r"missing \['answers'\]"):
         identifiers(frame.drop("answers"))
-    with pytest.raises(InvalidInputError, match="dtypes can only say how 'query_embed' is stored"):
+    with pytest.raises(InvalidInputError, match="dtypes can only say how 'query_embed' and 'window_embed'"):
         StreamingPredictionWriter(tmp_path / "p.parquet", frame, dtypes={"prob": "float16"})
     with zarrow.Writer(tmp_path / "s.zarrow") as writer:
         writer.append(whole)

@@ -43,6 +43,7 @@ PARTS: dict[str, list[str]] = {
     "analysis": ["analysis.py"],
     "quantized": ["quantized.py"],
     "predict": ["predict.py"],
+    "growth": ["growth.py", "--picture", "{out}/growth.svg"],
     "memory of predict": ["predict.py", "--memory"],
 }
 

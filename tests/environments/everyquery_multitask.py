@@ -239,13 +239,14 @@ def main() -> None:
         return
     pause_s = 0.002
     run(folder / "original", "original", rows, pause_s)
-    seconds = run(folder / "whole", "zarrow", rows, pause_s, "save_embeddings=true")
+    asked = ("save_embeddings=true", "save_windows=true")
+    seconds = run(folder / "whole", "zarrow", rows, pause_s, *asked)
     random.seed(0)
     killed, at = 0, []
     for number in range(options.kills):
         here = folder / "killed"
         shutil.rmtree(here, ignore_errors=True)
-        child = start(here, "zarrow", rows, pause_s, "save_embeddings=true")
+        child = start(here, "zarrow", rows, pause_s, *asked)
         time.sleep(random.uniform(0.1, 1.0) * seconds)
         killed += not os.waitpid(child, os.WNOHANG)[0]
         try:
@@ -255,10 +256,12 @@ def main() -> None:
             pass
         at.append(apart(folder, stored, here))
         done = (here / "p.parquet").exists()
-        run(here, "zarrow", rows, pause_s, "save_embeddings=true", *(["overwrite=true"] if done else []))
+        run(here, "zarrow", rows, pause_s, *asked, *(["overwrite=true"] if done else []))
         same = apart(folder, equal, here / "p.parquet", folder / "original" / "p.parquet")
-        if not same or not apart(
-            folder, equal, *(one / "p.embeddings.parquet" for one in (here, folder / "whole"))
+        if (
+            not same
+            or not apart(folder, equal, *(one / "p.embeddings.parquet" for one in (here, folder / "whole")))
+            or not apart(folder, equal_windows, here, folder / "whole")
         ):
             raise SystemExit(
                 f"kill {number}, with {at[-1]} rows stored: the files are not those of a whole run"
@@ -271,6 +274,16 @@ def equal(one: Path, other: Path) -> bool:
     """Tell whether two files have the same schema and rows."""
     found, expected = pl.read_parquet(one), pl.read_parquet(other)
     return found.schema == expected.schema and found.equals(expected)
+
+
+def equal_windows(one: Path, other: Path) -> bool:
+    """Tell whether the states of all windows are equal, row by row."""
+    found, expected = (zarrow.open(folder / "p.zarrow") for folder in (one, other))
+    keys = expected.table(list(expected.keys))
+    rows = found.locate(keys)
+    found_states, expected_states = found["window_embed"][rows], expected["window_embed"][:]
+    same = np.array_equal(found_states.values, expected_states.values)
+    return same and np.array_equal(found_states.counts, expected_states.counts)
 
 
 def compared(folder: Path) -> dict[str, Any]:

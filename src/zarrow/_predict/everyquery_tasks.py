@@ -9,7 +9,7 @@ those of the last batch is converted at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from zarrow._predict.sample_set import SampleIndex
 from zarrow.errors import BatchError, InvalidInputError
 from zarrow.transfer._everyquery import ARRAY, MULTITASK, SINGLE, TASK, Pipeline, pipeline_of, task_of
 
-__all__ = ["entries", "frame_pipeline", "identifiers", "preset", "tasks_crc32c"]
+__all__ = ["WINDOWS", "entries", "frame_pipeline", "identifiers", "preset", "tasks_crc32c"]
 
+WINDOWS = "window_embed"
+"""The ragged array of the hidden states of all windows of a row, of which the last one is scored."""
 _OCCURS = "occurs"
 _CODE = "scored_code"
 _REQUIRED = {
@@ -219,17 +221,21 @@ def _values_crc32c(values: pa.Array, checksum: int) -> int:
     return crc32c(np.frombuffer(batch.serialize(), np.uint8), checksum)
 
 
-def entries(pipeline: Pipeline, *, embeddings: bool = True) -> dict[str, str]:
+def entries(pipeline: Pipeline, arrays: Sequence[str] = (ARRAY,)) -> dict[str, str]:
     """Return the names under which entries of a prediction are stored, and the entries.
 
     >>> entries(MULTITASK)
     {'prob': 'probs', 'query_embed': 'query_embed'}
     """
-    return {name: f"{name}s" for name in pipeline.probabilities} | ({ARRAY: ARRAY} if embeddings else {})
+    return {name: f"{name}s" for name in pipeline.probabilities} | {name: name for name in arrays}
 
 
 def preset(
-    schema_df: Any, *, embeddings: bool = True, code_to_index: Mapping[str, int] | None = None
+    schema_df: Any,
+    *,
+    embeddings: bool = True,
+    windows: bool = False,
+    code_to_index: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return arguments with which `zarrow.lightning.PredictionWriter` stores EveryQuery's predictions.
 
@@ -242,6 +248,8 @@ def preset(
         The tasks, in the dataset's order. Kept, not copied.
     embeddings : bool
         Whether to store ``query_embed``.
+    windows : bool
+        Whether to store ``window_embed``, a ragged array: the step returns it as a jagged nested tensor.
     code_to_index : mapping of str to int, optional
         The ``code_to_index`` of the multitask dataset. With it labels and codes that a model scored are
         compared with the tasks', batch by batch, and ``scored_code`` is stored.
@@ -270,17 +278,18 @@ def preset(
     ('subject_id', 'prediction_time', 'query', 'duration_days')
     """
     pipeline = frame_pipeline(schema_df)
-    stored = entries(pipeline, embeddings=embeddings)
+    arrays = [name for name, is_stored in ((ARRAY, embeddings), (WINDOWS, windows)) if is_stored]
+    stored = entries(pipeline, arrays)
     compared = {} if code_to_index is None else {pipeline.label: "labels", _CODE: "scored_codes"}
     return {
         "identifiers": _TaskIdentifiers(schema_df, code_to_index),
-        "columns": {name: entry for name, entry in stored.items() if name != ARRAY} | compared,
-        "arrays": {name: entry for name, entry in stored.items() if name == ARRAY},
+        "columns": {name: entry for name, entry in stored.items() if name not in arrays} | compared,
+        "arrays": {name: stored[name] for name in arrays},
         "keys": pipeline.keys,
         "ignore": [
             name
-            for name in (*_IGNORED[pipeline], *(() if embeddings else (ARRAY,)))
-            if name not in compared.values()
+            for name in (*_IGNORED[pipeline], ARRAY, WINDOWS)
+            if name not in (*compared.values(), *arrays)
         ],
         # EveryQuery's files have float32, whatever precision the model predicts in.
         "dtypes": dict.fromkeys(stored, "float32"),

@@ -33,7 +33,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from zarrow._format.quantized import QUANTIZED
-from zarrow._predict.everyquery_tasks import entries, frame_pipeline, identifiers, preset, tasks_crc32c
+from zarrow._format.ragged import ragged
+from zarrow._predict.everyquery_tasks import (
+    WINDOWS,
+    entries,
+    frame_pipeline,
+    identifiers,
+    preset,
+    tasks_crc32c,
+)
 from zarrow._predict.identity import differences
 from zarrow.errors import ConflictError, InvalidInputError, NotFoundError, ZarrowError
 from zarrow.lightning import PredictionWriter
@@ -80,7 +88,7 @@ class StreamingPredictionWriter(PredictionWriter):
     embeddings_output_parquet : path, optional
         Target of the embeddings; without it none are stored.
     hidden_size : int, optional
-        Width of the embeddings; required if they are stored.
+        Width of the embeddings; required if they or those of windows are stored.
     store : path, optional
         The store; by default ``predictions.zarrow`` next to ``predictions.parquet``.
     overwrite : bool
@@ -98,6 +106,9 @@ class StreamingPredictionWriter(PredictionWriter):
         Rows of a row group of the files, e.g. those of a batch; by default as in `export_predictions`.
     code_to_index : mapping of str to int, optional
         As in `preset`.
+    windows : bool
+        Whether to store the hidden states of all windows of a row, too, as the ragged array
+        ``window_embed``; the files do not have them.
 
     Raises
     ------
@@ -143,16 +154,17 @@ class StreamingPredictionWriter(PredictionWriter):
         dtypes: Mapping[str, str] | None = None,
         row_group_rows: int | None = None,
         code_to_index: Mapping[str, int] | None = None,
+        windows: bool = False,
     ) -> None:
-        if embeddings_output_parquet is not None and (hidden_size is None or hidden_size < 1):
+        if (windows or embeddings_output_parquet is not None) and (hidden_size is None or hidden_size < 1):
             raise InvalidInputError(
-                "embeddings_output_parquet requires hidden_size, the width of query_embed, "
-                f"got {hidden_size}: pass model.config.hidden_size"
+                f"{'windows' if windows else 'embeddings_output_parquet'} requires hidden_size, the width of "
+                f"the embeddings, got {hidden_size}: pass model.config.hidden_size"
             )
-        if dtypes and dtypes.keys() - {ARRAY}:
+        if dtypes and dtypes.keys() - {ARRAY, WINDOWS}:
             raise InvalidInputError(
-                f"dtypes can only say how {ARRAY!r} is stored, got {dict(dtypes)}: EveryQuery's files have "
-                "float32 probabilities"
+                f"dtypes can only say how {ARRAY!r} and {WINDOWS!r} are stored, got {dict(dtypes)}: "
+                "EveryQuery's files have float32 probabilities"
             )
         self._output = Path(output_parquet)
         self._embeddings = None if embeddings_output_parquet is None else Path(embeddings_output_parquet)
@@ -161,7 +173,12 @@ class StreamingPredictionWriter(PredictionWriter):
         outputs = list(filter(None, (self._output, self._embeddings)))
         finals = [path.with_suffix("") for path in outputs if path.suffix == _TMP]
         overwrite = overwrite or any(path.exists() for path in finals)
-        settings = preset(schema_df, embeddings=self._embeddings is not None, code_to_index=code_to_index)
+        settings = preset(
+            schema_df,
+            embeddings=self._embeddings is not None,
+            windows=windows,
+            code_to_index=code_to_index,
+        )
         settings["dtypes"] |= dtypes or {}
         super().__init__(
             (finals or outputs)[0].with_suffix(".zarrow") if store is None else store,
@@ -175,10 +192,13 @@ class StreamingPredictionWriter(PredictionWriter):
         self._pipeline = frame_pipeline(schema_df)
         self._entries = {*settings["columns"].values(), *settings["arrays"].values()}
         given = {name: settings["dtypes"][name] for name in settings["arrays"]}
-        self._options["arrays"] = {
-            name: ((hidden_size,), "float32" if dtype == QUANTIZED else dtype)
-            for name, dtype in given.items()
+        shape = (hidden_size or 0,)  # 0 where nothing has it
+        declared: dict[str, Any] = {
+            name: (shape, "float32" if dtype == QUANTIZED else dtype) for name, dtype in given.items()
         }
+        if windows:
+            declared[WINDOWS] = ragged(shape, given[WINDOWS])
+        self._options["arrays"] = declared
 
     @property
     def store_path(self) -> Path:
@@ -252,7 +272,10 @@ class StreamingPredictionWriter(PredictionWriter):
         found = differences(store.provenance, self._provenance)
         if theirs.get("tasks_crc32c") != self._provenance[_TASKS]["tasks_crc32c"]:
             found.append("tasks were added, removed, changed or reordered since")
-        arrays = {name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()}
+        arrays: dict[str, Any] = {
+            name: (array.row_shape, array.dtype.name) for name, array in store.arrays.items()
+        }
+        arrays |= {name: ragged(one.vector_shape, one.dtype.name) for name, one in store.ragged.items()}
         if arrays != self._options["arrays"]:
             found.append(f"arrays: the store has {arrays}, now {self._options['arrays']}")
         return found
@@ -293,7 +316,7 @@ class StreamingPredictionWriter(PredictionWriter):
         """
         if isinstance(prediction, Mapping):
             stored = {entry: prediction[entry] for entry in self._entries if entry in prediction}
-            for entry in entries(self._pipeline, embeddings=False).values():
+            for entry in entries(self._pipeline, ()).values():
                 if entry in stored:
                     stored[entry] = stored[entry].reshape(-1)
             prediction = stored

@@ -7,7 +7,7 @@ one is not touched. Replaced are, in their modules:
   counts the rows that this run has predicted;
 * ``EQ_predict_multitask``: the same check, the loop that keeps every batch in memory, and the frame that is
   made of it. The trainer gets the devices that it is told to use; with ``save_embeddings=true`` a prediction
-  also has the hidden state that was scored.
+  also has the hidden state that was scored, and with ``save_windows=true`` those of all windows.
 
 Hydra reads the arguments, so the commands' own options are passed to it as additional ones (``++``).
 """
@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zarrow._predict.everyquery_tasks import WINDOWS
 from zarrow.errors import ConflictError, InvalidInputError, MissingExtraError
 from zarrow.everyquery import StreamingPredictionWriter, identifiers
 from zarrow.transfer._everyquery import ARRAY, embeddings_path
@@ -85,7 +86,7 @@ class _Multitask(_InCommand):
 
 
 _OURS = ("codecs", "dtypes", "row_group_rows")
-_MULTITASK_OURS = ("save_embeddings", "devices", "num_nodes")
+_MULTITASK_OURS = ("save_embeddings", "save_windows", "devices", "num_nodes")
 """Arguments that EveryQuery's commands do not have."""
 
 
@@ -93,7 +94,8 @@ def main() -> None:
     """Run EveryQuery's ``EQ_predict``, with its arguments, and `StreamingPredictionWriter` in it.
 
     If the first argument is ``multitask``, it is ``EQ_predict_multitask``, which also gets
-    ``save_embeddings=true``, for the hidden state at the window of the scored query, and ``devices=`` and
+    ``save_embeddings=true``, for the hidden state at the window of the scored query, ``save_windows=true``,
+    for those of all windows, as the store's ragged array ``window_embed``, and ``devices=`` and
     ``num_nodes=``, for several ranks. ``EQ_predict`` runs on several ranks if ``trainer.devices`` and
     ``trainer.strategy`` in the ``resolved_config.yaml`` of the run say so. Both get ``codecs=``, ``dtypes=``
     and ``row_group_rows=``, as `StreamingPredictionWriter` does.
@@ -176,6 +178,7 @@ def _prepare_multitask(command: Any, cfg: Any) -> None:
     """Put the writer into ``EQ_predict_multitask``, and its trainer on as many devices as it is to have."""
     output, options = Path(cfg["output_parquet"]), _options(cfg)
     embeddings = embeddings_path(output) if cfg.get("save_embeddings") else None
+    windows = bool(cfg.get("save_windows"))
     devices, nodes = int(cfg.get("devices") or 1), int(cfg.get("num_nodes") or 1)
     if embeddings is not None and embeddings.exists() and not options["overwrite"]:
         raise ConflictError(
@@ -192,14 +195,15 @@ def _prepare_multitask(command: Any, cfg: Any) -> None:
 
     def run_inference(model: Any, datamodule: Any, trainer: Any) -> tuple[_Multitask, None, None]:
         dataset = datamodule.predict_dataset
-        if embeddings is not None:
-            _return_scored_state(model)
+        if embeddings is not None or windows:
+            _return_states(model, windows=windows)
         writer = _Multitask(
             output,
             dataset.schema_df,
             embeddings,
-            None if embeddings is None else model.model.HF_model_config.hidden_size,
+            model.model.HF_model_config.hidden_size if embeddings is not None or windows else None,
             code_to_index=dataset.code_to_index,
+            windows=windows,
             **options,
         )
         trainer.callbacks.append(writer)
@@ -221,15 +225,18 @@ def _prepare_multitask(command: Any, cfg: Any) -> None:
     _replace(command, **replaced)
 
 
-def _return_scored_state(module: Any) -> None:
-    """Let ``predict_step`` also return the hidden state that it scores, as ``EQ_predict``'s does."""
+def _return_states(module: Any, *, windows: bool) -> None:
+    """Let ``predict_step`` also return the hidden state that it scores, as ``EQ_predict``'s does.
+
+    With `windows`, it returns those of all windows, too.
+    """
     model, step = module.model, module.predict_step
     try:
         states, last_window = model.window_hidden_states, model.last_real_window
     except AttributeError as error:
         raise InvalidInputError(
-            f"save_embeddings=true needs a model with window_hidden_states, got {type(model).__name__}: "
-            "leave it out"
+            f"save_embeddings=true and save_windows=true need a model with window_hidden_states, got "
+            f"{type(model).__name__}: leave them out"
         ) from error
     seen = []
 
@@ -241,7 +248,13 @@ def _return_scored_state(module: Any) -> None:
         prediction, hidden = step(batch), seen.pop()
         last = last_window(batch.q_mask).to(hidden.device)
         at = last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-        return {**prediction, ARRAY: hidden.gather(1, at).squeeze(1)}
+        found = {**prediction, ARRAY: hidden.gather(1, at).squeeze(1)}
+        if windows:
+            from torch.nested import nested_tensor_from_jagged
+
+            mask = batch.q_mask.to(hidden.device)
+            found[WINDOWS] = nested_tensor_from_jagged(hidden[mask], lengths=mask.sum(1))
+        return found
 
     model.window_hidden_states, module.predict_step = window_hidden_states, predict_step
 
