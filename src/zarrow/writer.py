@@ -76,7 +76,8 @@ class Writer:
         ``az://…``), where the next writer takes the store over from this one.
     arrays : mapping of str to (row shape, dtype) or `zarrow.ragged`, optional
         The arrays, e.g. ``{"query_embed": ((768,), "float32")}``, or ``{"token_embed": zarrow.ragged(128,
-        "float16")}`` for any number of vectors per row. By default those of the first batch.
+        "float16")}`` for any number of vectors per row, which the column ``token_embed_count`` then has. By
+        default those of the first batch.
     schema : pyarrow.Schema, optional
         The columns. By default those of the first batch.
     dtypes : mapping of str to str, optional

@@ -196,7 +196,8 @@ def _dataset(
             variables[name] = xr.Variable(names, lazy, None, {"preferred_chunks": preferred})
     for name, ragged in store.ragged.items():
         if name not in dropped:
-            variables |= _ragged_variables(handle, ragged, chunks)
+            made = _ragged_variables(handle, ragged, chunks)
+            variables |= {one: variable for one, variable in made.items() if one not in dropped}
     keys = {name: variables.pop(name) for name in store.keys if name in variables}
     if key_index and (not keys or len(keys) < len(store.keys)):
         raise InvalidInputError(

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -447,3 +450,70 @@ def test_what_needs_one_vector_per_row_says_so(tmp_path):
     ):
         with pytest.raises(InvalidInputError, match="pool"):
             ask()
+
+
+def test_counts_are_a_column(tmp_path):
+    """How many vectors rows have is a column: filters, SQL, frames and xarray use it."""
+    counts = np.array([2, 0, 3, 1, 70, 0] * 30)
+    expected = _write(tmp_path / "s", counts)
+    store = zarrow.open(tmp_path / "s")
+    assert store.schema.field("t_count").type == pa.int64()
+    assert store.table(["t_count"])["t_count"].to_pylist() == counts.tolist()
+    many = pc.field("t_count") >= 3
+    joined = [(batch["row"].to_pylist(), vectors["t"]) for batch, vectors in store.join(many, arrays=["t"])]
+    rows = [row for numbers, _ in joined for row in numbers]
+    assert rows == np.flatnonzero(counts >= 3).tolist()
+    assert all(
+        np.array_equal(one, expected[row])
+        for numbers, found in joined
+        for row, one in zip(numbers, found, strict=True)
+    )
+    assert store.sql("SELECT sum(t_count) FROM predictions").fetchall() == [(int(counts.sum()),)]
+    union = zarrow.union({"a": store, "b": store})
+    assert union.table(["row"], pc.field("t_count") == 0).num_rows == 2 * np.count_nonzero(counts == 0)
+    with xr.open_dataset(tmp_path / "s") as dataset:
+        assert dataset["t_count"].attrs["sample_dimension"] == "t_vector"
+        assert np.array_equal(dataset["t_count"], counts)
+    with xr.open_dataset(tmp_path / "s", drop_variables="t_count") as dataset:
+        assert "t_count" not in dataset
+
+
+def test_counts_may_be_given_if_they_are_right(tmp_path):
+    """A column of the counts is compared with the array, so that what was read can be written again."""
+    tokens = zarrow.Ragged(np.ones((5, 2), "f4"), [2, 0, 3])
+    with zarrow.Writer(tmp_path / "s") as writer:
+        writer.append({"t_count": pa.array([2, 0, 3], pa.int32())}, {"t": tokens})
+        with pytest.raises(BatchError, match=r"column 't_count'.*array 't'.*expected 3, got 4 in row 2"):
+            writer.append({"t_count": [2, 0, 4]}, {"t": tokens})
+        writer.append(None, {"t": tokens})
+        writer.finalize()
+    assert zarrow.open(tmp_path / "s").table(["t_count"])["t_count"].to_pylist() == [2, 0, 3] * 2
+    for name, options, column, says in (
+        ("text", {}, ["a", "b", "c"], r"'t_count' of int64.*got string: rename"),
+        ("key", {"keys": ["t_count"]}, [2, 0, 3], "no key"),
+    ):
+        with (
+            zarrow.Writer(tmp_path / name, **options) as writer,
+            pytest.raises(InvalidInputError, match=says),
+        ):
+            writer.append({"t_count": column}, {"t": tokens})
+        assert not (tmp_path / name / "zarrow.json").exists()
+
+
+def test_counts_that_lie_are_found(tmp_path, monkeypatch):
+    """verify compares the column with the array; a store that has no such column is read as any."""
+    lie = {"t_count": np.array([2, 1, 3])}
+    monkeypatch.setattr("zarrow._write.batches.BatchChecker._with_counts", lambda *_: lie)
+    tokens = zarrow.Ragged(np.ones((5, 2), "f4"), [2, 0, 3])
+    with zarrow.Writer(tmp_path / "s") as writer:
+        writer.append(None, {"t": tokens})
+        writer.finalize()
+    assert "does not say how many vectors" in str(zarrow.verify(tmp_path / "s", "full").findings)
+    monkeypatch.setattr("zarrow._write.declaration.count_column", lambda _: None)
+    with zarrow.Writer(tmp_path / "none") as writer:
+        writer.append({"t_count": ["a", "b", "c"]}, {"t": tokens})
+        writer.finalize()
+    store = zarrow.open(tmp_path / "none")
+    assert store["t"][2].shape == (3, 2)
+    assert not zarrow.verify(tmp_path / "none", "full").findings
+    assert store["t"].count_column is None

@@ -91,7 +91,7 @@ def test_commands(path, tokens):
     total, median = len(tokens.values), np.sort(tokens.counts)[ROWS // 2 - 1]
     spread = f"0 to 200 per row, median {median}"
     said = run("describe")
-    assert f"{total} vectors in 120 rows: {spread}" in said
+    assert f"{total} vectors in 120 rows: {spread}" in " ".join(said.split())
     assert "120 × any × 6 float32" in said
     assert re.search("vectors with NaN or infinity +1", said)
     assert json.loads(run("describe", "--json"))["arrays"]["t"]["vectors"]["max"] == 200

@@ -227,7 +227,8 @@ def _ragged_row(number: int) -> dict[str, Any]:
         width, dtype = RAGGED[name]
         values = np.arange(count * width).reshape(count, width) + 10 * number
         found[name] = (values / 4 if dtype == "float32" else values).astype(dtype).tolist()
-    return found | {"v_scale": 1.0, "v": [127.0 * (-1) ** number, float(number)]}
+    counts = {f"{name}_count": len(found[name]) for name in RAGGED}
+    return found | counts | {"v_scale": 1.0, "v": [127.0 * (-1) ** number, float(number)]}
 
 
 def _ragged_writer(path: Path) -> zarrow.Writer:

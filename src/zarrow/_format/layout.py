@@ -187,6 +187,11 @@ def rows_name(array: str) -> str:
     return f"{array}.rows"
 
 
+def count_column(array: str) -> str:
+    """Return the name of the column with the number of vectors of each row of a ragged array."""
+    return f"{array}_count"
+
+
 def extent_name(array: str) -> str:
     """Return the name of the array that says where the vectors of each row of a ragged array lie."""
     return f"{array}{EXTENT_SUFFIX}"

@@ -106,6 +106,8 @@ class ArraySpec:
     segment_vectors : int, optional
         Of a ragged array, whose rows have any number of vectors: the most that a segment may have, a power of
         two. `row_shape` is then the shape of a vector, and `chunk_rows` are vectors of a chunk.
+    count : str, optional
+        Of a ragged array, the column with the number of vectors of each row.
 
     Raises
     ------
@@ -126,6 +128,7 @@ class ArraySpec:
     codecs: tuple[dict[str, Any], ...] = PLAIN
     scale: str | None = None
     segment_vectors: int | None = None
+    count: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "an array")
@@ -145,6 +148,10 @@ class ArraySpec:
             raise InvalidInputError(
                 f"array {self.name!r}: only {QUANTIZED} has a column of scales, got {self.dtype} with "
                 f"{self.scale!r}"
+            )
+        if self.count is not None and not (self.is_ragged and isinstance(self.count, str)):
+            raise InvalidInputError(
+                f"array {self.name!r}: only ragged arrays have a column of counts, got {self.count!r}"
             )
         if not is_power_of_two(self.chunk_rows):
             raise InvalidInputError(
@@ -223,15 +230,14 @@ class ArraySpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as ``zarrow.json`` has it."""
-        ragged = {} if self.segment_vectors is None else {"segment_vectors": self.segment_vectors}
+        own = {"scale": self.scale, "segment_vectors": self.segment_vectors, "count": self.count}
         return {
             "name": self.name,
             "row_shape": list(self.row_shape),
             "dtype": self.dtype,
             "chunk_rows": self.chunk_rows,
             "codecs": list(self.codecs),
-            **({} if self.scale is None else {"scale": self.scale}),
-        } | ragged
+        } | {name: value for name, value in own.items() if value is not None}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> ArraySpec:
@@ -244,6 +250,7 @@ class ArraySpec:
             codecs=tuple(body["codecs"]),
             scale=body.get("scale"),
             segment_vectors=body.get("segment_vectors"),
+            count=body.get("count"),
         )
 
 
@@ -415,18 +422,20 @@ class StoreSpec:
                     f"segment_rows ({self.segment_rows})"
                 )
             if array.scale is not None:
-                self._check_scale(array.name, array.scale)
+                self._check_own_column(array.name, array.scale, pa.float32(), "the scales of a quantized")
+            if array.count is not None:
+                self._check_own_column(array.name, array.count, pa.int64(), "the counts of a ragged")
             if array.scale is not None and array.is_ragged:
                 raise InvalidInputError(f"array {array.name!r}: a ragged array cannot be quantized")
 
-    def _check_scale(self, array: str, name: str) -> None:
-        """Raise unless there is the column that a quantized array needs."""
+    def _check_own_column(self, array: str, name: str, kind: pa.DataType, what: str) -> None:
+        """Raise unless there is the column that a quantized or ragged array has."""
         place = self.schema.get_field_index(name)
         column = self.schema.field(place) if place >= 0 else None
-        if column is None or column.type != pa.float32() or column.nullable or name in self.keys:
+        if column is None or column.type != kind or column.nullable or name in self.keys:
             raise InvalidInputError(
-                f"array {array!r}: a quantized array needs a column {name!r} of float32, not nullable and no "
-                f"key, got {'none' if column is None else column.type}"
+                f"array {array!r}: {what} array are a column {name!r} of {kind}, not nullable and no key, "
+                f"got {'none' if column is None else column.type}: rename another column of that name"
             )
 
     def _check_extent(self, array: ArraySpec) -> None:

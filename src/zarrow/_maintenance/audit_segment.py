@@ -205,10 +205,17 @@ def _are_scales(values: pa.Array) -> bool:
 
 def read_sample_index(files: Beneath, spec: StoreSpec, record: SegmentRecord) -> npt.NDArray[np.int64] | None:
     """Return a segment's ``sample_index`` values, −1 where there is none; None if its part is damaged."""
+    return _read_column(files, spec, record, SAMPLE_INDEX)
+
+
+def _read_column(
+    files: Beneath, spec: StoreSpec, record: SegmentRecord, name: str
+) -> npt.NDArray[np.int64] | None:
+    """Return a column of integers of a segment, −1 where there is none; None if its part is damaged."""
     path = layout.part_path(record.segment)
     try:
         with files.open(path) as file, open_part(file, spec, record) as part:
-            column = part.read([SAMPLE_INDEX], use_threads=False).column(0)
+            column = part.read([name], use_threads=False).column(0)
     except (ZarrowError, FileNotFoundError):
         return None
     values: npt.NDArray[np.int64] = pc.fill_null(column, -1).to_numpy()
@@ -251,7 +258,9 @@ def _audit_shard(
                 found.read(chunk.size_bytes)
                 found.advance(chunk.size_bytes)
             if array.name in spec.extents and found.full:
-                _check_extents(shard, record, spec.extents[array.name])
+                ragged = spec.extents[array.name]
+                counts = None if ragged.count is None else _read_column(files, spec, record, ragged.count)
+                _check_extents(shard, record, ragged, counts)
     except FileNotFoundError:
         yield _damage(path, "missing", record, spec)
     except ZarrowError as error:
@@ -270,11 +279,23 @@ def _check_chunk(
             raise CorruptionError(f"chunk {number} is not padded with zeros")
 
 
-def _check_extents(shard: CommittedShard, record: SegmentRecord, ragged: ArraySpec) -> None:
-    """Raise unless the rows of a ragged array have all its vectors, one row's behind the other's."""
+def _check_extents(
+    shard: CommittedShard,
+    record: SegmentRecord,
+    ragged: ArraySpec,
+    counts: npt.NDArray[np.int64] | None,
+) -> None:
+    """Raise unless the rows of a ragged array have all its vectors, one row's behind the other's.
+
+    `counts` is the column that says how many each row has.
+    """
     position = rows = 0
     for number in range(len(shard.chunks)):
         extents = shard.decode(number)[: record.rows - rows]
+        if counts is not None and not np.array_equal(counts[rows : rows + len(extents)], extents[:, 1]):
+            raise CorruptionError(
+                f"column {ragged.count!r} does not say how many vectors rows have in array {ragged.name!r}"
+            )
         rows += len(extents)
         ends = position + np.cumsum(extents[:, 1])
         if (extents[:, 1] < 0).any() or not np.array_equal(extents[:, 0], ends - extents[:, 1]):

@@ -178,6 +178,11 @@ class StoreRagged(IndexedRagged):
         return self._array.row_shape
 
     @property
+    def count_column(self) -> str | None:
+        """The column of the table with `counts`; None in a store that has none."""
+        return self._array.count
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The data type."""
         return self._array.numpy_dtype

@@ -7,7 +7,8 @@ Arrow costs tens of microseconds.
 
 A rejected batch leaves everything as it was. Nothing is cast unless the cast only changes the representation
 (byte order, ``string`` and ``large_string``, bfloat16 widened to float32). An array that is declared to be
-quantized (`quantized`) may be given in floats, or as the integers, with the column of their scales.
+quantized (`quantized`) may be given in floats, or as the integers, with the column of their scales. The
+column of the counts of a ragged array is added, and compared where it is given.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ class BatchChecker:
         ]
         self._column_names = set(spec.schema.names)
         self._has_scales = any(array.scale is not None for array in spec.arrays)
+        self._has_counts = any(array.count is not None for array in spec.arrays)
 
     def check(
         self, columns: TableLike, arrays: Mapping[str, Any], sample_index: Any, *, copy: bool, number: int
@@ -210,6 +212,8 @@ class BatchChecker:
         table, length = as_columns(columns, self._spec.schema)
         if self._has_scales:
             table = self._with_scales(table, scales, given)
+        if self._has_counts:
+            table = self._with_counts(table, given)
         lengths = {len(rows) for rows in given}
         if length is not None:
             lengths.add(length)
@@ -250,6 +254,18 @@ class BatchChecker:
             if name in table:
                 _check_scales(name, table[name], rows)
         return {**table, **computed}
+
+    def _with_counts(
+        self, table: dict[str, pa.Array | npt.NDArray[Any]], given: Sequence[Any]
+    ) -> dict[str, pa.Array | npt.NDArray[Any]]:
+        """Return the columns with the counts of the ragged arrays, added here or given and checked."""
+        for (spec, _), rows in zip(self._arrays, given, strict=True):
+            if spec.count is None:
+                continue
+            if spec.count in table:
+                _check_counts(spec.count, table[spec.count], spec.name, rows.counts)
+            table = {**table, spec.count: rows.counts}
+        return table
 
     def _check_columns(self, table: Mapping[str, pa.Array | npt.NDArray[Any]]) -> list[Values]:
         """Return the columns in the store's order, of the wire types."""
@@ -327,6 +343,22 @@ def _fixed(spec: ArraySpec, values: Any) -> npt.NDArray[Any]:
         f"array {spec.name!r}: expected rows of shape {spec.row_shape}, got rows of any number of vectors: "
         "pad or pool them, or declare a store with zarrow.ragged"
     )
+
+
+def _check_counts(
+    name: str, values: pa.Array | npt.NDArray[Any], array: str, counts: npt.NDArray[np.int64]
+) -> None:
+    """Raise if a caller's column is not how many vectors rows have."""
+    given = values if isinstance(values, np.ndarray) else np.asarray(values.to_numpy(zero_copy_only=False))
+    if len(given) != len(counts):
+        raise BatchError(f"column {name!r} has {len(given)} rows, array {array!r} has {len(counts)}")
+    wrong = np.asarray(given != counts)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise BatchError(
+            f"column {name!r} must be how many vectors each row of array {array!r} has: expected "
+            f"{counts[row]}, got {given[row]} in row {row} of the batch: leave it out, or rename it"
+        )
 
 
 def _ragged(spec: ArraySpec, values: Any) -> Ragged:

@@ -20,7 +20,7 @@ from zarrow._format import codecs
 from zarrow._format.arrow import as_arrow
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.given import TableLike, as_array, as_columns, dtype_name
-from zarrow._format.layout import extent_name
+from zarrow._format.layout import count_column, extent_name
 from zarrow._format.quantized import QUANTIZED, quantize, scale_column
 from zarrow._format.ragged import Ragged, RaggedArray, is_ragged
 from zarrow._format.records import this_host
@@ -140,7 +140,7 @@ class Declaration:
         spec = StoreSpec(
             uuid=uuid.uuid4().hex,
             segment_rows=segment_rows,
-            schema=kept_schema(_with_scales(schema, specs), self.keys),
+            schema=kept_schema(_with_own_columns(schema, specs), self.keys),
             arrays=tuple(
                 array
                 for spec in specs
@@ -183,7 +183,7 @@ class Declaration:
             stored = {one.name: f"{'quantized ' if one.scale else ''}{one.dtype}" for one in own}
             compare("dtypes", quantized, {name: stored.get(name) for name in quantized})
         if self.schema is not None:
-            declared = kept_schema(_with_scales(self.schema, spec.arrays), spec.keys)
+            declared = kept_schema(_with_own_columns(self.schema, spec.arrays), spec.keys)
             compare("columns", list(map(str, declared)), list(map(str, spec.schema)))
         if self.keys:
             compare("keys", tuple(self.keys), spec.keys)
@@ -283,7 +283,12 @@ def _shape_of(name: str, values: Any) -> Facts:
 def _array_of(name: str, facts: Facts, *, quantized: bool) -> ArraySpec:
     if isinstance(facts, RaggedArray):
         return ArraySpec(
-            name=name, row_shape=facts.vector_shape, dtype=facts.dtype, chunk_rows=1, segment_vectors=1
+            name=name,
+            row_shape=facts.vector_shape,
+            dtype=facts.dtype,
+            chunk_rows=1,
+            segment_vectors=1,
+            count=count_column(name),
         )
     shape, dtype = facts
     return ArraySpec(
@@ -331,15 +336,18 @@ def _schema_of(columns: TableLike) -> pa.Schema:
     return pa.schema([(name, column.type) for name, column in found.items()])
 
 
-def _with_scales(schema: pa.Schema, arrays: Iterable[ArraySpec]) -> pa.Schema:
-    """Return a schema with the columns that quantized arrays need, unless it has them."""
+def _with_own_columns(schema: pa.Schema, arrays: Iterable[ArraySpec]) -> pa.Schema:
+    """Return a schema with the columns that quantized and ragged arrays have, unless it has them."""
     for array in arrays:
-        if array.scale is not None:
-            column = pa.field(array.scale, pa.float32(), nullable=False)
-            place = schema.get_field_index(array.scale)
+        for name, kind in ((array.scale, pa.float32()), (array.count, pa.int64())):
+            if name is None:
+                continue
+            column, place = pa.field(name, kind, nullable=False), schema.get_field_index(name)
             if place < 0:
                 schema = schema.append(column)
-            elif schema.field(place).type == column.type:
+            elif schema.field(place).type == kind or (
+                kind == pa.int64() and pa.types.is_integer(schema.field(place).type)
+            ):
                 schema = schema.set(place, column)
     return schema
 

@@ -56,7 +56,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             shapes[array.name] = array.shape
             continue
         count = f"{array.name}{COUNT}"
-        if count in dtypes:
+        if count in dtypes and count != array.count_column:
             raise InvalidInputError(f"{count!r} is the tensor of the counts of {array.name!r}: leave it out")
         shapes[array.name], shapes[count], dtypes[count] = (
             array.packed.shape,
