@@ -56,7 +56,7 @@ try:
     from zarrow._predict.host_copies import HostCopies
     from zarrow._predict.identity import differences, identify
     from zarrow._predict.loaders import loaders_of
-    from zarrow._predict.ranks import end_together, open_together
+    from zarrow._predict.ranks import end_together, open_in_bucket, open_together
     from zarrow._predict.remaining_batches import MissingRowsSampler
     from zarrow._predict.run import Run, Shortfall
 except ImportError as error:
@@ -110,7 +110,7 @@ class PredictionWriter(BasePredictionWriter):
     Parameters
     ----------
     path : path, URL, or obstore store
-        The store: a directory, whose parent must exist, or a place in a bucket, from one rank.
+        The store: a directory, whose parent must exist, or a place in a bucket.
     identifiers : pyarrow Table, polars or pandas frame, path, callable, or a list of these, optional
         Columns that identify the rows, in the dataset's order; a Parquet file (or directory of files) is
         read a row group at a time. A callable gets ``(batch, sample_index)``, what the loader yielded and
@@ -303,10 +303,17 @@ class PredictionWriter(BasePredictionWriter):
             if trainer is None or trainer.world_size == 1:
                 writer, (before, self._resumed) = self._open(shared=False), self._look()
             elif not isinstance(self.path, str):
-                raise InvalidInputError(
-                    f"{self.path}: a store in a bucket has one writer, and this run has {trainer.world_size} "
-                    "ranks: predict into a store on a disk that all share, then copy it ('zarrow copy')"
+                if self._drop_duplicates and self._sample_index is not None:
+                    raise InvalidInputError(
+                        f"{self.path}: duplicates='drop' and sample_index= exclude each other on several "
+                        "ranks in a bucket: ranks learn only at the end what the others have stored, and the "
+                        "store would have to be rewritten: predict on a disk"
+                    )
+                join_bucket = partial(Writer, self.path, mode="a", shared=True, **self._options)
+                opening = open_in_bucket(
+                    trainer, self.path, self._open, self._look, join_bucket, resumes=self._mode == "a"
                 )
+                writer, (before, self._resumed) = opening
             else:
                 join = partial(Writer, mode="a", shared=True, **self._options)
                 opening = open_together(trainer, self.path, self._open, self._look, join)
@@ -531,6 +538,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def _finalize(self, run: Run) -> None:
         """Complete the store, when every rank has stored its rows."""
+        if run.writer is not None and run.writer.closed:  # of several ranks, which have left it in a bucket
+            run.writer = Writer(self.path, mode="a", **self._options)
         run.complete(self.path, self._store_without_rows)
 
     def _store_without_rows(self, run: Run) -> None:

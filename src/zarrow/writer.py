@@ -108,8 +108,8 @@ class Writer:
         Rows that the store is to have in the end, by whatever writers, if that is known: recorded in it, and
         `finalize` of fewer asks for ``partial=True``. By default what the store was begun with.
     shared : bool
-        Whether other writers may write the same store, all of them opened with ``shared=True``; on a disk
-        only.
+        Whether other writers may write the same store, all of them opened with ``shared=True``. In a bucket,
+        one that is not shared takes the store over from all others.
     storage_options : mapping, optional
         For a URL, as for `zarrow.open`.
     spool : path, optional
@@ -177,18 +177,14 @@ class Writer:
         self._checker: BatchChecker | None = None
         self._batches = 0
         self._closed = self._finalizing = self._finalized = self._reopens = False
+        self._shared = shared
         self._spooled: SpooledStore | None = None
         if isinstance(self.path, Path):
             if spool is not None:
                 raise InvalidInputError(f"spool is for a store at a URL, and {self.path} is a path")
             self._claim = claim_store(self.path, mode, shared=shared, owner=self._owner)
         else:
-            if shared:
-                raise InvalidInputError(
-                    f"{self.path}: a store in a bucket has one writer at a time: write a shared store on a "
-                    "disk, then copy it ('zarrow copy')"
-                )
-            self._spooled = SpooledStore(self.path, self._owner, mode, spool)
+            self._spooled = SpooledStore(self.path, self._owner, mode, spool, shared=shared)
             self._claim = self._spooled.claim
         self._root, self._lock = self._claim.root, self._claim.lock
         # Rows of a killed run in the way of a new one: they stay until it has its first.
@@ -213,6 +209,8 @@ class Writer:
             if self._is_own and not self._in_the_way:
                 with contextlib.suppress(OSError):
                     empty(self._root)
+            if self._spooled is not None:
+                self._spooled.give_up()
             self._unlock()
             raise
 
@@ -250,6 +248,11 @@ class Writer:
     def durable_rows(self) -> int:
         """Rows that survive a power cut, including those that the store held when it was opened."""
         return self._appender.durable_rows
+
+    @property
+    def closed(self) -> bool:
+        """Whether the writer was closed or finalized."""
+        return self._closed
 
     @property
     def expected_rows(self) -> int | None:
@@ -367,8 +370,7 @@ class Writer:
         if self._finalized:
             return
         self._check_usable()
-        if self._spec is None and not self._in_the_way and (self._root / layout.STORE_JSON).exists():
-            found = catalog.read_spec(self._root)  # another writer of the shared store had the first batch
+        if self._spec is None and (found := self._found_meanwhile()) is not None:
             self._declaration.check(found)
             self._set_spec(found)
         elif self._spec is None:
@@ -376,7 +378,7 @@ class Writer:
         assert self._spec is not None
         self.flush(durable=True)  # raises an error of the thread: a failed fsync is never retried
         self._check_usable()
-        if not self._lock.shared and not partial:  # of a shared store, others have rows, too
+        if not self._shared and not partial:  # of a shared store, others have rows, too
             recovery.require_expected(self.grows_at, self.accepted_rows, self.expected_rows)
         self._finalizing = True
         try:
@@ -396,13 +398,20 @@ class Writer:
         finally:
             self._release(remove_lock=not self._lock.shared)
         self._finalized = True
+
+    def _found_meanwhile(self) -> StoreSpec | None:
+        """Return the spec of a shared store of which another writer had the first batch."""
         if self._spooled is not None:
-            self._spooled.remove_spool()
+            return self._spooled.found()
+        if self._in_the_way or not (self._root / layout.STORE_JSON).exists():
+            return None
+        return catalog.read_spec(self._root)
 
     def _complete(self, *, partial: bool, check: Callable[[Path], None] | None) -> None:
         assert self._spec is not None
         if self._spooled is not None:
             self._spooled.finalize(self._spec, self.expected_rows, partial=partial)
+            self._spooled.remove_spool()
             return
         assert isinstance(self.path, Path)
         recovery.finalize(
@@ -434,9 +443,10 @@ class Writer:
     def _leave(self) -> None:
         """Move the rows of an open segment from the spool into the bucket."""
         self._appender.stop()
-        if self._spooled is not None and self._spec is not None and self._appender.error is None:
+        if self._spooled is not None and self._appender.error is None:
             try:
                 self._spooled.leave(self._spec)
+                self._spooled.remove_spool()
             except OSError as error:
                 raise self._appender.failure(error) from error
 
@@ -465,7 +475,7 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            forgotten = not (self._closed or self._lock.shared or self._is_forked)
+            forgotten = not (self._closed or self._shared or self._is_forked)
             self.close()
             if forgotten:
                 rows = rows_of_expected(self.accepted_rows, self.expected_rows)
@@ -515,8 +525,9 @@ class Writer:
                 empty(self._root)
                 self._in_the_way = False
             if self._spooled is not None:
-                self._spooled.create(spec)
-            found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
+                found = self._spooled.create(spec)
+            else:
+                found = publishing.create(self._root, spec, self._root / layout.OPEN_DIR)
         except OSError as error:
             raise self._appender.failure(error) from error
         if found.uuid != spec.uuid:
@@ -536,7 +547,7 @@ class Writer:
         if self._in_the_way or not (self._root / layout.STORE_JSON).exists():
             if self._declaration.is_whole and not self._in_the_way:
                 self._define()
-            if shared:
+            if shared and self._spooled is None:
                 self._lock.convert(shared=True)
             return
         spec = catalog.read_spec(self._root)

@@ -42,8 +42,8 @@ class Place(ObjectPath):
     def delete(self, path):
         return self.hook("delete", self._key(path), lambda: super(Place, self).delete(path))
 
-    def list(self, path):
-        return self.hook("list", self._key(path), lambda: super(Place, self).list(path))
+    def list(self, path, *, after=""):
+        return self.hook("list", self._key(path), lambda: super(Place, self).list(path, after=after))
 
 
 def new_url() -> str:

@@ -1,17 +1,11 @@
 """Writers to a bucket — the promises of one on a disk, what is found out at opening, kills, Lightning."""
 
-import itertools
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cloud.servers import SECRET
-from cloud.test_upload_faults import _act, objects
+from cloud.test_upload_faults import objects
 from typer.testing import CliRunner
 
 import zarrow
@@ -163,8 +157,6 @@ class TestOpening:
             zarrow.Writer("s3://no-bucket/x", storage_options=bucket.options)
         with pytest.raises(InvalidInputError, match="web server"):
             zarrow.Writer("https://host/x")
-        with pytest.raises(InvalidInputError, match="one writer at a time"):
-            zarrow.Writer(bucket.url("x"), shared=True, storage_options=bucket.options)
         (tmp_path / "file").write_text("")
         with pytest.raises(WriteFailedError, match="ZARROW_SPOOL"):
             zarrow.Writer(bucket.url("x"), storage_options=bucket.options, spool=tmp_path / "file")
@@ -204,67 +196,6 @@ class TestOpening:
         with pytest.raises(PermissionError, match="credentials") as caught:
             zarrow.Writer(bucket.url("run.zarrow"), storage_options=bucket.options)
         assert SECRET not in str(caught.value)
-
-
-PREDICT = """
-    import sys
-    import pyarrow as pa, torch
-    from lightning.pytorch import LightningModule, Trainer
-    from torch.utils.data import DataLoader, TensorDataset
-    from zarrow.lightning import PredictionWriter
-
-    class Model(LightningModule):
-        def predict_step(self, batch):
-            return {"prob": batch[0].mean(1), "query_embed": batch[0] * 2}
-
-    def run(target, options):
-        writer = PredictionWriter(
-            target, identifiers=pa.table({"id": range(70)}), keys=["id"], segment_rows=16, resume=True,
-            storage_options=options,
-        )
-        quiet = {f"enable_{what}": False for what in ("checkpointing", "progress_bar", "model_summary")}
-        trainer = Trainer(accelerator="cpu", callbacks=[writer], logger=False, **quiet)
-        data = torch.arange(70.0)[:, None].repeat(1, 4)
-        trainer.predict(Model(), DataLoader(TensorDataset(data), batch_size=3), return_predictions=False)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "same_machine",
-    [pytest.param(True, id="its spool"), pytest.param(False, id="another machine", marks=pytest.mark.long)],
-)
-def test_a_killed_predict_run_goes_on(bucket, tmp_path, monkeypatch, same_machine):
-    """Lightning predicts into a bucket, is killed at a request, and predicts the rest, there or elsewhere."""
-    target = bucket.url("run.zarrow")
-    code = textwrap.dedent(PREDICT) + f"\nrun({target!r}, {bucket.options!r})\n"
-    counted = itertools.count()
-
-    def kill(environ, start_response, app):
-        if "c/2/0" in environ["PATH_INFO"] and next(counted) == 0:
-            _act(environ, app)
-            process.kill()
-            process.wait()
-            raise ConnectionResetError
-        return app(environ, start_response)
-
-    bucket.fault = kill
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=os.environ)
-    assert process.wait(120) == -signal.SIGKILL
-    bucket.fault = None
-    with pytest.raises(IncompleteStoreError):
-        zarrow.open(target, storage_options=bucket.options)
-    if not same_machine:
-        monkeypatch.setenv("ZARROW_SPOOL", str(tmp_path / "elsewhere"))
-    made: dict = {}
-    exec(textwrap.dedent(PREDICT), made)
-    made["run"](target, bucket.options)
-    store = zarrow.open(target, storage_options=bucket.options)
-    table = store.table()
-    assert sorted(table["id"].to_pylist()) == list(range(ROWS))
-    assert table["sample_index"].to_pylist() == table["id"].to_pylist()
-    assert (store["query_embed"][:, 0] == table["id"].to_numpy() * 2).all()
-    assert SECRET not in repr(store.provenance)
 
 
 def test_rows_of_any_number_of_vectors(bucket):

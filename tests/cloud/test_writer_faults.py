@@ -24,6 +24,7 @@ from zarrow._storage.objects import located
 from zarrow._write import bucket as protocol
 from zarrow._write import publishing
 from zarrow._write.bucket import Bucket
+from zarrow._write.hold import Hold
 from zarrow._write.spooled import SpooledStore
 from zarrow.errors import CorruptionError, StoreExistsError, StoreLockedError, StoreNotFoundError, ZarrowError
 
@@ -482,7 +483,7 @@ def _lost_at_409(place, path, version, data, swap=conditional.swap):
 
 def _record_first(self, held, directory, names, record, _publish=Bucket._publish):
     conditional.create(self.place, f"segments/{held.claim.segment:08d}.json", record)
-    _publish(self, held, directory, names, record)
+    return _publish(self, held, directory, names, record)
 
 
 def _not_decided(self, held, directory, names, record):
@@ -490,21 +491,22 @@ def _not_decided(self, held, directory, names, record):
         self._put(held, path, (directory / name).read_bytes())
     conditional.create(self.place, f"segments/{held.claim.segment:08d}.json", record)
     self.place.delete(held.path)
+    return True
 
 
 def _anybody(self):
     seen = conditional.look(self.place, HOLDER)
-    return self._holder_in(seen.data) if seen else Holder(owner=self._owner)
+    return self._decode(seen.data) if seen else Holder(owner=self._owner)
 
 
-def _leaves_claims(self, number, _settled=Bucket._settled):
+def _leaves_claims(self, number, living, _taken=Bucket._taken):
     seen = conditional.look(self.place, f"segments/{number:08d}.claim")
     if seen is not None and NumberClaim.decode(seen.data, "").record is None:
         return None
-    return _settled(self, number)
+    return _taken(self, number, living)
 
 
-def _takes_decided(self, number):
+def _takes_decided(self, number, _living):
     seen = conditional.look(self.place, path := f"segments/{number:08d}.claim")
     claim = NumberClaim(segment=number, session=self._owner.session)
     return protocol._Held(claim, conditional.swap(self.place, path, seen.version, claim.encode()))
@@ -527,13 +529,13 @@ def _adds_tail_to_all(self, slot):
     self.place.put_bytes(HOLDER, replace(holder, tails=(*holder.tails, slot)).encode())
 
 
-def _keeps_tails(self, spec, _recovered=SpooledStore._recovered):
-    held = self._bucket.require_held
-    self._bucket.require_held = lambda: replace(held(), tails=())
+def _keeps_tails(self, root, spec, _recovered=SpooledStore._recovered):
+    held = self._hold.require_held
+    self._hold.require_held = lambda: replace(held(), tails=())
     try:
-        return _recovered(self, spec)
+        return _recovered(self, root, spec)
     finally:
-        self._bucket.require_held = held
+        self._hold.require_held = held
 
 
 def _no_starts(self, spec, left):
@@ -576,12 +578,12 @@ MUTANTS = {
     "409 is taken for lost": (protocol, "swap", _lost_at_409, _conflicts),
     "record before shards": (Bucket, "_publish", _record_first, _swept),
     "not decided": (Bucket, "_publish", _not_decided, _overtaken),
-    "no fencing": (Bucket, "require_held", _anybody, _overtaken),
-    "claims of the dead stay": (Bucket, "_settled", _leaves_claims, _swept),
-    "what is decided is taken over": (Bucket, "_settled", _takes_decided, _overtaken),
+    "no fencing": (Hold, "require_held", _anybody, _overtaken),
+    "claims of the dead stay": (Bucket, "_taken", _leaves_claims, _swept),
+    "what is decided is taken over": (Bucket, "_taken", _takes_decided, _overtaken),
     "puts without condition": (Bucket, "_put", _puts_over, _overtaken),
     "the claim is not asked": (Bucket, "_put", _asks_no_claim, _overtaken),
-    "tails of anybody": (Bucket, "add_tail", _adds_tail_to_all, _overtaken),
+    "tails of anybody": (Hold, "add_tail", _adds_tail_to_all, _overtaken),
     "tails stay in the spool": (SpooledStore, "_recovered", _keeps_tails, _closed),
     "rows are packed again": (SpooledStore, "_starts", _no_starts, _finalized),
     "manifest first": (SpooledStore, "finalize", _manifest_first, _swept),

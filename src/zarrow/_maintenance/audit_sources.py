@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.records import Claim
@@ -60,13 +61,16 @@ class _SourcesAudit:
             )
             return
         missing = lacking(claim, {slot: facts.rows for slot, facts in self._slots.items()})
+        if not isinstance(self._documents.files.root, Path):
+            missing = []  # the rows of a bucket's claims are in the spools of their writers
         if missing and not self._documents.files.exists(layout.record_path(number)):
             names = ", ".join(f"{source.slot} up to {source.stop}" for source in missing)
             self._found.damage(path, f"claims rows that are missing: {names}", segment=number)
         elif self._documents.manifest is not None:
             self._found.damage(path, "a claim, but the store is complete without its segment", segment=number)
         else:
-            self._found.note(path, f"{claim.rows} rows are about to be committed", segment=number)
+            rows = f"{claim.rows} rows are" if claim.sources else "a segment is"
+            self._found.note(path, f"{rows} about to be committed", segment=number)
 
     def _check_open(self) -> None:
         documents = self._documents

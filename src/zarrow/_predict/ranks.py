@@ -7,10 +7,15 @@ Opening, in Lightning's ``setup``, which runs on every rank before the first bat
 3. when all have looked, the others open the store too. Nothing has been written by then, so all ranks know
    the same samples, and deal out the same batches.
 
+A store in a bucket is opened so: every rank puts into it what a dead run has left in the spools of its
+machine; rank 0 takes it over, so that no rank of that run which is only thought to be dead adds more; every
+rank looks; when all have looked, all open it together.
+
 Ending, in ``teardown``, which runs on every rank that is alive:
 
 1. all ranks but rank 0 close their writers;
-2. then rank 0 checks that every row is in the store, and completes it.
+2. then rank 0 checks that every row is in the store, and completes it; to a bucket it closes its own before,
+   which puts its rows there.
 
 A rank that dies never gets here: the others fail in the collective, and the store stays incomplete, with
 every accepted row. A rank that has an error takes part in every collective before it raises, so that the
@@ -33,10 +38,11 @@ from lightning.pytorch import Trainer
 from zarrow._format import layout
 from zarrow._predict.run import Run, Shortfall
 from zarrow._storage import files
+from zarrow._storage.objects import ObjectPath
 from zarrow.errors import IncompleteStoreError, InvalidInputError, ZarrowError
 from zarrow.writer import Writer
 
-__all__ = ["end_together", "open_together"]
+__all__ = ["end_together", "open_in_bucket", "open_together"]
 
 _SHARED_DISK_TIMEOUT_S = 10.0
 
@@ -117,6 +123,76 @@ def open_together(
     return writer, seen
 
 
+def open_in_bucket(
+    trainer: Trainer,
+    path: ObjectPath,
+    open_store: _Open,
+    look: Callable[[], Seen],
+    join: Callable[[], Writer],
+    *,
+    resumes: bool,
+) -> tuple[Writer | None, Seen]:
+    """Open a store in a bucket on every rank.
+
+    Parameters
+    ----------
+    trainer, open_store, look
+        As for `open_together`.
+    path : ObjectPath
+        The store.
+    join : callable
+        Opens it together with other ranks.
+    resumes : bool
+        Whether there may be a store.
+
+    Returns
+    -------
+    Writer or None, object
+        As from `open_together`.
+
+    Raises
+    ------
+    ZarrowError
+        On every rank, if one cannot open the store.
+    """
+    atexit.unregister(_end_process_group)
+    atexit.register(_end_process_group)
+    strategy = trainer.strategy
+
+    def together(step: Callable[[], bool]) -> bool:
+        """Do something on this rank; raise on all if it fails on one. Returns what rank 0 has."""
+        failure: Exception | None = None
+        found = False
+        try:
+            found = step()
+        except (ZarrowError, OSError) as error:
+            failure = error
+        all_well = strategy.reduce_boolean_decision(failure is None)
+        found, message = strategy.broadcast((found, None if failure is None else str(failure)))
+        if failure is not None:
+            raise failure
+        if not all_well:
+            raise IncompleteStoreError(f"another rank could not open the store: {message or path}")
+        return found
+
+    def recover() -> bool:
+        if resumes and path.exists(layout.STORE_JSON):
+            join().close()
+        return True
+
+    def take_over() -> bool:
+        writer = open_store(shared=False) if trainer.global_rank == 0 else None
+        if writer is not None:
+            writer.close()
+        return writer is not None
+
+    together(recover)
+    goes_on = together(take_over)
+    seen = look()
+    strategy.barrier("zarrow: every rank has looked at the store")
+    return join() if goes_on else None, seen
+
+
 def _end_process_group() -> None:
     """Stop gloo's threads before the interpreter ends.
 
@@ -166,7 +242,7 @@ def end_together(trainer: Trainer, run: Run, path: str, finalize: Callable[[Run]
     failure: Exception | None = None
     try:
         run.finish()
-        if writer is not None and trainer.global_rank > 0:
+        if writer is not None and (trainer.global_rank > 0 or isinstance(writer.grows_at, ObjectPath)):
             writer.close()
         elif writer is not None:
             writer.flush()

@@ -28,7 +28,7 @@ from zarrow._format.spec import StoreSpec
 from zarrow._read.visible import missing_records
 from zarrow._storage import reading
 from zarrow._storage.cache import Cache
-from zarrow._storage.reading import Place
+from zarrow._storage.reading import Place, RemotePath
 from zarrow.errors import CorruptionError, NotAStoreError, StoreNotFoundError, did_you_mean
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "claim_numbers",
     "decode_manifest",
     "has_record",
+    "numbers_from",
     "part_numbers",
     "put_aside",
     "read_claims",
@@ -211,6 +212,15 @@ def segment_numbers(root: Place) -> list[int]:
 def claim_numbers(root: Place) -> list[int]:
     """Return the numbers of all claims, in order."""
     return _numbers(root, "claim")
+
+
+def numbers_from(root: RemotePath, first: int) -> tuple[set[int], set[int]]:
+    """Return the numbers of the records and of the claims in a bucket, from the first one on."""
+    found = [_RECORD.match(name) for name in root.list(layout.SEGMENTS_DIR, after=f"{first:08d}")]
+    records, claims = (
+        {int(match[1]) for match in found if match and match[2] == kind} for kind in ("json", "claim")
+    )
+    return records, claims
 
 
 def dense_segments(root: Place, known: int = 0) -> int:

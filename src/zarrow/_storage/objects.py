@@ -306,12 +306,15 @@ class ObjectPath:
             for found in _obstore().list(self._client, prefix):
                 yield from (one["path"].removeprefix(prefix or "") for one in found)
 
-    def list(self, path: str) -> dict[str, str]:
-        """Return what lies below a path: "file" or "directory" by name."""
+    def list(self, path: str, *, after: str = "") -> dict[str, str]:
+        """Return what lies below a path: "file" or "directory" by name; of files only, those after a name."""
         if self._url.startswith(("http://", "https://")):
             raise InvalidInputError(f"{self}: a web server does not say what lies there")
         key = self._key(path)
         with _translated(str(self / path)):
+            if after:
+                pages = _obstore().list(self._client, key, offset=f"{key}/{after}")
+                return {one["path"].rpartition("/")[2]: "file" for page in pages for one in page}
             found = _obstore().list_with_delimiter(self._client, key or None)
         names = {one.rstrip("/").rpartition("/")[2]: "directory" for one in found["common_prefixes"]}
         return names | {one["path"].rpartition("/")[2]: "file" for one in found["objects"]}

@@ -87,8 +87,8 @@ class RemotePath(Protocol):
     def ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Return ranges of an object, given by their starts and stops."""
 
-    def list(self, path: str) -> dict[str, str]:
-        """Return what lies below a path."""
+    def list(self, path: str, *, after: str = "") -> dict[str, str]:
+        """Return what lies below a path, by name; of files only, those after a name."""
 
     def stamp(self, path: str, *, keep: bool = False) -> object:
         """Return what tells an object from one that takes its place."""

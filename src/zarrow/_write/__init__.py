@@ -17,7 +17,9 @@ in which a batch passes them:
 `reopening`             a committed segment becomes an open one again
 `quarantine`            where damaged files, and what no frame vouches for, are moved
 `recovery`              finishing what dead writers left; finalizing
-`bucket`                a store in a bucket: who holds it, claims of segment numbers, commits
-`spooled`               its open segments on a disk of this machine, and what is left of them in the bucket
+`hold`                  which writers may add rows to a store in a bucket
+`bucket`                claims of segment numbers, and commits, in a bucket
+`spool`                 the directories of this machine in which its open segments are
+`spooled`               a store in a bucket: its open segments here, and what is left of them there
 ======================  ===============================================================================
 """

@@ -1,21 +1,23 @@
-"""Bucket — the writer of a store in a bucket: who holds it, claims of segment numbers, commits.
+"""Bucket — claims of segment numbers, and commits, of a store in a bucket.
 
 A bucket has neither locks nor renames, and a request whose answer is lost may have acted. So everything is
 made or replaced by conditional puts (`_storage.conditional`), and what a writer has in common with others are
-documents that only one of them can replace (`_format.bucket`):
+documents that only one of them can replace (`_format.bucket`): who may add rows (`hold`), and claims.
 
-1. Opening makes a writer the holder of the store. The claims of others that are not decided become its own;
-   what was decided, but has no record, gets it.
-2. A segment is committed so: claim the number, and see that one still holds the store; put shards and part
+1. Opening: what was decided, but has no record, gets it. A writer that has the store to itself takes over
+   the claims that are not decided.
+2. A segment is committed so: claim the number, and see that one may still add rows; put shards and part
    under their final names; *decide* the claim, by replacing it by one with the commit record; create the
    record, from which moment the rows are visible; remove the claim.
+3. Shared writers upload at once, but each decides only when all lower numbers are committed, so that there
+   is never a gap to be filled when the store is completed. The lowest claim of a writer that is not listed
+   any more, or stands still, is taken over by one that waits for it, which puts its segment there.
 
-A writer that stood still for long and wakes up finds out before anything of it counts: who took the store
-over holds its claim, so that it cannot decide it any more. An object that is in its way is looked at first,
-then the claim, then the object is replaced, if it is still the same: nothing that is committed is
-overwritten.
+A writer that stood still for long and wakes up finds out before anything of it counts: another one holds its
+claim, so that it cannot decide it any more. An object that is in its way is looked at first, then the claim,
+then the object is replaced, if it is still the same: nothing that is committed is overwritten.
 
-A crash leaves a claim with or without objects of its segment, which the next holder takes over.
+A crash leaves a claim with or without objects of its segment, which others take over.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.bucket import HOLDER, Holder, NumberClaim
+from zarrow._format.bucket import HOLDER, NumberClaim
 from zarrow._format.parts import to_table
 from zarrow._format.records import Owner, SegmentRecord, ShardFacts, Source
 from zarrow._format.spec import StoreSpec
@@ -42,12 +45,16 @@ from zarrow._storage.conditional import create, look, require_conditional, swap
 from zarrow._storage.objects import ObjectPath, Version
 from zarrow._storage.reading import map_file
 from zarrow._write import parts, publishing
-from zarrow.errors import InvalidInputError, StoreExistsError, StoreLockedError, ZarrowError
+from zarrow._write.hold import Hold
+from zarrow.errors import CorruptionError, InvalidInputError, StoreLockedError, ZarrowError
 
 __all__ = ["Bucket"]
 
 _PATIENCE_SECONDS = (1, 3, 10, 30, 60, 60, 60, 60, 60, 60)
 """How long a bucket that fails is waited for, step by step, while the caller goes on."""
+_STANDSTILL_SECONDS = 300
+"""How long a shared writer may hold the lowest number, which others wait for, before one takes it over."""
+_POLL_SECONDS = 0.5
 _PUTS_AT_ONCE = 4
 _MAX_REPLACED_BYTES = 1 << 30
 
@@ -67,7 +74,7 @@ class _Held:
 
 
 class Bucket:
-    """A store in a bucket, as its one writer sees it.
+    """A store in a bucket, as one of its writers sees it.
 
     Parameters
     ----------
@@ -79,9 +86,12 @@ class Bucket:
 
     def __init__(self, place: ObjectPath, owner: Owner) -> None:
         self.place = place
+        self.hold = Hold(place, owner)
         self._owner = owner
         self._mine: list[_Held] = []  # claims without a segment yet, lowest number first
-        self._next = 0
+        self._next = self._dense = 0
+        self._shared = False  # as it was when it was last asked
+        self._alone = False  # as far as the numbers tell: a shared writer need not list them then
 
     def probe(self) -> None:
         """Raise unless objects can be made, replaced and removed here, and conditions are kept."""
@@ -96,116 +106,144 @@ class Bucket:
                     raise
         self.place.delete(path)
 
-    # Who holds the store
-
-    def take(self, may_take: Callable[[Holder | None], None]) -> None:
-        """Become the holder; `may_take` may object to the one before."""
-        while True:
-            seen = look(self.place, HOLDER)
-            before = None if seen is None else self._holder_in(seen.data)
-            may_take(before)
-            mine = Holder(owner=self._owner, tails=() if before is None else before.tails)
-            try:
-                swap(self.place, HOLDER, None if seen is None else seen.version, mine.encode())
-            except FileExistsError:
-                continue  # another one took it meanwhile
-            return
-
-    def _holder_in(self, data: bytes) -> Holder:
-        return Holder.decode(data, str(self.place / HOLDER))
-
-    def require_held(self) -> Holder:
-        """Return the holder, which this writer is; else raise `StoreLockedError`."""
-        seen = look(self.place, HOLDER)
-        holder = None if seen is None else self._holder_in(seen.data)
-        if holder is None or holder.owner.session != self._owner.session:
-            raise self._taken_over(holder)
-        return holder
-
-    def _taken_over(self, holder: Holder | None) -> StoreLockedError:
-        who = "another writer" if holder is None else str(holder.owner)
-        return StoreLockedError(
-            f"{self.place}: {who} has taken the store over or completed it, so this writer stops; its rows "
-            "that are not in the bucket stay in its spool"
-        )
-
-    def add_tail(self, slot: str) -> None:
-        """Have a tail count, all of whose objects are there, unless the store was taken over."""
-        while True:
-            holder, seen = self.require_held(), look(self.place, HOLDER)
-            if slot in holder.tails:
-                return
-            if seen is not None and self._holder_in(seen.data) == holder:
-                wanted = replace(holder, tails=(*holder.tails, slot))
-                with contextlib.suppress(FileExistsError):
-                    swap(self.place, HOLDER, seen.version, wanted.encode())
-                    return
-
     # Segments
 
-    def create(self, spec: StoreSpec) -> None:
-        """Create the store, without rows."""
-        self.require_held()
+    def create(self, spec: StoreSpec) -> StoreSpec:
+        """Create the store, without rows; return its spec, or that of a shared writer that was first."""
+        self.hold.require_held()
         try:
             create(self.place, layout.STORE_JSON, spec.encode())
         except FileExistsError:
-            raise self.store_exists() from None
+            if self.hold.is_held() and self.hold.require_held().shared:
+                return catalog.read_spec(self.place)
+            raise self.hold.store_exists() from None
         self.publish_shape(spec)
+        return spec
 
-    def store_exists(self) -> StoreExistsError:
-        """Return the error of one that became the holder of a store which another one had just made."""
-        with contextlib.suppress(OSError, ZarrowError):
-            self.require_held()
-            self.place.delete(HOLDER)
-        return StoreExistsError(f"{self.place}: another writer has made a store here meanwhile")
-
-    def settle(self) -> None:
-        """Take over the claims of dead writers, and of living ones that do not hold the store any more."""
-        claims, records = catalog.claim_numbers(self.place), catalog.segment_numbers(self.place)
-        self._mine = []
+    def settle(self, *, take: bool) -> None:
+        """Finish what was decided; take over what was not, if the store is this writer's alone."""
+        claims = catalog.claim_numbers(self.place)
+        holder = self.hold.require_held()  # after the claims: who has one of them was listed before
+        self._shared, self._mine = holder.shared, []
         for number in claims:
-            held = self._settled(number)
-            if held is not None:
+            if not take:
+                self._undecided(number)
+            elif (held := self._taken(number, holder.sessions)) is not None:
                 self._mine.append(held)
+        records = catalog.segment_numbers(self.place)
         self._next = max([*claims, *records], default=-1) + 1
+        self._dense = len(records)
 
-    def _settled(self, number: int) -> _Held | None:
-        """Take a claim over; None if its segment is committed, or is now."""
+    def _undecided(self, number: int) -> tuple[NumberClaim, Version] | None:
+        """Return a claim; None if its segment is committed, or is now."""
         path = layout.claim_path(number)
-        while (seen := look(self.place, path)) is not None:
-            claim = NumberClaim.decode(seen.data, str(self.place / path))
-            if claim.record is not None:
-                create(self.place, layout.record_path(number), claim.record)
-            if claim.record is not None or catalog.has_record(self.place, number):
-                self.place.delete(path)
+        seen = look(self.place, path)
+        if seen is None:
+            return None
+        claim = NumberClaim.decode(seen.data, str(self.place / path))
+        if claim.record is not None:
+            create(self.place, layout.record_path(number), claim.record)
+        if claim.record is not None or catalog.has_record(self.place, number):
+            self.place.delete(path)
+            return None
+        return claim, seen.version
+
+    def _taken(self, number: int, living: Collection[str]) -> _Held | None:
+        """Take a claim over; None if its segment is committed, or its writer is living."""
+        while (found := self._undecided(number)) is not None:
+            claim, version = found
+            if claim.session in living and claim.session != self._owner.session:
                 return None
             mine = NumberClaim(segment=number, session=self._owner.session)
             with contextlib.suppress(FileExistsError):  # decided or taken over meanwhile
-                return _Held(mine, swap(self.place, path, seen.version, mine.encode()))
+                return _Held(mine, swap(self.place, layout.claim_path(number), version, mine.encode()))
         return None
 
     def _claimed(self, sources: Sequence[Source]) -> _Held:
         """Return a claim: of a number that was taken over, or of the next one."""
-        while not self._mine:
-            number, self._next = self._next, self._next + 1
-            claim = NumberClaim(segment=number, session=self._owner.session, sources=sources)
-            held: _Held | None
-            try:
-                version = create(self.place, layout.claim_path(number), claim.encode())
-                held = _Held(claim, version)
-            except FileExistsError:  # of one who held the store before, and was slow
-                held = self._settled(number)
-            except OSError:
-                self._next = number
+        while True:
+            while not self._mine:
+                held = self._claim_among_others(sources) if self._shared else self._claim_next(sources)
+                self._mine += [] if held is None else [held]
+            held = self._mine[0]
+            try:  # after the claim: whoever takes over looks at the claims after that
+                self._shared = self.hold.require_held().shared
+            except StoreLockedError:
+                self._withdraw(held, ())
                 raise
-            if held is not None:
-                self._mine.append(held)
+            if not self._shared:
+                return held
+            for idle in self._mine[1:]:
+                self._release(idle)
+            if not catalog.has_record(self.place, held.claim.segment):
+                return held
+            self._mine.remove(held)  # another one has committed it, and removed its claim, before ours
+            self.place.delete(held.path)
+
+    def _claim_next(self, sources: Sequence[Source]) -> _Held | None:
+        number, self._next = self._next, self._next + 1
         try:
-            self.require_held()  # after the claim: whoever takes over looks at the claims after that
-        except StoreLockedError:
-            self._withdraw(self._mine[0], ())
+            return self._claim(number, sources)
+        except FileExistsError:  # of one who held the store before, and was slow, or of one who has joined
+            return self._taken(number, self.hold.living())
+        except OSError:
+            self._next = number
             raise
-        return self._mine[0]
+
+    def _claim_among_others(self, sources: Sequence[Source]) -> _Held | None:
+        """Claim the number behind all others, or take over the lowest or highest claim if nobody's."""
+        if self._alone:
+            with contextlib.suppress(FileExistsError):
+                return self._claim(self._dense, sources)
+        records, claims = catalog.numbers_from(self.place, self._dense)
+        self._alone = not records and not claims
+        while self._dense in records:
+            self._dense += 1
+        undecided = sorted(claims - records)
+        for number in dict.fromkeys((*undecided[:1], *undecided[-1:])):
+            held = self._taken(number, self.hold.living())
+            if held is not None:
+                return held
+        try:
+            return self._claim(max(records | claims, default=self._dense - 1) + 1, sources)
+        except FileExistsError:
+            return None
+
+    def _claim(self, number: int, sources: Sequence[Source]) -> _Held:
+        claim = NumberClaim(segment=number, session=self._owner.session, sources=sources)
+        return _Held(claim, create(self.place, layout.claim_path(number), claim.encode()))
+
+    def _release(self, held: _Held) -> None:
+        """Leave a claim to whoever takes it over. It is not removed: objects of the number are there."""
+        self._mine.remove(held)
+        released = NumberClaim(segment=held.claim.segment, session="")
+        with contextlib.suppress(FileExistsError):
+            swap(self.place, held.path, held.version, released.encode())
+
+    def _lower(self, number: int) -> _Held | None:
+        """Wait until all lower numbers are committed; return the claim of one that nobody else commits."""
+        seen: object = None
+        since = 0.0
+        while True:
+            if self._dense < number:
+                self._dense = catalog.dense_segments(self.place, self._dense)
+            if self._dense >= number:
+                return None
+            found = self._undecided(self._dense)
+            living = self.hold.living()
+            if seen != (self._dense, found):
+                seen, since = (self._dense, found), time.monotonic()
+            elif time.monotonic() - since < _STANDSTILL_SECONDS:
+                time.sleep(_POLL_SECONDS)
+            elif found is not None:
+                living -= {found[0].session}
+            elif not catalog.has_record(self.place, self._dense):
+                raise CorruptionError(
+                    "the claim is missing", path=self.place / layout.claim_path(self._dense)
+                )
+            held = self._taken(self._dense, living)
+            if held is not None:
+                return held
 
     def commit(
         self,
@@ -235,26 +273,32 @@ class Bucket:
         int
             The segment's number.
         """
-        held = self.persist(lambda: self._claimed(sources))
-        number, part = held.claim.segment, directory / layout.PART
-        files.remove(part)
-        table = to_table(spec, batches, number * spec.segment_rows)
-        facts = parts.write_part(part, spec, table)
-        record = SegmentRecord(
-            segment=number, rows=table.num_rows, arrays=shards, part=facts, sources=tuple(sources)
-        )
-        names = {
-            array.shard_path(number): layout.rows_name(array.name)
-            for array in spec.arrays
-            if shards[array.name].size_bytes
-        }
-        names[layout.part_path(number)] = layout.PART
-        self.persist(lambda: self._publish(held, directory, names, record.encode()))
-        self._mine.remove(held)
-        files.remove(part)
-        return number
+        part, rows = directory / layout.PART, sum(batch.num_rows for batch in batches)
+        while True:
+            held = self.persist(partial(self._claimed, sources))
+            number = held.claim.segment
+            files.remove(part)
+            table = to_table(spec, batches, number * spec.segment_rows)
+            facts = parts.write_part(part, spec, table)
+            record = SegmentRecord(
+                segment=number, rows=rows, arrays=shards, part=facts, sources=tuple(sources)
+            )
+            names = {
+                array.shard_path(number): layout.rows_name(array.name)
+                for array in spec.arrays
+                if shards[array.name].size_bytes
+            }
+            names[layout.part_path(number)] = layout.PART
+            done = self.persist(partial(self._publish, held, directory, names, record.encode()))
+            files.remove(part)
+            if done:
+                self._mine.remove(held)
+                self._dense = max(self._dense, number + 1)
+                return number
 
-    def _publish(self, held: _Held, directory: Path, names: dict[str, str], record: bytes) -> None:
+    def _publish(self, held: _Held, directory: Path, names: dict[str, str], record: bytes) -> bool:
+        """Put a segment in place; False if another number must be taken for it."""
+
         def put(path: str) -> None:
             self._put(held, path, map_file(directory, names[path]).data)
 
@@ -262,13 +306,22 @@ class Bucket:
             with ThreadPoolExecutor(min(_PUTS_AT_ONCE, len(names)), "zarrow-puts") as pool:
                 for done in [pool.submit(put, path) for path in names]:
                     done.result()
+            lower = self._lower(held.claim.segment) if self._shared else None
+            if lower is not None:
+                self._release(held)
+                self._mine.insert(0, lower)
+                return False
             swap(self.place, held.path, held.version, replace(held.claim, record=record).encode())
             create(self.place, layout.record_path(held.claim.segment), record)
         except FileExistsError:
             self._withdraw(held, names)
-            raise self._lost() from None
-        with contextlib.suppress(OSError):  # the next holder removes it
+            if not self.hold.is_held():
+                raise self.hold.lost() from None
+            self._mine.remove(held)  # a shared writer, which took this one to stand still, has the number
+            return False
+        with contextlib.suppress(OSError):  # the next writer removes it
             self.place.delete(held.path)
+        return True
 
     def _put(self, held: _Held, path: str, data: Any) -> None:
         """Put an object of a claimed segment in place, whatever another one, before, has left there."""
@@ -301,10 +354,6 @@ class Bucket:
             for path in (*names, held.path) if free else (held.path,):
                 self.place.delete(path)
 
-    def _lost(self) -> StoreLockedError:
-        seen = look(self.place, HOLDER)
-        return self._taken_over(None if seen is None else self._holder_in(seen.data))
-
     def persist(self, step: Callable[[], Made]) -> Made:
         """Do something that may be repeated until it succeeds, as long as the bucket merely fails."""
         for wait in _PATIENCE_SECONDS:
@@ -320,9 +369,12 @@ class Bucket:
 
     def publish_shape(self, spec: StoreSpec) -> None:
         """Show Zarr readers the committed rows."""
-        dense = catalog.dense_segments(self.place)
-        for path, data in publishing.shape_documents(self.place, spec, dense):
-            self.replace(path, data)
+        while True:
+            dense = catalog.dense_segments(self.place)
+            for path, data in publishing.shape_documents(self.place, spec, dense):
+                self.replace(path, data)
+            if not self._shared or catalog.dense_segments(self.place) == dense:
+                return  # else a shared writer may have shown more rows meanwhile, and this one fewer
 
     def replace(self, path: str, data: bytes) -> None:
         """Replace an object, or create it, unless the store was taken over."""
@@ -330,7 +382,7 @@ class Bucket:
             seen = look(self.place, path, _MAX_REPLACED_BYTES)
             if seen is not None and seen.data == data:
                 return
-            self.require_held()  # after the look, for the same reason as in `_put`
+            self.hold.require_held()  # after the look, for the same reason as in `_put`
             with contextlib.suppress(FileExistsError):
                 swap(self.place, path, None if seen is None else seen.version, data)
                 return
@@ -342,7 +394,7 @@ class Bucket:
         it itself (`_withdraw`).
         """
         numbers = [held.claim.segment for held in self._mine]
-        self.require_held()
+        self.hold.require_held()
         self.place.delete(HOLDER)
         for name in (self.place / layout.OPEN_DIR).names():
             self.place.delete(f"{layout.OPEN_DIR}/{name}")

@@ -7,17 +7,14 @@ open segment that is not full, goes to the bucket as a *tail*: its files as obje
 name into the list of tails that count. Rows of tails are packed when the store is completed, whoever does it.
 
 A crash leaves open segments here. Those whose rows are committed, or that are tails, are dropped by the next
-writer. If another writer, elsewhere, has held the store meanwhile, it may have written the same rows again:
-then those of this spool are not added, and the error says so.
+writer on this machine. If another writer, elsewhere, has taken the store over meanwhile, it may have written
+the same rows again: then those of this spool are not added, and the error says so.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import contextlib
 import os
-import re
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,16 +33,17 @@ from zarrow._storage.objects import ObjectPath
 from zarrow._storage.reading import open_file
 from zarrow._write import publishing, recovery
 from zarrow._write.bucket import Bucket
-from zarrow._write.directory import Mode, claim_store, empty
+from zarrow._write.directory import Mode
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.seal import Dead, copy_pieces, release
+from zarrow._write.spool import open_spools, spools_of
 from zarrow.errors import (
     CorruptionError,
+    IncompleteStoreError,
     InvalidInputError,
     NotAStoreError,
     StoreExistsError,
     StoreLockedError,
-    WriteFailedError,
     ZarrowError,
 )
 
@@ -55,25 +53,10 @@ _SPOOL_BYTES = 4 << 30
 _MAX_WAITING = 64
 _MAX_PUT_BYTES = 5_000_000_000
 """What S3 takes in one request, which a conditional one is."""
-_SESSIONS = "sessions"
-_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
-
-
-def _spool_of(place: ObjectPath, above: str | os.PathLike[str] | None) -> Path:
-    """Return the spool of a store: a directory of its own, by default in the user's cache."""
-    given = above or os.environ.get("ZARROW_SPOOL")
-    if given:
-        parent = Path(given).absolute()
-    else:
-        cache = "Library/Caches" if sys.platform == "darwin" else ".cache"
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / cache) / "zarrow" / "spool"
-    text = f"{place} {place.client!r}" if str(place).startswith("object:") else str(place)
-    name = _NAME.sub("-", place.name)[-40:] or "store"
-    return parent / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 class SpooledStore:
-    """A store in a bucket, its spool, and its one writer.
+    """A store in a bucket, its spool, and one of its writers.
 
     Parameters
     ----------
@@ -85,6 +68,8 @@ class SpooledStore:
         As for a writer.
     spool : path, optional
         Where the spool is made.
+    shared : bool
+        Whether others write it, too.
 
     Raises
     ------
@@ -97,7 +82,13 @@ class SpooledStore:
     """
 
     def __init__(
-        self, place: ObjectPath, owner: Owner, mode: Mode, spool: str | os.PathLike[str] | None
+        self,
+        place: ObjectPath,
+        owner: Owner,
+        mode: Mode,
+        spool: str | os.PathLike[str] | None,
+        *,
+        shared: bool = False,
     ) -> None:
         if str(place).startswith(("http://", "https://")):
             raise InvalidInputError(
@@ -105,38 +96,26 @@ class SpooledStore:
             )
         self.place = place
         self._owner = owner
+        self._shared = shared
         self._bucket = Bucket(place, owner)
-        self._folder = _spool_of(place, spool)
+        self._hold = self._bucket.hold
         self._no_more: str | None = None
         self.is_new = not self._look(mode)
-        try:
-            os.makedirs(self._folder, exist_ok=True)
-            self.claim = claim_store(self._folder / "store", "a", shared=False, owner=owner)
-        except StoreLockedError as error:
-            raise StoreLockedError(
-                str(error).removesuffix(", or open every writer with shared=True")
-            ) from None
-        except ZarrowError:
-            raise
-        except OSError as error:
-            raise WriteFailedError(
-                error.errno or errno.EIO,
-                f"{self._folder}: no spool can be made here: {error.strerror}: choose another directory "
-                "(spool=, or ZARROW_SPOOL)",
-            ) from error
+        self._spools = open_spools(spools_of(place, spool), owner, shared=shared)
+        self._spool = self._spools[0]
+        self.claim = self._spool.claim
         try:
             self._enter()
         except BaseException:
-            self.claim.drop() if not self._spool_has_store() else self.claim.lock.release()
+            self.give_up()
+            for one in self._spools:
+                one.drop()
             raise
 
     @property
     def root(self) -> Path:
         """The directory of the open segments."""
-        return self.claim.root
-
-    def _spool_has_store(self) -> bool:
-        return (self.root / layout.STORE_JSON).exists()
+        return self._spool.root
 
     def _look(self, mode: Mode) -> bool:
         """Tell whether there is a store that may be written to, or nothing."""
@@ -161,63 +140,60 @@ class SpooledStore:
         return False
 
     def _enter(self) -> None:
-        """Become the holder, and make the spool that of the store."""
+        """Take or join the store, and make the spool that of the store."""
         spec = None if self.is_new else catalog.read_spec(self.place)
-        spooled = catalog.read_spec(self.root) if self._spool_has_store() else None
-        if spooled is not None and (spec is None or spooled.uuid != spec.uuid):
-            if self._holds_rows(spooled):
-                raise NotAStoreError(
-                    f"{self._folder}: this spool has rows of another store, {spooled.uuid}, which is not at "
-                    f"{self.place} any more: move it away, or remove it"
-                )
-            empty(self.root)
-            spooled = None
-        sessions = self._sessions()
+        for one in self._spools:
+            of = one.spec
+            if of is not None and (spec is None or of.uuid != spec.uuid):
+                if one.holds_rows():
+                    raise NotAStoreError(
+                        f"{one.folder}: this spool has rows of another store, {of.uuid}, which is not at "
+                        f"{self.place} any more: move it away, or remove it"
+                    )
+                one.empty()
+        sessions = {one: one.sessions() for one in self._spools if one.holds_rows()}
 
         def may_take(before: Holder | None) -> None:
-            if spec is None and self.place.exists(layout.STORE_JSON):
+            if spec is None and not self._shared and self.place.exists(layout.STORE_JSON):
                 raise StoreExistsError(f"{self.place}: another writer has made a store here meanwhile")
-            if before is None or before.owner.session in sessions:
-                return
-            if spooled is not None and self._holds_rows(spooled):
-                raise InvalidInputError(
-                    f"{self._folder}: this spool has rows that are not in {self.place}, which {before.owner} "
-                    "has written since, perhaps the same rows again: remove the spool to go on without them"
-                )
+            for one, used_by in sessions.items():
+                if before is not None and not used_by & before.sessions:
+                    raise InvalidInputError(
+                        f"{one.folder}: this spool has rows that are not in {self.place}, which "
+                        f"{before.owner} has taken over since, so that the same rows may have been written "
+                        "again: remove the spool to go on without them"
+                    )
 
         self._bucket.probe()
-        self._note_session()  # first: a crash after the other would make this spool look like another's
-        self._bucket.take(may_take)
-        if spec is None and self.place.exists(layout.STORE_JSON):
-            raise self._bucket.store_exists()
-        if spec is not None and spooled is None:
+        self._hold.dead = {session for one in self._spools for session in one.sessions()}
+        for one in self._spools:  # first: a crash after the other would make it look like another's
+            one.note(self._owner.session)
+        self._hold.join(may_take) if self._shared else self._hold.take(may_take)
+        if spec is None and not self._shared and self.place.exists(layout.STORE_JSON):
+            raise self._hold.store_exists()
+        if spec is not None and self._spool.spec is None:
             publishing.create(self.root, spec, self.root / layout.OPEN_DIR)
+        if spec is None:
+            self._bury()
 
-    def _holds_rows(self, spec: StoreSpec) -> bool:
-        found = (read(path, spec) for path in slots(self.root))
-        return any(one is not None and one.rows for one in found)
+    def give_up(self) -> None:
+        """Be listed no more, unless rows are left in the spool: their session must stay known."""
+        with contextlib.suppress(OSError, ZarrowError):
+            if not any(one.holds_rows() for one in self._spools):
+                self._hold.depart()
 
-    def _sessions(self) -> set[str]:
-        """Return the writers that have used this spool."""
-        try:
-            return set((self._folder / _SESSIONS).read_text().split())
-        except FileNotFoundError:
-            return set()
-
-    def _note_session(self) -> None:
-        path = self._folder / _SESSIONS
-        fd = files.create(path, exist_ok=True)
-        try:
-            files.write(fd, f"{self._owner.session}\n".encode(), os.fstat(fd).st_size)
-            files.sync(fd)
-        finally:
-            os.close(fd)
-        files.sync_dir(self._folder)
+    def _bury(self) -> None:
+        """Remove what dead writers have left, whose rows are in the bucket, if they had any."""
+        if self._shared:
+            self._hold.depart(self._hold.dead, stays=True)
+        for one in self._spools[1:]:
+            one.remove()
+        del self._spools[1:]
 
     # From the first row to the last
 
-    def create(self, spec: StoreSpec) -> None:
-        """Create the store, here and in the bucket."""
+    def create(self, spec: StoreSpec) -> StoreSpec:
+        """Create the store, here and in the bucket; return its spec, or that of a writer that was first."""
         for array in spec.arrays:
             if not array.is_ragged and spec.segment_rows * array.row_bytes > _MAX_PUT_BYTES:
                 raise InvalidInputError(
@@ -225,8 +201,16 @@ class SpooledStore:
                     f"of array {array.name!r} would have {spec.segment_rows * array.row_bytes:,}: choose a "
                     "smaller segment_rows"
                 )
-        self._bucket.create(spec)
-        publishing.create(self.root, spec, self.root / layout.OPEN_DIR)
+        return self._here(self._bucket.create(spec))
+
+    def _here(self, spec: StoreSpec) -> StoreSpec:
+        return publishing.create(self.root, spec, self.root / layout.OPEN_DIR)
+
+    def found(self) -> StoreSpec | None:
+        """Return the spec of a store that another shared writer may have made meanwhile."""
+        if not self._shared or not self.place.exists(layout.STORE_JSON):
+            return None
+        return self._here(catalog.read_spec(self.place))
 
     def waiting_segments(self, spec: StoreSpec) -> int:
         """Return how many full segments may wait for their upload, so that the spool stays bounded."""
@@ -238,34 +222,38 @@ class SpooledStore:
         """Finish what dead writers began; return the rows and segments in the bucket, which has all then.
 
         An open segment is not filled further: its rows become a tail, which readers see, such as one that
-        looks for what is left to predict.
+        looks for what is left to predict. A shared writer does not count the tails of others, which may be
+        many, and would have to be read.
         """
-        self._bucket.settle()
-        dead = self._recovered(spec)
+        self._bucket.settle(take=not self._shared)
+        dead: list[Dead] = []
         try:
-            view = take_view(self.place, partial=True)
-            last = view.snapshot.rows % spec.segment_rows
-            if view.snapshot.complete or last:
-                what = "complete" if view.snapshot.complete else "being completed"
+            for one in self._spools:
+                dead += self._recovered(one.root, spec)
+            snapshot = catalog.read_snapshot(self.place)
+            rows = snapshot.rows if self._shared else take_view(self.place, partial=True).rows
+            if snapshot.complete or snapshot.rows % spec.segment_rows:
+                what = "complete" if snapshot.complete else "being completed"
                 self._no_more = f"{self.place}: the store is {what}"
-            if dead and view.snapshot.complete:
+            if dead and snapshot.complete:
                 raise InvalidInputError(
-                    f"{self._folder}: this spool has {dead[-1].rows.rows} rows that {self.place}, which is "
-                    "complete, does not have: remove the spool if they are not needed"
+                    f"{dead[-1].rows.path.parents[2]}: this spool has {dead[-1].rows.rows} rows that "
+                    f"{self.place}, which is complete, does not have: remove the spool if they are not needed"
                 )
-            for one in dead:
-                self._move(one.rows)
-                discard(one.rows.path)
+            for left in dead:
+                self._move(left.rows)
+                discard(left.rows.path)
         finally:
             release(dead)
-        return view.rows + sum(one.rows.rows for one in dead), view.snapshot.segments
+        self._bury()
+        return rows + sum(left.rows.rows for left in dead), snapshot.segments
 
-    def _recovered(self, spec: StoreSpec) -> list[Dead]:
-        """Return the spool's open segments that are neither full nor empty, nor in the bucket."""
-        for path in (self.root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
+    def _recovered(self, root: Path, spec: StoreSpec) -> list[Dead]:
+        """Return a spool's open segments that are neither full nor empty, nor in the bucket."""
+        for path in (root / layout.OPEN_DIR).glob(f"{layout.SCRATCH_PREFIX}*"):
             files.remove_tree(path) if path.is_dir() else files.remove(path)
-        tails = self._bucket.require_held().tails
-        dead = recovery.lock_all(self.root, spec)
+        tails = self._hold.require_held().tails
+        dead = recovery.lock_all(root, spec)
         try:
             for slot in [*dead]:
                 if slot in tails:
@@ -275,7 +263,7 @@ class SpooledStore:
             found = visible_rows(
                 (one.rows.facts for one in dead.values()), numbers, records, spec.segment_rows
             )
-            found.check(self.root)
+            found.check(root)
             for slot in (*found.copies, *found.behind):
                 self._drop(dead.pop(slot))
             for record, _ in records:
@@ -286,7 +274,7 @@ class SpooledStore:
                 if one.start >= one.rows.rows:
                     self._drop(dead.pop(slot))
                 elif one.rows.unvouched:
-                    dead |= recovery.put_open_aside(self.root, spec, self._owner, dead.pop(slot))
+                    dead |= recovery.put_open_aside(root, spec, self._owner, dead.pop(slot))
                 elif one.start:
                     self._move(one.rows)  # a finalize was interrupted
                     self._drop(dead.pop(slot))
@@ -320,14 +308,19 @@ class SpooledStore:
         discard(segment.path)
         return number + 1
 
-    def leave(self, spec: StoreSpec) -> None:
-        """Move the rows that are left here to the bucket, when nothing fills their open segments any more."""
-        for path in slots(self.root):
-            found = read(path, spec)
-            if found is not None and found.rows:
-                self._bucket.persist(partial(self._move, found))
-            discard(path)
-        self._bucket.persist(lambda: self._bucket.publish_shape(spec))
+    def leave(self, spec: StoreSpec | None) -> tuple[Owner, ...]:
+        """Move the rows that are left here to the bucket, when nothing fills their open segments any more.
+
+        Returns the writers that are left.
+        """
+        if spec is not None:
+            for path in slots(self.root):
+                found = read(path, spec)
+                if found is not None and found.rows:
+                    self._bucket.persist(partial(self._move, found))
+                discard(path)
+            self._bucket.persist(lambda: self._bucket.publish_shape(spec))
+        return self._bucket.persist(self._hold.depart)
 
     def _move(self, rows: OpenRows) -> None:
         """Put an open segment into the bucket, as a tail."""
@@ -337,7 +330,7 @@ class SpooledStore:
                 with open_file(rows.path, name) as file:
                     self.place.put(f"{folder}/{name}", file)
         try:
-            self._bucket.add_tail(rows.slot)
+            self._hold.add_tail(rows.slot)
         except StoreLockedError:
             self._remove_tail(rows.slot)
             raise
@@ -350,8 +343,26 @@ class SpooledStore:
     # The end
 
     def finalize(self, spec: StoreSpec, expected_rows: int | None, *, partial: bool) -> Manifest:
-        """Complete the store: see `recovery.finalize`."""
-        self._bucket.settle()
+        """Complete the store: see `recovery.finalize`.
+
+        Raises
+        ------
+        StoreLockedError
+            If other writers were not closed, and it is not to be `partial`. All rows are in the bucket then.
+        """
+        others = self._hold.complete(alone=partial)
+        if others:  # of several that do this at once, the last one to leave completes it
+            others = self.leave(spec) or self._hold.complete()
+        if others:
+            self.remove_spool()
+            names = ", ".join(map(str, others[:5])) + (", …" if len(others) > 5 else "")
+            raise StoreLockedError(
+                f"{self.place}: {len(others)} other writers were not closed: {names}: the last one to call "
+                "finalize(), or 'zarrow finalize', completes the store; if they have ended, 'zarrow "
+                "finalize' on their machine adds the rows in their spools, and 'zarrow finalize --partial' "
+                "completes the store without these"
+            )
+        self._bucket.settle(take=True)
         manifest = catalog.read_manifest(self.place, spec)
         left = {one.slot: one for one in self._left(spec)}
         pieces = _pieces(left, self._starts(spec, left), spec.segment_rows)
@@ -362,7 +373,12 @@ class SpooledStore:
             if numbers:
                 last, _ = catalog.read_record(self.place, numbers[-1], spec)
                 committed = (len(numbers) - 1) * spec.segment_rows + last.rows
-            recovery.require_expected(self.place, committed + rows, expected_rows)
+            try:
+                recovery.require_expected(self.place, committed + rows, expected_rows)
+            except IncompleteStoreError:
+                self.leave(spec)
+                self.remove_spool()
+                raise
         if not pieces and not catalog.segment_numbers(self.place):
             pieces = [[]]
         for sources in pieces:
@@ -403,8 +419,8 @@ class SpooledStore:
         return starts
 
     def remove_spool(self) -> None:
-        """Remove the spool of a complete store."""
-        files.remove_tree(self._folder)
+        """Remove the spool, all of whose rows are in the bucket."""
+        self._spool.remove()
 
     def remove(self) -> None:
         """Remove a store that this writer has begun, and its spool."""
