@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
+import zarr
 from anndata.experimental import read_lazy
 
 import zarrow
@@ -94,11 +95,12 @@ class TestRoundTrips:
     def test_parquet(self, store, tmp_path):
         """One Parquet file has columns and vectors, and gives the same store back."""
         assert export(store, tmp_path / "run.parquet") == ROWS
-        assert duckdb.sql(f"SELECT embed[2], layers[3][4] FROM '{tmp_path}/run.parquet' OFFSET 7").fetchall()[
-            0
-        ] == (
-            7.0625,
-            7.0,
+        query = f"SELECT embed[2], layers[12] FROM '{tmp_path}/run.parquet' OFFSET 7"
+        assert duckdb.sql(query).fetchall()[0] == (7.0625, 7.0)
+        layers = pq.read_table(tmp_path / "run.parquet")["layers"]
+        assert layers.type == pa.fixed_shape_tensor(pa.float16(), (3, 4), ["layers_dim0", "layers_dim1"])
+        np.testing.assert_array_equal(
+            layers.combine_chunks().to_numpy_ndarray(), vectors_of(0, ROWS)["layers"]
         )
         frame = pd.read_parquet(tmp_path / "run.parquet", columns=["embed"])
         np.testing.assert_array_equal(np.stack(frame["embed"]), vectors_of(0, ROWS)["embed"])
@@ -110,6 +112,21 @@ class TestRoundTrips:
         assert again["layers"].row_shape == (3, 4)
         assert again.keys == ("id",)
         assert again.provenance["imported_as"] == "parquet"
+
+    def test_tensors_of_others(self, tmp_path):
+        """Tensors of a fixed shape become arrays of that shape, whatever the order of their axes on disk."""
+        values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+        kind = pa.fixed_shape_tensor(pa.int16(), (3, 4), permutation=[1, 0])
+        lists = pa.array(values.reshape(2, 12).tolist(), kind.storage_type)
+        tensors = pa.ExtensionArray.from_storage(kind, lists)
+        pq.write_table(pa.table({"id": [1, 2], "turned": tensors}), tmp_path / "tensors.parquet")
+        import_(tmp_path / "tensors.parquet", tmp_path / "s.zarrow")
+        with zarrow.Writer(tmp_path / "w.zarrow") as writer:
+            writer.append({"id": [1, 2]}, {"turned": tensors})
+            writer.finalize()
+        for name in ("s", "w"):
+            found = zarrow.open(tmp_path / f"{name}.zarrow")["turned"][:]
+            np.testing.assert_array_equal(found, values.transpose(0, 2, 1))
 
     def test_npy_folder(self, store, tmp_path):
         """A folder in embedding-reader's layout can be mapped by numpy, and gives the same store back."""
@@ -179,6 +196,9 @@ class TestRoundTrips:
         for name in ("query", "label", "count"):
             assert [None if pd.isna(value) else value for value in found.obs[name]] == truth[name].to_pylist()
         assert found.obs["count"].dtype == pd.Int32Dtype()
+        stored = zarr.open_group(tmp_path / "run.zarr", mode="r")
+        assert stored.metadata.zarr_format == 3
+        assert stored["obsm/embed"].shards > stored["obsm/embed"].chunks
         lazy = read_lazy(tmp_path / "run.zarr")
         np.testing.assert_array_equal(lazy.obsm["embed"][100:110].compute(), vectors_of(100, 110)["embed"])
         import_(tmp_path / "run.zarr", tmp_path / "again.zarrow", keys=["id"])

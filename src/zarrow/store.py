@@ -27,9 +27,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format import layout
 from zarrow._read.appearance import as_html, as_line
 from zarrow._read.arrays import StoreArray
 from zarrow._read.asked_keys import read_keys
+from zarrow._read.catalog import read_attributes
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.contents import Contents
 from zarrow._read.filters import Filter, read_filter
@@ -232,6 +234,11 @@ class Store:
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from, as given to the writer."""
         return dict(self._view.spec.provenance)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What other programs say of it, such as its title: the attributes of its Zarr group, read anew."""
+        return read_attributes(self._view.snapshot.root, layout.ARRAYS_DIR)
 
     @property
     def segment_rows(self) -> int:

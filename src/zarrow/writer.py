@@ -79,7 +79,8 @@ class Writer:
         "float16")}`` for any number of vectors per row, which the column ``token_embed_count`` then has. By
         default those of the first batch.
     schema : pyarrow.Schema, optional
-        The columns. By default those of the first batch.
+        The columns. By default those of the first batch. Of a field's metadata, ``units``, ``long_name`` and
+        ``standard_name`` are kept.
     dtypes : mapping of str to str, optional
         Arrays to quantize, e.g. ``{"query_embed": "int8"}``: floats are stored as 8-bit integers with a
         float32 scale per row, in a quarter of the bytes, and read as float32. The scales are a column,

@@ -35,7 +35,7 @@ from zarrow._format.arrow import number_dtype
 from zarrow._format.given import to_host
 from zarrow._format.layout import ROW
 from zarrow._format.spec import rows_of_expected
-from zarrow._format.zarr_metadata import dimension_names, ragged_dimension_names
+from zarrow._format.zarr_metadata import CF_CONVENTIONS, dimension_names, ragged_dimension_names
 from zarrow._read.column_values import ColumnValues, as_keys, column_values
 from zarrow._read.ragged_rows import PackedVectors, StoreRagged
 from zarrow._storage.objects import ObjectPath
@@ -187,13 +187,15 @@ def _dataset(
     for name, values in column_values(store.schema, fill_values, widen=True).items():
         if name != ROW and name not in dropped:
             lazy = indexing.LazilyIndexedArray(_Column(handle, values))
-            variables[name] = xr.Variable((ROW,), lazy, _attributes(values), {"preferred_chunks": chunks})
+            own = _attributes(values, store.schema.field(name).metadata or {})
+            variables[name] = xr.Variable((ROW,), lazy, own, {"preferred_chunks": chunks})
     for name, array in {**store.arrays, **store.derived}.items():
         if name not in dropped:
             names = dimension_names(name, array.row_shape)
             lazy = indexing.LazilyIndexedArray(_Vectors(handle, name))
             preferred = chunks | dict(zip(names[1:], array.row_shape, strict=True))
-            variables[name] = xr.Variable(names, lazy, None, {"preferred_chunks": preferred})
+            said = _as_netcdf(array.attrs)
+            variables[name] = xr.Variable(names, lazy, said, {"preferred_chunks": preferred})
     for name, ragged in store.ragged.items():
         if name not in dropped:
             made = _ragged_variables(handle, ragged, chunks)
@@ -207,6 +209,8 @@ def _dataset(
     index = KeyIndex(handle, {name: name for name in keys}) if key_index else None
     coords = xr.Coordinates(keys, indexes={} if index is None else dict.fromkeys(keys, index))
     attributes: dict[str, Any] = {
+        "Conventions": CF_CONVENTIONS,
+        **_as_netcdf(store.attrs),
         "zarrow_uuid": store.uuid,
         "zarrow_keys": json.dumps(store.keys),  # attributes of netCDF-3 are texts and numbers
         "provenance": json.dumps(store.provenance),
@@ -227,7 +231,8 @@ def _ragged_variables(handle: _Handle, array: StoreRagged, chunks: dict[Any, Any
     names = (samples, *ragged_dimension_names(name, array.vector_shape)[2:])
     preferred = {samples: array.chunks[0]} | dict(zip(names[1:], array.vector_shape, strict=True))
     lazy = indexing.LazilyIndexedArray(_Vectors(handle, name))
-    variables = {name: xr.Variable(names, lazy, None, {"preferred_chunks": preferred})}
+    own = _as_netcdf(array.attrs)
+    variables = {name: xr.Variable(names, lazy, own, {"preferred_chunks": preferred})}
     for what, said in (("count", "number of vectors"), ("offset", "first vector")):
         attributes = {"long_name": f"{said} of each row of {name}"}
         if what == "count":
@@ -237,12 +242,30 @@ def _ragged_variables(handle: _Handle, array: StoreRagged, chunks: dict[Any, Any
     return variables
 
 
-def _attributes(values: ColumnValues) -> dict[str, str]:
-    """Return what a column's dtype lacks: its time zone, or its own type if it became a float."""
+def _attributes(values: ColumnValues, metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Return what its field says of a column, and what its dtype lacks: its time zone, or its own type."""
+    said = {name.decode(errors="replace"): text.decode(errors="replace") for name, text in metadata.items()}
+    if values.dtype.kind in "mM":
+        said.pop("units", None)  # xarray says those of times itself
     if values.timezone is not None:
-        return {"timezone": values.timezone}
+        return said | {"timezone": values.timezone}
     was = number_dtype(values.arrow_type) if values.dtype.kind == "f" else values.dtype
-    return {"arrow_type": str(values.arrow_type)} if was.kind != values.dtype.kind else {}
+    return said | ({"arrow_type": str(values.arrow_type)} if was.kind != values.dtype.kind else {})
+
+
+def _as_netcdf(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as netCDF can hold them: other than text, numbers and lists of those, as JSON."""
+
+    def fits(value: object) -> bool:
+        return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+    def is_list(value: object) -> bool:
+        return isinstance(value, list) and len({*map(type, value)}) == 1 and all(map(fits, value))
+
+    return {
+        name: value if fits(value) or is_list(value) else json.dumps(value)
+        for name, value in attributes.items()
+    }
 
 
 class KeyIndex(xr.Index):

@@ -94,7 +94,7 @@ def lists_as_array(values: pa.Array, row_shape: Sequence[int] | None = None) -> 
     Parameters
     ----------
     values : pyarrow.Array
-        Lists of one length at each depth.
+        Lists of one length at each depth, or tensors of a fixed shape.
     row_shape : sequence of int, optional
         These lengths; by default those of the first lists, and 0 where there are none.
 
@@ -108,6 +108,9 @@ def lists_as_array(values: pa.Array, row_shape: Sequence[int] | None = None) -> 
     InvalidInputError
         If a list or a number is null, lists differ in length, or they hold no numbers.
     """
+    if isinstance(kind := values.type, pa.FixedShapeTensorType):
+        flat = lists_as_array(values.storage).reshape(-1, *kind.shape)
+        return flat.transpose(0, *(1 + axis for axis in kind.permutation or range(len(kind.shape))))
     shape, lengths = [len(values)], iter(row_shape or ())
     while pa.types.is_nested(values.type) or isinstance(values.type, pa.BaseExtensionType):
         if isinstance(values.type, pa.BaseExtensionType):

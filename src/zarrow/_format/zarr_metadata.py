@@ -2,8 +2,12 @@
 
 They are derived from a store's spec and its number of rows
 (https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html), replaced whenever a segment is committed,
-and read back by nothing of zarrow but audits. Only the attributes that other programs give to the group and
-its arrays are kept (`attributes_in`).
+and read back by nothing of zarrow but audits. The attributes that other programs give to the group and its
+arrays are kept (`attributes_in`), and shown by the backend for xarray.
+
+Attributes say what the store is and where its rows come from (`facts_of`, which each part has, too), by which
+conventions they say so (https://github.com/zarr-conventions, https://cfconventions.org), and how to read
+quantized and ragged arrays.
 
 The group carries the metadata of its arrays too (consolidated), so that one atomic rename gives all arrays of
 a store their new shape, and xarray never sees one array longer than another.
@@ -12,18 +16,21 @@ a store their new shape, and xarray never sees one array longer than another.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from zarrow._format.layout import FORMAT_VERSION, ROW, extent_name
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import PLAIN, ArraySpec, StoreSpec
 
 __all__ = [
+    "CF_CONVENTIONS",
     "array_json",
     "attributes_in",
     "comparable",
     "dimension_names",
+    "facts_of",
     "group_json",
     "ragged_dimension_names",
     "width_in",
@@ -31,6 +38,31 @@ __all__ = [
 
 Attributes = Mapping[str, Any]
 NONE: Attributes = MappingProxyType({})
+_ONE_BYTE = ("bool", "int8", "uint8")
+OWN, CONVENTIONS, CF = "zarrow", "zarr_conventions", "Conventions"
+CF_CONVENTIONS = "CF-1.12"
+CONVENTION = {
+    "uuid": "63880f20-fdd9-4409-84ab-c9245b48b2da",
+    "name": "zarrow",
+    "description": "Where the rows of a store come from, and how to read its quantized and ragged arrays",
+}
+"""What `zarrow` in the attributes means to programs that ask for conventions."""
+MAX_PROVENANCE_BYTES = 16 << 10
+"""Larger ones are in ``zarrow.json`` only: parts and group repeat them."""
+
+
+def facts_of(spec: StoreSpec) -> dict[str, Any]:
+    """Return what the Zarr group and each part say of their store.
+
+    >>> import pyarrow as pa
+    >>> facts_of(StoreSpec(uuid="0" * 32, segment_rows=8, schema=pa.schema([]), provenance={"model": "a"}))
+    {'format': 1, 'uuid': '00000000000000000000000000000000', 'provenance': {'model': 'a'}}
+    """
+    facts: dict[str, Any] = {"format": FORMAT_VERSION, "uuid": spec.uuid}
+    said = json.dumps(spec.provenance, ensure_ascii=False, separators=(",", ":"))
+    if len(said.encode(errors="surrogatepass")) <= MAX_PROVENANCE_BYTES:
+        facts["provenance"] = spec.provenance
+    return facts
 
 
 def dimension_names(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -80,15 +112,26 @@ def _grid(
     return [segments, width, *shape], [1, vectors, *shape], [1, array.chunk_rows, *shape], names
 
 
-def _own_attributes(spec: StoreSpec, array: ArraySpec) -> Attributes:
-    """Return what readers need to know of a quantized or ragged array, or of where its rows lie."""
+def _attributes_of(spec: StoreSpec, array: ArraySpec, others: Attributes) -> Attributes:
+    """Return an array's attributes: what readers need to know of it, and what others say."""
     if array.scale is not None:
-        return {"zarrow": {"scale": array.scale}}
+        return _with_own(others, {"scale": array.scale})
     if array.is_ragged:
-        return {"zarrow": {"extents": extent_name(array.name), "segment_rows": spec.segment_rows}}
+        return _with_own(others, {"extents": extent_name(array.name), "segment_rows": spec.segment_rows})
     if array.name in spec.extents:
-        return {"zarrow": {"extents_of": spec.extents[array.name].name, "columns": ["offset", "count"]}}
-    return {}
+        of = spec.extents[array.name].name
+        said = {"long_name": f"first vector and number of vectors of each row of {of}", "units": "1"}
+        return _with_own({**others, **said}, {"extents_of": of, "columns": ["offset", "count"]})
+    return {**others}
+
+
+def _with_own(others: Attributes, own: Attributes) -> Attributes:
+    """Return attributes with zarrow's own, and the convention that explains them."""
+    return {**others, CONVENTIONS: [CONVENTION, *_others(others.get(CONVENTIONS))], OWN: own}
+
+
+def _says_cf(conventions: object) -> bool:
+    return CF_CONVENTIONS in re.split(r"[ ,]+", str(conventions))
 
 
 def _array_metadata(
@@ -125,7 +168,7 @@ def _array_metadata(
                 },
             }
         ],
-        "attributes": {**attributes, **_own_attributes(spec, array)},
+        "attributes": _attributes_of(spec, array, attributes),
         "dimension_names": list(names),
         "storage_transformers": [],
     }
@@ -156,11 +199,13 @@ def group_json(
 
     `widths` are the most vectors of a segment, by the name of each ragged array.
     """
+    said = attributes.get(CF, CF_CONVENTIONS)
+    said = said if _says_cf(said) else f"{CF_CONVENTIONS} {said}"
     return _encode(
         {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": {**attributes, "zarrow": {"format": FORMAT_VERSION, "uuid": spec.uuid}},
+            "attributes": _with_own({**attributes, CF: said}, facts_of(spec)),
             "consolidated_metadata": {
                 "kind": "inline",
                 "must_understand": False,
@@ -184,26 +229,48 @@ def attributes_in(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
         json.dumps(found, allow_nan=False)
-        return {name: value for name, value in found["attributes"].items() if name != "zarrow"}
+        own = _own_in(found)
+        others = {name: value for name, value in found["attributes"].items() if name not in own or name == CF}
+        if conventions := _others(found["attributes"].get(CONVENTIONS)):
+            others[CONVENTIONS] = conventions
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return {}
+    return {**others}
+
+
+def _others(conventions: object) -> list[Any]:
+    return [one for one in conventions if one != CONVENTION] if isinstance(conventions, list) else []
+
+
+def _own_in(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a group or an array that are zarrow's, in a form that can be compared."""
+    attributes = node.get("attributes") or {}
+    names = {OWN}
+    if isinstance(own := attributes.get(OWN), dict) and "extents_of" in own:
+        names |= {"long_name", "units"}
+    found = {name: value for name, value in attributes.items() if name in names}
+    if isinstance(said := attributes.get(CONVENTIONS), list) and CONVENTION in said:
+        found[CONVENTIONS] = True
+    if node.get("node_type") == "group":
+        found[CF] = _says_cf(attributes.get(CF))
+    return found
 
 
 def comparable(data: bytes) -> Any:
     """Return a ``zarr.json`` without what others may change; `ValueError` if it is damaged.
 
-    Those are attributes, and whether the group carries the metadata of its arrays.
+    Those are attributes, whether the group carries the metadata of its arrays, and whether single bytes have
+    an endianness.
     """
     try:
         found = json.loads(data)
-        attributes = found.get("attributes") or {}
-        found["attributes"] = {name: attributes[name] for name in attributes if name == "zarrow"}
-        found.setdefault("storage_transformers", [])
         consolidated = found.pop("consolidated_metadata", None) or {}
-        for one in consolidated["metadata"].values() if consolidated else ():
-            own = one.get("attributes") or {}
-            one["attributes"] = {name: own[name] for name in own if name == "zarrow"}
-            one.setdefault("storage_transformers", [])
+        for node in (found, *(consolidated["metadata"].values() if consolidated else ())):
+            node["attributes"] = _own_in(node)
+            node.setdefault("storage_transformers", [])
+            if node.get("data_type") in _ONE_BYTE:
+                chunk = node["codecs"][0]["configuration"]
+                chunk["codecs"] = [{"name": "bytes"} if one in PLAIN else one for one in chunk["codecs"]]
     except (AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError("not Zarr metadata") from error
     return found, consolidated

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from zarrow._format import layout
 from zarrow._format.records import Identity
 from zarrow._format.spec import ArraySpec
+from zarrow._read.catalog import read_attributes
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.indexing import Check, Indexed, check_option
 from zarrow._read.mapping import JoinedRows
@@ -103,6 +104,11 @@ class StoreArray(Indexed):
     def provenance(self) -> dict[str, Any]:
         """How its rows were made, as their writer said: for a derived array, what it was computed from."""
         return dict(self._view.spec.provenance)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What other programs say of it, such as its units: the attributes of its Zarr array, read anew."""
+        return read_attributes(self._view.snapshot.root, layout.array_dir(self.name))
 
     @property
     def is_plain(self) -> bool:

@@ -20,11 +20,13 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, check_record, max_manifest_bytes
 from zarrow._format.spec import StoreSpec
+from zarrow._format.zarr_metadata import attributes_in
 from zarrow._read.visible import missing_records
 from zarrow._storage import reading
 from zarrow._storage.cache import Cache
@@ -40,6 +42,7 @@ __all__ = [
     "numbers_from",
     "part_numbers",
     "put_aside",
+    "read_attributes",
     "read_claims",
     "read_manifest",
     "read_record",
@@ -129,6 +132,14 @@ def read_record(root: Place, segment: int, spec: StoreSpec) -> tuple[SegmentReco
         raise CorruptionError(f"the record of segment {record.segment}", path=path)
     check_record(record, spec, path)
     return record, crc32c(data)
+
+
+def read_attributes(root: Place, directory: str) -> dict[str, Any]:
+    """Return the attributes that other programs gave to a Zarr array, or to the group; none if damaged."""
+    try:
+        return attributes_in(reading.read_file(root, f"{directory}/zarr.json"))
+    except (CorruptionError, FileNotFoundError, NotADirectoryError):
+        return {}
 
 
 def read_spec(root: Place) -> StoreSpec:

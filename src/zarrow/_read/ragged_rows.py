@@ -193,6 +193,11 @@ class StoreRagged(IndexedRagged):
         return self._array.codecs
 
     @property
+    def attrs(self) -> dict[str, Any]:
+        """What other programs say of it, such as its units: the attributes of its Zarr array, read anew."""
+        return self._vectors.attrs
+
+    @property
     def chunks(self) -> tuple[int, ...]:
         """The shape of a chunk of vectors: the unit of decoding and of checksums."""
         return self._vectors.chunks

@@ -42,6 +42,8 @@ from zarrow.errors import BatchError, CorruptionError, InvalidInputError, Schema
 __all__ = ["Declaration", "kept_schema"]
 
 AUTO = "auto"
+_KEPT_METADATA = {b"long_name", b"standard_name", b"units"}
+"""Of an Arrow field: the attributes of the CF conventions that say what the values are."""
 """The codecs that suit the first batch."""
 
 
@@ -333,7 +335,9 @@ def _schema_of(columns: TableLike) -> pa.Schema:
                 f"column {name!r}: expected values that have a type, got {got}: declare schema=, or pass an "
                 "Arrow array of the type"
             )
-    return pa.schema([(name, column.type) for name, column in found.items()])
+    said = columns.schema if isinstance(columns, pa.Table | pa.RecordBatch) else pa.schema([])
+    metadata = {field.name: field.metadata for field in said}
+    return pa.schema(pa.field(name, one.type, metadata=metadata.get(name)) for name, one in found.items())
 
 
 def _with_own_columns(schema: pa.Schema, arrays: Iterable[ArraySpec]) -> pa.Schema:
@@ -364,7 +368,10 @@ def _of_this_process() -> dict[str, Any]:
 
 
 def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
-    """Return the schema that columns are stored with; a key is never null, which Parquet records."""
+    """Return the schema that columns are stored with; a key is never null, which Parquet records.
+
+    Of a column's metadata, what says what its values are is kept.
+    """
     for column in schema:
         check_type(column.name, column.type)
     return pa.schema(
@@ -372,6 +379,7 @@ def kept_schema(schema: pa.Schema, keys: Sequence[str]) -> pa.Schema:
             column.name,
             kept_type(column.type),
             pa.types.is_null(column.type) or (column.nullable and column.name not in keys),
+            {name: value for name, value in (column.metadata or {}).items() if name in _KEPT_METADATA},
         )
         for column in schema
     )

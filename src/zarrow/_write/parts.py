@@ -1,11 +1,12 @@
 """Parts — the Parquet file of a segment's columns, with one row group.
 
 A part has the user's columns, then ``row`` and ``sample_index``
-(https://parquet.apache.org/docs/file-format/). It is written for stock readers: zstd, statistics, page index,
-page checksums, bloom filters on the keys where pyarrow can write them, and a dictionary for strings only
-(random floats grow by half in one). Columns that shrink so much that a reader would take them for an attack
-(`check_part`), which happens to large constants, are written again, without a dictionary and with LZ4, which
-shrinks nothing that much.
+(https://parquet.apache.org/docs/file-format/), and says in its key-value metadata, under ``zarrow``, which
+store it belongs to and where that one's rows come from (`facts_of`). It is written for stock readers: zstd,
+statistics, page index, page checksums, bloom filters on the keys where pyarrow can write them, and a
+dictionary for strings only (random floats grow by half in one). Columns that shrink so much that a reader
+would take them for an attack (`check_part`), which happens to large constants, are written again, without a
+dictionary and with LZ4, which shrinks nothing that much.
 
 pyarrow ignores short writes of Python files, and its own files bypass `_storage.files`. So it writes to
 `_Sink`, which passes every byte to `_storage.files` and computes the checksum on the way. A crash leaves a
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -31,6 +33,7 @@ from zarrow._format.parts import POOL, check_part, parquet
 from zarrow._format.records import PartFacts
 from zarrow._format.spec import StoreSpec
 from zarrow._format.statistics import column_statistics, nans_in
+from zarrow._format.zarr_metadata import facts_of
 from zarrow._storage import files
 from zarrow._storage.reading import File, open_file
 from zarrow.errors import CorruptionError, InvalidInputError
@@ -181,6 +184,7 @@ def _write_with(options: dict[str, Any], path: Path, spec: StoreSpec, table: pa.
         with pa.PythonFile(sink, mode="w") as file:
             with parquet().ParquetWriter(file, spec.table_schema, **options) as writer:
                 writer.write_table(table, row_group_size=max(table.num_rows, 1))
+                writer.add_key_value_metadata({"zarrow": json.dumps(facts_of(spec), separators=(",", ":"))})
             sink.sync()
     finally:
         sink.close()

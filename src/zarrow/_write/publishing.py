@@ -7,13 +7,19 @@ import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.records import Claim, Manifest, PartFacts, SegmentRecord, Source
 from zarrow._format.spec import StoreSpec
 from zarrow._format.statistics import statistics_of
-from zarrow._read.catalog import dense_segments, has_record, read_record, read_spec, segment_numbers
+from zarrow._read.catalog import (
+    dense_segments,
+    has_record,
+    read_attributes,
+    read_record,
+    read_spec,
+    segment_numbers,
+)
 from zarrow._storage import files
 from zarrow._storage.reading import Place, read_file
 from zarrow.errors import CorruptionError, InvalidInputError
@@ -205,7 +211,7 @@ def shape_documents(
     if segments:
         rows = (segments - 1) * spec.segment_rows + read_record(root, segments - 1, spec)[0].rows
     model = root if attributes_of is None else attributes_of
-    kept = {name: _attributes(model, layout.array_dir(name)) for name in names}
+    kept = {name: read_attributes(model, layout.array_dir(name)) for name in names}
     widths = _widths(root, spec, range(known, segments))
     documents = [
         (
@@ -214,7 +220,7 @@ def shape_documents(
         )
         for array in spec.arrays
     ]
-    group = zarr_metadata.group_json(spec, rows, _attributes(model, layout.ARRAYS_DIR), kept, widths)
+    group = zarr_metadata.group_json(spec, rows, read_attributes(model, layout.ARRAYS_DIR), kept, widths)
     return [*documents, (f"{layout.ARRAYS_DIR}/zarr.json", group)]
 
 
@@ -229,13 +235,6 @@ def _widths(root: Place, spec: StoreSpec, segments: range) -> dict[str, int]:
         for array in spec.ragged:
             widths[array.name] = max(widths[array.name], record.items(array))
     return widths
-
-
-def _attributes(root: Place, directory: str) -> dict[str, Any]:
-    """Return the attributes that other programs gave to an array, or to the group."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, CorruptionError):
-        return zarr_metadata.attributes_in(read_file(root, f"{directory}/zarr.json"))
-    return {}
 
 
 def publish_manifest(root: Path, spec: StoreSpec, expected_rows: int | None, scratch: Path) -> Manifest:

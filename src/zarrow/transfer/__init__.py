@@ -88,7 +88,9 @@ def export(
       one array as one file. Of a ragged array the file has all vectors, and ``<array>/counts.npy`` how many
       each row has.
     * ``"parquet"``: one file with the vectors as ``fixed_size_list`` columns, as embedding-atlas, DuckDB,
-      Polars and Hugging Face's datasets read it; ragged arrays as lists of those.
+      Polars and Hugging Face's datasets read it; ragged arrays as lists of those. Arrays whose rows have
+      several axes are ``arrow.fixed_shape_tensor``, which keeps their shape in Arrow, is a flat list to
+      others, and is refused by datasets: use ``"huggingface"`` for that.
     * ``"huggingface"``: a folder that ``datasets.load_dataset(folder)`` reads and the Hub shows: the Parquet
       file, a dataset card, and the same description in Croissant and RO-Crate.
     * ``"embedding-atlas"``: one Parquet file with the columns and the coordinates of a stored map
@@ -193,8 +195,8 @@ def import_(
       embedding-reader's layout: ``.npy`` files in one folder per array (or directly in it), Parquet files in
       ``metadata``, each in the order of the numbers in their names. With ``counts.npy`` beside them, the
       vectors of a folder are a ragged array.
-    * ``"parquet"``: a file, or a folder of files; lists of numbers of equal length become arrays, and lists
-      of fixed-size lists ragged ones.
+    * ``"parquet"``: a file, or a folder of files; lists of numbers of equal length and tensors of a fixed
+      shape become arrays, and lists of fixed-size lists ragged ones.
     * ``"huggingface"``: a folder of ``datasets.Dataset.save_to_disk``, such as the activations that SAELens
       caches, or of Parquet files. Features ``Array2D`` of any length, and those beside ``token_ids``, become
       ragged arrays.

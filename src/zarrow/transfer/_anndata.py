@@ -1,8 +1,9 @@
 """AnnData — a table of the rows (``obs``) and arrays (``obsm``) in a Zarr group or an HDF5 file.
 
-https://anndata.readthedocs.io/en/stable/fileformat-prose.html defines the layout. It is written as Zarr
-format 2, which every release of anndata reads, one chunk per batch, so that nothing is written twice;
-anndata itself is not needed. It is read from Zarr or, with h5py, from ``.h5ad`` files.
+https://anndata.readthedocs.io/en/stable/fileformat-prose.html defines the layout. It is written as anndata
+0.13 writes it: Zarr format 3, sharded, which releases from 0.12 on read. A shard is a batch, so that nothing
+is written twice; anndata itself is not needed. It is read from Zarr of either format or, with h5py, from
+``.h5ad`` files.
 
 A null in a column of integers, booleans or text is stored in a mask, and one in a column of floats as NaN.
 Times and other types that AnnData does not have become text, and dictionaries their values. The names of the
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,12 @@ __all__ = ["read", "write"]
 
 INDEX = "_index"
 MAX_NAME_BYTES = 255
-FILES = re.compile(r"(?s)((obs|var|obsm|layers|obsp|uns|varm|varp)/(.+/)?)?(\.z[a-z]+|\d+(\.\d+)*)")
-"""The files that `write` makes."""
+FILES = re.compile(
+    r"(?s)((obs|var|obsm|layers|obsp|uns|varm|varp)/(.+/)?)?(zarr\.json|c(/\d+)+|\.z[a-z]+|\d+(\.\d+)*)"
+)
+"""The files that `write` makes, also those of format 2, which it made before."""
+CHUNKS = 16
+"""Of a shard."""
 _EMPTY = ("layers", "obsp", "uns", "varm", "varp")
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _TEXT = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
@@ -45,7 +51,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     """Write a Zarr group."""
     if target.suffix == ".h5ad":
         raise InvalidInputError(f"{target}: AnnData is written as Zarr: choose a name that ends in .zarr")
-    root = zarr.open_group(scratch, mode="w", zarr_format=2)
+    root = zarr.open_group(scratch, mode="w", zarr_format=3)
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     for name in _EMPTY:
         root.create_group(name).attrs.update(_DICT)
@@ -69,7 +75,9 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
             column.put(start, values)
         for name, array in vectors.items():
             array[start:stop] = found[name]
-    zarr.consolidate_metadata(root.store, zarr_format=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
+        zarr.consolidate_metadata(root.store, zarr_format=3)
 
 
 def _frame(root: Any, name: str, columns: list[str]) -> Any:
@@ -86,9 +94,13 @@ def _frame(root: Any, name: str, columns: list[str]) -> Any:
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...], rows: int, dtype: Any) -> Any:
-    """Create an array; of text if `dtype` is None."""
+    """Create an array with shards of a number of rows; of text if `dtype` is None."""
     made = group.create_array(
-        name, shape=shape, chunks=(rows, *shape[1:]), dtype="string" if dtype is None else dtype
+        name,
+        shape=shape,
+        chunks=(max(rows // CHUNKS, 1), *shape[1:]),
+        shards=(rows, *shape[1:]),
+        dtype="string" if dtype is None else dtype,
     )
     made.attrs.update(_TEXT if dtype is None else _ARRAY)
     return made

@@ -1,5 +1,9 @@
 """One Parquet file — the narrow columns, and each array as a column of fixed-size lists.
 
+An array whose rows have several axes is a column of Arrow's fixed-shape tensors, which are lists to programs
+that do not know them: the shape is in the Arrow schema
+(https://arrow.apache.org/docs/format/CanonicalExtensions.html#fixed-shape-tensor).
+
 Row groups have about 16 MiB of vectors: small enough to write and read in little memory. Vectors get neither
 a dictionary nor statistics, which cost time and space and save nothing for floating-point noise.
 """
@@ -14,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zarrow._format.arrow import rebatched
+from zarrow._format.zarr_metadata import dimension_names
 from zarrow._storage.reading import parquet_files
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, to_arrow
@@ -29,7 +34,28 @@ ParquetRows = Callable[[int], Iterator[pa.RecordBatch]]
 def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     """Write one file."""
     del target
-    write_parquet(scratch, *to_arrow(rows), [field.name for field in rows.schema])
+    schema, batches = to_arrow(rows)
+    for array in rows.fixed:
+        if len(array.row_shape) > 1:
+            names = dimension_names(array.name, array.row_shape)[1:]
+            kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(array.dtype), array.row_shape, dim_names=names)
+            place = schema.get_field_index(array.name)
+            schema = schema.set(place, schema.field(place).with_type(kind))
+    tensors = (_as_tensors(batch, schema) for batch in batches)
+    write_parquet(scratch, schema, tensors, [field.name for field in rows.schema])
+
+
+def _as_tensors(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return a batch with lists of lists as the tensors that a schema has in their place."""
+    columns = []
+    for column, kind in zip(batch.columns, schema.types, strict=True):
+        if isinstance(kind, pa.FixedShapeTensorType):
+            while pa.types.is_fixed_size_list(column.type):
+                column = column.flatten()
+            lists = pa.FixedSizeListArray.from_arrays(column, type=kind.storage_type)
+            column = pa.ExtensionArray.from_storage(kind, lists)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def write_parquet(

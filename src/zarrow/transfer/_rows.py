@@ -274,7 +274,7 @@ def from_arrow(
     )
     schema = pa.schema(
         [
-            column.remove_metadata()
+            column
             for column in first.schema
             if column.name not in arrays and not (indexed and column.name == SAMPLE_INDEX)
         ]
@@ -315,6 +315,9 @@ def _facts_of(column: pa.Array) -> tuple[tuple[int, ...], str] | RaggedArray | N
 def _row_shape(column: pa.Array) -> tuple[tuple[int, ...], str] | None:
     shape: list[int] = []
     kind = column.type
+    if isinstance(kind, pa.FixedShapeTensorType):
+        shape = [kind.shape[axis] for axis in kind.permutation or range(len(kind.shape))]
+        kind = kind.value_type
     while any(is_list(kind) for is_list in _LISTS):
         if pa.types.is_fixed_size_list(kind):
             shape.append(kind.list_size)

@@ -24,11 +24,15 @@ export function arrayJson(spec, array, rows, vectors = []) {
     index_codecs: [bytes, { name: 'crc32c' }],
     index_location: 'end',
   }
-  const attributes = {}
-  if (array.scale) attributes.zarrow = { scale: array.scale }
-  if (isRagged) attributes.zarrow = { extents: `${name}_extent`, segment_rows: spec.segment_rows }
+  let attributes = {}
+  if (array.scale) attributes = declared({ scale: array.scale })
+  if (isRagged) attributes = declared({ extents: `${name}_extent`, segment_rows: spec.segment_rows })
   const extentsOf = raggedOf(spec, array)
-  if (extentsOf) attributes.zarrow = { extents_of: extentsOf.name, columns: ['offset', 'count'] }
+  if (extentsOf) {
+    attributes = declared({ extents_of: extentsOf.name, columns: ['offset', 'count'] })
+    attributes.long_name = `first vector and number of vectors of each row of ${extentsOf.name}`
+    attributes.units = '1'
+  }
   return {
     zarr_format: 3,
     node_type: 'array',
@@ -47,14 +51,26 @@ export function arrayJson(spec, array, rows, vectors = []) {
   }
 }
 
+/** Attributes that only this format gives a meaning, and the convention that says so (section 6). */
+function declared(zarrow) {
+  const convention = {
+    uuid: '63880f20-fdd9-4409-84ab-c9245b48b2da',
+    name: 'zarrow',
+    description: 'Where the rows of a store come from, and how to read its quantized and ragged arrays',
+  }
+  return { zarr_conventions: [convention], zarrow }
+}
+
 /** The group's `zarr.json` (section 6). */
 export function groupJson(spec, rows, vectors = {}) {
   const of = array => [array.name, arrayJson(spec, array, rows, vectors[array.name])]
   const metadata = Object.fromEntries(spec.arrays.map(of))
+  const own = { format: 1, uuid: spec.uuid }
+  if (Buffer.byteLength(JSON.stringify(spec.provenance)) <= 16384) own.provenance = spec.provenance
   return {
     zarr_format: 3,
     node_type: 'group',
-    attributes: { zarrow: { format: 1, uuid: spec.uuid } },
+    attributes: { Conventions: 'CF-1.12', ...declared(own) },
     consolidated_metadata: { kind: 'inline', must_understand: false, metadata },
   }
 }
