@@ -622,3 +622,13 @@ def test_what_is_no_key_is_refused_before_the_first_byte(values: list[Any], tmp_
         pytest.raises(InvalidInputError, match="'k'"),
     ):
         writer.append({"k": values})
+
+
+def test_hashes_that_are_alike_but_for_their_last_bits_are_sorted():
+    """Entries of one hash stay in the order of their rows, whatever bits tell the hashes apart."""
+    random = np.random.default_rng(0)
+    for bits in (2, 10, 64):
+        hashes = random.integers(0, 1 << bits, 5000, dtype=np.uint64, endpoint=bits < 64)
+        entries = np.stack([hashes, np.arange(5000, dtype=np.uint64)], axis=1).astype("<u8")
+        found = key_file._sorted([entries[:2000], entries[2000:]])
+        np.testing.assert_array_equal(found, entries[np.argsort(hashes, kind="stable")])
