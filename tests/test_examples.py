@@ -71,6 +71,29 @@ def test_sentence_embeddings(tmp_path: Path) -> None:
     assert (tmp_path / "topics.png").stat().st_size > 10_000
 
 
+@needs_sentence_model
+def test_late_interaction(tmp_path: Path) -> None:
+    """Either method finds what the question asks for, and both are told apart by known answers."""
+    arguments = ("--store", "docs.zarrow", "--limit", "50", "--query", "is it a leap year")
+    printed = run("late_interaction.py", *arguments, cwd=tmp_path).splitlines()
+    assert [line for line in printed if "calendar.isleap" in line]
+    assert printed[3].startswith("  calendar.isleap: ")
+    assert [line.split()[0] for line in printed[-2:]] == ["tokens:", "pooled:"]
+    store = zarrow.open(tmp_path / "docs.zarrow")
+    assert store["token_embed"].vector_shape == (384,)
+    assert list(store.derived) == ["token_embed_mean"]
+
+
+def test_sparse_autoencoder(tmp_path: Path) -> None:
+    """The features restore most of the activations, and are few."""
+    printed = run("sparse_autoencoder.py", "--store", "acts.zarrow", "--rows", "600", cwd=tmp_path)
+    words = printed.splitlines()[-1].split()
+    assert float(words[1].rstrip("%")) > 70
+    assert float(words[-4]) <= 12
+    counts = zarrow.open(tmp_path / "acts.zarrow")["activations"].counts
+    assert len(set(counts.tolist())) > 3
+
+
 def test_worker_processes(tmp_path: Path) -> None:
     """Independent processes write one store; a killed one, run again, continues where it stopped."""
     spec = importlib.util.spec_from_file_location("worker_processes", EXAMPLES / "worker_processes.py")
