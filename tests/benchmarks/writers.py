@@ -8,6 +8,7 @@ Run it from the repository::
     python3 tests/benchmarks/writers.py --durable           # sync every contender at the end
     python3 tests/benchmarks/writers.py --only nothing zarrow --step-ms 5    # with a model
     python3 tests/benchmarks/writers.py --only zarrow-2 zarrow zarrow-4      # several processes
+    python3 tests/benchmarks/writers.py --only raw raw-thread zarrow blosc-alone zarrow-blosc   # the limits
     python3 tests/benchmarks/writers.py --only raw zarrow --width 64 --batch-rows 32 --kind float16
 
 In each round every contender runs in a process of its own, warmed up by a short run, and the table shows
@@ -37,6 +38,8 @@ from typing import Any
 import numpy as np
 from contenders import CONTENDERS, PACKAGES, SURVIVES, Clock, Data
 from harness import command, put_table, show_table, versions
+
+NOT_BY_DEFAULT = ("zarrow-2", "zarrow-4", "raw-thread", "blosc-alone", "memcpy", "nothing")
 
 
 def private_bytes() -> int:
@@ -219,7 +222,7 @@ def main() -> None:
         "--durable", action="store_true", help="sync contenders that do not sync by themselves"
     )
     parser.add_argument("--repeat", type=int, default=5)
-    default = [name for name in CONTENDERS if name not in ("zarrow-2", "zarrow-4", "memcpy", "nothing")]
+    default = [name for name in CONTENDERS if name not in NOT_BY_DEFAULT]
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=default)
     parser.add_argument(
         "--memory", action="store_true", help="measure only how peak memory grows over --sizes"
