@@ -41,7 +41,7 @@ def impatient(monkeypatch, hasty):
     monkeypatch.setattr(protocol, "_POLL_SECONDS", 0.0)
 
 
-def opened(target, spool, *, shared=True, options=None) -> zarrow.Writer:
+def opened(target, spool, *, shared=True, options=None, copies=False) -> zarrow.Writer:
     writer = zarrow.Writer(
         target,
         mode="a",
@@ -51,6 +51,7 @@ def opened(target, spool, *, shared=True, options=None) -> zarrow.Writer:
         storage_options=options,
         spool=spool,
         shared=shared,
+        durability=zarrow.Durability(seconds=0.001) if copies else "segment",
     )
     faults.WRITERS.append(writer)
     return writer
@@ -92,7 +93,7 @@ class _Process(threading.Thread):
     def run(self) -> None:
         place = Place(self._url, self._hook)
         try:
-            writer = opened(place, self.spool)
+            writer = opened(place, self.spool, copies=self._rng.random() < 0.5)
             known = writer.accepted_rows
             try:
                 faults.add(writer, self._rows, self._rng.choice((2, 5, 20)))

@@ -74,7 +74,7 @@ def batch(rows):
     return columns, {"plain": wide, "packed": wide[:, :3]}
 
 
-def opened(target, spool, mode="a", options=None) -> zarrow.Writer:
+def opened(target, spool, mode="a", options=None, *, copies=False) -> zarrow.Writer:
     writer = zarrow.Writer(
         target,
         mode=mode,
@@ -83,6 +83,7 @@ def opened(target, spool, mode="a", options=None) -> zarrow.Writer:
         codecs={"packed": "zstd"},
         storage_options=options,
         spool=spool,
+        durability=zarrow.Durability(seconds=0.001) if copies else "segment",
     )
     WRITERS.append(writer)
     return writer
@@ -132,7 +133,7 @@ def sweep(target, options, set_hook, tmp_path, rng, happened) -> None:
         known, left, accepted, done = set(here), [], 0, False
         failing = set_hook(rng)
         with contextlib.suppress(ZarrowError, OSError):
-            writer = opened(target, spool, options=options)
+            writer = opened(target, spool, options=options, copies=rng.random() < 0.5)
             try:
                 set_hook(None)
                 known = {*stored(target, options), *here}  # now: opening commits what had been decided

@@ -16,11 +16,14 @@ change, and are read last.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from zarrow._format import layout
+from zarrow._format.bucket import HOLDER, Holder
 from zarrow._format.codecs import ChunkCodec
-from zarrow._format.documents import MAX_OWNER_BYTES
+from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Owner, SegmentRecord
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_documents import DocumentsAudit, audit_metadata, read_document
@@ -206,10 +209,15 @@ class _StoreAudit:
 
     def _open(self) -> None:
         names = self._names.list(layout.OPEN_DIR)
+        counted = None if isinstance(self.files.root, Path) else self._tails()
         strays = []
         # The newest first: if it has rows, then the one that its writer filled before was full by then.
         for name, kind in sorted(names.items(), reverse=True):
             if kind == "directory" and layout.is_slot(name):
+                if counted is not None and name not in counted:
+                    message = "a tail that is being put here or removed, or was when its writer was killed"
+                    self.found.note(f"{layout.OPEN_DIR}/{name}", message)
+                    continue
                 facts = audit_open_segment(self.files, self.spec, name, self.found)
                 if facts is not None:
                     self.slots[name] = facts
@@ -222,10 +230,17 @@ class _StoreAudit:
                 strays.append(name)
         self._names.add_strays(layout.OPEN_DIR, names, strays)
 
+    def _tails(self) -> Collection[str]:
+        """Return the open segments that count in a bucket."""
+        try:
+            return Holder.decode(self.files.read(HOLDER, MAX_DOCUMENT_BYTES), HOLDER).tails
+        except (FileNotFoundError, CorruptionError):  # which `_lock` reports
+            return ()
+
     def _lock(self) -> None:
         path = f"{layout.OPEN_DIR}/{layout.LOCK}"
         try:
-            data = read_document(self.files, self.found, path, MAX_OWNER_BYTES)
+            data = read_document(self.files, self.found, path, MAX_DOCUMENT_BYTES)
             if data:
                 Owner.decode(data, path)
         except FileNotFoundError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from pathlib import Path
 
 from zarrow._format import layout, zarr_metadata
 from zarrow._format.checksum import crc32c
@@ -293,8 +294,10 @@ def _stale_rows(documents: DocumentsAudit, reopened: list[int]) -> set[int]:
     """Return the lengths that a killed writer may leave in Zarr's metadata.
 
     It was killed after it had committed a segment, whose claim is still there; or before it took back the
-    last segment, of which it had made a copy.
+    last segment, of which it had made a copy. In a bucket, writers leave that to the end.
     """
     committing = [number for number in (*documents.claims, *reopened) if number < documents.dense]
     first = min(committing, default=documents.dense)
+    if documents.manifest is None and not isinstance(documents.files.root, Path):
+        first = 0
     return {number * documents.spec.segment_rows for number in range(first, documents.dense)}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +67,7 @@ def audit_open_segment(
         audit = _OpenSegmentAudit(files, spec, slot, found.checksums, found.full)
         facts = audit.run()
         damaged = any(finding.severity == "damage" for finding in audit.findings)
-        if not files.exists(layout.slot_dir(slot)):
+        if isinstance(files.root, Path) and not files.exists(layout.slot_dir(slot)):
             return None  # it was sealed and removed
         if not damaged or attempt + 1 == _ATTEMPTS or _journal_bytes(files, slot) == before:
             break

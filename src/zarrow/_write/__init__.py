@@ -19,6 +19,7 @@ in which a batch passes them:
 `recovery`              finishing what dead writers left; finalizing
 `hold`                  which writers may add rows to a store in a bucket
 `bucket`                claims of segment numbers, and commits, in a bucket
+`tails`                 open segments of which a bucket has the rows
 `spool`                 the directories of this machine in which its open segments are
 `spooled`               a store in a bucket: its open segments here, and what is left of them there
 ======================  ===============================================================================

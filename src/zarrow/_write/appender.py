@@ -51,7 +51,9 @@ class Durability:
     batches : int, optional
         After this many batches.
     seconds : float, optional
-        When the oldest row that is not durable was accepted this many seconds ago.
+        When the oldest row that is not durable was accepted this many seconds ago. Of a store in a bucket,
+        the rows are put there, too, so that the loss of the machine costs no more than the last ones; they
+        are uploaded a second time with their segment.
 
     Raises
     ------
@@ -129,6 +131,7 @@ class Appender(Worker[CheckedBatch]):
         self._segment: OpenSegment | None = None
         self._spare: Future[OpenSegment] | None = None
         self._sealing: deque[Future[None]] = deque()
+        self._copying: Future[None] | None = None
         self._waiting_segments = 1
         self._seal_failed = False  # what follows stays behind: rows become visible in their order
         self._undurable_batches = 0
@@ -258,9 +261,11 @@ class Appender(Worker[CheckedBatch]):
         """Append batches: accepted on return; durable, too, if that is due."""
         self._append(items)
         self._undurable_batches += len(items)
-        batches = self._durability.batches
-        if (batches and self._undurable_batches >= batches) or self.idle_s() == 0.0:
-            self._make_durable()
+        batches, due = self._durability.batches, self.idle_s() == 0.0
+        if (batches and self._undurable_batches >= batches) or due:
+            self._make_durable(wait=self._spooled is None)
+        if due and self._spooled is not None:
+            self._copy_rows()
 
     def idle_s(self) -> float | None:
         """Return in how many seconds rows must be made durable; None if no time is set."""
@@ -340,8 +345,18 @@ class Appender(Worker[CheckedBatch]):
         while self._sealing:
             self._sealing.popleft().result()
 
-    def _make_durable(self) -> None:
-        self._wait_for_sealer()
+    def _copy_rows(self) -> None:
+        """Have the open segment's rows put into the bucket, behind the segments before it."""
+        if self._copying is not None and self._copying.done():
+            self._copying.result()
+            self._copying = None
+        segment, spec, spooled = self._segment, self._spec, self._spooled
+        if self._copying is None and segment is not None and spec is not None and spooled is not None:
+            self._copying = threads.submit(self._sealer, lambda: spooled.copy_rows(spec, segment))
+
+    def _make_durable(self, *, wait: bool = True) -> None:
+        if wait:  # else full segments were synced before they were handed to the sealer
+            self._wait_for_sealer()
         if self._segment is not None:
             self._segment.sync()
         self.durable_rows = self.accepted_rows

@@ -119,13 +119,20 @@ class Hold:
 
     def add_tail(self, slot: str) -> None:
         """Have a tail count, all of whose objects are there, unless the store was taken over."""
+        self._change_tails([slot], ())
 
-        def with_tail(before: Holder | None) -> Holder | None:
+    def remove_tails(self, slots: Collection[str]) -> None:
+        """Have tails count no more, whose rows are committed."""
+        self._change_tails((), slots)
+
+    def _change_tails(self, added: Collection[str], removed: Collection[str]) -> None:
+        def with_tails(before: Holder | None) -> Holder | None:
             if before is None or self._owner.session not in before.sessions:
                 raise self.taken_over(before)
-            return None if slot in before.tails else replace(before, tails=(*before.tails, slot))
+            tails = tuple(dict.fromkeys((*(one for one in before.tails if one not in removed), *added)))
+            return None if tails == before.tails else replace(before, tails=tails)
 
-        self._change(with_tail)
+        self._change(with_tails)
 
     def depart(self, dead: Collection[str] = (), *, stays: bool = False) -> tuple[Owner, ...]:
         """Be listed no more, nor have dead writers be, none of whose rows are left elsewhere.

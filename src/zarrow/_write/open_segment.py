@@ -38,7 +38,7 @@ from zarrow._write.batches import CheckedBatch, payload, split
 from zarrow._write.shards import Shard, open_shard
 from zarrow.errors import CorruptionError, InvalidInputError, StoreLockedError
 
-__all__ = ["OpenSegment", "discard"]
+__all__ = ["OpenSegment", "discard", "new_slot"]
 
 _JOURNAL_BYTES = 16 << 20
 """Up to this size, the journal of a segment is read at once when its part is written."""
@@ -364,6 +364,11 @@ def _new_number(after: str = "") -> int:
     """Return a number for a name, by the time to 4 microseconds and, since clocks stand still, by chance."""
     number = time.time_ns() & ~0xFFF | secrets.randbelow(0x1000)
     return max(number, int(after or "0", 16) + 1)
+
+
+def new_slot() -> str:
+    """Return a name for an open segment that is made for a bucket."""
+    return f"{_new_number():016x}"
 
 
 def discard(path: Path) -> None:

@@ -41,13 +41,13 @@ from zarrow._storage.lock import FileLock
 from zarrow._write import publishing
 from zarrow._write.batches import CheckedBatch, as_appended
 from zarrow._write.directory import in_own_session
-from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.open_segment import OpenSegment, discard, new_slot
 from zarrow._write.quarantine import Aside, SetAside
 from zarrow._write.reopening import enter_again, remove_segment_files, reopen, segment_files
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError
 
-__all__ = ["finalize", "lock_all", "put_open_aside", "recover", "require_expected"]
+__all__ = ["copy_open", "finalize", "lock_all", "put_open_aside", "recover", "require_expected"]
 
 MAX_PIECES = 32_768
 """Open segments that are packed at once: a claim that names them takes no more than half a document."""
@@ -297,9 +297,24 @@ def put_open_aside(root: Path, spec: StoreSpec, owner: Owner, one: Dead) -> dict
     return found
 
 
-def _batches(found: OpenRows, spec: StoreSpec) -> Iterator[CheckedBatch]:
+def copy_open(found: OpenRows, start: int, spec: StoreSpec, scratch: Path, owner: Owner) -> str:
+    """Copy an open segment's rows from `start`, where a frame begins, to a new one; return a name for it."""
+    copy = OpenSegment.build(scratch, spec, owner)
+    try:
+        for batch in _batches(found, spec, start):
+            copy.append([batch])
+        copy.sync()
+        files.publish(scratch / layout.OWNER_JSON, owner.encode(), scratch=scratch)
+    finally:
+        copy.close()
+    return new_slot()
+
+
+def _batches(found: OpenRows, spec: StoreSpec, start: int = 0) -> Iterator[CheckedBatch]:
     """Yield an open segment's rows as they were appended."""
     for frame in found.frames:
+        if frame.first_row < start:
+            continue
         for batch in found.batches(spec, frame.first_row, frame.stop):
             arrays = [
                 np.concatenate(

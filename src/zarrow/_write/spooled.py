@@ -30,13 +30,13 @@ from zarrow._read.view import take_view
 from zarrow._read.visible import visible_rows
 from zarrow._storage import files
 from zarrow._storage.objects import ObjectPath
-from zarrow._storage.reading import open_file
 from zarrow._write import publishing, recovery
 from zarrow._write.bucket import Bucket
 from zarrow._write.directory import Mode
 from zarrow._write.open_segment import OpenSegment, discard
 from zarrow._write.seal import Dead, copy_pieces, release
 from zarrow._write.spool import open_spools, spools_of
+from zarrow._write.tails import Tails
 from zarrow.errors import (
     CorruptionError,
     IncompleteStoreError,
@@ -100,6 +100,7 @@ class SpooledStore:
         self._bucket = Bucket(place, owner)
         self._hold = self._bucket.hold
         self._no_more: str | None = None
+        self._tails = Tails(self._bucket)
         self.is_new = not self._look(mode)
         self._spools = open_spools(spools_of(place, spool), owner, shared=shared)
         self._spool = self._spools[0]
@@ -231,7 +232,6 @@ class SpooledStore:
             for one in self._spools:
                 dead += self._recovered(one.root, spec)
             snapshot = catalog.read_snapshot(self.place)
-            rows = snapshot.rows if self._shared else take_view(self.place, partial=True).rows
             if snapshot.complete or snapshot.rows % spec.segment_rows:
                 what = "complete" if snapshot.complete else "being completed"
                 self._no_more = f"{self.place}: the store is {what}"
@@ -241,12 +241,14 @@ class SpooledStore:
                     f"{self.place}, which is complete, does not have: remove the spool if they are not needed"
                 )
             for left in dead:
-                self._move(left.rows)
+                self._tails.put(left.rows)
                 discard(left.rows.path)
         finally:
             release(dead)
         self._bury()
-        return rows + sum(left.rows.rows for left in dead), snapshot.segments
+        if self._shared:
+            return snapshot.rows + sum(left.rows.rows for left in dead), snapshot.segments
+        return take_view(self.place, partial=True).rows, snapshot.segments
 
     def _recovered(self, root: Path, spec: StoreSpec) -> list[Dead]:
         """Return a spool's open segments that are neither full nor empty, nor in the bucket."""
@@ -274,9 +276,10 @@ class SpooledStore:
                 if one.start >= one.rows.rows:
                     self._drop(dead.pop(slot))
                 elif one.rows.unvouched:
+                    self._tails.remove_copies_of_the_dead(slot)
                     dead |= recovery.put_open_aside(root, spec, self._owner, dead.pop(slot))
                 elif one.start:
-                    self._move(one.rows)  # a finalize was interrupted
+                    self._tails.put(one.rows)  # a finalize was interrupted
                     self._drop(dead.pop(slot))
             for slot, one in [*dead.items()]:
                 if one.rows.rows == spec.segment_rows:
@@ -305,8 +308,13 @@ class SpooledStore:
             number = self._bucket.commit(spec, sources, segment.path, shards, segment.batches())
         finally:
             segment.close()
+        self._tails.remove_copies(segment.slot)
         discard(segment.path)
         return number + 1
+
+    def copy_rows(self, spec: StoreSpec, segment: OpenSegment) -> None:
+        """Put the rows of an open segment into the bucket that were accepted since the last time."""
+        self._tails.copy(spec, segment)
 
     def leave(self, spec: StoreSpec | None) -> tuple[Owner, ...]:
         """Move the rows that are left here to the bucket, when nothing fills their open segments any more.
@@ -317,28 +325,10 @@ class SpooledStore:
             for path in slots(self.root):
                 found = read(path, spec)
                 if found is not None and found.rows:
-                    self._bucket.persist(partial(self._move, found))
+                    self._bucket.persist(partial(self._tails.put, found))
                 discard(path)
             self._bucket.persist(lambda: self._bucket.publish_shape(spec))
         return self._bucket.persist(self._hold.depart)
-
-    def _move(self, rows: OpenRows) -> None:
-        """Put an open segment into the bucket, as a tail."""
-        folder = layout.slot_dir(rows.slot)
-        for name in sorted(os.listdir(rows.path)):
-            if name not in (layout.LOCK, layout.PART):
-                with open_file(rows.path, name) as file:
-                    self.place.put(f"{folder}/{name}", file)
-        try:
-            self._hold.add_tail(rows.slot)
-        except StoreLockedError:
-            self._remove_tail(rows.slot)
-            raise
-
-    def _remove_tail(self, slot: str) -> None:
-        folder = layout.slot_dir(slot)
-        for name in self.place.list(folder):
-            self.place.delete(f"{folder}/{name}")
 
     # The end
 
@@ -364,7 +354,8 @@ class SpooledStore:
             )
         self._bucket.settle(take=True)
         manifest = catalog.read_manifest(self.place, spec)
-        left = {one.slot: one for one in self._left(spec)}
+        self._tails.put_copied(self.root, spec)
+        left = self._without_copies(spec, {one.slot: one for one in self._left(spec)})
         pieces = _pieces(left, self._starts(spec, left), spec.segment_rows)
         if not partial:
             numbers = catalog.segment_numbers(self.place)
@@ -398,7 +389,7 @@ class SpooledStore:
         """Yield the open segments whose rows are not all committed, here and in the bucket."""
         here = {path.name: path for path in slots(self.root)}
         there = {path.name: path for path in slots(self.place)}
-        for _, path in sorted((here | there).items()):
+        for _, path in sorted((there | here).items()):
             found = read(path, spec)
             if found is None and path.name in there:
                 raise CorruptionError(
@@ -406,6 +397,15 @@ class SpooledStore:
                 )
             if found is not None and found.rows:
                 yield found
+
+    def _without_copies(self, spec: StoreSpec, left: dict[str, OpenRows]) -> dict[str, OpenRows]:
+        """Return those of these open segments that repeat no other, nor what is committed."""
+        if all(one.owner.reopens is None for one in left.values()):
+            return left
+        numbers, owners = catalog.segment_numbers(self.place), [one.owner for one in left.values()]
+        records = catalog.read_records_for(self.place, spec, numbers, owners)
+        found = visible_rows((one.facts for one in left.values()), numbers, records, spec.segment_rows)
+        return {slot: one for slot, one in left.items() if slot not in found.copies}
 
     def _starts(self, spec: StoreSpec, left: dict[str, OpenRows]) -> dict[str, int]:
         """Return how many rows of these are committed."""
