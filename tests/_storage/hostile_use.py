@@ -64,7 +64,7 @@ def _way_of(path: str, way: str) -> Callable[[], str]:
         "join": lambda store: list(itertools.islice(store.join(), 2)),
         "scan": lambda store: [batch.num_rows for batch in store.scan(filter=pc.field("id") >= 0)],
         "locate": lambda store: store.locate(pa.table({"id": pa.array([3])})),
-        "zarr": lambda store: [store[name].zarr() for name in store.arrays],
+        "zarr": lambda store: [store[name].zarr() for name in (*store.arrays, *store.ragged)],
     }
     calls: dict[str, Callable[[], str]] = {
         "verify": lambda: "sound" if zarrow.verify(path, "full").ok else "found",
@@ -104,9 +104,13 @@ def _read(store: zarrow.Store) -> None:
     repr(store)
     for batch in store.table(columns=["id", "q"]).to_batches():
         batch.validate(full=True)
-    for name in store.arrays:
+    for name in (*store.arrays, *store.ragged):
         repr(store[name])
         store[name][: min(64, len(store[name]))]
+    for array in store.ragged.values():
+        array[np.arange(min(8, len(array)))[::-1]]
+        [array[row] for row in range(min(8, len(array)))]
+        array.counts.sum(), array.offsets, array.num_vectors
 
 
 def _xarray(path: str) -> str:

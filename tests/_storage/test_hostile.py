@@ -62,15 +62,19 @@ def try_all(store: Path, ways: Sequence[str] = hostile_use.WAYS) -> dict[str, An
         process.join()
 
 
-def write(path: Path, *, finalize: bool) -> None:
-    """Write 13 rows in segments of 8."""
-    with zarrow.Writer(path, keys=["id"], segment_rows=8, codecs={"z": "zstd"}) as writer:
+def write(path: Path, *, finalize: bool, ragged: bool = False) -> None:
+    """Write 13 rows in segments of 8, perhaps with two ragged arrays, one of them compressed."""
+    codecs = {"z": "zstd", "tz": "zstd"} if ragged else {"z": "zstd"}
+    with zarrow.Writer(path, keys=["id"], segment_rows=8, codecs=codecs) as writer:
         for start in range(0, 13, 4):
             n = min(4, 13 - start)
-            writer.append(
-                {"id": np.arange(start, start + n), "q": [f"q{row}" for row in range(n)]},
-                {"e": np.ones((n, 3), np.float32), "z": np.ones((n, 2), np.int16)},
-            )
+            vectors: dict[str, Any] = {"e": np.ones((n, 3), np.float32), "z": np.ones((n, 2), np.int16)}
+            if ragged:
+                counts = [3 * row % 5 for row in range(n)]
+                tokens = np.ones((sum(counts), 2), np.float32)
+                vectors["t"] = zarrow.Ragged(tokens, counts)
+                vectors["tz"] = zarrow.Ragged(tokens.astype(np.int16), counts[::-1])
+            writer.append({"id": np.arange(start, start + n), "q": [f"q{row}" for row in range(n)]}, vectors)
         if finalize:
             writer.finalize()
 

@@ -61,10 +61,10 @@ VALUES: tuple[Any, ...] = (
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One store that is complete, with all that is derived, one that is not, and one with a claim."""
     directory = tmp_path_factory.mktemp("templates")
-    write(directory / "complete.zarrow", finalize=True)
+    write(directory / "complete.zarrow", finalize=True, ragged=True)
     zarrow.build_index(directory / "complete.zarrow")
     zarrow.add_array(directory / "complete.zarrow", "m", np.ones((13, 2), np.float32))
-    write(directory / "open.zarrow", finalize=False)
+    write(directory / "open.zarrow", finalize=False, ragged=True)
     shutil.copytree(directory / "open.zarrow", directory / "claimed.zarrow")
     slot = slot_of(directory / "claimed.zarrow")
     owner = Owner.decode((slot / layout.OWNER_JSON).read_bytes(), "")
@@ -202,7 +202,7 @@ def commit(store: Path) -> None:
         record, _ = catalog.read_record(store, number, spec)
         arrays = {}
         for array in spec.arrays:
-            data = small(store / layout.shard_path(array.name, number, 1))
+            data = small(store / array.shard_path(number))
             arrays[array.name] = facts_of(record.arrays[array.name], data, plain=array.is_plain)
         part = small(store / layout.part_path(number))
         recommit(store, number, part=part_facts(part), arrays=arrays)
