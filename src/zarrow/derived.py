@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from zarrow._format import layout, spec
 from zarrow._format.given import as_array
+from zarrow._format.ragged import Ragged, RaggedArray, is_ragged
 from zarrow._format.records import Identity
 from zarrow._read.derived_arrays import DERIVED_FROM, derived_names
 from zarrow._storage import files
@@ -51,7 +52,7 @@ APPEND_BYTES = 8 * layout.MEBIBYTE
 def add_array(
     store: Store | str | os.PathLike[str],
     name: str,
-    values: npt.ArrayLike | Iterable[npt.NDArray[Any]],
+    values: npt.ArrayLike | Ragged | Iterable[npt.NDArray[Any] | Ragged],
     *,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
@@ -68,8 +69,9 @@ def add_array(
         changed since.
     name : str
         Its name, ``[A-Za-z0-9_-]{1,64}``, which no column or array of the store may have.
-    values : array, shape (num_rows, ...), or iterable of such blocks
+    values : array, shape (num_rows, ...), Ragged, or iterable of such blocks
         One row, of at least one axis, for each row of the store, in order; blocks are written as they come.
+        Rows of any number of vectors, in any form that `Writer.append` takes, make a ragged array.
     provenance : mapping, optional
         JSON values that say how it was computed.
 
@@ -105,7 +107,7 @@ def add_array(
 def store_array(
     store: Store,
     name: str,
-    values: npt.ArrayLike | Iterable[npt.NDArray[Any]],
+    values: npt.ArrayLike | Ragged | Iterable[npt.NDArray[Any] | Ragged],
     provenance: Mapping[str, Any] | None,
     *,
     locked: bool = False,
@@ -139,13 +141,17 @@ def store_array(
         raise InvalidInputError(
             f"array {name!r}: must have at least one block, from which its shape is taken, got none"
         )
-    row_bytes = first.dtype.itemsize * int(np.prod(first.shape[1:]))
-    few = row_bytes * SEGMENT_ROWS <= layout.MAX_SHARD_BYTES // 2
+    if isinstance(first, Ragged) and layout.count_column(name) in store.schema.names:
+        raise InvalidInputError(
+            f"array {name!r}: its counts are shown as {layout.count_column(name)!r}, which is a column of "
+            f"{root}: choose another name"
+        )
+    declared, few = _declared(first)
     with _only_one(target):
         writer = Writer(
             target,
             mode="w",
-            arrays={name: (first.shape[1:], str(first.dtype))},
+            arrays={name: declared},
             schema=pa.schema([]),
             segment_rows=SEGMENT_ROWS if few else None,
             provenance={**(provenance or {}), DERIVED_FROM: identity},
@@ -233,15 +239,34 @@ def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:
         )
 
 
-def _blocks(values: Any, name: str) -> Iterator[npt.NDArray[Any]]:
+def _declared(first: npt.NDArray[Any] | Ragged) -> tuple[Any, bool]:
+    """Return what the writer is told of an array, and whether many rows of it make a segment."""
+    if isinstance(first, Ragged):
+        row_bytes = first.nbytes // max(len(first), 1)
+        declared: Any = RaggedArray(first.vector_shape, first.dtype.name)
+    else:
+        row_bytes = first.dtype.itemsize * int(np.prod(first.shape[1:]))
+        declared = (first.shape[1:], str(first.dtype))
+    return declared, row_bytes * SEGMENT_ROWS <= layout.MAX_SHARD_BYTES // 2
+
+
+def _blocks(values: Any, name: str) -> Iterator[npt.NDArray[Any] | Ragged]:
     whole = (
         hasattr(values, "__array__")
         or hasattr(values, "__arrow_c_stream__")
         or isinstance(values, list | tuple)
     )
+    ragged = False
     for block in [values] if whole else values:
-        found = as_array(name, block)
-        if found.ndim < 2:
+        ragged = ragged or is_ragged(block)  # a later block may happen to have rows of one length
+        if ragged:
+            try:
+                found: Any = Ragged.of(block)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"array {name!r}: {error}") from None
+        else:
+            found = as_array(name, block)
+        if not ragged and found.ndim < 2:
             raise InvalidInputError(
                 f"array {name!r}: a block must have the shape (rows, values per row), got {found.shape}: "
                 "reshape one value per row to (rows, 1)"
@@ -257,8 +282,8 @@ def _blocks(values: Any, name: str) -> Iterator[npt.NDArray[Any]]:
 def _append(
     writer: Writer,
     name: str,
-    first: npt.NDArray[Any],
-    rest: Iterator[npt.NDArray[Any]],
+    first: npt.NDArray[Any] | Ragged,
+    rest: Iterator[npt.NDArray[Any] | Ragged],
     expected: int,
 ) -> None:
     rows, block = 0, first
@@ -266,7 +291,7 @@ def _append(
         rows += len(block)
         if rows > expected:
             break
-        step = spec.rows_of(APPEND_BYTES, block[:1].nbytes)
+        step = spec.rows_of(APPEND_BYTES, block.nbytes // max(len(block), 1))
         for start in range(0, len(block), step):
             writer.append(None, {name: block[start : start + step]})
         following = next(rest, None)

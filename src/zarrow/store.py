@@ -269,8 +269,8 @@ class Store:
         return self._contents.ragged
 
     @property
-    def derived(self) -> Mapping[str, StoreArray]:
-        """The arrays that `zarrow.add_array` computed from these rows, by name.
+    def derived(self) -> Mapping[str, StoreArray | StoreRagged]:
+        """The arrays, ragged or not, that `zarrow.add_array` computed from these rows, by name.
 
         Arrays computed from other rows, for example before the last append, are left out; ``store[name]``
         says why.

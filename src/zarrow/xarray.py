@@ -190,14 +190,14 @@ def _dataset(
             own = _attributes(values, store.schema.field(name).metadata or {})
             variables[name] = xr.Variable((ROW,), lazy, own, {"preferred_chunks": chunks})
     for name, array in {**store.arrays, **store.derived}.items():
-        if name not in dropped:
+        if name not in dropped and not isinstance(array, StoreRagged):
             names = dimension_names(name, array.row_shape)
             lazy = indexing.LazilyIndexedArray(_Vectors(handle, name))
             preferred = chunks | dict(zip(names[1:], array.row_shape, strict=True))
             said = _as_netcdf(array.attrs)
             variables[name] = xr.Variable(names, lazy, said, {"preferred_chunks": preferred})
-    for name, ragged in store.ragged.items():
-        if name not in dropped:
+    for name, ragged in {**store.ragged, **store.derived}.items():
+        if name not in dropped and isinstance(ragged, StoreRagged):
             made = _ragged_variables(handle, ragged, chunks)
             variables |= {one: variable for one, variable in made.items() if one not in dropped}
     keys = {name: variables.pop(name) for name in store.keys if name in variables}

@@ -18,6 +18,7 @@ from zarrow._format import layout
 from zarrow._format.records import Identity
 from zarrow._format.spec import StoreSpec
 from zarrow._read.arrays import StoreArray
+from zarrow._read.ragged_rows import StoreRagged
 from zarrow._read.view import View, take_view
 from zarrow._storage.reading import Beneath, Place
 from zarrow.errors import CorruptionError, IncompleteStoreError, InvalidInputError, NotFoundError, ZarrowError
@@ -48,13 +49,13 @@ class DerivedArrays:
 
     Parameters
     ----------
-    arrays : dict of str to StoreArray
+    arrays : dict of str to StoreArray or StoreRagged
         Those that belong to its rows.
     unusable : dict of str to ZarrowError
         Why the others cannot be used.
     """
 
-    arrays: dict[str, StoreArray] = field(default_factory=dict)
+    arrays: dict[str, StoreArray | StoreRagged] = field(default_factory=dict)
     unusable: dict[str, ZarrowError] = field(default_factory=dict)
 
 
@@ -83,7 +84,9 @@ def find_derived(view: View, reopen: tuple[Callable[..., Any], tuple[Any, ...]])
         except ZarrowError as error:
             found.unusable[name] = error
         else:
-            found.arrays[name] = StoreArray(one, one.spec.arrays[0], reopen)
+            array = one.spec.array(name)
+            kind = StoreRagged if array.is_ragged else StoreArray
+            found.arrays[name] = kind(one, array, reopen)
     return found
 
 
@@ -101,7 +104,8 @@ def _open(view: View, name: str) -> View:
             f"{path}: the derived array {name!r} was made of other rows than the store has now (it was "
             "appended to or reopened): make it again"
         )
-    if [array.name for array in one.spec.arrays] != [name] or one.rows != view.rows:
+    names = [array.name for array in one.spec.arrays if array.name not in one.spec.extents]
+    if names != [name] or one.rows != view.rows:
         raise CorruptionError(
             f"does not hold the array {name!r} of {view.rows} rows: make it again", path=path
         )

@@ -203,6 +203,11 @@ class StoreRagged(IndexedRagged):
         return self._vectors.chunks
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """How its rows were made, as their writer said: for a derived array, what it was computed from."""
+        return dict(self._view.spec.provenance)
+
+    @property
     def is_plain(self) -> bool:
         """Whether the files hold the plain bytes of the vectors, which are then read without a copy."""
         return self._array.is_plain

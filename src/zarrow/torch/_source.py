@@ -70,8 +70,8 @@ class Source:
         require_form(ragged)
         names = [*self.store.arrays, *self.store.ragged] if arrays is None else list(arrays)
         found = list(dict.fromkeys(self.store[name].name for name in names))
-        self.arrays = [name for name in found if name not in self.store.ragged]
-        self.ragged = [name for name in found if name in self.store.ragged]
+        self.ragged = [name for name in found if isinstance(self.store[name], StoreRagged)]
+        self.arrays = [name for name in found if name not in self.ragged]
         self.form = ragged
         taken = {*self.columns, *found}
         self.ragged_names = [one for name in self.ragged for one in names_in_batch(name, ragged, taken)]
@@ -108,12 +108,12 @@ class Source:
     def chunk_rows(self) -> int:
         """Rows of the largest chunk, of ragged arrays about; 0 without arrays."""
         fixed = [self.store[name].chunks[0] for name in self.arrays]
-        return max(fixed + [_chunk_rows(self.store.ragged[name]) for name in self.ragged], default=0)
+        return max(fixed + [_chunk_rows(self.store[name]) for name in self.ragged], default=0)
 
     @property
     def held_ragged_bytes(self) -> int:
         """Bytes of the ragged arrays of a row, on average, that are read before the batches of a buffer."""
-        held = [self.store.ragged[name] for name in self.ragged if not self.is_mapped(name)]
+        held = [self.store[name] for name in self.ragged if not self.is_mapped(name)]
         return sum(array.nbytes // max(len(array), 1) for array in held)
 
     def is_mapped(self, name: str) -> bool:
@@ -125,7 +125,7 @@ class Source:
     def described(self, rows: int) -> str:
         """Return what a dataset of some rows says of itself."""
         arrays = [f"{name} {self.store[name].row_shape}" for name in self.arrays]
-        ragged = [f"{name} any × {self.store.ragged[name].vector_shape}" for name in self.ragged]
+        ragged = [f"{name} any × {self.store[name].vector_shape}" for name in self.ragged]
         return f"{str(self.store.path)!r}: {rows:,} rows; {', '.join([*arrays, *ragged, *self.columns])}"
 
     def columns_of(self, rows: Rows) -> Columns:
@@ -200,7 +200,7 @@ class Source:
             if held and name in held:
                 found |= self.tensors_of(name, held[name])
             else:
-                array = self.store.ragged[name]
+                array = self.store[name]
                 here = array.take(rows) if together is None else array.read(together.start, together.stop)
                 found |= self.tensors_of(name, here)
         return finish(found)

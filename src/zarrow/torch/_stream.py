@@ -91,5 +91,5 @@ class Stream:
         found = {name: as_tensor(values) for name, values in columns.items()}
         found |= {name: as_tensor(values, writable=False) for name, values in arrays.items()}
         for name in source.ragged:
-            found |= source.tensors_of(name, source.store.ragged[name].read(first, stop), writable=False)
+            found |= source.tensors_of(name, source.store[name].read(first, stop), writable=False)
         return found

@@ -51,7 +51,11 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
 def choose_map(rows: Outgoing) -> StoreArray:
     """Return the map: the one among the chosen arrays, or else the only stored one."""
     store = rows.store
-    flat = {name: array for name, array in store.derived.items() if array.row_shape == (2,)}
+    flat = {
+        name: array
+        for name, array in store.derived.items()
+        if isinstance(array, StoreArray) and array.row_shape == (2,)
+    }
     asked = [array for array in rows.fixed if array.row_shape == (2,)]
     found = asked or list(flat.values())
     if len(found) != 1:

@@ -125,7 +125,7 @@ class Outgoing:
         names = users if columns is None else list(dict.fromkeys(columns))
         names_of = [*store.arrays, *store.ragged] if arrays is None else arrays
         chosen = [store[name] for name in names_of]
-        if not ragged and (found := [array.name for array in chosen if array.name in store.ragged]):
+        if not ragged and (found := [array.name for array in chosen if isinstance(array, StoreRagged)]):
             raise InvalidInputError(
                 f"{store.path}: rows of array {found[0]!r} have any number of vectors, which this format "
                 "cannot hold: name other arrays, or pool it first (zarrow.analysis.pool)"

@@ -157,7 +157,8 @@ def choose_map(
 
 
 def _is_map(store: Store, name: str) -> bool:
-    return store.derived[name].row_shape == (2,) and store.derived[name].dtype.kind == "f"
+    array = store.derived[name]
+    return isinstance(array, StoreArray) and array.row_shape == (2,) and array.dtype.kind == "f"
 
 
 def _details(store: Store, name: str) -> dict[str, Any]:
