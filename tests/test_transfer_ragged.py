@@ -27,7 +27,7 @@ def store(request, tmp_path_factory):
     return zarrow.open(path)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "lance", "npy"])
+@pytest.mark.parametrize("kind", ["parquet", "lance", "npy", "safetensors"])
 def test_what_goes_out_comes_in(store, tmp_path, kind):
     if kind == "lance":
         pytest.importorskip("lance")

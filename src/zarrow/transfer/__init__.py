@@ -49,7 +49,9 @@ ExportFormat = Literal[
     "everyquery",
     "meds",
 ]
-ImportFormat = Literal["npy", "parquet", "huggingface", "anndata", "lance", "everyquery", "colbert"]
+ImportFormat = Literal[
+    "npy", "parquet", "huggingface", "anndata", "lance", "safetensors", "everyquery", "colbert"
+]
 EXPORTS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 """What `export` can write."""
 IMPORTS: tuple[ImportFormat, ...] = get_args(ImportFormat)
@@ -203,6 +205,8 @@ def import_(
     * ``"anndata"``: a Zarr group or ``.h5ad`` file; ``obs`` becomes columns, ``obsm`` and a dense ``X``
       arrays. ``.h5ad`` needs ``pip install h5py``.
     * ``"lance"``: a dataset. Needs ``pip install pylance``.
+    * ``"safetensors"``: a file, or a folder of files; tensors of one axis become columns, others arrays, and
+      those beside a tensor with the suffix ``_count`` ragged ones. bfloat16 becomes float32.
     * ``"everyquery"``: the predictions, and the embeddings in the file `beside`, by default the one that
       EveryQuery wrote with them, whose identifiers are compared.
     * ``"colbert"``: the folder of an index of ColBERT, PyLate or RAGatouille, compressed or not: a row per
