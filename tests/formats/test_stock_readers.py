@@ -28,6 +28,7 @@ import xarray as xr
 import zarr
 
 import zarrow
+from zarrow.transfer import export
 
 ROWS, SEGMENT_ROWS = 1000, 256
 CODECS = [None, "crc32c", "blosc", "zstd", ["zstd", "crc32c"], {"name": "gzip"}]
@@ -167,25 +168,42 @@ def test_sql_finds_rows_and_zarr_their_vectors(store: Path) -> None:
     assert np.array_equal(array.oindex[rows], arrays["query_embed"][rows])  # type: ignore[union-attr]
 
 
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Spark leaves sockets open
-def test_spark_reads_the_table(tmp_path: Path) -> None:
-    """Spark (pip install pyspark; needs Java) reads the parts as one table, as the README says."""
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
     pyspark = pytest.importorskip("pyspark.sql")
     if shutil.which("java") is None:
         pytest.skip("Spark needs Java")
+    options = {"spark.ui.enabled": "false", "spark.driver.bindAddress": "127.0.0.1"}
+    session = pyspark.SparkSession.builder.master("local[1]").config(map=options).getOrCreate()
+    yield session
+    session.stop()
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Spark leaves sockets open
+def test_spark_reads_the_table(spark: Any, tmp_path: Path) -> None:
+    """Spark (pip install pyspark; needs Java) reads the parts as one table, as the README says."""
     with zarrow.Writer(tmp_path / "run.zarrow", segment_rows=SEGMENT_ROWS) as writer:
         columns, arrays, sample_index = _predictions()
         writer.append(columns.drop_columns("tags"), arrays, sample_index)
         writer.finalize()
-    options = {"spark.ui.enabled": "false", "spark.driver.bindAddress": "127.0.0.1"}
-    spark = pyspark.SparkSession.builder.master("local[1]").config(map=options).getOrCreate()
-    try:
-        found = spark.read.parquet(str(tmp_path / "run.zarrow/table"))
-        likely = found.where("prob > 0.9").orderBy("row").select("row").collect()
-    finally:
-        spark.stop()
+    found = spark.read.parquet(str(tmp_path / "run.zarrow/table"))
+    likely = found.where("prob > 0.9").orderBy("row").select("row").collect()
     assert [row["row"] for row in likely] == np.flatnonzero(columns["prob"].to_numpy() > 0.9).tolist()
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_spark_reads_ragged_arrays(spark: Any, tmp_path: Path) -> None:
+    """In a Parquet export, a row of a ragged array is a list of its vectors."""
+    values = np.arange(40, dtype=np.float32).reshape(10, 4)
+    with zarrow.Writer(tmp_path / "run.zarrow") as writer:
+        writer.append({"id": range(4)}, {"tokens": zarrow.Ragged(values, [3, 0, 6, 1])})
+        writer.finalize()
+    export(tmp_path / "run.zarrow", tmp_path / "run.parquet")
+    found = spark.read.parquet(str(tmp_path / "run.parquet")).orderBy("id").collect()
+    assert [row["tokens"] for row in found] == [rows.tolist() for rows in np.split(values, [3, 3, 9])]
+    assert [row["id"] for row in found] == [0, 1, 2, 3]
 
 
 def test_opening_warns_of_nothing(store: Path) -> None:
