@@ -441,7 +441,8 @@ class Store:
         Returns
         -------
         polars.LazyFrame
-            Over the Parquet parts; live rows and those of a short last segment are in memory.
+            Over the Parquet parts; live rows and those of a short last segment are in memory. In a bucket a
+            filter leaves out parts by the store's statistics.
 
         Raises
         ------

@@ -32,6 +32,7 @@ Never writes, never locks, and sees a snapshot. May import `_storage` (but nothi
 `keys`                  the index itself: built in bounded memory, searched by hash
 `derived_arrays`        derived arrays that belong to the rows of a view
 `column_values`         the numpy values that stand for an Arrow column (xarray, torch)
+`remote_parts`          the parts of a bucket as engines read them
 `engines`               the table for Polars and DuckDB
 `appearance`            what a store looks like in a session or a notebook
 ======================  ===============================================================================

@@ -21,7 +21,7 @@ is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ from zarrow._format.parts import to_table
 from zarrow._read.filters import Filter
 from zarrow._read.part_files import PartFiles, committed_table
 from zarrow._read.pruning import KnownSegments
+from zarrow._read.remote_parts import RemoteParts
 from zarrow._read.segment_statistics import read_statistics
 from zarrow._read.view import View
 from zarrow._storage import threads
@@ -120,14 +121,18 @@ class NarrowColumns:
         segments: Sequence[int] = range(self._view.snapshot.segments)
         if filter is not None:
             segments = self._known.segments(filter)
-        most = max(_PIECE_ROWS // self._view.spec.segment_rows, 1)
-        pieces = [segments[start : start + most] for start in range(0, len(segments), most)]
-        ahead = max(_AHEAD_ROWS // max(self._view.spec.segment_rows, _PIECE_ROWS), 1)
-        for table in threads.in_order(partial(self._passing, names, filter), pieces, ahead):
+        for table in self._of(segments, partial(self._passing, names, filter)):
             if table.num_rows:
                 yield table
         if self._view.rows > self._view.snapshot.rows:
             yield (self.live if filter is None else filter.select(self.live)).select(names)
+
+    def _of(self, segments: Sequence[int], read: Callable[[Sequence[int]], pa.Table]) -> Iterator[pa.Table]:
+        """Yield what is read of segments, a few at a time and ahead."""
+        most = max(_PIECE_ROWS // self._view.spec.segment_rows, 1)
+        pieces = [segments[start : start + most] for start in range(0, len(segments), most)]
+        ahead = max(_AHEAD_ROWS // max(self._view.spec.segment_rows, _PIECE_ROWS), 1)
+        return threads.in_order(read, pieces, ahead)
 
     def _passing(self, names: Sequence[str], filter: Filter | None, segments: Sequence[int]) -> pa.Table:
         """Return the rows of segments that pass."""
@@ -173,10 +178,10 @@ class NarrowColumns:
             tables.append(to_table(spec, piece.batches(spec), rows.start))
         return pa.concat_tables(tables).unify_dictionaries()
 
-    def full_parts(self) -> tuple[list[str], pa.Table]:
-        """Return the files of full segments, which never change, and the rows that are in none of them.
+    def full_parts(self) -> tuple[list[str] | RemoteParts, pa.Table]:
+        """Return the parts of full segments, which never change, and the rows that are in none of them.
 
-        In a bucket, where an engine would need the credentials, that is all rows, in memory.
+        On a disk, the paths of their files; in a bucket those of all segments, read through the store.
 
         Raises
         ------
@@ -185,13 +190,18 @@ class NarrowColumns:
         """
         view = self._view
         if not isinstance(view.snapshot.root, Path):
-            return [], self.table(self.schema.names, None)
+            return RemoteParts(view, self._known, self._batches_of), self.live
         numbers = range(view.snapshot.segments)
         paths = [self._part_files.whole_path(number) for number in numbers if not view.is_short_last(number)]
         rest = [self.live]
         if len(paths) < len(numbers):
             rest.insert(0, self.segment(numbers[-1], self.schema.names))
         return paths, pa.concat_tables(rest).unify_dictionaries()
+
+    def _batches_of(self, names: Sequence[str], segments: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """Yield columns of segments, a few of these at a time."""
+        for table in self._of(segments, partial(self._passing, names, None)):
+            yield from table.to_batches(_MAX_BATCH_ROWS)
 
     # Single rows
 

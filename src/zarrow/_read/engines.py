@@ -1,6 +1,7 @@
 """Query engines — the table for Polars and DuckDB.
 
-Full parts never change, so the engines get their paths and read only what a query needs. The other rows
+Full parts never change, so the engines get their paths and read only what a query needs; in a bucket they
+read through the store (`remote_parts`). The other rows
 (live ones, and those of a short last segment, which a writer may take back) are handed over in memory. An
 engine is loaded when it is first used.
 """
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from zarrow._format.arrow import with_children, with_types
 from zarrow._format.layout import ROW, require_utf8
+from zarrow._read.remote_parts import RemoteParts
 from zarrow.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def type_in_duckdb(kind: pa.DataType) -> pa.DataType:
     return with_children(kind, type_in_duckdb)
 
 
-def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
+def polars_frame(paths: list[str] | RemoteParts, rest: pa.Table) -> pl.LazyFrame:
     """Return a lazy frame of Parquet files and the rows that follow them."""
     try:
         import polars as pl
@@ -66,14 +68,17 @@ def polars_frame(paths: list[str], rest: pa.Table) -> pl.LazyFrame:
                 f"column {field.name!r}: Polars has no {field.type} ({error}): read it with table() or sql()"
             ) from error
     behind = pl.DataFrame(pl.from_arrow(with_types(rest, _type_in_polars))).lazy()
-    if not paths:
+    if isinstance(paths, RemoteParts):
+        files = paths.source(_type_in_polars)
+    elif paths:
+        require_utf8(paths[0])
+        files = pl.scan_parquet(paths, glob=False)
+    else:
         return behind
-    require_utf8(paths[0])
-    files = pl.scan_parquet(paths, glob=False)
     return pl.concat([files, behind], how="vertical_relaxed") if rest.num_rows else files
 
 
-def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnection:
+def duckdb_connection(paths: list[str] | RemoteParts, rest: pa.Table) -> duckdb.DuckDBPyConnection:
     """Return a connection with a view ``predictions`` of Parquet files and the rows that follow them."""
     connection = _connect()
     connection.execute(f"CREATE VIEW predictions AS {_rows_of(connection, 'zarrow_rest', paths, rest)}")
@@ -81,7 +86,7 @@ def duckdb_connection(paths: list[str], rest: pa.Table) -> duckdb.DuckDBPyConnec
 
 
 def duckdb_union(
-    stores: Sequence[tuple[list[str], pa.Table]],
+    stores: Sequence[tuple[list[str] | RemoteParts, pa.Table]],
     names: Sequence[str],
     starts: Sequence[int],
     columns: Sequence[str],
@@ -91,7 +96,7 @@ def duckdb_union(
 
     Parameters
     ----------
-    stores : list of (list of str, pyarrow.Table)
+    stores : list of (list of str or RemoteParts, pyarrow.Table)
         As for `duckdb_connection`, of each store.
     names, starts : list
         The name of each store, and what to add to its row numbers.
@@ -119,11 +124,16 @@ def _connect() -> duckdb.DuckDBPyConnection:
     return duckdb.connect()
 
 
-def _rows_of(connection: duckdb.DuckDBPyConnection, name: str, paths: list[str], rest: pa.Table) -> str:
+def _rows_of(
+    connection: duckdb.DuckDBPyConnection, name: str, paths: list[str] | RemoteParts, rest: pa.Table
+) -> str:
     """Return a query of Parquet files and the rows that follow them, which are registered under a name."""
     connection.register(name, with_types(rest, type_in_duckdb))
     query = f"SELECT * FROM {name}"
-    if paths:
+    if isinstance(paths, RemoteParts):
+        connection.register(f"{name}_parts", paths.dataset(type_in_duckdb))
+        query = f"SELECT * FROM {name}_parts UNION ALL {query}"
+    elif paths:
         require_utf8(paths[0])
         files = ", ".join(map(_quoted, paths))
         query = f"SELECT * FROM read_parquet([{files}], hive_partitioning=false) UNION ALL {query}"

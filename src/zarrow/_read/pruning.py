@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from operator import and_
+from operator import and_, or_
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,8 @@ _LEAST_GROUP = 64
 _MAX_CASES = 16
 """Of the rows of one segment: columns beyond that are not asked about."""
 _GROUPS_KEPT = 8
+_MAX_GUARANTEES = 200_000
+"""Of all segments together: columns beyond that are not asked about."""
 
 
 class KnownSegments:
@@ -104,6 +106,44 @@ class KnownSegments:
         names = tuple(name for name in self._names(filter) if name != ROW)
         return self._cases(range(segment, segment + 1), names)
 
+    def without_nan(self, filter: Filter) -> KnownSegments:
+        """Return what is known without columns of a filter that have NaN in any segment.
+
+        For engines that take NaN to be greater than any number, as Arrow does not.
+        """
+        clear = KnownSegments(self._rows, self._schema, None)
+        clear._stated = {
+            name: stated
+            for name, stated in self._stated.items()
+            if name in filter.columns and not self._bound(name).nans.any()
+        }
+        return clear
+
+    def guarantees(self, schema: pa.Schema) -> Iterator[pc.Expression]:
+        """Yield what all rows of each segment meet, of columns that are read to comparable types."""
+        import pyarrow.compute as pc
+
+        most = max(_MAX_GUARANTEES // max(len(self._rows), 1), 1)
+        names = [
+            name
+            for name in self._stated
+            if self._schema.field(name).type == schema.field(name).type
+            and computable_type(schema.field(name).type) == schema.field(name).type
+        ][:most]
+        row = pc.field(ROW)
+        for number, rows in enumerate(self._rows):
+            here = [(row >= rows.start) & (row < rows.stop)]
+            for name in names:
+                cases = self._bound(name).cases(range(number, number + 1), len(rows))
+                if cases and not self._bound(name).nans[number]:
+                    here.append(reduce(or_, cases))
+            yield reduce(and_, here)
+
+    def _bound(self, name: str) -> _Bounds:
+        if name not in self._bounds:
+            self._bounds[name] = _Bounds(name, self._stated[name], self._counts)
+        return self._bounds[name]
+
     def _names(self, filter: Filter) -> tuple[str, ...]:
         """Return the columns of a filter of which something is known."""
         return tuple(name for name in filter.columns if name == ROW or name in self._stated)
@@ -122,9 +162,7 @@ class KnownSegments:
                 row = pc.field(ROW)
                 alternatives.append([(row >= start) & (row < stop)])
                 continue
-            if name not in self._bounds:
-                self._bounds[name] = _Bounds(name, self._stated[name], self._counts)
-            cases = self._bounds[name].cases(segments, stop - start)
+            cases = self._bound(name).cases(segments, stop - start)
             if cases and count * len(cases) <= _MAX_CASES:
                 count *= len(cases)
                 alternatives.append(cases)
@@ -148,10 +186,10 @@ class _Bounds:
     def __init__(self, name: str, stated: pa.StructArray, rows: npt.NDArray[np.int64]) -> None:
         self._name = name
         self._unknown = are_null(stated)
-        self._nulls, self._nans = (np.asarray(np.from_dlpack(stated.field(place))) for place in (0, 1))
+        self._nulls, self.nans = (np.asarray(np.from_dlpack(stated.field(place))) for place in (0, 1))
         sides = range(2, stated.type.num_fields)
         self._sides = [_comparable(stated.field(place)) for place in sides]
-        has_values = self._nulls + self._nans < rows
+        has_values = self._nulls + self.nans < rows
         self._unbounded = [are_null(side) & has_values for side in self._sides]
 
     def cases(self, segments: range, rows: int) -> list[pc.Expression]:
@@ -162,7 +200,7 @@ class _Bounds:
         if self._unknown[here].any():
             return []
         column = pc.field(self._name)
-        nulls, nans = int(self._nulls[here].sum()), int(self._nans[here].sum())
+        nulls, nans = int(self._nulls[here].sum()), int(self.nans[here].sum())
         cases = [column.is_null()] if nulls else []
         if nans:
             cases.append(column == pa.scalar(math.nan, self._sides[0].type))
