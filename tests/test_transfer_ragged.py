@@ -27,7 +27,7 @@ def store(request, tmp_path_factory):
     return zarrow.open(path)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "lance", "npy", "safetensors"])
+@pytest.mark.parametrize("kind", ["parquet", "lance", "npy", "huggingface", "safetensors"])
 def test_what_goes_out_comes_in(store, tmp_path, kind):
     if kind == "lance":
         pytest.importorskip("lance")
