@@ -84,7 +84,7 @@ def same_rows(found: zarrow.Store, columns: list[str]) -> None:
     truth = plain(table_of(0, ROWS))
     assert plain(found.table(columns)).to_pydict() == truth.select(columns).to_pydict()
     for name, rows in vectors_of(0, ROWS).items():
-        np.testing.assert_array_equal(found[name][:].reshape(rows.shape), rows)
+        np.testing.assert_array_equal(found[name][:], rows)
         assert found[name].dtype == rows.dtype
 
 

@@ -22,7 +22,8 @@ def store(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("ragged") / "s.zarrow"
     with zarrow.Writer(path, keys=["id"], segment_rows=64) as writer:
         fixed = generator.random((ROWS, 3), np.float32)
-        writer.append({"id": np.arange(ROWS)}, {"t": tokens, "e": fixed}, np.arange(ROWS))
+        cubes = zarrow.Ragged(tokens.values.reshape(-1, 2, 4), counts)
+        writer.append({"id": np.arange(ROWS)}, {"t": tokens, "cubes": cubes, "e": fixed}, np.arange(ROWS))
         writer.finalize()
     return zarrow.open(path)
 
@@ -36,6 +37,7 @@ def test_what_goes_out_comes_in(store, tmp_path, kind):
     assert import_(target, tmp_path / "again.zarrow", kind, keys=["id"]) == ROWS
     with zarrow.open(tmp_path / "again.zarrow") as again:
         assert again["t"][:] == store["t"][:]
+        assert again["cubes"][:] == store["cubes"][:]
         assert np.array_equal(again["e"][:], store["e"][:])
         assert again.table(["id"])["id"].to_pylist() == list(range(ROWS))
 

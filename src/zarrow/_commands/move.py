@@ -16,7 +16,7 @@ __all__ = ["app"]
 app = Typer()
 
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is at the target, in one step.")]
-FORMATS = "npy, parquet, huggingface, anndata, lance, everyquery"
+FORMATS = "npy, parquet, huggingface, anndata, lance, safetensors, everyquery"
 
 
 @app.command("export", rich_help_panel="Move")
@@ -27,7 +27,7 @@ def export_store(
         str,
         Option(
             "--to",
-            help=f"{FORMATS}, meds, safetensors or embedding-atlas.",
+            help=f"{FORMATS}, meds or embedding-atlas.",
             show_default="by TARGET's suffix",
         ),
     ] = "",

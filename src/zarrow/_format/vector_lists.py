@@ -168,7 +168,12 @@ def has_lengths(given: Any) -> bool:
         return False
     kind = given.type if isinstance(given, pa.Array | pa.ChunkedArray) else pa.chunked_array(given).type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(lists and pa.types.is_fixed_size_list(kind.value_type))
+    return bool(lists and is_vector(kind.value_type))
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """Tell whether values of a type are vectors of one shape."""
+    return pa.types.is_fixed_size_list(kind) or isinstance(kind, pa.FixedShapeTensorType)
 
 
 def from_sequence(rows: Sequence[Any], dtype: str = "") -> Flat:

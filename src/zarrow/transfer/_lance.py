@@ -1,4 +1,7 @@
-"""Lance — a dataset with each array as a column of fixed-size lists, which Lance can index for search."""
+"""Lance — a dataset with each array as a column of fixed-size lists, which Lance can index for search.
+
+Arrays of several axes are tensors of a fixed shape, which Lance stores as flat lists, and gives back.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
     """Write a dataset of one version."""
     if printable(target) != str(target):
         raise InvalidInputError(f"{target}: Lance takes no control characters in a path: rename it")
-    schema, batches = to_arrow(rows, tensor=True)
+    schema, batches = to_arrow(rows, tensors=True)
     if dotted := [name for name in schema.names if "." in name]:
         raise InvalidInputError(f"{dotted}: Lance has no dots in the names of columns: leave them out")
     lance.write_dataset(batches, str(scratch), schema=schema)

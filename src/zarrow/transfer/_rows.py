@@ -21,6 +21,7 @@ from zarrow._format.arrow import is_number, lists_as_array, number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow._format.ragged import Ragged, RaggedArray
 from zarrow._format.spec import rows_of
+from zarrow._format.vector_lists import is_vector
 from zarrow._read.join import Vectors
 from zarrow._read.ragged_rows import StoreRagged
 from zarrow.errors import InvalidInputError, MissingExtraError
@@ -212,14 +213,20 @@ class Incoming:
 # Vectors in Arrow tables: lists of equal length
 
 
-def to_arrow(rows: Outgoing, *, tensor: bool = False) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return schema and batches of columns and vectors, each array as a column of fixed-size lists."""
+def to_arrow(rows: Outgoing, *, tensors: bool = False) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return schema and batches of columns and vectors, each array as a column of fixed-size lists.
+
+    Vectors of several axes are lists of lists, or with `tensors` of a fixed shape.
+    """
     fields = list(rows.schema)
     for array in rows.arrays:
         kind = pa.from_numpy_dtype(array.dtype)
         shape = array.vector_shape if isinstance(array, StoreRagged) else array.row_shape
-        for axis in reversed(shape if not tensor else (int(np.prod(shape)),)):
-            kind = pa.list_(pa.field("element", kind, nullable=False), axis)
+        if tensors and len(shape) > 1:
+            kind = pa.fixed_shape_tensor(kind, shape)
+        else:
+            for axis in reversed(shape):
+                kind = pa.list_(pa.field("element", kind, nullable=False), axis)
         if isinstance(array, StoreRagged):
             kind = pa.list_(pa.field("element", kind, nullable=False))
         fields.append(pa.field(array.name, kind, nullable=False))
@@ -244,6 +251,8 @@ def to_arrow(rows: Outgoing, *, tensor: bool = False) -> tuple[pa.Schema, Iterat
 
 
 def _listed(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return pa.ExtensionArray.from_storage(kind, _listed(values, kind.storage_type))
     inner = kind.value_type
     if pa.types.is_fixed_size_list(inner):
         values = _listed(values, inner)
@@ -305,10 +314,11 @@ def _facts_of(column: pa.Array) -> tuple[tuple[int, ...], str] | RaggedArray | N
     Lists of any length, of lists of one length, are rows of any number of vectors.
     """
     facts, kind = _row_shape(column), column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        fixed = pa.types.is_fixed_size_list(kind.value_type)
-        if (fixed or facts is None) and (vectors := _row_shape(column.flatten())):
-            return RaggedArray(*vectors)
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and (
+        is_vector(kind.value_type) or facts is None
+    ):
+        vectors = _row_shape(column.flatten())
+        return facts if vectors is None else RaggedArray(*vectors)
     return facts
 
 
