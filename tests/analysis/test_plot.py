@@ -224,7 +224,7 @@ def test_many_rare_categories_do_not_hide_the_frequent_one(tmp_path: Path) -> No
         writer.append({"name": names}, {"e": np.zeros((100, 2), np.float32)})
         writer.finalize()
     store = zarrow.open(tmp_path / "a.zarrow")
-    for rows, wanted in ((slice(None), "often"), (slice(40, None), "other")):
+    for rows, wanted in ((slice(None), "often"), (slice(40, None), "41 others")):
         colour = read_colour(store, "name", 1000)
         with zarrow.Writer(tmp_path / f"{wanted}.zarrow") as writer:
             writer.append({"name": names[rows]}, {"e": np.zeros((len(names[rows]), 2), np.float32)})

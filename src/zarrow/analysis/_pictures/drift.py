@@ -136,7 +136,8 @@ def _draw_drift(figure: Figure, found: Comparison, a: Store, b: Store) -> None:
         xlim=(0.5, len(order) + 0.5),
         ylim=(min(0.0, bottom), max(1.05, top)),
     )
-    left.legend(loc="upper right")
+    left.locator_params(axis="x", integer=True)
+    left.legend(loc="best")
 
 
 def _draw_group_drift(axes: Axes, found: Comparison) -> None:

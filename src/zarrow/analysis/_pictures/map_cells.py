@@ -9,6 +9,7 @@ the most frequent ones by name and all others together.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,6 @@ CELLS = 200
 CATEGORIES = 20
 """As many as there are colours that can be told apart."""
 MAX_DISTINCT = 10_000
-OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +50,19 @@ class Colour:
         The column.
     categories : tuple
         Its most frequent values, sorted; empty if rows are coloured by number.
-    others : bool
-        Whether the column has more values than these.
+    others : int
+        How many more values the column has.
     """
 
     name: str
     categories: tuple[Any, ...] = ()
-    others: bool = False
+    others: int = 0
 
     @property
     def labels(self) -> list[str]:
         """The categories' names."""
-        return [_label(value) for value in self.categories] + ([OTHER] if self.others else [])
+        last = [f"{self.others:,} other{'s' * (self.others > 1)}"] if self.others else []
+        return [_label(value) for value in self.categories] + last
 
     def codes(self, column: pa.Array | pa.ChunkedArray) -> Float:
         """Return the values to draw: numbers, or indices of categories; NaN where null."""
@@ -113,11 +114,15 @@ def read_colour(store: Store, name: str, max_points: int) -> Colour:
         )
     ranked = sorted(counts.items(), key=lambda item: (-item[1], _label(item[0])))
     named = sorted((value for value, _ in ranked[:CATEGORIES]), key=_place)
-    return Colour(name=name, categories=tuple(named), others=len(ranked) > CATEGORIES)
+    return Colour(name=name, categories=tuple(named), others=max(len(ranked) - CATEGORIES, 0))
 
 
 def _place(value: object) -> tuple[bool, Any]:
-    """Return the sort key of a category; null comes last."""
+    """Return the sort key of a category: 2 before 10, also at the end of a text; null comes last."""
+    if isinstance(value, str):
+        return False, [
+            int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d{1,18})", value))
+        ]
     return value is None, "" if value is None else value
 
 

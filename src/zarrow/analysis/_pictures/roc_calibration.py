@@ -91,6 +91,10 @@ def _draw(title: str, found: Evaluation, content: Callable[[Axes, list[Curve]], 
         axes = figure.add_subplot()
         write_title(axes, title, score_note(found))
         content(axes, curves)
+        if (legend := axes.get_legend()) is not None and found.by:
+            shown, groups = len(curves) - 1, len(found.scores) - 1
+            more = f" (largest {shown} of {groups:,})" if groups > shown else ""
+            legend.set_title(short(", ".join(found.by) + more, 60))
 
     return draw(on_figure, (6.4, 6.2))
 

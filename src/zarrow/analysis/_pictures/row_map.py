@@ -30,6 +30,10 @@ __all__ = ["map"]
 
 MAX_POINTS = 50_000
 RASTERIZED_POINTS = 4000
+COUNTS = [digit * 10**place for place in range(10) for digit in (1, 2, 5)]
+"""Ticks of a logarithmic scale of counts."""
+LEGEND_INCHES = 0.23
+"""Height of a line of the legend."""
 UNKNOWN = "#c9c9c9"
 
 
@@ -76,8 +80,10 @@ def map(
     shown = read_map(store, coordinates, [] if by is None else [by], MAX_POINTS, progress)
     width, height = shown.high - shown.low
     ratio = float(np.clip(height / max(width, 1e-30), 0.45, 1.1))
+    legend = 0 if by is None else len(by.labels)
     content = _draw_cells if shown.side else _draw_points
-    return draw(lambda figure: content(figure, shown, what, by), (8.0, 1.3 + 5.8 * ratio))
+    inches = max(1.3 + 5.8 * ratio, 1.6 + LEGEND_INCHES * legend)
+    return draw(lambda figure: content(figure, shown, what, by), (8.0, inches))
 
 
 def _map_axes(figure: Figure, what: Map, drawn: int, as_what: str) -> Axes:
@@ -137,7 +143,10 @@ def _draw_cells(figure: Figure, cells: Shown, what: Map, colour: Colour | None) 
         drawn = axes.imshow(
             np.ma.masked_equal(cells.image(cells.counts, 0), 0), cmap="cividis_r", norm=norm, **look
         )
-        _colour_bar(figure, axes, drawn, "rows in a cell")
+        bar = _colour_bar(figure, axes, drawn, "rows in a cell")
+        bar.minorticks_off()
+        ticks = [count for count in COUNTS if count <= most]
+        bar.set_ticks(ticks, labels=[f"{count:,}" for count in ticks])
         return
     values = cells.colours[colour.name]
     if colour.categories:
@@ -166,9 +175,10 @@ def _category_legend(axes: Axes, colour: Colour) -> None:
     axes.legend(handles=handles, title=short(colour.name), loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _colour_bar(figure: Figure, axes: Axes, drawn: Any, label: str) -> None:
+def _colour_bar(figure: Figure, axes: Axes, drawn: Any, label: str) -> Any:
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, aspect=24, pad=0.02)
     bar.set_label(short(label), color=FAINT)
     bar.outline.set_visible(False)
     if bar.solids is not None:
         bar.solids.set_alpha(1)
+    return bar
