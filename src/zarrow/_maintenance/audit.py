@@ -16,6 +16,7 @@ change, and are read last.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,9 @@ def audit(root: Place, level: Level, progress: Progress | None = None, *, derive
         If there is no store.
     """
     found = AuditLog(level)
+    if not isinstance(root, Path):
+        with contextlib.suppress(FileNotFoundError):
+            root.fetch(layout.STORE_JSON)  # raises if there is no such bucket, which is no damage
     try:
         spec = catalog.read_spec(root)
         for array in spec.arrays:

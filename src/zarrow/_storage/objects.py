@@ -51,6 +51,16 @@ _TIMEOUT = timedelta(minutes=2)
 _RETRY = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
+_OTHER_REGION = ("redirect without LOCATION", "AuthorizationHeaderMalformed", "PermanentRedirect")
+_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "latest/api/token")
+_REFUSED = {
+    "ExpiredToken": "the credentials have expired: get new ones",
+    "TokenRefreshRequired": "the credentials have expired: get new ones",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong, so that the service refuses what it signs",
+    "400 Bad Request": "the service refuses the request, as where the credentials have expired or the region "
+    "is another one",
+}
+
 Version = Mapping[str, str]
 
 _memory: dict[str, Any] = {}
@@ -119,6 +129,17 @@ def _as_on_disk(error: Exception, path: str) -> Exception:
 
     if any(code in str(error) for code in _NO_BUCKET):
         return InvalidInputError(f"{path}: there is no such bucket")
+    if any(code in str(error) for code in _OTHER_REGION):
+        return InvalidInputError(
+            f"{path}: the bucket is in another region: name its region (storage_options={{'region': …}}, or "
+            "AWS_REGION)"
+        )
+    if any(host in str(error) for host in _NO_CREDENTIALS):
+        reason = "there are no credentials: set those of the service, or skip_signature for a public bucket"
+        return PermissionError(errno.EACCES, reason, path)
+    for code, reason in _REFUSED.items():
+        if code in str(error):
+            return PermissionError(errno.EACCES, f"{reason} ({code})", path)
     if isinstance(error, exceptions.NotFoundError | FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "there is no such object", path)
     if isinstance(
