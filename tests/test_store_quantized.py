@@ -131,6 +131,10 @@ def test_analysis_takes_the_floats(store):
     np.testing.assert_array_equal(found.rows, np.argsort(distances, axis=1, kind="stable")[:, :5])
     exact = zarrow.analysis.nearest(store, [5, 200], array="exact", k=5, metric="l2")
     assert [*map(set, found.rows.tolist())] == [*map(set, exact.rows.tolist())]
+    probes = [zarrow.analysis.probe(store, "id", array=name, seed=1) for name in ("embed", "exact")]
+    assert probes[0].test_rows.tolist() == probes[1].test_rows.tolist()
+    np.testing.assert_allclose(probes[0].overall["rmse"], probes[1].overall["rmse"], rtol=0.02)
+    assert probes[0].overall["rmse"] != probes[1].overall["rmse"]
 
 
 def test_live_rows_are_read_with_their_scales(tmp_path):
