@@ -169,3 +169,11 @@ def test_bad_input(path, tmp_path):
     with pytest.raises(InvalidInputError, match="mask 't_mask', which is the name of another one"):
         StoreDataset(tmp_path / "s", ragged="padded")
     assert StoreDataset(tmp_path / "s", columns=["row"], ragged="padded")[0]["t_mask"].tolist() == [True] * 2
+
+
+def test_a_torch_without_jagged_tensors(path, monkeypatch):
+    """It is named with the version that is needed; padded tensors do without."""
+    monkeypatch.delattr("torch.nested.nested_tensor_from_jagged")
+    with pytest.raises(InvalidInputError, match=r"need torch 2\.4.*ragged=\"padded\""):
+        StoreDataset(path)
+    check(StoreDataset(path, ragged="padded").__getitems__([1, 2]).batch, "padded")
