@@ -68,10 +68,12 @@ class _Process(threading.Thread):
         self.stands = rng.random() < 0.2
         self.stopped, self.go_on = threading.Event(), threading.Event()
         self._make = faulty(rng, rng.choice((0.0, 0.02)), happened)
-        self.accepted = 0
+        self.accepted, self.opened = 0, False
         self.error: BaseException | None = None
 
     def _hook(self, name, path, act):
+        if self.stands and not self.opened:  # ranks agree on their rows when all have joined
+            return act()
         count = next(self._left)
         if count > 0:
             return self._make(name, path, act)
@@ -94,7 +96,7 @@ class _Process(threading.Thread):
         place = Place(self._url, self._hook)
         try:
             writer = opened(place, self.spool, copies=self._rng.random() < 0.5)
-            known = writer.accepted_rows
+            known, self.opened = writer.accepted_rows, True
             try:
                 faults.add(writer, self._rows, self._rng.choice((2, 5, 20)))
                 writer.flush()

@@ -8,8 +8,8 @@ Opening, in Lightning's ``setup``, which runs on every rank before the first bat
    the same samples, and deal out the same batches.
 
 A store in a bucket is opened so: every rank puts into it what a dead run has left in the spools of its
-machine; rank 0 takes it over, so that no rank of that run which is only thought to be dead adds more; every
-rank looks; when all have looked, all open it together.
+machine; rank 0 takes it over, so that no rank of that run which is only thought to be dead adds more; all
+open it together; every rank looks; nothing is written before all have looked.
 
 Ending, in ``teardown``, which runs on every rank that is alive:
 
@@ -187,10 +187,17 @@ def open_in_bucket(
         return writer is not None
 
     together(recover)
-    goes_on = together(take_over)
-    seen = look()
-    strategy.barrier("zarrow: every rank has looked at the store")
-    return join() if goes_on else None, seen
+    with contextlib.ExitStack() as opened:
+        writer = None
+        if together(take_over):
+            writer = join()
+            opened.callback(writer.close)
+        # Before the look: a rank that stood still while the run was resumed without it never gets here.
+        strategy.barrier("zarrow: every rank has joined the store")
+        seen = look()
+        strategy.barrier("zarrow: every rank has looked at the store")
+        opened.pop_all()
+    return writer, seen
 
 
 def _end_process_group() -> None:
