@@ -314,6 +314,8 @@ class Bucket:
             swap(self.place, held.path, held.version, replace(held.claim, record=record).encode())
             create(self.place, layout.record_path(held.claim.segment), record)
         except FileExistsError:
+            if self._is_decided(held, record):  # by an attempt whose answer was lost
+                return True
             self._withdraw(held, names)
             if not self.hold.is_held():
                 raise self.hold.lost() from None
@@ -322,6 +324,13 @@ class Bucket:
         with contextlib.suppress(OSError):  # the next writer removes it
             self.place.delete(held.path)
         return True
+
+    def _is_decided(self, held: _Held, record: bytes) -> bool:
+        """Tell whether a claim was decided by this writer, and see that its record is there."""
+        with contextlib.suppress(FileExistsError):
+            self._undecided(held.claim.segment)
+        seen = look(self.place, layout.record_path(held.claim.segment))
+        return seen is not None and seen.data == record
 
     def _put(self, held: _Held, path: str, data: Any) -> None:
         """Put an object of a claimed segment in place, whatever another one, before, has left there."""
