@@ -215,7 +215,7 @@ class Bucket:
 
     def _release(self, held: _Held) -> None:
         """Leave a claim to whoever takes it over. It is not removed: objects of the number are there."""
-        self._mine.remove(held)
+        self._mine = [one for one in self._mine if one is not held]
         released = NumberClaim(segment=held.claim.segment, session="")
         with contextlib.suppress(FileExistsError):
             swap(self.place, held.path, held.version, released.encode())
@@ -319,7 +319,8 @@ class Bucket:
             self._withdraw(held, names)
             if not self.hold.is_held():
                 raise self.hold.lost() from None
-            self._mine.remove(held)  # a shared writer, which took this one to stand still, has the number
+            # A shared writer, which took this one to stand still, has the number.
+            self._mine = [one for one in self._mine if one is not held]
             return False
         with contextlib.suppress(OSError):  # the next writer removes it
             self.place.delete(held.path)
