@@ -65,7 +65,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("templates")
     write(directory / "complete.zarrow", finalize=True)
     write(directory / "open.zarrow", finalize=False)
-    with mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", 24):  # two rows
+    with mock.patch("zarrow._format.array_spec.TARGET_CHUNK_BYTES", 24):  # two rows
         write(directory / "chunks.zarrow", finalize=False)
     return directory
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from zarrow._format import layout, spec
+from zarrow._format import array_spec, layout
 from zarrow._format.given import as_array
 from zarrow._format.ragged import Ragged, RaggedArray, is_ragged
 from zarrow._format.records import Identity
@@ -271,9 +271,9 @@ def _blocks(values: Any, name: str) -> Iterator[npt.NDArray[Any] | Ragged]:
                 f"array {name!r}: a block must have the shape (rows, values per row), got {found.shape}: "
                 "reshape one value per row to (rows, 1)"
             )
-        if found.dtype.name not in spec.ZARR_DTYPES:
+        if found.dtype.name not in array_spec.ZARR_DTYPES:
             raise InvalidInputError(
-                f"array {name!r}: a block must be of one of {', '.join(spec.ZARR_DTYPES)}, "
+                f"array {name!r}: a block must be of one of {', '.join(array_spec.ZARR_DTYPES)}, "
                 f"got {found.dtype}: convert it"
             )
         yield found
@@ -291,7 +291,7 @@ def _append(
         rows += len(block)
         if rows > expected:
             break
-        step = spec.rows_of(APPEND_BYTES, block.nbytes // max(len(block), 1))
+        step = array_spec.rows_of(APPEND_BYTES, block.nbytes // max(len(block), 1))
         for start in range(0, len(block), step):
             writer.append(None, {name: block[start : start + step]})
         following = next(rest, None)

@@ -19,8 +19,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import zarrow
+from zarrow._format.array_spec import PLAIN, ArraySpec
 from zarrow._format.codecs import ALLOWED, PRESETS, ChunkCodec, normalize
-from zarrow._format.spec import PLAIN, ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.zarr_metadata import array_json
 from zarrow.errors import CorruptionError, InvalidInputError
 

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarrow._format import frames, key_tables, shard_index
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import encode_document
 from zarrow._format.records import Claim, Identity, Manifest, Owner, SegmentRecord
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow.errors import ZarrowError
 
 UUID = bytes(range(16))

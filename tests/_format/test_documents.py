@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import decode_document, encode_document
 from zarrow._format.records import Claim, Manifest, Owner, PartFacts, SegmentRecord, ShardFacts, Source
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError
 
 SOURCE = Source(slot="0123456789abcdef", start=3, stop=40, session="ab" * 16, sequence=2)

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrow._format import layout
-from zarrow._format.documents import encode_document
-from zarrow._format.spec import (
+from zarrow._format.array_spec import (
     ZARR_DTYPES,
     ArraySpec,
-    StoreSpec,
     default_chunk_rows,
     default_segment_rows,
     is_power_of_two,
 )
+from zarrow._format.documents import encode_document
+from zarrow._format.spec import StoreSpec
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
 ARRAY = ArraySpec(name="query_embed", row_shape=(2, 4), dtype="float16", chunk_rows=8)

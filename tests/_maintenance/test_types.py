@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import zarrow
-from zarrow._format.spec import ZARR_DTYPES
+from zarrow._format.array_spec import ZARR_DTYPES
 
 SEGMENT_ROWS = 8
 UNSIGNED = st.integers(0, 2**8 - 1)
@@ -158,7 +158,7 @@ def test_values_outlive_maintenance(profile: str) -> None:
     ) -> None:
         kind, strategy = one
         values = data.draw(st.lists(st.none() | strategy, min_size=1, max_size=9))
-        with mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", 2 * 24 * ZARR_DTYPES[dtype].itemsize):
+        with mock.patch("zarrow._format.array_spec.TARGET_CHUNK_BYTES", 2 * 24 * ZARR_DTYPES[dtype].itemsize):
             check(table_of({"c": (kind, values)}), dtype, codecs, flipped, late=late)
 
     holds()
@@ -181,7 +181,7 @@ def test_every_type_outlives_maintenance(late: bool) -> None:
             f"c{place}": (kind, [None, *data.draw(st.lists(strategy, min_size=4, max_size=9))])
             for place, (kind, strategy) in enumerate(ALL)
         }
-        with mock.patch("zarrow._format.spec.TARGET_CHUNK_BYTES", 2 * 24 * 4):
+        with mock.patch("zarrow._format.array_spec.TARGET_CHUNK_BYTES", 2 * 24 * 4):
             check(table_of(values), "float32", "zstd", 7, late=late)
 
     holds()

@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zarrow._format import layout, zarr_metadata
+from zarrow._format.array_spec import ZARR_DTYPES, ArraySpec
 from zarrow._format.checksum import crc32c
 from zarrow._format.codecs import normalize
 from zarrow._format.frames import ArrayEntry
 from zarrow._format.records import PartFacts, SegmentRecord, ShardFacts
 from zarrow._format.shard_index import decode_index, encode_index, index_bytes
-from zarrow._format.spec import ZARR_DTYPES, ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._read.shard_rows import committed_rows, sound_frames
 from zarrow._write.shards import EncodedShard, PlainShard, open_shard
 from zarrow.errors import CorruptionError

@@ -27,10 +27,10 @@ WRITE = """
 import os, signal, sys
 import numpy as np
 import zarrow
-from zarrow._format import spec
+from zarrow._format import array_spec
 
-spec.TARGET_CHUNK_BYTES = spec.PAGE_BYTES = 64
-spec.RAGGED_CHUNKS = 8
+array_spec.TARGET_CHUNK_BYTES = array_spec.PAGE_BYTES = 64
+array_spec.RAGGED_CHUNKS = 8
 path, rows, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 values = np.random.default_rng(0)
 writer = zarrow.Writer(path, keys=["id"], segment_rows=8, codecs={"z": "zstd"}, provenance={"host": "h"})

@@ -310,7 +310,7 @@ def small_chunks(workload: Workload) -> Iterator[None]:
         "RAGGED_CHUNKS": 16,
     }
     with (
-        mock.patch.multiple("zarrow._format.spec", **small),
+        mock.patch.multiple("zarrow._format.array_spec", **small),
         mock.patch("zarrow._write.recovery.MAX_PIECES", workload.pieces),
     ):
         yield

@@ -276,7 +276,7 @@ def _fixed() -> Iterator[None]:
         mock.patch("zarrow._write.declaration.datetime", Then),
         mock.patch("platform.python_version", return_value="3"),
         mock.patch("os.getpid", return_value=1),
-        mock.patch.multiple("zarrow._format.spec", TARGET_CHUNK_BYTES=32, RAGGED_CHUNKS=16),
+        mock.patch.multiple("zarrow._format.array_spec", TARGET_CHUNK_BYTES=32, RAGGED_CHUNKS=16),
     ):
         yield
 

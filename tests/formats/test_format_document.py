@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import zarrow
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.array_spec import ArraySpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.zarr_metadata import array_json, group_json
 
 # --- The mini reader: nothing of zarrow from here ... --------------------------------------------------

@@ -5,6 +5,7 @@ Bytes in, bytes out: nothing here opens a file, so this room imports neither ``o
 
 ======================  ===============================================================================
 `layout`                names and paths in a store, and the limits of every number in it
+`array_spec`            what an array of it is, and the sizes that follow
 `spec`                  what a store is: ``zarrow.json``
 `documents`             JSON with a checksum of its own, for every small file
 `records`               commit record, claim, owner and manifest

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.array_spec import PLAIN, ZARR_DTYPES, ArraySpec, rows_of
 from zarrow._format.checksum import crc32c
-from zarrow._format.spec import PLAIN, ZARR_DTYPES, ArraySpec, rows_of
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError, did_you_mean
 
 __all__ = ["ChunkCodec", "choose", "normalize"]

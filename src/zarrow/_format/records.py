@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.layout import MAX_SEGMENTS, is_slot
 from zarrow._format.shard_index import index_bytes
-from zarrow._format.spec import ArraySpec, StoreSpec, check_expected
+from zarrow._format.spec import StoreSpec, check_expected
 from zarrow._format.statistics import ColumnStatistics, check_statistics
 from zarrow.errors import CorruptionError, InvalidInputError
 

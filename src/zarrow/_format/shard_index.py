@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import crc32c
-from zarrow._format.spec import ArraySpec
 from zarrow.errors import CorruptionError
 
 __all__ = ["decode_index", "encode_index", "index_bytes", "index_crc32c"]

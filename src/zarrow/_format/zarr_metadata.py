@@ -21,8 +21,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from zarrow._format.array_spec import PLAIN, ArraySpec
 from zarrow._format.layout import FORMAT_VERSION, ROW, extent_name
-from zarrow._format.spec import PLAIN, ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 
 __all__ = [
     "CF_CONVENTIONS",

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from zarrow._format import layout, zarr_metadata
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import crc32c
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
 from zarrow._format.records import Claim, Manifest, Owner, SegmentRecord, check_record, max_manifest_bytes
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.zarr_metadata import comparable
 from zarrow._maintenance.audit_names import MAX_STRAYS, NamesAudit
 from zarrow._maintenance.findings import AuditLog, Finding, said_by

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import key_words
+from zarrow._format.array_spec import rows_of
 from zarrow._format.checksum import crc32c
 from zarrow._format.key_tables import (
     BLOCK_ENTRIES,
@@ -32,7 +33,7 @@ from zarrow._format.key_tables import (
 from zarrow._format.key_words import Bytes, Words
 from zarrow._format.layout import KEY_INDEX, part_path
 from zarrow._format.records import Manifest, SegmentRecord
-from zarrow._format.spec import StoreSpec, rows_of
+from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_segment import BATCH_ROWS, open_part
 from zarrow._maintenance.findings import AuditLog
 from zarrow._storage.reading import Beneath, File

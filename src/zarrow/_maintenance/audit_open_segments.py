@@ -24,11 +24,12 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.documents import MAX_OWNER_BYTES
 from zarrow._format.frames import Frame, is_torn, may_hold_rows, parse_payload, scan, scan_prefix, torn_rows
 from zarrow._format.journal import Journal
 from zarrow._format.records import Owner
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._read.open_rows import NO_FRAME, frame_counts, row_files
 from zarrow._read.shard_rows import StoredChunks, is_unvouched

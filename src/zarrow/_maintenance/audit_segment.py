@@ -24,13 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from zarrow._format import layout
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.arrow import is_text
 from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW, SAMPLE_INDEX
 from zarrow._format.pages import read_footer
 from zarrow._format.parts import check_part, has_stored_schema
 from zarrow._format.records import SegmentRecord
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.statistics import excess, nans_in
 from zarrow._maintenance.findings import AuditLog, Finding, said_by
 from zarrow._read.shard_rows import CommittedShard

@@ -26,12 +26,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.array_spec import rows_of
 from zarrow._format.arrow import without_dictionaries
 from zarrow._format.codecs import choose
 from zarrow._format.layout import SAMPLE_INDEX
 from zarrow._format.quantized import quantize
 from zarrow._format.ragged import Ragged, RaggedArray
-from zarrow._format.spec import rows_of
 from zarrow._maintenance.array_forms import ArrayForms
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take

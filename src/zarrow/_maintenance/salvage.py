@@ -23,10 +23,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import frames, layout
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.layout import SAMPLE_INDEX
 from zarrow._format.parts import to_wire
 from zarrow._format.records import SegmentRecord
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_segment import open_part
 from zarrow._read.shard_rows import CommittedShard, StoredChunks
 from zarrow._storage.reading import Beneath, File

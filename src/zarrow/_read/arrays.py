@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format import layout
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.records import Identity
-from zarrow._format.spec import ArraySpec
 from zarrow._read.catalog import read_attributes
 from zarrow._read.extents import Extent, find_extents
 from zarrow._read.indexing import Check, Indexed, check_option

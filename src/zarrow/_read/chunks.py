@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrow._format.spec import ArraySpec
+from zarrow._format.array_spec import ArraySpec
 from zarrow._read.shard_rows import StoredChunks
 from zarrow._storage import threads
 from zarrow._storage.cache import Cache

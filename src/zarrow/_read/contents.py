@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from zarrow._format.spec import ArraySpec
+from zarrow._format.array_spec import ArraySpec
 from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.derived_arrays import DerivedArrays, find_derived

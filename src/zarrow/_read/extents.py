@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format import layout
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import crc32c
 from zarrow._format.records import SegmentRecord
-from zarrow._format.spec import ArraySpec
 from zarrow._read.chunks import EncodedRows
 from zarrow._read.mapping import JoinedRows, RowsPerFile, map_rows
 from zarrow._read.ranged import RangedRows

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.array_spec import rows_of
 from zarrow._format.given import as_columns
 from zarrow._format.layout import ROW
-from zarrow._format.spec import rows_of
 from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.filters import Filter

@@ -36,6 +36,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import key_words
+from zarrow._format.array_spec import rows_of
 from zarrow._format.checksum import crc32c
 from zarrow._format.key_tables import (
     BLOCK_ENTRIES,
@@ -50,7 +51,6 @@ from zarrow._format.key_tables import (
 )
 from zarrow._format.key_words import Bytes, Keys, Words
 from zarrow._format.records import Identity
-from zarrow._format.spec import rows_of
 from zarrow.errors import CorruptionError
 
 __all__ = ["IndexFile", "IndexedRows", "build"]

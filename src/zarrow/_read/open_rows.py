@@ -18,11 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.bucket import HOLDER, Holder
 from zarrow._format.documents import MAX_OWNER_BYTES
 from zarrow._format.frames import Frame, may_hold_rows, parse_payload, scan, torn_rows
 from zarrow._format.records import Owner
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._read import shard_rows
 from zarrow._read.shard_rows import StoredChunks
 from zarrow._read.visible import OpenSegmentFacts

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.quantized import dequantize
-from zarrow._format.spec import ArraySpec
 from zarrow._read.arrays import StoreArray
 from zarrow._read.columns import NarrowColumns
 from zarrow._read.indexing import Check, check_option

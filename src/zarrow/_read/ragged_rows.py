@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.layout import extent_name
 from zarrow._format.ragged import Ragged
-from zarrow._format.spec import ArraySpec
 from zarrow._read.arrays import Reopened, StoreArray
 from zarrow._read.extents import Block, Extent, find_vectors
 from zarrow._read.indexing import Check, Indexed, IndexedRagged

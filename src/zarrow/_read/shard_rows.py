@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.layout import rows_name, tail_name
 from zarrow._format.records import SegmentRecord
 from zarrow._format.shard_index import decode_index, index_bytes, index_crc32c
-from zarrow._format.spec import ArraySpec
 from zarrow._storage.reading import File, Place, open_file
 from zarrow.errors import CorruptionError
 

@@ -22,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.arrow import Values, as_arrow, number_dtype, numbers_as_arrow
 from zarrow._format.documents import require_json
 from zarrow._format.given import TableLike, as_array, as_columns, as_integers
 from zarrow._format.layout import RESERVED_COLUMNS
 from zarrow._format.quantized import quantize
 from zarrow._format.ragged import Ragged, is_ragged
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._format.types import is_representable, represent, row_of_null
 from zarrow.errors import BatchError, InvalidInputError
 

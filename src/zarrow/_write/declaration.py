@@ -17,6 +17,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format import codecs
+from zarrow._format.array_spec import (
+    EXTENT_DTYPE,
+    EXTENT_SHAPE,
+    PLAIN,
+    ArraySpec,
+    default_chunk_rows,
+    default_segment_rows,
+    is_power_of_two,
+    ragged_chunks,
+)
 from zarrow._format.arrow import as_arrow
 from zarrow._format.documents import MAX_DOCUMENT_BYTES, decode_document, encode_document
 from zarrow._format.given import TableLike, as_array, as_columns, dtype_name
@@ -24,18 +34,7 @@ from zarrow._format.layout import count_column, extent_name
 from zarrow._format.quantized import QUANTIZED, quantize, scale_column
 from zarrow._format.ragged import Ragged, RaggedArray, is_ragged
 from zarrow._format.records import this_host
-from zarrow._format.spec import (
-    EXTENT_DTYPE,
-    EXTENT_SHAPE,
-    PLAIN,
-    ArraySpec,
-    StoreSpec,
-    check_expected,
-    default_chunk_rows,
-    default_segment_rows,
-    is_power_of_two,
-    ragged_chunks,
-)
+from zarrow._format.spec import StoreSpec, check_expected
 from zarrow._format.types import check_type, holds_null_type, kept_type
 from zarrow.errors import BatchError, CorruptionError, InvalidInputError, SchemaMismatchError, unknown_name
 

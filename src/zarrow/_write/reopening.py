@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrow._format import layout
+from zarrow._format.array_spec import ArraySpec, rows_of
 from zarrow._format.records import Owner, SegmentRecord
-from zarrow._format.spec import ArraySpec, StoreSpec, rows_of
+from zarrow._format.spec import StoreSpec
 from zarrow._read import catalog, shard_rows
 from zarrow._read.open_rows import read
 from zarrow._read.part_files import committed_table

@@ -25,9 +25,10 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format import layout
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.parts import to_table
 from zarrow._format.records import Claim, SegmentRecord, ShardFacts, Source
-from zarrow._format.spec import ArraySpec, StoreSpec
+from zarrow._format.spec import StoreSpec
 from zarrow._read.open_rows import OpenRows
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock

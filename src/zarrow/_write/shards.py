@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.array_spec import ArraySpec
 from zarrow._format.checksum import combine, crc32c, crc32c_of_zeros
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.frames import ArrayEntry, Chunk
 from zarrow._format.layout import rows_name, tail_name
 from zarrow._format.records import ShardFacts
 from zarrow._format.shard_index import encode_index, index_crc32c
-from zarrow._format.spec import ArraySpec
 from zarrow._read.shard_rows import read_tail
 from zarrow._storage import files, threads
 from zarrow._storage.reading import map_file

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.array_spec import ZARR_DTYPES
 from zarrow._format.ragged import Ragged, RaggedArray
-from zarrow._format.spec import ZARR_DTYPES
 from zarrow._read.ragged_rows import StoreRagged
 from zarrow._storage import files
 from zarrow._storage.reading import in_natural_order

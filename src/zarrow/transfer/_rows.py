@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from zarrow._format.array_spec import rows_of
 from zarrow._format.arrow import is_number, lists_as_array, number_dtype
 from zarrow._format.layout import MEBIBYTE, RESERVED_COLUMNS, SAMPLE_INDEX
 from zarrow._format.ragged import Ragged, RaggedArray
-from zarrow._format.spec import rows_of
 from zarrow._format.vector_lists import is_vector
 from zarrow._read.join import Vectors
 from zarrow._read.ragged_rows import StoreRagged

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from zarrow._format.array_spec import rows_of
 from zarrow._format.given import as_index
 from zarrow._format.layout import ROW
 from zarrow._format.ragged import Ragged
-from zarrow._format.spec import rows_of
 from zarrow._read.indexing import IndexedRagged, row_numbers
 from zarrow._read.ragged_rows import StoreRagged
 from zarrow.analysis._rows.blocks import Progress

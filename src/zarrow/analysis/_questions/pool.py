@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.array_spec import rows_of
 from zarrow._format.ragged import Ragged
-from zarrow._format.spec import rows_of
 from zarrow._read.ragged_rows import StoreRagged
 from zarrow.analysis._questions.late_interaction import blocks_of
 from zarrow.analysis._rows.arguments import require_choice

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zarrow._format.array_spec import rows_of
 from zarrow._format.quantized import QUANTIZED, dequantize, quantize
-from zarrow._format.spec import rows_of
 from zarrow.analysis._questions.answer import Answer
 from zarrow.analysis._rows.arguments import require_choice
 from zarrow.analysis._rows.blocks import choose_array, width_of

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zarrow._format.array_spec import rows_of
 from zarrow._format.layout import ROW
-from zarrow._format.spec import rows_of
 from zarrow._read.indexing import IndexedRagged
 from zarrow.analysis._rows.dataset import Array, Rows, pieces
 from zarrow.errors import InvalidInputError

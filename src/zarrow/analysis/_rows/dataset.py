@@ -31,8 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zarrow._format import key_words
+from zarrow._format.array_spec import rows_of
 from zarrow._format.layout import ROW
-from zarrow._format.spec import rows_of
 from zarrow._read.asked_keys import read_keys
 from zarrow._read.filters import read_filter
 from zarrow.analysis._rows.dataset_columns import arrow_type, arrow_values
