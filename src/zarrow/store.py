@@ -675,7 +675,7 @@ class Store:
         arrays : list of str, optional
             As in `take`.
         batch_size : int, optional
-            Rows of every batch but the last; by default such that the vectors of a batch take 32 MiB.
+            Rows of every batch but the last; by default such that the vectors of a batch take 16 to 32 MiB.
         keys : table, frame, mapping of str to values, or values, optional
             The keys of the rows, as in `locate`; each must have a row. Rows come in the order of the keys,
             once per key. Not together with `filter` or `order`.

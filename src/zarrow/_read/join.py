@@ -40,9 +40,13 @@ _MAX_BATCH_ROWS = 65_536
 
 
 def batch_rows(arrays: Sequence[AnyArray]) -> int:
-    """Return the rows of a batch by default: those of 32 MiB of vectors, at most 65,536."""
+    """Return the rows of a batch by default: those of 32 MiB of vectors, at most 65,536.
+
+    A power of two, so that batches end where segments do: the vectors of ragged rows in two of them would be
+    copied.
+    """
     row_bytes = sum(array.nbytes // max(len(array), 1) for array in arrays)
-    return min(rows_of(_BATCH_BYTES, row_bytes), _MAX_BATCH_ROWS)
+    return 1 << (min(rows_of(_BATCH_BYTES, row_bytes), _MAX_BATCH_ROWS).bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
