@@ -147,9 +147,9 @@ def tasks(top: Path, given: zarrow.Ragged, turn: int) -> dict[str, dict[str, Cal
         import duckdb
 
         names = ", ".join(map(str, many))
-        found["rows"]["duckdb"] = lambda: duckdb.sql(
-            f"SELECT t FROM '{top / 'lists.parquet'}' WHERE id IN ({names})"
-        ).arrow()
+        found["rows"]["duckdb"] = lambda: (
+            duckdb.sql(f"SELECT t FROM '{top / 'lists.parquet'}' WHERE id IN ({names})").arrow().read_all()
+        )
     return found
 
 
