@@ -291,7 +291,6 @@ class TestErrors:
         monkeypatch.chdir(tmp_path)
         store = zarrow.open(url, storage_options=bucket.options)
         for call in (
-            lambda: zarrow.Writer(url, shared=True),
             lambda: zarrow.repair(url),
             lambda: zarrow.pack(url),
             lambda: zarrow.build_index(url),

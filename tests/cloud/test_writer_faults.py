@@ -530,15 +530,6 @@ def _adds_tail_to_all(self, slot):
     self.place.put_bytes(HOLDER, replace(holder, tails=(*holder.tails, slot)).encode())
 
 
-def _keeps_tails(self, root, spec, _recovered=SpooledStore._recovered):
-    held = self._hold.require_held
-    self._hold.require_held = lambda: replace(held(), tails=())
-    try:
-        return _recovered(self, root, spec)
-    finally:
-        self._hold.require_held = held
-
-
 def _no_starts(self, spec, left):
     return dict.fromkeys(left, 0)
 
@@ -556,10 +547,6 @@ def _swept(path):
 
 def _overtaken(path):
     overtakes(path, 300, 1)
-
-
-def _closed(path):
-    killed_during(path, zarrow.Writer.close)
 
 
 def _finalized(path):
@@ -585,7 +572,6 @@ MUTANTS = {
     "puts without condition": (Bucket, "_put", _puts_over, _overtaken),
     "the claim is not asked": (Bucket, "_put", _asks_no_claim, _overtaken),
     "tails of anybody": (Hold, "add_tail", _adds_tail_to_all, _overtaken),
-    "tails stay in the spool": (SpooledStore, "_recovered", _keeps_tails, _closed),
     "rows are packed again": (SpooledStore, "_starts", _no_starts, _finalized),
     "manifest first": (SpooledStore, "finalize", _manifest_first, _swept),
 }
