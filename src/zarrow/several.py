@@ -146,12 +146,25 @@ class Union:
         names = list(stores) if isinstance(stores, Mapping) else model_names([store.path for store in found])
         self.stores: Mapping[str, Store] = MappingProxyType(dict(zip(names, found, strict=True)))
         self.column = column
+        schemas = {name: store.schema for name, store in self.stores.items()}
         self.schema: pa.Schema = agreed_schema(
-            {name: store.schema for name, store in self.stores.items()}, columns, column
+            schemas if columns is not None else self._without_own(schemas), columns, column
         )
         self._columns = StackedColumns(self.stores, self.schema, column)
         self._starts = self._columns.starts
         self._connection: duckdb.DuckDBPyConnection | None = None
+
+    def _without_own(self, schemas: Mapping[str, pa.Schema]) -> dict[str, pa.Schema]:
+        """Return schemas without the counts of ragged arrays that not every store has."""
+        own = {
+            name: {array.count_column for array in store.ragged.values()}
+            for name, store in self.stores.items()
+        }
+        shared = set.intersection(*own.values())
+        return {
+            name: pa.schema([field for field in schema if field.name not in own[name] - shared])
+            for name, schema in schemas.items()
+        }
 
     # What it holds
 
