@@ -12,6 +12,7 @@ Reads only. Engines are loaded when they are first used.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -173,7 +174,7 @@ def _handler(view: View) -> Any:
         open_input_stream = open_input_file
 
         def _refuse(self, *_: object) -> NoReturn:
-            raise NotImplementedError
+            raise PermissionError(errno.EROFS, "parts can only be opened and read here", str(root))
 
         get_file_info_selector = create_dir = delete_dir = delete_dir_contents = _refuse
         delete_root_dir_contents = delete_file = move = copy_file = _refuse
