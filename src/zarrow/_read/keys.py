@@ -192,7 +192,8 @@ def _sorted(pieces: list[Words]) -> Words:
     bits = np.uint64(len(entries).bit_length())
     placed = hashes >> bits << bits | np.arange(len(entries), dtype=np.uint64)
     placed.sort()
-    found = entries.take(placed & ((np.uint64(1) << bits) - np.uint64(1)), axis=0)
+    order = (placed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)  # numpy 1 takes no uint64
+    found = entries.take(order, axis=0)
     hashes_found = found[:, ENTRY_HASH]
     if (hashes_found[1:] < hashes_found[:-1]).any():  # by bits that were left out
         found = entries.take(np.argsort(hashes, kind="stable"), axis=0)
