@@ -421,6 +421,34 @@ def test_arrow_arrays_that_are_not_valid_are_refused(values: pa.Array, tmp_path:
     assert zarrow.open(path).table(["c"])["c"].to_pylist() == values.slice(0, 1).to_pylist()
 
 
+CATEGORY = pa.dictionary(pa.int8(), pa.string())
+RECORD = pa.struct([("a", CATEGORY)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (RECORD, [None]),
+        (RECORD, [None, {"a": "x"}, None]),
+        (pa.struct([("b", RECORD)]), [None, {"b": None}]),
+        (pa.struct([("b", pa.list_(CATEGORY, 2))]), [None]),
+        (pa.list_(RECORD), [[None], None, []]),
+        (pa.large_list(RECORD), [[None], None, []]),
+        (pa.list_(RECORD, 2), [None, [None, None]]),
+        (pa.map_(pa.string(), RECORD), [[("k", None)], None, []]),
+        (pa.map_(pa.string(), CATEGORY), [None, [("k", None)]]),
+    ],
+    ids=str,
+)
+def test_what_arrow_leaves_under_a_null_does_not_count(kind: pa.DataType, values: Any, tmp_path: Any) -> None:
+    """Its builders put indices there into dictionaries without values, and its validation refuses them."""
+    with zarrow.Writer(tmp_path / "run.zarrow") as writer:
+        writer.append({"c": pa.array(values, kind), "id": range(len(values))})
+        writer.finalize()
+    assert zarrow.verify(tmp_path / "run.zarrow", "full").ok
+    assert zarrow.open(tmp_path / "run.zarrow").table()["c"].to_pylist() == pa.array(values, kind).to_pylist()
+
+
 def test_arrays_of_pandas_keep_their_nulls_and_types(tmp_path: Any) -> None:
     """Categories, nullable numbers and times are stored as they are, as arrays and within a frame."""
     given = {

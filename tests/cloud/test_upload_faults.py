@@ -153,7 +153,7 @@ def sweep(bucket, local, runs: int, seed: int = 0) -> dict[str, int]:
 
 def test_no_fault_tears_a_copy(bucket, local, hasty, profile):
     """Requests refused, answers lost, dropped or cut, bytes flipped on their way: every copy gets whole."""
-    happened = sweep(bucket, local, RUNS[profile])
+    happened = sweep(bucket, local, RUNS[profile], seed=2)
     assert all(happened.values()), happened
 
 

@@ -161,7 +161,9 @@ def _plain(values: pa.Array) -> pa.Array:
         return _plain(pc.run_end_decode(values))
     if _has(kind, "string_view", "binary_view"):
         return values.cast(_kept(kind))
-    if _has(kind, "list_view", "large_list_view") or (_has(kind, *_LISTS, "struct") and _needs_work(kind)):
+    if _has(kind, "list_view", "large_list_view") or (
+        _has(kind, *_LISTS, "struct", "map") and _needs_work(kind)
+    ):
         return _rebuilt(values)
     return values
 
@@ -177,9 +179,16 @@ def _rebuilt(values: pa.Array) -> pa.Array:
     """Return a nested array with its children plain."""
     kind, mask = values.type, values.is_null() if values.null_count else None
     if pa.types.is_struct(kind):
-        children = [_plain(values.field(index)) for index in range(kind.num_fields)]
+        masked = values.flatten()  # what lies under a null may be anything, such as an index out of bounds
+        children = [
+            _plain(masked[index] if field.nullable else values.field(index))
+            for index, field in enumerate(_children(kind))
+        ]
         fields = [field.with_type(child.type) for field, child in zip(_children(kind), children, strict=True)]
         return pa.StructArray.from_arrays(children, fields=fields, mask=mask)
+    if pa.types.is_map(kind):
+        ends = pa.array(np.asarray(values.offsets))
+        return pa.MapArray.from_arrays(ends, _plain(values.keys), _plain(values.items), mask=mask)
     child = _plain(values.flatten())
     if pa.types.is_fixed_size_list(kind):
         if mask is not None:  # `flatten` leaves the values of nulls out

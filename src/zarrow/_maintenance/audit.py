@@ -25,7 +25,7 @@ from zarrow._format import layout
 from zarrow._format.bucket import HOLDER, Holder
 from zarrow._format.codecs import ChunkCodec
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
-from zarrow._format.records import Owner, SegmentRecord
+from zarrow._format.records import Owner, SegmentRecord, max_manifest_bytes
 from zarrow._format.spec import StoreSpec
 from zarrow._maintenance.audit_documents import DocumentsAudit, audit_metadata, read_document
 from zarrow._maintenance.audit_index import audit_index, index_size
@@ -205,9 +205,13 @@ class _StoreAudit:
             self.found.note(path, "derived from other rows than the store has now; readers ignore it")
 
     def pulse(self) -> object:
-        """Return a value that changes when a writer commits or opens a segment."""
+        """Return a value that changes when a writer commits or opens a segment, or completes the store."""
         names = self.files.names(layout.SEGMENTS_DIR), self.files.names(layout.OPEN_DIR)
-        return names, self.files.exists(layout.MANIFEST_JSON)
+        try:
+            limit_bytes = max_manifest_bytes(self.spec, len(names[0]))
+            return names, self.files.read(layout.MANIFEST_JSON, limit_bytes)
+        except (FileNotFoundError, CorruptionError):
+            return names, None
 
     # Open segments
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from zarrow._format import layout
 from zarrow._maintenance.audit import audit
 from zarrow._maintenance.audit_segment import record_bytes
-from zarrow._maintenance.upload import files_below, upload
+from zarrow._maintenance.upload import files_below, statistics_file, upload
 from zarrow._read.view import View, take_view
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
@@ -236,7 +236,7 @@ class _Copy:
                 _make_dir(self._incoming / name, self._root / name)
             for number in reversed(range(view.snapshot.segments)):  # the last one may be taken back
                 self._segment(number)
-            for path in [*self._others()] if complete else []:
+            for path in [*files_below(self._root, layout.INDEX_DIR, layout.DERIVED_DIR)] if complete else []:
                 self._file(path)
             for array in spec.arrays:
                 for path in (layout.array_dir(array.name), f"{layout.array_dir(array.name)}/c"):
@@ -249,6 +249,7 @@ class _Copy:
         model = self._root if isinstance(self._root, Path) else None
         publishing.publish_shape(self._incoming, spec, self._scratch, attributes_of=model)
         if view.snapshot.manifest is not None:
+            self._put(layout.STATISTICS, statistics_file(view))
             self._put(layout.MANIFEST_JSON, view.snapshot.manifest.encode())
         self._put(layout.STORE_JSON, declaration)
         report = audit(self._incoming, "checksums").report
@@ -297,12 +298,6 @@ class _Copy:
                 self._file(shard, last.get(array.name))
         self._file(layout.part_path(number), last.get(""))
         self._put(path, data)
-
-    def _others(self) -> Iterator[str]:
-        """Yield the other files of a complete store: statistics, indexes and derived arrays."""
-        if (self._root / layout.STATISTICS).exists():
-            yield layout.STATISTICS
-        yield from files_below(self._root, layout.INDEX_DIR, layout.DERIVED_DIR)
 
     def _dirs(self, path: str) -> None:
         """Make the directories of a path, each like that of the source."""

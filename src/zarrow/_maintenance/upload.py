@@ -18,12 +18,14 @@ import errno
 from collections.abc import Callable, Iterator
 
 from zarrow._format import layout
+from zarrow._format.statistics import statistics_of
 from zarrow._maintenance.audit_segment import record_bytes
 from zarrow._read.shard_rows import CommittedShard
 from zarrow._read.view import View
 from zarrow._storage.conditional import create, require_conditional
 from zarrow._storage.objects import ObjectPath
 from zarrow._storage.reading import Beneath, File, Place, open_file, read_file
+from zarrow._write import publishing
 from zarrow.errors import (
     CorruptionError,
     InvalidInputError,
@@ -32,7 +34,7 @@ from zarrow.errors import (
     WriteFailedError,
 )
 
-__all__ = ["files_below", "upload"]
+__all__ = ["files_below", "statistics_file", "upload"]
 
 _MARK = f"{layout.OPEN_DIR}/of.json"
 """In an unfinished copy: the ``zarrow.json`` of the source."""
@@ -50,6 +52,12 @@ def files_below(root: Place, *folders: str) -> Iterator[str]:
                 stack.append(path)
             elif kind == "file" and not name.endswith(layout.LOCK_SUFFIX):
                 yield path
+
+
+def statistics_file(view: View) -> bytes:
+    """Return the statistics of a complete view's segments, as a store keeps them."""
+    parts = [view.record(number).part for number in range(view.snapshot.segments)]
+    return statistics_of(view.spec.table_schema, parts, view.identity)
 
 
 def upload(view: View, root: Place, goal: ObjectPath, progress: Callable[[int, int], None] | None) -> int:
@@ -108,16 +116,21 @@ def upload(view: View, root: Place, goal: ObjectPath, progress: Callable[[int, i
         ):
             raise _damaged(file)
         _put(goal, layout.part_path(number), file, record.part.crc32c)
-        _copy(root, goal, layout.record_path(number))
+        last_record = record.encode() if view.is_short_last(number) else None
+        path = layout.record_path(number)
+        _put_bytes(goal, path, last_record or read_file(root, path))
         done += record_bytes(record)
         if progress is not None:
             progress(done, total)
-    for path in [*_metadata(view), *files_below(root, layout.INDEX_DIR, layout.DERIVED_DIR)]:
-        _copy(root, goal, path)
+    for path in files_below(root, layout.INDEX_DIR, layout.DERIVED_DIR):
+        file = open_file(root, path, whole=True)
+        _put(goal, path, file, file.crc32c(0, file.size_bytes))
+    # Of the rows of this copy; the source's may be ahead by now.
+    for path, data in publishing.shape_documents(goal, view.spec, view.snapshot.segments, root):
+        _put_bytes(goal, path, data)
+    _put_bytes(goal, layout.STATISTICS, statistics_file(view))
     view.guard()
-    goal.put_bytes(layout.MANIFEST_JSON, manifest.encode())
-    if not _holds(goal, layout.MANIFEST_JSON, manifest.encode()):
-        raise _other_bytes(goal / layout.MANIFEST_JSON)
+    _put_bytes(goal, layout.MANIFEST_JSON, manifest.encode())
     try:
         create(goal, layout.STORE_JSON, declaration)
     except FileExistsError:
@@ -175,14 +188,6 @@ def _holds(goal: ObjectPath, path: str, data: bytes) -> bool:
         return False
 
 
-def _metadata(view: View) -> Iterator[str]:
-    yield f"{layout.ARRAYS_DIR}/zarr.json"
-    for array in view.spec.arrays:
-        yield f"{layout.array_dir(array.name)}/zarr.json"
-    if (view.snapshot.root / layout.STATISTICS).exists():
-        yield layout.STATISTICS
-
-
 def _damaged(file: File) -> CorruptionError:
     return CorruptionError(
         "not the bytes that were committed: there is no copy: 'zarrow verify' says what is damaged, 'zarrow "
@@ -191,9 +196,12 @@ def _damaged(file: File) -> CorruptionError:
     )
 
 
-def _copy(root: Place, goal: ObjectPath, path: str) -> None:
-    file = open_file(root, path, whole=True)
-    _put(goal, path, file, file.crc32c(0, file.size_bytes))
+def _put_bytes(goal: ObjectPath, path: str, data: bytes) -> None:
+    """Write a document, unless it is there; compare what is there then."""
+    if not _holds(goal, path, data):
+        goal.put_bytes(path, data)
+        if not _holds(goal, path, data):
+            raise _other_bytes(goal / path)
 
 
 def _put(goal: ObjectPath, path: str, file: File, checksum: int) -> None:

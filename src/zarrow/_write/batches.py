@@ -427,13 +427,39 @@ def _problem(values: pa.Array) -> Exception | None:
     try:
         if pa.types.is_nested(values.type) and 2 * values.nbytes < values.get_total_buffer_size():
             values = _alone(values)  # a slice, of which Arrow would look at all children
-        values.validate(full=True)
+        _validate(values)
         if isinstance(values.type, pa.JsonType):
             for text in values.storage.drop_null().to_pylist():
                 require_json(text)
     except (pa.ArrowException, ValueError, RecursionError) as error:
         return error
     return None
+
+
+def _validate(values: pa.Array) -> None:
+    """Raise `pyarrow.ArrowInvalid` if an array breaks Arrow's rules; what lies under a null does not count.
+
+    Arrow's own builders leave there indices into dictionaries without values, which Arrow calls invalid.
+    """
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        kind, children = values.type, []
+        if pa.types.is_struct(kind):
+            values.validate()
+            children = values.flatten()
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            type(values).from_arrays(values.offsets, pa.nulls(len(values.values))).validate(full=True)
+            children = [values.flatten()]
+        elif pa.types.is_fixed_size_list(kind):
+            children = [values.flatten()]
+        elif pa.types.is_map(kind):
+            pa.ListArray.from_arrays(values.offsets, pa.nulls(len(values.keys))).validate(full=True)
+            children = [values.keys, values.items]
+        if not children:
+            raise
+        for child in children:
+            _validate(child)
 
 
 def _alone(values: pa.Array) -> pa.Array:
