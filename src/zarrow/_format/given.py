@@ -66,6 +66,8 @@ def to_host(values: Any) -> Any:
             return np.asarray(values)  # JAX, for example: a list of its numbers would be no column
         return values
     tensor = values.detach().cpu()
+    if hasattr(tensor, "resolve_neg"):  # PyTorch may note a change of sign instead of making it
+        tensor = tensor.resolve_conj().resolve_neg()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
@@ -251,7 +253,7 @@ def as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | np
             return _named(name, pa.array(values))
         values = to_host(values)
     except (TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
-        raise _no_column(name, error) from error
+        raise _no_column(name, values, error) from error
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or values is None:
         raise BatchError(f"column {name!r}: a column has one value per row, got {values!r}")
     if isinstance(values, np.ndarray):
@@ -271,11 +273,13 @@ def as_column(name: str, values: Any, schema: pa.Schema | None) -> pa.Array | np
     except BatchError:
         raise
     except (TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
-        raise _no_column(name, error) from error
+        raise _no_column(name, values, error) from error
 
 
-def _no_column(name: str, error: Exception) -> BatchError:
-    return BatchError(f"column {name!r}: not a column: {error}: convert it to a type that Arrow has")
+def _no_column(name: str, values: Any, error: Exception) -> BatchError:
+    kind = getattr(values, "dtype", None) or f"a {type(values).__name__}"
+    why = str(error).rstrip(". ")
+    return BatchError(f"column {name!r}: values of {kind} cannot become a column: convert them ({why})")
 
 
 def _of_numpy(name: str, values: npt.NDArray[Any]) -> pa.Array | npt.NDArray[Any]:
@@ -290,7 +294,7 @@ def _of_numpy(name: str, values: npt.NDArray[Any]) -> pa.Array | npt.NDArray[Any
             return pa.array(values.data, mask=np.ma.getmaskarray(values))
         return pa.array(values)
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise _no_column(name, error) from error
+        raise _no_column(name, values, error) from error
 
 
 def as_index(given: Any) -> Any:
@@ -319,7 +323,9 @@ def as_index(given: Any) -> Any:
                 raise IndexError(f"an index must not be null, got one at {array.is_null().index(True)}")
             found = array.to_numpy(zero_copy_only=False)
         else:
-            plain = list(map(to_host, given)) if isinstance(given, list | tuple) else to_host(given)
+            plain = to_host(given)
+            if isinstance(given, list | tuple) and not {*map(type, given)} <= {int}:
+                plain = list(map(to_host, given))
             found = np.asarray(plain.as_py() if isinstance(plain, pa.Scalar) else plain)
     except (TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise IndexError(f"an index must be integers or a boolean mask, got {given!r}: {error}") from error

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class Keys:
     hashes: Words
 
 
+@lru_cache(256)
 def family(kind: pa.DataType) -> str:
     """Return the family of a type: only values of one family can be the same.
 

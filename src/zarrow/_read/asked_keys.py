@@ -135,14 +135,16 @@ def _as_array(values: Any, field: pa.Field) -> pa.Array:
             array = numbers_as_arrow(array)
         if pa.types.is_dictionary(array.type):
             array = array.dictionary.cast(without_view(array.type.value_type)).take(array.indices)
-        array = array.cast(without_view(array.type))
+        if (plainer := without_view(array.type)) != array.type:
+            array = array.cast(plainer)
         if pa.types.is_null(array.type):
             return array.cast(kind)
         if key_words.family(array.type) != family:
             raise InvalidInputError(
                 f"key {field.name!r} is of type {field.type}, got {array.type}: cast it to {kind}"
             )
-        return array if family in ("integer", "float", "string", "bytes") else array.cast(kind)
+        done = array.type == kind or family in ("integer", "float", "string", "bytes")
+        return array if done else array.cast(kind)
     except (BatchError, pa.ArrowException, TypeError, OverflowError) as error:
         raise InvalidInputError(
             f"the values of key {field.name!r} must be of its type {field.type}: {error}"

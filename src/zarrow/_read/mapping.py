@@ -183,7 +183,7 @@ class JoinedRows(RowsInFiles):
             wanted[self._numbers(rows)] = True
             self._ensure(np.flatnonzero(wanted & ~self._mapped))
         before = _disk_reads()
-        if len(rows) and self._is_cold(rows):
+        if len(rows) and self._is_cold(rows, before):
             self._was_warm = False
             return self._take_cold(rows, out)
         found = self._gather(rows, out)
@@ -193,19 +193,22 @@ class JoinedRows(RowsInFiles):
     def _gather(self, rows: npt.NDArray[np.int64], out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         """Copy rows, many of them in several threads: most of the time is spent waiting for memory."""
         chosen = np.empty((len(rows), *self.row_shape), self.dtype) if out is None else out
-        pieces = max(len(rows) * self.row_bytes // _PIECE_BYTES, 1)
-        step = max(-(-len(rows) // pieces), 1)
+        # "raise" would gather into a buffer first; the caller has checked the bounds.
+        pieces = len(rows) * self.row_bytes // _PIECE_BYTES
+        if pieces < 2:
+            self._array.take(rows, axis=0, out=chosen, mode="clip")
+            return chosen
+        step = -(-len(rows) // pieces)
 
         def gather(start: int) -> None:
             stop = start + step
-            # "raise" would gather into a buffer first; the caller has checked the bounds.
-            np.take(self._array, rows[start:stop], axis=0, out=chosen[start:stop], mode="clip")
+            self._array.take(rows[start:stop], axis=0, out=chosen[start:stop], mode="clip")
 
         deque(threads.in_order(gather, range(0, len(rows), step)), maxlen=0)
         return chosen
 
-    def _is_cold(self, rows: npt.NDArray[np.int64]) -> bool:
-        """Tell whether any of a sample of the rows is on the disk only, or had to be read from it.
+    def _is_cold(self, rows: npt.NDArray[np.int64], before: int) -> bool:
+        """Tell whether any of a sample of the rows is on the disk only, or has to be read from it.
 
         The kernel shows what is in memory only to those who may write to the file. So rows are touched as
         well: few at first, because it reads far ahead of each that is missing; and only a few if the last
@@ -213,7 +216,6 @@ class JoinedRows(RowsInFiles):
         """
         if not self._was_warm and not self._is_resident(int(rows[0])):
             return True
-        before = _disk_reads()
         for count in _SAMPLED_ROWS_WARM if self._was_warm else _SAMPLED_ROWS:
             self._touch[rows[:: -(-len(rows) // count)]]
             if _disk_reads() > before:
@@ -268,8 +270,11 @@ class JoinedRows(RowsInFiles):
         _libc.madvise(self._region.address + start, end - start, mmap.MADV_WILLNEED)
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Ask the kernel to read rows that will be needed soon, if they are not in memory."""
-        if start >= stop:
+        """Ask the kernel to read rows that will be needed soon, if they are not in memory.
+
+        After a gather that found all of its rows there, nothing is asked.
+        """
+        if start >= stop or self._was_warm:
             return
         try:
             self._ensure(self._between(start, stop))

@@ -1,20 +1,25 @@
 """Ahead — batches prepared in a thread while the model works on an earlier one.
 
 Whoever has the lock makes the next batch: the thread as long as fewer than a number wait, or the consumer
-itself if none does. So a consumer that is faster than the thread need not be woken for every batch. An error
-is raised where its batch would have come. The thread ends with the iterator, also when that is abandoned
-halfway.
+itself if none does. So a consumer that is faster than the thread need not be woken for every batch. Nor is
+the thread woken for a consumer that asks for the next batch at once: there would be nothing to overlap. An
+error is raised where its batch would have come. The thread ends with the iterator, also when that is
+abandoned halfway.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = ["ahead"]
+
+_AT_ONCE_S = 100e-6
+"""Shorter than this, what the consumer does is not worth waking a thread for."""
 
 T = TypeVar("T")
 
@@ -55,15 +60,19 @@ class _Line:
         self._makes = threading.Lock()
         self.taken: SimpleQueue[bool] = SimpleQueue()
         self.taken.put(True)
+        self._given_s = -_AT_ONCE_S
 
     def take(self) -> Any:
         """Return the next item, None at the end, or what failed instead of it."""
+        busy_s = time.perf_counter() - self._given_s
         if not self._made:
             with self._makes:
                 if not self._made:  # the thread had not begun it
                     self._make()
         one = self._made.popleft()
-        self.taken.put(True)
+        if busy_s >= _AT_ONCE_S:
+            self.taken.put(True)
+        self._given_s = time.perf_counter()
         return one
 
     def fill(self) -> None:

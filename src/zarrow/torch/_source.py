@@ -94,6 +94,10 @@ class Source:
         self._forget()
 
     @cached_property
+    def _opened(self) -> dict[str, Any]:
+        return {name: self.store[name] for name in self.arrays}
+
+    @cached_property
     def places(self) -> list[Place]:
         """The arrays of a batch, in native byte order."""
         found = [self.store[name] for name in self.arrays]
@@ -193,7 +197,7 @@ class Source:
             elif together is not None:
                 self.store[name].read(together.start, together.stop, out=out)
             else:
-                self.store[name].take(rows, out=out)
+                self._opened[name].take(rows, out=out)
         found: TensorBatch = {name: as_tensor(values) for name, values in columns.items()}
         found |= {name: torch.from_numpy(values) for name, values in arrays.items()}
         for name in self.ragged:

@@ -95,9 +95,11 @@ def _choose(
     likely = [one for one in fitting if hint in one.lower()]
     if len(likely) == 1:
         return likely[0]
-    listed = ", ".join(likely or fitting) or "none"
+    listed = ", ".join(likely or fitting)
+    among = f"candidates: {listed}" if listed else "none has the type that is usual for it"
     raise InvalidInputError(
-        f"{store.path}: cannot tell which column holds the {what} of each row: name it; candidates: {listed}"
+        f"{store.path}: cannot tell which column holds the {what} of each row: name it, by {what}= or "
+        f"--{what}; {among}"
     )
 
 

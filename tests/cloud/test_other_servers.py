@@ -1,6 +1,11 @@
-"""Stores on Azure, as Azurite plays it — skipped unless it is installed (npm, in tests/cloud/azurite)."""
+"""Other servers — what Azurite makes of Azure, and ministack of S3, each skipped unless it is installed.
+
+Azurite comes from npm, in tests/cloud/azurite; ministack from PyPI, where it wants an environment of its own.
+Each is a second implementation of what the tests on moto rely on.
+"""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
@@ -10,8 +15,11 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +29,9 @@ from zarrow.errors import IncompleteStoreError, InvalidInputError, StoreLockedEr
 
 NODE = Path(__file__).with_name("azurite") / "node_modules" / ".bin"
 AZURITE = shutil.which("azurite-blob", path=os.pathsep.join([str(NODE), os.environ.get("PATH", "")]))
+MINISTACK = shutil.which("ministack")
 ACCOUNT = "devstoreaccount1"  # whose key is in Azurite's documentation
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-
-pytestmark = pytest.mark.skipif(AZURITE is None, reason="azurite is not installed")
 
 
 def make_container(endpoint: str, name: str) -> None:
@@ -44,18 +51,26 @@ def make_container(endpoint: str, name: str) -> None:
         assert answer.status == 201
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory) -> Iterator[dict]:
-    """Return the `storage_options` of a server that has one container."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert AZURITE is not None
-    command = [AZURITE, "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"]
+@dataclass
+class Server:
+    """A server with an empty bucket or container, called *results*."""
+
+    scheme: str
+    options: dict[str, Any]
+
+    def url(self, path: str) -> str:
+        return f"{self.scheme}://{path}"
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, folder: Path, **environment: str) -> Iterator[None]:
+    """Run a server until the end of the block, which begins when it answers."""
     server = subprocess.Popen(
-        [*command, "--blobHost", "127.0.0.1", "--blobPort", str(port)],
-        cwd=tmp_path_factory.mktemp("azurite"),
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 60
@@ -67,18 +82,57 @@ def options(tmp_path_factory) -> Iterator[dict]:
                 assert server.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-        endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
-        make_container(endpoint, "results")
-        yield {"account_name": ACCOUNT, "account_key": KEY, "endpoint": endpoint, "allow_http": True}
+        yield
     finally:
         server.kill()
         server.wait()
 
 
+@pytest.fixture(scope="module")
+def azurite(tmp_path_factory) -> Iterator[Server]:
+    if AZURITE is None:
+        pytest.skip("azurite is not installed")
+    port = free_port()
+    command = [AZURITE, "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"]
+    command += ["--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    with running(command, port, tmp_path_factory.mktemp("azurite")):
+        endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
+        make_container(endpoint, "results")
+        options = {"account_name": ACCOUNT, "account_key": KEY, "endpoint": endpoint, "allow_http": True}
+        yield Server("az", options)
+
+
+@pytest.fixture(scope="module")
+def ministack(tmp_path_factory) -> Iterator[Server]:
+    if MINISTACK is None:
+        pytest.skip("ministack is not installed")
+    port = free_port()
+    set_to = {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "SERVICES": "s3", "S3_PERSIST": "0"}
+    with running([MINISTACK], port, tmp_path_factory.mktemp("ministack"), **set_to):
+        endpoint = f"http://127.0.0.1:{port}"
+        request = urllib.request.Request(f"{endpoint}/results", method="PUT")
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200
+        keys = {"access_key_id": "me", "secret_access_key": "secret", "region": "us-east-1"}
+        yield Server("s3", {"endpoint": endpoint, "allow_http": True, **keys})
+
+
+@pytest.fixture(params=["azurite", "ministack"])
+def server(request) -> Server:
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.fixture(autouse=True)
 def spool(tmp_path, monkeypatch) -> Path:
     """Return the directory of the spools."""
-    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "AWS_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ZARROW_SPOOL", str(tmp_path / "spool"))
     return tmp_path / "spool"
@@ -95,9 +149,9 @@ def opened(url, options, **more) -> zarrow.Writer:
     return zarrow.Writer(url, storage_options=options, **more)
 
 
-def test_a_store_is_written_resumed_and_read(options, tmp_path):
+def test_a_store_is_written_resumed_and_read(server, tmp_path):
     """By two writers, then from another machine; read by ranges, by engines, verified, and copied back."""
-    url = "az://results/run.zarrow"
+    url, options = server.url("results/run.zarrow"), server.options
     one, other = (opened(url, options, shared=True) for _ in range(2))
     add(one, range(20))
     add(other, range(20, 40))
@@ -124,13 +178,14 @@ def test_a_store_is_written_resumed_and_read(options, tmp_path):
         assert zarrow.verify(store.path, "full").ok
     zarrow.copy(url, tmp_path / "back.zarrow", storage_options=options)
     assert zarrow.verify(tmp_path / "back.zarrow", "full").ok
-    zarrow.copy(tmp_path / "back.zarrow", "az://results/again.zarrow", storage_options=options)
-    assert zarrow.open("az://results/again.zarrow", storage_options=options).num_rows == 70
+    again = server.url("results/again.zarrow")
+    zarrow.copy(tmp_path / "back.zarrow", again, storage_options=options)
+    assert zarrow.open(again, storage_options=options).num_rows == 70
 
 
-def test_one_that_was_overtaken_adds_nothing(options, tmp_path):
+def test_one_that_was_overtaken_adds_nothing(server, tmp_path):
     """Conditions of puts are kept, by which a writer finds out."""
-    url = "az://results/overtaken.zarrow"
+    url, options = server.url("results/overtaken.zarrow"), server.options
     first = opened(url, options)
     add(first, range(10))
     second = opened(url, options, spool=tmp_path / "second")
@@ -141,12 +196,32 @@ def test_one_that_was_overtaken_adds_nothing(options, tmp_path):
     assert zarrow.open(url, storage_options=options).num_rows == 40
 
 
-def test_wrong_credentials_and_no_container(options):
-    """Both are found out when the store is opened, in words, without a secret."""
+def test_a_bucket_that_does_not_exist(server):
+    """It is found out when the store is opened, in words."""
     with pytest.raises(InvalidInputError, match="no such bucket"):
-        opened("az://nowhere/run.zarrow", options)
+        opened(server.url("nowhere/run.zarrow"), server.options)
+
+
+def test_wrong_credentials(azurite):
+    """They are found out when the store is opened, in words, without a secret; ministack takes any."""
     wrong = base64.b64encode(b"the secret of another account...").decode()
     for open_it in (zarrow.open, zarrow.Writer):
         with pytest.raises(PermissionError, match="credentials") as caught:
-            open_it("az://results/run.zarrow", storage_options={**options, "account_key": wrong})
+            open_it("az://results/run.zarrow", storage_options={**azurite.options, "account_key": wrong})
         assert wrong not in str(caught.value)
+
+
+def test_two_that_begin_at_once(server, tmp_path):
+    """Of writers that create a store in the same moment, one does, and the others add to it."""
+    url, options = server.url("results/race.zarrow"), server.options
+
+    def write(number: int) -> None:
+        writer = opened(url, options, shared=True, spool=tmp_path / str(number))
+        add(writer, range(number * 40, number * 40 + 40))
+        writer.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    zarrow.Writer(url, mode="a", storage_options=options, spool=tmp_path / "last").finalize()
+    assert sorted(zarrow.open(url, storage_options=options).table()["id"].to_pylist()) == list(range(160))
+    assert zarrow.verify(url, "full", storage_options=options).ok
