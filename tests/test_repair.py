@@ -554,12 +554,17 @@ def test_a_crash_in_a_repair_is_harmless(
     disk = Disk(base)
     tally = Tally()
     for number, call in enumerate(recorder.log):
+        if profile == "ci" and number % 2:
+            disk.do(call)
+            continue
         trees = [("killed", disk.now()), ("power cut", disk.cut(rng))]
         if profile == "long":
             trees += [("power cut", disk.cut(rng)) for _ in range(100)]
         for turn, (label, tree) in enumerate(trees):
             for after in (
-                ("repair", "writer") if profile == "long" else (("repair", "writer")[(number + turn) % 2],)
+                ("repair", "writer")
+                if profile == "long"
+                else (("repair", "writer")[(number // 2 + turn) % 2],)
             ):
                 tally.states += 1
                 state = State(f"{label} before call {number}, {call}, then a {after}", tree, {})

@@ -83,6 +83,33 @@ class Memmap:
             yield tensor(self.vectors[rows]), tensor(self.data.label[rows])
 
 
+class MemmapMap(Memmap):
+    """The same file in a DataLoader: what torch's loader takes for itself."""
+
+    package = "torch"
+    workers = 0
+
+    def __len__(self) -> int:
+        return self.data.rows
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        tensor = _tensor()
+        return tensor(self.vectors[rows]), tensor(self.data.label[rows])
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        yield from _loader(self, self.data, shuffle=True, num_workers=self.workers, collate_fn=_as_it_is)
+
+
+class MemmapMapWorkers(MemmapMap):
+    """The same with two workers."""
+
+    workers = 2
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 def _tensor() -> Callable[[np.ndarray], Any]:
     """Return what makes a tensor; without torch (annbatch's Python) the array will do."""
     try:
@@ -314,6 +341,8 @@ class AnnBatch:
 
 CONTENDERS: dict[str, Callable[[Path, Data], Any]] = {
     "memmap": Memmap,
+    "memmap-map": MemmapMap,
+    "memmap-map-workers": MemmapMapWorkers,
     "zarrow": Zarrow,
     "zarrow-unthreaded": ZarrowUnthreaded,
     "zarrow-workers": ZarrowWorkers,

@@ -31,7 +31,7 @@ from zarrow.writer import Writer
 
 pytestmark = pytest.mark.slow
 
-STATES = {"ci": 40, "long": 4_000}  # of each kind, for each of eight workloads
+STATES = {"ci": 20, "long": 4_000}  # of each kind, for each of eight workloads
 
 
 def read(path: Path, workload: Workload) -> dict[int, int]:

@@ -1,6 +1,6 @@
 """Flipped bits and `verify` — in every kind of file, in complete stores and in killed ones.
 
-By default every bit of files up to 200 bytes is flipped, and one bit per byte of larger ones;
+By default every bit of files up to 80 bytes is flipped, and one bit in every seventh byte of larger ones;
 ``--profile long`` flips every bit.
 """
 
@@ -21,7 +21,7 @@ from zarrow._format import layout
 from zarrow._read import catalog, open_rows
 from zarrow.errors import ZarrowError
 
-ALL_BITS_BYTES = 200
+ALL_BITS_BYTES = 80
 
 WRITE = """
 import os, signal, sys
@@ -100,10 +100,10 @@ def kind_of(path: Path) -> str:
 
 
 def flips(path: Path, counted: int, every: bool, small_bytes: int = ALL_BITS_BYTES) -> Iterator[int]:
-    """Yield the numbers of the bits to flip: all of them, or of a larger file one in every third byte."""
+    """Yield the numbers of the bits to flip: all of them, or of a larger file one in every seventh byte."""
     size = min(path.stat().st_size, counted)
     all_bits = every or size <= small_bytes
-    for byte in range(0, size, 1 if all_bits else 3):
+    for byte in range(0, size, 1 if all_bits else 7):
         bits = range(8) if all_bits else [byte * 5 % 8]
         yield from (byte * 8 + bit for bit in bits)
 

@@ -142,7 +142,7 @@ def test_recovery_of_a_store_with_a_flipped_bit_raises_or_is_right(codecs, figur
     """A store with any bit flipped is refused on resuming, or holds only correct rows once finalized."""
     workload = WORKLOADS[codecs]
     tree = killed(workload)
-    every = 1 if profile == "long" else 101
+    every = 1 if profile == "long" else 211
     tried = refused = 0
     bad = []
     with scratch() as top:

@@ -144,7 +144,8 @@ def test_a_refused_call_loses_no_accepted_row_and_is_not_swallowed(name, figures
     recording = record(workload)
     numbers = len(recording.log)
     turn = list(WORKLOADS).index(name)
-    for number in range(numbers):
+    every, first = (2, turn // 2 % 2) if profile == "ci" else (1, 0)  # so that all kinds are tried
+    for number in range(first, numbers, every):
         for kind in kinds_tried:
             state = State(f"{name}, call {number}, {kind}", None, {})
 
@@ -155,7 +156,7 @@ def test_a_refused_call_loses_no_accepted_row_and_is_not_swallowed(name, figures
                     kinds[hit] = kinds.get(hit, 0) + 1
 
             tally.check(state, judge)
-    figures("faults at every call", calls=numbers, faults=tally.states, bad=len(tally.bad), **kinds)
+    figures("faults at calls", calls=numbers, faults=tally.states, bad=len(tally.bad), **kinds)
     assert not tally.bad, "\n".join(tally.bad[:20])
 
 

@@ -9,7 +9,7 @@ from crash.workloads import WORKLOADS, record
 
 pytestmark = pytest.mark.slow
 
-STATES = {"ci": 900, "long": 35_000}  # for each of eight workloads
+STATES = {"ci": 450, "long": 35_000}  # for each of eight workloads
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

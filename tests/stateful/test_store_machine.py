@@ -204,7 +204,7 @@ class Compressed(Machine):
 @pytest.mark.parametrize("machine", [Machine, Compressed], ids=["plain", "compressed"])
 def test_a_store_follows_its_model(machine, profile, figures):
     """Any sequence of steps leaves exactly the appended rows, in each writer's order."""
-    examples, steps = {"ci": (100, 75), "long": (1_000, 500)}[profile]  # per machine
+    examples, steps = {"ci": (60, 60), "long": (1_000, 500)}[profile]  # per machine
     run_state_machine_as_test(
         machine,
         settings=settings(
