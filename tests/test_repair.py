@@ -561,11 +561,8 @@ def test_a_crash_in_a_repair_is_harmless(
         if profile == "long":
             trees += [("power cut", disk.cut(rng)) for _ in range(100)]
         for turn, (label, tree) in enumerate(trees):
-            for after in (
-                ("repair", "writer")
-                if profile == "long"
-                else (("repair", "writer")[(number // 2 + turn) % 2],)
-            ):
+            one = ("repair", "writer")[(number // 2 + turn) % 2]
+            for after in ("repair", "writer") if profile == "long" else (one,):
                 tally.states += 1
                 state = State(f"{label} before call {number}, {call}, then a {after}", tree, {})
                 tally.check(state, lambda state, after=after: judge(state.tree, after, originals, left))
