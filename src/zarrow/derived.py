@@ -5,13 +5,15 @@
 (`_read.derived_arrays` says where the array is stored and when it is valid).
 
 A crash of `add_array` leaves the array that was there before, or none; readers ignore what had been written,
-and the next attempt replaces it.
+and the next attempt replaces it. For a store in a bucket the array is made in the directory for temporary
+files, and put there when it is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ from zarrow._format import array_spec, layout
 from zarrow._format.given import as_array
 from zarrow._format.ragged import Ragged, RaggedArray, is_ragged
 from zarrow._format.records import Identity
+from zarrow._read.catalog import read_spec
 from zarrow._read.derived_arrays import DERIVED_FROM, derived_names
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._storage.objects import on_disk
+from zarrow._storage.objects import ObjectPath, located
+from zarrow._storage.reading import open_file
 from zarrow._write.directory import exclusively, require_rows
 from zarrow.errors import (
     CorruptionError,
@@ -55,16 +59,17 @@ def add_array(
     values: npt.ArrayLike | Ragged | Iterable[npt.NDArray[Any] | Ragged],
     *,
     provenance: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Store an array that was computed from a store's rows: durable and visible on return.
 
-    An existing derived array of that name is replaced in one step. Stores that are already open see the new
-    one when they are reopened. It belongs to the rows of `store`: after an append it is ignored until it is
-    added again.
+    An existing derived array of that name is replaced in one step; in a bucket, readers miss it while the new
+    one is put there. Stores that are already open see the new one when they are reopened. It belongs
+    to the rows of `store`: after an append it is ignored until it is added again.
 
     Parameters
     ----------
-    store : Store or path
+    store : Store, path or URL
         A complete store: the one that the values were computed from, or the path of a store that nothing has
         changed since.
     name : str
@@ -74,6 +79,8 @@ def add_array(
         Rows of any number of vectors, in any form that `Writer.append` takes, make a ragged array.
     provenance : mapping, optional
         JSON values that say how it was computed.
+    storage_options : dict of str, optional
+        For URLs; see `zarrow.open`.
 
     Raises
     ------
@@ -98,7 +105,7 @@ def add_array(
     (<zarrow.StoreArray 'doubled' (5000, 8) float32 [bytes]>, ['doubled'])
     """
     if not isinstance(store, Store):
-        with open_store(store) as opened:
+        with open_store(store, storage_options=storage_options) as opened:
             store_array(opened, name, values, provenance)
     else:
         store_array(store, name, values, provenance)
@@ -121,10 +128,15 @@ def store_array(
     locked : bool
         Whether the caller holds the store's lock.
     """
-    root, identity = Path(os.path.realpath(store.path)), store.identity
     if not store.complete:
-        raise IncompleteStoreError(f"{root}: only a complete store has derived arrays: finalize it first")
-    check_derived_name(name, {*store.arrays, *store.ragged, *store.schema.names}, root)
+        raise IncompleteStoreError(
+            f"{store.path}: only a complete store has derived arrays: finalize it first"
+        )
+    check_derived_name(name, {*store.arrays, *store.ragged, *store.schema.names}, store.path)
+    if isinstance(store.path, ObjectPath):
+        _put(store, store.path / layout.DERIVED_DIR / name, name, values, provenance)
+        return
+    root, identity = Path(os.path.realpath(store.path)), store.identity
     target = root / layout.DERIVED_DIR / name
     if target.is_symlink():
         raise CorruptionError("a symbolic link, which may lead out of the store: remove it", path=target)
@@ -135,6 +147,49 @@ def store_array(
         raise WriteFailedError(
             error.errno or 0, f"{target}: a derived array cannot be stored here: {error.strerror}"
         ) from error
+    with _only_one(target):
+        # Under the lock: a pack that begins later takes the array along.
+        within = contextlib.nullcontext() if locked else exclusively(root, Identity(**identity))
+        try:
+            _write(store, target, name, values, provenance, within)
+        except WriteFailedError:
+            require_rows(root, Identity(**identity))  # or that is why
+            raise
+
+
+def _put(
+    store: Store, target: ObjectPath, name: str, values: Any, provenance: Mapping[str, Any] | None
+) -> None:
+    """Make the array on the disk, and put it into the bucket in place of what is there."""
+    with tempfile.TemporaryDirectory(prefix="zarrow-derived-") as folder:
+        made = Path(folder) / name
+        _write(store, made, name, values, provenance, contextlib.nullcontext())
+        try:
+            _delete(target)
+            found = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
+            for path in (*sorted(found - {layout.STORE_JSON}), layout.STORE_JSON):  # which makes it a store
+                target.put(path, open_file(made, path))
+        except OSError as error:
+            raise WriteFailedError(
+                error.errno or 0, f"{target}: the derived array cannot be put here: {error.strerror or error}"
+            ) from error
+
+
+def _delete(target: ObjectPath) -> None:
+    """Remove the objects of a derived array, those first that make it one."""
+    for path in (layout.MANIFEST_JSON, layout.STORE_JSON, *target.names()):
+        target.delete(path)
+
+
+def _write(
+    store: Store,
+    target: Path,
+    name: str,
+    values: Any,
+    provenance: Mapping[str, Any] | None,
+    within: contextlib.AbstractContextManager[object],
+) -> None:
+    """Write the array as a store of its own, which is completed `within` a context."""
     blocks = _blocks(values, name)
     first = next(blocks, None)
     if first is None:
@@ -144,40 +199,40 @@ def store_array(
     if isinstance(first, Ragged) and layout.count_column(name) in store.schema.names:
         raise InvalidInputError(
             f"array {name!r}: its counts are shown as {layout.count_column(name)!r}, which is a column of "
-            f"{root}: choose another name"
+            f"{store.path}: choose another name"
         )
     declared, few = _declared(first)
-    with _only_one(target):
-        writer = Writer(
-            target,
-            mode="w",
-            arrays={name: declared},
-            schema=pa.schema([]),
-            segment_rows=SEGMENT_ROWS if few else None,
-            provenance={**(provenance or {}), DERIVED_FROM: identity},
-        )
-        try:
-            with writer:
-                _append(writer, name, first, blocks, store.num_rows)
-                # Under the lock: a pack that begins later takes the array along.
-                with contextlib.nullcontext() if locked else exclusively(root, Identity(**identity)):
-                    writer.finalize()
-        except BaseException as error:
-            writer.discard()
-            if isinstance(error, WriteFailedError):
-                require_rows(root, Identity(**identity))  # or that is why
-            raise
+    writer = Writer(
+        target,
+        mode="w",
+        arrays={name: declared},
+        schema=pa.schema([]),
+        segment_rows=SEGMENT_ROWS if few else None,
+        provenance={**(provenance or {}), DERIVED_FROM: store.identity},
+    )
+    try:
+        with writer:
+            _append(writer, name, first, blocks, store.num_rows)
+            with within:
+                writer.finalize()
+    except BaseException:
+        writer.discard()
+        raise
 
 
-def remove_array(path: str | os.PathLike[str], name: str) -> None:
+def remove_array(
+    path: str | os.PathLike[str], name: str, *, storage_options: Mapping[str, Any] | None = None
+) -> None:
     """Remove a derived array, whether or not it can still be used.
 
     Parameters
     ----------
-    path : path
+    path : path or URL
         The store.
     name : str
         The derived array.
+    storage_options : dict of str, optional
+        For URLs; see `zarrow.open`.
 
     Raises
     ------
@@ -197,11 +252,15 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
     >>> list(zarrow.open(store.path).derived)
     []
     """
-    root = Path(os.path.realpath(on_disk(path)))
+    place = located(path, storage_options)
+    if isinstance(place, ObjectPath):
+        read_spec(place)  # raises if there is no store
+        _require_derived(place, name)
+        _delete(place / layout.DERIVED_DIR / name)
+        return
+    root = Path(os.path.realpath(place))
     with exclusively(root):  # or a pack would take the array along
-        there = derived_names(root)
-        if name not in there:
-            raise UnknownNameError(f"{root}: {unknown_name('derived array', name, there)}")
+        _require_derived(root, name)
         target = root / layout.DERIVED_DIR / name
         try:
             scratch = files.scratch_name(root / layout.OPEN_DIR)
@@ -214,7 +273,13 @@ def remove_array(path: str | os.PathLike[str], name: str) -> None:
             ) from error
 
 
-def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:
+def _require_derived(root: Path | ObjectPath, name: str) -> None:
+    there = derived_names(root)
+    if name not in there:
+        raise UnknownNameError(f"{root}: {unknown_name('derived array', name, there)}")
+
+
+def check_derived_name(name: str, taken: Collection[str], path: object) -> None:
     """Raise if a derived array of a store cannot have this name.
 
     Parameters
@@ -223,7 +288,7 @@ def check_derived_name(name: str, taken: Collection[str], path: Path) -> None:
         The name.
     taken : collection of str
         The store's columns and arrays.
-    path : Path
+    path : path or URL
         The store.
 
     Raises

@@ -10,11 +10,13 @@ import numpy as np
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from cloud.servers import SECRET
 from typer.testing import CliRunner
 
 import zarrow
+from zarrow.analysis import build_neighbours, map_rows
 from zarrow.cli import app
 from zarrow.errors import (
     CorruptionError,
@@ -24,8 +26,11 @@ from zarrow.errors import (
     StoreChangedError,
     StoreExistsError,
     StoreNotFoundError,
+    UnknownNameError,
+    WriteFailedError,
     ZarrowError,
 )
+from zarrow.transfer import export, import_
 
 ROWS = 5_000
 
@@ -287,15 +292,14 @@ class TestErrors:
         assert [one.path for one in zarrow.verify(url, **options).findings] == ["notes.txt"]
 
     def test_refuses_what_needs_a_disk(self, bucket, url, tmp_path, monkeypatch):
-        """Whatever changes a store, but a writer, says so, and makes no directory called s3:."""
+        """What needs a disk says so, and makes no directory called s3:."""
         monkeypatch.chdir(tmp_path)
         store = zarrow.open(url, storage_options=bucket.options)
         for call in (
             lambda: zarrow.repair(url),
             lambda: zarrow.pack(url),
-            lambda: zarrow.build_index(url),
-            lambda: zarrow.add_array(store, "x", np.zeros((ROWS, 2))),
-            lambda: zarrow.remove_array(url, "twice"),
+            lambda: build_neighbours(store, "plain"),
+            lambda: export(store, bucket.url("x.parquet")),
         ):
             with pytest.raises(InvalidInputError, match=r"s3://.*disk"):
                 call()
@@ -388,3 +392,71 @@ class TestCopying:
         store = zarrow.open(url, partial=True, storage_options=bucket.options)
         assert store.table().equals(zarrow.open(local).table())
         assert isinstance(store.table(), pa.Table)
+
+
+class TestMaking:
+    def test_an_index_is_made_and_used(self, bucket, url):
+        """`build_index` puts one object, by which keys are found without the table."""
+        client = zarrow.open(url, storage_options=bucket.options).path.client
+        obstore.delete(client, "index/keys.index")
+        zarrow.build_index(url, storage_options=bucket.options)
+        bucket.requests.clear()
+        store = zarrow.open(url, storage_options=bucket.options)
+        assert store.locate({"id": [4321, 7]}).tolist() == [4321, 7]
+        assert not any("/table/" in request.path for request in bucket.requests)
+        assert zarrow.verify(store.path, "full").findings == ()
+
+    def test_a_derived_array_is_made_replaced_and_removed(self, bucket, url, local):
+        """`add_array`, and analyses that use it, in place of an older one; `remove_array` leaves nothing."""
+        options = {"storage_options": bucket.options}
+        before = set(zarrow.open(url, **options).path.names())
+        for factor in (3, 5):
+            zarrow.add_array(url, "more", zarrow.open(local)["plain"][:] * factor, **options)
+            store = zarrow.open(url, **options)
+            np.testing.assert_array_equal(store["more"][:10], zarrow.open(local)["plain"][:10] * factor)
+        made = map_rows(store, "plain")
+        assert zarrow.open(url, **options)[made.name].shape == (ROWS, 2)
+        assert zarrow.verify(store.path, "full").findings == ()
+        with pytest.raises(InvalidInputError, match="must have a row for each"):
+            zarrow.add_array(store, "more", np.zeros((3, 2)))
+        assert zarrow.open(url, **options)["more"].shape == (ROWS, 64)  # a refused one leaves the old one
+        for name in ("more", made.name):
+            zarrow.remove_array(url, name, **options)
+        assert set(store.path.names()) == before
+        with pytest.raises(UnknownNameError, match="more"):
+            zarrow.remove_array(url, "more", **options)
+
+    def test_one_that_was_not_put_whole_is_made_again(self, bucket, url):
+        """A process that dies leaves an array that readers name and ignore, and the next one replaces it."""
+
+        def fail(environ, start_response, app):
+            if environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("manifest.json"):
+                start_response("403 Forbidden", [])
+                return [b""]
+            return app(environ, start_response)
+
+        values, options = np.ones((ROWS, 2), "f4"), {"storage_options": bucket.options}
+        bucket.fault = fail
+        with pytest.raises(WriteFailedError, match="more: the derived array cannot be put here"):
+            zarrow.add_array(url, "more", values, **options)
+        bucket.fault = None
+        with pytest.raises(IncompleteStoreError, match="make it again"):
+            zarrow.open(url, **options)["more"]
+        zarrow.add_array(url, "more", values, **options)
+        assert zarrow.open(url, **options)["more"][:].sum() == 2 * ROWS
+
+    def test_files_are_imported(self, bucket, tmp_path, monkeypatch):
+        """Into a free place only; the command names the URL as it was given."""
+        pq.write_table(pa.table({"id": [1, 2], "v": [[1.0, 2.0], [3.0, 4.0]]}), tmp_path / "x.parquet")
+        target, options = bucket.url("imported.zarrow"), {"storage_options": bucket.options}
+        assert import_(tmp_path / "x.parquet", target, keys=["id"], **options) == 2
+        assert zarrow.open(target, **options)["v"][1].tolist() == [3.0, 4.0]
+        with pytest.raises(StoreExistsError, match="choose another URL"):
+            import_(tmp_path / "x.parquet", target, **options)
+        with pytest.raises(InvalidInputError, match="cannot be replaced at once"):
+            import_(tmp_path / "x.parquet", target, overwrite=True, **options)
+        for name, value in bucket.options.items():
+            monkeypatch.setenv(f"AWS_{name.upper()}", str(value))
+        for command in (["index", target], ["info", target], ["remove", target, "id"]):
+            result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+            assert target in result.output, command

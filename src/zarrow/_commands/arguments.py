@@ -17,6 +17,7 @@ from typer import Argument, BadParameter, Option
 
 from zarrow._commands.terminal import err, escape, say
 from zarrow._format.spec import rows_of_expected
+from zarrow._storage.objects import is_remote, printable_url
 from zarrow.errors import IncompleteStoreError, InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "Where",
     "comma_list",
     "key_of",
+    "named",
     "open_store",
     "open_stores",
     "out_option",
@@ -115,6 +117,15 @@ Seed = Annotated[int, Option("--seed", help="Random seed.")]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
 
+def named(path: Path) -> str:
+    """Return a store's path or URL as it was given; as a `Path`, a URL has one slash less.
+
+    >>> named(Path("run.zarrow")), named(Path("s3://bucket/run.zarrow"))
+    ('run.zarrow', 's3://bucket/run.zarrow')
+    """
+    return printable_url(re.sub(":/+", "://", str(path), count=1)) if is_remote(path) else str(path)
+
+
 def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:
     """Open a store.
 
@@ -136,13 +147,13 @@ def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:
             with zarrow.open(path, partial=True) as store:
                 rows = rows_of_expected(store.num_rows, store.expected_rows)
             raise IncompleteStoreError(
-                f"{path}: the store is incomplete: {rows} are safe: resume its run, or complete it as it is: "
-                f"zarrow finalize {path}{remedy}"
+                f"{named(path)}: the store is incomplete: {rows} are safe: resume its run, or complete it as "
+                f"it is: zarrow finalize {named(path)}{remedy}"
             ) from error
     store = zarrow.open(path, partial=True)
     if not store.complete:
         rows = rows_of_expected(store.num_rows, store.expected_rows)
-        say(f"[yellow]{escape(str(path))} is incomplete: {rows} so far[/]", err)
+        say(f"[yellow]{escape(named(path))} is incomplete: {rows} so far[/]", err)
     return store
 
 

@@ -21,6 +21,7 @@ from zarrow._commands.arguments import (
     Seed,
     StorePath,
     comma_list,
+    named,
     open_store,
 )
 from zarrow._commands.show_answer import show_left_out
@@ -88,8 +89,8 @@ def compare(
         return
     one_sided = len(found.only_a), len(found.only_b)
     say(
-        f"{found.matched:,} rows in both; {one_sided[0]:,} only in {escape(str(path))}, {one_sided[1]:,} "
-        f"only in {escape(str(other))}"
+        f"{found.matched:,} rows in both; {one_sided[0]:,} only in {escape(named(path))}, {one_sided[1]:,} "
+        f"only in {escape(named(other))}"
     )
     show_left_out({"NaN or infinity in a vector": found.nonfinite_rows})
     cosines = f"{cell(found.cosine_mean)} ± {cell(found.cosine_std)}, at least {cell(found.cosine_min)}"

@@ -23,6 +23,7 @@ from zarrow._commands.arguments import (
     Seed,
     StorePath,
     comma_list,
+    named,
     open_store,
     out_option,
 )
@@ -76,8 +77,8 @@ def map_store(
     how = f", {sum(shares):.1%} of the variance" if shares else f", fitted to {made.sample_rows:,} rows"
     text = (
         f"[green]mapped[/] {made.rows:,} rows of {escape(made.array)} by {made.method}{how}\n"
-        f"stored as the array [bold]{escape(str(made.name))}[/] of {escape(str(path))}; to draw it: "
-        f"[cyan]zarrow plot {escape(str(path))} --map {escape(str(made.name))} -o map.png[/]"
+        f"stored as the array [bold]{escape(str(made.name))}[/] of {escape(named(path))}; to draw it: "
+        f"[cyan]zarrow plot {escape(named(path))} --map {escape(str(made.name))} -o map.png[/]"
     )
     answer(made.to_dict(), text, as_json=as_json)
 

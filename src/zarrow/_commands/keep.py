@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from typer import Argument, BadParameter, Exit, Option, Typer
 
-from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, open_store
+from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, named, open_store
 from zarrow._commands.show_audit import show_repair, show_report
 from zarrow._commands.show_store import facts_of, show_info
 from zarrow._commands.terminal import (
@@ -60,7 +60,7 @@ def finalize(
     if sort or drop_duplicates:
         on_disk(path)  # raises if it is a URL
     with zarrow.open(path, partial=True) as store:  # raises if there is no store: a writer would create one
-        name = escape(str(store.path if is_remote(path) else path))
+        name = escape(named(path))
         rows, complete, expected = store.num_rows, store.complete, store.expected_rows
         order = [name for name in ("dataloader_idx", "sample_index") if name in store.schema.names]
         if not complete and "predict" in store.provenance and not drop_duplicates:
@@ -80,7 +80,7 @@ def finalize(
     has = rows_of_expected(rows, expected)
     gone = f"dropped {counted(dropped, 'duplicate')} of {rows + dropped:,} rows\n" if drop_duplicates else ""
     text = f"{name} is complete already: {has}" if complete else f"[green]complete:[/] {name} has {has}"
-    facts = {"path": str(path), "rows": rows, "expected_rows": expected, "dropped_rows": dropped}
+    facts = {"path": named(path), "rows": rows, "expected_rows": expected, "dropped_rows": dropped}
     answer(facts, gone + text, as_json=as_json)
 
 
@@ -256,10 +256,15 @@ def index(path: StorePath, as_json: AsJson = False) -> None:
         repeated = store.duplicated()
         keys = store.num_rows - len(repeated)
         text = (
-            f"[green]indexed:[/] {escape(str(path))}: {keys:,} keys ({escape(', '.join(store.keys))}) of "
+            f"[green]indexed:[/] {escape(named(path))}: {keys:,} keys ({escape(', '.join(store.keys))}) of "
             f"{store.num_rows:,} rows"
         )
-        facts = {"path": str(path), "rows": store.num_rows, "keys": list(store.keys), "distinct_keys": keys}
+        facts = {
+            "path": named(path),
+            "rows": store.num_rows,
+            "keys": list(store.keys),
+            "distinct_keys": keys,
+        }
         answer(facts, text, as_json=as_json)
         if len(repeated):
             first = store.take(repeated[:5], [*store.keys, "row"], [])[0].to_pylist()
@@ -283,8 +288,8 @@ def remove(
         if name in store.arrays or name in store.ragged or name in store.columns:
             kind = "a column" if name in store.columns else "an array"
             raise InvalidInputError(
-                f"{path}: {name!r} is {kind} of the run, and only derived arrays can be removed: export what "
-                "is to stay (zarrow export --columns, --arrays) and import it as another store"
+                f"{named(path)}: {name!r} is {kind} of the run, and only derived arrays can be removed: "
+                "export what is to stay (zarrow export --columns, --arrays) and import it as another store"
             )
     zarrow.remove_array(path, name)
-    answer({"path": str(path), "removed": name}, f"[green]removed:[/] {escape(name)}", as_json=as_json)
+    answer({"path": named(path), "removed": name}, f"[green]removed:[/] {escape(name)}", as_json=as_json)

@@ -8,7 +8,16 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from zarrow._commands.arguments import Arrays, AsJson, Columns, Names, StorePath, comma_list, open_store
+from zarrow._commands.arguments import (
+    Arrays,
+    AsJson,
+    Columns,
+    Names,
+    StorePath,
+    comma_list,
+    named,
+    open_store,
+)
 from zarrow._commands.terminal import answer, escape, progress_bar
 
 __all__ = ["app"]
@@ -103,5 +112,5 @@ def import_store(
             overwrite=overwrite,
             progress=bar,
         )
-    text = f"[green]complete:[/] {escape(str(path))} has {rows:,} rows"
-    answer({"path": str(path), "rows": rows}, text, as_json=as_json)
+    text = f"[green]complete:[/] {escape(named(path))} has {rows:,} rows"
+    answer({"path": named(path), "rows": rows}, text, as_json=as_json)

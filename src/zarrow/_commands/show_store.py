@@ -14,6 +14,7 @@ import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
+from zarrow._commands.arguments import named
 from zarrow._commands.terminal import cell, counted, escape, grid_of, out, print_json, say, show_facts
 from zarrow._format.spec import rows_of_expected
 from zarrow._read.appearance import nested_lines
@@ -33,7 +34,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     with open_store(path, partial=True) as store:
         committed = store.committed_rows
         return {
-            "path": str(path),
+            "path": named(path),
             "uuid": store.uuid,
             "complete": store.complete,
             "expected_rows": store.expected_rows,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from zarrow._format import layout
 from zarrow._read import keys
@@ -13,14 +15,15 @@ from zarrow._read.columns import NarrowColumns
 from zarrow._read.key_index import SCRATCH_PREFIX, indexed_rows, key_batches, key_schema
 from zarrow._read.view import take_view
 from zarrow._storage import files
-from zarrow._storage.objects import on_disk
+from zarrow._storage.objects import ObjectPath, located
+from zarrow._storage.reading import open_file
 from zarrow._write.directory import exclusively
 from zarrow.errors import WriteFailedError, ZarrowError
 
 __all__ = ["build_index"]
 
 
-def build_index(path: str | os.PathLike[str]) -> None:
+def build_index(path: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
     """Write the index that lets `Store.locate` find rows by key: durable on return.
 
     The index is derived: it can be removed and built again at any time, and readers work without it, but
@@ -29,8 +32,11 @@ def build_index(path: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    path : path
-        A complete store that was written with ``keys=``.
+    path : path or URL
+        A complete store that was written with ``keys=``. The index of one in a bucket is made in the
+        directory for temporary files (``TMPDIR``), then put there.
+    storage_options : dict of str, optional
+        For URLs; see `zarrow.open`.
 
     Raises
     ------
@@ -55,7 +61,35 @@ def build_index(path: str | os.PathLike[str]) -> None:
     >>> store.locate({"subject_id": [3], "query": ["code//7"]})
     array([37])
     """
-    write_index(Path(os.path.abspath(on_disk(path))))
+    place = located(path, storage_options)
+    if isinstance(place, ObjectPath):
+        _put_index(place)
+    else:
+        write_index(place)
+
+
+def _put_index(place: ObjectPath) -> None:
+    """Make the index of a store in a bucket, whose rows stay as they are, and put it there: one object."""
+    import tempfile
+
+    view = take_view(place, partial=False)
+    key_schema(view)
+    columns = NarrowColumns(view)
+    try:
+        with (
+            tempfile.NamedTemporaryFile(prefix=SCRATCH_PREFIX) as made,
+            tempfile.TemporaryFile(prefix=SCRATCH_PREFIX) as spill,
+        ):
+            keys.build(
+                files.write, made.fileno(), spill.fileno(), key_batches(view, columns), indexed_rows(view)
+            )
+            view.guard()
+            found = Path(made.name)
+            place.put(layout.KEY_INDEX, open_file(found.parent, found.name))
+    except ZarrowError:
+        raise
+    except OSError as error:
+        raise _not_written(place, error) from error
 
 
 def write_index(root: Path, *, locked: bool = False) -> None:
@@ -85,8 +119,12 @@ def write_index(root: Path, *, locked: bool = False) -> None:
     except ZarrowError:
         raise
     except OSError as error:
-        raise WriteFailedError(
-            error.errno or errno.EIO,
-            f"{root / layout.INDEX_DIR}: the index cannot be written: {error.strerror or error}; the store "
-            "is as it was",
-        ) from error
+        raise _not_written(root, error) from error
+
+
+def _not_written(root: Path | ObjectPath, error: OSError) -> WriteFailedError:
+    return WriteFailedError(
+        error.errno or errno.EIO,
+        f"{root / layout.INDEX_DIR}: the index cannot be written: {error.strerror or error}; the store "
+        "is as it was",
+    )

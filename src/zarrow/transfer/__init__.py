@@ -17,12 +17,14 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from zarrow._format.layout import require_utf8
-from zarrow._storage.objects import on_disk
+from zarrow._format.layout import STORE_JSON, require_utf8
+from zarrow._maintenance.copy import copy
+from zarrow._storage.objects import ObjectPath, located, on_disk
 from zarrow.errors import (
     ConflictError,
     InvalidInputError,
@@ -187,6 +189,7 @@ def import_(
     keys: Sequence[str] = (),
     codecs: Any = None,
     overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Make a store from files of another format: complete on return.
@@ -220,8 +223,9 @@ def import_(
     ----------
     source : path
         The file or folder to import.
-    path : path
-        The store to make.
+    path : path or URL
+        The store to make. One in a bucket is made in the directory for temporary files (``TMPDIR``), then
+        copied there.
     format : str, optional
         One of those above; by default according to the source's suffix, or to the files that only a folder
         of ``"huggingface"`` or ``"colbert"`` has.
@@ -232,7 +236,10 @@ def import_(
     codecs : optional
         As in `zarrow.Writer`.
     overwrite : bool
-        Whether to replace an existing store, which stays in place until the new one is complete.
+        Whether to replace an existing store, which stays in place until the new one is complete; not in a
+        bucket.
+    storage_options : dict of str, optional
+        For URLs; see `zarrow.open`.
     progress : callable of (int, int), optional
         Called with the number of rows read so far and in all.
 
@@ -261,7 +268,15 @@ def import_(
     >>> import_(folder + "/run", folder + "/again.zarrow", "npy", keys=["subject_id", "query"])
     5000
     """
-    origin, goal = Path(os.path.abspath(on_disk(source))), Path(os.path.abspath(on_disk(path)))
+    place = located(path, storage_options)
+    if isinstance(place, ObjectPath):
+        _require_free(place, overwrite=overwrite)
+        with tempfile.TemporaryDirectory(prefix="zarrow-import-") as folder:
+            made = Path(folder, "made.zarrow")
+            done = import_(source, made, format, beside=beside, keys=keys, codecs=codecs, progress=progress)
+            copy(made, place)
+        return done
+    origin, goal = Path(os.path.abspath(on_disk(source))), place
     require_utf8(origin)
     chosen = _format(format or _recognised(origin), origin, IMPORTS, "import")
     if not origin.exists():
@@ -299,6 +314,16 @@ def import_(
                 raise OSError(error.errno, f"{goal}: {why}: nothing was imported") from error
             raise
     return done
+
+
+def _require_free(place: ObjectPath, *, overwrite: bool) -> None:
+    if overwrite:
+        raise InvalidInputError(
+            f"{place}: a store in a bucket cannot be replaced at once: import to another URL, or remove this "
+            "one first, manifest.json before the rest"
+        )
+    if place.exists(STORE_JSON):
+        raise StoreExistsError(f"{place} exists already: choose another URL")
 
 
 def _format(format: str | None, path: Path, known: Sequence[str], what: str) -> Any:
