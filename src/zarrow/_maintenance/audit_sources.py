@@ -76,7 +76,7 @@ class _SourcesAudit:
         documents = self._documents
         records = [(record, documents.checksums[number]) for number, record in documents.records.items()]
         full = documents.spec.segment_rows
-        found = visible_rows(self._slots.values(), documents.numbers, records, full)
+        found = visible_rows(self._slots.values(), records, full)
         for slot in found.copies:
             of = self._slots[slot].owner.reopens
             what = f"segment {of[0]}, which is still committed" if isinstance(of, tuple) else of

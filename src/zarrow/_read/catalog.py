@@ -331,11 +331,16 @@ def read_records_for(
 ) -> list[tuple[SegmentRecord, int]]:
     """Return the records that may have rows of these owners' open segments, each with its crc32c.
 
-    Once a repair has set segments aside, rows move to lower numbers, so that each record may.
+    And those that an open segment may be a copy of: after an open segment has got another owner, that number
+    may be lower than `from_segment`. Once a repair has set segments aside, rows move to lower numbers, so
+    that each record may have some.
     """
+    owners = [*owners]
     first = min((one.from_segment for one in owners), default=layout.MAX_SEGMENTS)
     first = 0 if put_aside(root) else first
-    return [read_record(root, number, spec) for number in numbers if number >= first]
+    reopened = {one.reopens[0] for one in owners if isinstance(one.reopens, tuple)}
+    wanted = (number for number in numbers if number >= first or number in reopened)
+    return [read_record(root, number, spec) for number in wanted]
 
 
 _PART = re.compile(r"part-(\d{8})\.parquet\Z")

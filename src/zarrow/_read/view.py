@@ -301,7 +301,7 @@ def _look(root: Place, seen: dict[str, OpenPiece]) -> View | None:
             if number >= snapshot.segments
         )
         records = catalog.read_records_for(root, snapshot.spec, numbers, owners)
-        pieces = tuple(_pieces(root, slots, numbers, records, snapshot.spec.segment_rows))
+        pieces = tuple(_pieces(root, slots, records, snapshot.spec.segment_rows))
     if last_files and not _still_last(snapshot):
         return None
     # From a bucket, the guard's stamp came with the bytes that say what the store is.
@@ -325,12 +325,11 @@ def _check_claims(root: Path, spec: StoreSpec, claims: list[Claim], slots: list[
 def _pieces(
     root: Place,
     slots: list[OpenPiece],
-    numbers: list[int],
     records: list[tuple[SegmentRecord, int]],
     full: int,
 ) -> Iterable[OpenPiece]:
     """Yield the rows of open segments that count."""
-    found = visible_rows([slot.rows.facts for slot in slots], numbers, records, full)
+    found = visible_rows([slot.rows.facts for slot in slots], records, full)
     found.check(root)
     by_name = {slot.rows.slot: slot for slot in slots}
     for name, ranges in found.ranges.items():

@@ -6,8 +6,9 @@ What a partial reader shows (`view`), what recovery keeps (`_write.recovery`) an
 1. Every record counts. Each number below one, and each that has a part, has a record, a claim (its writer is
    about to commit it), or a directory in quarantine (a repair has set it aside). A number without any of
    these is *missing*: damage. So is a part behind the last record, unless that segment was taken back.
-2. An open segment whose ``reopens`` names a record that is there, or an open segment that exists or was
-   committed in full, is a copy, and does not count. If it has more rows than that record, that is damage.
+2. An open segment whose ``reopens`` names a record that is there, by number and checksum, or an open segment
+   that exists or was committed in full, is a copy, and does not count. If it has more rows than that record,
+   that is damage.
 3. Of the open segments of a session, in the order of ``sequence``, those behind one that is not full do not
    count: a power cut took rows before theirs. If they have durable rows, that is damage.
 4. Of the others, those rows count that no record lists among its ``sources``, with a claim or without one.
@@ -109,7 +110,6 @@ class VisibleRows:
 
 def visible_rows(
     slots: Iterable[OpenSegmentFacts],
-    numbers: Collection[int],
     records: Iterable[tuple[SegmentRecord, int]],
     full: int,
 ) -> VisibleRows:
@@ -119,10 +119,9 @@ def visible_rows(
     ----------
     slots : iterable of OpenSegmentFacts
         All open segments whose creation was completed, also those without rows.
-    numbers : collection of int
-        The numbers of all records.
     records : iterable of (SegmentRecord, int)
-        The records that may have rows of these, each with the crc32c of its file.
+        The records that may have rows of these, or that these may be copies of, each with the crc32c of its
+        file (`catalog.read_records_for`).
     full : int
         Rows of a full segment.
     """
@@ -140,9 +139,9 @@ def visible_rows(
         of = one.owner.reopens
         if of in names or sum(stop - start for start, stop in committed.get(str(of), [])) >= full:
             copies.append(one.slot)
-        elif isinstance(of, tuple) and of[0] in numbers and (of[0] not in known or known[of[0]][1] == of[1]):
+        elif isinstance(of, tuple) and of[0] in known and known[of[0]][1] == of[1]:
             copies.append(one.slot)
-            if of[0] in known and one.rows > known[of[0]][0].rows:
+            if one.rows > known[of[0]][0].rows:
                 damage[one.slot] = (
                     f"a copy of segment {of[0]}, and more rows, though that is still committed: {_COPIED}"
                 )

@@ -218,7 +218,7 @@ def _drop_what_does_not_count(root: Path, spec: StoreSpec, dead: dict[str, Dead]
     numbers, owners = catalog.segment_numbers(root), [one.rows.owner for one in dead.values()]
     catalog.check_records(root, numbers, catalog.part_numbers(root), owners)
     records = catalog.read_records_for(root, spec, numbers, owners)
-    found = visible_rows((one.rows.facts for one in dead.values()), numbers, records, spec.segment_rows)
+    found = visible_rows((one.rows.facts for one in dead.values()), records, spec.segment_rows)
     found.check(root)
     for slot in (*found.copies, *found.behind):
         dead.pop(slot).lock.release()

@@ -262,9 +262,7 @@ class SpooledStore:
                     self._drop(dead.pop(slot))
             numbers, owners = catalog.segment_numbers(self.place), [one.rows.owner for one in dead.values()]
             records = catalog.read_records_for(self.place, spec, numbers, owners)
-            found = visible_rows(
-                (one.rows.facts for one in dead.values()), numbers, records, spec.segment_rows
-            )
+            found = visible_rows((one.rows.facts for one in dead.values()), records, spec.segment_rows)
             found.check(root)
             for slot in (*found.copies, *found.behind):
                 self._drop(dead.pop(slot))
@@ -404,7 +402,7 @@ class SpooledStore:
             return left
         numbers, owners = catalog.segment_numbers(self.place), [one.owner for one in left.values()]
         records = catalog.read_records_for(self.place, spec, numbers, owners)
-        found = visible_rows((one.facts for one in left.values()), numbers, records, spec.segment_rows)
+        found = visible_rows((one.facts for one in left.values()), records, spec.segment_rows)
         return {slot: one for slot, one in left.items() if slot not in found.copies}
 
     def _starts(self, spec: StoreSpec, left: dict[str, OpenRows]) -> dict[str, int]:

@@ -236,7 +236,7 @@ class Reader {
   async live(sources, records, open) {
     const full = this.spec.segment_rows
     const isCopy = ({ owner }) => Array.isArray(owner?.reopens)
-      ? records.has(owner.reopens[0]) && (this.checksums.get(owner.reopens[0])?.[0] ?? owner.reopens[1]) === owner.reopens[1]
+      ? records.has(owner.reopens[0]) && this.checksums.get(owner.reopens[0])?.[0] === owner.reopens[1]
       : open.some(one => one.slot === owner?.reopens)
     const listed = isOne => sources.filter(isOne).reduce((sum, [, start, stop]) => sum + stop - start, 0)
     for (const one of open.filter(isCopy)) {
