@@ -285,9 +285,9 @@ def test_a_file_that_is_mostly_in_memory_is_not_taken_for_warm(tmp_path):
     rows.read(0, 1)
     if any(rows._is_resident(row) for row in missing.tolist()):
         pytest.skip("a file system that keeps what nobody needs, or does not tell")
-    assert rows._is_cold(chosen)
+    assert rows._is_cold(chosen, mapping._disk_reads())
     np.testing.assert_array_equal(rows.take(chosen), data[chosen])
-    assert not rows._is_cold(chosen)
+    assert not rows._is_cold(chosen, mapping._disk_reads())
 
 
 def test_an_open_file_does_not_mind_what_becomes_of_its_name(tmp_path, vectors):
