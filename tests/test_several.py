@@ -165,7 +165,7 @@ def test_quotes_in_names(stores):
 def test_keys_are_found_in_their_models_store(stores):
     """A key names a model too, and leads to the row of that model."""
     view = zarrow.union(stores)
-    rows = view.locate({"model": ["c", "a", "a"], "id": [3, 3, 99]})
+    rows = view.locate({"model": ["c", "a", "a"], "id": [3, 3, 99]}, missing=-1)
     assert rows.tolist() == [len(stores["a"]) + len(stores["b"]) + 3, 3, -1]
     with pytest.raises(UnknownNameError, match="'d'"):
         view.locate({"model": ["d"], "id": [3]})

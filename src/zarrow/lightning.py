@@ -519,7 +519,9 @@ class PredictionWriter(BasePredictionWriter):
             warnings.warn(f"{self._grows_at} is left incomplete: {missing}: {remedy}", stacklevel=3)
 
     def _how_to_go_on(self) -> str:
-        return f"{self._again}, which {'predicts the rest' if self._mode == 'a' else 'starts over'}"
+        if self._mode == "w":
+            return f"{self._again.removesuffix(' with resume=True')}, which starts over"
+        return f"{self._again}, which predicts the rest"
 
     def _running(self) -> Run:
         if self._run is None:

@@ -453,20 +453,20 @@ class Union:
         numbers = row_numbers(rows_found(rows), self.num_rows)
         return {array.name: array.take(numbers, check=check) for array in self._chosen(arrays)}
 
-    def locate(self, keys: Any, *, missing: Literal[-1, "raise"] = -1) -> npt.NDArray[np.int64]:
+    def locate(self, keys: Any, *, missing: Literal["raise", -1] = "raise") -> npt.NDArray[np.int64]:
         """Return the rows that have these keys.
 
         Parameters
         ----------
         keys : table, frame or mapping of str to values
             The model, and the values of each key column, by name.
-        missing : {-1, "raise"}
+        missing : {"raise", -1}
             As in `Store.locate`.
 
         Returns
         -------
         int64 array, shape (n,)
-            The row of each key; −1 for none.
+            The row of each key.
 
         Raises
         ------

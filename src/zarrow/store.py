@@ -583,7 +583,7 @@ class Store:
         return {array.name: array.take(numbers, check=check) for array in self._chosen(arrays)}
 
     @_of_one_snapshot
-    def locate(self, keys: Any, *, missing: Literal[-1, "raise"] = -1) -> npt.NDArray[np.int64]:
+    def locate(self, keys: Any, *, missing: Literal["raise", -1] = "raise") -> npt.NDArray[np.int64]:
         """Return the rows that have these keys.
 
         Uses the index that `build_index` made. If there is none of exactly these rows (it never has live
@@ -596,13 +596,14 @@ class Store:
             The values of each key column, by name; other columns are ignored. A single key column needs no
             name. Values must be of the column's kind, but may differ in width: integers for integers,
             strings for strings, times with a zone for times with a zone.
-        missing : {-1, "raise"}
-            What to do about a key that no row has, such as one with a null.
+        missing : {"raise", -1}
+            What to do about a key that no row has, such as one with a null: raise, or give −1 for its row.
+            Leave those out before `take`: there, −1 is the last row, as in numpy.
 
         Returns
         -------
         int64 array, shape (n,)
-            The row of each key, the first one if several have it (see `duplicated`); −1 for none.
+            The row of each key, the first one if several have it (see `duplicated`).
 
         Raises
         ------
@@ -617,8 +618,10 @@ class Store:
         --------
         >>> import zarrow.testing
         >>> store = zarrow.testing.example_store()
-        >>> store.locate({"subject_id": [3, 4, 999_999], "query": ["code//7"] * 3})
-        array([37, 47, -1])
+        >>> store.locate({"subject_id": [3, 4], "query": ["code//7"] * 2})
+        array([37, 47])
+        >>> store.locate({"subject_id": [3, 999_999], "query": ["code//7"] * 2}, missing=-1)
+        array([37, -1])
         """
         if missing not in (-1, "raise"):
             raise InvalidInputError(f"missing must be -1 or 'raise', got {missing!r}")

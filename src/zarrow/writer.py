@@ -31,7 +31,7 @@ import pyarrow as pa
 from zarrow._format import layout
 from zarrow._format.given import TableLike
 from zarrow._format.ragged import RaggedArray
-from zarrow._format.spec import StoreSpec, rows_of_expected
+from zarrow._format.spec import StoreSpec, safe_rows
 from zarrow._read import catalog
 from zarrow._storage.objects import ObjectPath, located
 from zarrow._write import parts, publishing, recovery, reopening, seal
@@ -479,10 +479,10 @@ class Writer:
             forgotten = not (self._closed or self._shared or self._is_forked)
             self.close()
             if forgotten:
-                rows = rows_of_expected(self.accepted_rows, self.expected_rows)
+                rows = safe_rows(self.accepted_rows, self.expected_rows)
                 warnings.warn(
                     f"{self._root}: the writer's block ended without finalize(), so the store is incomplete: "
-                    f"{rows} are safe: call finalize() if these are all, or close() if more will follow; "
+                    f"{rows}: call finalize() if these are all, or close() if more will follow; "
                     "to go on, open the store with mode='a'",
                     stacklevel=2,
                 )

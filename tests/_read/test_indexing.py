@@ -156,7 +156,7 @@ def test_rows_that_are_none_are_refused(bad: Any, store: zarrow.Store) -> None:
 def test_keys_are_found_in_every_form(form: str, store: zarrow.Store) -> None:
     """A single key is looked up in every form of its values, alone and by name."""
     if form == "negative":
-        assert store.locate(FORMS[form]).tolist() == [7, -1, -1]
+        assert store.locate(FORMS[form], missing=-1).tolist() == [7, -1, -1]
         return
     for keys in (FORMS[form], {"id": FORMS[form]}):
         assert store.locate(keys).tolist() == [7, 10, 0]

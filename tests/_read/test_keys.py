@@ -131,29 +131,29 @@ class TestLocate:
         write(tmp_path / "s", pa.table({"id": np.arange(100) * 3}), ["id"])
         store = zarrow.open(tmp_path / "s")
         for values in ([3, 4], np.array([3, 4]), pa.array([3, 4]), pa.chunked_array([[3], [4]])):
-            assert store.locate(values).tolist() == [1, -1]
-        assert store.locate(pd.Series([3, 4])).tolist() == [1, -1]
-        assert store.locate(pl.Series([3, 4])).tolist() == [1, -1]
+            assert store.locate(values, missing=-1).tolist() == [1, -1]
+        assert store.locate(pd.Series([3, 4]), missing=-1).tolist() == [1, -1]
+        assert store.locate(pl.Series([3, 4]), missing=-1).tolist() == [1, -1]
         assert store.locate([]).tolist() == []
 
     def test_a_missing_key(self, whole):
         """A missing key gives −1, or an error that names it."""
         store = zarrow.open(whole)
         keys = {"subject_id": [3, 10**6, 5, None], "query": ["code//7", "code//7", "none", "code//1"]}
-        assert store.locate(keys).tolist() == [37, -1, -1, -1]
+        assert store.locate(keys, missing=-1).tolist() == [37, -1, -1, -1]
         with pytest.raises(
             KeyNotFoundError, match=r"3 of 4 keys have no row: subject_id=1000000, query='code//7'"
         ):
-            store.locate(keys, missing="raise")
+            store.locate(keys)
 
     def test_numbers_beyond_the_column(self, tmp_path):
         """A number that the column cannot hold is a missing key, even if its bits equal those of another."""
         write(tmp_path / "s", pa.table({"id": pa.array([-1, 5], pa.int8())}), ["id"])
         write(tmp_path / "u", pa.table({"id": pa.array([2**64 - 1, 5], pa.uint64())}), ["id"])
         signed, unsigned = zarrow.open(tmp_path / "s"), zarrow.open(tmp_path / "u")
-        assert signed.locate(pa.array([2**64 - 1, 5], pa.uint64())).tolist() == [-1, 1]
-        assert signed.locate([300, -1]).tolist() == [-1, 0]
-        assert unsigned.locate([-1, 5]).tolist() == [-1, 1]
+        assert signed.locate(pa.array([2**64 - 1, 5], pa.uint64()), missing=-1).tolist() == [-1, 1]
+        assert signed.locate([300, -1], missing=-1).tolist() == [-1, 0]
+        assert unsigned.locate([-1, 5], missing=-1).tolist() == [-1, 1]
         assert unsigned.locate([2**64 - 1]).tolist() == [0]
 
     def test_floats(self, tmp_path):
@@ -161,8 +161,8 @@ class TestLocate:
         column = pa.array([0.1, -0.0, 7.0, float("inf")], pa.float32())
         write(tmp_path / "s", pa.table({"x": column}), ["x"])
         store = zarrow.open(tmp_path / "s")
-        assert store.locate([0.1, 0.0, float("nan"), float("inf")]).tolist() == [0, 1, -1, 3]
-        assert store.locate(np.array([0.1, 0.0])).tolist() == [-1, 1]
+        assert store.locate([0.1, 0.0, float("nan"), float("inf")], missing=-1).tolist() == [0, 1, -1, 3]
+        assert store.locate(np.array([0.1, 0.0]), missing=-1).tolist() == [-1, 1]
 
     def test_times(self, tmp_path):
         """A time is found in any unit and zone, but a time without a zone never equals one with a zone."""
@@ -221,9 +221,9 @@ class TestLocate:
             tmp_path / "s", schema=schema, arrays={"e": ((1,), "float32")}, keys=["id"]
         ) as writer:
             writer.finalize()
-        assert zarrow.open(tmp_path / "s").locate(["a"]).tolist() == [-1]
+        assert zarrow.open(tmp_path / "s").locate(["a"], missing=-1).tolist() == [-1]
         zarrow.build_index(tmp_path / "s")
-        assert zarrow.open(tmp_path / "s").locate(["a"]).tolist() == [-1]
+        assert zarrow.open(tmp_path / "s").locate(["a"], missing=-1).tolist() == [-1]
         assert zarrow.open(tmp_path / "s").duplicated().tolist() == []
 
 
@@ -421,7 +421,7 @@ class TestWhoseIndex:
         shutil.copy(path / layout.KEY_INDEX, other / layout.KEY_INDEX)
         store = zarrow.open(other)
         assert store.locate(store.table()).tolist() == list(range(ROWS))
-        assert store.locate({"subject_id": [3], "query": ["code//7"]}).tolist() == [-1]
+        assert store.locate({"subject_id": [3], "query": ["code//7"]}, missing=-1).tolist() == [-1]
 
     def test_live_rows(self, tmp_path):
         """Uncommitted rows are found too, and rows accepted later after a refresh."""
@@ -431,10 +431,10 @@ class TestWhoseIndex:
                 writer.append(table.slice(start, 1000), {"embed": np.zeros((1000, 2), np.float32)})
             writer.flush()
             store = zarrow.open(tmp_path / "s", partial=True)
-            assert store.locate(table).tolist() == [*range(2000), *[-1] * 1000]
+            assert store.locate(table, missing=-1).tolist() == [*range(2000), *[-1] * 1000]
             writer.append(table.slice(2000), {"embed": np.zeros((1000, 2), np.float32)})
             writer.flush()
-            assert store.locate(table.slice(2500, 1)).tolist() == [-1]
+            assert store.locate(table.slice(2500, 1), missing=-1).tolist() == [-1]
             assert store.refresh()
             assert store.locate(table).tolist() == list(range(ROWS))
             with pytest.raises(IncompleteStoreError):

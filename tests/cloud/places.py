@@ -39,6 +39,12 @@ class Place(ObjectPath):
     def put_if(self, path, data, version):
         return self.hook("put_if", self._key(path), lambda: super(Place, self).put_if(path, data, version))
 
+    def put_bytes(self, path, data):
+        return self.hook("put_bytes", self._key(path), lambda: super(Place, self).put_bytes(path, data))
+
+    def copy(self, path, target):
+        return self.hook("copy", self._key(path), lambda: super(Place, self).copy(path, target))
+
     def delete(self, path):
         return self.hook("delete", self._key(path), lambda: super(Place, self).delete(path))
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from cloud.servers import SECRET
 from typer.testing import CliRunner
 
 import zarrow
-from zarrow.analysis import build_neighbours, map_rows
+from zarrow.analysis import map_rows
 from zarrow.cli import app
 from zarrow.errors import (
     CorruptionError,
@@ -98,7 +99,7 @@ class TestReading:
         for (a, x), (b, y) in zip(there.join(chosen), here.join(chosen), strict=True):
             assert a.equals(b)
             assert all(np.array_equal(x[name], y[name]) for name in x)
-        assert there.locate({"id": [77, -1]}).tolist() == [77, -1]
+        assert there.locate({"id": [77, -1]}, missing=-1).tolist() == [77, -1]
         assert there.sql("select max(p) from predictions").fetchall() == [(0.9998,)]
         assert there.to_polars().collect().to_arrow().num_rows == ROWS
         assert there["plain"].zarr()[4999].tolist() == here["plain"][4999].tolist()
@@ -123,7 +124,6 @@ class TestReading:
 
         from zarrow.analysis import describe, nearest
         from zarrow.torch import StoreDataset
-        from zarrow.transfer import export
 
         store, here = zarrow.open(url, storage_options=bucket.options), zarrow.open(local)
         dataset = xr.open_dataset(url, engine="zarrow", storage_options=bucket.options)
@@ -296,10 +296,8 @@ class TestErrors:
         monkeypatch.chdir(tmp_path)
         store = zarrow.open(url, storage_options=bucket.options)
         for call in (
-            lambda: zarrow.repair(url),
-            lambda: zarrow.pack(url),
-            lambda: build_neighbours(store, "plain"),
-            lambda: export(store, bucket.url("x.parquet")),
+            lambda: os.fspath(store.path),
+            lambda: import_(bucket.url("x.parquet"), tmp_path / "x.zarrow"),
         ):
             with pytest.raises(InvalidInputError, match=r"s3://.*disk"):
                 call()

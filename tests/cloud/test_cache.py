@@ -56,7 +56,7 @@ def read(store: zarrow.Store) -> list[object]:
         store["packed"][rows],
         store["plain"].read(100, 5000, check="crc"),
         store.table(filter=pc.field("id") > 15_000).to_pydict(),
-        store.locate({"id": [5, -1, 19_999]}).tolist(),
+        store.locate({"id": [5, -1, 19_999]}, missing=-1).tolist(),
     ]
 
 

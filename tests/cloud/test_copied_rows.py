@@ -120,7 +120,7 @@ def _life_of_a_segment(place, tmp_path) -> None:
     add(writer, range(35, 39))
     copied(place, 2)
     dead = Place(place._url, lambda *_: faults.dead(*_))
-    writer._spooled._tails._place = writer._spooled._bucket.hold.place = dead  # the process is killed
+    writer._spooled.tails._place = writer._spooled.bucket.hold.place = dead  # the process is killed
     with pytest.raises((ZarrowError, OSError)):
         writer.close()
     writer = opened(place, tmp_path)

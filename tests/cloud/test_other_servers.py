@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 import zarrow
-from zarrow.errors import IncompleteStoreError, InvalidInputError, StoreLockedError
+from zarrow.errors import IncompleteStoreError, InvalidInputError, StoreChangedError, StoreLockedError
 
 NODE = Path(__file__).with_name("azurite") / "node_modules" / ".bin"
 AZURITE = shutil.which("azurite-blob", path=os.pathsep.join([str(NODE), os.environ.get("PATH", "")]))
@@ -225,3 +225,31 @@ def test_two_that_begin_at_once(server, tmp_path):
     zarrow.Writer(url, mode="a", storage_options=options, spool=tmp_path / "last").finalize()
     assert sorted(zarrow.open(url, storage_options=options).table()["id"].to_pylist()) == list(range(160))
     assert zarrow.verify(url, "full", storage_options=options).ok
+
+
+def test_a_damaged_store_is_repaired_and_packed(server, tmp_path):
+    """The service copies what is damaged; the last rows take its place, and can be sorted."""
+    url, options = server.url("results/damaged.zarrow"), server.options
+    writer = opened(url, options)
+    add(writer, range(70))
+    writer.finalize()
+    with zarrow.open(url, storage_options=options) as reader:
+        path = "embeddings.zarr/plain/c/1/0"
+        data = bytearray(reader.path.open(path).content(1 << 20))
+        data[20] ^= 1
+        reader.path.put_bytes(path, bytes(data))
+        time.sleep(1.1)  # times of modification are in seconds
+        done = zarrow.repair(url, storage_options=options, finalize=True)
+        assert [one.segment for one in done.set_aside] == [1]
+        with pytest.raises(StoreChangedError):
+            reader["plain"][:]
+    left = [row for row in range(70) if not 16 <= row < 32]
+    packed = server.url("results/packed.zarrow")
+    zarrow.pack(url, packed, order="id", storage_options=options)
+    for one in (url, packed):
+        assert zarrow.verify(one, "full", storage_options=options).ok
+        with zarrow.open(one, storage_options=options) as store:
+            ids = store.table(["id"])["id"].to_numpy()
+            assert sorted(ids.tolist()) == left
+            assert store["plain"][:, 0].tolist() == ids.tolist()
+    assert ids.tolist() == left

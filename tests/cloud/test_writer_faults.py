@@ -537,7 +537,7 @@ def _no_starts(self, spec, left):
 def _manifest_first(self, spec, expected_rows, *, partial, _finalize=SpooledStore.finalize):
     with contextlib.suppress(CorruptionError):
         manifest = publishing.manifest_of(spec, publishing.all_records(self.place, spec), expected_rows)
-        self._bucket.replace("manifest.json", manifest.encode())
+        self.bucket.replace("manifest.json", manifest.encode())
     return _finalize(self, spec, expected_rows, partial=partial)
 
 

@@ -183,9 +183,9 @@ def test_filters_and_joins(store: zarrow.Store) -> None:
 def test_keys(store: zarrow.Store) -> None:
     """Rows are found by key, with the index on disk and without."""
     keys = {"subject_id": [42, 7, 5000], "query": ["stroke", "", "stroke"]}
-    assert store.locate(keys).tolist() == [42, 7, -1]
+    assert store.locate(keys, missing=-1).tolist() == [42, 7, -1]
     zarrow.build_index(store.path)
-    assert zarrow.open(store.path).locate(keys).tolist() == [42, 7, -1]
+    assert zarrow.open(store.path).locate(keys, missing=-1).tolist() == [42, 7, -1]
 
 
 def test_xarray_opens_the_store(store: zarrow.Store) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, BadParameter, Option
 
 from zarrow._commands.terminal import err, escape, say
-from zarrow._format.spec import rows_of_expected
+from zarrow._format.spec import rows_of_expected, safe_rows
 from zarrow._storage.objects import is_remote, printable_url
 from zarrow.errors import IncompleteStoreError, InvalidInputError, unknown_name
 
@@ -145,10 +145,12 @@ def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:
     except IncompleteStoreError as error:
         if not partial:
             with zarrow.open(path, partial=True) as store:
-                rows = rows_of_expected(store.num_rows, store.expected_rows)
+                rows = safe_rows(store.num_rows, store.expected_rows)
+                lacking = store.num_rows < (store.expected_rows or 0)
+            spools = ", besides those in the spools of its writers" if is_remote(path) else ""
             raise IncompleteStoreError(
-                f"{named(path)}: the store is incomplete: {rows} are safe: resume its run, or complete it as "
-                f"it is: zarrow finalize {named(path)}{remedy}"
+                f"{named(path)}: the store is incomplete: {rows}{spools}: resume its run, or complete it as "
+                f"it is: zarrow finalize {'--partial ' * lacking}{named(path)}{remedy}"
             ) from error
     store = zarrow.open(path, partial=True)
     if not store.complete:

@@ -62,8 +62,8 @@ def export_store(
             overwrite=overwrite,
             progress=bar,
         )
-    text = f"[green]written:[/] {escape(str(target))} has {rows:,} rows"
-    answer({"path": str(target), "rows": rows}, text, as_json=as_json)
+    text = f"[green]written:[/] {escape(named(target))} has {rows:,} rows"
+    answer({"path": named(target), "rows": rows}, text, as_json=as_json)
 
 
 @app.command("copy", rich_help_panel="Move")

@@ -14,6 +14,7 @@ from typer import BadParameter, Context, Option, Typer
 from zarrow._commands.arguments import AsJson, out_option
 from zarrow._commands.show_store import facts_of, show_info
 from zarrow._commands.terminal import err, escape, out, print_json, say
+from zarrow._format.spec import safe_rows
 from zarrow.errors import IncompleteStoreError, MissingExtraError, ZarrowError
 
 if TYPE_CHECKING:
@@ -167,4 +168,4 @@ def _say_what_is_safe(store: str) -> None:
 
     with contextlib.suppress(ZarrowError), zarrow.open(store, partial=True) as found:
         if found.num_rows:
-            say(f"{escape(store)}: {found.num_rows:,} rows are safe; go on with --resume", err)
+            say(f"{escape(store)}: {safe_rows(found.num_rows, None)}; go on with --resume", err)

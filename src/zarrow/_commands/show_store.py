@@ -20,6 +20,7 @@ from zarrow._format.spec import rows_of_expected
 from zarrow._read.appearance import nested_lines
 from zarrow._read.derived_arrays import derived_names
 from zarrow._read.ragged_rows import StoreRagged
+from zarrow._storage.objects import is_remote
 from zarrow.errors import ZarrowError
 from zarrow.store import QuantizedArray, Store, StoreArray
 from zarrow.store import open as open_store
@@ -171,10 +172,10 @@ def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
     segments = f"{counted(facts['segments'], 'segment')} of {facts['segment_rows']:,}"
     say(f"[bold]{path}[/]  {state}, {rows_of_expected(stored, expected)} in {segments}")
     if not facts["complete"]:
-        say(
-            f"  all of them are safe, {facts['open_rows']:,} in open segments; resume the run, or: "
-            f"zarrow finalize {'--partial ' * lacking}{path}"
-        )
+        where = f"all of them are safe, {facts['open_rows']:,} in open segments; " if stored else ""
+        if is_remote(facts["path"]):
+            where = "rows that are not uploaded yet are safe in the spools of their machines; "
+        say(f"  {where}resume the run, or: zarrow finalize {'--partial ' * lacking}{path}")
     grid = Table(box=None, pad_edge=False, padding=(0, 2))
     for title in ("", "shape", "dtype", "codecs"):
         grid.add_column(title, no_wrap=title != "codecs", style="bold" if not title else None)

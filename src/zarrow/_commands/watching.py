@@ -5,24 +5,27 @@ same per writer, and the time left. Rates cover the last `WINDOW_S` seconds.
 
 A writer's rows are those of the open segments that were seen while it was watched, and of the segments that
 they became; who wrote the segments committed before is not recorded. A store that is being replaced is
-watched where the new one grows. Reads only: writers do not notice.
+watched where the new one grows. Of a store in a bucket, the rows are seen that are there: what is in the
+spools of its writers is not. Reads only: writers do not notice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from zarrow._format import layout
+from zarrow._format.bucket import HOLDER, Holder
 from zarrow._format.records import Owner, this_host
 from zarrow._read.view import View, take_view
 from zarrow._storage.lock import is_running
-from zarrow._storage.objects import on_disk
-from zarrow.errors import NotAStoreError
+from zarrow._storage.objects import ObjectPath, located
+from zarrow._storage.reading import read_file
+from zarrow.errors import NotAStoreError, StoreNotFoundError
 
 __all__ = ["Watch"]
 
@@ -34,14 +37,14 @@ class Watch:
 
     Parameters
     ----------
-    path : path
+    path : path or URL
         The store.
     total : int, optional
         How many rows to expect; by default what the run stated, if it did.
     """
 
     def __init__(self, path: str | os.PathLike[str], total: int | None = None) -> None:
-        self._path = Path(os.path.abspath(on_disk(path)))
+        self._path = located(path)
         self._total = total
         self._owners: dict[str, Owner] = {}
         self._slots: dict[str, int] = {}
@@ -101,6 +104,13 @@ class Watch:
 
     def _view(self) -> View | None:
         """Return the store's rows, None before the first batch."""
+        if isinstance(self._path, ObjectPath):
+            try:
+                return take_view(self._path, partial=True)
+            except StoreNotFoundError:
+                if not self._path.exists(HOLDER):
+                    raise
+                return None
         grows = self._path.with_name(self._path.name + layout.INCOMING_SUFFIX)
         for path in (grows, self._path):
             if path == grows and not (path / layout.STORE_JSON).exists():
@@ -114,6 +124,9 @@ class Watch:
 
     def _count(self, view: View) -> None:
         """Note the rows of each open segment, and of those committed since the last look."""
+        if isinstance(self._path, ObjectPath):
+            self._count_in_bucket(self._path, view)
+            return
         for piece in view.open_pieces:
             self._owners[piece.rows.slot] = piece.rows.owner
             self._slots[piece.rows.slot] = max(self._slots.get(piece.rows.slot, 0), piece.rows.rows)
@@ -123,6 +136,20 @@ class Watch:
                 for source in view.snapshot.record(number).sources:
                     if source.slot in self._owners:
                         self._slots[source.slot] = max(self._slots[source.slot], source.stop)
+        self._records = segments
+
+    def _count_in_bucket(self, place: ObjectPath, view: View) -> None:
+        """Note the writers that are listed, and the rows of segments that they committed since."""
+        with contextlib.suppress(FileNotFoundError):  # the store is complete
+            holder = Holder.decode(read_file(place, HOLDER), str(place / HOLDER))
+            for owner in holder.writers:
+                self._owners.setdefault(owner.session, owner)
+                self._slots.setdefault(owner.session, 0)
+        segments = view.snapshot.segments
+        for number in range(segments if self._records is None else self._records, segments):
+            for source in view.snapshot.record(number).sources:
+                if source.session in self._owners:
+                    self._slots[source.session] += source.rows
         self._records = segments
 
     def _sessions(self) -> Mapping[str, Owner]:

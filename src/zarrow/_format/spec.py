@@ -40,7 +40,7 @@ from zarrow._format.layout import (
 )
 from zarrow.errors import CorruptionError, InvalidInputError, NotAStoreError
 
-__all__ = ["StoreSpec", "rows_of_expected"]
+__all__ = ["StoreSpec", "rows_of_expected", "safe_rows"]
 
 
 def check_expected(rows: object) -> None:
@@ -58,6 +58,16 @@ def rows_of_expected(rows: int, expected: int | None) -> str:
     if expected is not None and rows < expected:
         return f"{rows:,} of {expected:,} rows"
     return f"{rows:,} row{'s' * (rows != 1)}"
+
+
+def safe_rows(rows: int, expected: int | None) -> str:
+    """Return the beginning of a sentence on an incomplete store.
+
+    >>> safe_rows(4480, 10037), safe_rows(1, None)
+    ('4,480 of 10,037 rows are safe', '1 row is safe')
+    """
+    found = rows_of_expected(rows, expected)
+    return f"{found} {'is' if found == '1 row' else 'are'} safe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

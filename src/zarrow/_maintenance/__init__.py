@@ -15,7 +15,9 @@ What `zarrow.verify`, `zarrow.repair`, `zarrow.pack` and `zarrow.build_index` do
 `audit_index`            the key index, against the table
 `verify`                 `zarrow.verify`: whether a store is what was written
 `salvage`                the rows of what is damaged that can still be read and checked
-`repair_plan`            from findings to a plan, and the plan carried out
+`repair_plan`            from findings to a plan
+`repair_on_disk`         the plan carried out
+`repair_in_bucket`       the same, of a store in a bucket
 `repair`                 `zarrow.repair`: a damaged store made sound again
 `external_sort`          the order of rows by some columns, in bounded memory
 `array_forms`            in which dtypes arrays are read, and written by `pack`

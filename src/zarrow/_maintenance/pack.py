@@ -6,6 +6,9 @@
    row. Compressed vectors are first written out uncompressed, or a chunk would be decoded for each row of it.
 4. The new store is verified, gets the derived arrays of the old one, and then takes its place in one step.
 
+A store in a bucket is read from there. One that is to lie in a bucket is made in the directory for temporary
+files, then uploaded: there is a store when all of it is there.
+
 A crash leaves the old store as it was and, next to where the new one was to be, an unfinished new one,
 ``NAME.incoming``, which the next `pack` to there removes, and so does ``Writer(mode="w")``.
 """
@@ -18,6 +21,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,11 +38,12 @@ from zarrow._format.quantized import quantize
 from zarrow._format.ragged import Ragged, RaggedArray
 from zarrow._maintenance.array_forms import ArrayForms
 from zarrow._maintenance.audit import audit
+from zarrow._maintenance.copy import copy
 from zarrow._maintenance.external_sort import SCRATCH_PREFIX, check_sortable, sort, spool, take
 from zarrow._read.catalog import read_spec
 from zarrow._read.ragged_rows import StoreRagged
 from zarrow._storage import files
-from zarrow._storage.objects import on_disk
+from zarrow._storage.objects import ObjectPath, is_remote, located
 from zarrow._write.directory import empty, exclusively
 from zarrow._write.publishing import publish_shape
 from zarrow.derived import store_array
@@ -74,6 +79,7 @@ def pack(
     codecs: Any = "keep",
     segment_rows: int | None = None,
     dtypes: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Rewrite a complete store with other codecs, segments or dtypes, or its rows in another order.
@@ -83,14 +89,15 @@ def pack(
     an index of keys must be built again. If nothing would change, nothing is written.
 
     Memory is that of a few blocks, and some 256 MB for sorting. The disk needs room for the new store; for
-    another order also for the narrow columns, and for compressed vectors in uncompressed form.
+    another order also for the narrow columns, and for compressed vectors in uncompressed form. What goes into
+    a bucket is made in the directory for temporary files (``TMPDIR``).
 
     Parameters
     ----------
-    path : path
+    path : path or URL
         A complete store, without an active writer.
-    out : path, optional
-        Where to write the new store. By default it replaces the old one.
+    out : path or URL, optional
+        Where to write the new store. By default it replaces the old one, unless that is in a bucket.
     order : str or sequence of str, optional
         Columns to sort the rows by, ascending: ``"sample_index"``, the order of the dataset that was
         predicted, or any others. Text is compared by its bytes; NaN comes after all numbers, null last.
@@ -103,9 +110,11 @@ def pack(
     dtypes : mapping of str to str, optional
         Arrays of floats to store in another dtype, e.g. ``{"query_embed": "float16"}``, or quantized, as
         ``"int8"`` (see `Writer`). `zarrow.analysis.quantization_error` measures what that costs.
+    storage_options : dict of str, optional
+        For URLs; see `zarrow.open`.
     progress : callable of (str, int, int), optional
-        Called with the step (``"sort"``, ``"verify"``, ``"write"``, ``"verify the new store"``), how much of
-        it is done, and its total.
+        Called with the step (``"sort"``, ``"verify"``, ``"write"``, ``"verify the new store"``,
+        ``"upload"``), how much of it is done, and its total.
 
     Raises
     ------
@@ -134,12 +143,47 @@ def pack(
     >>> zarrow.open(packed).in_sample_order()[:3]
     array([0, 1, 2])
     """
+    root = _place(path, storage_options)
+    goal = root if out is None else _place(out, storage_options)
+    how = order, codecs, segment_rows, dtypes
+    if isinstance(goal, Path):
+        _pack(root, goal, progress, *how)
+    elif goal == root:
+        raise InvalidInputError(
+            f"{root}: a store in a bucket cannot be replaced in one step: pack it to another URL or a path"
+        )
+    else:
+        _pack_to_bucket(root, goal, progress, *how)
+
+
+def _place(path: object, options: Mapping[str, Any] | None) -> Path | ObjectPath:
+    place = located(path, options if is_remote(path) else None)
+    return Path(os.path.realpath(place)) if isinstance(place, Path) else place
+
+
+def _pack_to_bucket(root: Path | ObjectPath, goal: ObjectPath, progress: Progress | None, *how: Any) -> None:
+    """Make the new store on a disk, and upload it."""
+    if next(goal.names(), None) is not None:
+        raise StoreExistsError(f"{goal}: there is something already: pack to another URL")
+    with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX) as scratch:
+        packed = Path(os.path.realpath(scratch)) / "packed.zarrow"
+        _pack(root, packed, progress, *how)
+        copy(packed, goal, progress=progress and partial(progress, "upload"))
+
+
+def _pack(
+    root: Path | ObjectPath,
+    target: Path,
+    progress: Progress | None,
+    order: str | Sequence[str] | None,
+    codecs: Any,
+    segment_rows: int | None,
+    dtypes: Mapping[str, str] | None,
+) -> None:
     say = progress or (lambda _what, _done, _total: None)
-    root = Path(os.path.realpath(on_disk(path)))
     with open_store(root) as store:
         by = _checked_order(store, order)
-        target = root if out is None else Path(os.path.realpath(on_disk(out)))
-        if root in target.parents or target in root.parents:
+        if isinstance(root, Path) and (root in target.parents or target in root.parents):
             raise InvalidInputError(f"{target}: lies in {root}, or around it: pack to another path")
         if target != root:
             _check_free(target)
@@ -147,13 +191,13 @@ def pack(
         with _old_store_stays(store, target):
             blocks = _sorted(store, forms, by, target.parent, say) if by else None
         same = isinstance(codecs, str) and codecs == "keep" and segment_rows in (None, store.segment_rows)
-        if blocks is None and same and out is None and not forms.changed:
+        if blocks is None and same and target == root and not forms.changed:
             return
         remedy = "run 'zarrow repair', which sets damaged rows aside, then pack the rest"
         _verify(root, lambda done, total: say("verify", done, total), {"damage"}, remedy)
         given = forms, chosen_codecs(store, forms, codecs), segment_rows, say
         if target == root:
-            rewrite(store, blocks or _as_is(store, forms), store.num_rows, root, *given)
+            rewrite(store, blocks or _as_is(store, forms), store.num_rows, target, *given)
             return
         incoming = target.with_name(target.name + layout.INCOMING_SUFFIX)
         with _old_store_stays(store, target):
@@ -223,7 +267,9 @@ def chosen_codecs(store: Store, forms: ArrayForms, codecs: Any) -> Any:
     return chosen
 
 
-def _verify(root: Path, progress: Callable[[int, int], None], grades: set[str], remedy: str) -> None:
+def _verify(
+    root: Path | ObjectPath, progress: Callable[[int, int], None], grades: set[str], remedy: str
+) -> None:
     for finding in audit(root, "checksums", progress).report.findings:
         if finding.severity in grades:
             raise CorruptionError(f"{root} was not packed: {finding}: {remedy}")
@@ -245,7 +291,8 @@ def rewrite(
     schema = pa.schema([field for field in store.schema if field.name not in left_out])
     with _old_store_stays(store, target):
         writer = None
-        made = not in_place and target.parent.is_dir() and files.make_dir_like(target, store.path)
+        likes = not in_place and isinstance(store.path, Path) and target.parent.is_dir()
+        made = likes and files.make_dir_like(target, store.path)
         try:
             writer = Writer(
                 target,

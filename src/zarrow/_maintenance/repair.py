@@ -35,15 +35,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zarrow._maintenance.findings import Progress, Report
-from zarrow._storage.objects import ObjectPath, located, on_disk
+from zarrow._storage.objects import ObjectPath, located
 from zarrow._write.quarantine import SetAside
 from zarrow.errors import CorruptionError, InvalidInputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zarrow._maintenance.repair_plan import Plan
 
 __all__ = ["Repair", "SetAside", "repair"]
@@ -132,7 +133,8 @@ def repair(
     Parameters
     ----------
     path : path or URL
-        The store, without an active writer. In a bucket nothing but `remove_unreferenced` is possible.
+        The store, without an active writer: one in a bucket, which has no locks, would be overtaken, and
+        stop.
     dry_run : bool
         Only return what would be done.
     finalize : bool
@@ -173,31 +175,36 @@ def repair(
     """
     if level not in ("checksums", "full"):
         raise InvalidInputError(f"level must be checksums or full, got {level!r}")
-    from zarrow._maintenance import repair_plan  # which imports Parquet; `import zarrow` does not
-    from zarrow._write.directory import exclusively
+    # Which import Parquet; `import zarrow` does not.
+    from zarrow._maintenance import repair_in_bucket, repair_on_disk, repair_plan
+    from zarrow._write.directory import exclusively, new_owner
 
+    place = located(path, storage_options)
     if remove_unreferenced:
-        return _without_unreferenced(path, storage_options, dry_run=dry_run, finalize=finalize)
-    root = Path(os.path.abspath(on_disk(path)))
+        return _without_unreferenced(place, dry_run=dry_run, finalize=finalize)
     if dry_run:
-        report, plan = repair_plan.examine(root, level, progress)
-        return _result(path, report, plan, dry_run=True, finalize=finalize)
-    with exclusively(root) as owner:
-        report, plan = repair_plan.examine(root, level, progress)
-        done = _result(path, report, plan, dry_run=False, finalize=finalize)
+        report, plan = repair_plan.examine(place, level, progress)
+        return _result(place, report, plan, dry_run=True, finalize=finalize)
+    if isinstance(place, ObjectPath):
+        before = repair_in_bucket.pulse(place)
+        report, plan = repair_plan.examine(place, level, progress)
+        done = _result(place, report, plan, dry_run=False, finalize=finalize)
         if not done.nothing_to_do:
-            repair_plan.carry_out(root, plan, owner, finalize=finalize)
+            repair_in_bucket.carry_out(place, plan, new_owner(), before, finalize=finalize)
+        return done
+    with exclusively(place) as owner:
+        report, plan = repair_plan.examine(place, level, progress)
+        done = _result(place, report, plan, dry_run=False, finalize=finalize)
+        if not done.nothing_to_do:
+            repair_on_disk.carry_out(place, plan, owner, finalize=finalize)
     return done
 
 
-def _without_unreferenced(
-    path: str | os.PathLike[str], options: Mapping[str, Any] | None, *, dry_run: bool, finalize: bool
-) -> Repair:
+def _without_unreferenced(place: Path | ObjectPath, *, dry_run: bool, finalize: bool) -> Repair:
     """Remove the objects that are no part of a sound, complete store in a bucket."""
     from zarrow._maintenance import unreferenced
     from zarrow._maintenance.audit import audit
 
-    place = located(path, options)
     if not isinstance(place, ObjectPath) or finalize:
         raise InvalidInputError(f"{place}: remove_unreferenced is for a complete store in a bucket, alone")
     report = audit(place, "structure").report
@@ -211,12 +218,10 @@ def _without_unreferenced(
     return Repair(path=str(place), dry_run=dry_run, before=report, removed=tuple(sorted(found)))
 
 
-def _result(
-    path: str | os.PathLike[str], report: Report, plan: Plan, *, dry_run: bool, finalize: bool
-) -> Repair:
+def _result(place: Path | ObjectPath, report: Report, plan: Plan, *, dry_run: bool, finalize: bool) -> Repair:
     aside = tuple(one.facts for one in plan.incidents)
     return Repair(
-        path=os.fspath(path),
+        path=str(place),
         dry_run=dry_run,
         before=report,
         set_aside=aside,

@@ -1,7 +1,7 @@
-"""Repair plan — what to set aside and what to rebuild, so that a store is sound; and its execution.
+"""Repair plan — what to set aside and what to rebuild, so that a store is sound.
 
 `examine` audits the store and turns the findings into a plan of incidents, each of which becomes a directory
-in quarantine; `carry_out` executes it. See `repair` for the order and its reasons.
+in quarantine; `repair_on_disk` and `repair_in_bucket` carry it out. Nothing is changed here.
 
 Rows of what is set aside that can still be read and checked (`salvage`) stay in the store: they are copied to
 an open segment that names what it repeats, and so does not count before that is gone (`_read.visible`). Of an
@@ -11,7 +11,6 @@ open segment whose rows are all sound only the owner is written again.
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,26 +18,22 @@ from pathlib import Path
 
 from zarrow._format import layout
 from zarrow._format.documents import MAX_DOCUMENT_BYTES
-from zarrow._format.records import Claim, Owner
+from zarrow._format.records import Claim
 from zarrow._format.spec import StoreSpec
-from zarrow._maintenance import audit, build_index, salvage
+from zarrow._maintenance import audit, salvage
 from zarrow._maintenance.audit import Audited
 from zarrow._maintenance.findings import Finding, Level, Progress, Report
 from zarrow._maintenance.salvage import Salvage
-from zarrow._read import catalog
 from zarrow._read.catalog import put_aside
 from zarrow._read.visible import lacking
-from zarrow._storage import files
-from zarrow._storage.reading import Beneath, read_file
-from zarrow._write import publishing, recovery, seal
-from zarrow._write.directory import in_own_session
-from zarrow._write.open_segment import OpenSegment, discard
-from zarrow._write.quarantine import Aside, SetAside
-from zarrow._write.reopening import remove_segment_files
+from zarrow._storage.objects import ObjectPath
+from zarrow._storage.reading import Beneath
+from zarrow._write.quarantine import Aside, AsideInBucket, SetAside
 from zarrow.errors import CorruptionError
 
-__all__ = ["Plan", "carry_out", "examine"]
+__all__ = ["Plan", "examine"]
 
+Incident = Aside | AsideInBucket
 
 _LOCK = f"{layout.OPEN_DIR}/{layout.LOCK}"
 _NEEDED = (layout.TABLE_DIR, layout.SEGMENTS_DIR, layout.OPEN_DIR)
@@ -53,7 +48,7 @@ class Plan:
     ----------
     spec : StoreSpec
         The store's declaration.
-    incidents : tuple of Aside
+    incidents : tuple of Aside or AsideInBucket
         What to set aside, in this order.
     rebuilt : tuple of str
         Derived files to rebuild.
@@ -71,7 +66,7 @@ class Plan:
     """
 
     spec: StoreSpec
-    incidents: tuple[Aside, ...]
+    incidents: tuple[Incident, ...]
     rebuilt: tuple[str, ...]
     copies: dict[int | str, tuple[Salvage, int]]
     disowned: tuple[str, ...]
@@ -79,16 +74,21 @@ class Plan:
     remains: tuple[int, ...]
     moved_rows: int
 
+    @property
+    def moves_rows(self) -> bool:
+        """Whether rows go, or get other numbers."""
+        rows = (layout.OPEN_DIR, layout.SEGMENTS_DIR)
+        return bool(self.disowned) or any(
+            one.facts.segment is not None or one.facts.path.startswith(rows) for one in self.incidents
+        )
 
-# The plan
 
-
-def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report, Plan]:
+def examine(root: Path | ObjectPath, level: Level, progress: Progress | None) -> tuple[Report, Plan]:
     """Audit a store and return what has to be done.
 
     Parameters
     ----------
-    root : Path
+    root : Path or ObjectPath
         The store.
     level : {"checksums", "full"}
         How thoroughly to check.
@@ -114,7 +114,8 @@ def examine(root: Path, level: Level, progress: Progress | None) -> tuple[Report
         raise CorruptionError(
             f"{audited.report.findings[0].message}; {_RESTORE}", path=root / layout.STORE_JSON
         )
-    _require_readable(root, audited.report)
+    if isinstance(root, Path):
+        _require_readable(root, audited.report)
     return audited.report, _Planner(root, audited, audited.spec).plan()
 
 
@@ -135,7 +136,7 @@ def _require_readable(root: Path, report: Report) -> None:
 
 
 class _Planner:
-    def __init__(self, root: Path, audited: Audited, spec: StoreSpec) -> None:
+    def __init__(self, root: Path | ObjectPath, audited: Audited, spec: StoreSpec) -> None:
         self._root = root
         self._audited, self._records, self._slots = audited, audited.records, audited.slots
         self._spec = spec
@@ -154,8 +155,9 @@ class _Planner:
                 self._by_path[_whole(finding.path)].append(finding)
 
     def plan(self) -> Plan:
+        """Return what has to be done."""
         segments = [self._segment(number) for number in sorted(self._by_segment)]
-        others: list[Aside] = []
+        others: list[Incident] = []
         rebuilt: list[str] = []
         seen: set[str] = set()
         gone = {path for one in segments for path in one.files}
@@ -217,6 +219,8 @@ class _Planner:
 
     def _is_odd(self, path: str) -> bool:
         """Tell whether there is something other than a file at this path."""
+        if not isinstance(self._root, Path):
+            return False
         here = self._root / path
         return os.path.lexists(here) and (here.is_symlink() or not here.is_file())
 
@@ -238,7 +242,7 @@ class _Planner:
         rows: tuple[int, int] | None = None,
         kept_rows: int = 0,
         sample_index: tuple[int, ...] | None = None,
-    ) -> Aside:
+    ) -> Incident:
         reasons = tuple(dict.fromkeys(f"{finding.path}: {finding.message}" for finding in findings))
         facts = SetAside(
             path=path,
@@ -248,9 +252,11 @@ class _Planner:
             sample_index=sample_index,
             reasons=reasons,
         )
-        return Aside(self._root, name, moves, facts)
+        if isinstance(self._root, Path):
+            return Aside(self._root, name, moves, facts)
+        return AsideInBucket(self._root, name, moves, facts)
 
-    def _segment(self, number: int) -> Aside:
+    def _segment(self, number: int) -> Incident:
         findings = self._by_segment[number]
         moves = self._files_of(number)
         moves[layout.record_path(number)] = "record.json"  # the last: see `repair`
@@ -284,10 +290,10 @@ class _Planner:
     def _files_of(self, number: int) -> dict[str, str]:
         """Return where the shards and the part of a segment are moved to."""
         moves = {array.shard_path(number): f"{array.name}.shard" for array in self._spec.arrays}
-        for path in list(moves):
+        for path in [*moves]:
             # A symbolic link on the way is moved itself.
             for parent in Path(path).parents:
-                if (self._root / parent).is_symlink():
+                if isinstance(self._root, Path) and (self._root / parent).is_symlink():
                     moves[str(parent)] = moves.pop(path)
                     break
         return {**moves, layout.part_path(number): layout.PART}
@@ -308,14 +314,9 @@ class _Planner:
         """Tell whether checksums do not help: the content of a part breaks the format, as written."""
         return any(one.path.startswith(layout.TABLE_DIR) for one in findings)
 
-    def _slot(self, slot: str) -> Iterator[Aside]:
+    def _slot(self, slot: str) -> Iterator[Incident]:
         path = layout.slot_dir(slot)
-        findings = [
-            finding
-            for one, found in self._by_path.items()
-            if one == path or one.startswith(f"{path}/")
-            for finding in found
-        ]
+        findings = self._by_slot(slot)
         first = self._committed(slot)
         left = salvage.of_open_segment(self._files, self._spec, slot)
         owner = f"{path}/{layout.OWNER_JSON}"
@@ -348,12 +349,23 @@ class _Planner:
         """Return how many of an open segment's first rows repeat what still stands."""
         of, full = self._slots[slot].owner.reopens if slot in self._slots else None, self._spec.segment_rows
         if isinstance(of, str):
-            return full if self._files.exists(layout.slot_dir(of)) else 0
+            return full if self._is_there(of) else 0
         if of is None or not self._files.exists(layout.record_path(of[0])):
             return 0
         if of[0] not in self._records:
             return full
         return self._records[of[0]].rows if self._audited.checksums[of[0]] == of[1] else 0
+
+    def _is_there(self, slot: str) -> bool:
+        """Tell whether there is an open segment of this name, or something of it."""
+        if isinstance(self._root, Path):
+            return self._files.exists(layout.slot_dir(slot))
+        return slot in self._slots or bool(self._by_slot(slot))
+
+    def _by_slot(self, slot: str) -> list[Finding]:
+        path = layout.slot_dir(slot)
+        found = (one for at, one in self._by_path.items() if at == path or at.startswith(f"{path}/"))
+        return [finding for findings in found for finding in findings]
 
     def _bereft(self, hit: set[str], but: set[str]) -> Iterator[str]:
         """Yield open segments, `but` these, of sessions of which something is set aside or disowned."""
@@ -364,12 +376,14 @@ class _Planner:
             if slot not in but and facts.owner.session in sessions:
                 yield slot
 
-    def _claim(self, path: str, findings: list[Finding]) -> Aside:
+    def _claim(self, path: str, findings: list[Finding]) -> Incident:
         return self._incident(path, Path(path).stem, {path: "claim"}, findings)
 
-    def _claims_of(self, slots: set[str]) -> Iterator[Aside]:
+    def _claims_of(self, slots: set[str]) -> Iterator[Incident]:
         """Yield the claims that cannot be fulfilled once all else, these open segments too, is set aside."""
         rows = {slot: facts.rows for slot, facts in self._slots.items() if slot not in slots}
+        if not isinstance(self._root, Path):
+            return  # in a bucket, the rows of a claim are in its writer's spool
         for name in self._files.names(layout.SEGMENTS_DIR):
             path = f"{layout.SEGMENTS_DIR}/{name}"
             if not name.endswith(".claim") or path in self._by_path:
@@ -382,7 +396,7 @@ class _Planner:
                 finding = Finding(severity="damage", path=path, message=message, segment=claim.segment)
                 yield self._claim(path, [finding])
 
-    def _stray(self, path: str, findings: list[Finding], number: int) -> Aside:
+    def _stray(self, path: str, findings: list[Finding], number: int) -> Incident:
         name = "manifest" if path == layout.MANIFEST_JSON else f"stray-{number}"
         return self._incident(path, name, {path: Path(path).name}, findings)
 
@@ -395,102 +409,3 @@ def _whole(path: str) -> str:
     """
     parts = path.split("/")
     return "/".join(parts[:2]) if parts[0] == layout.DERIVED_DIR else path
-
-
-# Its execution
-
-
-def _rebuild_index(root: Path, spec: StoreSpec) -> None:
-    """Build the index again if the store can have one, else remove it."""
-    if spec.keys and (root / layout.MANIFEST_JSON).exists():
-        build_index.write_index(root, locked=True)
-    else:
-        files.remove(root / layout.KEY_INDEX)
-        files.sync_dir(root / layout.INDEX_DIR)
-
-
-def _remove_empty_dirs(root: Path, plan: Plan) -> None:
-    """Remove the directories of shards that were moved, if no other shard took their place."""
-    for array in plan.spec.arrays:
-        for name in os.listdir(root / layout.array_dir(array.name) / "c"):
-            if not re.fullmatch(r"0|[1-9]\d{0,7}", name):
-                continue
-            shard = root / array.shard_path(int(name))
-            for parent in shard.parents[: array.shard_ndim]:
-                files.remove_empty_dir(parent)
-
-
-def _takes_rows(one: SetAside) -> bool:
-    return one.segment is not None or one.path.startswith((layout.OPEN_DIR, layout.SEGMENTS_DIR))
-
-
-def carry_out(root: Path, plan: Plan, owner: Owner, *, finalize: bool) -> None:
-    """Execute a plan: durable on return.
-
-    Parameters
-    ----------
-    root : Path
-        The store, whose lock is held.
-    plan : Plan
-        The plan, made while the lock was held.
-    owner : Owner
-        The lock's owner.
-    finalize : bool
-        Whether to complete the store.
-    """
-    scratch = root / layout.OPEN_DIR
-    for slot in plan.stale:
-        discard(root / layout.slot_dir(slot))
-    damaged = [one.facts.segment for one in plan.incidents if one.facts.segment is not None]
-    for one in plan.incidents:
-        path = one.facts.path
-        if path == layout.MANIFEST_JSON or path.startswith(layout.ARRAYS_DIR):
-            one.fill()
-    if plan.disowned or any(_takes_rows(one.facts) for one in plan.incidents):
-        publishing.withdraw_manifest(root)
-        # Rows will have other numbers. Readers that have the store open notice by this file (`Guard`).
-        files.replace(root / layout.STORE_JSON, read_file(root, layout.STORE_JSON), scratch=scratch)
-    if damaged:
-        # Zarr readers must not see the zeros that stand for missing shards, wherever a crash ends this.
-        publishing.create(root, plan.spec, scratch, segments=min(damaged))
-    for of, (left, start) in plan.copies.items():
-        reopens = of if isinstance(of, str) else (of, catalog.read_record(root, of, plan.spec)[1])
-        alone = in_own_session(owner, reopens=reopens)
-        copy = OpenSegment.build(files.scratch_name(scratch), plan.spec, alone)
-        try:
-            for batch in left.batches(start):
-                copy.append([batch])
-            copy.enter(root)
-        finally:
-            copy.close()
-    for number in plan.remains:
-        remove_segment_files(root, plan.spec, number)
-    # Before the rows that they follow are gone, but for those whose owner is set aside itself.
-    damaged_owners = {path for one in plan.incidents for path in one.files}
-    for last in (False, True):
-        for slot in plan.disowned:
-            path = f"{layout.slot_dir(slot)}/{layout.OWNER_JSON}"
-            if (path in damaged_owners) == last:
-                alone = in_own_session(owner, reopens=None)
-                files.replace(root / path, alone.encode(), scratch=scratch)
-        for one in plan.incidents if not last else ():
-            one.fill()
-    spec = publishing.create(root, plan.spec, scratch)
-    dead = recovery.recover(root, spec, owner)
-    try:
-        for segment in dead:
-            if f"{layout.slot_dir(segment.rows.slot)}/{layout.FRAMES}" in plan.rebuilt:
-                # This cuts off what follows the rows.
-                OpenSegment.adopt(segment.rows, spec, segment.rows.owner, segment.lock).close(keep_lock=True)
-    finally:
-        seal.release(dead)
-    publishing.publish_shape(root, spec, root / layout.OPEN_DIR)
-    if finalize:
-        recovery.finalize(root, spec, owner, expected_rows=spec.expected_rows, partial=True)
-    _remove_empty_dirs(root, plan)
-    if layout.KEY_INDEX in plan.rebuilt:
-        _rebuild_index(root, spec)
-    if layout.STATISTICS in plan.rebuilt:
-        publishing.publish_statistics(root, spec, catalog.read_manifest(root, spec), scratch)
-    for name in (layout.SEGMENTS_DIR, layout.TABLE_DIR):
-        files.sync_dir(root / name)

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format.layout import SAMPLE_INDEX
-from zarrow._format.spec import rows_of_expected
+from zarrow._format.spec import rows_of_expected, safe_rows
 from zarrow._predict.host_copies import HostCopies
 from zarrow._predict.identifiers import CallableIdentifiers, Identifiers
 from zarrow._predict.loaders import LoaderState, as_sample_index, describe, recorded_samples, trim
@@ -72,7 +72,7 @@ class Shortfall:
     no_others: bool
 
     def __str__(self) -> str:
-        return f"{rows_of_expected(self.stored, self.expected)} are safe; {self.missing}"
+        return f"{safe_rows(self.stored, self.expected)}; {self.missing}"
 
     def remedy(self, path: str, grows_at: str) -> str:
         """Return what can be done, for a run whose rows are at `grows_at` and belong to `path`."""
@@ -276,8 +276,11 @@ class Run:
                 self.writer = self._preparing.writer = open_again()
 
     def log_stored(self, path: str, rows: int, how_to_go_on: str) -> None:
-        """Log what a run that ended early has stored."""
-        _log.warning("%s: %s are stored: %s", path, rows_of_expected(rows, self.expected_rows), how_to_go_on)
+        """Log what a run that ended early has stored, if anything."""
+        if rows:
+            _log.warning(
+                "%s: %s are stored: %s", path, rows_of_expected(rows, self.expected_rows), how_to_go_on
+            )
 
     def log_complete(self, path: str, rows: int) -> None:
         """Log what a run that ended well has stored."""

@@ -38,7 +38,7 @@ import pyarrow as pa
 from zarrow._format import layout
 from zarrow._format.checksum import crc32c
 from zarrow._format.records import Claim, Identity, SegmentRecord
-from zarrow._format.spec import StoreSpec, rows_of_expected
+from zarrow._format.spec import StoreSpec, safe_rows
 from zarrow._read import catalog, open_rows
 from zarrow._read.catalog import Snapshot
 from zarrow._read.open_rows import OpenRows
@@ -251,10 +251,11 @@ def take_view(root: Place, *, partial: bool) -> View:
             continue
         if not view.snapshot.complete and not partial:
             expected = view.snapshot.expected_rows
-            rows = rows_of_expected(view.rows, expected)
+            rows = safe_rows(view.rows, expected)
+            spools = "" if isinstance(root, Path) else ", besides those in the spools of its writers"
             finalize = "zarrow finalize --partial" if (expected or 0) > view.rows else "zarrow finalize"
             raise IncompleteStoreError(
-                f"{root}: the store is incomplete: {rows} are safe: resume its run (mode='a', resume=True), "
+                f"{root}: the store is incomplete: {rows}{spools}: resume its run (mode='a', resume=True), "
                 f"complete it with '{finalize}', or open it with partial=True"
             )
         return view

@@ -131,6 +131,10 @@ class Bucket:
             elif (held := self._taken(number, holder.sessions)) is not None:
                 self._mine.append(held)
         records = catalog.segment_numbers(self.place)
+        if not take and self.has_gap():
+            raise StoreLockedError(
+                f"{self.place}: a repair was interrupted, and must be finished first: run 'zarrow repair'"
+            )
         self._next = max([*claims, *records], default=-1) + 1
         self._dense = len(records)
 
@@ -219,6 +223,42 @@ class Bucket:
         released = NumberClaim(segment=held.claim.segment, session="")
         with contextlib.suppress(FileExistsError):
             swap(self.place, held.path, held.version, released.encode())
+
+    # Gaps, which only a repair makes, and only of a store that it has to itself
+
+    def free(self, number: int) -> None:
+        """Claim the number of a segment that is about to go, or is gone: another one is put there."""
+        path, claim = layout.claim_path(number), NumberClaim(segment=number, session=self._owner.session)
+        seen = look(self.place, path)
+        version = swap(self.place, path, None if seen is None else seen.version, claim.encode())
+        others = [held for held in self._mine if held.claim.segment != number]
+        self._mine = sorted([*others, _Held(claim, version)], key=lambda held: held.claim.segment)
+
+    def has_gap(self) -> bool:
+        """Tell whether a number below the last segment has none."""
+        numbers = catalog.segment_numbers(self.place)
+        missing = next((number for number, found in enumerate(numbers) if number != found), None)
+        # It is looked for, since the end of a long list is newer than its beginning.
+        return missing is not None and not catalog.has_record(self.place, missing)
+
+    def free_gaps(self) -> None:
+        """Claim the numbers below the last one that have neither record nor claim."""
+        records, claims = catalog.numbers_from(self.place, 0)
+        for number in {*range(max(records | claims, default=0))} - records - claims:
+            self.free(number)
+
+    def withdraw(self, spec: StoreSpec, number: int) -> None:
+        """Take a segment back, whose rows are in a tail: that counts from the moment that the record goes."""
+        self.free(number)
+        self.hold.require_held()
+        self.place.delete(layout.record_path(number))
+        self.remove_files(spec, number)
+
+    def remove_files(self, spec: StoreSpec, number: int) -> None:
+        """Remove shards and part of a number that has no record."""
+        for array in spec.arrays:
+            self.place.delete(array.shard_path(number))
+        self.place.delete(layout.part_path(number))
 
     def _lower(self, number: int) -> _Held | None:
         """Wait until all lower numbers are committed; return the claim of one that nobody else commits."""
@@ -403,15 +443,21 @@ class Bucket:
         In this order: one that was overtaken, and has put something there, finds no holder then, and removes
         it itself (`_withdraw`).
         """
-        numbers = [held.claim.segment for held in self._mine]
+        mine = self._mine
         self.hold.require_held()
         self.place.delete(HOLDER)
         for name in (self.place / layout.OPEN_DIR).names():
             self.place.delete(f"{layout.OPEN_DIR}/{name}")
-        for number in {*numbers, *catalog.claim_numbers(self.place)}:
+        self._drop(spec, {*(held.claim.segment for held in mine), *catalog.claim_numbers(self.place)})
+
+    def drop_claims(self, spec: StoreSpec) -> None:
+        """Remove the claims that no segment is to be put to, of a store that this writer has to itself."""
+        self.hold.require_held()
+        self._drop(spec, {held.claim.segment for held in self._mine})
+
+    def _drop(self, spec: StoreSpec, numbers: Iterable[int]) -> None:
+        for number in numbers:
             if not catalog.has_record(self.place, number):
-                for array in spec.arrays:
-                    self.place.delete(array.shard_path(number))
-                self.place.delete(layout.part_path(number))
+                self.remove_files(spec, number)
             self.place.delete(layout.claim_path(number))
         self._mine = []

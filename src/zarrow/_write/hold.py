@@ -119,13 +119,15 @@ class Hold:
 
     def add_tail(self, slot: str) -> None:
         """Have a tail count, all of whose objects are there, unless the store was taken over."""
-        self._change_tails([slot], ())
+        self.change_tails([slot], ())
 
     def remove_tails(self, slots: Collection[str]) -> None:
         """Have tails count no more, whose rows are committed."""
-        self._change_tails((), slots)
+        self.change_tails((), slots)
 
-    def _change_tails(self, added: Collection[str], removed: Collection[str]) -> None:
+    def change_tails(self, added: Collection[str], removed: Collection[str]) -> None:
+        """Do both in one step."""
+
         def with_tails(before: Holder | None) -> Holder | None:
             if before is None or self._owner.session not in before.sessions:
                 raise self.taken_over(before)

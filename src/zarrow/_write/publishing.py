@@ -169,7 +169,7 @@ def publish_shape(
     *,
     known: int = 0,
     segments: int | None = None,
-    attributes_of: Path | None = None,
+    attributes_of: Place | None = None,
 ) -> int:
     """Show Zarr readers the committed rows: the dense prefix of the records.
 
@@ -184,7 +184,7 @@ def publish_shape(
         Number of segments, from the first on, that are known to be committed.
     segments : int, optional
         Fewer segments, before the others are withdrawn.
-    attributes_of : Path, optional
+    attributes_of : Path or RemotePath, optional
         Another store, whose attributes Zarr readers are to see; by default, what is there is kept.
 
     Returns

@@ -12,10 +12,14 @@ Files are first linked there; only when all of them are durable there, their old
 segment's record first. So a crash leaves a segment as it was, or one that no longer counts, and whose files
 are all in quarantine, so that another segment may take their names (`_write.recovery`). Anything that is no
 file is renamed. Repairing again does the rest.
+
+In a bucket (`AsideInBucket`) the service copies the objects first. An interrupted attempt is not continued
+there: its directory has copies, and the next attempt makes another one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -26,9 +30,10 @@ from pathlib import Path
 from zarrow._format import layout
 from zarrow._format.documents import encode_document
 from zarrow._storage import files, reading
+from zarrow._storage.objects import ObjectPath
 from zarrow.errors import CorruptionError
 
-__all__ = ["Aside", "SetAside"]
+__all__ = ["Aside", "AsideInBucket", "SetAside"]
 
 DAMAGE_JSON = "damage.json"
 
@@ -110,9 +115,7 @@ class Aside:
         files.make_dir(self.path, exist_ok=True)
         files.sync_dir(self.path.parent)
         if not os.path.lexists(self.path / DAMAGE_JSON):
-            facts = asdict(self.facts)
-            del facts["to"]
-            document = encode_document(facts)
+            document = _document(self.facts)
             files.replace(self.path / DAMAGE_JSON, document, scratch=self._root / layout.OPEN_DIR)
         linked = []
         for source, target in self._moves.items():
@@ -135,6 +138,56 @@ class Aside:
         for path in reversed(linked):
             files.remove(path)
             files.sync_dir(path.parent)
+
+
+class AsideInBucket:
+    """What `Aside` is, of a store in a bucket; a file to move may be all that lies below a name.
+
+    Parameters
+    ----------
+    place : ObjectPath
+        The store.
+    name, moves, facts
+        As for `Aside`.
+    """
+
+    def __init__(self, place: ObjectPath, name: str, moves: Mapping[str, str], facts: SetAside) -> None:
+        self._place = place
+        self._moves: dict[str, str] = {}
+        for source, target in moves.items():
+            if place.exists(source):
+                self._moves[source] = target
+            else:
+                below = (place / source).names()
+                self._moves |= {f"{source}/{one}": f"{target}/{one}" for one in below}
+        taken = place.list(layout.QUARANTINE_DIR)
+        free = (f"{name}-{number}" for number in itertools.count())
+        self.facts = replace(
+            facts, to=f"{layout.QUARANTINE_DIR}/{next(one for one in free if one not in taken)}"
+        )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The objects that are to be moved, relative to the store."""
+        return tuple(self._moves)
+
+    def keep(self) -> None:
+        """Copy the objects."""
+        self._place.put_bytes(f"{self.facts.to}/{DAMAGE_JSON}", _document(self.facts))
+        for source, target in self._moves.items():
+            with contextlib.suppress(FileNotFoundError):  # it was moved with another incident
+                self._place.copy(source, f"{self.facts.to}/{target}")
+
+    def clear(self) -> None:
+        """Remove those that were copied."""
+        for source in reversed(self._moves):
+            self._place.delete(source)
+
+
+def _document(facts: SetAside) -> bytes:
+    body = asdict(facts)
+    del body["to"]
+    return encode_document(body)
 
 
 def _is_free_for(target: Path, source: Path) -> bool:

@@ -47,7 +47,7 @@ from zarrow._write.reopening import enter_again, remove_segment_files, reopen, s
 from zarrow._write.seal import Dead, commit_claim, commit_copy, release, seal
 from zarrow.errors import CorruptionError, IncompleteStoreError, StoreLockedError
 
-__all__ = ["copy_open", "finalize", "lock_all", "put_open_aside", "recover", "require_expected"]
+__all__ = ["batches", "copy_open", "finalize", "lock_all", "put_open_aside", "recover", "require_expected"]
 
 MAX_PIECES = 32_768
 """Open segments that are packed at once: a claim that names them takes no more than half a document."""
@@ -277,7 +277,7 @@ def put_open_aside(root: Path, spec: StoreSpec, owner: Owner, one: Dead) -> dict
         if rows:
             alone = in_own_session(owner, reopens=one.rows.slot)
             copy = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec, alone)
-            for batch in _batches(one.rows, spec):
+            for batch in batches(one.rows, spec):
                 copy.append([batch])
             copy.enter(root)
         facts = SetAside(
@@ -298,10 +298,10 @@ def put_open_aside(root: Path, spec: StoreSpec, owner: Owner, one: Dead) -> dict
 
 
 def copy_open(found: OpenRows, start: int, spec: StoreSpec, scratch: Path, owner: Owner) -> str:
-    """Copy an open segment's rows from `start`, where a frame begins, to a new one; return a name for it."""
+    """Copy an open segment's rows from `start` to a new one; return a name for it."""
     copy = OpenSegment.build(scratch, spec, owner)
     try:
-        for batch in _batches(found, spec, start):
+        for batch in batches(found, spec, start):
             copy.append([batch])
         copy.sync()
         files.publish(scratch / layout.OWNER_JSON, owner.encode(), scratch=scratch)
@@ -310,17 +310,16 @@ def copy_open(found: OpenRows, start: int, spec: StoreSpec, scratch: Path, owner
     return new_slot()
 
 
-def _batches(found: OpenRows, spec: StoreSpec, start: int = 0) -> Iterator[CheckedBatch]:
-    """Yield an open segment's rows as they were appended."""
+def batches(found: OpenRows, spec: StoreSpec, start: int = 0) -> Iterator[CheckedBatch]:
+    """Yield an open segment's rows from `start` as they were appended."""
     for frame in found.frames:
-        if frame.first_row < start:
-            continue
-        for batch in found.batches(spec, frame.first_row, frame.stop):
+        first = max(frame.first_row, start)
+        for batch in found.batches(spec, first, frame.stop) if first < frame.stop else ():
             arrays = [
                 np.concatenate(
                     [
                         np.empty((0, *array.row_shape), array.numpy_dtype),
-                        *found.vectors(spec, place, frame.first_row, frame.stop),
+                        *found.vectors(spec, place, first, frame.stop),
                     ]
                 )
                 for place, array in enumerate(spec.arrays)

@@ -27,13 +27,14 @@ from zarrow._read import catalog, shard_rows
 from zarrow._read.open_rows import read
 from zarrow._read.part_files import committed_table
 from zarrow._storage import files, reading
+from zarrow._storage.reading import Place
 from zarrow._write import publishing
 from zarrow._write.batches import CheckedBatch, as_appended
 from zarrow._write.directory import in_own_session
 from zarrow._write.open_segment import OpenSegment
 from zarrow._write.seal import Dead
 
-__all__ = ["enter_again", "remove_segment_files", "reopen", "segment_files"]
+__all__ = ["committed_batches", "enter_again", "remove_segment_files", "reopen", "segment_files"]
 
 _STEP_ROWS, _STEP_BYTES = 4096, 16 << 20
 
@@ -73,7 +74,7 @@ def enter_again(root: Path, spec: StoreSpec, owner: Owner, number: int) -> Dead:
     owner = in_own_session(owner, from_segment=lowest, reopens=(number, checksum))
     segment = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec, owner)
     try:
-        for batch in _committed_batches(root, spec, record):
+        for batch in committed_batches(root, spec, record):
             segment.append([batch])
         segment.enter(root)
         publishing.withdraw_manifest(root)
@@ -106,7 +107,7 @@ def segment_files(root: Path, spec: StoreSpec, number: int) -> Iterator[Path]:
     yield root / layout.part_path(number)
 
 
-def _committed_batches(root: Path, spec: StoreSpec, record: SegmentRecord) -> Iterator[CheckedBatch]:
+def committed_batches(root: Place, spec: StoreSpec, record: SegmentRecord) -> Iterator[CheckedBatch]:
     """Yield a committed segment's rows as they were appended, checked against its record."""
     table = committed_table(root, spec, record)
     blocks = [

@@ -32,8 +32,9 @@ from zarrow._storage import files
 from zarrow._storage.objects import ObjectPath
 from zarrow._write import publishing, recovery
 from zarrow._write.bucket import Bucket
-from zarrow._write.directory import Mode
+from zarrow._write.directory import Mode, in_own_session
 from zarrow._write.open_segment import OpenSegment, discard
+from zarrow._write.reopening import committed_batches
 from zarrow._write.seal import Dead, copy_pieces, release
 from zarrow._write.spool import open_spools, spools_of
 from zarrow._write.tails import Tails
@@ -97,10 +98,10 @@ class SpooledStore:
         self.place = place
         self._owner = owner
         self._shared = shared
-        self._bucket = Bucket(place, owner)
-        self._hold = self._bucket.hold
+        self.bucket = Bucket(place, owner)
+        self._hold = self.bucket.hold
         self._no_more: str | None = None
-        self._tails = Tails(self._bucket)
+        self.tails = Tails(self.bucket)
         self.is_new = not self._look(mode)
         self._spools = open_spools(spools_of(place, spool), owner, shared=shared)
         self._spool = self._spools[0]
@@ -117,6 +118,11 @@ class SpooledStore:
     def root(self) -> Path:
         """The directory of the open segments."""
         return self._spool.root
+
+    @property
+    def roots(self) -> list[Path]:
+        """That, and those of dead writers."""
+        return [one.root for one in self._spools]
 
     def _look(self, mode: Mode) -> bool:
         """Tell whether there is a store that may be written to, or nothing."""
@@ -165,7 +171,7 @@ class SpooledStore:
                         "again: remove the spool to go on without them"
                     )
 
-        self._bucket.probe()
+        self.bucket.probe()
         self._hold.dead = {session for one in self._spools for session in one.sessions()}
         for one in self._spools:  # first: a crash after the other would make it look like another's
             one.note(self._owner.session)
@@ -202,7 +208,7 @@ class SpooledStore:
                     f"of array {array.name!r} would have {spec.segment_rows * array.row_bytes:,}: choose a "
                     "smaller segment_rows"
                 )
-        return self._here(self._bucket.create(spec))
+        return self._here(self.bucket.create(spec))
 
     def _here(self, spec: StoreSpec) -> StoreSpec:
         return publishing.create(self.root, spec, self.root / layout.OPEN_DIR)
@@ -226,7 +232,7 @@ class SpooledStore:
         looks for what is left to predict. A shared writer does not count the tails of others, which may be
         many, and would have to be read.
         """
-        self._bucket.settle(take=not self._shared)
+        self.bucket.settle(take=not self._shared)
         dead: list[Dead] = []
         try:
             for one in self._spools:
@@ -241,14 +247,62 @@ class SpooledStore:
                     f"{self.place}, which is complete, does not have: remove the spool if they are not needed"
                 )
             for left in dead:
-                self._tails.put(left.rows)
+                self.tails.put(left.rows)
                 discard(left.rows.path)
         finally:
             release(dead)
+        if not self._shared and self.bucket.has_gap():
+            self._close_gaps(spec)
+            snapshot = catalog.read_snapshot(self.place)
         self._bury()
         if self._shared:
             return snapshot.rows + sum(left.rows.rows for left in dead), snapshot.segments
         return take_view(self.place, partial=True).rows, snapshot.segments
+
+    def _close_gaps(self, spec: StoreSpec) -> None:
+        """Move the rows of the last segments to the numbers that a repair has freed.
+
+        Each becomes a tail, which counts from the moment that its record is gone, and is committed under the
+        lowest free number; a short one stays a tail. A crash leaves fewer gaps, and a tail.
+        """
+        self._detach_tails(spec)
+        while self.bucket.has_gap():
+            number = catalog.segment_numbers(self.place)[-1]
+            record, checksum = catalog.read_record(self.place, number, spec)
+            owner = in_own_session(self._owner, reopens=(number, checksum))
+            segment = OpenSegment.build(files.scratch_name(self.root / layout.OPEN_DIR), spec, owner)
+            try:
+                for batch in committed_batches(self.place, spec, record):
+                    segment.append([batch])
+                slot = self.tails.put_built(segment)
+                self.bucket.withdraw(spec, number)
+                if record.rows == spec.segment_rows:
+                    shards, sources = segment.seal_shards(), [owner.source(slot, 0, record.rows)]
+                    self.bucket.commit(spec, sources, segment.path, shards, segment.batches())
+                    self.tails.remove([slot])
+            finally:
+                segment.close()
+                files.remove_tree(segment.path)
+
+    def _detach_tails(self, spec: StoreSpec) -> None:
+        """Have no tail rely on a record that is about to go.
+
+        Such a record may have some of its rows, since completing the store was interrupted, or those before,
+        or all, since closing gaps was.
+        """
+        found = {one.slot: one for path in slots(self.place) if (one := read(path, spec)) is not None}
+        counted = self._without_copies(spec, found)
+        self.tails.remove(found.keys() - counted.keys())
+        found = counted
+        for slot, start in self._starts(spec, found).items():
+            if 0 < start < found[slot].rows:
+                owner = in_own_session(self._owner, reopens=slot)
+                self.tails.put_rows(self.root, spec, owner, recovery.batches(found[slot], spec, start))
+            if start:
+                self.tails.remove([slot])
+            elif found[slot].owner.sequence:
+                owner = in_own_session(self._owner, reopens=found[slot].owner.reopens)
+                self.tails.rename(slot, owner, None)
 
     def _recovered(self, root: Path, spec: StoreSpec) -> list[Dead]:
         """Return a spool's open segments that are neither full nor empty, nor in the bucket."""
@@ -274,10 +328,10 @@ class SpooledStore:
                 if one.start >= one.rows.rows:
                     self._drop(dead.pop(slot))
                 elif one.rows.unvouched:
-                    self._tails.remove_copies_of_the_dead(slot)
+                    self.tails.remove_copies_of_the_dead(slot)
                     dead |= recovery.put_open_aside(root, spec, self._owner, dead.pop(slot))
                 elif one.start:
-                    self._tails.put(one.rows)  # a finalize was interrupted
+                    self.tails.put(one.rows)  # a finalize was interrupted
                     self._drop(dead.pop(slot))
             for slot, one in [*dead.items()]:
                 if one.rows.rows == spec.segment_rows:
@@ -303,16 +357,16 @@ class SpooledStore:
         try:
             shards = segment.seal_shards()
             sources = [segment.owner.source(segment.slot, 0, segment.rows)]
-            number = self._bucket.commit(spec, sources, segment.path, shards, segment.batches())
+            number = self.bucket.commit(spec, sources, segment.path, shards, segment.batches())
         finally:
             segment.close()
-        self._tails.remove_copies(segment.slot)
+        self.tails.remove_copies(segment.slot)
         discard(segment.path)
         return number + 1
 
     def copy_rows(self, spec: StoreSpec, segment: OpenSegment) -> None:
         """Put the rows of an open segment into the bucket that were accepted since the last time."""
-        self._tails.copy(spec, segment)
+        self.tails.copy(spec, segment)
 
     def leave(self, spec: StoreSpec | None) -> tuple[Owner, ...]:
         """Move the rows that are left here to the bucket, when nothing fills their open segments any more.
@@ -323,10 +377,10 @@ class SpooledStore:
             for path in slots(self.root):
                 found = read(path, spec)
                 if found is not None and found.rows:
-                    self._bucket.persist(partial(self._tails.put, found))
+                    self.bucket.persist(partial(self.tails.put, found))
                 discard(path)
-            self._bucket.persist(lambda: self._bucket.publish_shape(spec))
-        return self._bucket.persist(self._hold.depart)
+            self.bucket.persist(lambda: self.bucket.publish_shape(spec))
+        return self.bucket.persist(self._hold.depart)
 
     # The end
 
@@ -350,9 +404,11 @@ class SpooledStore:
                 "finalize' on their machine adds the rows in their spools, and 'zarrow finalize --partial' "
                 "completes the store without these"
             )
-        self._bucket.settle(take=True)
+        if self.bucket.has_gap():
+            self.recover(spec)
+        self.bucket.settle(take=True)
         manifest = catalog.read_manifest(self.place, spec)
-        self._tails.put_copied(self.root, spec)
+        self.tails.put_copied(self.root, spec)
         left = self._without_copies(spec, {one.slot: one for one in self._left(spec)})
         pieces = _pieces(left, self._starts(spec, left), spec.segment_rows)
         if not partial:
@@ -372,15 +428,15 @@ class SpooledStore:
             pieces = [[]]
         for sources in pieces:
             with copy_pieces(self.root, spec, sources, left) as (scratch, shards, batches):
-                self._bucket.commit(spec, sources, scratch, shards, batches)
-        self._bucket.publish_shape(spec)
+                self.bucket.commit(spec, sources, scratch, shards, batches)
+        self.bucket.publish_shape(spec)
         if manifest is None or manifest.expected_rows != expected_rows:
             records = publishing.all_records(self.place, spec)
             manifest = publishing.manifest_of(spec, records, expected_rows)
             found = statistics_of(spec.table_schema, [one.part for one, _ in records], manifest.identity)
-            self._bucket.replace(layout.STATISTICS, found)
-            self._bucket.replace(layout.MANIFEST_JSON, manifest.encode())
-        self._bucket.let_go(spec)
+            self.bucket.replace(layout.STATISTICS, found)
+            self.bucket.replace(layout.MANIFEST_JSON, manifest.encode())
+        self.bucket.let_go(spec)
         return manifest
 
     def _left(self, spec: StoreSpec) -> Iterator[OpenRows]:

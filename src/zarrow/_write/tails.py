@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from zarrow._read.open_rows import OpenRows, read
 from zarrow._storage import files
 from zarrow._storage.reading import open_file, read_file
 from zarrow._write import recovery
+from zarrow._write.batches import CheckedBatch
 from zarrow._write.bucket import Bucket
 from zarrow._write.directory import in_own_session
-from zarrow._write.open_segment import OpenSegment
+from zarrow._write.open_segment import OpenSegment, new_slot
 from zarrow.errors import CorruptionError, StoreLockedError
 
 __all__ = ["Tails"]
@@ -50,6 +52,44 @@ class Tails:
         """Put an open segment there: it counts on return, and copies of it do not."""
         self._put(rows.path, rows.slot)
         self.remove_copies(rows.slot)
+
+    def put_built(self, segment: OpenSegment) -> str:
+        """Put an open segment there that was built aside: it counts on return, by the name returned."""
+        segment.sync()
+        files.publish(segment.path / layout.OWNER_JSON, segment.owner.encode(), scratch=segment.path)
+        slot = new_slot()
+        self._bucket.persist(partial(self._put, segment.path, slot))
+        return slot
+
+    def put_rows(self, root: Path, spec: StoreSpec, owner: Owner, batches: Iterable[CheckedBatch]) -> None:
+        """Put rows there, of which an open segment is built below the spool first."""
+        segment = OpenSegment.build(files.scratch_name(root / layout.OPEN_DIR), spec, owner)
+        try:
+            for batch in batches:
+                segment.append([batch])
+            self.put_built(segment)
+        finally:
+            segment.close()
+            files.remove_tree(segment.path)
+
+    def remove(self, slots: Collection[str]) -> None:
+        """Remove tails whose rows are elsewhere."""
+        self._bucket.hold.remove_tails(slots)
+        for slot in slots:
+            self._remove(slot)
+
+    def rename(self, slot: str, owner: Owner, frames_bytes: int | None) -> None:
+        """Give a tail another owner, and so another name; cut its journal off after so many bytes."""
+        new, folder = new_slot(), layout.slot_dir(slot)
+        for name in self._place.list(folder):
+            path = f"{layout.slot_dir(new)}/{name}"
+            if name == layout.FRAMES and frames_bytes is not None:
+                self._place.put_bytes(path, self._place.open(f"{folder}/{name}").read(0, frames_bytes))
+            elif name != layout.OWNER_JSON:
+                self._place.copy(f"{folder}/{name}", path)
+        self._place.put_bytes(f"{layout.slot_dir(new)}/{layout.OWNER_JSON}", owner.encode())
+        self._bucket.hold.change_tails([new], [slot])
+        self._remove(slot)
 
     def _put(self, path: Path, slot: str) -> None:
         folder = layout.slot_dir(slot)
@@ -92,9 +132,7 @@ class Tails:
         _, copies = self._copies.pop(slot, (0, []))
         if copies:
             with contextlib.suppress(OSError):
-                self._bucket.hold.remove_tails(copies)
-                for one in copies:
-                    self._remove(one)
+                self.remove(copies)
 
     def remove_copies_of_the_dead(self, slot: str) -> None:
         """Remove what a dead writer has copied of an open segment, which is about to get another name."""

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from zarrow._format.layout import STORE_JSON, require_utf8
 from zarrow._maintenance.copy import copy
-from zarrow._storage.objects import ObjectPath, located, on_disk
+from zarrow._storage.objects import ObjectPath, is_remote, located, on_disk
 from zarrow.errors import (
     ConflictError,
     InvalidInputError,
@@ -34,7 +34,7 @@ from zarrow.errors import (
 )
 from zarrow.store import Store
 from zarrow.store import open as open_store
-from zarrow.transfer._place import NO_FILES, in_place
+from zarrow.transfer._place import NO_FILES, in_place, into_bucket
 from zarrow.transfer._rows import Outgoing, Progress
 from zarrow.writer import Writer
 
@@ -80,6 +80,7 @@ def export(
     columns: Sequence[str] | None = None,
     arrays: Sequence[str] | None = None,
     overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Write a store's rows, in row order, in another format: whole and durable on return.
@@ -113,8 +114,9 @@ def export(
     ----------
     store : Store or path
         The path of a complete store, or an open `Store`, complete or not.
-    target : path
-        The file or folder to write; its parent must exist.
+    target : path or URL
+        The file or folder to write; its parent must exist. What goes into a bucket is made in the directory
+        for temporary files (``TMPDIR``), then put there, a folder file by file.
     format : str, optional
         One of those above; by default according to the target's suffix.
     columns : list of str, optional
@@ -122,7 +124,10 @@ def export(
     arrays : list of str, optional
         The arrays, which may include derived ones; by default all but derived ones.
     overwrite : bool
-        Whether to replace an existing target, in one step; not a folder with files of other origin.
+        Whether to replace an existing target, in one step; not a folder with files of other origin, nor what
+        is in a bucket.
+    storage_options : dict of str, optional
+        For URLs; see `zarrow.open`.
     progress : callable of (int, int), optional
         Called with the number of rows written so far and in all.
 
@@ -157,7 +162,12 @@ def export(
     >>> pq.read_schema(target).field("query_embed").type
     FixedSizeListType(fixed_size_list<element: float not null>[8])
     """
-    path = Path(os.path.abspath(on_disk(target)))
+    path = located(target, storage_options if is_remote(target) else None)
+    options = storage_options if is_remote(store) else None
+    how: dict[str, Any] = {"columns": columns, "arrays": arrays, "progress": progress}
+    if isinstance(path, ObjectPath):
+        with into_bucket(target, storage_options, store, overwrite=overwrite) as made:
+            return export(store, made, format, storage_options=options, **how)
     require_utf8(path)
     chosen = _format(format, path, EXPORTS, "export")
     if os.path.lexists(path) and not overwrite:
@@ -165,10 +175,8 @@ def export(
             f"{path} exists already: choose another target, or replace it with overwrite=True"
         )
     if not isinstance(store, Store):
-        with open_store(store) as opened:
-            return export(
-                opened, path, chosen, columns=columns, arrays=arrays, overwrite=overwrite, progress=progress
-            )
+        with open_store(store, storage_options=options) as opened:
+            return export(opened, path, chosen, overwrite=overwrite, **how)
     rows = Outgoing.of(store, columns, arrays, progress, ragged=chosen in _RAGGED)
     module = _module(chosen)
     if chosen == "everyquery":

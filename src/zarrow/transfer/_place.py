@@ -8,6 +8,9 @@
    the later ones are cleared first: a crash leaves some of the old files, or of the new, never both.
 
 A target with which another file would be lost is refused.
+
+What goes into a bucket (`into_bucket`) is made in the directory for temporary files. A file is there whole or
+not at all; of a folder, a crash leaves some files.
 """
 
 from __future__ import annotations
@@ -17,15 +20,18 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from zarrow._storage import files
 from zarrow._storage.lock import FileLock
-from zarrow._storage.objects import ObjectPath
+from zarrow._storage.objects import ObjectPath, is_remote, located
+from zarrow._storage.reading import open_file
 from zarrow.errors import ConflictError, CorruptionError, InvalidInputError
 
-__all__ = ["NO_FILES", "in_place"]
+__all__ = ["NO_FILES", "in_place", "into_bucket"]
 
 NO_FILES = re.compile(r"(?!)")
 
@@ -68,6 +74,41 @@ def in_place(
                 files.rename(goal, path / f"{goal.name}.old")
         for path, goal in zip(made, goals, strict=True):
             _move(path, goal, overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def into_bucket(
+    target: str | os.PathLike[str], options: Mapping[str, Any] | None, store: object, *, overwrite: bool
+) -> Iterator[Path]:
+    """Yield a path on a disk, and put what was written there, or beside it, where a URL says.
+
+    Raises
+    ------
+    InvalidInputError
+        If the URL is that of an obstore store, which has no name, or if the exported store is there.
+    ConflictError
+        If there is something already; it cannot be replaced in one step.
+    """
+    if not isinstance(target, str | os.PathLike):
+        raise InvalidInputError("the target of an export is a path or a URL")
+    goal = located(target, options)
+    here = getattr(store, "path", None) or (located(store) if is_remote(store) else None)
+    if isinstance(here, ObjectPath) and f"{here}/" in f"{goal}/":
+        raise InvalidInputError(f"{goal}: lies within the exported store: choose another target")
+    folder, _, name = os.fspath(target).rstrip("/").rpartition("/")
+    above = located(folder, options)
+    assert isinstance(above, ObjectPath)
+    if overwrite or above.exists(name) or next((above / name).names(), None) is not None:
+        raise ConflictError(
+            f"{goal}: what is in a bucket cannot be replaced in one step: choose another target"
+            if overwrite
+            else f"{goal} exists already: choose another target"
+        )
+    with tempfile.TemporaryDirectory(prefix="zarrow-export-") as scratch:
+        yield Path(scratch, name)
+        for path in sorted(_files(Path(scratch))):
+            found = str(path.relative_to(scratch))
+            above.put(found, open_file(Path(scratch), found))
 
 
 def _check(goals: list[Path], store: Path | ObjectPath, overwrite: bool, known: re.Pattern[str]) -> None:

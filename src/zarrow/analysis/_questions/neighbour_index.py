@@ -17,7 +17,7 @@ file in ``open/``, which the next writer removes, and either the old index or th
 from __future__ import annotations
 
 import errno
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from zarrow._format.checksum import crc32c
 from zarrow._format.layout import ROW
 from zarrow._format.records import Identity
 from zarrow._storage import files, reading
+from zarrow._storage.objects import ObjectPath
 from zarrow._write.directory import exclusively
 from zarrow.analysis._numbers.moments import unit_rows
 from zarrow.analysis._numbers.topk import Metric, TopK
@@ -66,7 +67,7 @@ class NeighbourIndex(Answer):
 
     Parameters
     ----------
-    path : Path
+    path : Path or ObjectPath
         The file.
     array : str
         The array.
@@ -82,7 +83,7 @@ class NeighbourIndex(Answer):
         Share of the true 10 nearest that was found, for 200 rows drawn at random, each without itself.
     """
 
-    path: Path
+    path: Path | ObjectPath
     array: str
     metric: Metric
     rows: int
@@ -177,8 +178,7 @@ def build_neighbours(
         "probes": probes,
         "recall": recall,
     }
-    path = _path(store, chosen.name, metric)
-    _write(store, path, faiss.serialize_index(index), facts)
+    _write(store, _path(chosen.name, metric), faiss.serialize_index(index), facts)
     _, found = _read(store, chosen, metric)
     return found
 
@@ -223,26 +223,34 @@ def _measure(
 # The file
 
 
-def _path(store: Store, array: str, metric: str) -> Path:
-    return Path(store.path) / layout.INDEX_DIR / f"{array}.{metric}{layout.NEIGHBOURS_SUFFIX}"
+def _path(array: str, metric: str) -> str:
+    return f"{layout.INDEX_DIR}/{array}.{metric}{layout.NEIGHBOURS_SUFFIX}"
 
 
-def _write(store: Store, path: Path, data: npt.NDArray[np.uint8], facts: dict[str, Any]) -> None:
+def _write(store: Store, path: str, data: npt.NDArray[np.uint8], facts: dict[str, Any]) -> None:
     document = documents.encode_document(
         {**facts, "index_bytes": int(data.size), "index_crc32c": crc32c(data)}
     )
-    scratch = store.path / layout.OPEN_DIR
+    root = store.path
+    pieces: list[Any] = [data.data, document, len(document).to_bytes(8, "little"), MAGIC]
     try:
-        whole = b"".join([data.tobytes(), document, len(document).to_bytes(8, "little"), MAGIC])
-        with exclusively(store.path, Identity(**store.identity)):
-            files.make_dir(path.parent, exist_ok=True)
-            files.sync_dir(store.path)
-            files.replace(path, whole, scratch=scratch)
+        if isinstance(root, ObjectPath):
+            with tempfile.NamedTemporaryFile(prefix="zarrow-") as made:
+                made.writelines(pieces)
+                made.flush()
+                store.require_unchanged()
+                found = Path(made.name)
+                root.put(path, reading.open_file(found.parent, found.name))
+            return
+        with exclusively(root, Identity(**store.identity)):
+            files.make_dir(root / layout.INDEX_DIR, exist_ok=True)
+            files.sync_dir(root)
+            files.replace(root / path, b"".join(pieces), scratch=root / layout.OPEN_DIR)
     except ZarrowError:
         raise
     except OSError as error:
         raise WriteFailedError(
-            error.errno or errno.EIO, f"{path}: cannot be written: {error}; the store is unchanged"
+            error.errno or errno.EIO, f"{root / path}: cannot be written: {error}; the store is unchanged"
         ) from error
 
 
@@ -256,10 +264,10 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
     CorruptionError
         If it is damaged.
     """
-    path = _path(store, array.name, metric)
+    path = store.path / _path(array.name, metric)
     advice = f"build it: zarrow neighbours {store.path} --array {array.name} --metric {metric}"
     try:
-        data = np.asarray(reading.map_file(path.parent, path.name))
+        data = np.asarray(reading.map_file(store.path, _path(array.name, metric)))
     except FileNotFoundError:
         raise NotFoundError(f"{path}: there is no index of neighbours; {advice}") from None
     tail = data[-TAIL_BYTES:].tobytes()
@@ -285,7 +293,7 @@ def _read(store: Store, array: StoreArray, metric: Metric) -> tuple[npt.NDArray[
         array=array.name,
         metric=metric,
         rows=rows,
-        size_bytes=os.path.getsize(path),
+        size_bytes=data.size,
         probes=probes,
         recall=recall,
     )

@@ -56,7 +56,7 @@ def match(a: Store, b: Store, on: str | Sequence[str] | None) -> Match:
     elif names == [SAMPLE_INDEX]:
         found = _by_sample(a, b)
     elif names and set(names) == set(b.keys):
-        pieces = [b.locate(pa.Table.from_batches([batch])) for batch in a.scan(names)]
+        pieces = [b.locate(pa.Table.from_batches([batch]), missing=-1) for batch in a.scan(names)]
         found = np.concatenate([np.empty(0, np.int64), *pieces])
         if len(b.duplicated()):
             raise InvalidInputError(
