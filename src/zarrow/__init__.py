@@ -80,6 +80,15 @@ _DOORS = {
     "writer",
     "xarray",
 }
+_NEEDED = {
+    "demo": "lightning",
+    "everyquery": "lightning",
+    "lightning": "lightning",
+    "ray": "ray",
+    "torch": "torch",
+    "xarray": "xarray",
+}
+"""The packages without which a door does not open."""
 
 
 def __getattr__(name: str) -> Any:
@@ -100,4 +109,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_DOORS, "__version__"})
+    from importlib.util import find_spec
+
+    # Without doors whose package is missing: `help` imports all that is listed.
+    closed = {door for door, package in _NEEDED.items() if find_spec(package) is None}
+    return sorted({*globals(), *_HOMES, *_DOORS, "__version__"} - closed)

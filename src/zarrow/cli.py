@@ -13,7 +13,7 @@ import re
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from typer import Exit, Option, Typer
+from typer import BadParameter, Exit, Option, Typer
 from typer.core import TyperGroup
 
 from zarrow._commands import analyse, compare, draw, guides, keep, look, move, run
@@ -40,6 +40,9 @@ class _Group(TyperGroup):
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             say(f"[bold red]error:[/] {escape(_in_options(str(error), command))}", err)
             raise Exit(WRONG_USAGE if isinstance(error, NotFoundError) else FAILED) from error
+        except BadParameter as error:
+            error.message = error.message.replace("Value error, ", "")  # pydantic's, by way of typer
+            raise
         except (KeyboardInterrupt, RuntimeError) as error:
             if isinstance(error, RuntimeError) and str(error) != "Query interrupted":  # so DuckDB says Ctrl-C
                 raise

@@ -167,7 +167,7 @@ class DigitsModel(pl.LightningModule):
     --------
     >>> prediction = DigitsModel(hidden=128).predict_step((torch.zeros(2, 1, 8, 8), torch.zeros(2)))
     >>> tuple(prediction["query_embed"].shape), sorted(prediction)[:3]
-    ((2, 128), ['confidence', 'predicted', 'prob_0'])
+    ((2, 128), ['confidence', 'correct', 'predicted'])
     """
 
     def __init__(self, hidden: int = 192, learning_rate: float = 3e-3) -> None:
@@ -228,18 +228,24 @@ class DigitsModel(pl.LightningModule):
         Parameters
         ----------
         batch : images and labels
-            As `DigitImages` has them; the labels are ignored.
+            As `DigitImages` has them.
 
         Returns
         -------
         dict of str to tensor, shapes (rows,) and (rows, hidden)
-            ``predicted``, ``confidence``, ``prob_0`` … ``prob_9``, ``query_embed``.
+            ``predicted``, ``confidence``, ``correct``, ``prob_0`` … ``prob_9``, ``query_embed``.
         """
         vectors, logits = self(batch[0])
         probabilities = logits.softmax(dim=1)
         confidence, predicted = probabilities.max(dim=1)
         columns = {f"prob_{digit}": probabilities[:, digit] for digit in range(10)}
-        return {"predicted": predicted, "confidence": confidence, **columns, "query_embed": vectors}
+        columns = {
+            "predicted": predicted,
+            "confidence": confidence,
+            "correct": predicted == batch[1],
+            **columns,
+        }
+        return {**columns, "query_embed": vectors}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with a learning rate that rises and falls once."""

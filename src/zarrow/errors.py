@@ -28,7 +28,7 @@ the value that broke it, and the remedy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 __all__ = [
     "BatchError",
@@ -222,6 +222,20 @@ def unknown_name(what: str, name: object, names: Iterable[str]) -> UnknownNameEr
     known = list(names)
     hint = did_you_mean(name, known) or "."
     return UnknownNameError(f"there is no {what} {name!r}{hint} There are: {', '.join(known) or 'none'}")
+
+
+def unknown_column(name: object, columns: Iterable[str], arrays: Collection[object]) -> UnknownNameError:
+    """Return the error for a column that does not exist, and may be an array.
+
+    >>> print(unknown_column("prob", ["id"], ["prob"]))
+    there is no column 'prob', but an array: a batch's (rows, 1) is one; its (rows,) is a column. Columns: id
+    """
+    if name not in arrays:
+        return unknown_name("column", name, columns)
+    return UnknownNameError(
+        f"there is no column {name!r}, but an array: a batch's (rows, 1) is one; its (rows,) is a column. "
+        f"Columns: {', '.join(columns)}"
+    )
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:

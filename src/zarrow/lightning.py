@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from zarrow._format.given import names_in
 from zarrow._format.quantized import QUANTIZED
 from zarrow._format.spec import check_expected
 from zarrow._predict.identifiers import open_all
@@ -191,7 +192,7 @@ class PredictionWriter(BasePredictionWriter):
         identifiers: Any = None,
         columns: EntryNames | None = None,
         arrays: EntryNames | None = None,
-        keys: Sequence[str] = (),
+        keys: str | Sequence[str] = (),
         ignore: Collection[str] = (),
         ragged: Mapping[str, str] | None = None,
         sample_index: str | Callable[[Any], Any] | None = None,
@@ -238,7 +239,7 @@ class PredictionWriter(BasePredictionWriter):
         self._provenance = dict(provenance or {})
         self._mode: Mode = "a" if resume else mode
         self._options: dict[str, Any] = {
-            "keys": tuple(keys), "segment_rows": segment_rows, "codecs": codecs, "durability": durability,
+            "keys": names_in(keys), "segment_rows": segment_rows, "codecs": codecs, "durability": durability,
             "queue_bytes": queue_bytes, "provenance": self._provenance, "expected_rows": expected_rows,
             "dtypes": {name: dtype for name, dtype in self._dtypes.items() if dtype == QUANTIZED},
             "spool": spool,

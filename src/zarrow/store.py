@@ -759,7 +759,7 @@ class Store:
         return self._columns.in_sample_order(self._filter(filter))
 
     def _filter(self, filter: pc.Expression | None) -> Filter | None:
-        return None if filter is None else read_filter(filter, self.schema)
+        return None if filter is None else read_filter(filter, self.schema, [*self.arrays, *self.ragged])
 
     def _chosen(self, arrays: Sequence[str] | None) -> list[StoreArray | StoreRagged]:
         if isinstance(arrays, str):

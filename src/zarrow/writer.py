@@ -29,7 +29,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from zarrow._format import layout
-from zarrow._format.given import TableLike
+from zarrow._format.given import TableLike, names_in
 from zarrow._format.ragged import RaggedArray
 from zarrow._format.spec import StoreSpec, safe_rows
 from zarrow._read import catalog
@@ -150,7 +150,7 @@ class Writer:
         arrays: Mapping[str, tuple[int | Sequence[int], str] | RaggedArray] | None = None,
         schema: pa.Schema | None = None,
         dtypes: Mapping[str, str] | None = None,
-        keys: Sequence[str] = (),
+        keys: str | Sequence[str] = (),
         mode: Mode = "x",
         segment_rows: int | None = None,
         codecs: Any = None,
@@ -171,7 +171,14 @@ class Writer:
         # Symbolic links are followed: replacing a store must not replace a link to it.
         self.path = Path(os.path.realpath(place)) if isinstance(place, Path) else place
         self._declaration = Declaration(
-            arrays, schema, keys, segment_rows, codecs, provenance or {}, expected_rows, dtypes or {}
+            arrays,
+            schema,
+            names_in(keys),
+            segment_rows,
+            codecs,
+            provenance or {},
+            expected_rows,
+            dtypes or {},
         )
         self._owner = new_owner()
         self._spec: StoreSpec | None = None

@@ -190,7 +190,7 @@ def test_the_command_line(store, tmp_path):
     assert result.exit_code == 0, result.output
     assert "complete, 700 rows in 6 segments of 128" in result.output
     assert_whole(packed, sorted(range(ROWS), key=lambda i: (f"w{i % 7}", i)))
-    result = run(cli.app, ["pack", packed, "--codecs", "plain"])
+    result = run(cli.app, ["pack", packed, "--codecs", "none"])
     assert result.exit_code == 0, result.output
     assert zarrow.open(packed)["embed"].is_plain
     result = run(cli.app, ["finalize", packed, "--sort"])

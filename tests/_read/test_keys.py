@@ -179,7 +179,7 @@ class TestLocate:
         [
             (
                 {"subject_id": [1]},
-                "the store's key columns ('subject_id', 'query'), got columns ['subject_id']",
+                "a key of this store has all of 'subject_id', 'query', got only 'subject_id'",
             ),
             ([1, 2], "the store's key columns ('subject_id', 'query'), got list"),
             ("code//1", "got str"),

@@ -97,7 +97,7 @@ def pack(
     codecs: Annotated[
         Names,
         comma_list(
-            "plain, auto, blosc, zstd or pcodec; or per array: name=codec, comma-separated.",
+            "none, auto, crc32c, blosc, zstd or pcodec; or per array: name=codec, comma-separated.",
             default="unchanged",
             metavar="CODEC",
         ),
@@ -168,7 +168,7 @@ def _show_errors(errors: dict[str, QuantizationError]) -> None:
 
 def _codecs(given: Names) -> Any:
     def chain_of(codec: str) -> Any:
-        chain = [None if name == "plain" else name for name in codec.strip().split("+")]
+        chain = codec.strip().split("+")
         return chain[0] if len(chain) == 1 else chain
 
     if not any("=" in one for one in given):

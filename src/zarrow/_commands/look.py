@@ -83,7 +83,14 @@ def sql(
             found: Any = store.sql(query)
             table = None if found is None else pa.table(found)
         except duckdb.Error as error:
-            raise InvalidInputError(" ".join(str(error).partition("\n\n")[0].split())) from error
+            message = " ".join(str(error).partition("\n\n")[0].split())
+            for name in (*store.arrays, *store.ragged, *store.derived):
+                if f'"{name}"' in message:
+                    message += (
+                        f": {name} is an array, which SQL does not see: select row, and in Python "
+                        f"store.vectors(result)[{name!r}] has the vectors"
+                    )
+            raise InvalidInputError(message) from error
     if table is None:
         return  # a statement without a result
     if as_json:

@@ -91,10 +91,11 @@ def import_store(
         str, Option("--from", help=f"{FORMATS} or colbert.", show_default="by SOURCE's suffix or files")
     ] = "",
     beside: Annotated[
-        Path | None, Option(help="Second file of a pair: the table of a .npy file, EveryQuery's embeddings.")
+        Path | None,
+        Option(help="Second file of a pair: a .npy file's table (Parquet or CSV), EveryQuery's embeddings."),
     ] = None,
     keys: Annotated[Names, comma_list("Columns that identify a row, comma-separated.", default="none")] = (),
-    codecs: Annotated[str, Option(help="blosc, zstd or pcodec.", show_default="plain bytes")] = "",
+    codecs: Annotated[str, Option(help="auto, crc32c, blosc, zstd or pcodec.", show_default="none")] = "",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:

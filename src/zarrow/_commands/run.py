@@ -61,10 +61,10 @@ def _show_summary(summary: Summary) -> None:
     say(
         f"\n[bold]Open it:[/]\n[cyan]"
         f"  zarrow head {name}\n"
+        f'  zarrow sql {name} "from predictions select predicted, count(*) group by all"\n'
         f"  python -c \"import zarrow; s = zarrow.open('{name}'); print(s['query_embed'][:3])\"\n"
         f"  python -c \"import zarr; print(zarr.open('{name}/embeddings.zarr')['query_embed'].info)\"[/]\n"
-        "\n[bold]With DuckDB or xarray installed:[/]\n[cyan]"
-        f"  duckdb -c \"from '{name}/table/*.parquet' select predicted, count(*) group by all\"\n"
+        "\n[bold]With xarray installed:[/]\n[cyan]"
         f"  python -c \"import xarray; print(xarray.open_zarr('{name}/embeddings.zarr'))\"[/]"
     )
 

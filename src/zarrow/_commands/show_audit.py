@@ -35,7 +35,7 @@ def show_report(report: Report) -> None:
     )
     _say_some([_finding(finding) for finding in report.findings])
     if not report.ok:
-        say(f"to repair it: zarrow repair {escape(report.path)} --dry-run")
+        say(f"what a repair would do: zarrow repair {escape(report.path)} --dry-run")
 
 
 def _finding(finding: Finding) -> str:
@@ -66,12 +66,15 @@ def show_repair(done: Repair) -> None:
             known.append(
                 f"{done.nameless_rows:,} of them unidentified: the file with their sample_index is damaged"
             )
-        say(f"  to predict again: {lost:,} rows{': ' * bool(known)}{'; '.join(known)}")
+        if not known:  # appended without
+            known.append(f"their columns are in {escape(done.path)}/quarantine/*/part.parquet")
+        say(f"  to predict again: {lost:,} rows: {'; '.join(known)}")
     if done.dry_run:
         say(f"to do this: zarrow repair {'--remove-unreferenced ' * bool(done.removed)}{name}")
     elif lost and not done.finalized:
         say(
-            f"resume the run, which predicts only these rows, or do without: zarrow finalize --partial {name}"
+            f"resume the run, which predicts only these rows, or append them, or do without: "
+            f"zarrow finalize --partial {name}"
         )
     elif not done.before.complete and not done.finalized:
         say(f"the store is incomplete: resume its run, or complete it as it is: zarrow finalize {name}")

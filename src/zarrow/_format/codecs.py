@@ -23,7 +23,7 @@ from zarrow._format.array_spec import PLAIN, ZARR_DTYPES, ArraySpec, rows_of
 from zarrow._format.checksum import crc32c
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError, did_you_mean
 
-__all__ = ["ChunkCodec", "choose", "normalize"]
+__all__ = ["AUTO", "ChunkCodec", "check_names", "choose", "normalize"]
 
 Codec = Mapping[str, Any]
 
@@ -67,6 +67,7 @@ def _blosc(cname: str, shuffle: str, clevel: int = 5) -> dict[str, Any]:
 
 _SAMPLE_BYTES = 4 << 20
 
+AUTO = "auto"
 PRESETS: dict[str, tuple[Codec, ...]] = {
     "none": (),
     "crc32c": ({"name": "crc32c"},),
@@ -77,6 +78,32 @@ PRESETS: dict[str, tuple[Codec, ...]] = {
     "pcodec": ({"name": "numcodecs.pcodec", "configuration": {}},),
 }
 """Chains that have a name."""
+
+
+def check_names(codecs: object) -> None:
+    """Raise if names of codecs, alone or in lists and mappings, are unknown, or need a package.
+
+    Raises
+    ------
+    InvalidInputError, MissingExtraError
+        As `normalize` would when the first batch comes.
+    """
+    if isinstance(codecs, str):
+        if codecs not in (AUTO, *PRESETS):
+            raise _unknown(codecs)
+        if codecs == "pcodec":
+            _numcodec("pcodec")
+    elif isinstance(codecs, Mapping) and "name" not in codecs:
+        for one in codecs.values():
+            check_names(one)
+    elif isinstance(codecs, list | tuple):
+        for one in codecs:
+            check_names(one)
+
+
+def _unknown(codec: str) -> InvalidInputError:
+    known = f"'auto' (alone), {', '.join(PRESETS)} or Zarr v3 codecs"
+    return InvalidInputError(f"codecs must be {known}, got {codec!r}{did_you_mean(codec, PRESETS)}")
 
 
 def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
@@ -115,10 +142,7 @@ def normalize(codecs: object, dtype: str) -> tuple[dict[str, Any], ...]:
     for codec in given:
         if isinstance(codec, str):
             if codec not in PRESETS:
-                known = f"'auto' (alone), {', '.join(PRESETS)} or Zarr v3 codecs"
-                raise InvalidInputError(
-                    f"codecs must be {known}, got {codec!r}{did_you_mean(codec, PRESETS)}"
-                )
+                raise _unknown(codec)
             chain.extend(PRESETS[codec])
         elif isinstance(codec, Mapping) or hasattr(codec, "to_dict"):
             chain.append(codec if isinstance(codec, Mapping) else codec.to_dict())

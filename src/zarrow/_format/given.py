@@ -12,7 +12,7 @@ torch is not imported: a tensor is recognised by its methods.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "as_table",
     "dtype_name",
     "is_arrow",
+    "names_in",
     "numpy_values",
     "to_host",
 ]
@@ -43,6 +44,15 @@ names to 1-D arrays, tensors or sequences."""
 
 _NUMBERS = frozenset("bBhHiIlLqQefd")
 """The characters of numpy's types of numbers that Arrow has."""
+
+
+def names_in(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return names that were given as a sequence, or one as it is.
+
+    >>> names_in("id"), names_in(["id", "query"])
+    (('id',), ('id', 'query'))
+    """
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def to_host(values: Any) -> Any:
@@ -90,7 +100,9 @@ def numpy_values(values: Any, dtype: str = "") -> npt.NDArray[Any]:
     try:
         array = values if type(values) is np.ndarray else _vectors(values)
     except (TypeError, ValueError, RuntimeError, InvalidInputError, pa.ArrowException) as error:
-        raise BatchError(f"must be an array: {error}") from error
+        pair = isinstance(values, tuple) and len(values) == 2
+        hint = "; got a pair: give its second part, if that is the array" if pair else ""
+        raise BatchError(f"must be an array: {error}{hint}") from error
     if _is_bfloat16(array.dtype):
         array = array.astype(np.float32)
     if dtype == "float16" and str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):

@@ -128,7 +128,7 @@ class StoreSpec:
             if name in RESERVED_COLUMNS:
                 raise InvalidInputError(
                     f"column or array {name!r}: {' and '.join(RESERVED_COLUMNS)} are reserved names: "
-                    "rename it, or pass the dataset's index as sample_index="
+                    "rename it, or leave it out, or pass the dataset's index as sample_index="
                 )
             if counts[name] > 1:
                 raise InvalidInputError(

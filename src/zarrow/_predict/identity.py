@@ -33,6 +33,7 @@ __all__ = ["differences", "identify"]
 
 PREDICT = "predict"
 _COMPARED = ("model", "hparams", "weights", "buffers", "data", "datasets", "precision", "versions")
+_OF_EVERY_DATAMODULE = {"prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"}
 _LENIENT = {"data", "datasets", "versions"}
 """What may name things that another run does not: attributes that are set late, packages."""
 
@@ -67,7 +68,7 @@ def identify(trainer: Trainer, module: LightningModule, loaders: Sequence[Any]) 
             "weights": _checksum(_weights(module)) if whole else None,
             "buffers": _checksum(module.named_buffers()) if whole else None,
             "checkpoint": None if trainer.ckpt_path is None else text_of(trainer.ckpt_path),
-            "data": None if data is None else settings(data),
+            "data": None if data is None else _of_user(settings(data)),
             "datasets": [
                 settings(dataset) | ({} if collate is None else {"collate_fn": plain(collate)})
                 for dataset, collate in zip(datasets, collates, strict=True)
@@ -79,6 +80,11 @@ def identify(trainer: Trainer, module: LightningModule, loaders: Sequence[Any]) 
     }
 
 
+def _of_user(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a datamodule without those that every one has, and that say nothing of rows."""
+    return {name: value for name, value in data.items() if name not in _OF_EVERY_DATAMODULE}
+
+
 def _weights(module: LightningModule) -> Iterator[tuple[str, Any]]:
     """Yield the parameters, and what else a module saves, such as packed weights."""
     seen = {name for name, _ in module.named_buffers()}
@@ -88,14 +94,15 @@ def _weights(module: LightningModule) -> Iterator[tuple[str, Any]]:
     yield from ((name, value) for name, value in module.state_dict().items() if name not in seen)
 
 
-def _checksum(named: Iterable[tuple[str, Any]]) -> str:
-    checksum = 0
+def _checksum(named: Iterable[tuple[str, Any]]) -> str | None:
+    """Return the crc32c of tensors and their names; None if there are none."""
+    checksum, named = 0, [*named]
     for name, value in sorted(named, key=lambda one: one[0]):
         checksum = crc32c(name.encode(), checksum)
         for tensor in tensors_in(value):
             if not is_lazy(tensor) and not tensor.is_meta:
                 checksum = tensor_crc32c(tensor, checksum)
-    return f"{checksum:08x}"
+    return f"{checksum:08x}" if named else None
 
 
 def _versions(parts: Iterable[Any]) -> dict[str, str]:

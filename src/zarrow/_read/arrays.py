@@ -7,6 +7,7 @@ rows lie in (`extents`). Rows of plain bytes are copied only if they do not lie 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,13 +78,19 @@ class StoreArray(Indexed):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the committed rows take on disk."""
+        """Bytes that the committed rows take on disk: without the hole in which the last chunk may end."""
         snapshot = self._view.snapshot
         if snapshot.manifest is not None:
-            return sum(snapshot.manifest.shard_bytes[self.name])
-        return sum(
-            self._view.record(number).arrays[self.name].size_bytes for number in range(snapshot.segments)
-        )
+            size_bytes = sum(snapshot.manifest.shard_bytes[self.name])
+        else:
+            records = map(self._view.record, range(snapshot.segments))
+            size_bytes = sum(record.arrays[self.name].size_bytes for record in records)
+        if isinstance(snapshot.root, Path) and snapshot.segments:
+            with contextlib.suppress(CorruptionError, FileNotFoundError):
+                path = self._array.shard_path(snapshot.segments - 1)
+                with reading.open_file(snapshot.root, path) as last:
+                    size_bytes -= last.hole_bytes
+        return size_bytes
 
     @property
     def chunks(self) -> tuple[int, ...]:

@@ -119,6 +119,9 @@ def _by_name(given: Any, names: Sequence[str]) -> list[Any]:
             return [columns[name] for name in names]
     wanted = ", ".join(map(repr, names))
     or_values = ", or an array of its values" if len(names) == 1 else ""
+    if found is not None and any(name in columns for name in names):
+        given_names = " and ".join(repr(name) for name in names if name in columns)
+        raise InvalidInputError(f"a key of this store has all of {wanted}, got only {given_names}")
     got = f"columns {list(columns)}" if found is not None else f"{type(given).__name__}"
     raise InvalidInputError(
         f"keys must be a table or mapping with the store's key columns ({wanted}){or_values}, got {got}"

@@ -41,7 +41,7 @@ from zarrow._read.segment_statistics import read_statistics
 from zarrow._read.view import View
 from zarrow._storage import threads
 from zarrow._storage.cache import Cache
-from zarrow.errors import InvalidInputError, unknown_name
+from zarrow.errors import InvalidInputError, unknown_column
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -86,7 +86,8 @@ class NarrowColumns:
             raise InvalidInputError(f"columns must be a list of names, got {columns!r}")
         for name in columns:
             if name not in self.schema.names:
-                raise unknown_name("column", name, self.schema.names)
+                arrays = [array.name for array in self._view.spec.arrays]
+                raise unknown_column(name, self.schema.names, arrays)
         return list(columns)
 
     def _empty(self, names: Sequence[str]) -> pa.Table:

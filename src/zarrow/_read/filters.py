@@ -12,13 +12,14 @@ Pure. What pyarrow has besides its core is loaded when there is a filter.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from zarrow._format.arrow import computable_type, with_types
-from zarrow.errors import InvalidInputError, unknown_name
+from zarrow.errors import InvalidInputError, unknown_column
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -57,7 +58,7 @@ class Filter:
         return table.filter(passes["passes"])
 
 
-def read_filter(filter: object, schema: pa.Schema) -> Filter:
+def read_filter(filter: object, schema: pa.Schema, arrays: Collection[str] = ()) -> Filter:
     """Return a caller's filter, checked.
 
     Parameters
@@ -66,6 +67,8 @@ def read_filter(filter: object, schema: pa.Schema) -> Filter:
         Should be a pyarrow expression.
     schema : pyarrow.Schema
         The table's.
+    arrays : collection of str
+        Names of the store's arrays, which may be taken for columns.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def read_filter(filter: object, schema: pa.Schema) -> Filter:
         kind = _result_type(filter, schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         if found := _NO_FIELD.search(str(error)):
-            raise unknown_name("column", found[1], schema.names) from None
+            raise unknown_column(found[1], schema.names, arrays) from None
         remedy = "; compare float16 with a Python float or a float32" if "halffloat" in str(error) else ""
         raise InvalidInputError(
             f"the filter {filter} does not fit the table's columns: {error}{remedy}"

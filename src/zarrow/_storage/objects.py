@@ -46,6 +46,7 @@ _CLIENT = (
     "timeout",
     "user_agent",
 )
+_ENDPOINTS = ("endpoint", "endpoint_url")
 _TIMEOUT = timedelta(minutes=2)
 """Of a request, unless the caller sets one: a shard is put by one."""
 _RETRY = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
@@ -86,15 +87,22 @@ def _connect(url: str, options: Mapping[str, Any]) -> Any:
         return _memory.setdefault(url, stores.MemoryStore())
     client = {"timeout": _TIMEOUT, **{name: options[name] for name in _CLIENT if name in options}}
     config = {name: value for name, value in options.items() if name not in _CLIENT}
-    if os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"):
-        client = {"allow_http": True, **client}
+    endpoints = [str(config.get(name) or os.environ.get(f"AWS_{name.upper()}", "")) for name in _ENDPOINTS]
+    if os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true") or any(
+        one.startswith("http://") for one in endpoints
+    ):
+        client = {"allow_http": True, **client}  # who names such an endpoint wants it
     arguments: dict[str, Any] = {"client_options": client, "retry_config": _RETRY}
     if scheme not in ("http", "https"):
         arguments["config"] = config
     try:
         return stores.from_url(url.rstrip("/"), **arguments)
     except (BaseError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"{printable_url(url)}: {_reason(error)}") from None
+        known = (
+            "endpoint, region, access_key_id, secret_access_key, skip_signature, account_name, account_key"
+        )
+        hint = f"; storage_options= takes obstore's names, such as {known}" if options else ""
+        raise InvalidInputError(f"{printable_url(url)}: {_reason(error)}{hint}") from None
 
 
 def printable_url(url: str) -> str:

@@ -168,6 +168,11 @@ class File:
         self._close.atexit = False
 
     @property
+    def hole_bytes(self) -> int:
+        """Bytes of it that take no room on the disk."""
+        return max(self.size_bytes - os.fstat(self.fd).st_blocks * 512, 0)
+
+    @property
     def data_bytes(self) -> int:
         """Where the last bytes that were written end: behind them there is only a hole.
 

@@ -40,10 +40,8 @@ from zarrow.errors import BatchError, CorruptionError, InvalidInputError, Schema
 
 __all__ = ["Declaration", "kept_schema"]
 
-AUTO = "auto"
 _KEPT_METADATA = {b"long_name", b"standard_name", b"units"}
 """Of an Arrow field: the attributes of the CF conventions that say what the values are."""
-"""The codecs that suit the first batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +85,7 @@ class Declaration:
                     f"dtypes: {name!r} can only be quantized to {QUANTIZED}, got {dtype}: declare any other "
                     "dtype in arrays=, and cast the vectors to it"
                 )
-        if isinstance(self.keys, str):
-            raise InvalidInputError(
-                f"keys must be a sequence of names, got the string {self.keys!r}: [{self.keys!r}]"
-            )
+        codecs.check_names(self.codecs)
         try:
             decode_document(encode_document(dict(self.provenance)), "provenance")
         except (CorruptionError, RecursionError, TypeError, ValueError) as error:
@@ -100,7 +95,7 @@ class Declaration:
     def is_whole(self) -> bool:
         """Whether nothing is left to the first batch."""
         chosen = self.codecs.values() if self._has_codecs_by_name() else [self.codecs]
-        has_auto = any(isinstance(one, str) and one == AUTO for one in chosen)
+        has_auto = any(isinstance(one, str) and one == codecs.AUTO for one in chosen)
         return self.arrays is not None and self.schema is not None and not has_auto
 
     def infer(self, columns: TableLike, arrays: Mapping[str, Any]) -> StoreSpec:
@@ -193,7 +188,9 @@ class Declaration:
         if self.codecs is not None:
             self._check_codecs(array.name for array in own)
             for array in own:
-                if self._chosen(array.name) != AUTO:  # any codec of the store may have been chosen by it
+                if (
+                    self._chosen(array.name) != codecs.AUTO
+                ):  # any codec of the store may have been chosen by it
                     declared = self._codecs_of(array.name, array.dtype)
                     compare(f"codecs of {array.name!r}", declared, array.codecs)
         if differences:
@@ -221,7 +218,7 @@ class Declaration:
 
     def _codecs_of(self, array: str, dtype: str, sample: Any = None) -> tuple[dict[str, Any], ...]:
         chosen = self._chosen(array)
-        if isinstance(chosen, str) and chosen == AUTO:
+        if isinstance(chosen, str) and chosen == codecs.AUTO:
             return PLAIN if sample is None else codecs.choose(self._as_stored(array, sample), dtype)
         return codecs.normalize(chosen, dtype)
 

@@ -72,6 +72,15 @@ _SUFFIXES = {
 }
 
 
+_TORCH = ": load what torch.save wrote with torch.load, and append it with a Writer"
+_HINTS = {
+    ".csv": ": columns alone are written by 'zarrow sql STORE \"FROM predictions\" --csv', and read beside a "
+    ".npy file",
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+}
+
+
 def export(
     store: Store | str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -194,7 +203,7 @@ def import_(
     format: ImportFormat | None = None,
     *,
     beside: str | os.PathLike[str] | None = None,
-    keys: Sequence[str] = (),
+    keys: str | Sequence[str] = (),
     codecs: Any = None,
     overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -204,7 +213,7 @@ def import_(
 
     The formats are those of `export`, also as other tools write them:
 
-    * ``"npy"``: one ``.npy`` file, with its table in the Parquet file `beside`, or a folder in
+    * ``"npy"``: one ``.npy`` file, with its table in the Parquet or CSV file `beside`, or a folder in
       embedding-reader's layout: ``.npy`` files in one folder per array (or directly in it), Parquet files in
       ``metadata``, each in the order of the numbers in their names. With ``counts.npy`` beside them, the
       vectors of a folder are a ragged array.
@@ -337,10 +346,15 @@ def _require_free(place: ObjectPath, *, overwrite: bool) -> None:
 def _format(format: str | None, path: Path, known: Sequence[str], what: str) -> Any:
     chosen = _SUFFIXES.get(path.suffix, "") if format is None else format
     if chosen not in known:
+        hint = _HINTS.get(path.suffix if path.suffix or not path.is_dir() else _first_suffix(path), "")
         got = f"none, and {path.name!r} has no suffix of one" if format is None else repr(format)
         got += did_you_mean(path.suffix[1:] if format is None else format, known)
-        raise InvalidInputError(f"the format of an {what} must be one of {', '.join(known)}, got {got}")
+        raise InvalidInputError(f"the format of an {what} must be one of {', '.join(known)}, got {got}{hint}")
     return chosen
+
+
+def _first_suffix(folder: Path) -> str:
+    return next((path.suffix for path in sorted(folder.iterdir()) if path.is_file()), "")
 
 
 def _recognised(folder: Path) -> ImportFormat | None:

@@ -19,13 +19,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from zarrow._format.array_spec import ZARR_DTYPES
+from zarrow._format.arrow import rebatched
 from zarrow._format.ragged import Ragged, RaggedArray
 from zarrow._read.ragged_rows import StoreRagged
 from zarrow._storage import files
 from zarrow._storage.reading import in_natural_order
 from zarrow.errors import InvalidInputError
 from zarrow.store import StoreArray
-from zarrow.transfer._parquet import open_parquet, write_parquet
+from zarrow.transfer._parquet import ParquetRows, open_parquet, write_parquet
 from zarrow.transfer._rows import (
     Incoming,
     IncomingBatch,
@@ -90,6 +91,17 @@ def write(rows: Outgoing, scratch: Path, target: Path) -> None:
                 pass
 
 
+def _open_csv(path: Path) -> tuple[int, pa.Schema, ParquetRows]:
+    """Read a table of narrow columns, all of it; return rows, schema, batches, as `open_parquet` does."""
+    from pyarrow import csv
+
+    try:
+        table = csv.read_csv(path)
+    except pa.ArrowInvalid as error:
+        raise InvalidInputError(f"{path}: not a CSV table: {error}") from error
+    return table.num_rows, table.schema, lambda size: rebatched(iter(table.to_batches()), size)
+
+
 def _create(path: Path, array: StoreArray | StoreRagged) -> BinaryIO:
     """Create a ``.npy`` file that only lacks its rows, or of a ragged array its vectors."""
     file = path.open("xb")
@@ -120,7 +132,10 @@ def read(source: Path, beside: Path | None) -> Incoming:
         total = next(iter(totals.values()))
         schema = pa.schema([])
         if beside is not None:
-            totals[str(beside)], schema, tables = open_parquet(beside, opened)
+            is_csv = beside.suffix.lower() == ".csv"
+            totals[str(beside)], schema, tables = (
+                _open_csv(beside) if is_csv else open_parquet(beside, opened)
+            )
         if len(set(totals.values())) > 1:
             raise InvalidInputError(f"{source}: the files must have the same number of rows, got {totals}")
 

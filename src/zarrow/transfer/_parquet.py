@@ -23,7 +23,7 @@ from zarrow._storage.reading import parquet_files
 from zarrow.errors import InvalidInputError
 from zarrow.transfer._rows import Incoming, Outgoing, batch_rows, from_arrow, to_arrow
 
-__all__ = ["open_parquet", "read", "write", "write_parquet"]
+__all__ = ["ParquetRows", "open_parquet", "read", "write", "write_parquet"]
 
 _SIZES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 

@@ -89,7 +89,7 @@ def drift(
         widths = " and ".join(str(store[name].row_shape) for store, name in names)
         raise InvalidInputError(
             f"the vectors are of different widths ({widths}), so their dimensions cannot be compared one by "
-            "one; zarrow.analysis.compare says how similar they are as a whole"
+            "one, only as a whole: 'zarrow compare', or zarrow.analysis.compare"
         )
     size = (9.6, 5.0) if found.groups is not None else (7.2, 5.0)
     return draw(lambda figure: _draw_drift(figure, found, a, b), size)

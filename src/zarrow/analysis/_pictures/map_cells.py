@@ -139,7 +139,8 @@ def choose_map(
     `UnknownNameError` or `InvalidInputError` if there is no such array, or it is not a map.
     """
     if name is None:
-        stored = [one for one in store.derived if _is_map(store, one)]
+        # Not any array of two values per row: only what `map_rows` has stored says so.
+        stored = [one for one in store.derived if _is_map(store, one) and _details(store, one)]
         # UMAP or t-SNE took minutes to compute: that is the map to show.
         stored.sort(key=lambda one: _details(store, one).get("method") == "pca")
         arrays = [one for one, array in store.arrays.items() if array.dtype.kind in "fiub"]

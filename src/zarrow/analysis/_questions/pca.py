@@ -114,7 +114,7 @@ class Pca(Answer):
         filter: pc.Expression | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
-        """Project the rows of a store, a block at a time.
+        """Project the rows of a store: row numbers and coordinates, a block at a time.
 
         Parameters
         ----------

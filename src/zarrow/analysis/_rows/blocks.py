@@ -114,7 +114,7 @@ def choose_array(store: Rows, name: str | None) -> Array:
     if name is None:
         if len(store.arrays) != 1:
             names = ", ".join(store.arrays) or "none"
-            raise InvalidInputError(f"name one array, with array= or --array; there are: {names}")
+            raise InvalidInputError(f"name one array, with array=; there are: {names}")
         name = next(iter(store.arrays))
     found = store[name]
     width_of(found)  # of a ragged array, an error

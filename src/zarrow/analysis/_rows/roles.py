@@ -68,7 +68,7 @@ EVERYQUERY = Roles(
 def choose_probability(store: Store | Union, name: str | None) -> str:
     """Return the column of probabilities: the one named, or the one that looks like it."""
     usual = (*EVERYQUERY.probability, "probability", "prob")
-    return _choose(store, name, usual, pa.types.is_floating, "probability", "prob")
+    return _choose(store, name, usual, pa.types.is_floating, "probability", "prob", otherwise="confidence")
 
 
 def choose_label(store: Store | Union, name: str | None) -> str:
@@ -83,6 +83,7 @@ def _choose(
     fits: Callable[[pa.DataType], bool],
     what: str,
     hint: str,
+    otherwise: str = "",
 ) -> str:
     if name is not None:
         if name not in store.schema.names:
@@ -95,11 +96,13 @@ def _choose(
     likely = [one for one in fitting if hint in one.lower()]
     if len(likely) == 1:
         return likely[0]
+    if otherwise in fitting:
+        return otherwise
     listed = ", ".join(likely or fitting)
-    among = f"candidates: {listed}" if listed else "none has the type that is usual for it"
+    kind = "booleans" if what == "label" else "floating-point numbers"
+    among = f"candidates: {listed}" if listed else f"none has {kind}"
     raise InvalidInputError(
-        f"{store.path}: cannot tell which column holds the {what} of each row: name it, by {what}= or "
-        f"--{what}; {among}"
+        f"{store.path}: cannot tell which column holds the {what} of each row: name it with {what}=; {among}"
     )
 
 
