@@ -92,9 +92,14 @@ class Sketch:
 def bin_edges(low: float, high: float, bins: int) -> npt.NDArray[np.float64]:
     """Return the edges of bins of equal width, with some room around numbers that hardly differ.
 
-    >>> bin_edges(1.0, 2.0, 2).tolist(), bin_edges(1.0, 1.0, 2).tolist(), bin_edges(0.0, 0.0, 2).tolist()
-    ([1.0, 1.5, 2.0], [0.9, 1.0, 1.1], [0.0, 0.5, 1.0])
+    Those lie in the middle of a bin: on an edge, rounding would put them into two.
+
+    >>> bin_edges(1.0, 2.0, 2).tolist(), bin_edges(0.0, 0.0, 2).tolist()
+    ([1.0, 1.5, 2.0], [0.0, 0.5, 1.0])
+    >>> bin_edges(1.0, 1.0, 2).round(2).tolist(), bin_edges(1.0, 1.0, 1).round(2).tolist()
+    ([0.85, 0.95, 1.05], [0.9, 1.1])
     """
     if high - low <= 2 * ACCURACY * high:
-        low, high = 0.9 * high, 1.1 * high or 1.0
+        shift = 0.0 if bins % 2 else 0.1 * high / bins
+        low, high = 0.9 * high - shift, (1.1 * high - shift) or 1.0
     return np.linspace(low, high, bins + 1)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from zarrow.analysis._numbers.scores import Scores
 from zarrow.analysis._pictures.curves import calibrate, largest_groups
-from zarrow.analysis._pictures.figure import EDGE, INK, PALETTE, draw, short, write_title
+from zarrow.analysis._pictures.figure import CATEGORY_COLOURS, EDGE, INK, draw, short, write_title
 from zarrow.analysis._questions.evaluate import Evaluation, evaluate
 from zarrow.errors import InvalidInputError
 from zarrow.store import Store
@@ -29,7 +29,7 @@ __all__ = ["Curve", "calibration", "draw_calibration", "draw_roc", "roc", "score
 Curve: TypeAlias = tuple[str, Scores, str]
 """A name, what the curve is made of, and a colour."""
 
-CURVES = 6
+CURVES = 10
 ROC_POINTS = 1000
 BINS = 10
 
@@ -84,7 +84,7 @@ def roc(
 def _draw(title: str, found: Evaluation, content: Callable[[Axes, list[Curve]], None]) -> Figure:
     """Draw the curve of all rows and those of the largest groups."""
     curves = [("all rows", found.scores[-1], INK)]
-    for (name, one), colour in zip(largest_groups(found, CURVES), PALETTE, strict=False):
+    for (name, one), colour in zip(largest_groups(found, CURVES), CATEGORY_COLOURS, strict=False):
         curves.append((short(name, 28), one, colour))
 
     def on_figure(figure: Figure) -> None:
@@ -153,7 +153,7 @@ def calibration(
     Returns
     -------
     matplotlib.figure.Figure
-        The picture; vertical lines are 95 % intervals (Wilson).
+        The picture; vertical lines are 95 % intervals (Wilson), of all rows.
 
     Raises
     ------
@@ -185,10 +185,11 @@ def draw_calibration(axes: Axes, curves: Sequence[Curve], bins: int = BINS) -> N
             continue
         shown = calibrate(scores, bins)
         top = max(top, float(shown.predicted.max()), float(shown.observed.max()))
+        interval = np.maximum(np.stack([shown.observed - shown.low, shown.high - shown.observed]), 0)
         axes.errorbar(
             shown.predicted,
             shown.observed,
-            np.maximum(np.stack([shown.observed - shown.low, shown.high - shown.observed]), 0),
+            None if place else interval,  # those of groups would hide each other
             color=colour,
             linewidth=1.5 if place else 2.2,
             elinewidth=1,
@@ -201,7 +202,7 @@ def draw_calibration(axes: Axes, curves: Sequence[Curve], bins: int = BINS) -> N
     axes.plot([0, top], [0, top], color=EDGE, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(
         xlabel=f"mean probability, in {bins} groups of equal size",
-        ylabel="share that is true, 95 % interval",
+        ylabel="share that is true, 95 % interval" + " of all rows" * (len(curves) > 1),
         xlim=(0, top),
         ylim=(0, top),
     )
