@@ -11,6 +11,7 @@ milliseconds. What matters is the ratio to ``memmap``: one raw file of vectors u
 column ``prob`` in a separate Parquet file. Tasks:
 
 gather   1,000 random rows, page cache warm
+between  the same, each time after other work on 64 MB, which empties the processor's caches
 scan     the sum of every block of 8,192 rows, page cache warm
 filter   the vectors of the rows with ``prob > 0.99``, page cache warm
 cold     1,000 random rows in order, after dropping the files from the page cache
@@ -22,7 +23,7 @@ Other promises have options of their own:
 
     python3 tests/benchmarks/readers.py --start     # time to import; to open, gather, filter 10,000 segments
     python3 tests/benchmarks/readers.py --memory    # peak memory of join, scan, locate, index, in two sizes
-    python3 tests/benchmarks/readers.py --keys      # locate in 400,000 rows and in 10 million
+    python3 tests/benchmarks/readers.py --keys      # index and locate: 400,000 rows, 10 million, four columns
 
 The results are compared, so a contender cannot win by reading the wrong rows.
 """
@@ -55,7 +56,7 @@ from zarrow._read import catalog
 from zarrow._write import publishing
 
 BLOCK = 8192
-TASKS = ["gather", "scan", "filter", "cold", "locate", "mean", "nanmean"]
+TASKS = ["gather", "between", "scan", "filter", "cold", "locate", "mean", "nanmean"]
 SLOW = ("parquet", "h5py", "zarr", "zarrs")  # they take seconds per task, so two rounds are enough
 THRESHOLD = 0.99
 GATHERS = 10
@@ -394,28 +395,30 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     rng = np.random.default_rng(2)
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     wanted = np.flatnonzero(data.prob > THRESHOLD)
+    work = np.ones(8 << 20)
     means = data.means() if {"mean", "nanmean"} & {*options.tasks} else np.empty(0)
     for number in range(options.repeat + 1):  # the first round warms up
         for task in options.tasks:
             if task == "cold":
                 continue
             for name, contender in contenders.items():
-                if getattr(contender, task, None) is None:
+                method = getattr(contender, "gather" if task == "between" else task, None)
+                if method is None or (name in SLOW and number > 1):
                     continue
-                if name in SLOW and number > 1:
-                    continue
-                for _ in range(GATHERS if task in ("gather", "locate") else 1):
+                for _ in range(GATHERS if task in ("gather", "between", "locate") else 1):
                     rows = rng.integers(0, data.rows, 1000)
-                    given = {"gather": [rows], "locate": [data.id[rows]]}.get(task, [])
+                    given = {"gather": [rows], "between": [rows], "locate": [data.id[rows]]}.get(task, [])
+                    if task == "between":
+                        np.sqrt(work, out=work)
                     start = time.perf_counter()
-                    found = getattr(contender, task)(*given)
+                    found = method(*given)
                     spent = time.perf_counter() - start
                     if task == "locate":
                         np.testing.assert_array_equal(found, rows)
                     elif task in ("mean", "nanmean"):
                         np.testing.assert_allclose(found[1:], means[1:], rtol=1e-3, atol=1e-5)
                     elif task != "scan":
-                        np.testing.assert_array_equal(found[:, 0], rows if task == "gather" else wanted)
+                        np.testing.assert_array_equal(found[:, 0], wanted if task == "filter" else rows)
                     if number:
                         taken[name].setdefault(task, []).append(1000 * spent)
     for name, contender in contenders.items() if "cold" in options.tasks else ():
@@ -568,29 +571,53 @@ def memory(folder: Path, least: int) -> dict[str, dict[int, float]]:
     return figures
 
 
+def _key_table(rows: int, *, four: bool) -> pa.Table:
+    """Return a table of keys: a permutation, or EveryQuery's four columns."""
+    ids = np.random.default_rng(3).permutation(rows)
+    if not four:
+        return pa.table({"id": ids})
+    columns = {
+        "subject_id": pa.array(ids // 20),
+        "prediction_time": pa.array(np.datetime64("2020-01-01", "us") + (ids % 20) // 5),
+        "query": pa.array([f"code//{number}" for number in range(5)]).take(pa.array(ids % 5)),
+        "duration_days": pa.array((ids % 3).astype("f8") * 30),
+    }
+    return pa.table(columns)
+
+
 def key_sizes(folder: Path) -> None:
-    """Print how long locating 1,000 keys takes in a store and in one 25 times its size."""
+    """Print how long indexing all keys, and locating 1,000 of them, takes in stores of two sizes."""
     medians = []
-    for rows in (400_000, 10_000_000):
-        path, keys = folder / f"{rows}.zarrow", np.random.default_rng(3).permutation(rows)
-        with zarrow.Writer(path, keys=["id"]) as writer:
+    for rows, four in ((400_000, False), (10_000_000, False), (400_000, True)):
+        path, keys = folder / f"{rows}-{four}.zarrow", _key_table(rows, four=four)
+        with zarrow.Writer(path, keys=keys.column_names) as writer:
             for first in range(0, rows, 100_000):
-                writer.append({"id": keys[first : first + 100_000]})
+                writer.append(keys.slice(first, 100_000))
             writer.finalize()
+        began, used = time.perf_counter(), time.process_time()
         zarrow.build_index(path)
+        built, used = time.perf_counter() - began, time.process_time() - used
+        began = time.perf_counter()
+        np.sort(np.random.default_rng(1).integers(0, 2**63, rows))  # what any sorted index needs at least
+        sorting = time.perf_counter() - began
         store, rng, times = zarrow.open(path), np.random.default_rng(2), []
         for _ in range(300):
             wanted = rng.integers(0, rows, 1000)
+            asked = keys.take(wanted)
             began = time.perf_counter()
-            found = store.locate(keys[wanted])
+            found = store.locate(asked)
             times.append(1000 * (time.perf_counter() - began))
             np.testing.assert_array_equal(found, wanted)
         medians.append(statistics.median(times[100:]))
         print(
-            f"{rows:12,} rows: first {times[0]:6.2f} ms, first ten {statistics.median(times[:10]):6.2f}, "
-            f"then {medians[-1]:6.2f}"
+            f"{rows:12,} rows, {len(keys.column_names)} columns: index {built:5.2f} s ({used:5.2f} s of CPU; "
+            f"numpy draws and sorts as many numbers in {sorting:4.2f} s); locate: first {times[0]:6.2f} ms, "
+            f"first ten {statistics.median(times[:10]):6.2f}, then {medians[-1]:6.2f}"
         )
-    print(f"ratio {medians[1] / medians[0]:.2f}")
+    print(
+        f"10 million rows / 400,000: {medians[1] / medians[0]:.2f}; four columns / one: "
+        f"{medians[2] / medians[0]:.2f}"
+    )
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typer import Argument, BadParameter, Option
 
 from zarrow._commands.terminal import err, escape, say
 from zarrow._format.spec import rows_of_expected, safe_rows
-from zarrow._storage.objects import is_remote, printable_url
+from zarrow._storage.objects import is_remote, named
 from zarrow.errors import IncompleteStoreError, InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ __all__ = [
     "Where",
     "comma_list",
     "key_of",
-    "named",
     "open_store",
     "open_stores",
     "out_option",
@@ -115,15 +114,6 @@ Where = Annotated[
 Neighbours = Annotated[int, Option("-k", metavar="K", min=1, help="Number of neighbours.")]
 Seed = Annotated[int, Option("--seed", help="Random seed.")]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
-
-
-def named(path: Path) -> str:
-    """Return a store's path or URL as it was given; as a `Path`, a URL has one slash less.
-
-    >>> named(Path("run.zarrow")), named(Path("s3://bucket/run.zarrow"))
-    ('run.zarrow', 's3://bucket/run.zarrow')
-    """
-    return printable_url(re.sub(":/+", "://", str(path), count=1)) if is_remote(path) else str(path)
 
 
 def open_store(path: Path, *, partial: bool = False, remedy: str = "") -> Store:

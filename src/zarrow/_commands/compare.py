@@ -21,7 +21,6 @@ from zarrow._commands.arguments import (
     Seed,
     StorePath,
     comma_list,
-    named,
     open_store,
 )
 from zarrow._commands.show_answer import show_left_out
@@ -36,6 +35,7 @@ from zarrow._commands.terminal import (
     show_facts,
     show_table,
 )
+from zarrow._storage.objects import named
 
 __all__ = ["app"]
 

@@ -23,11 +23,11 @@ from zarrow._commands.arguments import (
     Seed,
     StorePath,
     comma_list,
-    named,
     open_store,
     out_option,
 )
 from zarrow._commands.terminal import answer, escape, progress_bar
+from zarrow._storage.objects import named
 from zarrow.errors import InvalidInputError
 
 __all__ = ["app"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from typer import Argument, BadParameter, Exit, Option, Typer
 
-from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, named, open_store
+from zarrow._commands.arguments import AsJson, Names, StorePath, comma_list, open_store
 from zarrow._commands.show_audit import show_repair, show_report
 from zarrow._commands.show_store import facts_of, show_info
 from zarrow._commands.terminal import (
@@ -28,7 +28,7 @@ from zarrow._commands.terminal import (
 )
 from zarrow._format.bucket import HOLDER
 from zarrow._format.spec import rows_of_expected
-from zarrow._storage.objects import is_remote, on_disk
+from zarrow._storage.objects import is_remote, named, on_disk
 from zarrow.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from zarrow._commands.arguments import (
     Names,
     StorePath,
     comma_list,
-    named,
     open_store,
 )
 from zarrow._commands.terminal import answer, escape, progress_bar
+from zarrow._storage.objects import named
 
 __all__ = ["app"]
 

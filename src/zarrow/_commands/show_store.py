@@ -14,13 +14,12 @@ import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
-from zarrow._commands.arguments import named
 from zarrow._commands.terminal import cell, counted, escape, grid_of, out, print_json, say, show_facts
 from zarrow._format.spec import rows_of_expected
 from zarrow._read.appearance import nested_lines
 from zarrow._read.derived_arrays import derived_names
 from zarrow._read.ragged_rows import StoreRagged
-from zarrow._storage.objects import is_remote
+from zarrow._storage.objects import is_remote, named
 from zarrow.errors import ZarrowError
 from zarrow.store import QuantizedArray, Store, StoreArray
 from zarrow.store import open as open_store

@@ -27,7 +27,7 @@ from zarrow._storage.reading import BLOCK_BYTES, File
 from zarrow._storage.streams import FileStream
 from zarrow.errors import CorruptionError, InvalidInputError, MissingExtraError, StoreChangedError
 
-__all__ = ["ObjectFile", "ObjectPath", "Version", "is_remote", "located", "on_disk"]
+__all__ = ["ObjectFile", "ObjectPath", "Version", "is_remote", "located", "named", "on_disk"]
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -499,6 +499,16 @@ def is_remote(path: object) -> bool:
     return _PATH_OF_URL.match(os.fsdecode(path)) is not None
 
 
+def named(path: object) -> str:
+    """Return a store's path or URL as it was given, without secrets; as a `Path`, a URL has one slash less.
+
+    >>> named(Path("run.zarrow")), named(Path("s3://bucket/run.zarrow"))
+    ('run.zarrow', 's3://bucket/run.zarrow')
+    """
+    text = str(path)
+    return printable_url(re.sub(":/+", "://", text, count=1)) if is_remote(text) else text
+
+
 def on_disk(path: str | os.PathLike[str]) -> str:
     """Return a path; `InvalidInputError` if it is a URL, where this is not possible.
 
@@ -511,8 +521,7 @@ def on_disk(path: str | os.PathLike[str]) -> str:
     place = path if isinstance(path, ObjectPath) else os.fspath(path)
     if isinstance(place, str) and _PATH_OF_URL.match(place) is None and not _URL.match(place):
         return place
-    shown = re.sub(":/+", "://", str(place), count=1)
     raise InvalidInputError(
-        f"{printable_url(shown)}: this is possible on a disk only: a complete store can be copied to a "
+        f"{named(place)}: this is possible on a disk only: a complete store can be copied to a "
         "bucket, and back ('zarrow copy')"
     )
