@@ -161,12 +161,12 @@ class Model(LightningModule):
     def __init__(self, at: Any = None, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(weight))
-        self.at = at
+        self._at = at
         self.seen: list[list[int]] = []
 
     def predict_step(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.at is not None:
-            self.at(int(batch[0]))
+        if self._at is not None:
+            self._at(int(batch[0]))
         self.seen.append(batch.tolist())
         return outputs(int(batch[0]), int(batch[-1]) + 1)
 

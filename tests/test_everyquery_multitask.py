@@ -156,14 +156,14 @@ class Model(LightningModule):
     ) -> None:
         super().__init__()
         self.model = Scorer(weight)
-        self.at = at
+        self._at = at
         self.seen: list[int] = []
         self.labels = torch.tensor(frame["answers"].list.last().to_list())
         self.codes = torch.tensor([CODES[code] for code in frame["queries"].list.last().to_list()])
 
     def on_predict_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.at is not None:
-            self.at(int(batch.rows[0]))
+        if self._at is not None:
+            self._at(int(batch.rows[0]))
 
     def predict_step(self, batch: Any) -> dict[str, torch.Tensor]:
         self.seen += batch.rows.tolist()

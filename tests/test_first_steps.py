@@ -260,3 +260,10 @@ def test_an_array_named_like_a_column_is_not_found_as_one(store):
     for ask in ({"filter": pc.field("query_embed") > 0}, {"columns": ["query_embed"]}):
         with pytest.raises(UnknownNameError, match=r"no column 'query_embed', but an array: a batch's"):
             store.table(**ask)
+
+
+def test_a_word_leads_to_the_guides_that_have_it():
+    """A person who looks for a word is told where it is."""
+    told = words(run("docs", "privacy").output)
+    assert "there is no guide 'privacy'; the word is in: " in told
+    assert "compatibility" in told

@@ -18,7 +18,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Subse
 
 import zarrow
 from zarrow._predict import identity
-from zarrow.errors import BatchError, InvalidInputError, SchemaMismatchError, StoreExistsError
+from zarrow.errors import (
+    BatchError,
+    InvalidInputError,
+    SchemaMismatchError,
+    StoreExistsError,
+    ZarrowError,
+)
 from zarrow.lightning import MissingRowsSampler, PredictionWriter
 
 NO_INDICES = pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices:UserWarning")
@@ -60,12 +66,12 @@ class Model(LightningModule):
     def __init__(self, *, stop_at: int | None = None, weight: float = 1.0, how: Any = RuntimeError) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(weight))
-        self.stop_at = stop_at
+        self._stop_at = stop_at
         self.how = how
         self.seen: list[list[int]] = []
 
     def predict_step(self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        if self.stop_at is not None and len(self.seen) >= self.stop_at:
+        if self._stop_at is not None and len(self.seen) >= self._stop_at:
             raise self.how("stop")
         self.seen.append(batch.int().tolist())
         mean = torch.full_like(batch, batch.sum().item()) * self.weight
@@ -568,3 +574,54 @@ def plain_predict(path, **options):
         callbacks=[writer],
     )
     trainer.predict(Plain(), DataLoader(data, batch_size=2), return_predictions=False)
+
+
+def test_an_attribute_of_the_module_that_changed_is_another_run(tmp_path: Path) -> None:
+    """A store that is half by one setting and half by another is no run's, hyperparameter or not."""
+
+    class Scaled(LightningModule):
+        def __init__(self, scale: float, fails_at: int | None) -> None:
+            super().__init__()
+            self.scale, self._fails_at = scale, fails_at
+
+        def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+            if batch_idx == self._fails_at:
+                raise RuntimeError("hour nine")
+            return {"e": batch[0] * self.scale}
+
+    def predict(model: Scaled, **options: Any) -> None:
+        quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False}
+        writer = PredictionWriter(tmp_path / "run.zarrow", resume=True, **options)
+        trainer = Trainer(accelerator="cpu", callbacks=[writer], logger=False, **quiet)
+        loader = DataLoader(TensorDataset(torch.ones(20, 2)), batch_size=5)
+        trainer.predict(model, loader, return_predictions=False)
+
+    with pytest.raises(RuntimeError):
+        predict(Scaled(1.0, 2))
+    with pytest.raises(ZarrowError, match=r"attributes\.scale: the store has 1\.0, now 2\.0"):
+        predict(Scaled(2.0, None))
+    predict(Scaled(1.0, None))
+    assert zarrow.open(tmp_path / "run.zarrow")["e"][:].tolist() == [[1, 1]] * 20
+
+
+def test_a_dtype_for_no_entry_is_refused(tmp_path: Path) -> None:
+    """As a typo in columns= is: the array would be stored as it is, unnoticed."""
+
+    class Embedder(LightningModule):
+        def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+            return {"embedding": batch[0], "id": batch[0][:, :1]}
+
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
+    for options, message in (
+        (
+            {"dtypes": {"embeding": "float16"}},
+            "dtypes: there is no entry 'embeding'; did you mean 'embedding'",
+        ),
+        ({"keys": ["id"]}, r"key 'id' is an array, not a column: .* not \(rows, 1\)"),
+    ):
+        writer = PredictionWriter(tmp_path / "run.zarrow", **options)
+        trainer = Trainer(accelerator="cpu", callbacks=[writer], **quiet)
+        loader = DataLoader(TensorDataset(torch.ones(20, 2)), batch_size=5)
+        with pytest.raises(ZarrowError, match=message):
+            trainer.predict(Embedder(), loader, return_predictions=False)
+        assert not (tmp_path / "run.zarrow/zarrow.json").exists()

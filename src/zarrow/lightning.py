@@ -226,9 +226,9 @@ class PredictionWriter(BasePredictionWriter):
         if isinstance(sample_index, str) and not isinstance(ignore, str):
             ignore = [*ignore, sample_index]
         self._masks = dict(ragged or {})
-        self._naming = (columns, arrays, ignore, tuple(self._masks.values()))
-        PredictionRules(*self._naming)
         self._dtypes = dict(dtypes or {})
+        self._naming = (columns, arrays, ignore, tuple(self._masks.values()), tuple(self._dtypes))
+        PredictionRules(*self._naming)
         HostCopies(self._dtypes)
         self._identifiers_given = identifiers
         self._sample_index = sample_index

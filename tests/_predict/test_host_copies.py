@@ -119,10 +119,10 @@ class Model(LightningModule):
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
         self.memory = torch.zeros(8, 5)
-        self.stop_at = stop_at
+        self._stop_at = stop_at
 
     def predict_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
-        if batch_idx == self.stop_at:
+        if batch_idx == self._stop_at:
             raise KeyError("the model is to blame")
         held = self.memory[: len(batch)]
         held.copy_(batch[:, None] + torch.arange(5) / 8)

@@ -90,7 +90,7 @@ StorePaths = Annotated[
     list[Path],
     Argument(metavar="STORE...", help="A store, or those of several models.", show_default=False),
 ]
-Arrays = Annotated[Names, comma_list("Arrays, comma-separated.", default="all")]
+Arrays = Annotated[Names, comma_list("Arrays, comma-separated.", default="all that are not derived")]
 Columns = Annotated[Names, comma_list("Columns, comma-separated.", default="all")]
 Array = Annotated[
     str | None, Option("--array", metavar="NAME", help="Array to use.", show_default="the only one")

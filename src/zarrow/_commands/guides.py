@@ -14,7 +14,7 @@ from typer import Argument, Typer
 
 from zarrow._commands.arguments import AsJson
 from zarrow._commands.terminal import out, print_json, say
-from zarrow.errors import NotFoundError, unknown_name
+from zarrow.errors import NotFoundError, UnknownNameError, did_you_mean, unknown_name
 
 __all__ = ["app", "guides", "text_of"]
 
@@ -58,10 +58,17 @@ def guides() -> dict[str, Path]:
 
 
 def text_of(topic: str) -> str:
-    """Return a page's Markdown; `UnknownNameError` suggests topics like one that does not exist."""
+    """Return a page's Markdown; `UnknownNameError` names those that have the word, or topics like it."""
     pages = guides()
     name = topic.lower().removesuffix(".md").replace("_", "-").replace(" ", "-")
     if name not in pages:
+        texts = {one: page.read_text(encoding="utf-8").lower() for one, page in pages.items()}
+        found = sorted(
+            (one for one in texts if topic.lower() in texts[one]),
+            key=lambda one: (-texts[one].count(topic.lower()), one),
+        )
+        if found and not did_you_mean(topic, pages):
+            raise UnknownNameError(f"there is no guide {topic!r}; the word is in: {', '.join(found[:8])}")
         raise unknown_name("guide", topic, pages)
     return pages[name].read_text(encoding="utf-8")
 

@@ -88,7 +88,7 @@ def sql(
                 if f'"{name}"' in message:
                     message += (
                         f": {name} is an array, which SQL does not see: select row, and in Python "
-                        f"store.vectors(result)[{name!r}] has the vectors"
+                        f"store.vectors(result, arrays=[{name!r}]) has the vectors"
                     )
             raise InvalidInputError(message) from error
     if table is None:

@@ -150,7 +150,9 @@ class StoreSpec:
             if key in self.keys[:place]:
                 raise InvalidInputError(f"key {key!r} is named twice in keys={list(self.keys)}: name it once")
             if key not in columns:
-                raise InvalidInputError(f"key {key!r} is not a column; the columns are {columns}")
+                what = "an array, not a column: give its values as (rows,), not (rows, 1)"
+                what = what if key in names else "not a column"
+                raise InvalidInputError(f"key {key!r} is {what}; the columns are {columns}")
             kind = self.schema.field(key).type
             if pa.types.is_nested(kind) or pa.types.is_null(kind) or isinstance(kind, pa.BaseExtensionType):
                 raise InvalidInputError(f"key {key!r}: a key must be a scalar type, got {kind}")

@@ -2,7 +2,8 @@
 
 What determines the predictions is written into the store's provenance and compared on resume:
 
-* the model: its class, its hyperparameters, and the crc32c of every byte of its parameters and buffers;
+* the model: its class, its hyperparameters, its own plain attributes, and the crc32c of every byte of its
+  parameters and buffers;
 * the data: the settings of the data module, of every dataset and of every collate function (`settings`), a
   dataset's length, and its fingerprint, if it offers one;
 * the precision, and the versions of the packages that compute;
@@ -27,14 +28,23 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.nn.parameter import is_lazy
 
 from zarrow._format.checksum import crc32c
-from zarrow._predict.settings import plain, settings, tensor_crc32c, tensors_in, text_of
+from zarrow._predict.settings import attributes_of, plain, settings, tensor_crc32c, tensors_in, text_of
 
 __all__ = ["differences", "identify"]
 
 PREDICT = "predict"
-_COMPARED = ("model", "hparams", "weights", "buffers", "data", "datasets", "precision", "versions")
-_OF_EVERY_DATAMODULE = {"prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"}
-_LENIENT = {"data", "datasets", "versions"}
+_COMPARED = (
+    "model",
+    "hparams",
+    "attributes",
+    "weights",
+    "buffers",
+    "data",
+    "datasets",
+    "precision",
+    "versions",
+)
+_LENIENT = {"attributes", "data", "datasets", "versions"}
 """What may name things that another run does not: attributes that are set late, packages."""
 
 
@@ -65,10 +75,11 @@ def identify(trainer: Trainer, module: LightningModule, loaders: Sequence[Any]) 
             # Without its module, which may be __main__ or not, depending on how a script is started.
             "model": type(module).__qualname__,
             "hparams": plain(module.hparams),
+            "attributes": _attributes(module),
             "weights": _checksum(_weights(module)) if whole else None,
             "buffers": _checksum(module.named_buffers()) if whole else None,
             "checkpoint": None if trainer.ckpt_path is None else text_of(trainer.ckpt_path),
-            "data": None if data is None else _of_user(settings(data)),
+            "data": None if data is None else settings(data),
             "datasets": [
                 settings(dataset) | ({} if collate is None else {"collate_fn": plain(collate)})
                 for dataset, collate in zip(datasets, collates, strict=True)
@@ -80,9 +91,14 @@ def identify(trainer: Trainer, module: LightningModule, loaders: Sequence[Any]) 
     }
 
 
-def _of_user(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a datamodule without those that every one has, and that say nothing of rows."""
-    return {name: value for name, value in data.items() if name not in _OF_EVERY_DATAMODULE}
+def _attributes(module: LightningModule) -> dict[str, Any]:
+    """Return a module's own plain attributes, but for those that its hyperparameters have.
+
+    And but for containers, in which a step may collect something.
+    """
+    own, known = vars(module), set(module.hparams)
+    left_out = {name for name, value in own.items() if isinstance(value, list | dict | set)} | known
+    return {name: value for name, value in attributes_of(module).items() if name not in left_out}
 
 
 def _weights(module: LightningModule) -> Iterator[tuple[str, Any]]:

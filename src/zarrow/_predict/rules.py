@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from zarrow._format.layout import RESERVED_COLUMNS
-from zarrow.errors import BatchError, InvalidInputError
+from zarrow.errors import BatchError, InvalidInputError, unknown_name
 
 __all__ = ["EntryNames", "PredictionRules"]
 
@@ -86,6 +86,8 @@ class PredictionRules:
         Entries that are left out.
     beside : collection of str
         Entries that need not be stored, but must be there: masks of other entries.
+    typed : collection of str
+        Names in the store for which a dtype was given.
 
     Raises
     ------
@@ -99,6 +101,7 @@ class PredictionRules:
         arrays: EntryNames | None = None,
         ignore: Collection[str] = (),
         beside: Collection[str] = (),
+        typed: Collection[str] = (),
     ) -> None:
         if isinstance(ignore, str):
             raise InvalidInputError(
@@ -108,6 +111,7 @@ class PredictionRules:
         self._arrays = _renaming(arrays, "arrays")
         self._ignore = frozenset(ignore)
         self._beside = frozenset(beside)
+        self._typed = tuple(typed)
         both = (self._columns or {}).keys() & (self._arrays or {}).keys()
         if both:
             raise InvalidInputError(f"{sorted(both)} cannot be both columns and arrays: rename one of them")
@@ -204,6 +208,9 @@ class PredictionRules:
                     "the prediction has no column and no array, so there is nothing to store; "
                     f"it has {list(prediction)}"
                 )
+            for name in self._typed:
+                if name not in columns and name not in arrays:
+                    raise BatchError(f"dtypes: {unknown_name('entry', name, [*columns, *arrays])}")
             self._chosen = columns, arrays
             self._wanted = frozenset({*columns.values(), *arrays.values()}) | self._beside
             self._known = self._wanted | self._ignore

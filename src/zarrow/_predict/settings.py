@@ -27,7 +27,7 @@ import torch
 
 from zarrow._format.checksum import crc32c
 
-__all__ = ["plain", "settings", "tensor_crc32c"]
+__all__ = ["attributes_of", "plain", "settings", "tensor_crc32c"]
 
 # fmt: off
 EXECUTION = frozenset({
@@ -37,6 +37,8 @@ EXECUTION = frozenset({
 })
 # fmt: on
 _WRAPPED = {"dataset", "datasets", "indices"}
+_OF_LIGHTNING = {"allow_zero_length_dataloader_with_multiple_devices", "prepare_data_per_node", "training"}
+"""Attributes that every module or data module has, and that say nothing of its rows."""
 _PIECE_BYTES = 16 << 20
 _MAX_ITEMS = 10_000
 _MAX_DEPTH = 8
@@ -76,11 +78,7 @@ def settings(thing: Any) -> dict[str, Any]:
     ('crc32c 70957874', 'crc32c 39a90553')
     """
     attributes: dict[str, Any] = getattr(thing, "__dict__", {})
-    found: dict[str, Any] = {}
-    for name, value in attributes.items():
-        if not name.startswith("_") and name not in EXECUTION | _WRAPPED:
-            with contextlib.suppress(_OpaqueError):
-                found[name] = _bounded(_plain(value))
+    found = attributes_of(thing)
     found["type"] = type(thing).__qualname__
     if isinstance(hparams := getattr(thing, "hparams", None), Mapping):
         found["hparams"] = plain(hparams)
@@ -95,6 +93,23 @@ def settings(thing: Any) -> dict[str, Any]:
     inner = inner if isinstance(inner, list | tuple) else [attributes.get("dataset")]
     within = [settings(one) for one in inner if hasattr(one, "__getitem__") or hasattr(one, "__iter__")]
     return found | ({"datasets": within} if within else {})
+
+
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """Return the public attributes of an object that are plain, but for those that wrap data.
+
+    >>> class Model:
+    ...     def __init__(self):
+    ...         self.scale, self.device, self._cache = 2.0, "cuda:1", {}
+    >>> attributes_of(Model())
+    {'scale': 2.0}
+    """
+    found: dict[str, Any] = {}
+    for name, value in getattr(thing, "__dict__", {}).items():
+        if not name.startswith("_") and name not in EXECUTION | _WRAPPED | _OF_LIGHTNING:
+            with contextlib.suppress(_OpaqueError):
+                found[name] = _bounded(_plain(value))
+    return found
 
 
 def _indices(indices: Any) -> str:

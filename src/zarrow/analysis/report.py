@@ -144,7 +144,7 @@ def report(
         "arrays": _arrays(described),
         "provenance": _provenance(store),
         "version": version("zarrow"),
-        "path": store.path,
+        "path": store.path.name,
     }
     say_stage("writing")
     with in_one_step(target) as file:
