@@ -128,7 +128,7 @@ def test_compare(path):
         (["compose", "--out", "/nowhere/a.parquet"], "/nowhere: no such directory"),
         (["plot", "-o", "/nowhere/map.png"], "/nowhere: no such directory"),
         (["nearest", "--key", "subject_id"], "--key must be COLUMN=VALUE"),
-        (["nearest", "--key", "subject_id=1"], "key columns"),
+        (["nearest", "--key", "subject_id=1"], "all of 'subject_id'"),
         (["probe", "--label", "query", "--array", "nope"], "no array 'nope'"),
     ],
 )

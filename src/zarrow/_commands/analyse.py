@@ -299,7 +299,10 @@ def probe(
     )
     show_left_out({"no label": found.missing_labels, "NaN or infinity in the vector": found.nonfinite_rows})
     if not found.converged:
-        say("[yellow]the fit did not converge: try a smaller --regularization[/]", err)
+        say(
+            "[yellow]the fit did not converge: try a smaller --regularization, which is a stronger one[/]",
+            err,
+        )
     show_metrics(found.overall)
     if by or len(found.classes) > 2:
         show_metric_table(found.report, len(by) + (len(found.classes) > 2))

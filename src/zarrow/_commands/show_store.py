@@ -169,9 +169,13 @@ def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
         state = "[yellow]finalized without all rows[/]"
     path = escape(facts["path"])
     segments = f"{counted(facts['segments'], 'segment')} of {facts['segment_rows']:,}"
-    say(f"[bold]{path}[/]  {state}, {rows_of_expected(stored, expected)} in {segments}")
+    where = f"in {segments}"
+    if facts["open_rows"]:
+        sealed = f"{facts['rows']:,} in {segments}, " if facts["rows"] else ""
+        where = f"({sealed}{facts['open_rows']:,} in open segments)"
+    say(f"[bold]{path}[/]  {state}, {rows_of_expected(stored, expected)} {where}")
     if not facts["complete"]:
-        where = f"all of them are safe, {facts['open_rows']:,} in open segments; " if stored else ""
+        where = "all of them are safe; " if stored else ""
         if is_remote(facts["path"]):
             where = "rows that are not uploaded yet are safe in the spools of their machines; "
         say(f"  {where}resume the run, or: zarrow finalize {'--partial ' * lacking}{path}")
@@ -184,14 +188,15 @@ def show_info(facts: dict[str, Any], *, as_json: bool = False) -> None:
         ratio = array["compression_ratio"]
         grid.add_row(
             escape(name),
-            _shape(array["shape"]),
+            _shape([stored, *array["shape"][1:]]),
             _type_of(array),
             escape(", ".join(map(str, array["codecs"]))) if array["codecs"] != ["bytes"] else "none",
-            decimal(array["stored_bytes"]),
+            decimal(array["stored_bytes"]) if facts["rows"] or not stored else "–",  # of segments only
             "–" if ratio is None or array["codecs"] == ["bytes"] else f"{ratio:.2f}",
         )
-    table = _shape([facts["rows"], len(facts["columns"])])
-    grid.add_row("table", table, "", "zstd", decimal(facts["table_bytes"]), "")
+    table = _shape([stored, len(facts["columns"])])
+    size = decimal(facts["table_bytes"]) if facts["rows"] or not stored else "–"
+    grid.add_row("table", table, "", "zstd", size, "")
     out.print(grid)
     for name, array in facts["arrays"].items():
         if per_row := array.get("vectors_per_row"):
