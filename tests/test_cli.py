@@ -99,7 +99,13 @@ def test_info_of_an_incomplete_store(killed: Path) -> None:
     """`info` reports an unfinished run, the rows in open segments, and a remedy."""
     result = run("info", killed)
     assert result.exit_code == 0
-    for words in ("incomplete", "1,100 rows", "76 in open segments", "all of them are safe", "zarrow finalize"):
+    for words in (
+        "incomplete",
+        "1,100 rows",
+        "76 in open segments",
+        "all of them are safe",
+        "zarrow finalize",
+    ):
         assert words in result.output
 
 
