@@ -119,8 +119,9 @@ class Spool:
     def remove(self) -> None:
         """Remove it with all that is in it, and the directory above if it is the last one."""
         aside = files.scratch_name(self.folder.parent)
-        files.rename(self.folder, aside)  # in one step: another writer may look for spools just now
-        files.remove_tree(aside)
+        with contextlib.suppress(FileNotFoundError):  # it was removed before
+            files.rename(self.folder, aside)  # in one step: another writer may look for spools just now
+            files.remove_tree(aside)
         self.claim.lock.release()
         files.remove_empty_dir(self.folder.parent)
 
