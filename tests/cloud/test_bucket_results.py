@@ -119,3 +119,15 @@ def test_a_run_in_a_bucket_is_watched(tmp_path, monkeypatch):
         writer.append({"id": range(30)}, {"e": np.ones((30, 2), "f4")})
         writer.finalize()
     assert look()["complete"]
+
+
+def test_what_a_writer_has_begun_can_be_discarded_twice(tmp_path, monkeypatch):
+    """Nothing is left in the bucket, nor in the spool."""
+    monkeypatch.setenv("ZARROW_SPOOL", str(tmp_path / "spool"))
+    url = new_url()
+    writer = zarrow.Writer(url, segment_rows=4)
+    writer.append({"id": range(10)}, {"e": np.ones((10, 2), "f4")})
+    writer.discard()
+    writer.discard()
+    assert names(url) == []
+    assert list((tmp_path / "spool").iterdir()) == []
