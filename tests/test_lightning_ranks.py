@@ -118,11 +118,11 @@ class Model(LightningModule):
 
     def __init__(self, sleep_s: float = 0.0, how: Any = None) -> None:
         super().__init__()
-        self.sleep_s = sleep_s
+        self._sleep_s = sleep_s
         self.how = how
 
     def predict_step(self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        time.sleep(self.sleep_s)
+        time.sleep(self._sleep_s)
         together = torch.full_like(batch, batch.sum().item())
         prediction = {"number": batch, "together": together, "query_embed": torch.stack([batch, together], 1)}
         return prediction if self.how is None else self.how(prediction)
