@@ -29,7 +29,12 @@ class Answer:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        shown = [f"{one.name}={_short(getattr(self, one.name))}" for one in _fields(self) if one.repr]
+        values = {one: getattr(self, one.name) for one in _fields(self)}
+        shown = [
+            f"{one.name}={_short(value)}"
+            for one, value in values.items()
+            if one.repr or (isinstance(value, np.ndarray) and value.dtype.kind in "fiu")
+        ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
@@ -44,7 +49,7 @@ class Answer:
                 tables.append(f"<b>{one.name}</b>{html_table(lines, value.column_names)}{more}")
             elif isinstance(value, Mapping) and one.repr:
                 facts += [(name, _cell(inner)) for name, inner in value.items()]
-            elif one.repr:
+            elif one.repr or (isinstance(value, np.ndarray) and value.dtype.kind in "fiu"):
                 facts.append((one.name, _cell(value)))
         return f"<div><b>{type(self).__name__}</b>{html_table(facts)}{''.join(tables)}</div>"
 
@@ -87,6 +92,8 @@ def _fields(answer: Answer) -> tuple[Field[Any], ...]:
 def _short(value: Any) -> str:
     """Return a value in few words.
 
+    >>> _short(np.arange(9) / 4), _short(np.zeros((2, 3)))
+    ('[0, 0.25, 0.5, 0.75, 1, 1.25, …]', '<2 × 3 float64>')
     >>> _short({"auroc": 0.812345678, "curve": list(range(100))})
     "{'auroc': 0.8123, 'curve': [0, 1, 2, 3, 4, 5, …]}"
     """
@@ -94,6 +101,10 @@ def _short(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, pa.Table):
         return f"<table, {value.num_rows:,} rows of {value.num_columns}>"
+    if isinstance(value, np.ndarray):
+        if value.ndim == 1:
+            return _short(value[: SHOWN_ITEMS + 1].tolist())
+        return f"<{' × '.join(f'{one:,}' for one in value.shape)} {value.dtype}>"
     if isinstance(value, Mapping):
         items = [f"{name!r}: {_short(one)}" for name, one in list(value.items())[:SHOWN_ITEMS]]
         return "{" + ", ".join([*items, "…"] if len(value) > SHOWN_ITEMS else items) + "}"
