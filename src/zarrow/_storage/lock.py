@@ -50,6 +50,7 @@ class FileLock:
     """
 
     _file: io.FileIO | None = None
+    _process = 0
 
     def __init__(self, path: Path, *, shared: bool = False, holder: bytes = b"") -> None:
         self.path = path
@@ -79,7 +80,7 @@ class FileLock:
                 file.close()
                 raise
             # Its last holder may have removed the file between our open and our lock.
-            self._file = file
+            self._file, self._process = file, os.getpid()
             if self.is_in_place():
                 _held.add(self)
                 try:
@@ -137,6 +138,10 @@ class FileLock:
                 if remove_file and self.is_in_place():
                     files.remove(self.path)
             finally:
+                if self._process == os.getpid():
+                    # Else a program that is being started just now holds it, which has all descriptors until then.
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(self._file, fcntl.LOCK_UN)
                 self._file.close()
                 self._file = None
 
