@@ -139,7 +139,7 @@ class FileLock:
                     files.remove(self.path)
             finally:
                 if self._process == os.getpid():
-                    # Else a program that is being started just now holds it, which has all descriptors until then.
+                    # Else a program that is just being started, which has all descriptors, would hold it.
                     with contextlib.suppress(OSError):
                         fcntl.flock(self._file, fcntl.LOCK_UN)
                 self._file.close()
