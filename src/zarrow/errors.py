@@ -227,6 +227,22 @@ def unknown_name(what: str, name: object, names: Iterable[str]) -> UnknownNameEr
 def unknown_column(name: object, columns: Iterable[str], arrays: Collection[object]) -> UnknownNameError:
     """Return the error for a column that does not exist, and may be an array.
 
+    Parameters
+    ----------
+    name : object
+        What was asked for.
+    columns : iterable of str
+        The columns that there are.
+    arrays : collection
+        The names of the arrays.
+
+    Returns
+    -------
+    UnknownNameError
+        Not raised.
+
+    Examples
+    --------
     >>> print(unknown_column("prob", ["id"], ["prob"]))
     there is no column 'prob', but an array: a batch's (rows, 1) is one; its (rows,) is a column. Columns: id
     """
