@@ -614,7 +614,7 @@ def test_a_dtype_for_no_entry_is_refused(tmp_path: Path) -> None:
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
     for options, message in (
         (
-            {"dtypes": {"embeding": "float16"}},
+            {"dtypes": {"embed": "float16"}},
             "dtypes: there is no entry 'embeding'; did you mean 'embedding'",
         ),
         ({"keys": ["id"]}, r"key 'id' is an array, not a column: .* not \(rows, 1\)"),
