@@ -615,7 +615,7 @@ def test_a_dtype_for_no_entry_is_refused(tmp_path: Path) -> None:
     for options, message in (
         (
             {"dtypes": {"embed": "float16"}},
-            "dtypes: there is no entry 'embeding'; did you mean 'embedding'",
+            "dtypes: there is no entry 'embed'; did you mean 'embedding'",
         ),
         ({"keys": ["id"]}, r"key 'id' is an array, not a column: .* not \(rows, 1\)"),
     ):
