@@ -21,6 +21,7 @@ __all__ = ["HIDDEN", "Answer", "shown"]
 
 SHOWN_LINES = 10
 SHOWN_ITEMS = 6
+SHOWN_NUMBERS = 3
 
 
 class Answer:
@@ -93,7 +94,7 @@ def _short(value: Any) -> str:
     """Return a value in few words.
 
     >>> _short(np.arange(9) / 4), _short(np.zeros((2, 3)))
-    ('[0, 0.25, 0.5, 0.75, 1, 1.25, …]', '<2 × 3 float64>')
+    ('[0, 0.25, 0.5, …]', '<2 × 3 float64>')
     >>> _short({"auroc": 0.812345678, "curve": list(range(100))})
     "{'auroc': 0.8123, 'curve': [0, 1, 2, 3, 4, 5, …]}"
     """
@@ -103,7 +104,8 @@ def _short(value: Any) -> str:
         return f"<table, {value.num_rows:,} rows of {value.num_columns}>"
     if isinstance(value, np.ndarray):
         if value.ndim == 1:
-            return _short(value[: SHOWN_ITEMS + 1].tolist())
+            first = ", ".join(_short(one) for one in value[:SHOWN_NUMBERS].tolist())
+            return f"[{first}{', …' * (len(value) > SHOWN_NUMBERS)}]"
         return f"<{' × '.join(f'{one:,}' for one in value.shape)} {value.dtype}>"
     if isinstance(value, Mapping):
         items = [f"{name!r}: {_short(one)}" for name, one in list(value.items())[:SHOWN_ITEMS]]
