@@ -293,16 +293,15 @@ class SpooledStore:
         found = {one.slot: one for path in slots(self.place) if (one := read(path, spec)) is not None}
         counted = self._without_copies(spec, found)
         self.tails.remove(found.keys() - counted.keys())
-        found = counted
-        for slot, start in self._starts(spec, found).items():
-            if 0 < start < found[slot].rows:
+        for slot, start in self._starts(spec, counted).items():
+            one = counted[slot]
+            if 0 < start < one.rows:
                 owner = in_own_session(self._owner, reopens=slot)
-                self.tails.put_rows(self.root, spec, owner, recovery.batches(found[slot], spec, start))
+                self.tails.put_rows(self.root, spec, owner, recovery.batches(one, spec, start))
             if start:
                 self.tails.remove([slot])
-            elif found[slot].owner.sequence:
-                owner = in_own_session(self._owner, reopens=found[slot].owner.reopens)
-                self.tails.rename(slot, owner, None)
+            elif one.owner.sequence:
+                self.tails.rename(slot, in_own_session(self._owner, reopens=one.owner.reopens), None)
 
     def _recovered(self, root: Path, spec: StoreSpec) -> list[Dead]:
         """Return a spool's open segments that are neither full nor empty, nor in the bucket."""
